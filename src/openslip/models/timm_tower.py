@@ -1,0 +1,47 @@
+"""Any timm backbone as an image tower, its classifier removed."""
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from openslip.errors import UserError
+from openslip.models.tower import Tower
+
+
+class TimmTower(Tower):
+    """A backbone by its timm name; the published ViT-S is `vit_small_patch16_224` with `num_heads: 12`.
+
+    Args:
+        name: a name that `timm.create_model` knows; hub addresses are refused, since they download.
+        image_size: side of the square input in pixels.
+        arguments: further arguments of that timm model.
+    """
+
+    def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_base_patch16_224"
+            raise UserError(f"tower name {name!r} is not a timm model; near ones: {near}. See timm.list_models().")
+        self.trunk = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
+        self.width = self.trunk.num_features
+        self.mixes_samples = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
+        if isinstance(getattr(self.trunk, "cls_token", None), nn.Parameter):
+            # timm before 0.6 (the published code used 0.5) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
+            nn.init.trunc_normal_(self.trunk.cls_token, std=0.02)
+
+    def tokens(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch tokens features"]:
+        return self.trunk.forward_features(self._attend(x))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
+        return self.trunk(self._attend(x))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        # The fused kernel's bf16 backward on CPU is 7 times slower than plain matrix products.
+        fused = not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
+        for module in self.trunk.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = fused
+        return x

@@ -1,0 +1,69 @@
+"""SLIP: CLIP on the caption, SimCLR on two further views, one image tower. Mu et al. 2021, arXiv:2112.12750, algorithm 1."""
+
+from torch import Tensor
+
+from openslip.models.dual_encoder import DualEncoder
+from openslip.objectives.batch_norm import projection_head
+from openslip.objectives.clip import clamp_logit_scale, clip_loss
+from openslip.objectives.objective import Objective
+from openslip.objectives.simclr import nt_xent
+
+
+class SLIP(Objective):
+    """Consumes `image`, `text`, `text_length`, `aug1`, `aug2`.
+
+    Args:
+        head_hidden: width of the SSL head's two hidden layers; it reads the image tower's unprojected feature.
+        head_output: size of `z1`, `z2`.
+        ssl_scale: weight of the SimCLR term.
+        ssl_temperature: divides the cosines of the SimCLR term.
+        gather_with_grad: as in `CLIP`; the SimCLR term always gathers with gradient, as published.
+        max_logit_scale: as in `CLIP`.
+    """
+
+    def __init__(
+        self,
+        *,
+        head_hidden: int,
+        head_output: int,
+        ssl_scale: float,
+        ssl_temperature: float,
+        gather_with_grad: bool,
+        max_logit_scale: float,
+    ) -> None:
+        super().__init__()
+        self.head_hidden = head_hidden
+        self.head_output = head_output
+        self.ssl_scale = ssl_scale
+        self.ssl_temperature = ssl_temperature
+        self.gather_with_grad = gather_with_grad
+        self.max_logit_scale = max_logit_scale
+
+    def setup(self, model: DualEncoder, /) -> None:
+        self.head = projection_head(model.image_tower.width, self.head_hidden, self.head_output)
+
+    def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
+        image, aug1, aug2 = model.image_tower.views(batch["image"], batch["aug1"], batch["aug2"])
+        return {
+            "image": model.project_image(image),
+            "text": model.encode_text(batch["text"], batch["text_length"]),
+            "aug1": aug1,
+            "aug2": aug2,
+        }
+
+    def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
+        clip, clip_acc = clip_loss(
+            features["image"], features["text"], model.logit_scale.exp(), gather_with_grad=self.gather_with_grad
+        )
+        z1, z2 = self.head(features["aug1"]), self.head(features["aug2"])  # each view its own batch statistics
+        ssl, ssl_acc = nt_xent(z1, z2, self.ssl_temperature)
+        return {
+            "loss": clip + self.ssl_scale * ssl,
+            "clip_loss": clip,
+            "clip_acc": clip_acc,
+            "ssl_loss": ssl,
+            "ssl_acc": ssl_acc,
+        }
+
+    def after_step(self, model: DualEncoder, /) -> None:
+        clamp_logit_scale(model, self.max_logit_scale)

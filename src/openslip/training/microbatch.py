@@ -1,0 +1,57 @@
+"""The batch-exact step: slices of a batch are encoded one by one, the loss sees them whole.
+
+Non-reentrant checkpoints store no activations of a slice and re-encode it in the backward pass, so memory falls with the
+slice and the update stays that of the whole batch. Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openslip.errors import UserError
+from openslip.objectives.objective import Objective
+
+
+def loss_in_slices(
+    objective: Objective, model: nn.Module, batch: dict[str, Tensor], slice_sizes: Sequence[int]
+) -> dict[str, Tensor]:
+    """The objective's terms on the whole local batch, encoded in slices of the given sizes."""
+    if len(slice_sizes) == 1:
+        return objective.loss(model, objective.encode(model, batch))
+    refuse_mixing_layers(model)
+    parts = split(batch, slice_sizes)
+    features = [encode_without_activations(objective, model, part) for part in parts]
+    return objective.loss(model, {key: torch.cat([part[key] for part in features]) for key in features[0]})
+
+
+def encode_without_activations(objective: Objective, model: nn.Module, part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`objective.encode`, run again when the backward pass needs it; random states are replayed."""
+    features: Any = checkpoint(objective.encode, model, part, use_reentrant=False)
+    return features
+
+
+def split(batch: dict[str, Tensor], slice_sizes: Sequence[int]) -> list[dict[str, Tensor]]:
+    """The batch's tensors cut along their first dimension."""
+    columns = {key: value.split(list(slice_sizes)) for key, value in batch.items()}
+    return [{key: column[i] for key, column in columns.items()} for i in range(len(slice_sizes))]
+
+
+def even_slices(batch_size: int, micro_batch_size: int | None) -> list[int]:
+    """Slices of `micro_batch_size`, the last one shorter; one slice where it is None."""
+    if micro_batch_size is None:
+        return [batch_size]
+    full, rest = divmod(batch_size, micro_batch_size)
+    return [micro_batch_size] * full + [rest] * (rest > 0)
+
+
+def refuse_mixing_layers(model: nn.Module) -> None:
+    """A tower with batch norm would see each slice's own statistics instead of the batch's."""
+    for name, module in model.named_modules():
+        if getattr(module, "mixes_samples", False) and module.training:
+            raise UserError(
+                f"micro_batch_size splits the batch, but {name} has batch norm, which mixes its samples: "
+                "set micro_batch_size=null, or use a tower without batch norm"
+            )
