@@ -1,0 +1,44 @@
+# Two commands do everything: `make train` runs the main job, `make test` the tests. Both set the environment up first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup train test test-all test-minimum check format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+# SLIP on the built-in set, with its report: about two minutes on two cores.
+train: setup
+	$(BIN)/python train.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+# The oldest versions that pyproject.toml admits, really installed, and the tests run with them.
+test-minimum:
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/pip install --quiet --upgrade pip
+	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable ".[dev]"
+	.venv-minimum/bin/python -m pytest -m "not slow" tests/unit tests/parity
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-minimum runs data/builtin dist build .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,55 @@
+"""`python eval_zeroshot.py` and `openslip eval`: a checkpoint and evaluations -> a table and JSON."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from openslip.config import build, compose_config, run_entry_point
+from openslip.predict import load
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluates a checkpoint with the same objects that training uses; its tokenizer and transform come with it."""
+    config, _ = compose_config("eval", arguments)
+    device = torch.device(config["device"])
+    loaded = load(config["checkpoint"], device=config["device"])
+    values = {f"{key}": value for key, value in zip(("image_size", "mean", "std"), loaded_transform(loaded), strict=True)}
+    values["tokenizer"] = loaded.tokenizer and {"_target_": "openslip.tokenizer.Tokenizer", **loaded.tokenizer.settings()}
+    config, _ = compose_config("eval", arguments, values)
+
+    results, lines = {}, []
+    for name, evaluation_config in config["evaluation"].items():
+        evaluation = build(evaluation_config)
+        results[name] = evaluation.run(loaded.model, device)
+        lines.append(evaluation.headline(results[name]))
+
+    show(results)
+    output = Path(config["output"] or default_output(config["checkpoint"]))
+    output.write_text(json.dumps({"checkpoint": str(config["checkpoint"]), "metrics": results}, indent=1) + "\n")
+    sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"figures: {output}"]))
+
+
+def loaded_transform(loaded: Any) -> tuple[int, list[float], list[float]]:
+    settings = loaded.transform.settings()
+    return settings["size"], settings["mean"], settings["std"]
+
+
+def default_output(checkpoint: str) -> str:
+    path = Path(checkpoint)
+    return str((path if path.is_dir() else path.parent) / "evaluation.json")
+
+
+def show(results: dict[str, dict[str, float]]) -> None:
+    """One row per figure."""
+    table = Table("evaluation", "metric", "value")
+    for name, metrics in results.items():
+        for metric, value in metrics.items():
+            table.add_row(name, metric, f"{value:.2f}")
+    Console().print(table)
+
+

@@ -1,0 +1,112 @@
+"""Weighted k-nearest-neighbour classification on frozen features. Wu et al. 2018, arXiv:1805.01978, section 3.4.
+
+After `run`, `KNN.arrays` holds `labels` int64 [N] and `predictions` int64 [N], N test samples in the source's order.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from openslip.data.source import Source
+from openslip.data.views import EvalTransform
+from openslip.errors import UserError
+from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches
+from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
+
+
+class KNN(Evaluation):
+    """Share of test pictures that their nearest training pictures give the right label, in per cent.
+
+    Neighbours are found by cosine of the image tower's features, before any projection. Figures: `top1`, `chance` (one
+    class of the training pictures' classes), `num_samples`.
+
+    Args:
+        train: pictures with labels to search.
+        test: pictures with labels to classify.
+        transform: the one for test pictures.
+        k: neighbours that vote (200 in the paper).
+        temperature: a neighbour's vote weighs exp(cosine / temperature) (0.07 in the paper).
+        batch_size: pictures per forward pass.
+        num_workers: processes that decode pictures; 0 decodes in this one.
+
+    Raises:
+        UserError: here on an impossible k or temperature, in `run` on a sample without a label.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Source,
+        test: Source,
+        transform: EvalTransform,
+        k: int,
+        temperature: float,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        if not 1 <= k <= len(train):
+            raise UserError(f"knn k={k}: expected 1 to {len(train)}, the number of training pictures")
+        if temperature <= 0:
+            raise UserError(f"knn temperature={temperature}: expected more than 0 (0.07 in the paper)")
+        if len(test) == 0:
+            raise UserError("knn: the test source has no samples")
+        self.train = train
+        self.test = test
+        self.transform = transform
+        self.k = k
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def run(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Encode both sources, then let neighbours vote."""
+        if not isinstance(model, DualEncoder | ImageEncoder):
+            raise UserError(f"knn needs a DualEncoder or ImageEncoder, not {type(model).__name__}")
+        with evaluating(model, device):
+            train_features, train_labels = self._encode(model, self.train, device)
+            test_features, test_labels = self._encode(model, self.test, device)
+            predictions = torch.cat(
+                [
+                    vote(queries, train_features, train_labels, k=self.k, temperature=self.temperature)
+                    for queries in test_features.split(self.batch_size)
+                ]
+            )
+        self.arrays = {"labels": test_labels.cpu().numpy(), "predictions": predictions.cpu().numpy()}
+        return {
+            "top1": 100 * int((predictions == test_labels).sum()) / len(test_labels),
+            "chance": 100 / len(train_labels.unique()),
+            "num_samples": float(len(test_labels)),
+        }
+
+    def _encode(
+        self, model: DualEncoder | ImageEncoder, source: Source, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        features = [torch.empty(0, model.image_tower.width, device=device)]
+        labels = [torch.empty(0, dtype=torch.int64, device=device)]
+        for image, label in labelled_batches(
+            source, self.transform, batch_size=self.batch_size, num_workers=self.num_workers, device=device
+        ):
+            features.append(F.normalize(model.image_tower(image).float(), dim=-1))
+            labels.append(label)
+        gathered = [gather_batches(torch.cat(rows), len(source), self.batch_size) for rows in (features, labels)]
+        return gathered[0], gathered[1]
+
+
+def vote(
+    queries: Float[Tensor, "queries width"],
+    features: Float[Tensor, "train width"],
+    labels: Int64[Tensor, " train"],
+    *,
+    k: int,
+    temperature: float,
+) -> Int64[Tensor, " queries"]:
+    """The label with the largest sum of exp(cosine / temperature) among the k nearest; unit vectors in, ties to the lower."""
+    cosines, neighbours = (queries @ features.T).topk(k, dim=1)
+    # Relative to the nearest neighbour: the same winner, and no overflow however small the temperature.
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()  # [Q, k]
+    votes = weights.new_zeros(len(queries), int(labels.max()) + 1).scatter_add_(1, labels[neighbours], weights)
+    return votes.sort(dim=1, descending=True, stable=True).indices[:, 0]

@@ -1,0 +1,143 @@
+"""`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
+
+import os
+import sys
+from typing import Any
+
+import pytorch_lightning as pl
+
+from openslip.config import build, compose_config, run_entry_point
+from openslip.data.views import EvalTransform
+from openslip.errors import UserError
+from openslip.report import write_report
+from openslip.training.callbacks.evaluate import Evaluate
+from openslip.training.callbacks.save import DurableCheckpointIO
+from openslip.training.csv_logger import CsvLogger
+from openslip.training.precision import choose_precision
+from openslip.training.pretrainer import Pretrainer
+from openslip.training.run import Run, open_run, run_name
+
+
+def main(arguments: list[str]) -> None:
+    """Trains what the config says and leaves `runs/<name>/`."""
+    config, choices = compose_config("train", arguments)
+    check_root_values(config)
+    main_process = not any(int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    run = open_run(config, run_name(config, chosen(choices)), main_process=main_process)
+    if run.state == "finished":
+        say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
+        say(*run.result()["lines"])
+        return
+    if run.state == "restarted":
+        say(f"{run.folder} was not finished: it starts again from step 0")
+    fit(config, run)
+
+
+def fit(config: dict[str, Any], run: Run) -> None:
+    pl.seed_everything(config["seed"], verbose=False)
+
+    views = config["objective"].pop("views")
+    tokenizer = build(config["tokenizer"]) if config["tokenizer"] else None
+    data = build(
+        config["data"],
+        views={name: build(view) for name, view in views.items()},
+        tokenizer=tokenizer,
+        mean=config["mean"],
+        std=config["std"],
+        global_batch_size=config["global_batch_size"],
+        seed=config["seed"],
+    )
+    evaluations = {name: build(evaluation) for name, evaluation in config["evaluation"].items()}
+
+    settings = config["trainer"]
+    total_steps = planned_steps(settings, data.steps_per_epoch)
+    optim = config["optim"]
+    warmup_steps = optim["warmup_steps"]
+    if warmup_steps is None:
+        warmup_steps = round(optim["warmup_epochs"] * data.steps_per_epoch)
+    schedule = build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
+
+    transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
+    pretrainer = Pretrainer(
+        model=build(config["model"]),
+        objective=build(config["objective"]),
+        optimizer=build(optim["optimizer"]),
+        weight_decay=optim["weight_decay"],
+        schedule=schedule,
+        micro_batch_size=config["micro_batch_size"],
+        description={
+            "format": 1,
+            "architecture": config["model"],
+            "tokenizer": tokenizer.settings() if tokenizer else None,
+            "transform": transform.settings(),
+        },
+    )
+
+    evaluate = Evaluate(evaluations=evaluations, every_n_epochs=config["evaluate_every_n_epochs"])
+    loggers = [CsvLogger(run.folder / "metrics.csv"), *start_loggers(config, run)]
+    precision = choose_precision(settings["precision"], settings["accelerator"])
+    trainer = build(
+        settings | {"precision": precision, "max_steps": total_steps, "max_epochs": -1},
+        callbacks=[*(build(callback) for callback in config["callbacks"].values()), evaluate],
+        logger=loggers,
+        plugins=[DurableCheckpointIO()],
+        default_root_dir=str(run.folder),
+    )
+    trainer.fit(pretrainer, datamodule=data)
+
+    if trainer.is_global_zero:
+        headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
+        report = write_report(run.folder)
+        lines = [*headlines, f"report: {report}"]
+        run.finish({"step": trainer.global_step, "metrics": evaluate.results, "lines": lines})
+        say(*lines)
+
+
+def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
+    """The run's length in steps: `trainer.max_steps`, else `trainer.max_epochs` times the steps of an epoch."""
+    max_steps, max_epochs = settings["max_steps"], settings["max_epochs"]
+    if max_steps is None and max_epochs is None:
+        raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
+    return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
+
+
+def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
+    """The configured loggers beside the CSV file; one that does not start is named and left out, never fatal."""
+    started = []
+    for name, logger_config in config["logger"].items():
+        try:
+            logger = build(logger_config, save_dir=str(run.folder))
+            _ = logger.experiment
+        except Exception as error:
+            say(f"logger {name} did not start and is left out: {error}")
+        else:
+            started.append(logger)
+    return started
+
+
+def check_root_values(config: dict[str, Any]) -> None:
+    """The root's plain values, before anything is built from them."""
+    for key in ("global_batch_size", "image_size"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise UserError(f"{key}={config[key]}: expected a whole number of at least 1, e.g. {key}=64")
+    micro = config["micro_batch_size"]
+    if micro is not None and (not isinstance(micro, int) or micro < 1):
+        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, or null for one slice")
+    if not isinstance(config["seed"], int):
+        raise UserError(f"seed={config['seed']}: expected a whole number, e.g. seed=0")
+    if config["resume"] not in ("auto", "never"):
+        raise UserError(f"resume={config['resume']}: expected auto or never")
+
+
+def chosen(choices: dict[str, str]) -> str:
+    """The part of a run's name that a person recognises."""
+    if choices["experiment"] != "None":
+        return choices["experiment"].replace("/", "-")
+    return f"{choices['model']}-{choices['data']}"
+
+
+def say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+

@@ -1,0 +1,120 @@
+"""A run's folder: `runs/<name>/`, named by its config, never silently overwritten by another one."""
+
+import hashlib
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from openslip.errors import UserError
+
+# What does not change a run's result, so that it neither names a run nor tells two apart.
+NOT_IDENTITY = ("name", "runs_dir", "resume", "logger")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run.
+
+    Attributes:
+        folder: `runs/<name>`.
+        state: `new`; `restarted` where an unfinished run of the same config lay there; `finished`.
+    """
+
+    folder: Path
+    state: str
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    def result(self) -> dict[str, Any]:
+        """What the finished run measured: {"step": int, "metrics": {...}, "lines": [...]}."""
+        return json.loads(self.result_file.read_text())
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        temporary = self.result_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(self.result_file)
+
+
+def run_name(config: dict[str, Any], choices: str) -> str:
+    """`name` as given, or the choices of model and data with eight hex digits of the config's hash."""
+    if config["name"] is not None:
+        name = str(config["name"])
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise UserError(f"name={name}: it becomes a folder, so write it without slashes, e.g. name=first_try")
+        return name
+    return f"{choices}-{hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run this run."""
+    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
+    """The folder for a config, made or found; only the main process looks at it and writes.
+
+    Raises:
+        UserError: another config lies there, or `resume=never` and a run does.
+    """
+    folder = Path(config["runs_dir"]) / name
+    if not main_process:
+        return Run(folder, "new")
+    state = "new"
+    if (folder / "config.yaml").exists():
+        refuse_other_config(folder, config)
+        if config["resume"] == "never":
+            raise UserError(f"resume=never, but the run {folder} exists: give another name=, or resume=auto")
+        if (folder / "result.json").exists():
+            return Run(folder, "finished")
+        state = "restarted"
+        shutil.rmtree(folder)  # an unfinished run starts anew: its partial figures belong to no result
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "arrays").mkdir(exist_ok=True)
+    (folder / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return Run(folder, state)
+
+
+def refuse_other_config(folder: Path, config: dict[str, Any]) -> None:
+    """Names the keys in which the run that lies there differs."""
+    there = flat(identity(yaml.safe_load((folder / "config.yaml").read_text()) or {}))
+    here = flat(identity(config))
+    different = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    if different:
+        shown = "; ".join(f"{key}: there {there.get(key)}, now {here.get(key)}" for key in different[:5])
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise UserError(f"the run {folder} has another config ({shown}{more}): give another name=, or delete it")
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys; a list counts as one value."""
+    if not isinstance(config, dict):
+        return {prefix.removesuffix("."): config}
+    return {key: value for name, part in config.items() for key, value in flat(part, f"{prefix}{name}.").items()}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices, so that a figure can be traced to what computed it."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_on_cpu": torch.cpu._is_avx512_bf16_supported(),
+    }

@@ -1,0 +1,59 @@
+"""Promise 1: any split of the global batch, over ranks and slices, makes the same update."""
+
+import pytest
+import torch
+from on_ranks import step_gradients
+from ranks import Ranks
+from small_models import METHODS, small_batch, small_model
+
+from openslip.errors import UserError
+from openslip.training.microbatch import even_slices, loss_in_slices
+
+GLOBAL_BATCH = 12
+TOLERANCE = {"rtol": 1e-7, "atol": 1e-12}
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("gather_with_grad", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_slices_equal_the_whole_batch(method: str, gather_with_grad: bool):
+    whole = step_gradients(method, gather_with_grad, GLOBAL_BATCH, [12])
+    for slices in ([6, 6], [5, 1, 6]):
+        assert_equal(step_gradients(method, gather_with_grad, GLOBAL_BATCH, slices), whole)
+
+
+@pytest.mark.parametrize("gather_with_grad", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_equal_one_process(two_ranks: Ranks, method: str, gather_with_grad: bool):
+    whole = step_gradients(method, gather_with_grad, GLOBAL_BATCH, [12])
+    # An accuracy is a mean over the rows of a rank, and the loss likewise: their means over ranks are the global ones.
+    for slices in ([6], [3, 3], [3, 1, 2]):
+        for rank in two_ranks(step_gradients, method, gather_with_grad, GLOBAL_BATCH, slices):
+            assert_equal(rank, whole)
+
+
+def test_a_gradient_of_the_wrong_split_is_noticed():
+    # The check itself can fail: two half batches with their own negatives are not the whole batch.
+    whole = step_gradients("clip", True, 12, [12])
+    half = step_gradients("clip", True, 6, [6])
+    with pytest.raises(AssertionError):
+        assert_equal(half, whole)
+
+
+def test_slices_cover_the_batch():
+    assert even_slices(10, 4) == [4, 4, 2]
+    assert even_slices(8, 4) == [4, 4]
+    assert even_slices(8, None) == [8]
+    assert even_slices(3, 8) == [3]
+
+
+def test_a_tower_with_batch_norm_refuses_slices():
+    model, objective = small_model("clip")
+    model.image_tower.mixes_samples = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    with pytest.raises(UserError, match="micro_batch_size"):
+        loss_in_slices(objective, model, small_batch(4), [2, 2])

@@ -1,0 +1,186 @@
+import json
+import pickle
+import random
+from pathlib import Path
+
+import ftfy
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from openslip import tokenizer as module
+from openslip.errors import UserError
+from openslip.tokenizer import Tokenizer, text_lengths
+
+RECORDED = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text(encoding="utf-8"))
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "Dogs'",
+    "isn't",
+    "we'll",
+    "3.14",
+    "50%",
+    "IMG_0012.jpg",
+    "#tag",
+    "@you",
+    "{}",
+    "--",
+    "...",
+]
+ODD = [
+    "naïve café", "東京タワーの夜景", "한국어 문장", "Привет, мир", "مرحبا بالعالم", "שלום עולם", "हिन्दी", "ไทย",
+    "👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "e\u0301\u0345", "\u0345", "&amp;amp;lt;b&amp;amp;gt;", "&lt;i&gt;x&lt;/i&gt;",
+    "&#x1F600;", "&#0;", "&#28;", "&nbsp;", "&bogus;", "&", "ﬁne ﬂow ﬃ", "Ｆｕｌｌ", "Ã©tÃ©", "ï¿½", "â€œquotedâ€\x9d", "“curly”",
+    "\x00", "\x07", "\x1b[31mred\x1b[0m", "\x0b", "\x0c", "\x1c", "\x1f", "\x7f", "\x85", "\u2028", "\u200b", "\ufeff", "\u202e",
+    "\r\n", "\t", "\u00a0", "\u3000", "½²³①", "İstanbul", "ẞ", "ǅ", "ΟΔΟΣ", "ſ's", "'ſ", "ⅷ", "\ud800", "\U0010ffff",
+    "a" * 300, "<start_of", "_text>", "http://x.y/z?a=1&b=2", "\\n", "`~^|",
+]  # fmt: skip
+SPELLED = ("<start_of_text>", "<end_of_text>")
+
+
+def odd_captions(num_captions: int) -> list[str]:
+    rng = random.Random(2)
+    captions = [
+        "",
+        " ",
+        "\x00",
+        "a" * 300,
+        "A" * 10_000,
+        "ab" * 5_000,
+        "word " * 2_000,
+        "é" * 10_000,
+        "&lt;" * 2_500,
+    ]
+    captions.append("".join(rng.choices("abcdefghijklmnop", k=10_000)))
+    captions += ODD
+    while len(captions) < num_captions + 20:  # some spell open_clip's special tokens and are left out below
+        kind = rng.randrange(3)
+        if kind == 0:
+            captions.append("".join(chr(rng.choice((rng.randrange(0x20), rng.randrange(0x300), rng.randrange(0x11_0000))))
+                                    for _ in range(rng.randrange(1, 60))))  # fmt: skip
+        else:
+            parts = rng.choices(WORDS if kind == 1 else WORDS + ODD, k=rng.randrange(1, 30))
+            captions.append("".join(part + rng.choice(("", " ", "  ")) for part in parts))
+    return [caption for caption in captions if not any(s in caption.lower() for s in SPELLED)][:num_captions]
+
+
+@pytest.fixture(scope="module")
+def published() -> Tokenizer:
+    return Tokenizer(context_length=77, truncation="drop_end", special_text="token")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tokenizer:
+    return Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
+
+
+def test_every_recorded_caption_has_the_published_ids(published: Tokenizer):
+    assert len(RECORDED["captions"]) == 36
+    assert torch.equal(published(RECORDED["captions"]), torch.tensor(RECORDED["ids"]))
+
+
+def test_odd_captions_have_the_ids_of_open_clip(plain: Tokenizer):
+    captions = odd_captions(2_000)
+    assert len(captions) == 2_000
+    reference = SimpleTokenizer(context_length=77)
+    assert [caption for caption in captions if plain.encode(caption) != reference.encode(caption)] == []
+    assert torch.equal(plain(captions), reference(captions))
+
+
+def test_a_second_pass_through_the_cache_changes_nothing(plain: Tokenizer):
+    captions = odd_captions(300)
+    fresh = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
+    assert torch.equal(fresh(captions), plain(captions))
+    assert torch.equal(fresh(captions), plain(captions))
+
+
+def test_the_cache_stays_bounded_and_exact(monkeypatch: pytest.MonkeyPatch, plain: Tokenizer):
+    monkeypatch.setattr(module, "_MAX_CACHED_WORDS", 8)
+    small = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
+    captions = odd_captions(300)
+    assert torch.equal(small(captions), plain(captions))
+    assert len(small._cache) <= 8
+
+
+def test_clean_ascii_is_left_alone_by_the_full_cleaning():
+    rng = random.Random(3)
+    letters = [c for c in map(chr, range(0x20, 0x7F)) if c != "&"] + ["\t", "\n", "\r"]
+    for _ in range(2_000):
+        caption = "".join(rng.choices(letters, k=rng.randrange(40)))
+        assert module._CLEAN_ASCII.fullmatch(caption)
+        assert ftfy.fix_text(caption).split() == caption.split()
+
+
+@pytest.mark.parametrize("caption", ["x\x7f", "x\x00", "a & b", "é", "\x1b[0m", "\x0c"])
+def test_anything_else_takes_the_full_cleaning(caption: str):
+    assert not module._CLEAN_ASCII.fullmatch(caption)
+
+
+@pytest.mark.parametrize("literal", ["<|endoftext|>", "<|startoftext|>", "<|EndOfText|>", *SPELLED])
+def test_special_tokens_in_a_caption_stay_plain_text(plain: Tokenizer, literal: str):
+    ids = plain.encode(f"a {literal} b")
+    assert max(ids) < Tokenizer.start_token
+    assert text_lengths(plain(f"a {literal} b")).item() == len(ids) + 2
+
+
+def test_special_tokens_in_a_caption_become_ids_where_asked(published: Tokenizer):
+    assert published.encode("<|startoftext|> <|EndOfText|>") == [Tokenizer.start_token, Tokenizer.end_token]
+    assert max(published.encode("<start_of_text> <end_of_text>")) < Tokenizer.start_token
+
+
+def test_an_over_long_caption_keeps_its_end_token(plain: Tokenizer):
+    text = plain("a dog " * 60)
+    assert text.shape == (1, 77)
+    assert text[0, -1] == Tokenizer.end_token
+    assert text_lengths(text).tolist() == [77]
+
+
+def test_the_published_cut_pools_over_long_captions_at_the_start_token(published: Tokenizer):
+    text = published(["a dog " * 60, "a dog"])
+    assert Tokenizer.end_token not in text[0]
+    assert text_lengths(text).tolist() == [1, 4]
+
+
+def test_a_caption_that_just_fits_is_cut_nowhere(plain: Tokenizer, published: Tokenizer):
+    assert len(plain.encode("dog " * 75)) == 75
+    assert torch.equal(plain("dog " * 75), published("dog " * 75))
+    assert torch.equal(plain("dog " * 76), plain("dog " * 75))
+
+
+def test_ids_are_int64_rows_padded_with_zeros():
+    text = Tokenizer(context_length=8, truncation="keep_end", special_text="plain")(["a dog", ""])
+    assert text.dtype == torch.int64
+    assert text.tolist() == [[49406, 320, 1929, 49407, 0, 0, 0, 0], [49406, 49407, 0, 0, 0, 0, 0, 0]]
+
+
+def test_no_caption_makes_no_row(plain: Tokenizer):
+    assert plain([]).shape == (0, 77)
+
+
+def test_settings_rebuild_the_tokenizer_and_so_does_pickle(published: Tokenizer):
+    assert Tokenizer(**published.settings())(RECORDED["captions"]).equal(published(RECORDED["captions"]))
+    packed = pickle.dumps(published)
+    assert len(packed) < 500  # neither the vocabulary nor the cache travels to a worker
+    assert pickle.loads(packed).settings() == published.settings()
+
+
+def test_a_merge_makes_symbols_of_higher_rank_only():
+    vocabulary = module._read_vocabulary()
+    made = {first + second: rank for (first, second), rank in vocabulary.ranks.items()}
+    assert len(made) == len(vocabulary.ranks)
+    assert all(made.get(half, -1) < rank for pair, rank in vocabulary.ranks.items() for half in pair)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context_length": 1}, "tokenizer.context_length=1"),
+        ({"truncation": "keep"}, "tokenizer.truncation='keep'"),
+        ({"special_text": "id"}, "tokenizer.special_text='id'"),
+    ],
+)
+def test_a_wrong_setting_is_named(change: dict, message: str):
+    settings = {"context_length": 77, "truncation": "keep_end", "special_text": "plain"}
+    with pytest.raises(UserError, match=message):
+        Tokenizer(**settings | change)

@@ -1,0 +1,57 @@
+"""Small models and batches of all three methods, for tests of the step."""
+
+import torch
+from torch import Tensor, nn
+
+from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
+from openslip.models.text_transformer import TextTransformer
+from openslip.models.timm_tower import TimmTower
+from openslip.objectives.clip import CLIP
+from openslip.objectives.objective import Objective
+from openslip.objectives.simclr import SimCLR
+from openslip.objectives.slip import SLIP
+
+METHODS = ("clip", "simclr", "slip")
+
+
+def small_model(method: str, *, gather_with_grad: bool = True) -> tuple[nn.Module, Objective]:
+    """The same weights for the same method, in float64."""
+    torch.manual_seed(0)
+    tower = TimmTower(
+        name="vit_small_patch16_224",
+        image_size=16,
+        arguments={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
+    )
+    objective: Objective
+    if method == "simclr":
+        model: nn.Module = ImageEncoder(image_tower=tower)
+        objective = SimCLR(head_hidden=20, head_output=8, ssl_temperature=0.1)
+    else:
+        text = TextTransformer(vocab_size=50, context_length=9, width=16, depth=2, heads=2)
+        model = DualEncoder(image_tower=tower, text_tower=text, embed_dim=12, logit_scale_init=2.6593)
+        objective = CLIP(gather_with_grad=gather_with_grad, max_logit_scale=4.6052)
+        if method == "slip":
+            objective = SLIP(
+                head_hidden=20,
+                head_output=8,
+                ssl_scale=1.0,
+                ssl_temperature=0.1,
+                gather_with_grad=gather_with_grad,
+                max_logit_scale=4.6052,
+            )
+    objective.setup(model)
+    return model.double(), objective.double()
+
+
+def small_batch(size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    batch = {
+        view: torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64)
+        for view in ("image", "aug1", "aug2")
+    }
+    text = torch.randint(1, 49, (size, 9), generator=generator)
+    text[:, 0] = 48
+    length = torch.randint(2, 10, (size,), generator=generator)
+    text[torch.arange(size), length - 1] = 49
+    return {**batch, "text": text, "text_length": length}
