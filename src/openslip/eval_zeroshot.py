@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     """Evaluates a checkpoint with the same objects that training uses; its tokenizer and transform come with it."""
     config, _ = compose_config("eval", arguments)
     device = torch.device(config["device"])
-    loaded = load(config["checkpoint"], device=config["device"])
+    loaded = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]))
     values = {f"{key}": value for key, value in zip(("image_size", "mean", "std"), loaded_transform(loaded), strict=True)}
     values["tokenizer"] = loaded.tokenizer and {"_target_": "openslip.tokenizer.Tokenizer", **loaded.tokenizer.settings()}
     config, _ = compose_config("eval", arguments, values)

@@ -1,0 +1,114 @@
+"""The entry points as a user starts them: training, evaluation from the checkpoint, two ranks, and their mistakes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["trainer=cpu", "trainer.precision=32-true", "callbacks.metrics.every_n_steps=1"]
+
+
+def run(entry: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / entry), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="module")
+def trained(workplace: Path) -> Path:
+    """A short SLIP run."""
+    done = run("train.py", *SHORT, "trainer.max_steps=12", "name=short", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "report: runs/short/report.html"
+    assert done.stdout.splitlines()[-2].startswith("zero-shot top-1 (unseen combinations): ")
+    return workplace / "runs" / "short"
+
+
+def test_a_run_leaves_its_files_and_a_falling_loss(trained: Path):
+    for name in ("config.yaml", "env.json", "metrics.csv", "checkpoints/last.ckpt", "report.html", "result.json"):
+        assert (trained / name).stat().st_size > 0, name
+    losses = [float(row["train/loss"]) for row in rows(trained)]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0]
+
+
+def test_the_same_command_again_shows_the_result_and_trains_nothing(trained: Path, workplace: Path):
+    before = (trained / "metrics.csv").read_bytes()
+    done = run("train.py", *SHORT, "trainer.max_steps=12", "name=short", cwd=workplace)
+    assert done.returncode == 0
+    assert "is finished" in done.stdout
+    assert done.stdout.splitlines()[-1] == "report: runs/short/report.html"
+    assert (trained / "metrics.csv").read_bytes() == before
+
+
+def test_evaluation_from_the_checkpoint_prints_the_figure_of_training(trained: Path, workplace: Path):
+    done = run("eval_zeroshot.py", "checkpoint=runs/short", "output=figures.json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    trained_figures = json.loads((trained / "result.json").read_text())
+    assert trained_figures["lines"][0] in done.stdout.splitlines()
+    assert json.loads((workplace / "figures.json").read_text())["metrics"] == trained_figures["metrics"]
+
+
+def test_two_ranks_log_the_losses_of_one_process(trained: Path, workplace: Path):
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *SHORT[1:], "trainer.max_steps=12", "name=two"]
+    done = run("train.py", *two, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    for one, other in zip(rows(trained), rows(workplace / "runs" / "two"), strict=True):
+        assert float(other["train/loss"]) == pytest.approx(float(one["train/loss"]), rel=1e-4)
+    one_figures, two_figures = (
+        json.loads((workplace / "runs" / name / "result.json").read_text())["metrics"]["builtin"]
+        for name in ("short", "two")
+    )
+    assert two_figures["num_samples"] == one_figures["num_samples"]
+
+
+def test_the_same_seed_under_two_names_gives_identical_losses_in_slices_too(trained: Path, workplace: Path):
+    done = run("train.py", *SHORT, "trainer.max_steps=12", "name=again", "evaluation=none", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    columns = ("step", "samples_seen", "train/loss", "train/clip_loss", "train/ssl_loss", "train/logit_scale")
+    for one, other in zip(rows(trained), rows(workplace / "runs" / "again"), strict=True):
+        assert [one[column] for column in columns] == [other[column] for column in columns]
+
+
+def mistakes(workplace: Path) -> dict[tuple[str, ...], list[str]]:
+    (workplace / "no.ckpt").write_text("not a checkpoint")
+    return {
+        ("train.py", "model=slip_vitb17"): ["model=slip_vitb17", "slip_vitb16"],
+        ("train.py", "trainer.max_stpes=3"): ["trainer.max_stpes", "trainer.max_steps"],
+        ("train.py", "global_batch_size=many"): ["global_batch_size=many", "whole number"],
+        ("train.py", "data=webdataset", "data.source.shards=nowhere.tar"): ["nowhere.tar"],
+        ("train.py", "name=short", "trainer.max_steps=13"): ["runs/short", "trainer.max_steps"],
+        ("eval_zeroshot.py", "checkpoint=no.ckpt"): ["no.ckpt"],
+        ("eval_zeroshot.py", "checkpoint=runs/nowhere"): ["runs/nowhere"],
+        ("eval_zeroshot.py",): ["checkpoint"],
+    }
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_mistake_is_one_line_that_names_it(trained: Path, workplace: Path, number: int):
+    (entry, *arguments), said = list(mistakes(workplace).items())[number]
+    done = run(entry, *arguments, cwd=workplace)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in said:
+        assert word in done.stderr
+
+
+def test_a_traceback_only_with_debug(workplace: Path):
+    done = run("train.py", "model=slip_vitb17", "debug=true", cwd=workplace)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

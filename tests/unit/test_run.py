@@ -1,0 +1,61 @@
+"""A run's folder is named by its config and never overwritten by another one."""
+
+from pathlib import Path
+
+import pytest
+
+from openslip.errors import UserError
+from openslip.training.run import open_run, run_name
+
+
+def config(tmp_path: Path, **changes) -> dict:
+    return {"name": None, "runs_dir": str(tmp_path), "resume": "auto", "logger": {}, "seed": 0, "optim": {"lr": 0.1}} | changes
+
+
+def test_the_same_config_has_the_same_name_and_another_one_another(tmp_path: Path):
+    name = run_name(config(tmp_path), "slip_tiny-builtin")
+    assert name.startswith("slip_tiny-builtin-")
+    assert run_name(config(tmp_path, logger={"wandb": {}}), "slip_tiny-builtin") == name
+    assert run_name(config(tmp_path, seed=1), "slip_tiny-builtin") != name
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ""])
+def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match="name="):
+        run_name(config(tmp_path, name=name), "x")
+
+
+def test_a_new_run_leaves_its_config_and_environment(tmp_path: Path):
+    run = open_run(config(tmp_path), "a", main_process=True)
+    assert run.state == "new"
+    assert (run.folder / "config.yaml").exists()
+    assert (run.folder / "env.json").exists()
+
+
+def test_another_config_under_the_same_name_names_the_keys_and_values(tmp_path: Path):
+    open_run(config(tmp_path), "a", main_process=True)
+    with pytest.raises(UserError, match=r"optim\.lr: there 0\.1, now 0\.2"):
+        open_run(config(tmp_path, optim={"lr": 0.2}), "a", main_process=True)
+
+
+def test_an_unfinished_run_starts_again_and_a_finished_one_does_not(tmp_path: Path):
+    run = open_run(config(tmp_path), "a", main_process=True)
+    (run.folder / "metrics.csv").write_text("step\n")
+    again = open_run(config(tmp_path), "a", main_process=True)
+    assert again.state == "restarted"
+    assert not (run.folder / "metrics.csv").exists()
+    again.finish({"step": 3, "metrics": {}, "lines": ["done"]})
+    finished = open_run(config(tmp_path), "a", main_process=True)
+    assert finished.state == "finished"
+    assert finished.result()["lines"] == ["done"]
+
+
+def test_resume_never_refuses_a_name_that_exists(tmp_path: Path):
+    open_run(config(tmp_path), "a", main_process=True)
+    with pytest.raises(UserError, match="resume=never"):
+        open_run(config(tmp_path, resume="never"), "a", main_process=True)
+
+
+def test_other_ranks_touch_nothing(tmp_path: Path):
+    run = open_run(config(tmp_path), "a", main_process=False)
+    assert not run.folder.exists()
