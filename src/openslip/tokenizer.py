@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding, lower-cased. Radford et al. 2021, arXiv:2103.00020; vocabulary file from open_clip_torch."""
+"""CLIP's byte-pair encoding of lower-cased captions. Radford et al. 2021, arXiv:2103.00020, section 2.4."""
 
 import gzip
 import heapq
@@ -195,6 +195,7 @@ def _read_vocabulary() -> _Vocabulary:
     merges = [(first, second) for first, second in (line.split() for line in lines[1 : num_merges + 1])]
     vocabulary = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges), *_SPECIALS]
     ids = {symbol: index for index, symbol in enumerate(vocabulary)}
-    assert len(ids) == Tokenizer.vocab_size and ids[_SPECIALS[1]] == Tokenizer.end_token
+    assert len(ids) == Tokenizer.vocab_size
+    assert ids[_SPECIALS[1]] == Tokenizer.end_token
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     return _Vocabulary(ids, ranks, tuple(characters[byte] for byte in range(256)))

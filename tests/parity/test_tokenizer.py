@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 import json
 import pickle
 import random
@@ -7,58 +8,36 @@ import ftfy
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+
 from openslip import tokenizer as module
 from openslip.errors import UserError
 from openslip.tokenizer import Tokenizer, text_lengths
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text(encoding="utf-8"))
-WORDS = [
-    "a",
-    "photo",
-    "of",
-    "Dogs'",
-    "isn't",
-    "we'll",
-    "3.14",
-    "50%",
-    "IMG_0012.jpg",
-    "#tag",
-    "@you",
-    "{}",
-    "--",
-    "...",
-]
+WORDS = "a photo of Dogs' isn't we'll 3.14 50% IMG_0012.jpg #tag @you {} -- ...".split()
 ODD = [
-    "naïve café", "東京タワーの夜景", "한국어 문장", "Привет, мир", "مرحبا بالعالم", "שלום עולם", "हिन्दी", "ไทย",
-    "👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "e\u0301\u0345", "\u0345", "&amp;amp;lt;b&amp;amp;gt;", "&lt;i&gt;x&lt;/i&gt;",
-    "&#x1F600;", "&#0;", "&#28;", "&nbsp;", "&bogus;", "&", "ﬁne ﬂow ﬃ", "Ｆｕｌｌ", "Ã©tÃ©", "ï¿½", "â€œquotedâ€\x9d", "“curly”",
-    "\x00", "\x07", "\x1b[31mred\x1b[0m", "\x0b", "\x0c", "\x1c", "\x1f", "\x7f", "\x85", "\u2028", "\u200b", "\ufeff", "\u202e",
-    "\r\n", "\t", "\u00a0", "\u3000", "½²³①", "İstanbul", "ẞ", "ǅ", "ΟΔΟΣ", "ſ's", "'ſ", "ⅷ", "\ud800", "\U0010ffff",
-    "a" * 300, "<start_of", "_text>", "http://x.y/z?a=1&b=2", "\\n", "`~^|",
+    "naïve café", "東京タワーの夜景", "한국어 문장", "Привет, мир", "مرحبا بالعالم", "שלום עולם", "हिन्दी",
+    "ไทย", "👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "e\u0301\u0345", "\u0345",
+    "&amp;amp;lt;b&amp;amp;gt;", "&lt;i&gt;x&lt;/i&gt;", "&#x1F600;", "&#0;", "&#28;", "&nbsp;", "&bogus;",
+    "&", "ﬁne ﬂow ﬃ", "Ｆｕｌｌ", "Ã©tÃ©", "ï¿½", "â€œquotedâ€\x9d", "“curly”", "\x00", "\x07",
+    "\x1b[31mred\x1b[0m", "\x0b", "\x0c", "\x1c", "\x1f", "\x7f", "\x85", "\u2028", "\u200b", "\ufeff",
+    "\u202e", "\r\n", "\t", "\u00a0", "\u3000", "½²³①", "İstanbul", "ẞ", "ǅ", "ΟΔΟΣ", "ſ's", "'ſ", "ⅷ",
+    "\ud800", "\U0010ffff", "a" * 300, "<start_of", "_text>", "http://x.y/z?a=1&b=2", "\\n", "`~^|",
 ]  # fmt: skip
 SPELLED = ("<start_of_text>", "<end_of_text>")
 
 
 def odd_captions(num_captions: int) -> list[str]:
     rng = random.Random(2)
-    captions = [
-        "",
-        " ",
-        "\x00",
-        "a" * 300,
-        "A" * 10_000,
-        "ab" * 5_000,
-        "word " * 2_000,
-        "é" * 10_000,
-        "&lt;" * 2_500,
-    ]
-    captions.append("".join(rng.choices("abcdefghijklmnop", k=10_000)))
+    captions = ["", " ", "\x00", "a" * 300, "A" * 10_000, "ab" * 500, "word " * 2_000, "é" * 1_000]
+    captions.append("&lt;" * 500)
+    captions.append("".join(rng.choices("abcdefghijklmnop", k=1_000)))
     captions += ODD
     while len(captions) < num_captions + 20:  # some spell open_clip's special tokens and are left out below
         kind = rng.randrange(3)
         if kind == 0:
-            captions.append("".join(chr(rng.choice((rng.randrange(0x20), rng.randrange(0x300), rng.randrange(0x11_0000))))
-                                    for _ in range(rng.randrange(1, 60))))  # fmt: skip
+            ranges = rng.choices((0x20, 0x300, 0x11_0000), k=rng.randrange(1, 60))
+            captions.append("".join(chr(rng.randrange(stop)) for stop in ranges))
         else:
             parts = rng.choices(WORDS if kind == 1 else WORDS + ODD, k=rng.randrange(1, 30))
             captions.append("".join(part + rng.choice(("", " ", "  ")) for part in parts))

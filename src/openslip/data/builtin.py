@@ -24,7 +24,7 @@ Split = Literal["train", "unseen", "seen"]
 Combination = tuple[int, int, int, int]  # places in SIZES, TEXTURES, COLOURS, SHAPES
 
 SIZES = ("small", "large")
-TEXTURES = ("plain", "striped", "dotted")
+TEXTURES = ("plain", "striped", "checkered")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = ("square", "triangle", "cross", "ring")
 
@@ -49,7 +49,7 @@ SYNONYMS = {
     "large": ("large", "large", "big", "huge"),
     "plain": ("plain", "plain", "solid"),
     "striped": ("striped", "striped", "banded"),
-    "dotted": ("dotted", "dotted", "spotted"),
+    "checkered": ("checkered", "checkered", "checked"),
     "purple": ("purple", "purple", "violet"),
     "cyan": ("cyan", "cyan", "turquoise"),
     "cross": ("cross", "cross", "plus sign"),

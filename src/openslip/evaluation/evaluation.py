@@ -26,6 +26,15 @@ class Evaluation(ABC):
     def run(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Figures of the model, which is on `device`; every rank calls this and gets the same ones."""
 
+    @abstractmethod
+    def headline(self, figures: dict[str, float]) -> str:
+        """One line that tells what `run` returned."""
+
+
+def top1_line(title: str, figures: dict[str, float]) -> str:
+    """The headline of a classification."""
+    return f"{title}: {figures['top1']:.2f} % (chance {figures['chance']:.2f} %, {figures['num_samples']:,.0f} pictures)"
+
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
@@ -120,6 +129,8 @@ class _Labelled(Dataset):
                     f"sample {sample.key!r} has no label: an evaluation needs a .cls file beside every picture, "
                     "or a folder of pictures per class"
                 )
+            if sample.label < 0:
+                return UserError(f"sample {sample.key!r} has label {sample.label}: expected 0 or more")
             return self.transform(open_image(sample.image, sample.key)), sample.label
         except UserError as error:
             return error

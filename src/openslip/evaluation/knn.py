@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from openslip.data.source import Source
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
-from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches
+from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches, top1_line
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
 
@@ -24,6 +24,7 @@ class KNN(Evaluation):
     class of the training pictures' classes), `num_samples`.
 
     Args:
+        title: what the headline calls it.
         train: pictures with labels to search.
         test: pictures with labels to classify.
         transform: the one for test pictures.
@@ -39,6 +40,7 @@ class KNN(Evaluation):
     def __init__(
         self,
         *,
+        title: str,
         train: Source,
         test: Source,
         transform: EvalTransform,
@@ -53,6 +55,7 @@ class KNN(Evaluation):
             raise UserError(f"knn temperature={temperature}: expected more than 0 (0.07 in the paper)")
         if len(test) == 0:
             raise UserError("knn: the test source has no samples")
+        self.title = title
         self.train = train
         self.test = test
         self.transform = transform
@@ -61,6 +64,10 @@ class KNN(Evaluation):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.arrays: dict[str, np.ndarray] = {}
+
+    def headline(self, figures: dict[str, float]) -> str:
+        """Top-1 beside chance."""
+        return top1_line(self.title, figures)
 
     def run(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Encode both sources, then let neighbours vote."""
@@ -107,6 +114,7 @@ def vote(
     """The label with the largest sum of exp(cosine / temperature) among the k nearest; unit vectors in, ties to the lower."""
     cosines, neighbours = (queries @ features.T).topk(k, dim=1)
     # Relative to the nearest neighbour: the same winner, and no overflow however small the temperature.
-    weights = ((cosines - cosines[:, :1]) / temperature).exp()  # [Q, k]
-    votes = weights.new_zeros(len(queries), int(labels.max()) + 1).scatter_add_(1, labels[neighbours], weights)
-    return votes.sort(dim=1, descending=True, stable=True).indices[:, 0]
+    weights = ((cosines - cosines[:, :1]).double() / temperature).exp().cpu()  # [Q, k]
+    votes = weights.new_zeros(len(queries), int(labels.max()) + 1)
+    votes.scatter_add_(1, labels[neighbours].cpu(), weights)  # on the CPU: a GPU adds in any order
+    return votes.sort(dim=1, descending=True, stable=True).indices[:, 0].to(queries.device)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from openslip.data.source import Source
 from openslip.data.views import EvalTransform, open_image
 from openslip.errors import UserError
-from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches
+from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches, top1_line
 from openslip.evaluation.prompts import check_prompts, class_embeddings
 from openslip.models.dual_encoder import DualEncoder
 from openslip.tokenizer import Tokenizer
@@ -41,10 +41,11 @@ class ZeroShot(Evaluation):
     the share of pictures for which the predicted class has the right value.
 
     Args:
+        title: what the headline calls it.
         source: pictures with labels.
         classnames: the name of every label.
         templates: prompts, each with `{}` in the place of the name.
-        tokenizer: the one that the model was trained with.
+        tokenizer: the one that the model was trained with; None (a model without text) is refused by `run`.
         transform: the one for test pictures.
         batch_size: pictures per forward pass.
         num_workers: processes that decode pictures; 0 decodes in this one.
@@ -57,10 +58,11 @@ class ZeroShot(Evaluation):
     def __init__(
         self,
         *,
+        title: str,
         source: Source,
         classnames: list[str],
         templates: list[str],
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         transform: EvalTransform,
         batch_size: int,
         num_workers: int,
@@ -74,6 +76,7 @@ class ZeroShot(Evaluation):
                 raise UserError(
                     f"attribute {name!r} has {len(values)} values for {len(classnames)} classes: expected one per class"
                 )
+        self.title = title
         self.source = source
         self.classnames = classnames
         self.templates = templates
@@ -84,11 +87,16 @@ class ZeroShot(Evaluation):
         self.attributes = attributes or {}
         self.arrays: dict[str, np.ndarray] = {}
 
+    def headline(self, figures: dict[str, float]) -> str:
+        """Top-1 beside chance."""
+        return top1_line(self.title, figures)
+
     def run(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Encode the classes once, then the pictures."""
-        if not isinstance(model, DualEncoder):
+        if not isinstance(model, DualEncoder) or self.tokenizer is None:
             raise UserError(
-                f"zero-shot needs a model with a text tower, not {type(model).__name__}: evaluate this one with KNN"
+                f"zero-shot needs a text tower and a tokenizer, which this {type(model).__name__} does not come with: "
+                "evaluate it with openslip.evaluation.knn.KNN"
             )
         with evaluating(model, device):
             classes = class_embeddings(
@@ -139,11 +147,11 @@ class ZeroShot(Evaluation):
         return gathered[0], gathered[1], gathered[2]
 
     def _check_labels(self, label: Tensor) -> None:
-        low, high = int(label.min()), int(label.max())
-        if low < 0 or high >= len(self.classnames):
+        highest = int(label.max())
+        if highest >= len(self.classnames):
             raise UserError(
-                f"label {low if low < 0 else high} is outside the {len(self.classnames)} class names "
-                f"(0 to {len(self.classnames) - 1}): give classnames as many names as the source has classes"
+                f"label {highest} is outside the {len(self.classnames)} class names (0 to {len(self.classnames) - 1}): "
+                "give classnames as many names as the source has classes"
             )
 
     def _pictures(self) -> dict[str, np.ndarray]:

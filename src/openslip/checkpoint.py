@@ -1,0 +1,147 @@
+"""Checkpoints: written whole or not at all, read without running anything that stands in them.
+
+A run's checkpoint is Lightning's with one more entry, `openslip`: `format`, `architecture` (the model's config), `tokenizer`,
+`transform` and `step`. A stripped file holds that entry and the model's weights alone.
+"""
+
+import argparse
+import inspect
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from openslip.errors import UserError
+from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
+from openslip.models.text_transformer import TextTransformer
+from openslip.models.timm_tower import TimmTower
+
+# What a file may name, because it holds numbers and settings alone: the published checkpoints keep their command line
+# as an argparse.Namespace and their best accuracy as a numpy scalar.
+_SAFE_GLOBALS = [
+    argparse.Namespace,
+    np._core.multiarray.scalar,  # pyright: ignore[reportAttributeAccessIssue]
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool", "uint8")),
+]
+_CLASSES = {f"{part.__module__}.{part.__name__}": part for part in (DualEncoder, ImageEncoder, TimmTower, TextTransformer)}
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's dict, on the CPU.
+
+    Raises:
+        UserError: no such file, no checkpoint, or one that names anything beyond tensors, numbers and settings.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"
+    if not path.exists():
+        raise UserError(f"checkpoint {path}: no such file; give a run's folder (runs/NAME) or a checkpoint file")
+    if path.suffix == ".safetensors":
+        raise UserError(f"checkpoint {path} is a safetensors file, which holds no settings: give the checkpoint itself")
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
+        raise UserError(f"checkpoint {path}: {_why_unreadable(path)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a checkpoint's dict")
+    return content
+
+
+def _why_unreadable(path: Path) -> str:
+    try:
+        allowed = {f"{part.__module__}.{part.__qualname__}" for part in _SAFE_GLOBALS}
+        named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed
+        named = {name for name in named if not name.startswith("numpy.dtypes.")}
+    except Exception:
+        named = set()
+    if named:
+        return f"it names {', '.join(sorted(named))}, which could run code, so it is refused and nothing was run"
+    size = path.stat().st_size
+    return f"cannot be read as a checkpoint ({size:,} bytes; cut off, damaged, or another kind of file)"
+
+
+def write(path: str | Path, content: dict[str, Any]) -> None:
+    """Saves through a temporary file in the same folder, so that `path` is always a whole checkpoint.
+
+    Raises:
+        UserError: the folder cannot be written or is full; what stood at `path` is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise UserError(f"checkpoint {path} could not be written ({reason}): free space or choose another folder") from error
+
+
+def build_model(architecture: dict[str, Any], allow: Collection[str] = ()) -> nn.Module:
+    """The model that plain fields describe.
+
+    Args:
+        architecture: a model config as it stands in a run's config.yaml.
+        allow: import paths of classes of your own that the description may name.
+
+    Raises:
+        UserError: it names any other `_target_` anywhere; nothing is imported or built then.
+    """
+    for target in targets(architecture):
+        if target not in _CLASSES and target not in allow:
+            raise UserError(
+                f"the checkpoint's config names _target_ {target!r}, which is none of OpenSLIP's model classes: refused; "
+                f"if it is yours, allow it by name (allow=[{target}])"
+            )
+    return _build(architecture)
+
+
+def targets(description: Any) -> Iterator[str]:
+    """Every `_target_` in a nest of dicts and lists."""
+    if isinstance(description, dict):
+        if "_target_" in description:
+            yield str(description["_target_"])
+        for value in description.values():
+            yield from targets(value)
+    elif isinstance(description, (list, tuple)):
+        for value in description:
+            yield from targets(value)
+
+
+def _build(description: Any) -> Any:
+    if not isinstance(description, dict):
+        return description
+    fields = {key: _build(value) for key, value in description.items() if key != "_target_"}
+    if "_target_" not in description:
+        return fields
+    target = description["_target_"]
+    part = _CLASSES.get(target) or _import(target)
+    expected = inspect.signature(part).parameters
+    if unknown := fields.keys() ^ expected.keys():
+        raise UserError(f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(unknown))}")
+    return part(**fields)
+
+
+def _import(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(__import__(module, fromlist=[name]), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"allow={target}: cannot be imported ({error}); is its folder on PYTHONPATH?") from error

@@ -1,0 +1,154 @@
+"""`openslip train | eval | predict | strip | verify | report`; imports what a command needs when it is given."""
+
+import argparse
+import difflib
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from openslip.errors import UserError
+
+COMMANDS = {
+    "train": "train a model: openslip train model=slip_tiny seed=1",
+    "eval": "evaluate a checkpoint: openslip eval checkpoint=runs/NAME evaluation=imagenet",
+    "predict": "which label fits a picture",
+    "strip": "keep of a checkpoint what inference needs",
+    "verify": "hold this machine's numerics against recorded ones",
+    "report": "write a run's report page again",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """A command's exit code; a mistake of the user is one line and 1."""
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print("usage: openslip COMMAND ...\n")
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:8} {purpose}")
+        print("\nopenslip COMMAND --help says more.")
+        return 0
+    if command == "--version":
+        from openslip import __version__
+
+        print(__version__)
+        return 0
+    if command in ("train", "eval"):
+        return run_hydra(command, rest)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "predict": predict,
+        "strip": strip,
+        "verify": verify,
+        "report": report,
+    }
+    if command not in commands:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(COMMANDS)}"
+        print(f"error: unknown command {command}; {hint}", file=sys.stderr)
+        return 1
+    debug = "debug=true" in rest
+    try:
+        return commands[command]([word for word in rest if word != "debug=true"])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run_hydra(command: str, arguments: list[str]) -> int:
+    """`train` and `eval`, as train.py and eval_zeroshot.py."""
+    if "-h" in arguments or "--help" in arguments:
+        print(f"usage: openslip {command} [KEY=VALUE ...] [--config-dir DIR] [debug=true]\n\n{COMMANDS[command]}")
+        print("Every key and its meaning: configs/train.yaml and configs/eval.yaml, or the README.")
+        return 0
+    from openslip.config import run_entry_point
+
+    if command == "train":
+        from openslip.train import main as entry
+    else:
+        from openslip.eval_zeroshot import main as entry
+    return run_entry_point(entry, arguments)
+
+
+def predict(arguments: list[str]) -> int:
+    """Pictures and labels to a table with bars."""
+    parser = argparse.ArgumentParser("openslip predict", description=COMMANDS["predict"])
+    parser.add_argument("images", nargs="+", metavar="IMG", help="picture files")
+    parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
+    parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one per line')
+    parser.add_argument("--template", action="append", help='prompt such as "a {} in a movie."; may be repeated')
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+
+    from openslip.evaluation.prompts import read_lines
+    from openslip.predict import ZeroShotClassifier, load
+
+    labels = (
+        read_lines(options.labels[1:])
+        if options.labels.startswith("@")
+        else [label.strip() for label in options.labels.split(",") if label.strip()]
+    )
+    classifier = ZeroShotClassifier(
+        load(options.checkpoint, device=options.device), labels, options.template or ("a photo of a {}.",)
+    )
+    rankings = classifier.rank(options.images)
+    if options.json:
+        found = [
+            {"image": image, "labels": [{"label": label, "probability": p} for label, p in ranking]}
+            for image, ranking in zip(options.images, rankings, strict=True)
+        ]
+        print(json.dumps(found, indent=1))
+        return 0
+    width = max(len(label) for label in labels)
+    for image, ranking in zip(options.images, rankings, strict=True):
+        print(image)
+        for label, probability in ranking:
+            print(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
+    return 0
+
+
+def strip(arguments: list[str]) -> int:
+    """A smaller file that predicts the same."""
+    parser = argparse.ArgumentParser("openslip strip", description=COMMANDS["strip"])
+    parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
+    parser.add_argument("target", metavar="OUT", help="the file to write")
+    options = parser.parse_args(arguments)
+
+    from openslip.predict import strip as strip_checkpoint
+
+    before, after = strip_checkpoint(options.source, options.target)
+    print(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
+    return 0
+
+
+def verify(arguments: list[str]) -> int:
+    """Our numbers against recorded ones."""
+    parser = argparse.ArgumentParser("openslip verify", description=COMMANDS["verify"])
+    parser.add_argument("folder", type=Path, help="recorded figures")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16"))
+    options = parser.parse_args(arguments)
+
+    from openslip.verify import verify as verify_folder
+
+    return verify_folder(options.folder, options.device, options.dtype)
+
+
+def report(arguments: list[str]) -> int:
+    """A run's page, from its folder."""
+    parser = argparse.ArgumentParser("openslip report", description=COMMANDS["report"])
+    parser.add_argument("run", type=Path, help="runs/NAME")
+    options = parser.parse_args(arguments)
+
+    from openslip.report import write_report
+
+    print(write_report(options.run))
+    return 0

@@ -1,0 +1,171 @@
+"""A checkpoint and a picture: load a model with all that belongs to it, and ask it which label fits."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from openslip.checkpoint import build_model, read, write
+from openslip.data.views import EvalTransform, open_image
+from openslip.errors import UserError
+from openslip.evaluation.evaluation import evaluating
+from openslip.evaluation.prompts import check_prompts, class_embeddings
+from openslip.models.dual_encoder import DualEncoder
+from openslip.tokenizer import Tokenizer
+from openslip.weights.slip import import_checkpoint, is_published
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]  # published SLIP, main.py
+IMAGENET_STD = [0.229, 0.224, 0.225]
+BATCH_SIZE = 64
+
+Picture = str | Path | bytes | Image.Image
+Ranking = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what its inputs need.
+
+    Attributes:
+        model: `DualEncoder`, or `ImageEncoder` for SimCLR; in eval mode.
+        tokenizer: as in training; None without a text tower.
+        transform: of evaluation.
+        architecture: the plain fields from which the model was built.
+        device: where it lies.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer | None
+    transform: EvalTransform
+    architecture: dict[str, Any]
+    device: torch.device
+
+
+def load(path: str | Path, *, device: str = "cpu", allow: Collection[str] = ()) -> LoadedModel:
+    """A model from a run's folder, a checkpoint, a stripped file, or a published SLIP, CLIP or SimCLR checkpoint.
+
+    Nothing in the file is executed. Published models get their tokenizer's published settings.
+
+    Args:
+        path: of the folder or file.
+        device: `cpu`, `cuda`, ...
+        allow: import paths of model classes of your own that the checkpoint may name.
+
+    Raises:
+        UserError: unreadable or hostile file, a class that is not allowed, weights that do not fit.
+    """
+    architecture, weights, tokenizer_settings, transform_settings = _read_parts(read(path), str(path))
+    with torch.device("meta"):
+        model = build_model(architecture, allow)
+    model.to_empty(device="cpu")
+    fit = model.load_state_dict(weights, strict=False)
+    if fit.missing_keys or fit.unexpected_keys:
+        raise UserError(
+            f"checkpoint {path}: its weights do not fit its architecture "
+            f"(missing {fit.missing_keys[:3]}, unknown {fit.unexpected_keys[:3]})"
+        )
+    tokenizer = Tokenizer(**tokenizer_settings) if tokenizer_settings else None
+    place = torch.device(device)
+    return LoadedModel(
+        model.float().eval().to(place), tokenizer, EvalTransform(**transform_settings), architecture, place
+    )
+
+
+def _read_parts(content: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Tensor], dict | None, dict]:
+    """Architecture, the model's weights in our names, tokenizer and transform settings."""
+    if "openslip" in content:
+        ours = content["openslip"]
+        weights = {
+            name.removeprefix("model."): tensor
+            for name, tensor in content["state_dict"].items()
+            if name.startswith("model.")
+        }
+        return ours["architecture"], weights, ours["tokenizer"], ours["transform"]
+    if not is_published(content):
+        keys = ", ".join(str(key) for key in list(content)[:5])
+        raise UserError(f"checkpoint {path} is neither a run's nor a published SLIP checkpoint (its keys: {keys})")
+    architecture, weights = import_checkpoint(content)
+    tokenizer = None
+    if "text_tower" in architecture:
+        length = architecture["text_tower"]["context_length"]
+        tokenizer = {"context_length": length, "truncation": "drop_end", "special_text": "token"}
+    size = architecture["image_tower"]["image_size"]
+    return architecture, weights, tokenizer, {"size": size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+def strip(source: str | Path, target: str | Path) -> tuple[int, int]:
+    """Keeps of a checkpoint what inference needs, and returns the sizes before and after in bytes."""
+    source, target = Path(source), Path(target)
+    if source.is_dir():
+        source = source / "checkpoints" / "last.ckpt"
+    architecture, weights, tokenizer, transform = _read_parts(read(source), str(source))
+    build_on_meta(architecture)
+    plain = {f"model.{name}": tensor.detach().clone() for name, tensor in weights.items()}  # no views of larger storages
+    settings = {"format": 1, "architecture": architecture, "tokenizer": tokenizer, "transform": transform}
+    write(target, {"openslip": settings, "state_dict": plain})
+    return source.stat().st_size, target.stat().st_size
+
+
+def build_on_meta(architecture: dict[str, Any]) -> None:
+    """Refuses a description that `load` would refuse."""
+    with torch.device("meta"):
+        build_model(architecture)
+
+
+class ZeroShotClassifier:
+    """Which of the labels fits a picture: softmax of exp(logit_scale) x cosine. Radford et al. 2021, section 3.1.2.
+
+    Args:
+        model: from `load`.
+        labels: candidates, one word or more each.
+        templates: prompts with `{}` for the label; their embeddings are averaged.
+    """
+
+    def __init__(
+        self, model: LoadedModel, labels: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+    ) -> None:
+        if not isinstance(model.model, DualEncoder) or model.tokenizer is None:
+            raise UserError("this checkpoint has no text tower (SimCLR): labels need a CLIP or SLIP model")
+        check_prompts(labels, templates)
+        self.encoder = model.model
+        self.transform = model.transform
+        self.device = model.device
+        self.labels = list(labels)
+        with evaluating(self.encoder, self.device):  # once: pictures come one by one
+            self.classes = class_embeddings(
+                self.encoder, model.tokenizer, self.labels, list(templates), self.device, BATCH_SIZE
+            )
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> Ranking | list[Ranking]:
+        """Labels with probabilities, best first; a list of them for a list of pictures."""
+        if isinstance(images, (str, Path, bytes, Image.Image)):
+            return self.rank([images])[0]
+        return self.rank(images)
+
+    def rank(self, images: Sequence[Picture]) -> list[Ranking]:
+        """One ranking per picture."""
+        rankings: list[Ranking] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = torch.stack([self.transform(_picture(image)) for image in images[start : start + BATCH_SIZE]])
+            with evaluating(self.encoder, self.device):
+                features = F.normalize(self.encoder.encode_image(batch.to(self.device)).float(), dim=-1)
+                logits = self.encoder.logit_scale.exp() * features @ self.classes.T
+                probabilities, places = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+            for row, order in zip(probabilities.tolist(), places.tolist(), strict=True):
+                rankings.append([(self.labels[place], p) for place, p in zip(order, row, strict=True)])
+        return rankings
+
+
+def _picture(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, bytes):
+        return open_image(image, "picture")
+    if not Path(image).is_file():
+        raise UserError(f"picture {image}: no such file")
+    return open_image(Path(image), str(image))
