@@ -98,6 +98,12 @@ class Tokenizer:
             ids.extend(self._encode_chunk(chunk) if known is None else known)
         return ids
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, for reports: lower-case, words and signs set apart; start, end and padding are left out."""
+        symbols, byte_of = list(self._vocabulary.ids), {s: b for b, s in enumerate(self._vocabulary.byte_symbols)}
+        text = "".join(symbols[i] for i in ids if 0 < i < self.start_token).replace("</w>", " ")
+        return bytes(byte_of.get(symbol, ord(" ")) for symbol in text).decode("utf-8", "replace").strip()
+
     def __call__(self, captions: str | Sequence[str]) -> Int[Tensor, "B L"]:
         """One row per caption; a single string makes one row."""
         rows = [captions] if isinstance(captions, str) else captions

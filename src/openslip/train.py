@@ -1,7 +1,9 @@
 """`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
 
+import logging
 import os
 import sys
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> None:
 
 
 def fit(config: dict[str, Any], run: Run) -> None:
+    quiet_lightning()
     pl.seed_everything(config["seed"], verbose=False)
 
     views = config["objective"].pop("views")
@@ -91,6 +94,15 @@ def fit(config: dict[str, Any], run: Run) -> None:
         lines = [*headlines, f"report: {report}"]
         run.finish({"step": trainer.global_step, "metrics": evaluate.results, "lines": lines})
         say(*lines)
+
+
+def quiet_lightning() -> None:
+    """Its notes about devices, products and its own deprecations are not about the run."""
+    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:

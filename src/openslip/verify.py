@@ -47,43 +47,68 @@ _EXACT = 0.0
 _LEARNING_RATE = 1e-9
 # A gradient far smaller than the model's carries rounding of the model's size, so it is measured against this share of it.
 _GRADIENT_FLOOR = 1e-4
+_TOO_COARSE = "too coarse a format to compare after AdamW; float32 does"
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Largest relative deviation from the recordings, for quantities after one step and along the trajectory."""
+    """Largest relative deviation from the recordings, per kind of quantity.
+
+    A float32 recording is itself off the truth, by as much as our own float32 run is off our float64 run of the very
+    same quantity. Where four times that distance is more than the stated tolerance, nobody can meet the tolerance and
+    the distance counts instead, up to a limit; coarser formats scale it by their rounding.
+
+    Attributes:
+        loss, gradient, output: after one step.
+        trajectory, weight: along all steps; None: not compared.
+        accuracy_samples: how many samples of a batch may change sides.
+        rounding: of the format, in units of float32's.
+        limit: what rounding may excuse at most.
+    """
 
     output: float
     loss: float
     gradient: float
-    trajectory: float
-    weight: float
-    accuracy_samples: int  # how many samples of a batch may change sides
+    trajectory: float | None
+    weight: float | None
+    accuracy_samples: int
+    rounding: float
+    limit: float
+
+    def allow(self, tolerance: float, noise: float) -> float:
+        return max(tolerance, min(_NOISE_FACTOR * noise * self.rounding, self.limit))
 
 
-def _scaled(unit_roundoff: float) -> Tolerances:
-    # One forward and backward pass rounds each activation some ten times on its way: errors of random sign add up to a
-    # few units, and to tens in the gradients of the first layers. AdamW divides by the gradient's size, so that what
-    # rounding does to a small one moves its weight by a share of the learning rate: weights are off by one unit or so.
-    u = unit_roundoff
+def _coarse(bits: int) -> Tolerances:
+    # A pass rounds an activation some ten times on its way, and errors of random sign add up to a few units. Twenty
+    # steps of AdamW, which divides by the gradient's size, carry that to the size of the updates: nothing to compare.
+    u = 2.0**-bits
     return Tolerances(
-        output=8 * u, loss=8 * u, gradient=32 * u, trajectory=64 * u, weight=8 * u, accuracy_samples=2
+        output=8 * u,
+        loss=8 * u,
+        gradient=8 * u,
+        trajectory=None,
+        weight=None,
+        accuracy_samples=2,
+        rounding=u / 2.0**-24,
+        limit=0.25,
     )
 
 
-# The recordings are float32, so float64 cannot come closer than float32 does.
-_FLOAT32 = Tolerances(output=1e-5, loss=1e-6, gradient=1e-5, trajectory=1e-4, weight=1e-5, accuracy_samples=0)
-TOLERANCES = {
-    "float64": _FLOAT32,
-    "float32": _FLOAT32,
-    "tf32": _scaled(2.0**-11),
-    "bf16": _scaled(2.0**-8),
-}
-_DTYPES = {"float64": torch.float64, "float32": torch.float32, "tf32": torch.float32, "bf16": torch.float32}
-# A recording in float32 is itself off the truth. Where our own float32 run leaves our float64 run by more than the
-# tolerance, nobody can meet it: then this many times that distance is allowed, never as much as an error of 1 % makes.
 _NOISE_FACTOR = 4.0
-_NOISE_LIMIT = 1e-3
+# Below a tenth of 1 %, so that an error of 1 % is always seen. The recordings are float32: float64 comes no closer to them.
+_FLOAT32 = Tolerances(
+    output=1e-5,
+    loss=1e-6,
+    gradient=1e-5,
+    trajectory=1e-4,
+    weight=1e-5,
+    accuracy_samples=0,
+    rounding=1.0,
+    limit=1e-3,
+)
+TOLERANCES = {"float64": _FLOAT32, "float32": _FLOAT32, "tf32": _coarse(bits=11), "bf16": _coarse(bits=8)}
+_DTYPES = {"float64": torch.float64, "float32": torch.float32, "tf32": torch.float32, "bf16": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -110,10 +135,14 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     console = Console()
     width = max(len(row.quantity) for row in rows)
     for row in rows:
-        console.print(_line(row, width), style=None if row.ok else "red", soft_wrap=True, markup=False, highlight=False)
+        console.print(
+            _line(row, width), style=None if row.ok else "red", soft_wrap=True, markup=False, highlight=False
+        )
     failed = sum(not row.ok for row in rows)
     compared = sum(row.deviation is not None for row in rows)
-    console.print(f"{compared - failed} of {compared} quantities within tolerance ({device}, {dtype}; {folder})")
+    console.print(
+        f"{compared - failed} of {compared} quantities within tolerance ({device}, {dtype}; {folder})"
+    )
     return 1 if failed else 0
 
 
@@ -139,7 +168,9 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     if meta.is_file():
         runs = _attempt("meta.json", lambda: json.loads(meta.read_text())["runs"], rows) or {}
         for name in runs:
-            _section(rows, folder, f"{name}.npz", name, lambda name=name: _run_rows(folder, name, device, dtype))
+            _section(
+                rows, folder, f"{name}.npz", name, lambda name=name: _run_rows(folder, name, device, dtype)
+            )
         _section(rows, folder, "two_ranks.npz", "two ranks", lambda: _two_rank_rows(folder, dtype))
         _section(rows, folder, "zero_shot.npz", "zero-shot", lambda: _zero_shot_rows(folder, device, dtype))
     else:
@@ -151,11 +182,15 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     ):
         _section(rows, folder, file, quantity, lambda file=file, function=function: function(folder / file))
     if all(row.deviation is None for row in rows):
-        raise UserError(f"{folder}: none of the recorded figures is here; expected meta.json, *.npz, tokenizer.json, ...")
+        raise UserError(
+            f"{folder}: none of the recorded figures is here; expected meta.json, *.npz, tokenizer.json, ..."
+        )
     return rows
 
 
-def _section(rows: list[Row], folder: Path, file: str, quantity: str, function: Callable[[], list[Row]]) -> None:
+def _section(
+    rows: list[Row], folder: Path, file: str, quantity: str, function: Callable[[], list[Row]]
+) -> None:
     if (folder / file).is_file():
         rows.extend(_attempt(quantity, function, rows) or [])
     else:
@@ -167,7 +202,14 @@ def _attempt(quantity: str, function: Callable[[], Any], rows: list[Row]) -> Any
     try:
         return function()
     except Exception as error:
-        rows.append(Row(quantity, math.inf, 0.0, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+        rows.append(
+            Row(
+                quantity,
+                math.inf,
+                0.0,
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            )
+        )
         return None
 
 
@@ -210,10 +252,6 @@ def _relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> flo
     return difference / scale if scale else math.inf if difference else 0.0
 
 
-def _allowed(tolerance: float, noise: float) -> float:
-    return max(tolerance, min(_NOISE_FACTOR * noise, _NOISE_LIMIT))
-
-
 def _named(quantity: str, ours: Iterable[str], recorded: Iterable[str]) -> _Part:
     difference = sorted(set(ours) ^ set(recorded))
     return _Part(f"{quantity}: {', '.join(difference[:3]) or 'the same names'}", len(difference), _EXACT)
@@ -233,7 +271,9 @@ class _Run:
     arrays: Arrays
 
     def group(self, prefix: str) -> Arrays:
-        return {key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)
+        }
 
     @property
     def num_batches(self) -> int:
@@ -282,12 +322,16 @@ def _objective(run: _Run, *, gather_with_grad: bool) -> Objective:
 def _build(run: _Run, state: Arrays, *, gather_with_grad: bool) -> tuple[nn.Module, Objective]:
     shapes = {name: array.shape for name, array in state.items()}
     text_heads = run.dims["text_heads"] if run.has_text else None
-    model = build_model(slip.read_architecture(shapes, image_heads=run.dims["vision_heads"], text_heads=text_heads))
+    model = build_model(
+        slip.read_architecture(shapes, image_heads=run.dims["vision_heads"], text_heads=text_heads)
+    )
     objective = _objective(run, gather_with_grad=gather_with_grad)
     objective.setup(model)
     ours = slip.from_published({name: torch.from_numpy(array) for name, array in state.items()})
     for prefix, module in (("model.", model), ("objective.", objective)):
-        module.load_state_dict({key.removeprefix(prefix): value for key, value in ours.items() if key.startswith(prefix)})
+        module.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in ours.items() if key.startswith(prefix)}
+        )
     return model.train(), objective.train()
 
 
@@ -361,7 +405,9 @@ def _train(run: _Run, device: str, dtype: str, nudge: Arrays | None = None) -> _
             terms = objective.loss(model, features)
             terms["loss"].backward()
         magnitudes = {name: _numpy(p.grad.abs()) for name, p in parameters.items() if p.grad is not None}
-        largest = {name: np.maximum(magnitude, largest.get(name, 0.0)) for name, magnitude in magnitudes.items()}
+        largest = {
+            name: np.maximum(magnitude, largest.get(name, 0.0)) for name, magnitude in magnitudes.items()
+        }
         if step == 0:
             gradients = {name: _numpy(p.grad) for name, p in parameters.items() if p.grad is not None}
         optimizer.step()
@@ -370,7 +416,9 @@ def _train(run: _Run, device: str, dtype: str, nudge: Arrays | None = None) -> _
         if isinstance(model, DualEncoder):
             figures["logit_scale"] = float(model.logit_scale.detach().double().exp())
         steps.append(figures)
-    return _Trajectory(outputs, gradients, largest, steps, {name: _numpy(p) for name, p in parameters.items()})
+    return _Trajectory(
+        outputs, gradients, largest, steps, {name: _numpy(p) for name, p in parameters.items()}
+    )
 
 
 def _schedule(run: _Run) -> WarmupCosine:
@@ -414,12 +462,18 @@ class _Driven:
 
 
 def _driven(run: _Run, exact: _Trajectory) -> _Driven:
-    zero = {name: (0 < largest) & (largest < _ZERO_GRADIENT) for name, largest in exact.largest_gradient.items()}
+    zero = {
+        name: (0 < largest) & (largest < _ZERO_GRADIENT) for name, largest in exact.largest_gradient.items()
+    }
     schedule = _schedule(run)
     steps = range(len(run.trajectory))
     distance = 2 * sum(schedule(step) * _adamw_stride(step + 1, *run.hyper["betas"]) for step in steps)
     signs = np.random.default_rng(0)
-    nudge = {name: distance * mask * signs.choice([-1.0, 1.0], mask.shape) for name, mask in zero.items() if mask.any()}
+    nudge = {
+        name: distance * mask * signs.choice([-1.0, 1.0], mask.shape)
+        for name, mask in zero.items()
+        if mask.any()
+    }
     moved = _train(run, "cpu", "float64", nudge)
     reach = {}
     for name, final in exact.final.items():
@@ -453,7 +507,9 @@ def _run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:
         _dims_row(run),
         _output_row(run, ours, single, exact, tolerances),
         *_loss_rows(run, ours, single, exact, tolerances),
-        *_gradient_rows(name, run.group("grad/"), ours.gradients, single.gradients, exact.gradients, tolerances),
+        *_gradient_rows(
+            name, run.group("grad/"), ours.gradients, single.gradients, exact.gradients, tolerances
+        ),
         *_trajectory_rows(run, ours, single, exact, tolerances),
         *_weight_rows(run, ours, single, exact, _driven(run, exact), tolerances),
         _decay_row(run),
@@ -479,7 +535,10 @@ def _dims_row(run: _Run) -> Row:
             "text_layers": _depth(init, "transformer.resblocks."),
         }
     if run.has_head:
-        found |= {"ssl_mlp": init["image_mlp.layer1.weight"][0], "ssl_emb": init["image_mlp.layer3.weight"][0]}
+        found |= {
+            "ssl_mlp": init["image_mlp.layer1.weight"][0],
+            "ssl_emb": init["image_mlp.layer3.weight"][0],
+        }
     parts = [
         _Part(f"{key}={run.dims[key]}, arrays have {value}", abs(run.dims[key] - value), _EXACT)
         for key, value in found.items()
@@ -498,7 +557,9 @@ def _output_row(
     parts = []
     for name, recorded in run.group("out/").items():
         noise = _relative(single.outputs[name], exact.outputs[name])
-        parts.append(_Part(name, _relative(ours.outputs[name], recorded), _allowed(tolerances.output, noise)))
+        parts.append(
+            _Part(name, _relative(ours.outputs[name], recorded), tolerances.allow(tolerances.output, noise))
+        )
     return _worst(f"{run.name}: outputs", parts)
 
 
@@ -507,9 +568,18 @@ def _loss_rows(
 ) -> list[Row]:
     recorded = {name: float(value) for name, value in run.group("loss/").items()}
     losses, accuracies = _term_parts(
-        recorded, ours.terms[0], single.terms[0], exact.terms[0], tolerances.loss, _sample(run, tolerances)
+        recorded,
+        ours.terms[0],
+        single.terms[0],
+        exact.terms[0],
+        tolerances,
+        tolerances.loss,
+        _sample(run, tolerances),
     )
-    return [_worst(f"{run.name}: loss terms", losses), _worst(f"{run.name}: accuracies (per cent)", accuracies)]
+    return [
+        _worst(f"{run.name}: loss terms", losses),
+        _worst(f"{run.name}: accuracies (per cent)", accuracies),
+    ]
 
 
 def _term_parts(
@@ -517,6 +587,7 @@ def _term_parts(
     ours: Mapping[str, float],
     single: Mapping[str, float],
     exact: Mapping[str, float],
+    tolerances: Tolerances,
     tolerance: float,
     accuracy_tolerance: float,
     scales: Mapping[str, float] | None = None,
@@ -533,7 +604,7 @@ def _term_parts(
             accuracies.append(_Part(name + suffix, deviation, accuracy_tolerance + noise))
         else:
             scale = max(abs(value), scales[name] if scales else 0.0) or 1.0
-            losses.append(_Part(name + suffix, deviation / scale, _allowed(tolerance, noise / scale)))
+            losses.append(_Part(name + suffix, deviation / scale, tolerances.allow(tolerance, noise / scale)))
     return losses, accuracies
 
 
@@ -551,7 +622,11 @@ def _gradient_rows(
     if names.deviation:
         return [_worst(f"{name}: gradients", [names])]
     total = _norm(np.concatenate([array.ravel() for array in recorded.values()]).astype(np.float64))
-    whole = _norm(np.concatenate([(ours[key] - array).ravel() for key, array in recorded.items()])) / total
+    whole, noise = (
+        _norm(np.concatenate([(a[key] - b[key]).ravel() for key in recorded])) / total
+        for a, b in ((ours, recorded), (single, exact))
+    )
+    model = _Part(f"norm {total:.4g}", whole, tolerances.allow(tolerances.gradient, noise))
     tensors, zeros = [], []
     num_zero = 0
     for key, array in recorded.items():
@@ -559,12 +634,14 @@ def _gradient_rows(
         kept, floor = np.where(zero, 0.0, array), max(_norm(array), _GRADIENT_FLOOR * total)
         noise = _norm(np.where(zero, 0.0, single[key] - exact[key])) / floor
         deviation = _relative(np.where(zero, 0.0, ours[key]), kept, floor)
-        tensors.append(_Part(key, deviation, _allowed(tolerances.gradient, noise)))
+        tensors.append(_Part(key, deviation, tolerances.allow(tolerances.gradient, noise)))
         if zero.any():
             num_zero += int(zero.sum())
-            zeros.append(_Part(key, _norm(np.where(zero, ours[key] - array, 0.0)) / total, tolerances.gradient))
+            zeros.append(
+                _Part(key, _norm(np.where(zero, ours[key] - array, 0.0)) / total, tolerances.gradient)
+            )
     return [
-        _worst(f"{name}: gradient of the model", [_Part(f"norm {total:.4g}", whole, tolerances.gradient)]),
+        _worst(f"{name}: gradient of the model", [model]),
         _worst(f"{name}: gradients by tensor", tensors),
         _worst(
             f"{name}: zero gradients, against the model's",
@@ -580,14 +657,17 @@ def _trajectory_rows(
     losses, accuracies, scales, rates = [], [], [], []
     keys = set().union(*run.trajectory)
     # A loss is a difference of logits: its rounding does not shrink with it, so it is measured against its usual size.
-    mean = {key: float(np.mean([abs(entry[key]) for entry in run.trajectory if key in entry])) for key in keys}
+    mean = {
+        key: float(np.mean([abs(entry[key]) for entry in run.trajectory if key in entry])) for key in keys
+    }
     for step, entry in enumerate(run.trajectory):
         loss, accuracy = _term_parts(
             entry,
             ours.terms[step],
             single.terms[step],
             exact.terms[step],
-            tolerances.trajectory,
+            tolerances,
+            tolerances.trajectory or 0.0,
             _sample(run, tolerances),
             mean,
             f" at step {step}",
@@ -599,9 +679,12 @@ def _trajectory_rows(
             deviation = abs(ours.terms[step]["lr"] - entry["lr"]) / max(abs(entry["lr"]), 1e-30)
             rates.append(_Part(f"step {step}", deviation, _LEARNING_RATE))
     label = f"{run.name}, {len(run.trajectory)} steps"
+    rate = _worst(f"{label}: learning rate", rates)
+    if tolerances.trajectory is None:
+        return [rate, Row(f"{label}: loss terms", None, 0.0, _TOO_COARSE)]
     rows = [_worst(f"{label}: loss terms", losses), _worst(f"{label}: accuracies (per cent)", accuracies)]
     rows += [_worst(f"{label}: logit scale", scales)] if run.has_text else []
-    return [*rows, _worst(f"{label}: learning rate", rates)]
+    return [*rows, rate]
 
 
 def _weight_rows(
@@ -616,6 +699,8 @@ def _weight_rows(
     recorded = run.group("final/")
     if not recorded:
         return [Row(f"{label}: final state", None, 0.0, "none recorded")]
+    if tolerances.weight is None:
+        return [Row(f"{label}: final state", None, 0.0, _TOO_COARSE)]
     names = _named("state", ours.final, recorded)
     if names.deviation:
         return [_worst(f"{label}: final state", [names])]
@@ -632,13 +717,15 @@ def _weight_rows(
             deviation = _norm(np.where(free, ours.final[name] - array, 0.0))
             scale = _norm(truth) or 1.0
             noise = _norm(np.where(free, single.final[name] - exact.final[name], 0.0)) / scale
-            kept.append(_Part(name, deviation / scale, _allowed(tolerances.weight, noise)))
+            kept.append(_Part(name, deviation / scale, tolerances.allow(tolerances.weight, noise)))
             if name in driven.zero:
                 total, difference = total + _norm(truth) ** 2, difference + deviation**2
         if not free.all():
             drift = _norm(np.where(free, 0.0, ours.final[name] - array))
             excluded.append(_Part(name, drift / _norm(driven.reach[name]), 1.0))
-    whole = _Part("outside the zero-gradient list", math.sqrt(difference / total) if total else 0.0, tolerances.weight)
+    whole = _Part(
+        "outside the zero-gradient list", math.sqrt(difference / total) if total else 0.0, tolerances.weight
+    )
     return [
         _worst(f"{label}: final weights as a whole", [whole]),
         _worst(f"{label}: final state by tensor", kept),
@@ -652,10 +739,14 @@ def _weight_rows(
 
 def _decay_row(run: _Run) -> Row:
     model, objective = _build(run, run.group("init/"), gather_with_grad=True)
-    return _worst(f"{run.name}: decayed and undecayed names", _decay_parts(model, objective, run.decay, run.no_decay))
+    return _worst(
+        f"{run.name}: decayed and undecayed names", _decay_parts(model, objective, run.decay, run.no_decay)
+    )
 
 
-def _decay_parts(model: nn.Module, objective: nn.Module, decay: list[str], no_decay: list[str]) -> list[_Part]:
+def _decay_parts(
+    model: nn.Module, objective: nn.Module, decay: list[str], no_decay: list[str]
+) -> list[_Part]:
     names = {id(tensor): name for name, tensor in slip.to_published(model, objective).items()}
     groups = param_groups([model, objective], weight_decay=1.0)
     found: dict[bool, list[str]] = {True: [], False: []}
@@ -679,7 +770,9 @@ def _two_rank_rows(folder: Path, dtype: str) -> list[Row]:
 
     def part(rank: int, dtype: str, mode: str, name: str, kind: str) -> Arrays:
         prefix = f"{dtype}/{mode}/{name}/{kind}/"
-        return {key.removeprefix(prefix): array for key, array in ranks[rank].items() if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): array for key, array in ranks[rank].items() if key.startswith(prefix)
+        }
 
     rows = []
     for name in names:
@@ -687,14 +780,18 @@ def _two_rank_rows(folder: Path, dtype: str) -> list[Row]:
         losses, accuracies = [], []
         for rank in range(world):
             figures = {
-                key.split("/")[-1]: float(value) for key, value in recorded.items() if key.startswith(f"{name}/rank{rank}/")
+                key.split("/")[-1]: float(value)
+                for key, value in recorded.items()
+                if key.startswith(f"{name}/rank{rank}/")
             }
             ours, single, exact = (
                 {key: float(value) for key, value in part(rank, d, "published", name, "loss").items()}
                 for d in (dtypes[0], "float32", "float64")
             )
             sample = 1e-3 + (_sample(run, tolerances) - 1e-3) * world
-            found = _term_parts(figures, ours, single, exact, tolerances.loss, sample, suffix=f" on rank {rank}")
+            found = _term_parts(
+                figures, ours, single, exact, tolerances, tolerances.loss, sample, suffix=f" on rank {rank}"
+            )
             losses += found[0]
             accuracies += found[1]
         rows += [
@@ -702,7 +799,9 @@ def _two_rank_rows(folder: Path, dtype: str) -> list[Row]:
             _worst(f"{name}, {world} ranks: accuracies (per cent)", accuracies),
         ]
         gradient = {
-            key.removeprefix(f"{name}/grad/"): array for key, array in recorded.items() if key.startswith(f"{name}/grad/")
+            key.removeprefix(f"{name}/grad/"): array
+            for key, array in recorded.items()
+            if key.startswith(f"{name}/grad/")
         }
         for mode, label, truth in (
             ("published", f"{name}, {world} ranks", gradient),
@@ -713,7 +812,9 @@ def _two_rank_rows(folder: Path, dtype: str) -> list[Row]:
     return rows
 
 
-def _rank_main(rank: int, world: int, folder: str, names: Sequence[str], dtypes: Sequence[str], scratch: str) -> None:
+def _rank_main(
+    rank: int, world: int, folder: str, names: Sequence[str], dtypes: Sequence[str], scratch: str
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
     found: Arrays = {}
@@ -729,7 +830,9 @@ def _rank_main(rank: int, world: int, folder: str, names: Sequence[str], dtypes:
     dist.destroy_process_group()
 
 
-def _rank_step(run: _Run, rank: int, world: int, dtype: str, *, gather_with_grad: bool) -> tuple[Arrays, Arrays]:
+def _rank_step(
+    run: _Run, rank: int, world: int, dtype: str, *, gather_with_grad: bool
+) -> tuple[Arrays, Arrays]:
     model, objective = _build(run, run.group("init/"), gather_with_grad=gather_with_grad)
     model.to(_DTYPES[dtype])
     objective.to(_DTYPES[dtype])
@@ -772,7 +875,7 @@ def _zero_shot_rows(folder: Path, device: str, dtype: str) -> list[Row]:
         ours = ours or _zero_shot(run, recorded, device, dtype)
         for key, values in ours.items():
             noise = _relative(single[key], exact[key])
-            part = _Part("", _relative(values, recorded[key]), _allowed(tolerances.output, noise))
+            part = _Part("", _relative(values, recorded[key]), tolerances.allow(tolerances.output, noise))
             rows.append(_worst(f"zero-shot: {key.replace('_', ' ')}", [part]))
     else:
         rows.append(Row("zero-shot", None, 0.0, "no text in zero_shot.npz, or no clip.npz"))
@@ -795,7 +898,9 @@ def _zero_shot(run: _Run, recorded: Arrays, device: str, dtype: str) -> Arrays:
             torch.device(device),
             batch_size=4,
         )
-        images = unit_length(model.encode_image(torch.from_numpy(recorded["images"]).to(device, _DTYPES[dtype])))
+        images = unit_length(
+            model.encode_image(torch.from_numpy(recorded["images"]).to(device, _DTYPES[dtype]))
+        )
     logits = images.double() @ classes.double().T
     probabilities = (model.logit_scale.double().exp() * logits).softmax(dim=-1)
     found = {"class_embeddings": classes, "logits": logits, "probabilities": probabilities}

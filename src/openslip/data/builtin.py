@@ -73,7 +73,7 @@ DROPPED = 0.05  # share of the captions that leave one attribute unsaid (never t
 def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
     """One split of the set, written below `root` on first use.
 
-    `train` has captions; `unseen` (combinations that training never shows) and `seen` (other pictures of the training
+    `train` has captions (and labels, for k-NN); `unseen` (combinations that training never shows) and `seen` (other pictures of the training
     combinations) have labels, places in `classnames()`.
 
     Args:
@@ -182,8 +182,7 @@ def _write_split(folder: Path, split: Split, shuffle_captions: bool) -> None:
                 _add(tar, f"{key}.jpg", _jpeg(pictures[place]))
                 if split == "train":
                     _add(tar, f"{key}.txt", captions[place].encode())
-                else:
-                    _add(tar, f"{key}.cls", str(labels[place]).encode())
+                _add(tar, f"{key}.cls", str(labels[place]).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

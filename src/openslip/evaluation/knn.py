@@ -114,7 +114,7 @@ def vote(
     """The label with the largest sum of exp(cosine / temperature) among the k nearest; unit vectors in, ties to the lower."""
     cosines, neighbours = (queries @ features.T).topk(k, dim=1)
     # Relative to the nearest neighbour: the same winner, and no overflow however small the temperature.
-    weights = ((cosines - cosines[:, :1]).double() / temperature).exp().cpu()  # [Q, k]
+    weights = ((cosines - cosines[:, :1]).cpu().double() / temperature).exp()  # [Q, k]
     votes = weights.new_zeros(len(queries), int(labels.max()) + 1)
     votes.scatter_add_(1, labels[neighbours].cpu(), weights)  # on the CPU: a GPU adds in any order
     return votes.sort(dim=1, descending=True, stable=True).indices[:, 0].to(queries.device)
