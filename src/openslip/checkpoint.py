@@ -7,7 +7,8 @@ A run's checkpoint is Lightning's with one more entry, `openslip`: `format`, `ar
 import argparse
 import inspect
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from openslip.models.image_encoder import ImageEncoder
 from openslip.models.text_transformer import TextTransformer
 from openslip.models.timm_tower import TimmTower
 
-# What a file may name, because it holds numbers and settings alone: the published checkpoints keep their command line
-# as an argparse.Namespace and their best accuracy as a numpy scalar.
-_SAFE_GLOBALS = [
+# What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
+# command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
-    np._core.multiarray.scalar,  # pyright: ignore[reportAttributeAccessIssue]
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool", "uint8")),
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"},
 ]
+# Arguments with which timm opens or fetches another file, of the checkpoint's choice.
+_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _CLASSES = {f"{part.__module__}.{part.__name__}": part for part in (DualEncoder, ImageEncoder, TimmTower, TextTransformer)}
 
 
@@ -49,19 +54,20 @@ def read(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
-        raise UserError(f"checkpoint {path}: {_why_unreadable(path)}") from error
+        raise UserError(f"checkpoint {path}: {_why_unreadable(path, str(error))}") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a checkpoint's dict")
     return content
 
 
-def _why_unreadable(path: Path) -> str:
+def _why_unreadable(path: Path, message: str) -> str:
+    # The message names one, which is all there is for files before the zip format.
+    named = set(re.findall(r"GLOBAL ([\w.]+) (?:whose|was)", message))
     try:
-        allowed = {f"{part.__module__}.{part.__qualname__}" for part in _SAFE_GLOBALS}
-        named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed
-        named = {name for name in named if not name.startswith("numpy.dtypes.")}
-    except Exception:
-        named = set()
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            named |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # too damaged to list them
+        named |= set()
     if named:
         return f"it names {', '.join(sorted(named))}, which could run code, so it is refused and nothing was run"
     size = path.stat().st_size
@@ -78,6 +84,8 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for orphan in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while it wrote
+            orphan.unlink(missing_ok=True)
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
@@ -90,11 +98,13 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
             os.close(folder)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        # torch raises an error of its own while it handles the operating system's.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} could not be written ({reason}): free space or choose another folder") from error
 
 
-def build_model(architecture: dict[str, Any], allow: Collection[str] = ()) -> nn.Module:
+def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
     """The model that plain fields describe.
 
     Args:
@@ -110,7 +120,16 @@ def build_model(architecture: dict[str, Any], allow: Collection[str] = ()) -> nn
                 f"the checkpoint's config names _target_ {target!r}, which is none of OpenSLIP's model classes: refused; "
                 f"if it is yours, allow it by name (allow=[{target}])"
             )
-    return _build(architecture)
+    for arguments in _timm_arguments(architecture):
+        for key in _FETCHING:
+            if arguments.get(key):
+                raise UserError(
+                    f"the checkpoint's config has timm argument {key}={arguments[key]!r}: refused"
+                )
+    model = _build(architecture)
+    if not isinstance(model, nn.Module):
+        raise UserError("the checkpoint's config describes no model: expected a _target_ at its top")
+    return model
 
 
 def targets(description: Any) -> Iterator[str]:
@@ -125,6 +144,15 @@ def targets(description: Any) -> Iterator[str]:
             yield from targets(value)
 
 
+def _timm_arguments(description: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(description, dict):
+        arguments = description.get("arguments")
+        if _CLASSES.get(str(description.get("_target_"))) is TimmTower and isinstance(arguments, dict):
+            yield arguments
+        for value in description.values():
+            yield from _timm_arguments(value)
+
+
 def _build(description: Any) -> Any:
     if not isinstance(description, dict):
         return description
@@ -136,7 +164,11 @@ def _build(description: Any) -> Any:
     expected = inspect.signature(part).parameters
     if unknown := fields.keys() ^ expected.keys():
         raise UserError(f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(unknown))}")
-    return part(**fields)
+    try:
+        return part(**fields)
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the checkpoint's {target} cannot be built: {reason}") from error
 
 
 def _import(target: str) -> Any:

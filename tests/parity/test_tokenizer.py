@@ -3,6 +3,7 @@ import json
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import pytest
@@ -14,7 +15,22 @@ from openslip.errors import UserError
 from openslip.tokenizer import Tokenizer, text_lengths
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text(encoding="utf-8"))
-WORDS = "a photo of Dogs' isn't we'll 3.14 50% IMG_0012.jpg #tag @you {} -- ...".split()
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "Dogs'",
+    "isn't",
+    "we'll",
+    "3.14",
+    "50%",
+    "A_1.jpg",
+    "#tag",
+    "@you",
+    "{}",
+    "--",
+    "...",
+]
 ODD = [
     "naïve café", "東京タワーの夜景", "한국어 문장", "Привет, мир", "مرحبا بالعالم", "שלום עולם", "हिन्दी",
     "ไทย", "👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "e\u0301\u0345", "\u0345",
@@ -64,11 +80,11 @@ def test_odd_captions_have_the_ids_of_open_clip(plain: Tokenizer):
     assert len(captions) == 2_000
     reference = SimpleTokenizer(context_length=77)
     assert [caption for caption in captions if plain.encode(caption) != reference.encode(caption)] == []
-    assert torch.equal(plain(captions), reference(captions))
+    assert torch.equal(plain(captions[:300]), reference(captions[:300]))
 
 
 def test_a_second_pass_through_the_cache_changes_nothing(plain: Tokenizer):
-    captions = odd_captions(300)
+    captions = odd_captions(120)
     fresh = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
     assert torch.equal(fresh(captions), plain(captions))
     assert torch.equal(fresh(captions), plain(captions))
@@ -77,7 +93,7 @@ def test_a_second_pass_through_the_cache_changes_nothing(plain: Tokenizer):
 def test_the_cache_stays_bounded_and_exact(monkeypatch: pytest.MonkeyPatch, plain: Tokenizer):
     monkeypatch.setattr(module, "_MAX_CACHED_WORDS", 8)
     small = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
-    captions = odd_captions(300)
+    captions = odd_captions(120)
     assert torch.equal(small(captions), plain(captions))
     assert len(small._cache) <= 8
 
@@ -138,7 +154,8 @@ def test_no_caption_makes_no_row(plain: Tokenizer):
 
 
 def test_settings_rebuild_the_tokenizer_and_so_does_pickle(published: Tokenizer):
-    assert Tokenizer(**published.settings())(RECORDED["captions"]).equal(published(RECORDED["captions"]))
+    settings: Any = published.settings()
+    assert Tokenizer(**settings)(RECORDED["captions"]).equal(published(RECORDED["captions"]))
     packed = pickle.dumps(published)
     assert len(packed) < 500  # neither the vocabulary nor the cache travels to a worker
     assert pickle.loads(packed).settings() == published.settings()
@@ -160,6 +177,6 @@ def test_a_merge_makes_symbols_of_higher_rank_only():
     ],
 )
 def test_a_wrong_setting_is_named(change: dict, message: str):
-    settings = {"context_length": 77, "truncation": "keep_end", "special_text": "plain"}
+    settings: dict[str, Any] = {"context_length": 77, "truncation": "keep_end", "special_text": "plain"}
     with pytest.raises(UserError, match=message):
         Tokenizer(**settings | change)

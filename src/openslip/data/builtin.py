@@ -238,7 +238,7 @@ def draw(
 
     radius = np.where(size == 0, uniform(8.5, 10.0), uniform(14.5, 17.0))
     free = PIXELS / 2 - 1 - radius
-    x, y = PIXELS / 2 + free * uniform(-1, 1), PIXELS / 2 + free * uniform(-1, 1)
+    x, y = PIXELS / 2 + free * uniform(-1.0, 1.0), PIXELS / 2 + free * uniform(-1.0, 1.0)
     angle = uniform(-0.2, 0.2)
     rows, columns = np.mgrid[:PIXELS, :PIXELS].astype(np.float32) + 0.5
     right, down = columns[None] - x, rows[None] - y
@@ -247,7 +247,7 @@ def draw(
     inside = _smooth(np.choose(shape, _distances(u / radius, v / radius)) * radius)
 
     period = uniform(5.5, 7.0)
-    phase_u, phase_v = uniform(0, 2 * np.pi), uniform(0, 2 * np.pi)
+    phase_u, phase_v = uniform(0.0, 2 * np.pi), uniform(0.0, 2 * np.pi)
     wave_u, wave_v = np.sin(2 * np.pi * u / period + phase_u), np.sin(2 * np.pi * v / period + phase_v)
     dark = np.choose(texture, [np.zeros_like(u), _smooth(-wave_v * period / 6), _smooth(-wave_u * wave_v * period / 4)])
 

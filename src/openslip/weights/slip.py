@@ -1,6 +1,7 @@
-"""Training checkpoints of the published SLIP code (CLIP, SLIP, SimCLR) in our names. Key list: docs/NUMERICS.md#weights."""
+"""Training checkpoints of the published CLIP, SLIP and SimCLR in our names: docs/NUMERICS.md#weights."""
 
 import re
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -48,7 +49,7 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     """The architecture in our config form and the model's weights in our names; the SSL head is left behind.
 
     Raises:
-        UserError: keys that the published models do not have, keys that are missing, shapes that do not fit together.
+        UserError: keys that no published model has, keys that are missing, shapes that do not fit together.
     """
     published = state_dict(raw)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
@@ -72,8 +73,8 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise UserError(
-                f"checkpoint key {published_name('model.' + name)} has shape {list(tensor.shape)}; its other keys ask "
-                f"for {list(expected[name].shape)}"
+                f"checkpoint key {published_name('model.' + name)} has shape {list(tensor.shape)}; "
+                f"its other keys ask for {list(expected[name].shape)}"
             )
     return architecture, state
 
@@ -94,22 +95,18 @@ def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
     }
     if "visual.cls_token" not in tensors:
         raise UserError(
-            "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; its keys "
-            f"begin with {_listed(list(tensors or raw)[:3])}"
+            "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; "
+            f"its keys begin with {_listed(list(tensors or raw)[:3])}"
         )
     return tensors
 
 
 def model_name(raw: Mapping[str, Any]) -> str | None:
-    """What the run called its model (`SLIP_VITB16`), from `args` as a Namespace or a dict; None where it is not said."""
+    """What the run called its model (`SLIP_VITB16`), from `args` as a Namespace or a dict; None without."""
     arguments = raw.get("args")
-    name = (
-        arguments.get("model")
-        if isinstance(arguments, Mapping)
-        else vars(arguments).get("model")
-        if arguments
-        else None
-    )
+    if isinstance(arguments, Namespace):
+        arguments = vars(arguments)
+    name = arguments.get("model") if isinstance(arguments, Mapping) else None
     return name if isinstance(name, str) else None
 
 
@@ -118,16 +115,16 @@ def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
     size = name.rsplit("_", 1)[-1] if name else None
     if size in PUBLISHED_IMAGE_HEADS:
         return PUBLISHED_IMAGE_HEADS[size]
-    width = shapes["visual.cls_token"][-1]
-    return (
-        PUBLISHED_IMAGE_HEADS["VITS16"] if width == _SMALL_WIDTH else _one_per_64(width, "visual.cls_token")
-    )
+    width = _shape(shapes, "visual.cls_token", 3)[-1]
+    if width == _SMALL_WIDTH:
+        return PUBLISHED_IMAGE_HEADS["VITS16"]
+    return _one_per_64(width, "visual.cls_token")
 
 
 def read_architecture(
     shapes: Mapping[str, Sequence[int]], *, image_heads: int, text_heads: int | None
 ) -> dict[str, Any]:
-    """The model of these published names and shapes in our config form; without text keys, the image tower alone.
+    """The model of these published names and shapes in our config form; without text keys an image tower.
 
     Args:
         shapes: of every key, without `module.`.
@@ -138,9 +135,12 @@ def read_architecture(
     side = (_shape(shapes, "visual.pos_embed", 3)[1] - 1) ** 0.5
     if side != int(side) or channels != 3:
         raise UserError(
-            f"checkpoint keys visual.pos_embed {list(shapes['visual.pos_embed'])} and visual.patch_embed.proj.weight "
-            f"{list(shapes['visual.patch_embed.proj.weight'])}: expected a square grid of patches of RGB pictures"
+            f"checkpoint keys visual.pos_embed {list(shapes['visual.pos_embed'])} and "
+            f"visual.patch_embed.proj.weight {list(shapes['visual.patch_embed.proj.weight'])}: "
+            "expected a square grid of RGB patches"
         )
+    if width % image_heads:
+        raise UserError(f"checkpoint's image tower is {width} wide, which {image_heads} heads do not divide")
     image_tower = {
         "_target_": "openslip.models.timm_tower.TimmTower",
         "name": _TIMM_NAMES.get(width, "vit_base_patch16_224"),
@@ -150,10 +150,9 @@ def read_architecture(
             "embed_dim": width,
             "depth": _depth(shapes, "visual.blocks."),
             "num_heads": image_heads,
-            "mlp_ratio": _shape(shapes, "visual.blocks.0.mlp.fc1.weight", 2)[0] / width,
         },
     }
-    if "token_embedding.weight" not in shapes:
+    if all(name.startswith(("visual.", "image_mlp.")) for name in shapes):
         return {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": image_tower}
     vocab_size, text_width = _shape(shapes, "token_embedding.weight", 2)
     return {
@@ -173,7 +172,7 @@ def read_architecture(
 
 
 def from_published(state: Mapping[str, T]) -> dict[str, T]:
-    """Published names to ours, `model.` and `objective.` first as in our run checkpoints; whatever the values are."""
+    """Published names to ours, `model.` and `objective.` first as in our run checkpoints; any values."""
     names = {name: our_name(name) for name in state}
     if unknown := [name for name, ours in names.items() if ours is None]:
         raise UserError(f"checkpoint has unknown keys {_listed(unknown)}")
@@ -193,7 +192,7 @@ def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
 
 
 def our_name(published: str) -> str | None:
-    """`visual.norm.bias` to `model.image_tower.trunk.norm.bias`; None for a name that no published model has."""
+    """`visual.norm.bias` to `model.image_tower.trunk.norm.bias`; None for a name no published model has."""
     return _translate(published, _TO_OURS)
 
 
@@ -230,14 +229,14 @@ def _shape(shapes: Mapping[str, Sequence[int]], name: str, ndim: int) -> tuple[i
 
 
 def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
-    numbers = {int(name.removeprefix(prefix).split(".")[0]) for name in shapes if name.startswith(prefix)}
-    return max(numbers, default=-1) + 1
+    numbers = [name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)]
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 
 def _one_per_64(width: int, key: str) -> int:
     if width % _HEAD_WIDTH:
         raise UserError(
-            f"checkpoint key {key} has width {width}, from which the number of attention heads cannot be read; "
+            f"checkpoint key {key} has width {width}, which does not tell the number of attention heads; "
             f"expected a multiple of {_HEAD_WIDTH}"
         )
     return width // _HEAD_WIDTH

@@ -1,0 +1,231 @@
+"""How far our figures are from recorded ones, and how far they may be."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
+
+EXACT = 0.0
+LEARNING_RATE = 1e-9
+ZERO_GRADIENT = 1e-10
+# A small tensor's gradient carries rounding of the model's size: a share of that is the least to measure by.
+_GRADIENT_FLOOR = 1e-4
+_NOISE_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Largest relative deviation from the recordings, per kind of quantity.
+
+    A float32 recording is itself off the truth, by as much as our own float32 run is off our float64 run of
+    the very same quantity. Where four times that distance is more than the stated tolerance, nobody can meet
+    the tolerance and the distance counts instead, up to a limit; coarser formats scale it by their rounding.
+
+    Attributes:
+        output, loss, gradient: after one step.
+        trajectory, weight: along all steps; None: not compared.
+        accuracy_samples: how many samples of a batch may change sides.
+        rounding: of the format, in units of float32's.
+        limit: what rounding may excuse at most.
+    """
+
+    output: float
+    loss: float
+    gradient: float
+    trajectory: float | None
+    weight: float | None
+    accuracy_samples: int
+    rounding: float
+    limit: float
+
+    def allow(self, tolerance: float, noise: float) -> float:
+        """The stated tolerance, or what rounding does to this quantity where that is more."""
+        return max(tolerance, min(_NOISE_FACTOR * noise * self.rounding, self.limit))
+
+    def accuracy(self, batch: int) -> float:
+        """In per cent: so many samples of the batch, and the float32 rounding of the figure."""
+        return 1e-3 + self.accuracy_samples * 100 / batch
+
+
+def _coarse(bits: int) -> Tolerances:
+    # A pass rounds an activation some ten times on its way; errors of random sign add up to a few units.
+    # Twenty steps of AdamW, which divides by the gradient's size, carry that to the size of the updates.
+    u = 2.0**-bits
+    return Tolerances(
+        output=8 * u,
+        loss=8 * u,
+        gradient=8 * u,
+        trajectory=None,
+        weight=None,
+        accuracy_samples=2,
+        rounding=u / 2.0**-24,
+        limit=0.25,
+    )
+
+
+# The limit is a tenth of 1 %, so that an error of 1 % is always seen.
+_FLOAT32 = Tolerances(
+    output=1e-5,
+    loss=1e-6,
+    gradient=1e-5,
+    trajectory=1e-4,
+    weight=1e-5,
+    accuracy_samples=0,
+    rounding=1.0,
+    limit=1e-3,
+)
+# The recordings are float32: float64 comes no closer to them.
+TOLERANCES = {"float64": _FLOAT32, "float32": _FLOAT32, "tf32": _coarse(11), "bfloat16": _coarse(8)}
+TOO_COARSE = "too coarse a format to compare after AdamW; float32 does"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; without a deviation, what it would compare is absent."""
+
+    quantity: str
+    deviation: float | None
+    tolerance: float
+    note: str
+
+    @staticmethod
+    def skipped(quantity: str, why: str) -> "Row":
+        return Row(quantity, None, 0.0, why)
+
+    @property
+    def ok(self) -> bool:
+        return self.deviation is None or self.deviation <= self.tolerance
+
+    def line(self, width: int) -> str:
+        """The quantity in a column of this width, then the figures."""
+        if self.deviation is None:
+            return f"{self.quantity:<{width}}  {'':9}  {'':9}  skipped  {self.note}"
+        figures = f"{self.deviation:9.2e}  {self.tolerance:9.2e}  {'ok' if self.ok else 'OUT':7}"
+        return f"{self.quantity:<{width}}  {figures}  {self.note}".rstrip()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the figures of which a row shows the worst."""
+
+    label: str
+    deviation: float
+    tolerance: float
+
+    @property
+    def excess(self) -> float:
+        if math.isnan(self.deviation):
+            return math.inf
+        if self.tolerance == 0:
+            return math.inf if self.deviation else 0.0
+        return self.deviation / self.tolerance
+
+
+@dataclass(frozen=True)
+class Trio(Generic[T]):
+    """A quantity in the format asked for, and on the CPU in float32 and float64 to know its rounding."""
+
+    ours: T
+    single: T
+    exact: T
+
+
+def worst(quantity: str, parts: Iterable[Part], note: str = "") -> Row:
+    """The row of the part that is furthest out, measured in its own tolerance."""
+    parts = list(parts)
+    if not parts:
+        return Row.skipped(quantity, "none recorded")
+    part = max(parts, key=lambda part: part.excess)
+    deviation = math.inf if math.isnan(part.deviation) else part.deviation
+    label = f"worst of {len(parts)}: {part.label}" if len(parts) > 1 else part.label
+    return Row(quantity, deviation, part.tolerance, "; ".join(filter(None, (label, note))))
+
+
+def norm(x: np.ndarray) -> float:
+    """Square root of the sum of squares, in float64."""
+    return float(np.sqrt(np.square(x, dtype=np.float64).sum()))
+
+
+def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> float:
+    """Norm of the difference over the norm of the recorded array, or over `floor` where that is more."""
+    if ours.shape != recorded.shape:
+        return math.inf
+    difference, scale = norm(ours - recorded.astype(np.float64)), max(norm(recorded), floor)
+    if scale == 0:
+        return math.inf if difference else 0.0
+    return difference / scale
+
+
+def same_names(label: str, ours: Iterable[str], recorded: Iterable[str]) -> Part:
+    """How many names only one side has."""
+    difference = sorted(set(ours) ^ set(recorded))
+    return Part(f"{label}: {', '.join(difference[:3]) or 'the same names'}", len(difference), EXACT)
+
+
+def term_parts(
+    recorded: Mapping[str, float],
+    terms: Trio[dict[str, float]],
+    tolerances: Tolerances,
+    tolerance: float,
+    batch: int,
+    *,
+    where: str = "",
+    scales: Mapping[str, float] | None = None,
+) -> tuple[list[Part], list[Part]]:
+    """Losses, relative to their own size or to `scales`, and accuracies of such batches, in per cent."""
+    losses, accuracies = [], []
+    for name, value in recorded.items():
+        deviation = abs(terms.ours[name] - value)
+        noise = abs(terms.single[name] - terms.exact[name])
+        if name.endswith("_acc"):
+            # Rounding changes sides only where two candidates tie; there float32 and float64 differ as well.
+            accuracies.append(Part(name + where, deviation, tolerances.accuracy(batch) + noise))
+        else:
+            scale = max(abs(value), scales[name] if scales else 0.0) or 1.0
+            losses.append(Part(name + where, deviation / scale, tolerances.allow(tolerance, noise / scale)))
+    return losses, accuracies
+
+
+def gradient_rows(label: str, recorded: Arrays, gradients: Trio[Arrays], tolerances: Tolerances) -> list[Row]:
+    """The model's gradient as one vector, tensor by tensor, and elements that are zero but for rounding."""
+    if not recorded:
+        return [Row.skipped(f"{label}: gradients", "none recorded")]
+    names = same_names("gradients", gradients.ours, recorded)
+    shapes = [
+        name
+        for name in recorded.keys() & gradients.ours
+        if recorded[name].shape != gradients.ours[name].shape
+    ]
+    if names.deviation or shapes:
+        wrong = Part(f"shapes of {', '.join(shapes[:3])}", len(shapes), EXACT) if shapes else names
+        return [worst(f"{label}: gradients", [wrong])]
+    total = _distance(recorded, {name: np.zeros(()) for name in recorded})
+    noise = _distance(gradients.single, gradients.exact) / total
+    tolerance = tolerances.allow(tolerances.gradient, noise)
+    whole = Part(f"norm {total:.4g}", _distance(gradients.ours, recorded) / total, tolerance)
+    tensors, zeros, num_zeros = [], [], 0
+    for name, array in recorded.items():
+        zero = np.abs(gradients.exact[name]) < ZERO_GRADIENT
+        floor = max(norm(array), _GRADIENT_FLOOR * total)
+        difference = gradients.ours[name] - array
+        noise = norm(np.where(zero, 0.0, gradients.single[name] - gradients.exact[name])) / floor
+        deviation = norm(np.where(zero, 0.0, difference)) / floor
+        tensors.append(Part(name, deviation, tolerances.allow(tolerances.gradient, noise)))
+        if zero.any():
+            num_zeros += int(zero.sum())
+            zeros.append(Part(name, norm(np.where(zero, difference, 0.0)) / total, tolerances.gradient))
+    note = f"{num_zeros} elements below {ZERO_GRADIENT:g} in float64, against the model's norm"
+    return [
+        worst(f"{label}: gradient of the model", [whole]),
+        worst(f"{label}: gradients by tensor", tensors),
+        worst(f"{label}: zero gradients", zeros, note),
+    ]
+
+
+def _distance(a: Arrays, b: Arrays) -> float:
+    return math.sqrt(sum(norm(a[name] - b[name]) ** 2 for name in b))

@@ -1,0 +1,104 @@
+"""Rows of a batch split over ranks: gloo processes of our own on this machine's CPU."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, term_parts, worst
+from openslip.verify.recording import (
+    DTYPES,
+    Run,
+    as_array,
+    build,
+    precision,
+    read_arrays,
+    read_batch,
+    read_run,
+)
+from openslip.weights import slip
+
+
+def rank_rows(folder: Path, dtype: str) -> list[Row]:
+    """Losses per rank and the averaged gradient: as published (keys detached), and as one process has it."""
+    recorded = read_arrays(folder / "two_ranks.npz")
+    names = list(dict.fromkeys(key.split("/")[0] for key in recorded))
+    world = 1 + max(int(key.split("/")[1].removeprefix("rank")) for key in recorded if "/rank" in key)
+    ours = "float32" if dtype == "tf32" else dtype  # these processes run on the CPU
+    dtypes = list(dict.fromkeys([ours, "float32", "float64"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        spawn(_rank_main, (world, str(folder), names, dtypes, scratch), nprocs=world)
+        ranks = [read_arrays(Path(scratch) / f"rank{rank}.npz") for rank in range(world)]
+    rows = []
+    for name in names:
+        run = read_run(folder, name)
+        label = f"{name}, {world} ranks"
+        losses, accuracies = [], []
+        for rank in range(world):
+            figures = {
+                key: float(value) for key, value in _under(recorded, f"{name}/rank{rank}/loss/").items()
+            }
+            terms = Trio(
+                *(_floats(ranks[rank], f"{d}/published/{name}/loss/") for d in (ours, "float32", "float64"))
+            )
+            batch = run.batch_size // world
+            tolerances = TOLERANCES[dtype]
+            found = term_parts(figures, terms, tolerances, tolerances.loss, batch, where=f" on rank {rank}")
+            losses += found[0]
+            accuracies += found[1]
+        rows += [worst(f"{label}: loss terms", losses), worst(f"{label}: accuracies (per cent)", accuracies)]
+        for mode, suffix, truth in (
+            ("published", "", _under(recorded, f"{name}/grad/")),
+            ("with_grad", ", gather_with_grad", run.group("grad/")),
+        ):
+            gradients = Trio(
+                *(_under(ranks[0], f"{d}/{mode}/{name}/grad/") for d in (ours, "float32", "float64"))
+            )
+            rows += gradient_rows(label + suffix, truth, gradients, TOLERANCES[dtype])
+    return rows
+
+
+def _under(arrays: Arrays, prefix: str) -> Arrays:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+
+
+def _floats(arrays: Arrays, prefix: str) -> dict[str, float]:
+    return {key: float(value) for key, value in _under(arrays, prefix).items()}
+
+
+def _rank_main(
+    rank: int, world: int, folder: str, names: Sequence[str], dtypes: Sequence[str], scratch: str
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
+    found: Arrays = {}
+    for name in names:
+        run = read_run(Path(folder), name)
+        for dtype in dtypes:
+            for mode in ("published", "with_grad"):
+                prefix = f"{dtype}/{mode}/{name}"
+                terms, gradients = _step(run, rank, world, dtype, gather_with_grad=mode == "with_grad")
+                found |= {f"{prefix}/loss/{key}": value for key, value in terms.items()}
+                found |= {f"{prefix}/grad/{key}": value for key, value in gradients.items()}
+    np.savez(Path(scratch) / f"rank{rank}.npz", allow_pickle=False, **found)
+    dist.destroy_process_group()
+
+
+def _step(run: Run, rank: int, world: int, dtype: str, *, gather_with_grad: bool) -> tuple[Arrays, Arrays]:
+    model, objective = build(run, run.group("init/"), gather_with_grad=gather_with_grad)
+    model.to(DTYPES[dtype])
+    objective.to(DTYPES[dtype])
+    batch = {key: rows.chunk(world)[rank] for key, rows in read_batch(run, 0, "cpu", DTYPES[dtype]).items()}
+    with precision("cpu", dtype):
+        terms = objective.loss(model, objective.encode(model, batch))
+        terms["loss"].backward()
+    gradients = {}
+    for name, tensor in slip.to_published(model, objective).items():
+        if tensor.grad is not None:
+            dist.all_reduce(tensor.grad)
+            gradients[name] = as_array(tensor.grad / world)
+    return {name: as_array(value) for name, value in terms.items()}, gradients

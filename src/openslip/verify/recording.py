@@ -1,0 +1,296 @@
+"""A recorded run: what its folder says, and the same steps made by us."""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openslip.checkpoint import build_model
+from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
+from openslip.objectives.clip import CLIP
+from openslip.objectives.objective import Objective
+from openslip.objectives.simclr import SimCLR
+from openslip.objectives.slip import SLIP
+from openslip.optim import WarmupCosine, param_groups
+from openslip.tokenizer import text_lengths
+from openslip.verify.deviation import ZERO_GRADIENT, Arrays
+from openslip.weights import slip
+
+Model = DualEncoder | ImageEncoder
+
+# The format's README gives these in words; a run's `hyper` may name others.
+PUBLISHED_HYPER = {
+    "lr_start": 1e-6,
+    "lr_end": 1e-5,
+    "warmup_epochs": 1,
+    "betas": (0.9, 0.98),
+    "eps": 1e-8,
+    "max_logit_scale": 4.6052,
+}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.float32,  # weights; autocast does the rest
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method's recording: `meta.json`'s part and the arrays of its file."""
+
+    name: str
+    dims: dict[str, Any]
+    hyper: dict[str, Any]
+    trajectory: list[dict[str, float]]
+    decay: list[str]
+    no_decay: list[str]
+    arrays: Arrays
+
+    def group(self, prefix: str) -> Arrays:
+        """The arrays under a prefix such as `init/`, without it."""
+        return {
+            key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)
+        }
+
+    @property
+    def num_batches(self) -> int:
+        return len({key.split("/")[0] for key in self.arrays if key.startswith("batch")})
+
+    @property
+    def batch_size(self) -> int:
+        return len(next(iter(self.group("batch0/").values())))
+
+    @property
+    def has_text(self) -> bool:
+        return "init/token_embedding.weight" in self.arrays
+
+    @property
+    def has_head(self) -> bool:
+        return "init/image_mlp.layer1.weight" in self.arrays
+
+    def schedule(self) -> WarmupCosine:
+        """Learning rate by step; an epoch is one round of the batches."""
+        return WarmupCosine(
+            lr_start=self.hyper["lr_start"],
+            lr=self.hyper["lr"],
+            lr_end=self.hyper["lr_end"],
+            warmup_steps=self.hyper["warmup_epochs"] * self.num_batches,
+            total_steps=self.dims["epochs"] * self.num_batches,
+        )
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """The run of this name."""
+    meta = json.loads((folder / "meta.json").read_text())
+    run = meta["runs"][name]
+    return Run(
+        name=name,
+        dims=meta["dims"],
+        hyper=PUBLISHED_HYPER | run["hyper"],
+        trajectory=run["trajectory"],
+        decay=run["decay"],
+        no_decay=run["no_decay"],
+        arrays=read_arrays(folder / f"{name}.npz"),
+    )
+
+
+def read_arrays(path: Path) -> Arrays:
+    """All arrays of an npz file."""
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def build(run: Run, state: Arrays, *, gather_with_grad: bool) -> tuple[Model, Objective]:
+    """Model and objective of the recorded shapes in this state, in training mode."""
+    shapes = {name: array.shape for name, array in state.items()}
+    text_heads = run.dims["text_heads"] if run.has_text else None
+    description = slip.read_architecture(shapes, image_heads=run.dims["vision_heads"], text_heads=text_heads)
+    model = build_model(description)
+    assert isinstance(model, DualEncoder | ImageEncoder)
+    objective = _objective(run, gather_with_grad=gather_with_grad)
+    objective.setup(model)
+    ours = slip.from_published({name: torch.from_numpy(array) for name, array in state.items()})
+    for prefix, module in (("model.", model), ("objective.", objective)):
+        part = {key.removeprefix(prefix): value for key, value in ours.items() if key.startswith(prefix)}
+        module.load_state_dict(part)
+    model.train()
+    return model, objective.train()
+
+
+def _objective(run: Run, *, gather_with_grad: bool) -> Objective:
+    clip = {"gather_with_grad": gather_with_grad, "max_logit_scale": run.hyper["max_logit_scale"]}
+    if not run.has_head:
+        return CLIP(**clip)
+    ssl = {
+        "head_hidden": run.dims["ssl_mlp"],
+        "head_output": run.dims["ssl_emb"],
+        "ssl_temperature": run.dims["ssl_temp"],
+    }
+    return SLIP(**clip, **ssl, ssl_scale=run.dims["ssl_scale"]) if run.has_text else SimCLR(**ssl)
+
+
+def read_batch(run: Run, index: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A recorded batch as our loader hands it over: captions cut to the longest."""
+    batch: dict[str, Tensor] = {}
+    for key, array in run.group(f"batch{index}/").items():
+        tensor = torch.from_numpy(array).to(device)
+        if key == "text":
+            batch["text_length"] = text_lengths(tensor)
+            batch["text"] = tensor[:, : int(batch["text_length"].max())]
+        else:
+            batch[key] = tensor.to(dtype)
+    return batch
+
+
+@contextmanager
+def precision(device: str, dtype: str) -> Iterator[None]:
+    """Arithmetic of this format: TF32 only where asked for, autocast for bfloat16."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    half = torch.autocast(torch.device(device).type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+    try:
+        with half:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A float64 copy."""
+    return tensor.detach().double().cpu().numpy().copy()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the recorded steps give.
+
+    Attributes:
+        outputs: of the first step.
+        gradients: of the first step.
+        largest_gradient: absolute, over all steps, element by element.
+        terms: per step: losses, accuracies, learning rate, and the logit scale after it.
+        final: the state after the last step.
+    """
+
+    outputs: Arrays
+    gradients: Arrays
+    largest_gradient: Arrays
+    terms: list[dict[str, float]]
+    final: Arrays
+
+
+def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Trajectory:
+    """The recorded steps in this format, from the recorded initial state, moved by `nudge`."""
+    init = run.group("init/")
+    for name, change in (nudge or {}).items():
+        init[name] = init[name] + change
+    model, objective = build(run, init, gather_with_grad=True)
+    model.to(device, DTYPES[dtype])
+    objective.to(device, DTYPES[dtype])
+    state = slip.to_published(model, objective)
+    optimizer = torch.optim.AdamW(
+        param_groups([model, objective], run.hyper["wd"]),
+        lr=run.hyper["lr"],
+        betas=tuple(run.hyper["betas"]),
+        eps=run.hyper["eps"],
+    )
+    batches = [read_batch(run, index, device, DTYPES[dtype]) for index in range(run.num_batches)]
+    schedule = run.schedule()
+    outputs: Arrays = {}
+    first: Arrays = {}
+    largest: Arrays = {}
+    steps: list[dict[str, float]] = []
+    for step in range(max(len(run.trajectory), 1)):
+        rate = schedule(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        with precision(device, dtype):
+            features = objective.encode(model, batches[step % len(batches)])
+            outputs = outputs or _outputs(model, objective, features)
+            terms = objective.loss(model, features)
+            terms["loss"].backward()
+        gradients = {name: as_array(tensor.grad) for name, tensor in state.items() if tensor.grad is not None}
+        first = first or gradients
+        largest = {name: np.maximum(np.abs(g), largest.get(name, 0.0)) for name, g in gradients.items()}
+        optimizer.step()
+        objective.after_step(model)
+        figures = {name: float(value.detach()) for name, value in terms.items()} | {"lr": rate}
+        if isinstance(model, DualEncoder):
+            figures["logit_scale"] = float(model.logit_scale.detach().double().exp())
+        steps.append(figures)
+    return Trajectory(
+        outputs, first, largest, steps, {name: as_array(tensor) for name, tensor in state.items()}
+    )
+
+
+@torch.no_grad()
+def _outputs(model: Model, objective: Objective, features: dict[str, Tensor]) -> Arrays:
+    outputs = {}
+    if isinstance(model, DualEncoder):
+        outputs |= {"image_embed": features["image"], "text_embed": features["text"]}
+        outputs |= {"logit_scale": model.logit_scale.exp()}
+    if isinstance(objective, SimCLR | SLIP):
+        head = copy.deepcopy(objective.head)  # a pass updates its running statistics
+        outputs |= {"aug1_embed": head(features["aug1"]), "aug2_embed": head(features["aug2"])}
+    return {name: as_array(tensor) for name, tensor in outputs.items()}
+
+
+@dataclass(frozen=True)
+class Driven:
+    """Where AdamW turns rounding into steps of the learning rate, since the true gradient is zero.
+
+    Attributes:
+        zero: per weight, elements with a float64 gradient below 1e-10 at every step, yet not exactly zero.
+        reach: how far such an element can be from another run's, and how far that carries what follows from
+            it (the running mean of a batch norm whose input's bias it is); zero where nothing is driven.
+    """
+
+    zero: Arrays
+    reach: Arrays
+
+
+def find_driven(run: Run, exact: Trajectory) -> Driven:
+    """From the float64 run, and from what moves in it once those elements are moved as far as they can go."""
+    zero = {
+        name: (gradient > 0) & (gradient < ZERO_GRADIENT) for name, gradient in exact.largest_gradient.items()
+    }
+    schedule = run.schedule()
+    strides = [
+        schedule(step) * _adamw_stride(step + 1, *run.hyper["betas"]) for step in range(len(run.trajectory))
+    ]
+    distance = 2 * sum(strides)
+    signs = np.random.default_rng(0)
+    nudge = {
+        name: distance * mask * signs.choice([-1.0, 1.0], mask.shape)
+        for name, mask in zero.items()
+        if mask.any()
+    }
+    moved = train(run, "cpu", "float64", nudge)
+    reach = {}
+    for name, final in exact.final.items():
+        movement = np.abs(moved.final[name] - final)
+        if name in zero:
+            reach[name] = np.where(zero[name], distance, 0.0)
+        else:
+            reach[name] = movement * (movement > 1e-3 * distance).any()
+    return Driven(zero, reach)
+
+
+def _adamw_stride(step: int, beta1: float, beta2: float) -> float:
+    """Largest |m| / sqrt(v) that any gradients give at this step, by Cauchy-Schwarz over the averages."""
+    ages = np.arange(step)
+    m = (1 - beta1) * beta1**ages / (1 - beta1**step)
+    v = (1 - beta2) * beta2**ages / (1 - beta2**step)
+    return float(np.sqrt((m**2 / v).sum()))

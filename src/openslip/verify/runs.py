@@ -1,0 +1,185 @@
+"""Rows of a recorded training run on one process."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from openslip.optim import param_groups
+from openslip.verify.deviation import (
+    EXACT,
+    LEARNING_RATE,
+    TOLERANCES,
+    TOO_COARSE,
+    Part,
+    Row,
+    Tolerances,
+    Trio,
+    gradient_rows,
+    norm,
+    relative,
+    same_names,
+    term_parts,
+    worst,
+)
+from openslip.verify.recording import Run, Trajectory, build, find_driven, read_run, train
+from openslip.weights import slip
+
+
+def run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:
+    """Outputs, losses and gradients of one step, the trajectory, the state after it, the decayed names."""
+    run = read_run(folder, name)
+    tolerances = TOLERANCES[dtype]
+    on_cpu = {other: train(run, "cpu", other) for other in ("float32", "float64")}
+    ours = on_cpu.get(dtype) if device == "cpu" else None
+    trio = Trio(ours or train(run, device, dtype), on_cpu["float32"], on_cpu["float64"])
+    gradients = Trio(trio.ours.gradients, trio.single.gradients, trio.exact.gradients)
+    model, objective = build(run, run.group("init/"), gather_with_grad=True)
+    return [
+        _dims_row(run),
+        *_first_step_rows(run, trio, tolerances),
+        *gradient_rows(name, run.group("grad/"), gradients, tolerances),
+        *_trajectory_rows(run, trio, tolerances),
+        *_state_rows(run, trio, tolerances),
+        worst(f"{name}: decayed and undecayed names", decay_parts(model, objective, run.decay, run.no_decay)),
+    ]
+
+
+def _dims_row(run: Run) -> Row:
+    init = {name: array.shape for name, array in run.group("init/").items()}
+    patch = init["visual.patch_embed.proj.weight"]
+    found = {
+        "batch": run.batch_size,
+        "image_size": round((init["visual.pos_embed"][1] - 1) ** 0.5) * patch[-1],
+        "patch": patch[-1],
+        "vision_width": patch[0],
+        "vision_depth": _depth(init, "visual.blocks."),
+    }
+    if run.has_text:
+        found |= {
+            "embed_dim": init["image_projection"][1],
+            "context": init["positional_embedding"][0],
+            "vocab": init["token_embedding.weight"][0],
+            "text_width": init["token_embedding.weight"][1],
+            "text_layers": _depth(init, "transformer.resblocks."),
+        }
+    if run.has_head:
+        found |= {
+            "ssl_mlp": init["image_mlp.layer1.weight"][0],
+            "ssl_emb": init["image_mlp.layer3.weight"][0],
+        }
+    parts = [
+        Part(f"{key}={run.dims[key]}, arrays {value}", abs(run.dims[key] - value), EXACT)
+        for key, value in found.items()
+        if key in run.dims
+    ]
+    return worst(f"{run.name}: dims of the arrays", parts)
+
+
+def _depth(names: Iterable[str], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
+
+
+def _first_step_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> list[Row]:
+    outputs = []
+    for name, recorded in run.group("out/").items():
+        noise = relative(trio.single.outputs[name], trio.exact.outputs[name])
+        deviation = relative(trio.ours.outputs[name], recorded)
+        outputs.append(Part(name, deviation, tolerances.allow(tolerances.output, noise)))
+    figures = {name: float(value) for name, value in run.group("loss/").items()}
+    losses, accuracies = term_parts(figures, _terms(trio, 0), tolerances, tolerances.loss, run.batch_size)
+    return [
+        worst(f"{run.name}: outputs", outputs),
+        worst(f"{run.name}: loss terms", losses),
+        worst(f"{run.name}: accuracies (per cent)", accuracies),
+    ]
+
+
+def _terms(trio: Trio[Trajectory], step: int) -> Trio[dict[str, float]]:
+    return Trio(trio.ours.terms[step], trio.single.terms[step], trio.exact.terms[step])
+
+
+def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> list[Row]:
+    label = f"{run.name}, {len(run.trajectory)} steps"
+    rates = [
+        Part(f"step {step}", abs(trio.ours.terms[step]["lr"] / entry["lr"] - 1), LEARNING_RATE)
+        for step, entry in enumerate(run.trajectory)
+        if "lr" in entry
+    ]
+    rate_row = worst(f"{label}: learning rate", rates)
+    if tolerances.trajectory is None:
+        return [rate_row, Row.skipped(f"{label}: loss terms", TOO_COARSE)]
+    entries = [{key: value for key, value in entry.items() if key != "lr"} for entry in run.trajectory]
+    # A loss is a difference of logits, whose rounding does not shrink with it: its usual size is the measure.
+    usual = {
+        key: float(np.mean([abs(entry[key]) for entry in entries if key in entry]))
+        for key in set[str]().union(*entries)
+    }
+    losses, accuracies = [], []
+    for step, entry in enumerate(entries):
+        found = term_parts(
+            entry,
+            _terms(trio, step),
+            tolerances,
+            tolerances.trajectory,
+            run.batch_size,
+            where=f" at step {step}",
+            scales=usual,
+        )
+        losses += found[0]
+        accuracies += found[1]
+    return [
+        rate_row,
+        worst(f"{label}: loss terms, logit scale", losses),
+        worst(f"{label}: accuracies (per cent)", accuracies),
+    ]
+
+
+def _state_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> list[Row]:
+    label = f"{run.name}, {len(run.trajectory)} steps"
+    recorded = run.group("final/")
+    if not recorded:
+        return [Row.skipped(f"{label}: final state", "none recorded")]
+    if tolerances.weight is None:
+        return [Row.skipped(f"{label}: final state", TOO_COARSE)]
+    ours, single, exact = trio.ours.final, trio.single.final, trio.exact.final
+    names = same_names("state", ours, recorded)
+    if names.deviation:
+        return [worst(f"{label}: final state", [names])]
+    driven = find_driven(run, trio.exact)
+    tensors, drifts = [], []
+    size, difference = 0.0, 0.0
+    for name, array in recorded.items():
+        if array.shape != ours[name].shape:
+            tensors.append(Part(f"shape of {name}", math.inf, tolerances.weight))
+            continue
+        free = driven.reach[name] == 0
+        if free.any():
+            scale = norm(np.where(free, array, 0.0)) or 1.0
+            deviation = norm(np.where(free, ours[name] - array, 0.0))
+            noise = norm(np.where(free, single[name] - exact[name], 0.0)) / scale
+            tensors.append(Part(name, deviation / scale, tolerances.allow(tolerances.weight, noise)))
+            if name in driven.zero:  # weights, not statistics
+                size, difference = size + scale**2, difference + deviation**2
+        if not free.all():
+            drift = norm(np.where(free, 0.0, ours[name] - array))
+            drifts.append(Part(name, drift / norm(driven.reach[name]), 1.0))
+    num_zeros = sum(int(mask.sum()) for mask in driven.zero.values())
+    whole = Part("", math.sqrt(difference / size) if size else 0.0, tolerances.weight)
+    note = f"{num_zeros} weights with |g| < 1e-10 in float64, and the running means that they shift"
+    return [
+        worst(f"{label}: final weights as one vector", [whole], "outside the zero-gradient list"),
+        worst(f"{label}: final state by tensor", tensors, "outside the zero-gradient list"),
+        worst(f"{label}: zero-gradient list, drift over reach", drifts, note),
+    ]
+
+
+def decay_parts(model: nn.Module, objective: nn.Module, decay: list[str], no_decay: list[str]) -> list[Part]:
+    """Our optimizer's two groups against the recorded names."""
+    names = {id(tensor): name for name, tensor in slip.to_published(model, objective).items()}
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for group in param_groups([model, objective], weight_decay=1.0):
+        found[group["weight_decay"] > 0] += [names[id(parameter)] for parameter in group["params"]]
+    return [same_names("decayed", found[True], decay), same_names("undecayed", found[False], no_decay)]

@@ -1,0 +1,92 @@
+"""Rows of what needs no arrays: learning rates, the official models' names and shapes, token ids."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from openslip.checkpoint import build_model
+from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
+from openslip.objectives.clip import CLIP
+from openslip.objectives.objective import Objective
+from openslip.objectives.simclr import SimCLR
+from openslip.optim import WarmupCosine
+from openslip.tokenizer import Tokenizer
+from openslip.verify.deviation import EXACT, LEARNING_RATE, Part, Row, same_names, worst
+from openslip.verify.recording import PUBLISHED_HYPER, Model
+from openslip.verify.runs import decay_parts
+from openslip.weights import slip
+
+
+def schedule_rows(folder: Path) -> list[Row]:
+    """Sampled points of each recipe's learning-rate table."""
+    parts = []
+    for name, table in json.loads((folder / "lr_schedules.json").read_text()).items():
+        schedule = WarmupCosine(
+            lr_start=table["lr_start"],
+            lr=table["lr"],
+            lr_end=table["lr_end"],
+            warmup_steps=table["warmup_epochs"] * table["steps_per_epoch"],
+            total_steps=table["epochs"] * table["steps_per_epoch"],
+        )
+        for step, rate in table["points"].items():
+            parts.append(Part(f"{name} at step {step}", abs(schedule(int(step)) / rate - 1), LEARNING_RATE))
+    return [worst("learning-rate tables", parts)]
+
+
+def official_rows(folder: Path) -> list[Row]:
+    """Each published model, built here without memory: counts, names, shapes, decay, heads."""
+    counts, shapes, decays, heads = [], [], [], []
+    for name, recorded in json.loads((folder / "official_models.json").read_text()).items():
+        state = recorded["state"]
+        size = name.rsplit("_", 1)[-1]
+        # For other sizes the head count stands nowhere in the weights, and the folder's word is taken.
+        published = size in slip.PUBLISHED_IMAGE_HEADS
+        num_heads = slip.image_heads(state, name) if published else recorded["heads"]
+        heads.append(Part(f"{name}: {num_heads}", abs(num_heads - recorded["heads"]), EXACT))
+        with torch.device("meta"):
+            model, objective = _build(state, num_heads)
+        count = sum(parameter.numel() for part in (model, objective) for parameter in part.parameters())
+        counts.append(Part(f"{name}: {count}", abs(count - recorded["parameters"]), EXACT))
+        ours = {key: tensor.shape for key, tensor in slip.to_published(model, objective).items()}
+        shapes.append(same_names(name, _with_shapes(ours), _with_shapes(state)))
+        for part in decay_parts(model, objective, recorded["decay"], recorded["no_decay"]):
+            decays.append(Part(f"{name}, {part.label}", part.deviation, part.tolerance))
+    return [
+        worst("official models: parameters", counts),
+        worst("official models: names and shapes", shapes),
+        worst("official models: decayed and undecayed names", decays),
+        worst("official models: attention heads", heads),
+    ]
+
+
+def _with_shapes(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    return [f"{name} {list(shape)}" for name, shape in shapes.items()]
+
+
+def _build(state: dict[str, list[int]], num_heads: int) -> tuple[Model, Objective]:
+    model = build_model(slip.read_architecture(state, image_heads=num_heads, text_heads=None))
+    assert isinstance(model, DualEncoder | ImageEncoder)
+    if "image_mlp.layer1.weight" not in state:
+        return model, CLIP(gather_with_grad=True, max_logit_scale=PUBLISHED_HYPER["max_logit_scale"])
+    objective = SimCLR(  # SLIP's parameters are those of SimCLR's head
+        head_hidden=state["image_mlp.layer1.weight"][0],
+        head_output=state["image_mlp.layer3.weight"][0],
+        ssl_temperature=1.0,
+    )
+    objective.setup(model)
+    return model, objective
+
+
+def tokenizer_rows(folder: Path) -> list[Row]:
+    """Ids of each caption with both published switches."""
+    recorded = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer = Tokenizer(context_length=recorded["context_length"], **slip.PUBLISHED_TOKENIZER)
+    parts = []
+    for caption, ids in zip(recorded["captions"], recorded["ids"], strict=True):
+        ours = tokenizer(caption)[0].tolist()
+        differing = sum(a != b for a, b in zip(ours, ids, strict=False)) + abs(len(ours) - len(ids))
+        parts.append(Part(f"differing ids of {caption[:30]!r}", differing, EXACT))
+    return [worst("token ids", parts)]

@@ -1,0 +1,95 @@
+"""Rows of zero-shot classification and of the evaluation transform."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openslip.data.views import EvalTransform
+from openslip.evaluation.prompts import class_embeddings
+from openslip.models.dual_encoder import DualEncoder
+from openslip.objectives.clip import unit_length
+from openslip.tokenizer import Tokenizer
+from openslip.verify.deviation import TOLERANCES, Arrays, Part, Row, Trio, relative, worst
+from openslip.verify.recording import DTYPES, Run, as_array, build, precision, read_arrays, read_run
+from openslip.weights import slip
+
+_BATCH_SIZE = 4
+
+
+class RecordedTokens(Tokenizer):
+    """Stands in for a tokenizer of another vocabulary: the prompt `class/template` has the recorded ids."""
+
+    def __init__(self, text: Tensor) -> None:
+        super().__init__(context_length=text.shape[-1], truncation="drop_end", special_text="token")
+        self.text = text
+
+    def __call__(self, captions: str | Sequence[str]) -> Tensor:
+        captions = [captions] if isinstance(captions, str) else captions
+        places = [tuple(int(number) for number in caption.split("/")) for caption in captions]
+        return torch.stack([self.text[place] for place in places])
+
+
+def zero_shot_rows(folder: Path, device: str, dtype: str) -> list[Row]:
+    """Class embeddings, cosines and probabilities of the run `clip` after its last step."""
+    recorded = read_arrays(folder / "zero_shot.npz")
+    tolerances = TOLERANCES[dtype]
+    rows = [
+        _transform_row(recorded, tolerances.output if dtype == "float32" else TOLERANCES["float32"].output)
+    ]
+    if "text" not in recorded or not (folder / "clip.npz").is_file():
+        return [Row.skipped("zero-shot", "no text in zero_shot.npz, or no clip.npz"), *rows]
+    run = read_run(folder, "clip")
+    on_cpu = {other: _classify(run, recorded, "cpu", other) for other in ("float32", "float64")}
+    ours = on_cpu.get(dtype) if device == "cpu" else None
+    trio = Trio(ours or _classify(run, recorded, device, dtype), on_cpu["float32"], on_cpu["float64"])
+    for key in trio.ours.keys() & recorded:
+        noise = relative(trio.single[key], trio.exact[key])
+        part = Part("", relative(trio.ours[key], recorded[key]), tolerances.allow(tolerances.output, noise))
+        rows.append(worst(f"zero-shot: {key.replace('_', ' ')}", [part]))
+    return sorted(rows, key=lambda row: row.quantity)
+
+
+@torch.no_grad()
+def _classify(run: Run, recorded: Arrays, device: str, dtype: str) -> Arrays:
+    model, _ = build(run, run.group("final/"), gather_with_grad=True)
+    assert isinstance(model, DualEncoder)
+    model.to(device, DTYPES[dtype]).eval()
+    text = torch.from_numpy(recorded["text"])
+    num_classes, num_templates = text.shape[:2]
+    with precision(device, dtype):
+        classes = class_embeddings(
+            model,
+            RecordedTokens(text),
+            [str(number) for number in range(num_classes)],
+            [f"{{}}/{number}" for number in range(num_templates)],
+            torch.device(device),
+            _BATCH_SIZE,
+        )
+        images = model.encode_image(torch.from_numpy(recorded["images"]).to(device, DTYPES[dtype]))
+    logits = unit_length(images).double() @ classes.double().T
+    probabilities = (model.logit_scale.double().exp() * logits).softmax(dim=-1)
+    found = {"class_embeddings": classes, "logits": logits, "probabilities": probabilities}
+    return {key: as_array(value) for key, value in found.items()}
+
+
+def _transform_row(recorded: Arrays, tolerance: float) -> Row:
+    y, x = np.mgrid[0:301, 0:402].astype(np.float64)  # the picture that the format's README describes
+    red, green = x * 255 / 401, y * 255 / 300
+    blue = 127 + 127 * np.sin(x / 9) * np.cos(y / 7)
+    picture = Image.fromarray(np.stack([red, green, blue], axis=-1).round().astype(np.uint8))
+    pixels = as_array(EvalTransform(**slip.PUBLISHED_TRANSFORM)(picture))
+    found = {
+        "eval_transform_mean": pixels.mean(axis=(1, 2)),
+        "eval_transform_std": pixels.std(axis=(1, 2), ddof=1),
+        "eval_transform_rows": pixels[:, ::37, ::29],
+    }
+    parts = [
+        Part(key, relative(array, recorded[key]), tolerance)
+        for key, array in found.items()
+        if key in recorded
+    ]
+    return worst("evaluation transform", parts)

@@ -1,0 +1,175 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openslip import __version__
+from openslip.checkpoint import build_model, write
+from openslip.cli import COMMANDS, main, run
+from openslip.tokenizer import Tokenizer
+
+LABELS = ["man kicking", "man sleeping", "dog"]
+ARCHITECTURE: dict[str, Any] = {
+    "_target_": "openslip.models.dual_encoder.DualEncoder",
+    "image_tower": {
+        "_target_": "openslip.models.timm_tower.TimmTower",
+        "name": "vit_small_patch16_224",
+        "image_size": 16,
+        "arguments": {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3},
+    },
+    "text_tower": {
+        "_target_": "openslip.models.text_transformer.TextTransformer",
+        "vocab_size": Tokenizer.vocab_size,
+        "context_length": 77,
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+    },
+    "embed_dim": 8,
+    "logit_scale_init": 2.6593,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "model.ckpt"
+    state = {f"model.{name}": tensor for name, tensor in build_model(ARCHITECTURE).state_dict().items()}
+    settings = {
+        "format": 1,
+        "architecture": ARCHITECTURE,
+        "tokenizer": {"context_length": 77, "truncation": "keep_end", "special_text": "plain"},
+        "transform": {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+    }
+    moments = {name: torch.ones_like(tensor) for name, tensor in state.items()}
+    write(path, {"state_dict": state, "optimizer_states": [moments], "openslip": settings})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "frame.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+def test_help_and_version_need_no_torch():
+    for argument in ("--help", "--version"):
+        code = (
+            "import sys; from openslip.cli import run; assert run([sys.argv[1]]) == 0; "
+            "assert not {'torch', 'timm', 'hydra', 'numpy'} & set(sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, argument], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    assert run([]) == 0
+    printed = capsys.readouterr().out
+    assert set(COMMANDS) == {"train", "eval", "predict", "strip", "verify", "report"}
+    assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in COMMANDS)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
+    assert run(["predct"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "did you mean predict?" in error
+    assert run(["xyz"]) == 1
+    assert "train" in capsys.readouterr().err
+
+
+def test_main_exits_with_the_code_of_the_command(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["predct"])
+    assert ended.value.code == 1
+
+
+def test_predict_prints_labels_by_probability(
+    checkpoint: str, picture: str, capsys: pytest.CaptureFixture[str]
+):
+    words = ["predict", picture, "--checkpoint", checkpoint, "--labels", " man kicking,man sleeping, dog,"]
+    assert run([*words, "--template", "a {} in a movie.", "--template", "a {}."]) == 0
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first == picture
+    shown = [re.fullmatch(r"  (.+?) +([\d.]+) %  █*", row) for row in rows]
+    assert sorted(match[1] for match in shown if match) == sorted(LABELS)
+    percents = [float(match[2]) for match in shown if match]
+    assert percents == sorted(percents, reverse=True)
+    assert sum(percents) == pytest.approx(100, abs=0.2)
+
+
+def test_labels_of_a_file_and_json_say_the_same(
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    common = ["predict", picture, picture, "--checkpoint", checkpoint, "--template", "a {}.", "--json"]
+    found = []
+    for labels in (",".join(LABELS), f"@{tmp_path / 'labels.txt'}"):
+        assert run([*common, "--labels", labels]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+    assert [entry["image"] for entry in found[0]] == [picture, picture]
+    assert sum(row["probability"] for row in found[0][0]["labels"]) == pytest.approx(1)
+    assert {row["label"] for row in found[0][0]["labels"]} == set(LABELS)
+
+
+def test_strip_writes_a_smaller_file_that_predicts_the_same(
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    stripped = str(tmp_path / "small.pt")
+    assert run(["strip", checkpoint, stripped]) == 0
+    assert len(re.findall(r"[\d.]+ MB", capsys.readouterr().out)) == 2
+    assert Path(stripped).stat().st_size < 0.6 * Path(checkpoint).stat().st_size
+    found = []
+    for path in (checkpoint, stripped):
+        assert run(["predict", picture, "--checkpoint", path, "--labels", ",".join(LABELS), "--json"]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "template", "message"),
+    [
+        ("missing.png", "a,b", "a {}.", "missing.png"),
+        (None, " , ", "a {}.", "empty"),
+        (None, "a,b", "no place", "no place"),
+        (None, "@missing.txt", "a {}.", "missing.txt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(
+    image: str | None,
+    labels: str,
+    template: str,
+    message: str,
+    checkpoint: str,
+    picture: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    words = ["predict", image or picture, "--checkpoint", checkpoint, "--labels", labels]
+    assert run([*words, "--template", template]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(rf"error: .*{re.escape(message)}.*\n", captured.err)
+
+
+def test_a_traceback_comes_with_debug_only(capsys: pytest.CaptureFixture[str]):
+    words = ["predict", "x.png", "--checkpoint", "missing.ckpt", "--labels", "a"]
+    assert run(words) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert run([*words, "debug=true"]) == 1
+    assert "Traceback" in capsys.readouterr().err
