@@ -1,11 +1,13 @@
 """Writes a folder of recordings in the published format, computed without any of our modules.
 
-Everything is spelled out on a dict of tensors under the published names, from the papers and the format's README: attention
-as a softmax over explicit products, losses as sums over pairs, ranks as rows of one big batch.
+Everything is spelled out on a dict of tensors under the published names, from the papers and the format's
+README: attention as a softmax over explicit products, ranks as rows of one big batch.
 """
 
+import gzip
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,14 +69,18 @@ HYPER = {
 }
 
 
-def write_folder(folder: Path, *, dims: Dims, seed: int, num_batches: int, steps: int, captions: dict) -> None:
-    """All files of the format; `captions` is a tokenizer.json of the published tokenizer, cut to another length."""
+def write_folder(
+    folder: Path, *, dims: Dims, seed: int, num_batches: int, steps: int, captions: dict
+) -> None:
+    """All files of the format; `captions` is a tokenizer.json, of which the ids are cut to another length."""
     torch.manual_seed(seed)
     batches = [_random_batch(dims) for _ in range(num_batches)]
     runs, ranks, final = {}, {}, {}
     for method in METHODS:
         arrays = {
-            f"batch{i}/{key}": value.numpy() for i, batch in enumerate(batches) for key, value in batch.items()
+            f"batch{i}/{key}": value.numpy()
+            for i, batch in enumerate(batches)
+            for key, value in batch.items()
         }
         init = initial_state(method, dims)
         trajectory, recorded, state = _train(method, dims, init, batches, steps)
@@ -100,9 +106,7 @@ def write_folder(folder: Path, *, dims: Dims, seed: int, num_batches: int, steps
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def shapes(
-    method: str, dims: Dims, *, text_mlp: int | None = None
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def shapes(method: str, dims: Dims) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Parameters and buffers by published name."""
     parameters: dict[str, tuple[int, ...]] = {}
     w, t = dims.vision_width, dims.text_width
@@ -231,7 +235,10 @@ def encode_text(s: State, dims: Dims, text: Tensor) -> Tensor:
         y = _linear(s, f"{block}.mlp.c_fc", _norm(s, f"{block}.ln_2", x, 1e-5))
         x = x + _linear(s, f"{block}.mlp.c_proj", y / (1 + torch.exp(-1.702 * y)))
     x = _norm(s, "ln_final", x, 1e-5)
-    return torch.stack([row[position] for row, position in zip(x, text.argmax(dim=1), strict=True)]) @ s["text_projection"]
+    return (
+        torch.stack([row[position] for row, position in zip(x, text.argmax(dim=1), strict=True)])
+        @ s["text_projection"]
+    )
 
 
 def _head(s: State, x: Tensor) -> Tensor:
@@ -353,7 +360,9 @@ def _train(
     return trajectory, recorded, state
 
 
-def _on_ranks(method: str, dims: Dims, init: State, batch: dict[str, Tensor], world: int) -> dict[str, np.ndarray]:
+def _on_ranks(
+    method: str, dims: Dims, init: State, batch: dict[str, Tensor], world: int
+) -> dict[str, np.ndarray]:
     """Rows of one big batch stand for ranks: with synchronised batch norm, they are the same thing."""
     state = _copy(init)
     outputs = forward(method, state, dims, batch)
@@ -403,7 +412,7 @@ def _transform() -> dict[str, np.ndarray]:
             transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    pixels = published(Image.fromarray(picture))
+    pixels: Tensor = published(Image.fromarray(picture))  # pyright: ignore[reportAssignmentType]
     return {
         "eval_transform_mean": pixels.mean(dim=(1, 2)).numpy(),
         "eval_transform_std": pixels.std(dim=(1, 2)).numpy(),
@@ -412,15 +421,27 @@ def _transform() -> dict[str, np.ndarray]:
 
 
 def _schedules() -> dict:
-    recipe = {"lr": 7e-4, "lr_end": 3e-6, "lr_start": 2e-7, "epochs": 6, "steps_per_epoch": 50, "warmup_epochs": 2}
+    recipe = {
+        "lr": 7e-4,
+        "lr_end": 3e-6,
+        "lr_start": 2e-7,
+        "epochs": 6,
+        "steps_per_epoch": 50,
+        "warmup_epochs": 2,
+    }
     table = _table(7e-4, 2e-7, 3e-6, 100, 300)
-    return {"another_recipe": {**recipe, "points": {str(step): float(table[step]) for step in range(0, 300, 7)}}}
+    return {
+        "another_recipe": {**recipe, "points": {str(step): float(table[step]) for step in range(0, 300, 7)}}
+    }
 
 
 def _official() -> dict:
     """One published size and one that nobody published."""
     models = {}
-    for name, method, width, depth, heads in (("SLIP_VITS16", "slip", 384, 12, 12), ("SIMCLR_VITT16", "simclr", 192, 12, 3)):
+    for name, method, width, depth, heads in (
+        ("SLIP_VITS16", "slip", 384, 12, 12),
+        ("SIMCLR_VITT16", "simclr", 192, 12, 3),
+    ):
         dims = Dims(
             batch=0,
             image_size=224,
@@ -449,3 +470,30 @@ def _official() -> dict:
             "heads": heads,
         }
     return models
+
+
+def unpack_published(source: Path, folder: Path) -> None:
+    """The published recordings as a folder of the format; in `tests/data/published` equal arrays stand once."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for path in source.glob("*.npz"):
+        with np.load(path, allow_pickle=False) as file:
+            parts[path.stem] = {key: file[key] for key in file.files}
+    batches = {key: array for i in range(4) for key, array in parts[f"batch{i}"].items()}
+    initial = parts["slip_init"]
+    for method in METHODS:
+        own = {
+            key: array
+            for part in ("step", "grad", "final")
+            for key, array in parts[f"{method}_{part}"].items()
+        }
+        states = [key.removeprefix("final/") for key in own if key.startswith("final/")]
+        init = {f"init/{name}": initial[f"init/{name}"] for name in states} | parts.get(f"{method}_init", {})
+        np.savez(folder / f"{method}.npz", allow_pickle=False, **batches, **init, **own)
+    ranks = {key: array for method in METHODS for key, array in parts[f"{method}_ranks"].items()}
+    np.savez(folder / "two_ranks.npz", allow_pickle=False, **ranks)
+    np.savez(folder / "zero_shot.npz", allow_pickle=False, **parts["zero_shot"])
+    shutil.copy(source / "meta.json", folder)
+    shutil.copy(source.parent / "lr_schedules.json", folder)
+    shutil.copy(source.parent / "tokenizer.json", folder)
+    with gzip.open(source / "official_models.json.gz") as file:
+        (folder / "official_models.json").write_bytes(file.read())

@@ -50,8 +50,12 @@ def compose_config(
             raise UserError(f"--config-dir {folder}: no such folder")
     if folders:
         overrides.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in folders) + "]")
+    for override in overrides:
+        try:
+            OverridesParser.create().parse_override(override)
+        except HydraException as error:
+            raise UserError(f"{override}: not of the form key=value ({first_line(error)})") from error
     try:
-        OverridesParser.create().parse_overrides(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             config = compose(name, overrides, return_hydra_config=True)
         choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}

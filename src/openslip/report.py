@@ -1,4 +1,4 @@
-"""A run's folder as one self-contained page: no scripts, nothing fetched, light and dark, for a laptop or a phone."""
+"""A run's folder as one self-contained page: no scripts, nothing fetched, light and dark, any screen."""
 
 import base64
 import csv
@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,16 +33,18 @@ Pixels = np.ndarray  # uint8 [3, H, W]
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.html` from what a run left, and return its path; what is absent is named at the end of the page.
+    """Write `report.html` from what a run left, and return its path; the page's end names what was absent.
 
-    Reads `metrics.csv`, `config.yaml`, `env.json`, `arrays/views.npz`, `arrays/similarity.npz` and every other
+    Reads `metrics.csv`, `config.yaml`, `env.json`, `arrays/views.npz`, `arrays/similarity.npz`, and any other
     `arrays/NAME.npz` as the arrays of the evaluation NAME (`openslip.evaluation.zeroshot` lists them).
 
     Raises:
         UserError: the folder is not a run's.
     """
     if not any((run_folder / name).is_file() for name in ("metrics.csv", "config.yaml")):
-        raise UserError(f"{run_folder}: not a run's folder, it has neither metrics.csv nor config.yaml; try runs/<name>")
+        raise UserError(
+            f"{run_folder}: not a run's folder, it has neither metrics.csv nor config.yaml; try runs/<name>"
+        )
     config = _read_config(run_folder)
     metrics = _read_metrics(run_folder / "metrics.csv")
     sections, absent = [], []
@@ -91,13 +94,15 @@ class _Metrics(NamedTuple):
 
 
 def _read_metrics(path: Path) -> _Metrics:
-    """Columns against samples seen; evaluations log a step alone, so samples per step come from the other rows."""
+    """Columns against samples seen; evaluations log steps alone, so other rows tell the samples per step."""
     rows: list[dict[str, float]] = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = [_numbers(row) for row in csv.DictReader(file)]
     rows = sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
-    per_step = [row["samples_seen"] / row["step"] for row in rows if row.get("samples_seen") and row["step"] > 0]
+    per_step = [
+        row["samples_seen"] / row["step"] for row in rows if row.get("samples_seen") and row["step"] > 0
+    ]
     factor, x_name = (per_step[-1], "samples seen") if per_step else (1, "step")
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "samples_seen")):
@@ -144,7 +149,9 @@ def _read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def _evaluation_names(folder: Path, metrics: _Metrics) -> list[str]:
-    logged = [name.split("/")[1] for name in metrics.columns if name.startswith("eval/") and name.count("/") == 2]
+    logged = [
+        name.split("/")[1] for name in metrics.columns if name.startswith("eval/") and name.count("/") == 2
+    ]
     stored = [path.stem for path in sorted((folder / "arrays").glob("*.npz"))]
     return [name for name in dict.fromkeys([*logged, *stored]) if name not in ("views", "similarity")]
 
@@ -177,7 +184,7 @@ def _header(folder: Path, config: dict[str, Any], metrics: _Metrics) -> str:
         if top1 is not None:
             note = f"best {_percent(float(top1.y.max()))} while training" if top1.y.max() > top1.last else ""
             if chance is not None and chance.last > 0:
-                note = f"chance {_percent(chance.last)}, so {top1.last / chance.last:.3g} times chance" + (
+                note = f"{top1.last / chance.last:.3g} times chance ({_percent(chance.last)})" + (
                     f"; {note}" if note else ""
                 )
             title = _at(config, f"evaluation.{name}.title")
@@ -187,7 +194,11 @@ def _header(folder: Path, config: dict[str, Any], metrics: _Metrics) -> str:
         tiles.append(("training loss, at the end", f"{loss.last:.4g}", f"{loss.y[0]:.4g} at the start"))
     if metrics.step is not None:
         seen = next(iter(metrics.columns.values())).x if metrics.columns else np.array([])
-        note = f"{max(float(series.x[-1]) for series in metrics.columns.values()):,.0f} samples seen" if len(seen) else ""
+        note = (
+            f"{max(float(series.x[-1]) for series in metrics.columns.values()):,.0f} samples seen"
+            if len(seen)
+            else ""
+        )
         tiles.append(("steps", f"{metrics.step:,}", note if metrics.x_name == "samples seen" else ""))
     if speed is not None:
         tiles.append(("samples per second", f"{float(np.median(speed.y)):,.4g}", "median over the run"))
@@ -215,15 +226,17 @@ def _curves(metrics: _Metrics) -> str:
         ("Accuracy within the batch", chosen(*accuracies), "%", True),
         ("Logit scale", chosen("train/logit_scale"), "", False),
         ("Learning rate", chosen("train/lr"), "", False),
-        ("Samples per second", chosen("speed/samples_per_second"), "", False),
+        ("Samples per second", chosen("speed/samples_per_second"), "", True),
     ]
     drawn = [
-        _chart(title, series, metrics.x_name, unit, smooth=smooth) for title, series, unit, smooth in charts if series
+        _chart(title, series, metrics.x_name, unit, smooth=smooth)
+        for title, series, unit, smooth in charts
+        if series
     ]
     if not drawn:
         raise _AbsentError("there is no metrics.csv, or no training step in it")
-    smoothed = any(len(series.x) >= 60 for name, series in columns.items() if name in (*losses, *accuracies))
-    note = "<p>Losses and accuracies: measured values pale, their moving mean bold.</p>" if smoothed else ""
+    smoothed = any(len(columns[name].x) >= 60 for name in (*losses, *accuracies))
+    note = "<p>Pale: as measured. Bold: its moving mean.</p>" if smoothed else ""
     return f'{note}<div class="charts">{"".join(drawn)}</div>'
 
 
@@ -239,10 +252,10 @@ def _chart(
     # Colours that stand for the page's variables: an inline drawing then follows light and dark.
     ink, muted, grid = "#000001", "#000002", "#000003"
     colours = ["#000011", "#000012", "#000013", "#000014", "#000015", "#000016"]
-    options = {
+    options: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": title,
-        "font.size": 10,
+        "svg.hashsalt": "openslip",
+        "font.size": 12,
         "text.color": ink,
         "axes.edgecolor": grid,
         "xtick.color": muted,
@@ -251,9 +264,10 @@ def _chart(
         "path.simplify": True,
     }
     with mpl.rc_context(options):
-        figure = Figure(figsize=(4.6, 2.7))
+        has_legend = len(series) > 1 or level is not None
+        figure = Figure(figsize=(4.6, 3.0))
         FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.115, 0.165, 0.865, 0.70))
+        axes = figure.add_axes((0.135, 0.175, 0.85, 0.70 if has_legend else 0.78))
         for place, (name, (x, y)) in enumerate(series.items()):
             colour = colours[place % len(colours)]
             x_shown, y_shown = _thin(x, y)
@@ -261,7 +275,9 @@ def _chart(
                 axes.plot(x_shown, y_shown, color=colour, linewidth=0.8, alpha=0.28)
                 x_shown, y_shown = _thin(x, _moving_mean(y, len(y) // 25))
             marker = {"marker": "o", "markersize": 3.5} if len(x) <= 25 else {}
-            axes.plot(x_shown, y_shown, color=colour, linewidth=1.8, solid_capstyle="round", label=name, **marker)
+            axes.plot(
+                x_shown, y_shown, color=colour, linewidth=1.8, solid_capstyle="round", label=name, **marker
+            )
         if level is not None:
             axes.axhline(level[1], color=muted, linewidth=1.2, linestyle=(0, (4, 3)), label=level[0])
         axes.grid(axis="y", color=grid, linewidth=0.8)
@@ -272,16 +288,17 @@ def _chart(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-        axes.set_xlabel(x_name, fontsize=9)
+        axes.set_xlabel(x_name, fontsize=11)
+        axes.set_xlim(left=0)
         if unit == "%":
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if level else None)
-        if len(series) > 1 or level is not None:
+        if has_legend:
             axes.legend(
                 loc="lower left",
                 bbox_to_anchor=(-0.01, 1.0),
                 ncols=4,
                 frameon=False,
-                fontsize=9,
+                fontsize=11,
                 handlelength=1.4,
                 columnspacing=1.2,
                 borderaxespad=0.2,
@@ -295,7 +312,7 @@ def _chart(
         drawing = drawing.replace(colour, f"var(--{name})")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     # Several drawings share the page: their ids must not meet.
-    prefix = re.sub(r"[^a-z0-9]+", "-", title.lower())
+    prefix = f"d{zlib.crc32(drawing.encode()):08x}"
     drawing = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", drawing)
     label = _e(f"{title}{f', {unit}' if unit else ''}")
     ends = "; ".join(f"{name} ends at {_short(one.last)}" for name, one in series.items())
@@ -323,7 +340,9 @@ def _moving_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 def _evaluation(folder: Path, name: str, metrics: _Metrics) -> str:
     prefix = f"eval/{name}/"
-    series = {key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)}
+    series = {
+        key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)
+    }
     try:
         arrays, reason = _read_arrays(folder, name), ""
     except _AbsentError as absent:
@@ -351,7 +370,14 @@ def _figures(series: dict[str, _Series]) -> str:
         return ""
     cells = []
     for metric, one in series.items():
-        value = f"{one.last:,.0f}" if metric.startswith("num_") else _percent(one.last)
+        shares = metric.startswith(("top", "chance"))
+        value = (
+            _percent(one.last)
+            if shares
+            else f"{one.last:,.0f}"
+            if metric.startswith("num_")
+            else _short(one.last)
+        )
         cells.append(f"<div><dt>{_e(_metric_name(metric))}</dt><dd>{value}</dd></div>")
     return f'<dl class="figures">{"".join(cells)}</dl>'
 
@@ -387,20 +413,24 @@ def _confusions(arrays: dict[str, np.ndarray]) -> str:
             distinct = list(dict.fromkeys(str(value) for value in values))
             of_class = np.array([distinct.index(str(value)) for value in values])
             if len(distinct) <= MAX_MATRIX:
-                tables.append(_confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class))
+                tables.append(
+                    _confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class)
+                )
     elif len(names) <= MAX_MATRIX:
         tables.append(_confusion("class", names, labels, predictions, np.arange(len(names))))
     if not tables:
         return ""
     by = "attribute by attribute" if "attribute_values" in arrays else "class by class"
     return (
-        f"<h3>What is taken for what, {by}</h3><p>Rows: the truth. Columns: what the model says. Per cent of the row; "
-        "the diagonal is right.</p>"
+        f"<h3>What is taken for what, {by}</h3><p>Rows: the truth. Columns: what the model says. Per cent of "
+        "the row; the diagonal is right.</p>"
         f'<div class="matrices">{"".join(tables)}</div>'
     )
 
 
-def _confusion(title: str, values: list[str], truth: np.ndarray, said: np.ndarray, of_class: np.ndarray) -> str:
+def _confusion(
+    title: str, values: list[str], truth: np.ndarray, said: np.ndarray, of_class: np.ndarray
+) -> str:
     counts = np.zeros((len(values), len(values)), dtype=np.int64)
     np.add.at(counts, (truth, said), 1)
     totals = counts.sum(axis=1)
@@ -419,8 +449,9 @@ def _confusion(title: str, values: list[str], truth: np.ndarray, said: np.ndarra
         rows.append(f'<tr><th scope="row">{_e(value)}</th>{"".join(cells)}</tr>')
     turned = " turned" if len(values) > 4 else ""
     return (
-        f'<figure class="card"><figcaption><b>{_e(title)}</b> {_percent(float(right))} right, chance {_percent(chance)}'
-        f'</figcaption><div class="scroll"><table class="matrix{turned}"><thead><tr><td></td>{head}</tr></thead>'
+        f'<figure class="card"><figcaption><b>{_e(title)}</b> {_percent(float(right))} right, '
+        f'chance {_percent(chance)}</figcaption><div class="scroll"><table class="matrix{turned}">'
+        f"<thead><tr><td></td>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div></figure>"
     )
 
@@ -429,7 +460,9 @@ def _heat(strength: float, text: str, hint: str, *, diagonal: bool) -> str:
     """A cell whose colour lies over the page's own, so that it works on light and dark."""
     strength = min(max(strength, 0.0), 1.0)
     classes = " ".join(
-        name for name, holds in (("strong", strength > 0.5), ("diagonal", diagonal), ("zero", strength == 0)) if holds
+        name
+        for name, holds in (("strong", strength > 0.75), ("diagonal", diagonal), ("zero", strength == 0))
+        if holds
     )
     return f'<td class="{classes}" style="--h:{strength:.2f}" title="{_e(hint)}">{text}</td>'
 
@@ -465,7 +498,8 @@ def _pictures(arrays: dict[str, np.ndarray]) -> str:
         classes, probabilities = arrays["top_classes"][index], arrays["top_probabilities"][index]
         right = int(classes[0]) == label
         bars = "".join(
-            f'<li class="{"truth" if int(one) == label else ""}"><span class="name">{_e(names[int(one)])}</span>'
+            f'<li class="{"truth" if int(one) == label else ""}">'
+            f'<span class="name">{_e(names[int(one)])}</span>'
             f'<span class="share">{100 * probability:.1f} %</span>'
             f'<span class="bar"><i style="width:{100 * probability:.1f}%"></i></span></li>'
             for one, probability in zip(classes, probabilities, strict=True)
@@ -478,8 +512,8 @@ def _pictures(arrays: dict[str, np.ndarray]) -> str:
         )
     total = len(arrays["labels"])
     return (
-        f"<h3>Test pictures</h3><p>{len(shown)} of {total:,}, evenly spread over the test set, not picked by result; "
-        "the model's most probable names, the true one in green.</p>"
+        f"<h3>Test pictures</h3><p>{len(shown)} of {total:,}, evenly spread over the test set, not picked by "
+        "result; the model's most probable names, the true one in green.</p>"
         f'<div class="pictures">{"".join(cards)}</div>'
     )
 
@@ -497,7 +531,8 @@ def _views(arrays: dict[str, np.ndarray]) -> str:
     cards = []
     for place in range(count):
         pictures = "".join(
-            f"<div>{_image(views[name][place], f'view {name}')}<span>{_e(name)}</span></div>" for name in names
+            f"<div>{_image(views[name][place], f'view {name}')}<span>{_e(name)}</span></div>"
+            for name in names
         )
         caption = f"<q>{_e(captions[place])}</q>" if place < len(captions) else ""
         cards.append(f'<figure class="card sample"><div class="views">{pictures}</div>{caption}</figure>')
@@ -510,7 +545,10 @@ def _views(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _similarity(arrays: dict[str, np.ndarray]) -> str:
-    _check({"matrix", "captions", "images"} <= arrays.keys(), "arrays/similarity.npz lacks matrix, captions or images")
+    _check(
+        {"matrix", "captions", "images"} <= arrays.keys(),
+        "arrays/similarity.npz lacks matrix, captions or images",
+    )
     full = arrays["matrix"].astype(np.float64)
     _check(
         full.ndim == 2 and full.shape == (len(arrays["images"]), len(arrays["captions"])) and full.size > 0,
@@ -522,7 +560,9 @@ def _similarity(arrays: dict[str, np.ndarray]) -> str:
     low, high = float(matrix.min()), float(matrix.max())
     found_text = int((matrix.argmax(axis=1) == np.arange(count)).sum())
     found_image = int((matrix.argmax(axis=0) == np.arange(count)).sum())
-    head = "".join(f'<th scope="col" title="{_e(caption)}">{place}</th>' for place, caption in enumerate(captions, 1))
+    head = "".join(
+        f'<th scope="col" title="{_e(caption)}">{place}</th>' for place, caption in enumerate(captions, 1)
+    )
     rows = []
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
         cells = "".join(
@@ -539,9 +579,10 @@ def _similarity(arrays: dict[str, np.ndarray]) -> str:
             f"<span>{_e(caption)}</span></div></th>{cells}</tr>"
         )
     return (
-        f"<p>Cosine of {count} pictures (rows) with their {count} captions (columns, same numbers): pale is {low:.2f}, full "
-        f"colour {high:.2f}; own pairs are framed. The own caption is the most similar for <b>{found_text} of {count}</b> "
-        f"pictures, the own picture for <b>{found_image} of {count}</b> captions.</p>"
+        f"<p>Cosine of {count} pictures (rows) with their {count} captions (columns, same numbers): pale is "
+        f"{low:.2f}, full colour {high:.2f}; own pairs are framed. The own caption is the most similar for "
+        f"<b>{found_text} of {count}</b> pictures, the own picture for <b>{found_image} of {count}</b> "
+        "captions.</p>"
         f'<div class="card scroll"><table class="matrix similarity"><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -565,13 +606,19 @@ def _environment(folder: Path) -> str:
         raise _AbsentError("there is no env.json") from error
     except ValueError as error:
         raise _AbsentError(f"env.json cannot be read ({error})") from error
-    rows = "".join(f"<tr><th>{_e(key)}</th><td>{_e(value)}</td></tr>" for key, value in _flat(environment, ""))
+    rows = "".join(
+        f"<tr><th>{_e(key)}</th><td>{_e(value)}</td></tr>" for key, value in _flat(environment, "")
+    )
     return f'<div class="scroll"><table class="plain environment"><tbody>{rows}</tbody></table></div>'
 
 
 def _flat(value: Any, prefix: str) -> list[tuple[str, str]]:
     if isinstance(value, dict):
-        return [row for key, part in value.items() for row in _flat(part, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            row
+            for key, part in value.items()
+            for row in _flat(part, f"{prefix}.{key}" if prefix else str(key))
+        ]
     if isinstance(value, list):
         return [(prefix, ", ".join(map(str, value)) or "none")]
     if isinstance(value, bool) or value is None:
@@ -599,7 +646,9 @@ def _short(value: float) -> str:
 
 
 def _image(pixels: Pixels, alt: str) -> str:
-    _check(pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype == np.uint8, "a picture is not uint8 [3, H, W]")
+    _check(
+        pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype == np.uint8, "a picture is not uint8 [3, H, W]"
+    )
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     stream = io.BytesIO()
     small = max(image.size) <= 64
@@ -610,14 +659,16 @@ def _image(pixels: Pixels, alt: str) -> str:
         image.save(stream, "JPEG", quality=85)
     kind, shape = ("png", ' class="pixels"') if small else ("jpeg", "")
     data = base64.b64encode(stream.getvalue()).decode()
-    return (
-        f'<img{shape} src="data:image/{kind};base64,{data}" alt="{_e(alt)}" width="{image.width}" height="{image.height}">'
-    )
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img{shape} src="data:image/{kind};base64,{data}" alt="{_e(alt)}" {size}>'
 
 
-def _page(name: str, header: str, sections: Sequence[tuple[str, str]], absent: Sequence[tuple[str, str]]) -> str:
+def _page(
+    name: str, header: str, sections: Sequence[tuple[str, str]], absent: Sequence[tuple[str, str]]
+) -> str:
     links = "".join(
-        f'<a href="#part{place}">{_e(title.split(":")[0])}</a>' for place, (title, _) in enumerate(sections, 1)
+        f'<a href="#part{place}">{_e(title.split(":")[0])}</a>'
+        for place, (title, _) in enumerate(sections, 1)
     )
     body = "".join(
         f'<section id="part{place}"><h2>{_e(title)}</h2>{content}</section>'
@@ -630,7 +681,8 @@ def _page(name: str, header: str, sections: Sequence[tuple[str, str]], absent: S
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{_e(name)} - OpenSLIP</title><style>{_STYLE}</style></head><body><main>"
-        f'<header><div class="eyebrow">OpenSLIP run</div><h1>{_e(name)}</h1>{header}<nav>{links}</nav></header>'
+        f'<header><div class="eyebrow">OpenSLIP run</div><h1>{_e(name)}</h1>{header}'
+        f"<nav>{links}</nav></header>"
         f"{body}{left_out}</main></body></html>\n"
     )
 
@@ -638,11 +690,14 @@ def _page(name: str, header: str, sections: Sequence[tuple[str, str]], absent: S
 _STYLE = """
 :root{--page:#f6f6f3;--card:#fff;--ink:#1b1e22;--muted:#5d6570;--line:#e2e2de;--heat:40 86 200;--on-heat:#fff;
 --good:#177245;--bad:#b83227;--s1:#2856c8;--s2:#d2640a;--s3:#177245;--s4:#8436c9;--s5:#b83280;--s6:#0e7490}
-@media(prefers-color-scheme:dark){:root{--page:#121417;--card:#1b1e23;--ink:#e9ebee;--muted:#9ba3ae;--line:#2e333a;
---heat:72 118 235;--good:#5fce98;--bad:#ff8a7d;--s1:#84a9ff;--s2:#ffb066;--s3:#5fce98;--s4:#cba2ff;--s5:#ff9bd0;--s6:#67d3e8}}
+@media(prefers-color-scheme:dark){:root{--page:#121417;--card:#1b1e23;--ink:#e9ebee;--muted:#9ba3ae;
+--line:#2e333a;
+--heat:72 118 235;--good:#5fce98;--bad:#ff8a7d;--s1:#84a9ff;--s2:#ffb066;--s3:#5fce98;--s4:#cba2ff;
+--s5:#ff9bd0;--s6:#67d3e8}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}
 h1{font-size:30px;line-height:1.2;margin:2px 0 14px;overflow-wrap:anywhere;letter-spacing:-.01em}
 h2{font-size:21px;line-height:1.3;margin:0 0 10px;letter-spacing:-.005em;overflow-wrap:anywhere}
@@ -655,25 +710,31 @@ section{margin-top:48px;scroll-margin-top:16px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px}
 .tile,.card{background:var(--card);border:1px solid var(--line);border-radius:10px}
 .tile{padding:14px 16px}.tile.first{border-left:4px solid var(--s1)}
-.label{font-size:13px;color:var(--muted)}.value{font-size:29px;font-weight:650;line-height:1.25;font-variant-numeric:tabular-nums}
+.label{font-size:13px;color:var(--muted)}.value{font-size:29px;font-weight:650;line-height:1.25;
+font-variant-numeric:tabular-nums}
 .note{font-size:13px;color:var(--muted)}
-nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin-top:20px;padding-top:12px;border-top:1px solid var(--line)}
+nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin-top:20px;padding-top:12px;
+border-top:1px solid var(--line)}
 nav a{color:var(--s1);text-decoration:none;padding:4px 0}nav a:hover{text-decoration:underline}
 figure{margin:0}.card{padding:14px 16px}
 figcaption{font-weight:600;font-size:14px;margin-bottom:4px}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px;margin-bottom:14px}
-.charts .card{max-width:580px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:14px;
+margin-bottom:14px}
 .charts svg{display:block;width:100%;height:auto;overflow:visible}
 .charts svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!important}
-.figures{display:flex;flex-wrap:wrap;gap:10px 28px;margin:0 0 16px}.figures dt{font-size:13px;color:var(--muted)}
+.figures{display:flex;flex-wrap:wrap;gap:10px 28px;margin:0 0 16px}.figures dt{font-size:13px;
+color:var(--muted)}
 .figures dd{margin:0;font-size:18px;font-weight:600;font-variant-numeric:tabular-nums}
 .matrices{display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start}
-.matrices figure{max-width:100%}.matrices figcaption{font-weight:400;color:var(--muted)}.matrices figcaption b{color:var(--ink)}
+.matrices figure{max-width:100%}.matrices figcaption{font-weight:400;color:var(--muted)}
+.matrices figcaption b{color:var(--ink)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 .matrix{border-collapse:separate;border-spacing:2px;font-size:13px}
-.matrix th{font-weight:400;color:var(--muted);padding:2px 6px}.matrix th[scope=row]{text-align:right;white-space:nowrap}
-.matrix tbody td{background:rgb(var(--heat)/var(--h));min-width:42px;height:32px;text-align:center;border-radius:4px;padding:0 2px}
+.matrix th{font-weight:400;color:var(--muted);padding:2px 6px}.matrix th[scope=row]{text-align:right;
+white-space:nowrap}
+.matrix tbody td{background:rgb(var(--heat)/var(--h));min-width:42px;height:32px;text-align:center;
+border-radius:4px;padding:0 2px}
 .matrix td.zero{background:rgb(128 128 128/.07)}
 .matrix td.strong{color:var(--on-heat)}.matrix td.diagonal{box-shadow:inset 0 0 0 1.5px var(--ink)}
 .matrix.turned thead th{vertical-align:bottom;padding:2px 0}
@@ -682,33 +743,40 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 .similarity tbody td{min-width:40px;height:44px;font-size:12px}
 .similarity thead th{text-align:center}
 .who{display:flex;align-items:center;gap:8px;text-align:left;width:250px;white-space:normal}
-.who b{width:18px;text-align:right;flex:none;color:var(--ink)}.who img{width:40px;height:40px;object-fit:cover;flex:none}
-.who span{font-size:12.5px;line-height:1.25;display:-webkit-box;-webkit-line-clamp:3;-webkit-box-orient:vertical;overflow:hidden}
+.who b{width:18px;text-align:right;flex:none;color:var(--ink)}.who img{width:40px;height:40px;
+object-fit:cover;flex:none}
+.who span{font-size:12.5px;line-height:1.25;display:-webkit-box;-webkit-line-clamp:3;
+-webkit-box-orient:vertical;overflow:hidden}
 img{display:block;border-radius:5px}.pixels{image-rendering:pixelated}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,270px),1fr));gap:14px}
 .views{display:flex;gap:8px}.views div{flex:1 1 0;max-width:140px}.views img{width:100%;height:auto}
 .views span{font-size:12px;color:var(--muted)}
 .sample q{display:block;margin-top:6px;overflow-wrap:anywhere;quotes:"\\201c" "\\201d"}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:14px}
-.picture{display:flex;gap:14px;border-left-width:4px}.picture>img{width:104px;height:104px;object-fit:cover;flex:none}
+.picture{display:flex;gap:14px;border-left-width:4px}.picture>img{width:104px;height:104px;object-fit:cover;
+flex:none}
 .picture>div{flex:1;min-width:0}.right{border-left-color:var(--good)}.wrong{border-left-color:var(--bad)}
 .verdict{font-weight:600}.right .verdict{color:var(--good)}.wrong .verdict{color:var(--bad)}
 .true{color:var(--good);overflow-wrap:anywhere;line-height:1.3}
 .bars{list-style:none;margin:4px 0 0;padding:0;font-size:13px}
 .bars li{display:grid;grid-template-columns:1fr auto;gap:0 8px;margin-top:4px;line-height:1.3}
-.name{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}.share{font-variant-numeric:tabular-nums;color:var(--muted)}
+.name{overflow-wrap:anywhere}.share{font-variant-numeric:tabular-nums;color:var(--muted)}
 .bar{grid-column:1/3;height:5px;border-radius:3px;background:rgb(128 128 128/.18)}
 .bar i{display:block;height:100%;min-width:1px;border-radius:3px;background:rgb(var(--heat))}
 .truth .name{color:var(--good);font-weight:600}.truth .bar i{background:var(--good)}
-.plain{min-width:min(100%,480px)}.plain th,.plain td{text-align:left;padding:6px 20px 6px 0;border-bottom:1px solid var(--line);
+.plain{min-width:min(100%,480px)}.plain th,.plain td{text-align:left;padding:6px 20px 6px 0;
+border-bottom:1px solid var(--line);
 vertical-align:top}.plain th{font-weight:400;color:var(--muted)}.plain .number{text-align:right}
 .environment td{overflow-wrap:anywhere}
 details{background:var(--card);border:1px solid var(--line);border-radius:10px}
 summary{cursor:pointer;padding:12px 16px;font-weight:600}
-pre{margin:0;padding:0 16px 16px;overflow-x:auto;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+pre{margin:0;padding:0 16px 16px;overflow-x:auto;
+font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .absent{color:var(--muted);font-size:14px}.absent h2{font-size:16px}.absent ul{margin:0;padding-left:20px}
-@media(max-width:600px){main{padding:20px 14px 48px}h1{font-size:24px}h2{font-size:19px}section{margin-top:36px}
-.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile.first{grid-column:1/3}.value{font-size:23px}
+@media(max-width:600px){main{padding:20px 14px 48px}h1{font-size:24px}h2{font-size:19px}
+section{margin-top:36px}
+.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile.first{grid-column:1/3}
+.value{font-size:23px}
 .card{padding:12px}.who{width:112px}.who span{display:none}.who{width:66px}.matrix tbody td{min-width:34px}
 .picture>img{width:84px;height:84px}}
 @media print{body{background:#fff}.card,.tile{break-inside:avoid}}

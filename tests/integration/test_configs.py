@@ -153,8 +153,8 @@ def test_an_unknown_key_or_value_names_itself_and_the_nearest(argument: str, sai
 
 
 def test_a_misspelt_argument_names_the_class_and_the_argument():
-    with pytest.raises(UserError, match="gather_with_grda"):
-        build({"_target_": "openslip.objectives.clip.CLIP", "gather_with_grda": True, "max_logit_scale": 4.6})
+    with pytest.raises(UserError, match="scale"):
+        build({"_target_": "openslip.objectives.clip.CLIP", "gather_with_grad": True, "max_logit_scale": 4.6, "scale": 1})
 
 
 def test_a_faithful_simclr_needs_no_tokenizer():

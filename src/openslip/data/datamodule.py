@@ -1,6 +1,5 @@
 """The data path, top to bottom: order -> samples -> views and captions -> batch -> augmentation on the device."""
 
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,9 +10,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from openslip.data.augment import normalise
 from openslip.data.captions import FirstCaption, UniformCaption, choose
-from openslip.data.order import Order
+from openslip.data.order import Order, Randomness
 from openslip.data.source import Source
 from openslip.data.views import View, open_image
+from openslip.errors import UserError
 from openslip.tokenizer import Tokenizer, text_lengths
 
 Plan = tuple[int, np.ndarray]  # an epoch and one rank's sample indices of a step
@@ -65,7 +65,7 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         # Rank and world are read here, in the main process: workers that are spawned know of no process group.
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(
+        return Loader(
             self.batches,
             batch_size=None,
             sampler=RankOrder(self.order, rank, world_size),
@@ -75,6 +75,15 @@ class DataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=one_thread,
         )
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """All but the views' parameters: read on the CPU, they cost the device no wait."""
+        return {
+            name: column if name.endswith("_parameters") else column.to(device, non_blocking=True)
+            for name, column in batch.items()
+        }
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Augments and normalises on the device, from uint8 and the parameters that came with each view."""
@@ -87,6 +96,16 @@ class DataModule(pl.LightningDataModule):
         return batch
 
 
+class Loader(DataLoader):
+    """An error of the user's is the same one line, whether a worker meets it or this process."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            yield from super().__iter__()
+        except UserError as error:  # from a worker, torch puts the traceback's text before it
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+
+
 class RankOrder(Sampler[Plan]):
     """One rank's plan of an epoch; the trainer says which epoch."""
 
@@ -95,7 +114,7 @@ class RankOrder(Sampler[Plan]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        order.rank_batches(0, rank, world_size)  # refuses a batch that the ranks do not divide before training starts
+        order.local_batch_size(world_size)  # refuses what the ranks do not divide before training starts
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -123,7 +142,7 @@ class Batches(Dataset):
         self.views = views
         self.captions = captions
         self.tokenizer = tokenizer
-        self.seed = seed
+        self.generator = Randomness(seed)
 
     def __getitem__(self, plan: Plan, /) -> dict[str, Tensor]:
         epoch, indices = plan
@@ -140,18 +159,14 @@ class Batches(Dataset):
             if self.tokenizer is not None:
                 rng = self.generator(epoch, index, "text")
                 captions.append(choose(self.captions, sample.captions, sample.key, rng))
-        batch = {name: torch.from_numpy(np.stack(column)) for name, column in columns.items()}
+        # np.stack keeps the crops' layout, colours innermost, in which every later operation is slower.
+        batch = {name: torch.from_numpy(np.ascontiguousarray(np.stack(column))) for name, column in columns.items()}
         batch["index"] = torch.from_numpy(indices.astype(np.int64))
         if self.tokenizer is not None:
             text = self.tokenizer(captions)
             batch["text_length"] = text_lengths(text)
             batch["text"] = text[:, : int(batch["text_length"].max())].contiguous()
         return batch
-
-    def generator(self, epoch: int, index: int, view: str) -> np.random.Generator:
-        """Randomness of one view of one sample in one epoch: the same in any process, rank or order of work."""
-        counter = [0, index, epoch, zlib.crc32(view.encode())]  # the lowest word counts what is drawn
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
 
 
 def one_thread(worker: int) -> None:

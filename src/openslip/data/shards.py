@@ -1,100 +1,109 @@
 """Image-caption tar shards (webdataset's layout) as a source, read by offset."""
 
-import json
-import mmap
+import os
 from pathlib import Path
 from typing import Literal
 
 from braceexpand import braceexpand
 
-from openslip.data.index import IMAGE_SUFFIXES, Entry, build_index
+from openslip.data.index import build_index, read_captions
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
+
+MAX_OPEN = 256  # of the 1024 files that a process may usually have open
 
 
 class ShardSource(Source):
     """Members `KEY.jpg|jpeg|png|webp`, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
 
     Args:
-        shards: a brace pattern, a folder, or a list of them.
+        shards: a brace pattern, a folder, a glob, or a list of them.
         require: what a sample must have to count: `caption`, `label`, or null for the picture alone.
     """
 
     def __init__(self, *, shards: str | list[str], require: Literal["caption", "label"] | None) -> None:
+        self.files: dict[int, _File] = {}
         self.index = build_index(expand(shards), require)
-        self.problems = self.index.problems
-        if not self.index.entries:
-            met = ", ".join(f"{count} x {reason}" for reason, count in self.problems.items()) or "no samples at all"
-            needed = {"caption": "KEY.txt or KEY.json", "label": "KEY.cls", None: "KEY.jpg"}[require]
-            raise UserError(
-                f"shards {shards}: no usable sample ({met}); each needs a picture and {needed} with the same KEY"
-            )
-        self.files: dict[int, mmap.mmap] = {}
+        self.problems = self.index.problems.lines()
+        if not len(self.index.rows):
+            met = "; ".join(self.problems) or "no pictures at all"
+            wanted = {
+                "caption": "a picture and KEY.txt, or KEY.json with `caption` or `captions`, under the same KEY; "
+                "without captions, only simclr can be trained (data.source.require=null)",
+                "label": "a picture and its class number in KEY.cls, under the same KEY",
+                None: "a picture KEY.jpg, .jpeg, .png or .webp",
+            }[require]
+            raise UserError(f"shard {self.index.shards[0]}: no usable sample here or after ({met}); each needs {wanted}")
 
     def __len__(self) -> int:
-        return len(self.index.entries)
+        return len(self.index.rows)
 
     @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
 
     def __getitem__(self, index: int, /) -> Sample:
-        entry = self.index.entries[index]
-        suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in entry.members)
-        name = f"{self.index.shards[entry.shard]}:{entry.key}"
+        shard, image, image_size, txt, txt_size, fields, fields_size, label = self.index.rows[index].item()
         return Sample(
-            key=name, image=self.read(entry, suffix), captions=self.captions(entry, name), label=self.label(entry, name)
+            key=f"{self.index.shards[shard]}:{self.index.key(index)}",
+            image=self.read(shard, image, image_size),
+            captions=read_captions(self.read(shard, txt, txt_size), self.read(shard, fields, fields_size)),
+            label=None if label < 0 else label,
         )
 
-    def captions(self, entry: Entry, name: str) -> tuple[str, ...]:
-        found = []
-        if "txt" in entry.members:
-            found.append(self.read(entry, "txt").decode("utf-8", "replace"))
-        if "json" in entry.members:
-            try:
-                fields = json.loads(self.read(entry, "json"))
-            except ValueError as error:
-                raise UserError(f"{name}.json is not JSON ({error}): mend or remove it") from error
-            if isinstance(fields, dict):
-                more = fields.get("captions") or [fields.get("caption")]
-                found += [caption for caption in more if isinstance(caption, str)]
-        return tuple(dict.fromkeys(caption.strip() for caption in found if caption.strip()))
-
-    def label(self, entry: Entry, name: str) -> int | None:
-        if "cls" not in entry.members:
-            return None
-        text = self.read(entry, "cls").strip()
-        if not text.isdigit():
-            raise UserError(f"{name}.cls holds {text[:20]!r}: expected a class number such as 0")
-        return int(text)
-
-    def read(self, entry: Entry, suffix: str) -> bytes:
-        offset, length = entry.members[suffix]
-        if entry.shard not in self.files:
-            with self.index.shards[entry.shard].open("rb") as file:
-                self.files[entry.shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self.files[entry.shard][offset : offset + length]
+    def read(self, shard: int, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        file = self.files.get(shard)
+        if file is None:
+            if len(self.files) >= MAX_OPEN:
+                self.files.pop(next(iter(self.files)), None)
+            file = self.files[shard] = _File(os.open(self.index.shards[shard], os.O_RDONLY))
+        content = os.pread(file.descriptor, length, offset)
+        if len(content) != length:
+            raise UserError(
+                f"shard {self.index.shards[shard]} has become shorter since the run began (at offset {offset}): "
+                "leave the shards of a run as they are"
+            )
+        return content
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "files": {}}  # each process opens its own
+
+
+class _File:
+    """Closed when nothing reads it any more, so that one thread cannot close what another reads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 def expand(shards: str | list[str]) -> list[Path]:
     """Paths of all shards, in the order of the list and of names within a folder.
 
     Raises:
-        UserError: nothing there, or a `pipe:` command, which is never run.
+        UserError: nothing there, an address, or a `pipe:` command, which is never run.
     """
-    patterns = [shards] if isinstance(shards, str) else shards
     paths = []
-    for pattern in patterns:
-        if pattern.startswith("pipe:"):
+    for pattern in [shards] if isinstance(shards, str) else shards:
+        if pattern.strip().startswith("pipe:"):
             raise UserError(f"shards {pattern!r}: pipe: would run a command and is refused; give paths of tar files")
+        if "://" in pattern:
+            raise UserError(f"shards {pattern!r}: shards are read from local files; download them and give their folder")
         for word in braceexpand(pattern):
             path = Path(word)
-            paths += sorted(path.glob("*.tar")) if path.is_dir() else [path]
-            if path.is_dir() and not any(path.glob("*.tar")):
-                raise UserError(f"shards {word}: the folder holds no .tar file; check data.source.shards")
+            if path.is_dir():
+                found = sorted(path.glob("*.tar"))
+            elif "*" in path.name:
+                found = sorted(path.parent.glob(path.name))
+            else:
+                found = [path]
+            if not found:
+                raise UserError(f"shards {word}: no .tar file there; check data.source.shards")
+            paths += found
     if not paths:
         raise UserError("shards: an empty list; give data.source.shards a brace pattern, a folder, or a list of them")
     return paths

@@ -22,7 +22,13 @@ class Sample:
 
 
 class Source(ABC):
-    """Samples by index. Loader processes get a copy, so a source opens files when first asked and pickles without them."""
+    """Samples by index. Loader processes get a copy, so a source opens files when first asked and pickles without them.
+
+    Attributes:
+        problems: what was left out or mended when the collection was read, one line per kind.
+    """
+
+    problems: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...

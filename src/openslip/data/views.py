@@ -25,12 +25,13 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
     header, before anything is decoded) or cannot be decoded whole.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        # Bytes in any case: of a file with several frames Pillow would keep the descriptor.
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height <= MAX_PIXELS:
             image.load()
             return image if image.mode == "RGB" else _to_rgb(image)
         size = f"{image.width} x {image.height}"
-        image.close()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = "too many pixels"
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
@@ -65,7 +66,7 @@ class View:
         if not 0 < low <= high:
             raise UserError(f"view scale={list(scale)}: expected [low, high] with 0 < low <= high, such as [0.08, 1]")
         self.size = size
-        self.scale = (low, high)
+        self.scale = (float(low), float(high))
         self.augment = augment
 
     def __call__(

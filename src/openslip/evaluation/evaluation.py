@@ -1,4 +1,4 @@
-"""Contract: an evaluation turns a model into named figures, the same in training, afterwards, and on any number of ranks."""
+"""Contract: an evaluation gives a model's figures, the same ones in training and afterwards."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from openslip.errors import UserError
 
 
 class Evaluation(ABC):
-    """`run` leaves its figures in what it returns and, for the report, its arrays in `arrays` (no object arrays)."""
+    """`run` returns figures, and leaves in `arrays` (none of them of objects) what the report shows."""
 
     arrays: dict[str, np.ndarray]
 
@@ -33,12 +33,13 @@ class Evaluation(ABC):
 
 def top1_line(title: str, figures: dict[str, float]) -> str:
     """The headline of a classification."""
-    return f"{title}: {figures['top1']:.2f} % (chance {figures['chance']:.2f} %, {figures['num_samples']:,.0f} pictures)"
+    top1, chance, num_samples = (figures[name] for name in ("top1", "chance", "num_samples"))
+    return f"{title}: {top1:.2f} % (chance {chance:.2f} %, {num_samples:,.0f} pictures)"
 
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, no gradients, full float32 (no autocast, no TF32); modes, switches and random state come back after."""
+    """Eval mode, no gradients, full float32 (no autocast, no TF32); all comes back, random state too."""
     modes = [(module, module.training) for module in model.modules()]
     matmul_precision, allow_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     model.eval()
@@ -63,23 +64,25 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:
     """This rank's batches of rows.
 
-    Whole batches are dealt out, batch b to rank b modulo the world size, and none is padded: every batch holds the
-    same rows as in one process, so its arithmetic is the same to the last bit.
+    Whole batches are dealt out, batch b to rank b modulo the world size, and none is padded: every batch
+    holds the same rows as in one process, so its arithmetic is the same to the last bit.
     """
     starts = range(0, num_rows, batch_size)[rank() :: world_size()]
     return [list(range(start, min(start + batch_size, num_rows))) for start in starts]
 
 
 def gather_batches(
-    rows: Shaped[Tensor, "local *rest"], num_rows: int, batch_size: int
-) -> Shaped[Tensor, "all *rest"]:
+    rows: Shaped[Tensor, "local ..."], num_rows: int, batch_size: int
+) -> Shaped[Tensor, "all ..."]:
     """The rows of all ranks' batches in their original order."""
     if world_size() == 1:
         return rows
     batches_per_rank = math.ceil(math.ceil(num_rows / batch_size) / world_size())
     padded = rows.new_zeros(batches_per_rank * batch_size, *rows.shape[1:])
     padded[: len(rows)] = rows
-    gathered = gather(padded, with_grad=False).view(world_size(), batches_per_rank, batch_size, *rows.shape[1:])
+    gathered = gather(padded, with_grad=False).view(
+        world_size(), batches_per_rank, batch_size, *rows.shape[1:]
+    )
     # Only the very last batch can be short, so padding stands behind all rows once batches are back in order.
     return gathered.transpose(0, 1).reshape(-1, *rows.shape[1:])[:num_rows]
 
@@ -126,8 +129,8 @@ class _Labelled(Dataset):
             sample = self.source[index]
             if sample.label is None:
                 return UserError(
-                    f"sample {sample.key!r} has no label: an evaluation needs a .cls file beside every picture, "
-                    "or a folder of pictures per class"
+                    f"sample {sample.key!r} has no label: an evaluation needs a .cls file beside every "
+                    "picture, or a folder of pictures per class"
                 )
             if sample.label < 0:
                 return UserError(f"sample {sample.key!r} has label {sample.label}: expected 0 or more")

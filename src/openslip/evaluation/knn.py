@@ -1,6 +1,6 @@
-"""Weighted k-nearest-neighbour classification on frozen features. Wu et al. 2018, arXiv:1805.01978, section 3.4.
+"""Weighted k-nearest-neighbour classification of frozen features. Wu et al. 2018, arXiv:1805.01978, 3.4.
 
-After `run`, `KNN.arrays` holds `labels` int64 [N] and `predictions` int64 [N], N test samples in the source's order.
+After `run`, `KNN.arrays` holds `labels` and `predictions`, int64 [N]: N test samples in the source's order.
 """
 
 import numpy as np
@@ -20,8 +20,8 @@ from openslip.models.image_encoder import ImageEncoder
 class KNN(Evaluation):
     """Share of test pictures that their nearest training pictures give the right label, in per cent.
 
-    Neighbours are found by cosine of the image tower's features, before any projection. Figures: `top1`, `chance` (one
-    class of the training pictures' classes), `num_samples`.
+    Neighbours are found by cosine of the image tower's features, before any projection. Figures: `top1`,
+    `chance` (one of the training pictures' classes), `num_samples`.
 
     Args:
         title: what the headline calls it.
@@ -97,9 +97,11 @@ class KNN(Evaluation):
         for image, label in labelled_batches(
             source, self.transform, batch_size=self.batch_size, num_workers=self.num_workers, device=device
         ):
-            features.append(F.normalize(model.image_tower(image).float(), dim=-1))
+            features.append(F.normalize(model.image_tower(image), dim=-1))
             labels.append(label)
-        gathered = [gather_batches(torch.cat(rows), len(source), self.batch_size) for rows in (features, labels)]
+        gathered = [
+            gather_batches(torch.cat(rows), len(source), self.batch_size) for rows in (features, labels)
+        ]
         return gathered[0], gathered[1]
 
 
@@ -111,7 +113,7 @@ def vote(
     k: int,
     temperature: float,
 ) -> Int64[Tensor, " queries"]:
-    """The label with the largest sum of exp(cosine / temperature) among the k nearest; unit vectors in, ties to the lower."""
+    """The label with the largest sum of exp(cosine / temperature) over the k nearest, lowest of equals."""
     cosines, neighbours = (queries @ features.T).topk(k, dim=1)
     # Relative to the nearest neighbour: the same winner, and no overflow however small the temperature.
     weights = ((cosines - cosines[:, :1]).cpu().double() / temperature).exp()  # [Q, k]

@@ -1,4 +1,4 @@
-"""Class names and prompt templates, and the class vectors made of them. Radford et al. 2021, arXiv:2103.00020, section 3.1.4."""
+"""Class names, templates, and class vectors made of them. Radford et al. 2021, arXiv:2103.00020, 3.1.4."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from openslip.tokenizer import Tokenizer, text_lengths
 def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device, batch_size: int
 ) -> Float[Tensor, "texts embed"]:
-    """Projected text features in the order of `texts`, not normalised; the ranks share the work, so all must call this.
+    """Projected text features in the order of `texts`, not normalised.
 
-    Texts are encoded in order of their length and cut to the longest of their batch: no padding is multiplied.
+    Texts are encoded in the order of their lengths and cut to the longest of their batch, so that no padding
+    is multiplied. The ranks share the work: all of them must call this.
     """
     text = tokenizer(texts)
     length = text_lengths(text)
@@ -31,7 +32,7 @@ def encode_texts(
     for batch in rank_batches(len(text), batch_size):
         rows = order[batch]
         trimmed = text[rows, : int(length[rows].max())]
-        encoded.append(model.encode_text(trimmed.to(device), length[rows].to(device)).float())
+        encoded.append(model.encode_text(trimmed.to(device), length[rows].to(device)))
     in_length_order = gather_batches(torch.cat(encoded), len(text), batch_size)
     return in_length_order[order.argsort().to(device)]
 
@@ -67,7 +68,9 @@ def check_prompts(classnames: Sequence[str], templates: Sequence[str]) -> None:
         raise UserError("templates is empty: expected at least one, such as 'a photo of a {}.'")
     for template in templates:
         if "{}" not in template:
-            raise UserError(f"template {template!r} has no {{}} for the class name: write it like 'a photo of a {{}}.'")
+            raise UserError(
+                f"template {template!r} has no {{}} for the class name: write it like 'a photo of a {{}}.'"
+            )
 
 
 def imagenet_classnames() -> list[str]:
@@ -99,9 +102,13 @@ def read_lines(path: str | Path) -> list[str]:
     try:
         content = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8, one name a line") from error
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8, one name a line"
+        ) from error
     lines = [line.strip() for line in content.rstrip().split("\n")]
     if lines == [""]:
         raise UserError(f"{path}: the file is empty: expected one name a line")
@@ -116,11 +123,15 @@ def _open_clip_metadata() -> ModuleType:
     # Importing open_clip itself takes seconds; this one file of it holds data only.
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
-        raise UserError("ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch")
+        raise UserError(
+            "ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch"
+        )
     path = Path(package.origin).with_name("zero_shot_metadata.py")
     spec = importlib.util.spec_from_file_location("openslip_zero_shot_metadata", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: not there; ImageNet's names need another version: pip install -U open_clip_torch")
+        raise UserError(
+            f"{path}: not there, but ImageNet's names are read from it: pip install -U open_clip_torch"
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,7 +1,8 @@
-"""Zero-shot classification by prompt ensembles. Radford et al. 2021, arXiv:2103.00020, section 3.1; published SLIP's protocol.
+"""Zero-shot classification by prompt ensembles. Radford et al. 2021, arXiv:2103.00020, section 3.1.
 
-Float32, cosines without a logit scale for the ranking, ties to the lower class index. After `run`, `ZeroShot.arrays` holds
-(N samples in the source's order, C classes, T templates, K = min(5, C), P pictures, A attributes):
+Published SLIP's protocol: ranked by cosine in float32, the lower class first among equals. After `run`,
+`ZeroShot.arrays` holds (N samples in the source's order, C classes, T templates, K = min(5, C), P pictures,
+A attributes):
 
 | name | dtype, shape | what |
 |---|---|---|
@@ -37,8 +38,8 @@ NUM_PICTURES = 16
 class ZeroShot(Evaluation):
     """Share of pictures whose own class name is the most similar text, in per cent.
 
-    Figures: `top1`, `top5` (from 5 classes on), `chance` (of top1), `num_samples`, and per attribute `top1_<attribute>`:
-    the share of pictures for which the predicted class has the right value.
+    Figures: `top1`, `top5` (from 5 classes on), `chance` (of top1), `num_samples`, and per attribute
+    `top1_<attribute>`: the share of pictures for which the predicted class has the right value.
 
     Args:
         title: what the headline calls it.
@@ -52,7 +53,8 @@ class ZeroShot(Evaluation):
         attributes: per attribute, every class's value.
 
     Raises:
-        UserError: here, or in `run` on a label without a name, a sample without a label, a model without text tower.
+        UserError: here on names, templates or attributes of no use; in `run` on a label without a name, a
+            sample without a label, a model without a text tower.
     """
 
     def __init__(
@@ -74,7 +76,8 @@ class ZeroShot(Evaluation):
         for name, values in (attributes or {}).items():
             if len(values) != len(classnames):
                 raise UserError(
-                    f"attribute {name!r} has {len(values)} values for {len(classnames)} classes: expected one per class"
+                    f"attribute {name!r} has {len(values)} values for {len(classnames)} classes: "
+                    "expected one per class"
                 )
         self.title = title
         self.source = source
@@ -95,7 +98,7 @@ class ZeroShot(Evaluation):
         """Encode the classes once, then the pictures."""
         if not isinstance(model, DualEncoder) or self.tokenizer is None:
             raise UserError(
-                f"zero-shot needs a text tower and a tokenizer, which this {type(model).__name__} does not come with: "
+                f"zero-shot needs a text tower and a tokenizer, which this {type(model).__name__} has not: "
                 "evaluate it with openslip.evaluation.knn.KNN"
             )
         with evaluating(model, device):
@@ -132,10 +135,14 @@ class ZeroShot(Evaluation):
         probabilities = [torch.empty(0, num_top, device=device)]
         labels = [torch.empty(0, dtype=torch.int64, device=device)]
         for image, label in labelled_batches(
-            self.source, self.transform, batch_size=self.batch_size, num_workers=self.num_workers, device=device
+            self.source,
+            self.transform,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            device=device,
         ):
             self._check_labels(label)
-            cosines = F.normalize(model.encode_image(image).float(), dim=-1) @ classes.T  # [B, C]
+            cosines = F.normalize(model.encode_image(image), dim=-1) @ classes.T  # [B, C]
             best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :num_top]
             top.append(best)
             probabilities.append((cosines * model.logit_scale.exp()).softmax(dim=1).gather(1, best))
@@ -150,8 +157,8 @@ class ZeroShot(Evaluation):
         highest = int(label.max())
         if highest >= len(self.classnames):
             raise UserError(
-                f"label {highest} is outside the {len(self.classnames)} class names (0 to {len(self.classnames) - 1}): "
-                "give classnames as many names as the source has classes"
+                f"label {highest} is outside the {len(self.classnames)} class names "
+                f"(0 to {len(self.classnames) - 1}): give classnames as many names as the source has classes"
             )
 
     def _pictures(self) -> dict[str, np.ndarray]:

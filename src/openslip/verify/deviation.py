@@ -174,20 +174,35 @@ def term_parts(
     tolerance: float,
     batch: int,
     *,
+    noise: Mapping[str, float],
     where: str = "",
     scales: Mapping[str, float] | None = None,
 ) -> tuple[list[Part], list[Part]]:
-    """Losses, relative to their own size or to `scales`, and accuracies of such batches, in per cent."""
+    """Losses and accuracies.
+
+    Args:
+        recorded: figures by name; the accuracies are in per cent.
+        terms: ours.
+        tolerances: of the format.
+        tolerance: the one of these losses.
+        batch: number of samples, of which accuracies are shares.
+        noise: what rounding does to each loss; one figure's own distance may be small by luck.
+        where: added to the names.
+        scales: a loss is measured against its size, or this where it is more.
+    """
     losses, accuracies = [], []
     for name, value in recorded.items():
         deviation = abs(terms.ours[name] - value)
-        noise = abs(terms.single[name] - terms.exact[name])
+        rounding = abs(terms.single[name] - terms.exact[name])
         if name.endswith("_acc"):
             # Rounding changes sides only where two candidates tie; there float32 and float64 differ as well.
-            accuracies.append(Part(name + where, deviation, tolerances.accuracy(batch) + noise))
+            accuracies.append(Part(name + where, deviation, tolerances.accuracy(batch) + rounding))
         else:
             scale = max(abs(value), scales[name] if scales else 0.0) or 1.0
-            losses.append(Part(name + where, deviation / scale, tolerances.allow(tolerance, noise / scale)))
+            rounding = max(rounding, noise.get(name, 0.0))
+            losses.append(
+                Part(name + where, deviation / scale, tolerances.allow(tolerance, rounding / scale))
+            )
     return losses, accuracies
 
 
@@ -205,8 +220,8 @@ def gradient_rows(label: str, recorded: Arrays, gradients: Trio[Arrays], toleran
         wrong = Part(f"shapes of {', '.join(shapes[:3])}", len(shapes), EXACT) if shapes else names
         return [worst(f"{label}: gradients", [wrong])]
     total = _distance(recorded, {name: np.zeros(()) for name in recorded})
-    noise = _distance(gradients.single, gradients.exact) / total
-    tolerance = tolerances.allow(tolerances.gradient, noise)
+    overall = _distance(gradients.single, gradients.exact) / total
+    tolerance = tolerances.allow(tolerances.gradient, overall)
     whole = Part(f"norm {total:.4g}", _distance(gradients.ours, recorded) / total, tolerance)
     tensors, zeros, num_zeros = [], [], 0
     for name, array in recorded.items():
@@ -215,7 +230,7 @@ def gradient_rows(label: str, recorded: Arrays, gradients: Trio[Arrays], toleran
         difference = gradients.ours[name] - array
         noise = norm(np.where(zero, 0.0, gradients.single[name] - gradients.exact[name])) / floor
         deviation = norm(np.where(zero, 0.0, difference)) / floor
-        tensors.append(Part(name, deviation, tolerances.allow(tolerances.gradient, noise)))
+        tensors.append(Part(name, deviation, tolerances.allow(tolerances.gradient, max(noise, overall))))
         if zero.any():
             num_zeros += int(zero.sum())
             zeros.append(Part(name, norm(np.where(zero, difference, 0.0)) / total, tolerances.gradient))

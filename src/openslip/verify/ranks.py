@@ -1,5 +1,6 @@
 """Rows of a batch split over ranks: gloo processes of our own on this machine's CPU."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from openslip.verify.recording import (
     Run,
     as_array,
     build,
+    loss_rounding,
     precision,
     read_arrays,
     read_batch,
@@ -37,6 +39,8 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
     for name in names:
         run = read_run(folder, name)
         label = f"{name}, {world} ranks"
+        # A rank's loss is the mean of fewer samples.
+        noise = {key: math.sqrt(world) * value for key, value in loss_rounding(run).items()}
         losses, accuracies = [], []
         for rank in range(world):
             figures = {
@@ -47,7 +51,9 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
             )
             batch = run.batch_size // world
             tolerances = TOLERANCES[dtype]
-            found = term_parts(figures, terms, tolerances, tolerances.loss, batch, where=f" on rank {rank}")
+            found = term_parts(
+                figures, terms, tolerances, tolerances.loss, batch, noise=noise, where=f" on rank {rank}"
+            )
             losses += found[0]
             accuracies += found[1]
         rows += [worst(f"{label}: loss terms", losses), worst(f"{label}: accuracies (per cent)", accuracies)]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from openslip.verify.deviation import ZERO_GRADIENT, Arrays
 from openslip.weights import slip
 
 Model = DualEncoder | ImageEncoder
+_ROUNDING_SAMPLES = 8
 
 # The format's README gives these in words; a run's `hyper` may name others.
 PUBLISHED_HYPER = {
@@ -194,7 +196,7 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
     """The recorded steps in this format, from the recorded initial state, moved by `nudge`."""
     init = run.group("init/")
     for name, change in (nudge or {}).items():
-        init[name] = init[name] + change
+        init[name] = np.asarray(init[name] + change)
     model, objective = build(run, init, gather_with_grad=True)
     model.to(device, DTYPES[dtype])
     objective.to(device, DTYPES[dtype])
@@ -233,6 +235,29 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
     return Trajectory(
         outputs, first, largest, steps, {name: as_array(tensor) for name, tensor in state.items()}
     )
+
+
+@torch.no_grad()
+def loss_rounding(run: Run) -> dict[str, float]:
+    """What float32 does to each loss of batch 0: root mean square over slightly different initial weights."""
+    rng = np.random.default_rng(0)
+    squares: dict[str, list[float]] = {}
+    for _ in range(_ROUNDING_SAMPLES):
+        init = run.group("init/")
+        for name, array in init.items():
+            if array.dtype.kind == "f":
+                moved = array * (1 + 1e-3 * rng.standard_normal(array.shape))
+                init[name] = np.asarray(moved, dtype=array.dtype)
+        found: list[dict[str, float]] = []
+        for dtype in (torch.float32, torch.float64):
+            model, objective = build(run, init, gather_with_grad=True)
+            model.to(dtype)
+            objective.to(dtype)
+            terms = objective.loss(model, objective.encode(model, read_batch(run, 0, "cpu", dtype)))
+            found.append({name: float(value) for name, value in terms.items()})
+        for name, value in found[0].items():
+            squares.setdefault(name, []).append((value - found[1][name]) ** 2)
+    return {name: math.sqrt(sum(values) / len(values)) for name, values in squares.items()}
 
 
 @torch.no_grad()

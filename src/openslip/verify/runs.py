@@ -24,7 +24,7 @@ from openslip.verify.deviation import (
     term_parts,
     worst,
 )
-from openslip.verify.recording import Run, Trajectory, build, find_driven, read_run, train
+from openslip.verify.recording import Run, Trajectory, build, find_driven, loss_rounding, read_run, train
 from openslip.weights import slip
 
 
@@ -89,7 +89,9 @@ def _first_step_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
         deviation = relative(trio.ours.outputs[name], recorded)
         outputs.append(Part(name, deviation, tolerances.allow(tolerances.output, noise)))
     figures = {name: float(value) for name, value in run.group("loss/").items()}
-    losses, accuracies = term_parts(figures, _terms(trio, 0), tolerances, tolerances.loss, run.batch_size)
+    losses, accuracies = term_parts(
+        figures, _terms(trio, 0), tolerances, tolerances.loss, run.batch_size, noise=loss_rounding(run)
+    )
     return [
         worst(f"{run.name}: outputs", outputs),
         worst(f"{run.name}: loss terms", losses),
@@ -118,13 +120,18 @@ def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
         for key in set[str]().union(*entries)
     }
     losses, accuracies = [], []
+    noise: dict[str, float] = {}  # the largest so far: what rounding has done to the weights stays
     for step, entry in enumerate(entries):
+        terms = _terms(trio, step)
+        for key in entry:
+            noise[key] = max(noise.get(key, 0.0), abs(terms.single[key] - terms.exact[key]))
         found = term_parts(
             entry,
-            _terms(trio, step),
+            terms,
             tolerances,
             tolerances.trajectory,
             run.batch_size,
+            noise=noise,
             where=f" at step {step}",
             scales=usual,
         )

@@ -1,0 +1,288 @@
+"""The data path as the trainer meets it: what a batch holds does not depend on who computes it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from shard_files import jpeg, write_pairs, write_tar
+from torch import Tensor
+
+from openslip.data import datamodule as module
+from openslip.data.augment import SimCLRAugment
+from openslip.data.captions import FirstCaption, UniformCaption
+from openslip.data.datamodule import DataModule, RankOrder
+from openslip.data.shards import ShardSource
+from openslip.data.source import Sample, Source
+from openslip.data.views import View
+from openslip.errors import UserError
+from openslip.tokenizer import Tokenizer
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
+    folder = tmp_path_factory.mktemp("shards")
+    for number, (first, size) in enumerate(((0, 10), (10, 50), (60, 1))):  # uneven on purpose
+        write_pairs(folder / f"{number}.tar", size, first)
+    return ShardSource(shards=str(folder), require="caption")
+
+
+def data(source: Source, num_workers: int = 0, *, seed: int = 0, text: bool = True, batch: int = 12, captions=None) -> DataModule:
+    strong = View(
+        size=16,
+        scale=(0.08, 1.0),
+        augment=SimCLRAugment(
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.4,
+            hue=0.1,
+            jitter_probability=0.8,
+            grayscale_probability=0.2,
+            blur_probability=0.5,
+            blur_sigma=(0.1, 2.0),
+            flip_probability=0.5,
+        ),
+    )
+    return DataModule(
+        source=source,
+        views={"image": View(size=16, scale=(0.5, 1.0), augment=None), "aug1": strong, "aug2": strong},
+        captions=captions or UniformCaption(),
+        tokenizer=Tokenizer(context_length=77, truncation="keep_end", special_text="plain") if text else None,
+        mean=MEAN,
+        std=STD,
+        global_batch_size=batch,
+        seed=seed,
+        num_workers=num_workers,
+    )
+
+
+def epochs(datamodule: DataModule, count: int = 2, start_method: str | None = None) -> list[dict[str, Tensor]]:
+    """Batches as the workers make them; the trainer is played by hand."""
+    loader = datamodule.train_dataloader()
+    if start_method is not None:
+        loader.multiprocessing_context = start_method
+    batches = []
+    for epoch in range(count):
+        assert isinstance(loader.sampler, RankOrder)
+        loader.sampler.set_epoch(epoch)
+        batches += list(loader)
+    return batches
+
+
+def same(some: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> bool:
+    return len(some) == len(others) and all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+def rank_batches(source: Source, rank: int, world_size: int) -> list[dict[str, Tensor]]:
+    datamodule = data(source)
+    datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
+    return epochs(datamodule, 1)
+
+
+def test_a_batch_holds_what_the_objectives_read(source: ShardSource):
+    datamodule = data(source)
+    batch = next(iter(datamodule.train_dataloader()))
+    shapes = {name: (tuple(column.shape), column.dtype) for name, column in batch.items()}
+    length = int(batch["text_length"].max())
+    assert shapes == {
+        "image": ((12, 3, 16, 16), torch.uint8),
+        "aug1": ((12, 3, 16, 16), torch.uint8),
+        "aug2": ((12, 3, 16, 16), torch.uint8),
+        "aug1_parameters": ((12, 8), torch.float32),
+        "aug2_parameters": ((12, 8), torch.float32),
+        "text": ((12, length), torch.int64),
+        "text_length": ((12,), torch.int64),
+        "index": ((12,), torch.int64),
+    }
+    assert all(column.is_contiguous() for column in batch.values())
+    assert not torch.equal(batch["aug1"], batch["aug2"])
+    ready = datamodule.on_after_batch_transfer(dict(batch), 0)
+    assert ready.keys() == {"image", "aug1", "aug2", "text", "text_length", "index"}
+    expected = (batch["image"] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(ready["image"], expected)
+
+
+def test_texts_are_the_samples_captions_without_a_column_of_padding(source: ShardSource):
+    tokenizer = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
+    for batch in epochs(data(source), 1):
+        captions = [source[index].captions[0] for index in batch["index"].tolist()]
+        expected = tokenizer(captions)
+        length = batch["text"].shape[1]
+        assert torch.equal(batch["text"], expected[:, :length])
+        assert not expected[:, length:].any()
+        assert batch["text"][:, -1].any()
+        assert torch.equal(batch["text_length"], expected.argmax(dim=1) + 1)
+
+
+def test_without_a_tokenizer_captions_are_not_needed(tmp_path: Path):
+    path = write_tar(tmp_path / "a.tar", [(f"{number}.jpg", jpeg(number)) for number in range(12)])
+    batch = epochs(data(ShardSource(shards=str(path), require=None), text=False), 1)[0]
+    assert "text" not in batch
+    assert "text_length" not in batch
+
+
+def test_every_sample_once_per_epoch_in_a_new_order(source: ShardSource):
+    datamodule = data(source)
+    batches = epochs(datamodule, 2)
+    assert (datamodule.steps_per_epoch, datamodule.order.dropped) == (5, 1)
+    first, second = ([i for batch in part for i in batch["index"].tolist()] for part in (batches[:5], batches[5:]))
+    for seen in (first, second):
+        assert len(seen) == len(set(seen)) == 60
+    assert np.mean(np.array(first) != np.array(second)) > 0.9
+
+
+def test_a_samples_crops_change_with_the_epoch_and_with_the_seed(source: ShardSource):
+    def crops(batches: list[dict[str, Tensor]]) -> dict[int, Tensor]:
+        return {int(i): pixels for batch in batches for i, pixels in zip(batch["index"], batch["image"], strict=True)}
+
+    batches = epochs(data(source), 2)
+    first, second, other = crops(batches[:5]), crops(batches[5:]), crops(epochs(data(source, seed=1), 1))
+    for crop in (second, other):
+        common = first.keys() & crop.keys()
+        assert len(common) > 50
+        assert sum(torch.equal(first[i], crop[i]) for i in common) == 0
+
+
+@pytest.mark.parametrize(("num_workers", "start_method"), [(1, "fork"), (2, "fork"), (3, "fork"), (2, "spawn"), (2, "forkserver")])
+def test_workers_change_nothing(source: ShardSource, num_workers: int, start_method: str):
+    assert same(epochs(data(source)), epochs(data(source, num_workers), start_method=start_method))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_out_each_global_batch_without_changing_a_sample(source: ShardSource, world_size: int):
+    whole = rank_batches(source, 0, 1)
+    parts = [rank_batches(source, rank, world_size) for rank in range(world_size)]
+    assert {len(part) for part in parts} == {len(whole)}  # every rank takes as many steps
+    for step, batch in enumerate(whole):
+        for name in ("index", "image", "aug1", "aug2", "aug1_parameters", "text_length"):
+            assert torch.equal(torch.cat([part[step][name] for part in parts]), batch[name])
+
+
+def test_a_global_batch_that_the_ranks_do_not_divide_is_refused_at_the_start(source: ShardSource):
+    with pytest.raises(UserError, match="global_batch_size=12 cannot be divided among 5 ranks: use 10"):
+        rank_batches(source, 0, 5)
+    with pytest.raises(UserError, match="global_batch_size=62 is more than the collection's 61 samples"):
+        data(source, batch=62)
+
+
+def test_one_decode_per_sample(source: ShardSource, monkeypatch: pytest.MonkeyPatch):
+    decoded = []
+    whole = module.open_image
+    monkeypatch.setattr(module, "open_image", lambda data, name: decoded.append(name) or whole(data, name))
+    seen = [int(i) for batch in epochs(data(source), 1) for i in batch["index"]]
+    assert decoded == [source[index].key for index in seen]
+
+
+class Captioned(Source):
+    """Each sample says which of its captions was chosen."""
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return Sample(key=str(index), image=jpeg(0), captions=("a", "b b", "c c c", "d d d d"), label=None)
+
+    @property
+    def fingerprint(self) -> str:
+        return "captioned"
+
+
+def test_captions_are_drawn_evenly_and_anew_each_epoch():
+    def chosen(captions: FirstCaption | UniformCaption) -> np.ndarray:
+        batches = epochs(data(Captioned(), batch=100, captions=captions), 2)
+        by_epoch = [
+            {int(i): int(n) - 2 for b in part for i, n in zip(b["index"], b["text_length"], strict=True)}
+            for part in (batches[:4], batches[4:])
+        ]
+        return np.array([[part[i] for i in range(400)] for part in by_epoch])
+
+    uniform = chosen(UniformCaption())
+    assert np.abs(np.bincount(uniform.ravel(), minlength=5)[1:] / 800 - 0.25).max() < 0.06
+    assert 0.65 < (uniform[0] != uniform[1]).mean() < 0.85  # 3 of 4
+    assert (chosen(FirstCaption()) == 1).all()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_picture_that_cannot_be_decoded_is_one_line_that_names_it(tmp_path: Path, num_workers: int):
+    path = write_pairs(tmp_path / "a.tar", 12, picture=jpeg(0)[:300])
+    source = ShardSource(shards=str(path), require="caption")
+    with pytest.raises(UserError) as refusal:
+        epochs(data(source, num_workers))
+    message = str(refusal.value)
+    assert message.startswith(f"{path}:s00")
+    assert "cannot be decoded" in message
+    assert "\n" not in message
+    assert "Traceback" not in message
+
+
+class Recorder(pl.LightningModule):
+    """Trains nothing, keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[dict[str, Tensor]] = []
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        self.seen.append(batch)
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[pl.Trainer]:
+    yield pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_trainer_sees_each_epochs_batches_augmented(source: ShardSource, trainer: pl.Trainer, num_workers: int):
+    recorder, datamodule = Recorder(), data(source, num_workers)
+    trainer.fit(recorder, datamodule=datamodule)
+    expected = epochs(data(source), 3)
+    assert len(recorder.seen) == 15
+    for batch, raw in zip(recorder.seen, expected, strict=True):
+        ready = datamodule.on_after_batch_transfer(dict(raw), 0)
+        assert same([batch], [ready])
+
+
+def test_workers_live_through_all_epochs(source: ShardSource):
+    datamodule = data(source, 2)
+    loader = datamodule.train_dataloader()
+    workers = []
+    for epoch in range(3):
+        assert isinstance(loader.sampler, RankOrder)
+        loader.sampler.set_epoch(epoch)
+        assert len(list(loader)) == 5
+        assert loader._iterator is not None
+        workers.append([worker.pid for worker in loader._iterator._workers])  # pyright: ignore
+    assert workers[0] == workers[1] == workers[2]
+
+
+def test_a_view_shows_its_picture():
+    """Left half red, right half blue: a crop of the whole keeps them so."""
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    pixels[:, :10, 0] = pixels[:, 10:, 2] = 255
+    crop, _ = View(size=20, scale=(1.0, 1.0), augment=None)(Image.fromarray(pixels), np.random.default_rng(0))
+    assert np.array_equal(crop, pixels.transpose(2, 0, 1))

@@ -1,0 +1,241 @@
+import argparse
+import gzip
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reference_folder import Dims, encode_image, encode_text, initial_state
+from torch import Tensor
+
+import openslip
+from openslip.errors import UserError
+from openslip.models.dual_encoder import DualEncoder
+from openslip.predict import strip
+from openslip.tokenizer import text_lengths
+from openslip.weights.slip import from_published, import_checkpoint, is_published, our_name, published_name
+
+PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+# Widths from which the heads can be read, since they are multiples of 64.
+SMALL = Dims(
+    batch=4,
+    image_size=32,
+    patch=16,
+    vision_width=128,
+    vision_depth=2,
+    vision_heads=2,
+    embed_dim=20,
+    context=77,
+    vocab=49408,
+    text_width=64,
+    text_heads=1,
+    text_layers=1,
+    ssl_mlp=24,
+    ssl_emb=8,
+    ssl_temp=0.1,
+    ssl_scale=1.0,
+    epochs=1,
+)
+
+
+def official(name: str) -> dict[str, Any]:
+    with gzip.open(PUBLISHED / "official_models.json.gz") as file:
+        return json.loads(file.read())[name]
+
+
+def training_checkpoint(state: dict[str, Tensor], arguments: Any) -> dict[str, Any]:
+    """As the published code saves it: wrapped names, optimizer and scaler state, the command line."""
+    some = next(iter(state.values()))
+    return {
+        "epoch": 25,
+        "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
+        "optimizer": {
+            "state": {0: {"step": 5, "exp_avg": some.clone()}},
+            "param_groups": [{"lr": 1e-5, "params": [0]}],
+        },
+        "scaler": {"scale": 65536.0, "growth_factor": 2.0},
+        "best_acc1": np.float64(38.3),
+        "args": arguments,
+    }
+
+
+def small_state(method: str = "slip") -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: tensor.detach() for name, tensor in initial_state(method, SMALL).items()}
+
+
+def test_a_published_vit_small_loads_strips_to_its_weights_and_predicts_the_same(tmp_path: Path):
+    torch.manual_seed(0)
+    state = {}
+    for name, shape in official("SLIP_VITS16")["state"].items():
+        gain = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
+        state[name] = torch.tensor(7) if name.endswith("num_batches_tracked") else gain * torch.randn(shape)
+    state["logit_scale"] = torch.tensor(4.6)
+    arguments = argparse.Namespace(
+        model="SLIP_VITS16", lr=np.float64(3e-3), wd=0.1, distributed=True, output_dir="./"
+    )
+    torch.save(training_checkpoint(state, arguments), tmp_path / "slip_small.pt")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 300, 3), dtype=np.uint8))
+    labels = ["man wearing uniform", "man wearing armor", "a very long caption " * 30]
+
+    loaded = openslip.load(tmp_path / "slip_small.pt")
+    ranking = openslip.ZeroShotClassifier(loaded, labels, ["a picture of a {}.", "a {} in a movie."])(picture)
+
+    before, after = strip(tmp_path / "slip_small.pt", tmp_path / "stripped.pt")
+    kept = sum(t.numel() * t.element_size() for name, t in state.items() if not name.startswith("image_mlp"))
+    assert kept == 4 * 85_290_369  # the parameters of CLIP_VITS16
+    assert kept < after < 1.01 * kept < before
+    again = openslip.load(tmp_path / "stripped.pt")
+    assert (
+        openslip.ZeroShotClassifier(again, labels, ["a picture of a {}.", "a {} in a movie."])(picture)
+        == ranking
+    )
+
+    assert again.tokenizer is not None
+    assert again.tokenizer.settings() == {
+        "context_length": 77,
+        "truncation": "drop_end",
+        "special_text": "token",
+    }
+    dims = Dims(
+        batch=1,
+        image_size=224,
+        patch=16,
+        vision_width=384,
+        vision_depth=12,
+        vision_heads=12,
+        embed_dim=512,
+        context=77,
+        vocab=49408,
+        text_width=512,
+        text_heads=8,
+        text_layers=12,
+        ssl_mlp=4096,
+        ssl_emb=256,
+        ssl_temp=0.1,
+        ssl_scale=1.0,
+        epochs=1,
+    )
+    model = again.model
+    assert isinstance(model, DualEncoder)
+    with torch.no_grad():
+        image = again.transform(picture)[None]
+        expected = encode_image(state, dims, image) @ state["image_projection"]
+        torch.testing.assert_close(model.encode_image(image), expected, rtol=1e-3, atol=1e-4)
+        text = again.tokenizer(labels[:1])
+        expected = encode_text(state, dims, text)
+        found = model.encode_text(text, text_lengths(text))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        argparse.Namespace(model="SLIP_VITB16", lr=np.float32(1e-3)),
+        {"model": "SLIP_VITB16"},
+        {},
+        "no arguments at all",
+        None,
+    ],
+)
+def test_arguments_of_any_form_load(tmp_path: Path, arguments: Any):
+    checkpoint = training_checkpoint(small_state(), arguments)
+    if arguments is None:
+        del checkpoint["args"]
+    architecture, state = import_checkpoint(checkpoint)
+    named = isinstance(arguments, argparse.Namespace) or bool(isinstance(arguments, dict) and arguments)
+    if not named:
+        assert architecture["image_tower"]["arguments"]["num_heads"] == 2
+    assert "image_projection" in state
+    assert not any(name.startswith(("module", "image_mlp")) for name in state)
+
+
+def test_heads_of_the_nine_published_models_are_read_by_name_and_by_width():
+    with gzip.open(PUBLISHED / "official_models.json.gz") as file:
+        models = json.loads(file.read())
+    for name, model in models.items():
+        with torch.device("meta"):
+            state = {key: torch.empty(shape) for key, shape in model["state"].items()}
+        for arguments in (argparse.Namespace(model=name), None):
+            architecture, weights = import_checkpoint({"state_dict": state, "args": arguments})
+            assert architecture["image_tower"]["arguments"]["num_heads"] == model["heads"]
+            assert ("text_tower" in architecture) == (not name.startswith("SIMCLR"))
+            count = sum(math.prod(tensor.shape) for tensor in weights.values())
+            head = sum(
+                math.prod(shape)
+                for key, shape in model["state"].items()
+                if key.startswith("image_mlp") and "running" not in key and "num_batches" not in key
+            )
+            assert count == model["parameters"] - head
+
+
+@pytest.mark.parametrize("name", ["CLIP_VITB16", "SLIP_VITS16", "SIMCLR_VITL16"])
+def test_every_published_name_maps_to_ours_and_back(name: str):
+    names = list(official(name)["state"])
+    ours = from_published({key: None for key in names})
+    assert len(ours) == len(names)
+    assert [published_name(key) for key in ours] == names
+    assert our_name("visual.norm.bias") == "model.image_tower.trunk.norm.bias"
+    assert our_name("transformer.resblocks.11.mlp.c_fc.weight") == "model.text_tower.blocks.11.fc1.weight"
+    assert our_name("vision.norm.bias") is None
+
+
+def test_keys_that_do_not_fit_are_named():
+    state = small_state()
+    with pytest.raises(UserError, match=r"unknown keys visual_extra\.weight"):
+        import_checkpoint({"state_dict": state | {"visual_extra.weight": torch.ones(1)}})
+    with pytest.raises(UserError, match=r"unknown keys visual\.extra\.weight"):
+        import_checkpoint({"state_dict": state | {"visual.extra.weight": torch.ones(1)}})
+    for missing in ("ln_final.bias", "token_embedding.weight", "visual.blocks.1.norm1.weight", "logit_scale"):
+        with pytest.raises(UserError, match=missing.replace(".", r"\.")):
+            import_checkpoint({"state_dict": {key: value for key, value in state.items() if key != missing}})
+    with pytest.raises(UserError, match=r"text_projection has shape \[3, 3\]"):
+        import_checkpoint({"state_dict": state | {"text_projection": torch.ones(3, 3)}})
+    with pytest.raises(UserError, match=r"no visual\.cls_token"):
+        import_checkpoint({"state_dict": {"conv1.weight": torch.ones(1)}})
+    assert not is_published({"state_dict": {"conv1.weight": torch.ones(1)}})
+    narrow = {key: value for key, value in small_state("simclr").items()}
+    narrow["visual.cls_token"] = torch.ones(1, 1, 100)
+    with pytest.raises(UserError, match="width 100"):
+        import_checkpoint({"state_dict": narrow})
+
+
+class Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_checkpoint_that_pickles_anything_else_is_refused_by_name_and_nothing_runs(tmp_path: Path):
+    mark = tmp_path / "PWNED"
+    hostile = argparse.Namespace(model="SLIP_VITB16", hook=Evil(mark))
+    torch.save(training_checkpoint(small_state(), hostile), tmp_path / "slip_base.pt")
+    for act in (openslip.load, lambda path: strip(path, tmp_path / "stripped.pt")):
+        with pytest.raises(UserError, match=rf"{os.system.__module__}\.system"):
+            act(tmp_path / "slip_base.pt")
+    assert not mark.exists()
+    assert not (tmp_path / "stripped.pt").exists()
+
+
+def test_a_checkpoint_whose_config_names_another_target_is_refused_and_nothing_runs(tmp_path: Path):
+    mark = tmp_path / "PWNED"
+    torch.save(
+        training_checkpoint(small_state(), argparse.Namespace(model="SLIP_TINY")), tmp_path / "slip.pt"
+    )
+    strip(tmp_path / "slip.pt", tmp_path / "stripped.pt")
+    content = torch.load(tmp_path / "stripped.pt", weights_only=True)
+    content["openslip"]["architecture"]["image_tower"]["arguments"]["act_layer"] = {
+        "_target_": "os.system",
+        "command": f"touch {mark}",
+    }
+    torch.save(content, tmp_path / "hostile.pt")
+    with pytest.raises(UserError, match=r"os\.system"):
+        openslip.load(tmp_path / "hostile.pt")
+    assert not mark.exists()

@@ -1,0 +1,186 @@
+"""Each operation against torchvision's on PIL pictures, which the published recipe uses, at the same parameters."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as F
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from openslip.data.augment import ORDERS, SimCLRAugment, normalise
+from openslip.errors import UserError
+
+LEVEL = 1 / 255
+NOTHING = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NAMES = ("brightness", "contrast", "saturation", "hue", "order", "grayscale", "sigma", "flip")
+
+
+def published() -> SimCLRAugment:
+    return SimCLRAugment(
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        jitter_probability=0.8,
+        grayscale_probability=0.2,
+        blur_probability=0.5,
+        blur_sigma=[0.1, 2.0],
+        flip_probability=0.5,
+    )
+
+
+def parameters(**changes: float) -> tuple[float, ...]:
+    return tuple(changes.get(name, value) for name, value in zip(NAMES, NOTHING, strict=True))
+
+
+def picture(seed: int, width: int = 48, height: int = 32) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def apply(images: list[Image.Image], rows: list[tuple[float, ...]]) -> Tensor:
+    return published()(torch.stack([pixels(image) for image in images]), torch.tensor(rows))
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.9, 1.1, 1.4])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_colour_factors_are_torchvisions_but_for_rounding(name: str, factor: float, seed: int):
+    image = picture(seed)
+    expected = pixels(getattr(F, f"adjust_{name}")(image, factor))
+    difference = (apply([image], [parameters(**{name: factor})])[0] - expected).abs()
+    assert difference.mean() < LEVEL  # Pillow cuts the fraction off, and for contrast rounds the mean as well
+    assert difference.max() < 1.5 * LEVEL
+
+
+@pytest.mark.parametrize("shift", [-0.1, -0.03, 0.02, 0.1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hue_is_torchvisions_on_floats_and_near_its_8_bit_one(shift: float, seed: int):
+    image = picture(seed)
+    ours = apply([image], [parameters(hue=shift)])[0]
+    torch.testing.assert_close(ours, F.adjust_hue(pixels(image), shift), atol=5e-6, rtol=0)
+    # Pillow keeps hue, saturation and value in 8 bits each: a level of hue is 1.4 degrees.
+    assert (ours - pixels(F.adjust_hue(image, shift))).abs().mean() < 2 * LEVEL
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.25, 0.25, 0.5])
+def test_large_hue_shifts_turn_the_whole_circle(shift: float):
+    image = pixels(picture(0))
+    ours = published()(image[None], torch.tensor([parameters(hue=shift)]))[0]
+    torch.testing.assert_close(ours, F.adjust_hue(image, shift), atol=5e-6, rtol=0)
+
+
+def test_hue_leaves_grey_black_white_and_keeps_pure_colours_pure():
+    colours = torch.tensor([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]])
+    image = colours.float().T.reshape(1, 3, 2, 4)
+    turned = published()(image, torch.tensor([parameters(hue=1 / 3)])).reshape(3, 8).T
+    expected = torch.tensor([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]])
+    torch.testing.assert_close(turned, expected.float(), atol=1e-5, rtol=0)
+
+
+def test_grayscale_and_flip_are_torchvisions():
+    image = picture(0)
+    gray = (apply([image], [parameters(grayscale=1)])[0] - pixels(F.rgb_to_grayscale(image, 3))).abs()
+    assert gray.max() < 0.51 * LEVEL
+    torch.testing.assert_close(apply([image], [parameters(flip=1)])[0], pixels(F.hflip(image)), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 1.0, 1.4, 1.8, 2.0, 5.0])
+def test_blur_is_pillows_but_for_rounding(sigma: float):
+    image = picture(0)
+    expected = pixels(image.filter(ImageFilter.GaussianBlur(sigma)))
+    difference = (apply([image], [parameters(sigma=sigma)])[0] - expected).abs()
+    # Pillow rounds after each of its six passes.
+    assert difference.mean() < LEVEL
+    assert difference.max() < 4 * LEVEL
+
+
+def test_every_order_is_the_order_of_torchvisions_functions():
+    image = pixels(picture(3))
+    functions = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    values = (1.35, 0.65, 1.4, 0.08)
+    results = published()(
+        image.expand(len(ORDERS), -1, -1, -1), torch.tensor([(*values, float(order), 0, 0, 0) for order in range(24)])
+    )
+    for order, result in zip(ORDERS, results, strict=True):
+        expected = image
+        for operation in order:
+            expected = functions[operation](expected, values[operation])
+        # torchvision's luma has four digits on tensors (0.2989), three on pictures (0.299)
+        torch.testing.assert_close(result, expected, atol=1e-3, rtol=0)
+    assert len({tuple(result.flatten()[:50].tolist()) for result in results}) > 6  # the order matters
+
+
+def test_the_whole_chain_is_the_published_one_but_for_rounding():
+    augment, rng = published(), np.random.default_rng(0)
+    images = [picture(seed) for seed in range(64)]
+    drawn = [augment.draw(rng) for _ in images]
+    results = augment(torch.stack([pixels(image) for image in images]), torch.from_numpy(np.stack(drawn)))
+    functions = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for image, values, result in zip(images, drawn, results, strict=True):
+        brightness, contrast, saturation, hue, order, gray, sigma, flip = values.tolist()
+        expected = image
+        if (brightness, contrast, saturation, hue) != (1, 1, 1, 0):
+            for operation in ORDERS[int(order)]:
+                expected = functions[operation](expected, (brightness, contrast, saturation, hue)[operation])
+        expected = F.rgb_to_grayscale(expected, 3) if gray else expected
+        expected = expected.filter(ImageFilter.GaussianBlur(sigma)) if sigma else expected
+        expected = F.hflip(expected) if flip else expected
+        assert (result - pixels(expected)).abs().mean() < 3 * LEVEL
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    augment, rng = published(), np.random.default_rng(1)
+    images = torch.stack([pixels(picture(seed)) for seed in range(20)])
+    drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in images]))
+    before = images.clone()
+    together = augment(images, drawn)
+    assert torch.equal(images, before)
+    for place in range(len(images)):
+        torch.testing.assert_close(augment(images[place, None], drawn[place, None])[0], together[place], atol=1e-6, rtol=0)
+    shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(augment(images[shuffled], drawn[shuffled]), together[shuffled], atol=1e-6, rtol=0)
+    strided = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(augment(strided, drawn), together, atol=1e-6, rtol=0)
+
+
+def test_nothing_drawn_is_nothing_done():
+    image = picture(0)
+    assert torch.equal(apply([image], [NOTHING])[0], pixels(image))
+
+
+def test_draws_have_the_published_distribution():
+    augment, rng = published(), np.random.default_rng(0)
+    drawn = np.stack([augment.draw(rng) for _ in range(20_000)])
+    jittered = drawn[(drawn[:, :4] != (1, 1, 1, 0)).any(axis=1)]
+    assert abs(len(jittered) / len(drawn) - 0.8) < 0.015
+    for column, (low, high) in enumerate([(0.6, 1.4)] * 3 + [(-0.1, 0.1)]):
+        values = (jittered[:, column] - low) / (high - low)
+        assert np.abs(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]) - [0, 0.25, 0.5, 0.75, 1]).max() < 0.02
+    counts = np.bincount(jittered[:, 4].astype(int), minlength=24) / len(jittered)
+    assert np.abs(counts - 1 / 24).max() < 0.008
+    assert abs(drawn[:, 5].mean() - 0.2) < 0.015
+    sigma = drawn[drawn[:, 6] > 0, 6]
+    assert abs(len(sigma) / len(drawn) - 0.5) < 0.015
+    assert np.abs(np.quantile(sigma, [0, 0.5, 1]) - [0.1, 1.05, 2.0]).max() < 0.04
+    assert abs(drawn[:, 7].mean() - 0.5) < 0.015
+
+
+def test_normalisation_is_torchvisions():
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    torch.testing.assert_close(normalise(images, mean, std), F.normalize(images, mean, std), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"hue": 0.6}, "augment.hue=0.6"), ({"contrast": -0.1}, "augment.contrast"), ({"blur_sigma": [0.0, 2.0]}, "blur_sigma")],
+)
+def test_impossible_strengths_are_named(changes: dict, message: str):
+    settings = {key: value for key, value in vars(published()).items()}
+    with pytest.raises(UserError, match=message):
+        SimCLRAugment(**(settings | changes))

@@ -1,0 +1,140 @@
+"""Prompt ensembles against loops, and the lists of names and templates."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_models import CLASSNAMES, CPU, TEMPLATES, dual_encoder, tokenizer
+from torch.utils.flop_counter import FlopCounterMode
+
+from openslip.errors import UserError
+from openslip.evaluation.prompts import (
+    class_embeddings,
+    encode_texts,
+    imagenet_classnames,
+    imagenet_templates,
+    read_lines,
+)
+from openslip.tokenizer import text_lengths
+
+
+def test_class_embeddings_equal_a_float64_loop_over_padded_prompts():
+    model = dual_encoder().double()
+    with torch.no_grad():
+        ours = class_embeddings(model, tokenizer(), CLASSNAMES, TEMPLATES, CPU, batch_size=4)
+    for row, name in zip(ours, CLASSNAMES, strict=True):
+        mean = [0.0] * 12
+        for template in TEMPLATES:
+            text = tokenizer()(template.format(name))
+            with torch.no_grad():
+                feature = model.encode_text(text, text_lengths(text))[0].tolist()
+            norm = math.sqrt(sum(x * x for x in feature))
+            mean = [m + x / norm / len(TEMPLATES) for m, x in zip(mean, feature, strict=True)]
+        norm = math.sqrt(sum(x * x for x in mean))
+        np.testing.assert_allclose(row.numpy(), [x / norm for x in mean], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_texts_come_back_in_their_order_for_any_batch_size(batch_size: int):
+    model, texts = (
+        dual_encoder().double(),
+        ["a", "a b c d e f g", "a b", "the same", "x y z x y z x y z", "the same"],
+    )
+    with torch.no_grad():
+        together = encode_texts(model, tokenizer(), texts, CPU, batch_size)
+        alone = torch.cat([encode_texts(model, tokenizer(), [text], CPU, 1) for text in texts])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+def test_texts_are_cut_to_their_batch():
+    model, texts = dual_encoder(), ["a"] * 8 + ["one two three four five six seven eight nine"] * 8
+
+    def flops(batch_size: int) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            encode_texts(model, tokenizer(), texts, CPU, batch_size)
+        return counter.get_total_flops()
+
+    # 3 tokens and 11 tokens: linear layers (96 % of the work and more) cost 14 parts of 22 when sorted.
+    assert flops(8) < 0.68 * flops(16)
+
+
+def test_a_name_with_braces_is_taken_as_it_is():
+    model = dual_encoder()
+    with torch.no_grad():
+        ours = class_embeddings(model, tokenizer(), ["set {a}"], ["a {}"], CPU, batch_size=4)
+        direct = encode_texts(model, tokenizer(), ["a set {a}"], CPU, batch_size=4)
+    torch.testing.assert_close(ours, torch.nn.functional.normalize(direct, dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ([], ["a {}"], "classnames is empty"),
+        (["dog"], [], "templates is empty"),
+        (["dog"], ["a {}", "a photo"], "'a photo' has no {}"),
+    ],
+)
+def test_useless_prompts_are_refused(names: list[str], templates: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        class_embeddings(dual_encoder(), tokenizer(), names, templates, CPU, batch_size=4)
+
+
+def test_imagenet_lists_equal_open_clips():
+    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES  # noqa: PLC0415
+
+    assert imagenet_classnames() == list(IMAGENET_CLASSNAMES)
+    assert len(imagenet_classnames()) == 1000
+    assert imagenet_templates(80) == [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    assert imagenet_templates(7)[0] == "itap of a {}."
+    assert (len(imagenet_templates(80)), len(imagenet_templates(7))) == (80, 7)
+    assert set(imagenet_templates(7)) < set(imagenet_templates(80))
+    assert imagenet_templates(1) == ["a photo of a {}."]
+
+
+def test_imagenet_lists_do_not_import_open_clip():
+    code = (
+        "import sys; from openslip.evaluation.prompts import imagenet_classnames; imagenet_classnames(); "
+        "sys.exit('open_clip' in sys.modules)"
+    )
+    source = Path(__file__).parents[2] / "src"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(source)}).returncode == 0
+
+
+def test_another_number_of_imagenet_templates_is_refused():
+    with pytest.raises(UserError, match="count=8: expected 80, 7 or 1"):
+        imagenet_templates(8)
+
+
+def test_lines_are_read_whole_and_stripped(tmp_path: Path):
+    file = tmp_path / "names.txt"
+    file.write_bytes("\ufeffdog\r\n caf\u00e9 table \nhot dog\n\n".encode())
+    assert read_lines(file) == ["dog", "caf\u00e9 table", "hot dog"]
+    assert read_lines(str(file)) == read_lines(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"dog\n\ncat\n", "line 2 is blank"),
+        (b"\ndog\n", "line 1 is blank"),
+        (b"dog\n\xff\n", "not UTF-8"),
+    ],
+)
+def test_a_bad_list_is_refused(tmp_path: Path, content: bytes, message: str):
+    file = tmp_path / "names.txt"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_lines(file)
+
+
+def test_a_missing_list_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nothing\.txt: cannot be read \(No such file"):
+        read_lines(tmp_path / "nothing.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_lines(tmp_path)
