@@ -1,6 +1,7 @@
 """Small float32 models and labelled pictures for tests of evaluations; importable, because ranks run them too."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ ATTRIBUTES = {"odd": ["no", "yes", "no", "yes", "no", "yes", "no"]}
 class Pictures(Source):
     """Random pictures; their labels are the index modulo seven, or as given."""
 
-    def __init__(self, count: int, seed: int = 0, labels: list[int | None] | None = None) -> None:
+    def __init__(self, count: int, seed: int = 0, labels: Sequence[int | None] | None = None) -> None:
         self.count, self.seed = count, seed
         self.labels = labels or [index % len(CLASSNAMES) for index in range(count)]
 
@@ -106,9 +107,7 @@ def knn(train: Source, test: Source, *, batch_size: int = 4, k: int = 5) -> KNN:
     )
 
 
-def run_on_this_rank(
-    name: str, count: int, path: str
-) -> tuple[dict[str, float], dict[str, np.ndarray], list[str]]:
+def run_on_this_rank(name: str, count: int, path: str) -> tuple[dict[str, float], dict[str, np.ndarray], list[str]]:
     """Figures, arrays, and which pictures this rank read for its share (`path` keeps ranks' pictures apart)."""
     log = Path(f"{path}-{dist.get_rank() if dist.is_initialized() else 'alone'}")
     source = Logged(count, log)

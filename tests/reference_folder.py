@@ -69,19 +69,13 @@ HYPER = {
 }
 
 
-def write_folder(
-    folder: Path, *, dims: Dims, seed: int, num_batches: int, steps: int, captions: dict
-) -> None:
+def write_folder(folder: Path, *, dims: Dims, seed: int, num_batches: int, steps: int, captions: dict) -> None:
     """All files of the format; `captions` is a tokenizer.json, of which the ids are cut to another length."""
     torch.manual_seed(seed)
     batches = [_random_batch(dims) for _ in range(num_batches)]
     runs, ranks, final = {}, {}, {}
     for method in METHODS:
-        arrays = {
-            f"batch{i}/{key}": value.numpy()
-            for i, batch in enumerate(batches)
-            for key, value in batch.items()
-        }
+        arrays = {f"batch{i}/{key}": value.numpy() for i, batch in enumerate(batches) for key, value in batch.items()}
         init = initial_state(method, dims)
         trajectory, recorded, state = _train(method, dims, init, batches, steps)
         np.savez(folder / f"{method}.npz", allow_pickle=False, **arrays, **recorded)
@@ -236,8 +230,7 @@ def encode_text(s: State, dims: Dims, text: Tensor) -> Tensor:
         x = x + _linear(s, f"{block}.mlp.c_proj", y / (1 + torch.exp(-1.702 * y)))
     x = _norm(s, "ln_final", x, 1e-5)
     return (
-        torch.stack([row[position] for row, position in zip(x, text.argmax(dim=1), strict=True)])
-        @ s["text_projection"]
+        torch.stack([row[position] for row, position in zip(x, text.argmax(dim=1), strict=True)]) @ s["text_projection"]
     )
 
 
@@ -269,9 +262,7 @@ def forward(method: str, s: State, dims: Dims, batch: dict[str, Tensor]) -> dict
     return outputs
 
 
-def losses(
-    method: str, dims: Dims, outputs: dict[str, Tensor], rows: range, *, detach_keys: bool
-) -> dict[str, Tensor]:
+def losses(method: str, dims: Dims, outputs: dict[str, Tensor], rows: range, *, detach_keys: bool) -> dict[str, Tensor]:
     """Loss terms of these rows of the batch against all of it."""
     found: dict[str, Tensor] = {}
     picked = torch.tensor(list(rows))
@@ -360,9 +351,7 @@ def _train(
     return trajectory, recorded, state
 
 
-def _on_ranks(
-    method: str, dims: Dims, init: State, batch: dict[str, Tensor], world: int
-) -> dict[str, np.ndarray]:
+def _on_ranks(method: str, dims: Dims, init: State, batch: dict[str, Tensor], world: int) -> dict[str, np.ndarray]:
     """Rows of one big batch stand for ranks: with synchronised batch norm, they are the same thing."""
     state = _copy(init)
     outputs = forward(method, state, dims, batch)
@@ -430,9 +419,7 @@ def _schedules() -> dict:
         "warmup_epochs": 2,
     }
     table = _table(7e-4, 2e-7, 3e-6, 100, 300)
-    return {
-        "another_recipe": {**recipe, "points": {str(step): float(table[step]) for step in range(0, 300, 7)}}
-    }
+    return {"another_recipe": {**recipe, "points": {str(step): float(table[step]) for step in range(0, 300, 7)}}}
 
 
 def _official() -> dict:
@@ -473,7 +460,7 @@ def _official() -> dict:
 
 
 def unpack_published(source: Path, folder: Path) -> None:
-    """The published recordings as a folder of the format; in `tests/data/published` equal arrays stand once."""
+    """The published recordings as a folder of the format; where they are kept, equal arrays stand once."""
     parts: dict[str, dict[str, np.ndarray]] = {}
     for path in source.glob("*.npz"):
         with np.load(path, allow_pickle=False) as file:
@@ -481,11 +468,7 @@ def unpack_published(source: Path, folder: Path) -> None:
     batches = {key: array for i in range(4) for key, array in parts[f"batch{i}"].items()}
     initial = parts["slip_init"]
     for method in METHODS:
-        own = {
-            key: array
-            for part in ("step", "grad", "final")
-            for key, array in parts[f"{method}_{part}"].items()
-        }
+        own = parts[f"{method}_step"] | parts[f"{method}_grad"] | parts[f"{method}_final"]
         states = [key.removeprefix("final/") for key in own if key.startswith("final/")]
         init = {f"init/{name}": initial[f"init/{name}"] for name in states} | parts.get(f"{method}_init", {})
         np.savez(folder / f"{method}.npz", allow_pickle=False, **batches, **init, **own)

@@ -4,10 +4,10 @@ import base64
 import csv
 import html
 import io
+import itertools
 import json
 import math
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,9 +100,7 @@ def _read_metrics(path: Path) -> _Metrics:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = [_numbers(row) for row in csv.DictReader(file)]
     rows = sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
-    per_step = [
-        row["samples_seen"] / row["step"] for row in rows if row.get("samples_seen") and row["step"] > 0
-    ]
+    per_step = [row["samples_seen"] / row["step"] for row in rows if row.get("samples_seen") and row["step"] > 0]
     factor, x_name = (per_step[-1], "samples seen") if per_step else (1, "step")
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "samples_seen")):
@@ -140,8 +138,8 @@ def _read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise _AbsentError(f"there is no arrays/{name}.npz")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
     except (OSError, ValueError, EOFError) as error:
         raise _AbsentError(f"arrays/{name}.npz cannot be read ({error})") from error
     except Exception as error:  # numpy passes on whatever a damaged zip file makes zipfile and zlib raise
@@ -149,9 +147,7 @@ def _read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def _evaluation_names(folder: Path, metrics: _Metrics) -> list[str]:
-    logged = [
-        name.split("/")[1] for name in metrics.columns if name.startswith("eval/") and name.count("/") == 2
-    ]
+    logged = [name.split("/")[1] for name in metrics.columns if name.startswith("eval/") and name.count("/") == 2]
     stored = [path.stem for path in sorted((folder / "arrays").glob("*.npz"))]
     return [name for name in dict.fromkeys([*logged, *stored]) if name not in ("views", "similarity")]
 
@@ -195,9 +191,7 @@ def _header(folder: Path, config: dict[str, Any], metrics: _Metrics) -> str:
     if metrics.step is not None:
         seen = next(iter(metrics.columns.values())).x if metrics.columns else np.array([])
         note = (
-            f"{max(float(series.x[-1]) for series in metrics.columns.values()):,.0f} samples seen"
-            if len(seen)
-            else ""
+            f"{max(float(series.x[-1]) for series in metrics.columns.values()):,.0f} samples seen" if len(seen) else ""
         )
         tiles.append(("steps", f"{metrics.step:,}", note if metrics.x_name == "samples seen" else ""))
     if speed is not None:
@@ -229,9 +223,7 @@ def _curves(metrics: _Metrics) -> str:
         ("Samples per second", chosen("speed/samples_per_second"), "", True),
     ]
     drawn = [
-        _chart(title, series, metrics.x_name, unit, smooth=smooth)
-        for title, series, unit, smooth in charts
-        if series
+        _chart(title, series, metrics.x_name, unit, smooth=smooth) for title, series, unit, smooth in charts if series
     ]
     if not drawn:
         raise _AbsentError("there is no metrics.csv, or no training step in it")
@@ -275,9 +267,7 @@ def _chart(
                 axes.plot(x_shown, y_shown, color=colour, linewidth=0.8, alpha=0.28)
                 x_shown, y_shown = _thin(x, _moving_mean(y, len(y) // 25))
             marker = {"marker": "o", "markersize": 3.5} if len(x) <= 25 else {}
-            axes.plot(
-                x_shown, y_shown, color=colour, linewidth=1.8, solid_capstyle="round", label=name, **marker
-            )
+            axes.plot(x_shown, y_shown, color=colour, linewidth=1.8, solid_capstyle="round", label=name, **marker)
         if level is not None:
             axes.axhline(level[1], color=muted, linewidth=1.2, linestyle=(0, (4, 3)), label=level[0])
         axes.grid(axis="y", color=grid, linewidth=0.8)
@@ -311,9 +301,6 @@ def _chart(
     for colour, name in names.items():
         drawing = drawing.replace(colour, f"var(--{name})")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    # Several drawings share the page: their ids must not meet.
-    prefix = f"d{zlib.crc32(drawing.encode()):08x}"
-    drawing = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", drawing)
     label = _e(f"{title}{f', {unit}' if unit else ''}")
     ends = "; ".join(f"{name} ends at {_short(one.last)}" for name, one in series.items())
     drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{_e(title)}: {_e(ends)}"', 1)
@@ -340,24 +327,28 @@ def _moving_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 def _evaluation(folder: Path, name: str, metrics: _Metrics) -> str:
     prefix = f"eval/{name}/"
-    series = {
-        key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)
-    }
+    series = {key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)}
+    parts = [_figures(series), _evaluation_charts(series, metrics.x_name)]
     try:
-        arrays, reason = _read_arrays(folder, name), ""
-    except _AbsentError as absent:
-        arrays, reason = {}, f"<p>No pictures and no mistakes here: {_e(absent)}.</p>"
-    parts = [_figures(series), _evaluation_charts(series, metrics.x_name), reason]
-    if {"labels", "predictions"} <= arrays.keys():
-        _check(
-            arrays["labels"].ndim == 1 and arrays["labels"].shape == arrays["predictions"].shape,
-            f"labels and predictions of arrays/{name}.npz have different shapes",
-        )
-        parts += [_confusions(arrays), _pictures(arrays), _mistakes(arrays)]
-    body = "".join(parts)
-    if not body:
+        parts += _classification(_read_arrays(folder, name), name)
+    except _AbsentError as reason:
+        if not any(parts):
+            raise
+        parts.append(f"<p>No pictures and no mistakes here: {_e(reason)}.</p>")
+    return "".join(parts)
+
+
+def _classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
+    if not {"labels", "predictions"} <= arrays.keys():
         raise _AbsentError(f"arrays/{name}.npz holds no labels and predictions")
-    return body
+    labels, predictions = arrays["labels"], arrays["predictions"]
+    try:
+        _check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")
+        _check(min(labels.min(), predictions.min()) >= 0, "a negative label")
+        return [_confusions(arrays), _pictures(arrays), _mistakes(arrays)]
+    # A project's own evaluation may mean something else by these names: that must not cost a run its report.
+    except (_AbsentError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _AbsentError(f"arrays/{name}.npz does not hold a classification ({error})") from error
 
 
 def _check(condition: bool | np.bool_, reason: str) -> None:
@@ -371,13 +362,7 @@ def _figures(series: dict[str, _Series]) -> str:
     cells = []
     for metric, one in series.items():
         shares = metric.startswith(("top", "chance"))
-        value = (
-            _percent(one.last)
-            if shares
-            else f"{one.last:,.0f}"
-            if metric.startswith("num_")
-            else _short(one.last)
-        )
+        value = _percent(one.last) if shares else f"{one.last:,.0f}" if metric.startswith("num_") else _short(one.last)
         cells.append(f"<div><dt>{_e(_metric_name(metric))}</dt><dd>{value}</dd></div>")
     return f'<dl class="figures">{"".join(cells)}</dl>'
 
@@ -413,9 +398,7 @@ def _confusions(arrays: dict[str, np.ndarray]) -> str:
             distinct = list(dict.fromkeys(str(value) for value in values))
             of_class = np.array([distinct.index(str(value)) for value in values])
             if len(distinct) <= MAX_MATRIX:
-                tables.append(
-                    _confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class)
-                )
+                tables.append(_confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class))
     elif len(names) <= MAX_MATRIX:
         tables.append(_confusion("class", names, labels, predictions, np.arange(len(names))))
     if not tables:
@@ -428,9 +411,7 @@ def _confusions(arrays: dict[str, np.ndarray]) -> str:
     )
 
 
-def _confusion(
-    title: str, values: list[str], truth: np.ndarray, said: np.ndarray, of_class: np.ndarray
-) -> str:
+def _confusion(title: str, values: list[str], truth: np.ndarray, said: np.ndarray, of_class: np.ndarray) -> str:
     counts = np.zeros((len(values), len(values)), dtype=np.int64)
     np.add.at(counts, (truth, said), 1)
     totals = counts.sum(axis=1)
@@ -460,9 +441,7 @@ def _heat(strength: float, text: str, hint: str, *, diagonal: bool) -> str:
     """A cell whose colour lies over the page's own, so that it works on light and dark."""
     strength = min(max(strength, 0.0), 1.0)
     classes = " ".join(
-        name
-        for name, holds in (("strong", strength > 0.75), ("diagonal", diagonal), ("zero", strength == 0))
-        if holds
+        name for name, holds in (("strong", strength > 0.75), ("diagonal", diagonal), ("zero", strength == 0)) if holds
     )
     return f'<td class="{classes}" style="--h:{strength:.2f}" title="{_e(hint)}">{text}</td>'
 
@@ -531,8 +510,7 @@ def _views(arrays: dict[str, np.ndarray]) -> str:
     cards = []
     for place in range(count):
         pictures = "".join(
-            f"<div>{_image(views[name][place], f'view {name}')}<span>{_e(name)}</span></div>"
-            for name in names
+            f"<div>{_image(views[name][place], f'view {name}')}<span>{_e(name)}</span></div>" for name in names
         )
         caption = f"<q>{_e(captions[place])}</q>" if place < len(captions) else ""
         cards.append(f'<figure class="card sample"><div class="views">{pictures}</div>{caption}</figure>')
@@ -560,9 +538,7 @@ def _similarity(arrays: dict[str, np.ndarray]) -> str:
     low, high = float(matrix.min()), float(matrix.max())
     found_text = int((matrix.argmax(axis=1) == np.arange(count)).sum())
     found_image = int((matrix.argmax(axis=0) == np.arange(count)).sum())
-    head = "".join(
-        f'<th scope="col" title="{_e(caption)}">{place}</th>' for place, caption in enumerate(captions, 1)
-    )
+    head = "".join(f'<th scope="col" title="{_e(caption)}">{place}</th>' for place, caption in enumerate(captions, 1))
     rows = []
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
         cells = "".join(
@@ -606,19 +582,13 @@ def _environment(folder: Path) -> str:
         raise _AbsentError("there is no env.json") from error
     except ValueError as error:
         raise _AbsentError(f"env.json cannot be read ({error})") from error
-    rows = "".join(
-        f"<tr><th>{_e(key)}</th><td>{_e(value)}</td></tr>" for key, value in _flat(environment, "")
-    )
+    rows = "".join(f"<tr><th>{_e(key)}</th><td>{_e(value)}</td></tr>" for key, value in _flat(environment, ""))
     return f'<div class="scroll"><table class="plain environment"><tbody>{rows}</tbody></table></div>'
 
 
 def _flat(value: Any, prefix: str) -> list[tuple[str, str]]:
     if isinstance(value, dict):
-        return [
-            row
-            for key, part in value.items()
-            for row in _flat(part, f"{prefix}.{key}" if prefix else str(key))
-        ]
+        return [row for key, part in value.items() for row in _flat(part, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, list):
         return [(prefix, ", ".join(map(str, value)) or "none")]
     if isinstance(value, bool) or value is None:
@@ -646,9 +616,7 @@ def _short(value: float) -> str:
 
 
 def _image(pixels: Pixels, alt: str) -> str:
-    _check(
-        pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype == np.uint8, "a picture is not uint8 [3, H, W]"
-    )
+    _check(pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype == np.uint8, "a picture is not uint8 [3, H, W]")
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     stream = io.BytesIO()
     small = max(image.size) <= 64
@@ -663,17 +631,15 @@ def _image(pixels: Pixels, alt: str) -> str:
     return f'<img{shape} src="data:image/{kind};base64,{data}" alt="{_e(alt)}" {size}>'
 
 
-def _page(
-    name: str, header: str, sections: Sequence[tuple[str, str]], absent: Sequence[tuple[str, str]]
-) -> str:
+def _page(name: str, header: str, sections: Sequence[tuple[str, str]], absent: Sequence[tuple[str, str]]) -> str:
     links = "".join(
-        f'<a href="#part{place}">{_e(title.split(":")[0])}</a>'
-        for place, (title, _) in enumerate(sections, 1)
+        f'<a href="#part{place}">{_e(title.split(":")[0])}</a>' for place, (title, _) in enumerate(sections, 1)
     )
     body = "".join(
         f'<section id="part{place}"><h2>{_e(title)}</h2>{content}</section>'
         for place, (title, content) in enumerate(sections, 1)
     )
+    body = _with_own_ids(body)
     missing = "".join(f"<li>{_e(title)}: {_e(reason)}.</li>" for title, reason in absent)
     left_out = f'<section class="absent"><h2>Left out</h2><ul>{missing}</ul></section>' if absent else ""
     return (
@@ -684,6 +650,17 @@ def _page(
         f'<header><div class="eyebrow">OpenSLIP run</div><h1>{_e(name)}</h1>{header}'
         f"<nav>{links}</nav></header>"
         f"{body}{left_out}</main></body></html>\n"
+    )
+
+
+def _with_own_ids(page: str) -> str:
+    """Every drawing calls its parts figure_1, axes_1 and so on: on one page these ids must not meet."""
+    number = itertools.count(1)
+    return re.sub(
+        r"<svg.*?</svg>",
+        lambda drawing: re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>d{next(number)}-", drawing[0]),
+        page,
+        flags=re.DOTALL,
     )
 
 

@@ -1,6 +1,5 @@
 """The data path as the trainer meets it: what a batch holds does not depend on who computes it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
     return ShardSource(shards=str(folder), require="caption")
 
 
-def data(source: Source, num_workers: int = 0, *, seed: int = 0, text: bool = True, batch: int = 12, captions=None) -> DataModule:
+def data(
+    source: Source, num_workers: int = 0, *, seed: int = 0, text: bool = True, batch: int = 12, captions=None
+) -> DataModule:
     strong = View(
         size=16,
         scale=(0.08, 1.0),
@@ -151,7 +152,7 @@ def test_a_samples_crops_change_with_the_epoch_and_with_the_seed(source: ShardSo
         assert sum(torch.equal(first[i], crop[i]) for i in common) == 0
 
 
-@pytest.mark.parametrize(("num_workers", "start_method"), [(1, "fork"), (2, "fork"), (3, "fork"), (2, "spawn"), (2, "forkserver")])
+@pytest.mark.parametrize(("num_workers", "start_method"), [(1, "fork"), (2, "fork"), (1, "spawn"), (1, "forkserver")])
 def test_workers_change_nothing(source: ShardSource, num_workers: int, start_method: str):
     assert same(epochs(data(source)), epochs(data(source, num_workers), start_method=start_method))
 
@@ -240,8 +241,8 @@ class Recorder(pl.LightningModule):
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Iterator[pl.Trainer]:
-    yield pl.Trainer(
+def trainer(tmp_path: Path) -> pl.Trainer:
+    return pl.Trainer(
         max_epochs=3,
         accelerator="cpu",
         devices=1,

@@ -76,9 +76,7 @@ def test_a_published_vit_small_loads_strips_to_its_weights_and_predicts_the_same
         gain = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
         state[name] = torch.tensor(7) if name.endswith("num_batches_tracked") else gain * torch.randn(shape)
     state["logit_scale"] = torch.tensor(4.6)
-    arguments = argparse.Namespace(
-        model="SLIP_VITS16", lr=np.float64(3e-3), wd=0.1, distributed=True, output_dir="./"
-    )
+    arguments = argparse.Namespace(model="SLIP_VITS16", lr=np.float64(3e-3), wd=0.1, distributed=True, output_dir="./")
     torch.save(training_checkpoint(state, arguments), tmp_path / "slip_small.pt")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 300, 3), dtype=np.uint8))
     labels = ["man wearing uniform", "man wearing armor", "a very long caption " * 30]
@@ -91,10 +89,7 @@ def test_a_published_vit_small_loads_strips_to_its_weights_and_predicts_the_same
     assert kept == 4 * 85_290_369  # the parameters of CLIP_VITS16
     assert kept < after < 1.01 * kept < before
     again = openslip.load(tmp_path / "stripped.pt")
-    assert (
-        openslip.ZeroShotClassifier(again, labels, ["a picture of a {}.", "a {} in a movie."])(picture)
-        == ranking
-    )
+    assert openslip.ZeroShotClassifier(again, labels, ["a picture of a {}.", "a {} in a movie."])(picture) == ranking
 
     assert again.tokenizer is not None
     assert again.tokenizer.settings() == {
@@ -177,7 +172,7 @@ def test_heads_of_the_nine_published_models_are_read_by_name_and_by_width():
 @pytest.mark.parametrize("name", ["CLIP_VITB16", "SLIP_VITS16", "SIMCLR_VITL16"])
 def test_every_published_name_maps_to_ours_and_back(name: str):
     names = list(official(name)["state"])
-    ours = from_published({key: None for key in names})
+    ours = from_published(dict.fromkeys(names))
     assert len(ours) == len(names)
     assert [published_name(key) for key in ours] == names
     assert our_name("visual.norm.bias") == "model.image_tower.trunk.norm.bias"
@@ -199,7 +194,7 @@ def test_keys_that_do_not_fit_are_named():
     with pytest.raises(UserError, match=r"no visual\.cls_token"):
         import_checkpoint({"state_dict": {"conv1.weight": torch.ones(1)}})
     assert not is_published({"state_dict": {"conv1.weight": torch.ones(1)}})
-    narrow = {key: value for key, value in small_state("simclr").items()}
+    narrow = small_state("simclr")
     narrow["visual.cls_token"] = torch.ones(1, 1, 100)
     with pytest.raises(UserError, match="width 100"):
         import_checkpoint({"state_dict": narrow})
@@ -226,9 +221,7 @@ def test_a_checkpoint_that_pickles_anything_else_is_refused_by_name_and_nothing_
 
 def test_a_checkpoint_whose_config_names_another_target_is_refused_and_nothing_runs(tmp_path: Path):
     mark = tmp_path / "PWNED"
-    torch.save(
-        training_checkpoint(small_state(), argparse.Namespace(model="SLIP_TINY")), tmp_path / "slip.pt"
-    )
+    torch.save(training_checkpoint(small_state(), argparse.Namespace(model="SLIP_TINY")), tmp_path / "slip.pt")
     strip(tmp_path / "slip.pt", tmp_path / "stripped.pt")
     content = torch.load(tmp_path / "stripped.pt", weights_only=True)
     content["openslip"]["architecture"]["image_tower"]["arguments"]["act_layer"] = {

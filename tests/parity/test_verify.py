@@ -159,9 +159,7 @@ def test_an_accuracy_off_by_one_sample_is_seen(other: Path, tmp_path: Path):
         meta["runs"]["slip"]["trajectory"][4]["ssl_acc"] += 100 / OTHER_DIMS.batch
 
     plant_in_json(folder, "meta.json", change)
-    assert out_of_tolerance(run_rows(folder, "slip", "cpu", "float32")) == {
-        "slip, 5 steps: accuracies (per cent)"
-    }
+    assert out_of_tolerance(run_rows(folder, "slip", "cpu", "float32")) == {"slip, 5 steps: accuracies (per cent)"}
 
 
 def test_one_per_cent_on_a_rank_is_seen(other: Path, tmp_path: Path):

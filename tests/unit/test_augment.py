@@ -1,16 +1,19 @@
 """Each operation against torchvision's on PIL pictures, which the published recipe uses, at the same parameters."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
+from torchvision.transforms import functional
 
 from openslip.data.augment import ORDERS, SimCLRAugment, normalise
 from openslip.errors import UserError
 
 LEVEL = 1 / 255
+F: Any = functional  # its types know of tensors only
 NOTHING = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 NAMES = ("brightness", "contrast", "saturation", "hue", "order", "grayscale", "sigma", "flip")
 
@@ -75,10 +78,14 @@ def test_large_hue_shifts_turn_the_whole_circle(shift: float):
 
 
 def test_hue_leaves_grey_black_white_and_keeps_pure_colours_pure():
-    colours = torch.tensor([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]])
+    colours = torch.tensor(
+        [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]]
+    )
     image = colours.float().T.reshape(1, 3, 2, 4)
     turned = published()(image, torch.tensor([parameters(hue=1 / 3)])).reshape(3, 8).T
-    expected = torch.tensor([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]])
+    expected = torch.tensor(
+        [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]]
+    )
     torch.testing.assert_close(turned, expected.float(), atol=1e-5, rtol=0)
 
 
@@ -141,7 +148,9 @@ def test_a_sample_does_not_depend_on_its_batch():
     together = augment(images, drawn)
     assert torch.equal(images, before)
     for place in range(len(images)):
-        torch.testing.assert_close(augment(images[place, None], drawn[place, None])[0], together[place], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            augment(images[place, None], drawn[place, None])[0], together[place], atol=1e-6, rtol=0
+        )
     shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(augment(images[shuffled], drawn[shuffled]), together[shuffled], atol=1e-6, rtol=0)
     strided = images.contiguous(memory_format=torch.channels_last)
@@ -178,9 +187,13 @@ def test_normalisation_is_torchvisions():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"hue": 0.6}, "augment.hue=0.6"), ({"contrast": -0.1}, "augment.contrast"), ({"blur_sigma": [0.0, 2.0]}, "blur_sigma")],
+    [
+        ({"hue": 0.6}, "augment.hue=0.6"),
+        ({"contrast": -0.1}, "augment.contrast"),
+        ({"blur_sigma": [0.0, 2.0]}, "blur_sigma"),
+    ],
 )
 def test_impossible_strengths_are_named(changes: dict, message: str):
-    settings = {key: value for key, value in vars(published()).items()}
+    settings = vars(published())
     with pytest.raises(UserError, match=message):
         SimCLRAugment(**(settings | changes))

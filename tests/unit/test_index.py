@@ -191,7 +191,13 @@ def test_a_missing_shard_is_named(tmp_path: Path):
 
 def test_captions_of_txt_and_json_are_joined_without_repetition(tmp_path: Path):
     fields = json.dumps({"captions": ["two", " one ", 3, None, ""], "caption": "three"}).encode()
-    members = [("a.jpg", PICTURE), ("a.txt", b"one\n"), ("a.json", fields), ("b.jpg", PICTURE), ("b.json", b'{"caption": "one"}')]
+    members = [
+        ("a.jpg", PICTURE),
+        ("a.txt", b"one\n"),
+        ("a.json", fields),
+        ("b.jpg", PICTURE),
+        ("b.json", b'{"caption": "one"}'),
+    ]
     path = write_tar(tmp_path / "shard.tar", members)
     assert keys(path, "caption") == ["a", "b"]
     same = write_tar(tmp_path / "same.tar", [("a.jpg", PICTURE), ("a.txt", b"one"), ("a.json", b'{"caption": "one"}')])

@@ -5,12 +5,12 @@ import struct
 import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms as T
-import torchvision.transforms.functional as F
+import torchvision
 from PIL import Image
 from shard_files import jpeg
 
@@ -18,6 +18,7 @@ from openslip.data.augment import Augment
 from openslip.data.views import EvalTransform, View, open_image, random_box
 from openslip.errors import UserError
 
+T: Any = torchvision.transforms  # its types know of tensors only
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 DATA = Path(__file__).parents[1] / "data"
 
@@ -74,7 +75,9 @@ def test_a_crop_is_torchvisions_at_the_same_box(scale: tuple[float, float], shap
     for seed in range(5):
         left, top, right, bottom = random_box(*shape, scale, np.random.default_rng(seed))
         pixels, parameters = view(image, np.random.default_rng(seed))
-        expected = F.resized_crop(image, top, left, bottom - top, right - left, [32, 32], T.InterpolationMode.BILINEAR)
+        expected = T.functional.resized_crop(
+            image, top, left, bottom - top, right - left, [32, 32], T.InterpolationMode.BILINEAR
+        )
         assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(expected))
         assert parameters is None
 
@@ -91,9 +94,13 @@ def test_boxes_have_torchvisions_distribution(scale: tuple[float, float], shape:
         assert 0 <= left < right <= shape[0]
         assert 0 <= top < bottom <= shape[1]
         ours.append((left, top, right - left, bottom - top))
-        top, left, height, width = T.RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3))  # pyright: ignore[reportArgumentType]
+        top, left, height, width = T.RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3))
         theirs.append((left, top, width, height))
-    for columns in (lambda box: box, lambda box: np.log(box[:, 2] / box[:, 3])[:, None], lambda box: (box[:, 2] * box[:, 3])[:, None]):
+    for columns in (
+        lambda box: box,
+        lambda box: np.log(box[:, 2] / box[:, 3])[:, None],
+        lambda box: (box[:, 2] * box[:, 3])[:, None],
+    ):
         a, b = columns(np.array(ours)), columns(np.array(theirs))
         for column in range(a.shape[1]):
             assert kolmogorov_smirnov(a[:, column], b[:, column]) < 0.0436  # p = 0.001 at 2 x 4000

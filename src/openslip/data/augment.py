@@ -1,7 +1,7 @@
 """SimCLR's augmentations on whole batches, on any device, each sample with parameters of its own.
 
-The published chain (SLIP, main.py): colour jitter, grayscale, Gaussian blur, horizontal flip. What torchvision and Pillow
-compute at the same parameters, but on floats: they round to 8 bits after every operation.
+The published chain (SLIP, main.py): colour jitter, grayscale, Gaussian blur, horizontal flip. What torchvision and
+Pillow compute at the same parameters, but on floats: they round to 8 bits after every operation.
 """
 
 import itertools
@@ -84,7 +84,10 @@ class SimCLRAugment(Augment):
         self.flip_probability = flip_probability
 
     def draw(self, rng: np.random.Generator) -> Float32[np.ndarray, " parameters"]:
-        """[brightness, contrast, saturation, hue, order, grayscale, sigma, flip]; 1, 1, 1, 0 is no jitter, sigma 0 no blur."""
+        """[brightness, contrast, saturation, hue, order, grayscale, sigma, flip].
+
+        1, 1, 1, 0 is no jitter, sigma 0 no blur.
+        """
         u = rng.random(10).tolist()
         jitter = (1.0, 1.0, 1.0, 0.0, 0)
         if u[0] < self.jitter_probability:

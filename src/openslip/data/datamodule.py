@@ -22,7 +22,7 @@ Plan = tuple[int, np.ndarray]  # an epoch and one rank's sample indices of a ste
 class DataModule(pl.LightningDataModule):
     """Batches of the views that an objective asks for.
 
-    A batch holds `[B, 3, S, S]` per view, `text` [B, L] trimmed to its longest caption, `text_length` [B] and `index` [B].
+    A batch holds `[B, 3, S, S]` per view, `text` [B, L] trimmed to its longest caption, `text_length` [B], `index` [B].
 
     Args:
         source: the collection.
@@ -144,20 +144,20 @@ class Batches(Dataset):
         self.tokenizer = tokenizer
         self.generator = Randomness(seed)
 
-    def __getitem__(self, plan: Plan, /) -> dict[str, Tensor]:
-        epoch, indices = plan
+    def __getitem__(self, index: Plan) -> dict[str, Tensor]:
+        epoch, indices = index
         columns: dict[str, list[np.ndarray]] = {}
         captions = []
-        for index in indices.tolist():
-            sample = self.source[index]
+        for place in indices.tolist():
+            sample = self.source[place]
             image = open_image(sample.image, sample.key)
             for name, view in self.views.items():
-                pixels, parameters = view(image, self.generator(epoch, index, name))
+                pixels, parameters = view(image, self.generator(epoch, place, name))
                 columns.setdefault(name, []).append(pixels)
                 if parameters is not None:
                     columns.setdefault(f"{name}_parameters", []).append(parameters)
             if self.tokenizer is not None:
-                rng = self.generator(epoch, index, "text")
+                rng = self.generator(epoch, place, "text")
                 captions.append(choose(self.captions, sample.captions, sample.key, rng))
         # np.stack keeps the crops' layout, colours innermost, in which every later operation is slower.
         batch = {name: torch.from_numpy(np.ascontiguousarray(np.stack(column))) for name, column in columns.items()}

@@ -106,7 +106,7 @@ def build_index(shards: list[Path], require: str | None) -> Index:
         digest.update(f"{path.name} {size}\n".encode())
     rows, blob = np.concatenate(parts), b"".join(keys)
     key_ends = np.cumsum([len(key) for key in keys], dtype=np.uint64)
-    for content in (rows, key_ends, blob):
+    for content in (rows.tobytes(), key_ends.tobytes(), blob):
         digest.update(content)
     return Index(shards, rows, blob, key_ends, problems, digest.hexdigest())
 
@@ -258,10 +258,8 @@ def verify(path: Path, headers: list[bytes], offsets: list[int]) -> None:
             signed = np.frombuffer(header, np.int8).sum(dtype=np.int64)  # some old writers summed signed bytes
             signed += 8 * ord(" ") - np.frombuffer(header[148:156], np.int8).sum(dtype=np.int64)
             if stated != signed:
-                doubt = "" if offset else "; is it a tar file?"
-                raise UserError(
-                    f"shard {path} is damaged at offset {offset} (wrong header checksum{doubt}): download or write it again"
-                )
+                reason = "wrong header checksum" + ("" if offset else "; is it a tar file?")
+                raise UserError(f"shard {path} is damaged at offset {offset} ({reason}): download or write it again")
 
 
 def octal(field: bytes) -> int | None:

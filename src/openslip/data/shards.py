@@ -33,7 +33,9 @@ class ShardSource(Source):
                 "label": "a picture and its class number in KEY.cls, under the same KEY",
                 None: "a picture KEY.jpg, .jpeg, .png or .webp",
             }[require]
-            raise UserError(f"shard {self.index.shards[0]}: no usable sample here or after ({met}); each needs {wanted}")
+            raise UserError(
+                f"shard {self.index.shards[0]}: no usable sample here or after ({met}); each needs {wanted}"
+            )
 
     def __len__(self) -> int:
         return len(self.index.rows)
@@ -92,7 +94,9 @@ def expand(shards: str | list[str]) -> list[Path]:
         if pattern.strip().startswith("pipe:"):
             raise UserError(f"shards {pattern!r}: pipe: would run a command and is refused; give paths of tar files")
         if "://" in pattern:
-            raise UserError(f"shards {pattern!r}: shards are read from local files; download them and give their folder")
+            raise UserError(
+                f"shards {pattern!r}: shards are read from local files; download them and give their folder"
+            )
         for word in braceexpand(pattern):
             path = Path(word)
             if path.is_dir():

@@ -71,7 +71,7 @@ class View:
 
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "3 size size"], Float32[np.ndarray, "parameters"] | None]:
+    ) -> tuple[UInt8[np.ndarray, "3 size size"], Float32[np.ndarray, " parameters"] | None]:
         box = random_box(image.width, image.height, self.scale, rng)
         # Not resize(box=...): its filter reaches beyond the box, torchvision's crop does not.
         crop = image.crop(box).resize((self.size, self.size), Image.Resampling.BILINEAR)

@@ -71,18 +71,14 @@ def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, num_rows))) for start in starts]
 
 
-def gather_batches(
-    rows: Shaped[Tensor, "local ..."], num_rows: int, batch_size: int
-) -> Shaped[Tensor, "all ..."]:
+def gather_batches(rows: Shaped[Tensor, "local ..."], num_rows: int, batch_size: int) -> Shaped[Tensor, "all ..."]:
     """The rows of all ranks' batches in their original order."""
     if world_size() == 1:
         return rows
     batches_per_rank = math.ceil(math.ceil(num_rows / batch_size) / world_size())
     padded = rows.new_zeros(batches_per_rank * batch_size, *rows.shape[1:])
     padded[: len(rows)] = rows
-    gathered = gather(padded, with_grad=False).view(
-        world_size(), batches_per_rank, batch_size, *rows.shape[1:]
-    )
+    gathered = gather(padded, with_grad=False).view(world_size(), batches_per_rank, batch_size, *rows.shape[1:])
     # Only the very last batch can be short, so padding stands behind all rows once batches are back in order.
     return gathered.transpose(0, 1).reshape(-1, *rows.shape[1:])[:num_rows]
 

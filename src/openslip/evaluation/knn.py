@@ -89,9 +89,7 @@ class KNN(Evaluation):
             "num_samples": float(len(test_labels)),
         }
 
-    def _encode(
-        self, model: DualEncoder | ImageEncoder, source: Source, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def _encode(self, model: DualEncoder | ImageEncoder, source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
         features = [torch.empty(0, model.image_tower.width, device=device)]
         labels = [torch.empty(0, dtype=torch.int64, device=device)]
         for image, label in labelled_batches(
@@ -99,9 +97,7 @@ class KNN(Evaluation):
         ):
             features.append(F.normalize(model.image_tower(image), dim=-1))
             labels.append(label)
-        gathered = [
-            gather_batches(torch.cat(rows), len(source), self.batch_size) for rows in (features, labels)
-        ]
+        gathered = [gather_batches(torch.cat(rows), len(source), self.batch_size) for rows in (features, labels)]
         return gathered[0], gathered[1]
 
 

@@ -68,9 +68,7 @@ def check_prompts(classnames: Sequence[str], templates: Sequence[str]) -> None:
         raise UserError("templates is empty: expected at least one, such as 'a photo of a {}.'")
     for template in templates:
         if "{}" not in template:
-            raise UserError(
-                f"template {template!r} has no {{}} for the class name: write it like 'a photo of a {{}}.'"
-            )
+            raise UserError(f"template {template!r} has no {{}} for the class name: write it like 'a photo of a {{}}.'")
 
 
 def imagenet_classnames() -> list[str]:
@@ -102,13 +100,9 @@ def read_lines(path: str | Path) -> list[str]:
     try:
         content = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line") from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8, one name a line"
-        ) from error
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8, one name a line") from error
     lines = [line.strip() for line in content.rstrip().split("\n")]
     if lines == [""]:
         raise UserError(f"{path}: the file is empty: expected one name a line")
@@ -123,15 +117,11 @@ def _open_clip_metadata() -> ModuleType:
     # Importing open_clip itself takes seconds; this one file of it holds data only.
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
-        raise UserError(
-            "ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch"
-        )
+        raise UserError("ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch")
     path = Path(package.origin).with_name("zero_shot_metadata.py")
     spec = importlib.util.spec_from_file_location("openslip_zero_shot_metadata", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(
-            f"{path}: not there, but ImageNet's names are read from it: pip install -U open_clip_torch"
-        )
+        raise UserError(f"{path}: not there, but ImageNet's names are read from it: pip install -U open_clip_torch")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

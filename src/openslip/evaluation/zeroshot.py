@@ -76,8 +76,7 @@ class ZeroShot(Evaluation):
         for name, values in (attributes or {}).items():
             if len(values) != len(classnames):
                 raise UserError(
-                    f"attribute {name!r} has {len(values)} values for {len(classnames)} classes: "
-                    "expected one per class"
+                    f"attribute {name!r} has {len(values)} values for {len(classnames)} classes: expected one per class"
                 )
         self.title = title
         self.source = source
@@ -102,9 +101,7 @@ class ZeroShot(Evaluation):
                 "evaluate it with openslip.evaluation.knn.KNN"
             )
         with evaluating(model, device):
-            classes = class_embeddings(
-                model, self.tokenizer, self.classnames, self.templates, device, TEXTS_PER_BATCH
-            )
+            classes = class_embeddings(model, self.tokenizer, self.classnames, self.templates, device, TEXTS_PER_BATCH)
             labels, top_classes, top_probabilities = self._classify(model, classes, device)
         predictions = top_classes[:, 0]
         self.arrays = {

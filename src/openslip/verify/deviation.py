@@ -10,7 +10,6 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 
-EXACT = 0.0
 LEARNING_RATE = 1e-9
 ZERO_GRADIENT = 1e-10
 # A small tensor's gradient carries rounding of the model's size: a share of that is the least to measure by.
@@ -126,6 +125,11 @@ class Part:
         return self.deviation / self.tolerance
 
 
+def exactly(label: str, difference: int) -> Part:
+    """A part that must not differ at all, in a count."""
+    return Part(label, float(difference), 0.0)
+
+
 @dataclass(frozen=True)
 class Trio(Generic[T]):
     """A quantity in the format asked for, and on the CPU in float32 and float64 to know its rounding."""
@@ -164,7 +168,7 @@ def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> floa
 def same_names(label: str, ours: Iterable[str], recorded: Iterable[str]) -> Part:
     """How many names only one side has."""
     difference = sorted(set(ours) ^ set(recorded))
-    return Part(f"{label}: {', '.join(difference[:3]) or 'the same names'}", len(difference), EXACT)
+    return exactly(f"{label}: {', '.join(difference[:3]) or 'the same names'}", len(difference))
 
 
 def term_parts(
@@ -200,9 +204,7 @@ def term_parts(
         else:
             scale = max(abs(value), scales[name] if scales else 0.0) or 1.0
             rounding = max(rounding, noise.get(name, 0.0))
-            losses.append(
-                Part(name + where, deviation / scale, tolerances.allow(tolerance, rounding / scale))
-            )
+            losses.append(Part(name + where, deviation / scale, tolerances.allow(tolerance, rounding / scale)))
     return losses, accuracies
 
 
@@ -211,13 +213,9 @@ def gradient_rows(label: str, recorded: Arrays, gradients: Trio[Arrays], toleran
     if not recorded:
         return [Row.skipped(f"{label}: gradients", "none recorded")]
     names = same_names("gradients", gradients.ours, recorded)
-    shapes = [
-        name
-        for name in recorded.keys() & gradients.ours
-        if recorded[name].shape != gradients.ours[name].shape
-    ]
+    shapes = [name for name in recorded.keys() & gradients.ours if recorded[name].shape != gradients.ours[name].shape]
     if names.deviation or shapes:
-        wrong = Part(f"shapes of {', '.join(shapes[:3])}", len(shapes), EXACT) if shapes else names
+        wrong = exactly(f"shapes of {', '.join(shapes[:3])}", len(shapes)) if shapes else names
         return [worst(f"{label}: gradients", [wrong])]
     total = _distance(recorded, {name: np.zeros(()) for name in recorded})
     overall = _distance(gradients.single, gradients.exact) / total

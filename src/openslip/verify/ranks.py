@@ -43,12 +43,8 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
         noise = {key: math.sqrt(world) * value for key, value in loss_rounding(run).items()}
         losses, accuracies = [], []
         for rank in range(world):
-            figures = {
-                key: float(value) for key, value in _under(recorded, f"{name}/rank{rank}/loss/").items()
-            }
-            terms = Trio(
-                *(_floats(ranks[rank], f"{d}/published/{name}/loss/") for d in (ours, "float32", "float64"))
-            )
+            figures = {key: float(value) for key, value in _under(recorded, f"{name}/rank{rank}/loss/").items()}
+            terms = Trio(*(_floats(ranks[rank], f"{d}/published/{name}/loss/") for d in (ours, "float32", "float64")))
             batch = run.batch_size // world
             tolerances = TOLERANCES[dtype]
             found = term_parts(
@@ -61,9 +57,7 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
             ("published", "", _under(recorded, f"{name}/grad/")),
             ("with_grad", ", gather_with_grad", run.group("grad/")),
         ):
-            gradients = Trio(
-                *(_under(ranks[0], f"{d}/{mode}/{name}/grad/") for d in (ours, "float32", "float64"))
-            )
+            gradients = Trio(*(_under(ranks[0], f"{d}/{mode}/{name}/grad/") for d in (ours, "float32", "float64")))
             rows += gradient_rows(label + suffix, truth, gradients, TOLERANCES[dtype])
     return rows
 
@@ -76,9 +70,7 @@ def _floats(arrays: Arrays, prefix: str) -> dict[str, float]:
     return {key: float(value) for key, value in _under(arrays, prefix).items()}
 
 
-def _rank_main(
-    rank: int, world: int, folder: str, names: Sequence[str], dtypes: Sequence[str], scratch: str
-) -> None:
+def _rank_main(rank: int, world: int, folder: str, names: Sequence[str], dtypes: Sequence[str], scratch: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
     found: Arrays = {}

@@ -59,9 +59,7 @@ class Run:
 
     def group(self, prefix: str) -> Arrays:
         """The arrays under a prefix such as `init/`, without it."""
-        return {
-            key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)
-        }
+        return {key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)}
 
     @property
     def num_batches(self) -> int:
@@ -232,9 +230,7 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
         if isinstance(model, DualEncoder):
             figures["logit_scale"] = float(model.logit_scale.detach().double().exp())
         steps.append(figures)
-    return Trajectory(
-        outputs, first, largest, steps, {name: as_array(tensor) for name, tensor in state.items()}
-    )
+    return Trajectory(outputs, first, largest, steps, {name: as_array(tensor) for name, tensor in state.items()})
 
 
 @torch.no_grad()
@@ -288,20 +284,12 @@ class Driven:
 
 def find_driven(run: Run, exact: Trajectory) -> Driven:
     """From the float64 run, and from what moves in it once those elements are moved as far as they can go."""
-    zero = {
-        name: (gradient > 0) & (gradient < ZERO_GRADIENT) for name, gradient in exact.largest_gradient.items()
-    }
+    zero = {name: (gradient > 0) & (gradient < ZERO_GRADIENT) for name, gradient in exact.largest_gradient.items()}
     schedule = run.schedule()
-    strides = [
-        schedule(step) * _adamw_stride(step + 1, *run.hyper["betas"]) for step in range(len(run.trajectory))
-    ]
+    strides = [schedule(step) * _adamw_stride(step + 1, *run.hyper["betas"]) for step in range(len(run.trajectory))]
     distance = 2 * sum(strides)
     signs = np.random.default_rng(0)
-    nudge = {
-        name: distance * mask * signs.choice([-1.0, 1.0], mask.shape)
-        for name, mask in zero.items()
-        if mask.any()
-    }
+    nudge = {name: distance * mask * signs.choice([-1.0, 1.0], mask.shape) for name, mask in zero.items() if mask.any()}
     moved = train(run, "cpu", "float64", nudge)
     reach = {}
     for name, final in exact.final.items():

@@ -9,7 +9,6 @@ from torch import nn
 
 from openslip.optim import param_groups
 from openslip.verify.deviation import (
-    EXACT,
     LEARNING_RATE,
     TOLERANCES,
     TOO_COARSE,
@@ -71,7 +70,7 @@ def _dims_row(run: Run) -> Row:
             "ssl_emb": init["image_mlp.layer3.weight"][0],
         }
     parts = [
-        Part(f"{key}={run.dims[key]}, arrays {value}", abs(run.dims[key] - value), EXACT)
+        Part(f"{key}={run.dims[key]}, arrays {value}", float(abs(run.dims[key] - value)), 0.0)
         for key, value in found.items()
         if key in run.dims
     ]

@@ -14,7 +14,7 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.optim import WarmupCosine
 from openslip.tokenizer import Tokenizer
-from openslip.verify.deviation import EXACT, LEARNING_RATE, Part, Row, same_names, worst
+from openslip.verify.deviation import LEARNING_RATE, Part, Row, exactly, same_names, worst
 from openslip.verify.recording import PUBLISHED_HYPER, Model
 from openslip.verify.runs import decay_parts
 from openslip.weights import slip
@@ -45,11 +45,11 @@ def official_rows(folder: Path) -> list[Row]:
         # For other sizes the head count stands nowhere in the weights, and the folder's word is taken.
         published = size in slip.PUBLISHED_IMAGE_HEADS
         num_heads = slip.image_heads(state, name) if published else recorded["heads"]
-        heads.append(Part(f"{name}: {num_heads}", abs(num_heads - recorded["heads"]), EXACT))
+        heads.append(exactly(f"{name}: {num_heads}", abs(num_heads - recorded["heads"])))
         with torch.device("meta"):
             model, objective = _build(state, num_heads)
         count = sum(parameter.numel() for part in (model, objective) for parameter in part.parameters())
-        counts.append(Part(f"{name}: {count}", abs(count - recorded["parameters"]), EXACT))
+        counts.append(exactly(f"{name}: {count}", abs(count - recorded["parameters"])))
         ours = {key: tensor.shape for key, tensor in slip.to_published(model, objective).items()}
         shapes.append(same_names(name, _with_shapes(ours), _with_shapes(state)))
         for part in decay_parts(model, objective, recorded["decay"], recorded["no_decay"]):
@@ -88,5 +88,5 @@ def tokenizer_rows(folder: Path) -> list[Row]:
     for caption, ids in zip(recorded["captions"], recorded["ids"], strict=True):
         ours = tokenizer(caption)[0].tolist()
         differing = sum(a != b for a, b in zip(ours, ids, strict=False)) + abs(len(ours) - len(ids))
-        parts.append(Part(f"differing ids of {caption[:30]!r}", differing, EXACT))
+        parts.append(exactly(f"differing ids of {caption[:30]!r}", differing))
     return [worst("token ids", parts)]

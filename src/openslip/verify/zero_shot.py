@@ -37,9 +37,7 @@ def zero_shot_rows(folder: Path, device: str, dtype: str) -> list[Row]:
     """Class embeddings, cosines and probabilities of the run `clip` after its last step."""
     recorded = read_arrays(folder / "zero_shot.npz")
     tolerances = TOLERANCES[dtype]
-    rows = [
-        _transform_row(recorded, tolerances.output if dtype == "float32" else TOLERANCES["float32"].output)
-    ]
+    rows = [_transform_row(recorded, tolerances.output if dtype == "float32" else TOLERANCES["float32"].output)]
     if "text" not in recorded or not (folder / "clip.npz").is_file():
         return [Row.skipped("zero-shot", "no text in zero_shot.npz, or no clip.npz"), *rows]
     run = read_run(folder, "clip")
@@ -87,9 +85,5 @@ def _transform_row(recorded: Arrays, tolerance: float) -> Row:
         "eval_transform_std": pixels.std(axis=(1, 2), ddof=1),
         "eval_transform_rows": pixels[:, ::37, ::29],
     }
-    parts = [
-        Part(key, relative(array, recorded[key]), tolerance)
-        for key, array in found.items()
-        if key in recorded
-    ]
+    parts = [Part(key, relative(array, recorded[key]), tolerance) for key, array in found.items() if key in recorded]
     return worst("evaluation transform", parts)

@@ -1,0 +1,303 @@
+"""The page of made-up runs: what it shows, that it needs nothing beside itself, and that it survives damage."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from openslip.errors import UserError
+from openslip.report import write_report
+
+COLUMNS = ["step", "samples_seen", "train/loss", "train/clip_acc", "speed/samples_per_second"]
+EVIL = '<script>alert("&")</script>'
+VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Text, addresses, ids and pictures; fails on tags that do not close."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.text, self.addresses, self.ids, self.pictures, self.tags = "", [], [], [], []
+        self._open: list[str] = []
+        self.feed(self.source)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.addresses += [found[key] for key in ("src", "href", "xlink:href") if key in found]
+        self.ids += [found["id"]] if "id" in found else []
+        if tag == "img":
+            data = (found["src"] or "").partition("base64,")[2]
+            self.pictures.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data
+
+
+def write_metrics(folder: Path, rows: list[list[object]], extra: tuple[str, ...] = ()) -> None:
+    lines = [",".join([*COLUMNS, *extra]), *(",".join(map(str, row)) for row in rows)]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def zero_shot_arrays(size: int = 20, attributes: bool = True) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 1, 2, 3, 0, 1])
+    predictions = np.array([0, 1, 3, 3, 2, 1])
+    arrays = {
+        "classnames": np.array(["red dot", "red line", "blue dot", EVIL]),
+        "templates": np.array(["a {}"]),
+        "labels": labels,
+        "predictions": predictions,
+        "top_classes": np.stack([predictions, (predictions + 1) % 4], axis=1),
+        "top_probabilities": np.array([[0.75, 0.125]] * 6, dtype=np.float32),
+        "pictures": rng.integers(0, 256, (6, 3, size, size), dtype=np.uint8),
+        "picture_indices": np.arange(6),
+    }
+    if attributes:
+        arrays["attribute_names"] = np.array(["colour", "shape"])
+        arrays["attribute_values"] = np.array([["red", "red", "blue", "blue"], ["dot", "line", "dot", "line"]])
+    return arrays
+
+
+def save(folder: Path, name: str, **arrays: np.ndarray) -> None:
+    (folder / "arrays").mkdir(exist_ok=True)
+    np.savez(folder / "arrays" / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def whole_run(folder: Path, size: int = 20) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    evaluated = ("eval/mine/top1", "eval/mine/chance", "eval/mine/num_samples", "eval/mine/top1_colour")
+    rows: list[list[object]] = [
+        [step, step * 64, 9 - step / 50, step / 4, 400 + step % 7, "", "", "", ""] for step in range(1, 200)
+    ]
+    rows += [[step, "", "", "", "", step / 4, 25, 6, step / 3] for step in (100, 200)]
+    write_metrics(folder, rows, evaluated)
+    config = {
+        "objective": {"_target_": "openslip.objectives.slip.SLIP"},
+        "model": {"image_tower": {"name": "vit_small_patch16_224"}},
+        "global_batch_size": 64,
+        "evaluation": {"mine": {"title": f"top-1 of {EVIL}"}},
+        "note": EVIL,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "env.json").write_text(json.dumps({"torch": "2.99", "devices": [], "nested": {"key": EVIL}}))
+    pictures = rng.integers(0, 256, (5, 3, size, size), dtype=np.uint8)
+    captions = np.array(["one", "two", EVIL, "four", "five"])
+    save(folder, "views", image=pictures, aug1=255 - pictures, aug2=pictures, captions=captions)
+    matrix = np.eye(5, dtype=np.float32)
+    matrix[0] = [0.1, 0.9, 0, 0, 0]
+    save(folder, "similarity", matrix=matrix, captions=captions, images=pictures)
+    save(folder, "mine", **zero_shot_arrays(size))
+    return folder
+
+
+def test_whole_run_has_every_section_and_its_figures(tmp_path: Path):
+    path = write_report(whole_run(tmp_path / "first"))
+    assert path == tmp_path / "first" / "report.html"
+    page = Page(path)
+    for text in ("first", "SLIP", "vit_small_patch16_224", "2.99", "12,800 samples seen"):
+        assert text in page.text
+    assert "50.0 %" in page.text, "the last logged top-1"
+    assert "2 times chance (25.0 %)" in page.text
+    assert "Left out" not in page.text
+    assert page.tags.count("svg") == 5, "loss, accuracy, speed, top-1, top-1 by attribute"
+    assert len(page.pictures) == 15 + 5 + 6
+    assert "4 of 5 pictures" in page.text
+    assert "5 of 5 captions" in page.text
+
+
+def test_page_needs_nothing_beside_itself(tmp_path: Path):
+    page = Page(write_report(whole_run(tmp_path / "run")))
+    assert "script" not in page.tags
+    assert all(address.startswith(("data:", "#")) for address in page.addresses if address)
+    assert not re.findall(r"url\((?!#)|@import", page.source)
+    targets = {address[1:] for address in page.addresses if address and address.startswith("#")}
+    assert targets <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", page.source)) <= set(page.ids)
+
+
+def test_text_of_a_run_is_escaped(tmp_path: Path):
+    page = Page(write_report(whole_run(tmp_path / "a<b>&c")))
+    assert "script" not in page.tags
+    assert page.text.count(EVIL) >= 6, "title, class name, caption, config, environment"
+    assert "a<b>&c" in page.text
+
+
+def test_drawings_take_their_colours_from_the_page(tmp_path: Path):
+    source = write_report(whole_run(tmp_path / "run")).read_text()
+    drawings = "".join(re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL))
+    assert not re.findall(r"(?:fill|stroke): ?#[0-9a-f]+", drawings)
+    used = set(re.findall(r"var\(--(\w+)\)", drawings))
+    light, dark = source.split("prefers-color-scheme:dark")
+    assert all(f"--{name}:" in light and f"--{name}:" in dark for name in used)
+
+
+def test_two_evaluations_share_no_ids(tmp_path: Path):
+    folder = whole_run(tmp_path / "run")
+    evaluated = ("eval/mine/top1", "eval/other/top1")
+    rows: list[list[object]] = [[step, step, 1, 1, 1, step, 2 * step] for step in range(1, 9)]
+    write_metrics(folder, rows, evaluated)
+    page = Page(write_report(folder))
+    assert "Evaluation other" in page.text
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_confusion_counts_equal_a_loop(tmp_path: Path):
+    page = Page(write_report(whole_run(tmp_path / "run")))
+    arrays = zero_shot_arrays()
+    for values in arrays["attribute_values"]:
+        for true in set(values):
+            rows = [i for i, label in enumerate(arrays["labels"]) if values[label] == true]
+            for said in set(values):
+                count = sum(values[arrays["predictions"][i]] == said for i in rows)
+                assert f'title="{true} taken for {said}: {count} of {len(rows)}"' in page.source
+    assert "colour 83.3 % right, chance 50.0 %" in page.text
+    assert "shape 83.3 % right, chance 50.0 %" in page.text
+
+
+def test_right_and_wrong_pictures_are_told_in_words(tmp_path: Path):
+    page = Page(write_report(whole_run(tmp_path / "run")))
+    assert page.text.count("\u2713 right") == 4
+    assert page.text.count("\u2717 wrong") == 2
+    assert f"is: {'blue dot'}" in page.text
+    assert "75.0 %" in page.text
+
+
+def test_small_pictures_are_kept_to_the_pixel(tmp_path: Path):
+    folder = whole_run(tmp_path / "run")
+    page = Page(write_report(folder))
+    with np.load(folder / "arrays" / "mine.npz") as file:
+        kept = {pixels.transpose(1, 2, 0).tobytes() for pixels in file["pictures"]}
+    assert kept <= {picture.tobytes() for picture in page.pictures}
+
+
+def test_page_stays_small_with_large_pictures(tmp_path: Path):
+    folder = whole_run(tmp_path / "run", size=224)
+    rng = np.random.default_rng(0)
+    many = {"pictures": rng.integers(0, 256, (200, 3, 224, 224), dtype=np.uint8)}
+    arrays = zero_shot_arrays() | many | {"picture_indices": np.zeros(200, dtype=np.int64)}
+    save(folder, "mine", **arrays)
+    rows: list[list[object]] = [[step, step * 64, 1 / step, step % 100, 400] for step in range(1, 20_001)]
+    write_metrics(folder, rows)
+    assert write_report(folder).stat().st_size < 2_000_000
+
+
+def test_same_run_gives_the_same_bytes(tmp_path: Path):
+    folder = whole_run(tmp_path / "run")
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+    assert not (folder / "report.html.tmp").exists()
+
+
+def test_absent_files_are_named_and_left_out(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    page = Page(write_report(tmp_path))
+    for line in (
+        "Training: there is no metrics.csv",
+        "Views: there is no arrays/views.npz",
+        "Images and captions: there is no arrays/similarity.npz",
+        "Environment: there is no env.json",
+    ):
+        assert line in page.text
+    assert "svg" not in page.tags
+
+
+def test_damaged_files_are_named_and_left_out(tmp_path: Path):
+    folder = whole_run(tmp_path / "run")
+    (folder / "env.json").write_text("{")
+    (folder / "config.yaml").write_text("a: [1")
+    whole = (folder / "arrays" / "views.npz").read_bytes()
+    (folder / "arrays" / "views.npz").write_bytes(whole[: len(whole) // 2])
+    save(folder, "similarity", matrix=np.eye(3), captions=np.array(["a"]), images=np.zeros((3, 3, 4, 4), np.uint8))
+    np.savez(folder / "arrays" / "mine.npz", labels=np.array([{}], dtype=object), predictions=np.array([0]))
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("201,12864,nan,inf,\n202,129")
+    page = Page(write_report(folder))
+    assert "env.json cannot be read" in page.text
+    assert "arrays/views.npz" in page.text
+    assert "does not fit its images and captions" in page.text
+    assert "No pictures and no mistakes here: arrays/mine.npz cannot be read" in page.text
+    assert "a: [1" in page.text, "a config that is no YAML is shown as it is"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"predictions": np.array([0, 1])},
+        {"predictions": np.array([0, 1, 2, 3, 4, 0])},
+        {"labels": np.array([0, 1, 2, -1, 0, 1])},
+        {"picture_indices": np.array([0, 1, 2, 3, 4, 6])},
+        {"picture_indices": np.array([0])},
+        {"pictures": np.zeros((6, 20, 20, 3), np.uint8)},
+        {"top_classes": np.full((6, 2), 9)},
+        {"top_probabilities": np.zeros((6, 3), np.float32)},
+        {"attribute_values": np.array([["red", "red"]])},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_arrays_that_do_not_fit_are_left_out(tmp_path: Path, change: dict[str, np.ndarray]):
+    folder = whole_run(tmp_path / "run")
+    save(folder, "mine", **(zero_shot_arrays() | change))
+    page = Page(write_report(folder))
+    assert "No pictures and no mistakes here: arrays/mine.npz does not hold a classification" in page.text
+    assert page.tags.count("svg") == 5, "the logged figures are shown all the same"
+
+
+def test_nearest_neighbour_arrays_need_no_names(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    save(tmp_path, "knn", labels=np.array([0, 1, 1]), predictions=np.array([0, 1, 0]))
+    page = Page(write_report(tmp_path))
+    assert "class 66.7 % right, chance 50.0 %" in page.text
+    assert 'title="1 taken for 0: 1 of 2"' in page.source
+
+
+def test_many_classes_show_the_most_frequent_mistakes(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    labels = np.repeat(np.arange(1000), 3)
+    predictions = labels.copy()
+    predictions[[6, 7, 30]] = [9, 9, 8]
+    names = np.array([f"class{i}" for i in range(1000)])
+    save(tmp_path, "imagenet", labels=labels, predictions=predictions, classnames=names)
+    page = Page(write_report(tmp_path))
+    assert "class2class92 of 3" in page.text
+    assert "class10class81 of 3" in page.text
+    assert 'class="matrix' not in page.source
+
+
+def test_unfinished_run_of_one_step_is_drawn(tmp_path: Path):
+    write_metrics(tmp_path, [[1, 64, 9.5, 0, 100]])
+    page = Page(write_report(tmp_path))
+    assert page.tags.count("svg") == 3
+    assert "9.5" in page.text
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, exists: bool):
+    folder = tmp_path / "other"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(UserError, match="other: not a run's folder, it has neither metrics"):
+        write_report(folder)
