@@ -64,7 +64,7 @@ OTHER_DIMS = Dims(
 )
 HYPER = {
     "clip": {"lr": 1e-3, "wd": 0.2},
-    "slip": {"lr": 2e-3, "wd": 0.3},
+    "slip": {"lr": 2e-3, "wd": 0.5},
     "simclr": {"lr": 1.5e-3, "wd": 0.05},
 }
 

@@ -152,3 +152,7 @@ def report(arguments: list[str]) -> int:
 
     print(write_report(options.run))
     return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -224,7 +224,7 @@ def test_two_ranks_equal_one_process_to_the_last_bit(two_ranks: Ranks, tmp_path:
 
 def test_headline_names_chance():
     figures = {"top1": 63.75, "chance": 0.5208, "num_samples": 1520.0}
-    assert zero_shot(Pictures(3)).headline(figures) == "zero-shot top-1: 63.75 % (chance 0.52 %, 1,520 pictures)"
+    assert zero_shot(Pictures(3)).headline(figures) == "zero-shot top-1: 63.8 % (chance 0.5 %)"
 
 
 def test_a_label_beyond_the_names_is_refused_with_both_numbers():

@@ -1,6 +1,5 @@
-"""The built-in image-caption set: pictures with four attributes, some combinations of which never appear in training."""
+"""The built-in image-caption set: pictures of four attributes; training never shows some of their combinations."""
 
-import hashlib
 import io
 import itertools
 import json
@@ -8,12 +7,12 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from openslip.data.shards import ShardSource
@@ -25,23 +24,21 @@ Combination = tuple[int, int, int, int]  # places in SIZES, TEXTURES, COLOURS, S
 
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "checkered")
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+COLOURS = ("red", "yellow", "green", "cyan", "blue", "pink")
 SHAPES = ("square", "triangle", "cross", "ring")
 
 FORMAT = 1  # part of the folder's name: a set drawn by other code is another set
 PIXELS = 40
-NUM_PICTURES: dict[Split, int] = {"train": 10_240, "unseen": 1_520, "seen": 1_520}
+NUM_PICTURES: dict[Split, int] = {"train": 10_240, "unseen": 1_450, "seen": 1_495}
 PICTURES_PER_SHARD = 2_048
 JPEG_QUALITY = 90
 
 RGB = {
     "red": (214, 40, 40),
-    "orange": (245, 135, 30),
     "yellow": (240, 215, 50),
     "green": (50, 160, 70),
     "cyan": (70, 205, 215),
     "blue": (45, 80, 215),
-    "purple": (130, 50, 170),
     "pink": (245, 140, 190),
 }
 SYNONYMS = {
@@ -50,7 +47,6 @@ SYNONYMS = {
     "plain": ("plain", "plain", "solid"),
     "striped": ("striped", "striped", "banded"),
     "checkered": ("checkered", "checkered", "checked"),
-    "purple": ("purple", "purple", "violet"),
     "cyan": ("cyan", "cyan", "turquoise"),
     "cross": ("cross", "cross", "plus sign"),
     "ring": ("ring", "ring", "hoop"),
@@ -73,8 +69,8 @@ DROPPED = 0.05  # share of the captions that leave one attribute unsaid (never t
 def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
     """One split of the set, written below `root` on first use.
 
-    `train` has captions (and labels, for k-NN); `unseen` (combinations that training never shows) and `seen` (other pictures of the training
-    combinations) have labels, places in `classnames()`.
+    `train` has captions and labels, `unseen` (combinations that training never shows) and `seen` (other pictures of the
+    training combinations) have labels alone. A label is a place in `classnames()`.
 
     Args:
         root: folder of the data; the set takes about 30 MB of it.
@@ -82,7 +78,7 @@ def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
         shuffle_captions: control: every training picture gets the caption of another.
     """
     if split not in NUM_PICTURES:
-        raise UserError(f"data split {split!r} of the built-in set: expected one of {', '.join(NUM_PICTURES)}.")
+        raise UserError(f"data split {split!r} of the built-in set: expected one of {', '.join(NUM_PICTURES)}")
     folder = write(Path(root), shuffle_captions=shuffle_captions)
     shards = sorted(str(path) for path in folder.glob(f"{split}-*.tar"))
     return ShardSource(shards=shards, require="caption" if split == "train" else "label")
@@ -90,7 +86,8 @@ def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
 
 def combinations() -> list[Combination]:
     """All of them; a label is a place in this list."""
-    return list(itertools.product(*(range(len(values)) for values in (SIZES, TEXTURES, COLOURS, SHAPES))))
+    sizes, textures, colours, shapes = (range(len(values)) for values in (SIZES, TEXTURES, COLOURS, SHAPES))
+    return list(itertools.product(sizes, textures, colours, shapes))
 
 
 def is_unseen(combination: Combination) -> bool:
@@ -141,7 +138,7 @@ def write(root: Path, *, shuffle_captions: bool = False) -> Path:
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
     except OSError as error:
         raise UserError(
-            f"data.root {str(root)!r}: cannot be written ({error.strerror}); set data.root to a folder that can."
+            f"data.source.root {str(root)!r}: cannot be written ({error.strerror}); name a folder that can"
         ) from None
     try:
         for split in NUM_PICTURES:
@@ -215,31 +212,31 @@ def caption(combination: Combination, rng: np.random.Generator) -> str:
     words = [_synonym(value, rng) for value in (SIZES[size], TEXTURES[texture], COLOURS[colour], SHAPES[shape])]
     noun = words.pop()
     if rng.random() < DROPPED:
-        del words[rng.integers(len(words))]
+        del words[int(rng.integers(len(words)))]
     if rng.random() < 0.3:
         words = [words[place] for place in rng.permutation(len(words))]
-    return SENTENCES[rng.integers(len(SENTENCES))].format(" ".join([*words, noun]))
+    return SENTENCES[int(rng.integers(len(SENTENCES)))].format(" ".join([*words, noun]))
 
 
 def _synonym(value: str, rng: np.random.Generator) -> str:
     choices: Sequence[str] = SYNONYMS.get(value, (value,))
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def draw(
-    values: UInt8[np.ndarray, "pictures 4"] | np.ndarray, rng: np.random.Generator
+    values: Integer[np.ndarray, "pictures 4"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "pictures height width 3"]:
     """Pictures of combinations: place, tilt, shades, background and noise differ, and mean nothing."""
     num = len(values)
-    size, texture, colour, shape = (column[:, None, None] for column in np.asarray(values).T)
+    size, texture, colour, shape = (column[:, None, None] for column in values.T)
 
     def uniform(low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
         return rng.uniform(low, high, (num, 1, 1)).astype(np.float32)
 
-    radius = np.where(size == 0, uniform(8.5, 10.0), uniform(14.5, 17.0))
+    radius = np.where(size == 0, uniform(10.0, 11.5), uniform(16.5, 18.5))
     free = PIXELS / 2 - 1 - radius
-    x, y = PIXELS / 2 + free * uniform(-1.0, 1.0), PIXELS / 2 + free * uniform(-1.0, 1.0)
-    angle = uniform(-0.2, 0.2)
+    x, y = PIXELS / 2 + free * uniform(-0.8, 0.8), PIXELS / 2 + free * uniform(-0.8, 0.8)
+    angle = uniform(-0.1, 0.1)
     rows, columns = np.mgrid[:PIXELS, :PIXELS].astype(np.float32) + 0.5
     right, down = columns[None] - x, rows[None] - y
     u = np.cos(angle) * right + np.sin(angle) * down  # [N, P, P], the object's own axes, in pixels
@@ -254,11 +251,11 @@ def draw(
     shade = np.array([RGB[name] for name in COLOURS], np.float32)[colour[:, 0, 0]][:, None, None] / 255  # [N, 1, 1, 3]
     shade = shade * uniform(0.8, 1.05)[..., None] + rng.normal(0, 0.03, (num, 1, 1, 3)).astype(np.float32)
     ink = shade * (1 - 0.8 * dark[..., None])
-    slope_x, slope_y = uniform(-0.25, 0.25), uniform(-0.25, 0.25)
-    light = uniform(0.25, 0.85) + slope_x * (columns / PIXELS - 0.5) + slope_y * (rows / PIXELS - 0.5)
+    slope_x, slope_y = uniform(-0.1, 0.1), uniform(-0.1, 0.1)
+    light = uniform(0.05, 0.3) + slope_x * (columns / PIXELS - 0.5) + slope_y * (rows / PIXELS - 0.5)
     tint = rng.normal(0, 0.05, (num, 1, 1, 3)).astype(np.float32)
     picture = (light[..., None] + tint) * (1 - inside[..., None]) + ink * inside[..., None]
-    picture += rng.standard_normal(picture.shape, np.float32) * np.float32(0.03)
+    picture += rng.standard_normal(picture.shape, np.float32) * np.float32(0.02)
     return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -275,18 +272,3 @@ def _distances(u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
 def _smooth(distance: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Coverage of a pixel by what has this signed distance in pixels: an antialiased edge."""
     return (0.5 - distance).clip(0, 1)
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the shards, for tests and reports."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.tar")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def examples(split: Split, count: int) -> Iterator[tuple[str, UInt8[np.ndarray, "height width 3"]]]:
-    """The first pictures of a split with their names."""
-    labels, _, pictures = _draw_split(split)
-    names = classnames()
-    yield from ((names[label], picture) for label, picture in zip(labels[:count], pictures[:count], strict=True))

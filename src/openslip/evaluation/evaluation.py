@@ -33,8 +33,7 @@ class Evaluation(ABC):
 
 def top1_line(title: str, figures: dict[str, float]) -> str:
     """The headline of a classification."""
-    top1, chance, num_samples = (figures[name] for name in ("top1", "chance", "num_samples"))
-    return f"{title}: {top1:.2f} % (chance {chance:.2f} %, {num_samples:,.0f} pictures)"
+    return f"{title}: {figures['top1']:.1f} % (chance {figures['chance']:.1f} %)"
 
 
 @contextmanager

@@ -6,7 +6,8 @@ further file makes the rows of one kind of quantity.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,6 +55,25 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected the recorded figures of the published code")
+    with _one_thread():
+        rows = _rows(folder, device, dtype)
+    if all(row.deviation is None for row in rows):
+        raise UserError(f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...)")
+    return rows
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # As the recordings were made, and faster for models of their size.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(folder: Path, device: str, dtype: str) -> list[Row]:
     rows: list[Row] = []
     if (folder / "meta.json").is_file():
         for name in _run_names(folder, rows):
@@ -65,8 +85,6 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     _add(rows, folder, "lr_schedules.json", "learning-rate tables", lambda: schedule_rows(folder))
     _add(rows, folder, "official_models.json", "official models", lambda: official_rows(folder))
     _add(rows, folder, "tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
-    if all(row.deviation is None for row in rows):
-        raise UserError(f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...)")
     return rows
 
 

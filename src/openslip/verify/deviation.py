@@ -10,11 +10,12 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 
-LEARNING_RATE = 1e-9
+_LEARNING_RATE = 1e-9
 ZERO_GRADIENT = 1e-10
 # A small tensor's gradient carries rounding of the model's size: a share of that is the least to measure by.
 _GRADIENT_FLOOR = 1e-4
-_NOISE_FACTOR = 4.0
+# Four standard deviations, and another implementation may round twice as much.
+_NOISE_FACTOR = 8.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Tolerances:
     """Largest relative deviation from the recordings, per kind of quantity.
 
     A float32 recording is itself off the truth, by as much as our own float32 run is off our float64 run of
-    the very same quantity. Where four times that distance is more than the stated tolerance, nobody can meet
+    the very same quantity. Where eight times that distance is more than the stated tolerance, nobody can meet
     the tolerance and the distance counts instead, up to a limit; coarser formats scale it by their rounding.
 
     Attributes:
@@ -150,7 +151,7 @@ def worst(quantity: str, parts: Iterable[Part], note: str = "") -> Row:
     return Row(quantity, deviation, part.tolerance, "; ".join(filter(None, (label, note))))
 
 
-def norm(x: np.ndarray) -> float:
+def norm(x: np.ndarray | np.floating) -> float:
     """Square root of the sum of squares, in float64."""
     return float(np.sqrt(np.square(x, dtype=np.float64).sum()))
 
@@ -163,6 +164,11 @@ def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> floa
     if scale == 0:
         return math.inf if difference else 0.0
     return difference / scale
+
+
+def rate_part(label: str, ours: float, recorded: float) -> Part:
+    """A learning rate, relative to the recorded one."""
+    return Part(label, abs(ours - recorded) / (abs(recorded) or 1.0), _LEARNING_RATE)
 
 
 def same_names(label: str, ours: Iterable[str], recorded: Iterable[str]) -> Part:

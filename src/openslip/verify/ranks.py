@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,25 +29,53 @@ from openslip.weights import slip
 def rank_rows(folder: Path, dtype: str) -> list[Row]:
     """Losses per rank and the averaged gradient: as published (keys detached), and as one process has it."""
     recorded = read_arrays(folder / "two_ranks.npz")
-    names = list(dict.fromkeys(key.split("/")[0] for key in recorded))
+    runs = [read_run(folder, name) for name in dict.fromkeys(key.split("/")[0] for key in recorded)]
     world = 1 + max(int(key.split("/")[1].removeprefix("rank")) for key in recorded if "/rank" in key)
-    ours = "float32" if dtype == "tf32" else dtype  # these processes run on the CPU
-    dtypes = list(dict.fromkeys([ours, "float32", "float64"]))
+    return compare_ranks(recorded, runs, repeat_on_ranks(folder, runs, world, dtype), dtype)
+
+
+@dataclass(frozen=True)
+class RepeatedOnRanks:
+    """What we compute of batch 0 on several ranks.
+
+    Attributes:
+        ranks: per rank, losses and gradients under `dtype/mode/run/...`.
+        rounding: per run, of float32 in each loss.
+    """
+
+    ranks: list[Arrays]
+    rounding: dict[str, dict[str, float]]
+
+
+def repeat_on_ranks(folder: Path, runs: Sequence[Run], world: int, dtype: str) -> RepeatedOnRanks:
+    """The recorded computation, made by as many processes."""
+    names = [run.name for run in runs]
+    dtypes = list(dict.fromkeys(_dtypes(dtype)))
     with tempfile.TemporaryDirectory() as scratch:
         spawn(_rank_main, (world, str(folder), names, dtypes, scratch), nprocs=world)
         ranks = [read_arrays(Path(scratch) / f"rank{rank}.npz") for rank in range(world)]
+    return RepeatedOnRanks(ranks, {run.name: loss_rounding(run) for run in runs})
+
+
+def _dtypes(dtype: str) -> tuple[str, str, str]:
+    # These processes run on the CPU, which has no TF32.
+    return "float32" if dtype == "tf32" else dtype, "float32", "float64"
+
+
+def compare_ranks(recorded: Arrays, runs: Sequence[Run], repeated: RepeatedOnRanks, dtype: str) -> list[Row]:
+    """The recorded figures against ours."""
+    ranks = repeated.ranks
+    tolerances = TOLERANCES[dtype]
     rows = []
-    for name in names:
-        run = read_run(folder, name)
-        label = f"{name}, {world} ranks"
+    for run in runs:
+        label = f"{run.name}, {len(ranks)} ranks"
         # A rank's loss is the mean of fewer samples.
-        noise = {key: math.sqrt(world) * value for key, value in loss_rounding(run).items()}
+        noise = {key: math.sqrt(len(ranks)) * value for key, value in repeated.rounding[run.name].items()}
+        batch = run.batch_size // len(ranks)
         losses, accuracies = [], []
-        for rank in range(world):
-            figures = {key: float(value) for key, value in _under(recorded, f"{name}/rank{rank}/loss/").items()}
-            terms = Trio(*(_floats(ranks[rank], f"{d}/published/{name}/loss/") for d in (ours, "float32", "float64")))
-            batch = run.batch_size // world
-            tolerances = TOLERANCES[dtype]
+        for rank, ours in enumerate(ranks):
+            figures = _floats(recorded, f"{run.name}/rank{rank}/loss/")
+            terms = Trio(*(_floats(ours, f"{d}/published/{run.name}/loss/") for d in _dtypes(dtype)))
             found = term_parts(
                 figures, terms, tolerances, tolerances.loss, batch, noise=noise, where=f" on rank {rank}"
             )
@@ -54,11 +83,11 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
             accuracies += found[1]
         rows += [worst(f"{label}: loss terms", losses), worst(f"{label}: accuracies (per cent)", accuracies)]
         for mode, suffix, truth in (
-            ("published", "", _under(recorded, f"{name}/grad/")),
+            ("published", "", _under(recorded, f"{run.name}/grad/")),
             ("with_grad", ", gather_with_grad", run.group("grad/")),
         ):
-            gradients = Trio(*(_under(ranks[0], f"{d}/{mode}/{name}/grad/") for d in (ours, "float32", "float64")))
-            rows += gradient_rows(label + suffix, truth, gradients, TOLERANCES[dtype])
+            gradients = Trio(*(_under(ranks[0], f"{d}/{mode}/{run.name}/grad/") for d in _dtypes(dtype)))
+            rows += gradient_rows(label + suffix, truth, gradients, tolerances)
     return rows
 
 

@@ -223,7 +223,7 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
             terms["loss"].backward()
         gradients = {name: as_array(tensor.grad) for name, tensor in state.items() if tensor.grad is not None}
         first = first or gradients
-        largest = {name: np.maximum(np.abs(g), largest.get(name, 0.0)) for name, g in gradients.items()}
+        largest = {name: np.asarray(np.maximum(abs(g), largest.get(name, 0.0))) for name, g in gradients.items()}
         optimizer.step()
         objective.after_step(model)
         figures = {name: float(value.detach()) for name, value in terms.items()} | {"lr": rate}
@@ -284,7 +284,7 @@ class Driven:
 
 def find_driven(run: Run, exact: Trajectory) -> Driven:
     """From the float64 run, and from what moves in it once those elements are moved as far as they can go."""
-    zero = {name: (gradient > 0) & (gradient < ZERO_GRADIENT) for name, gradient in exact.largest_gradient.items()}
+    zero = {name: np.asarray((g > 0) & (g < ZERO_GRADIENT)) for name, g in exact.largest_gradient.items()}
     schedule = run.schedule()
     strides = [schedule(step) * _adamw_stride(step + 1, *run.hyper["betas"]) for step in range(len(run.trajectory))]
     distance = 2 * sum(strides)
@@ -297,7 +297,7 @@ def find_driven(run: Run, exact: Trajectory) -> Driven:
         if name in zero:
             reach[name] = np.where(zero[name], distance, 0.0)
         else:
-            reach[name] = movement * (movement > 1e-3 * distance).any()
+            reach[name] = np.asarray(movement * np.any(movement > 1e-3 * distance))
     return Driven(zero, reach)
 
 

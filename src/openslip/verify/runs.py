@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from torch import nn
 
 from openslip.optim import param_groups
 from openslip.verify.deviation import (
-    LEARNING_RATE,
     TOLERANCES,
     TOO_COARSE,
     Part,
@@ -18,31 +18,60 @@ from openslip.verify.deviation import (
     Trio,
     gradient_rows,
     norm,
+    rate_part,
     relative,
     same_names,
     term_parts,
     worst,
 )
-from openslip.verify.recording import Run, Trajectory, build, find_driven, loss_rounding, read_run, train
+from openslip.verify.recording import Driven, Run, Trajectory, build, find_driven, loss_rounding, read_run, train
 from openslip.weights import slip
 
 
 def run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:
     """Outputs, losses and gradients of one step, the trajectory, the state after it, the decayed names."""
     run = read_run(folder, name)
-    tolerances = TOLERANCES[dtype]
+    return compare_run(run, repeat_run(run, device, dtype), TOLERANCES[dtype])
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What we compute from a recorded run's dims, initial state and batches.
+
+    Attributes:
+        steps: the recorded steps.
+        rounding: of float32 in each loss.
+        driven: the zero-gradient list.
+        names: decayed and undecayed.
+    """
+
+    steps: Trio[Trajectory]
+    rounding: dict[str, float]
+    driven: Driven
+    names: tuple[list[str], list[str]]
+
+
+def repeat_run(run: Run, device: str, dtype: str) -> Repeated:
+    """The recorded computation, made by us."""
     on_cpu = {other: train(run, "cpu", other) for other in ("float32", "float64")}
     ours = on_cpu.get(dtype) if device == "cpu" else None
-    trio = Trio(ours or train(run, device, dtype), on_cpu["float32"], on_cpu["float64"])
-    gradients = Trio(trio.ours.gradients, trio.single.gradients, trio.exact.gradients)
-    model, objective = build(run, run.group("init/"), gather_with_grad=True)
+    steps = Trio(ours or train(run, device, dtype), on_cpu["float32"], on_cpu["float64"])
+    names = decayed_names(*build(run, run.group("init/"), gather_with_grad=True))
+    return Repeated(steps, loss_rounding(run), find_driven(run, steps.exact), names)
+
+
+def compare_run(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Row]:
+    """The recorded figures against ours."""
+    steps = repeated.steps
+    gradients = Trio(steps.ours.gradients, steps.single.gradients, steps.exact.gradients)
+    decay = decay_parts(repeated.names, run.decay, run.no_decay)
     return [
         _dims_row(run),
-        *_first_step_rows(run, trio, tolerances),
-        *gradient_rows(name, run.group("grad/"), gradients, tolerances),
-        *_trajectory_rows(run, trio, tolerances),
-        *_state_rows(run, trio, tolerances),
-        worst(f"{name}: decayed and undecayed names", decay_parts(model, objective, run.decay, run.no_decay)),
+        *_first_step_rows(run, repeated, tolerances),
+        *gradient_rows(run.name, run.group("grad/"), gradients, tolerances),
+        *_trajectory_rows(run, steps, tolerances),
+        *_state_rows(run, repeated, tolerances),
+        worst(f"{run.name}: decayed and undecayed names", decay),
     ]
 
 
@@ -81,7 +110,8 @@ def _depth(names: Iterable[str], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
 
 
-def _first_step_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> list[Row]:
+def _first_step_rows(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Row]:
+    trio = repeated.steps
     outputs = []
     for name, recorded in run.group("out/").items():
         noise = relative(trio.single.outputs[name], trio.exact.outputs[name])
@@ -89,7 +119,7 @@ def _first_step_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
         outputs.append(Part(name, deviation, tolerances.allow(tolerances.output, noise)))
     figures = {name: float(value) for name, value in run.group("loss/").items()}
     losses, accuracies = term_parts(
-        figures, _terms(trio, 0), tolerances, tolerances.loss, run.batch_size, noise=loss_rounding(run)
+        figures, _terms(trio, 0), tolerances, tolerances.loss, run.batch_size, noise=repeated.rounding
     )
     return [
         worst(f"{run.name}: outputs", outputs),
@@ -105,7 +135,7 @@ def _terms(trio: Trio[Trajectory], step: int) -> Trio[dict[str, float]]:
 def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> list[Row]:
     label = f"{run.name}, {len(run.trajectory)} steps"
     rates = [
-        Part(f"step {step}", abs(trio.ours.terms[step]["lr"] / entry["lr"] - 1), LEARNING_RATE)
+        rate_part(f"step {step}", trio.ours.terms[step]["lr"], entry["lr"])
         for step, entry in enumerate(run.trajectory)
         if "lr" in entry
     ]
@@ -143,7 +173,8 @@ def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
     ]
 
 
-def _state_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> list[Row]:
+def _state_rows(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Row]:
+    trio, driven = repeated.steps, repeated.driven
     label = f"{run.name}, {len(run.trajectory)} steps"
     recorded = run.group("final/")
     if not recorded:
@@ -154,9 +185,8 @@ def _state_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> lis
     names = same_names("state", ours, recorded)
     if names.deviation:
         return [worst(f"{label}: final state", [names])]
-    driven = find_driven(run, trio.exact)
     tensors, drifts = [], []
-    size, difference = 0.0, 0.0
+    size, difference, rounding = 0.0, 0.0, 0.0
     for name, array in recorded.items():
         if array.shape != ours[name].shape:
             tensors.append(Part(f"shape of {name}", math.inf, tolerances.weight))
@@ -165,15 +195,16 @@ def _state_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> lis
         if free.any():
             scale = norm(np.where(free, array, 0.0)) or 1.0
             deviation = norm(np.where(free, ours[name] - array, 0.0))
-            noise = norm(np.where(free, single[name] - exact[name], 0.0)) / scale
-            tensors.append(Part(name, deviation / scale, tolerances.allow(tolerances.weight, noise)))
+            noise = norm(np.where(free, single[name] - exact[name], 0.0))
+            tensors.append(Part(name, deviation / scale, tolerances.allow(tolerances.weight, noise / scale)))
             if name in driven.zero:  # weights, not statistics
-                size, difference = size + scale**2, difference + deviation**2
+                size, difference, rounding = size + scale**2, difference + deviation**2, rounding + noise**2
         if not free.all():
             drift = norm(np.where(free, 0.0, ours[name] - array))
             drifts.append(Part(name, drift / norm(driven.reach[name]), 1.0))
     num_zeros = sum(int(mask.sum()) for mask in driven.zero.values())
-    whole = Part("", math.sqrt(difference / size) if size else 0.0, tolerances.weight)
+    tolerance = tolerances.allow(tolerances.weight, math.sqrt(rounding / (size or 1.0)))
+    whole = Part("", math.sqrt(difference / (size or 1.0)), tolerance)
     note = f"{num_zeros} weights with |g| < 1e-10 in float64, and the running means that they shift"
     return [
         worst(f"{label}: final weights as one vector", [whole], "outside the zero-gradient list"),
@@ -182,10 +213,15 @@ def _state_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -> lis
     ]
 
 
-def decay_parts(model: nn.Module, objective: nn.Module, decay: list[str], no_decay: list[str]) -> list[Part]:
-    """Our optimizer's two groups against the recorded names."""
+def decayed_names(model: nn.Module, objective: nn.Module) -> tuple[list[str], list[str]]:
+    """Our optimizer's two groups under the published names."""
     names = {id(tensor): name for name, tensor in slip.to_published(model, objective).items()}
     found: dict[bool, list[str]] = {True: [], False: []}
     for group in param_groups([model, objective], weight_decay=1.0):
         found[group["weight_decay"] > 0] += [names[id(parameter)] for parameter in group["params"]]
-    return [same_names("decayed", found[True], decay), same_names("undecayed", found[False], no_decay)]
+    return found[True], found[False]
+
+
+def decay_parts(ours: tuple[list[str], list[str]], decay: list[str], no_decay: list[str]) -> list[Part]:
+    """Decayed and undecayed names against the recorded ones."""
+    return [same_names("decayed", ours[0], decay), same_names("undecayed", ours[1], no_decay)]

@@ -14,9 +14,9 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.optim import WarmupCosine
 from openslip.tokenizer import Tokenizer
-from openslip.verify.deviation import LEARNING_RATE, Part, Row, exactly, same_names, worst
+from openslip.verify.deviation import Part, Row, exactly, rate_part, same_names, worst
 from openslip.verify.recording import PUBLISHED_HYPER, Model
-from openslip.verify.runs import decay_parts
+from openslip.verify.runs import decay_parts, decayed_names
 from openslip.weights import slip
 
 
@@ -32,7 +32,7 @@ def schedule_rows(folder: Path) -> list[Row]:
             total_steps=table["epochs"] * table["steps_per_epoch"],
         )
         for step, rate in table["points"].items():
-            parts.append(Part(f"{name} at step {step}", abs(schedule(int(step)) / rate - 1), LEARNING_RATE))
+            parts.append(rate_part(f"{name} at step {step}", schedule(int(step)), rate))
     return [worst("learning-rate tables", parts)]
 
 
@@ -52,7 +52,8 @@ def official_rows(folder: Path) -> list[Row]:
         counts.append(exactly(f"{name}: {count}", abs(count - recorded["parameters"])))
         ours = {key: tensor.shape for key, tensor in slip.to_published(model, objective).items()}
         shapes.append(same_names(name, _with_shapes(ours), _with_shapes(state)))
-        for part in decay_parts(model, objective, recorded["decay"], recorded["no_decay"]):
+        names = decayed_names(model, objective)
+        for part in decay_parts(names, recorded["decay"], recorded["no_decay"]):
             decays.append(Part(f"{name}, {part.label}", part.deviation, part.tolerance))
     return [
         worst("official models: parameters", counts),

@@ -54,22 +54,14 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     published = state_dict(raw)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
     ours = from_published(published)
-    architecture = read_architecture(
-        shapes, image_heads=image_heads(shapes, model_name(raw)), text_heads=None
-    )
+    architecture = read_architecture(shapes, image_heads=image_heads(shapes, model_name(raw)), text_heads=None)
     with torch.device("meta"):
         expected = build_model(architecture).state_dict()
-    state = {
-        name.removeprefix("model."): tensor for name, tensor in ours.items() if name.startswith("model.")
-    }
+    state = {name.removeprefix("model."): tensor for name, tensor in ours.items() if name.startswith("model.")}
     if unknown := sorted(set(state) - set(expected)):
-        raise UserError(
-            f"checkpoint has unknown keys {_listed(published_name('model.' + name) for name in unknown)}"
-        )
+        raise UserError(f"checkpoint has unknown keys {_listed(published_name('model.' + name) for name in unknown)}")
     if missing := sorted(set(expected) - set(state)):
-        raise UserError(
-            f"checkpoint lacks the keys {_listed(published_name('model.' + name) for name in missing)}"
-        )
+        raise UserError(f"checkpoint lacks the keys {_listed(published_name('model.' + name) for name in missing)}")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise UserError(
@@ -82,17 +74,13 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 def is_published(raw: Mapping[str, Any]) -> bool:
     """Whether this is a training checkpoint of the published code, by its keys."""
     state = raw.get("state_dict", raw)
-    return isinstance(state, Mapping) and any(
-        str(name).removeprefix("module.") == "visual.cls_token" for name in state
-    )
+    return isinstance(state, Mapping) and any(str(name).removeprefix("module.") == "visual.cls_token" for name in state)
 
 
 def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights under their published names, without the `module.` that data parallelism leaves."""
     state = raw.get("state_dict", raw)
-    tensors = {
-        str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)
-    }
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if "visual.cls_token" not in tensors:
         raise UserError(
             "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; "

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from openslip.evaluation.evaluation import evaluating
 from openslip.models.dual_encoder import DualEncoder
 from openslip.tokenizer import Tokenizer
 from openslip.training.pretrainer import Pretrainer
@@ -43,7 +44,6 @@ class Snapshot(pl.Callback):
         views = {key: self.picture(value) for key, value in self.kept.items() if value.ndim == 4}
         self.save(trainer, "views", captions=self.captions(), **views)
 
-    @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
         model = pl_module.model
@@ -51,12 +51,11 @@ class Snapshot(pl.Callback):
             return
         pictures = self.kept["image"] if "image" in self.kept else self.kept["aug1"]
         device = pl_module.device
-        was_training = model.training
-        model.eval()
-        image = F.normalize(model.encode_image(pictures.to(device)), dim=-1)
-        text = F.normalize(model.encode_text(self.kept["text"].to(device), self.kept["text_length"].to(device)), dim=-1)
-        model.train(was_training)
-        matrix = (image @ text.T).float().cpu().numpy()
+        text, length = self.kept["text"].to(device), self.kept["text_length"].to(device)
+        with evaluating(model, device):
+            image_features = F.normalize(model.encode_image(pictures.to(device)), dim=-1)
+            text_features = F.normalize(model.encode_text(text, length), dim=-1)
+        matrix = (image_features @ text_features.T).float().cpu().numpy()
         self.save(trainer, "similarity", matrix=matrix, captions=self.captions(), images=self.picture(pictures))
 
     def picture(self, view: Float[Tensor, "n 3 height width"]) -> UInt8[np.ndarray, "n 3 height width"]:

@@ -1,0 +1,160 @@
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations as pairs
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from openslip.data import builtin
+from openslip.data.builtin import attributes, classnames, is_unseen, write
+from openslip.errors import UserError
+
+NUM: dict[builtin.Split, int] = {"train": 600, "unseen": 60, "seen": 60}  # enough for every combination to be drawn
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(builtin, "NUM_PICTURES", NUM)
+    patch.setattr(builtin, "PICTURES_PER_SHARD", 256)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def root(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("builtin")
+    write(path)
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_two_writings_have_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    assert content(write(tmp_path)) == content(write(root))
+
+
+def test_a_written_set_is_left_alone(root: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in write(root).iterdir()}
+    assert {path: path.stat().st_mtime_ns for path in write(root).iterdir()} == before
+
+
+def test_a_writing_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(picture: np.ndarray) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builtin, "_jpeg", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_write_one_set(root: Path, tmp_path: Path) -> None:
+    processes = [get_context("fork").Process(target=write, args=(tmp_path,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == [write(root).name]
+    assert content(write(tmp_path)) == content(write(root))
+
+
+def test_a_damaged_set_is_refused(root: Path, tmp_path: Path) -> None:
+    shard = next(write(tmp_path).glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(UserError, match="delete that folder"):
+        write(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.source\.root .*file"):
+        write(tmp_path / "file")
+
+
+def test_unseen_combinations_are_absent_from_training(root: Path) -> None:
+    unseen = {label for label, each in enumerate(builtin.combinations()) if is_unseen(each)}
+    labels = {split: [builtin.builtin(str(root), split)[place].label for place in range(NUM[split])] for split in NUM}
+    assert set(labels["train"]).isdisjoint(unseen)
+    assert set(labels["seen"]).isdisjoint(unseen)
+    assert set(labels["train"]) | unseen == set(range(len(classnames())))
+    assert set(labels["unseen"]) == unseen
+    assert max(Counter(labels["unseen"]).values()) - min(Counter(labels["unseen"]).values()) <= 1
+
+
+def test_no_training_caption_tells_an_unseen_combination(root: Path) -> None:
+    plain = {word: value for value, words in builtin.SYNONYMS.items() for word in words}
+    source = builtin.builtin(str(root), "train")
+    names = [set(name.split()) for name in classnames()]
+    for place in range(len(source)):
+        sample = source[place]
+        (caption,) = sample.captions
+        told = {plain.get(word, word) for word in caption.split()} & set().union(*names)
+        assert sample.label is not None
+        assert told <= names[sample.label]
+        assert len(told) >= 3
+
+
+def test_every_pair_of_values_is_seen_in_training_and_held_out() -> None:
+    for one, other in pairs(range(4), 2):
+        every = {(each[one], each[other]) for each in builtin.combinations()}
+        assert {(each[one], each[other]) for each in builtin.combinations() if not is_unseen(each)} == every
+
+
+def test_candidates_are_all_combinations_by_name() -> None:
+    names = classnames()
+    assert len(set(names)) == len(names)
+    assert 100 / len(names) <= 5
+    columns = attributes()
+    assert [" ".join(values) for values in zip(*columns.values(), strict=True)] == names
+
+
+def read(path: Path) -> list[dict]:
+    with path.open("rb") as stream:
+        return list(group_by_keys({**member, "__url__": str(path)} for member in tar_file_iterator(stream)))
+
+
+def test_all_members_are_read_by_webdataset(root: Path) -> None:
+    folder = write(root)
+    sizes = json.loads((folder / "manifest.json").read_text())
+    assert set(sizes) == {path.name for path in folder.glob("*.tar")}
+    for split, num in NUM.items():
+        shards = sorted(folder.glob(f"{split}-*.tar"))
+        samples = [sample for path in shards for sample in read(path)]
+        assert len(samples) == num
+        for sample in samples:
+            with Image.open(io.BytesIO(sample["jpg"])) as image:
+                assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (builtin.PIXELS, builtin.PIXELS))
+                image.load()
+            assert 0 <= int(sample["cls"]) < len(classnames())
+            assert ("txt" in sample) == (split == "train")
+
+
+def test_captions_vary(root: Path) -> None:
+    source = builtin.builtin(str(root), "train")
+    assert len({source[place].captions[0] for place in range(len(source))}) > len(source) / 2
+
+
+def test_shuffled_captions_are_the_same_captions_elsewhere(root: Path) -> None:
+    paired, shuffled = (builtin.builtin(str(root), "train", shuffle_captions=flag) for flag in (False, True))
+    told = [[source[place].captions[0] for place in range(len(source))] for source in (paired, shuffled)]
+    assert sorted(told[0]) == sorted(told[1])
+    assert sum(one == other for one, other in zip(*told, strict=True)) < 0.05 * len(paired)
+    assert all(paired[place].image == shuffled[place].image for place in range(0, len(paired), 50))
+
+
+@pytest.mark.parametrize("shape", builtin.SHAPES)
+def test_a_large_shape_covers_more_than_a_small_one(shape: str) -> None:
+    place = builtin.SHAPES.index(shape)
+    small, large = (builtin.draw(np.array([[size, 0, 0, place]] * 20), np.random.default_rng(0)) for size in (0, 1))
+    red = [((image[..., 0].astype(int) - image[..., 2]) > 60).mean() for image in (small, large)]
+    assert red[1] > 1.8 * red[0]
