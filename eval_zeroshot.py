@@ -1,4 +1,4 @@
-"""`python eval_zeroshot.py checkpoint=runs/NAME evaluation=...`: the entry point is openslip.eval_zeroshot, which the wheel carries as well."""
+"""`python eval_zeroshot.py checkpoint=runs/NAME evaluation=...`: the entry point is openslip.eval_zeroshot."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python train.py model=slip_vitb16 data=...`: the entry point is openslip.train, which the wheel carries as well."""
+"""`python train.py model=slip_vitb16 data=...`: the entry point is openslip.train."""
 
 import sys
 

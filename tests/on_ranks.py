@@ -24,9 +24,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def step_gradients(
-    method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int]
-) -> dict[str, Tensor]:
+def step_gradients(method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int]) -> dict[str, Tensor]:
     """Loss, gradients (averaged over ranks as DDP does) and running statistics of one step."""
     model, objective = small_model(method, gather_with_grad=gather_with_grad)
     batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}

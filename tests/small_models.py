@@ -1,5 +1,7 @@
 """Small models and batches of all three methods, for tests of the step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +26,9 @@ def small_model(method: str, *, gather_with_grad: bool = True) -> tuple[nn.Modul
         arguments={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
     )
     objective: Objective
+    model: Any
     if method == "simclr":
-        model: nn.Module = ImageEncoder(image_tower=tower)
+        model = ImageEncoder(image_tower=tower)
         objective = SimCLR(head_hidden=20, head_output=8, ssl_temperature=0.1)
     else:
         text = TextTransformer(vocab_size=50, context_length=9, width=16, depth=2, heads=2)

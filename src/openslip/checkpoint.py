@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without running anything that stands in them.
 
-A run's checkpoint is Lightning's with one more entry, `openslip`: `format`, `architecture` (the model's config), `tokenizer`,
-`transform` and `step`. A stripped file holds that entry and the model's weights alone.
+A run's checkpoint is Lightning's with one more entry, `openslip`: `format`, `architecture` (the model's config),
+`tokenizer`, `transform` and `step`. A stripped file holds that entry and the weights of the model alone.
 """
 
 import argparse
@@ -34,7 +34,9 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 ]
 # Arguments with which timm opens or fetches another file, of the checkpoint's choice.
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-_CLASSES = {f"{part.__module__}.{part.__name__}": part for part in (DualEncoder, ImageEncoder, TimmTower, TextTransformer)}
+_CLASSES = {
+    f"{part.__module__}.{part.__name__}": part for part in (DualEncoder, ImageEncoder, TimmTower, TextTransformer)
+}
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -101,7 +103,9 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
         # torch raises an error of its own while it handles the operating system's.
         cause = error if isinstance(error, OSError) else error.__context__
         reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
-        raise UserError(f"checkpoint {path} could not be written ({reason}): free space or choose another folder") from error
+        raise UserError(
+            f"checkpoint {path} could not be written ({reason}): free space or choose another folder"
+        ) from error
 
 
 def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
@@ -117,15 +121,13 @@ def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
     for target in targets(architecture):
         if target not in _CLASSES and target not in allow:
             raise UserError(
-                f"the checkpoint's config names _target_ {target!r}, which is none of OpenSLIP's model classes: refused; "
+                f"the checkpoint's config names _target_ {target!r}, none of OpenSLIP's model classes: refused; "
                 f"if it is yours, allow it by name (allow=[{target}])"
             )
     for arguments in _timm_arguments(architecture):
         for key in _FETCHING:
             if arguments.get(key):
-                raise UserError(
-                    f"the checkpoint's config has timm argument {key}={arguments[key]!r}: refused"
-                )
+                raise UserError(f"the checkpoint's config has timm argument {key}={arguments[key]!r}: refused")
     model = _build(architecture)
     if not isinstance(model, nn.Module):
         raise UserError("the checkpoint's config describes no model: expected a _target_ at its top")
@@ -163,7 +165,9 @@ def _build(description: Any) -> Any:
     part = _CLASSES.get(target) or _import(target)
     expected = inspect.signature(part).parameters
     if unknown := fields.keys() ^ expected.keys():
-        raise UserError(f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(unknown))}")
+        raise UserError(
+            f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(unknown))}"
+        )
     try:
         return part(**fields)
     except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, ZeroDivisionError) as error:

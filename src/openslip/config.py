@@ -111,7 +111,7 @@ def known_keys(name: str) -> list[str]:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         plain = OmegaConf.to_container(compose(name), resolve=False)
     assert isinstance(plain, dict)
-    return [*flatten(plain), *plain]
+    return [*flatten(plain), *map(str, plain)]
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:

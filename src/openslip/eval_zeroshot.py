@@ -3,13 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from openslip.config import build, compose_config, run_entry_point
+from openslip.config import build, compose_config
 from openslip.predict import load
 
 
@@ -18,8 +17,14 @@ def main(arguments: list[str]) -> None:
     config, _ = compose_config("eval", arguments)
     device = torch.device(config["device"])
     loaded = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]))
-    values = {f"{key}": value for key, value in zip(("image_size", "mean", "std"), loaded_transform(loaded), strict=True)}
-    values["tokenizer"] = loaded.tokenizer and {"_target_": "openslip.tokenizer.Tokenizer", **loaded.tokenizer.settings()}
+    transform = loaded.transform.settings()
+    tokenizer = loaded.tokenizer and {"_target_": "openslip.tokenizer.Tokenizer", **loaded.tokenizer.settings()}
+    values = {
+        "image_size": transform["size"],
+        "mean": transform["mean"],
+        "std": transform["std"],
+        "tokenizer": tokenizer,
+    }
     config, _ = compose_config("eval", arguments, values)
 
     results, lines = {}, []
@@ -34,11 +39,6 @@ def main(arguments: list[str]) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"figures: {output}"]))
 
 
-def loaded_transform(loaded: Any) -> tuple[int, list[float], list[float]]:
-    settings = loaded.transform.settings()
-    return settings["size"], settings["mean"], settings["std"]
-
-
 def default_output(checkpoint: str) -> str:
     path = Path(checkpoint)
     return str((path if path.is_dir() else path.parent) / "evaluation.json")
@@ -51,5 +51,3 @@ def show(results: dict[str, dict[str, float]]) -> None:
         for metric, value in metrics.items():
             table.add_row(name, metric, f"{value:.2f}")
     Console().print(table)
-
-

@@ -105,7 +105,9 @@ def strip(source: str | Path, target: str | Path) -> tuple[int, int]:
         source = source / "checkpoints" / "last.ckpt"
     architecture, weights, tokenizer, transform = _read_parts(read(source), str(source))
     build_on_meta(architecture)
-    plain = {f"model.{name}": tensor.detach().clone() for name, tensor in weights.items()}  # no views of larger storages
+    plain = {
+        f"model.{name}": tensor.detach().clone() for name, tensor in weights.items()
+    }  # no views of larger storages
     settings = {"format": 1, "architecture": architecture, "tokenizer": tokenizer, "transform": transform}
     write(target, {"openslip": settings, "state_dict": plain})
     return source.stat().st_size, target.stat().st_size

@@ -68,9 +68,7 @@ class Tokenizer:
         specials = [] if special_text == "plain" else [regex.escape(token) for token in _SPECIALS]
         self._pattern = regex.compile("|".join([*specials, _WORDS]), regex.IGNORECASE)
         self._special_ids = (
-            {}
-            if special_text == "plain"
-            else dict(zip(_SPECIALS, (self.start_token, self.end_token), strict=True))
+            {} if special_text == "plain" else dict(zip(_SPECIALS, (self.start_token, self.end_token), strict=True))
         )
         self._vocabulary = _read_vocabulary()
         self._cache: dict[str, tuple[int, ...]] = {}
@@ -178,9 +176,7 @@ def _read_vocabulary() -> _Vocabulary:
     # find_spec locates the package without running it: importing open_clip takes seconds.
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
-        raise UserError(
-            "the vocabulary comes with open_clip_torch, which is missing: pip install open_clip_torch"
-        )
+        raise UserError("the vocabulary comes with open_clip_torch, which is missing: pip install open_clip_torch")
     file = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
     try:
         lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")

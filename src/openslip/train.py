@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from openslip.config import build, compose_config, run_entry_point
+from openslip.config import build, compose_config
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.report import write_report
@@ -151,5 +151,3 @@ def chosen(choices: dict[str, str]) -> str:
 def say(*lines: str) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
-
-

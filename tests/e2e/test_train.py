@@ -63,7 +63,14 @@ def test_evaluation_from_the_checkpoint_prints_the_figure_of_training(trained: P
 
 
 def test_two_ranks_log_the_losses_of_one_process(trained: Path, workplace: Path):
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *SHORT[1:], "trainer.max_steps=12", "name=two"]
+    two = [
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        *SHORT[1:],
+        "trainer.max_steps=12",
+        "name=two",
+    ]
     done = run("train.py", *two, cwd=workplace)
     assert done.returncode == 0, done.stderr
     for one, other in zip(rows(trained), rows(workplace / "runs" / "two"), strict=True):

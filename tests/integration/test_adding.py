@@ -27,11 +27,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(project: Path, *arguments: str) -> dict:
     command = [sys.executable, str(ROOT / "train.py"), "--config-dir", str(project / "configs"), *arguments]
-    common = ["trainer=cpu", "trainer.max_steps=2", "global_batch_size=8", "name=toy", f"runs_dir={project / 'runs'}"]
+    runs = project / "runs"
+    common = ["trainer=cpu", "trainer.max_steps=2", "global_batch_size=8", "name=toy", f"runs_dir={runs}"]
     environment = {**os.environ, "PYTHONPATH": str(project)}
-    done = subprocess.run([*command, *common], env=environment, cwd=project, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, *common], env=environment, cwd=project, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    folder = project / "runs" / "toy"
+    folder = runs / "toy"
     result = json.loads((folder / "result.json").read_text())
     folder.rename(folder.with_name("_".join(arguments).replace("/", "-").replace("=", "-")))
     return result

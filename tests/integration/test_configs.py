@@ -98,13 +98,15 @@ def build_all(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_builds(files: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, group: str, option: str):
+def test_every_option_builds(files: dict, monkeypatch: pytest.MonkeyPatch, group: str, option: str):
     monkeypatch.chdir(Path(files["folder"]))
     config = compose_with(files, monkeypatch, [f"{group}={option}", *ALSO.get((group, option), [])])
     build_all(config)
 
 
-@pytest.mark.parametrize("path", sorted((config_folder() / "model" / "tower").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((config_folder() / "model" / "tower").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_tower_builds(path: Path):
     kind = "text_tower" if path.stem.startswith("text") else "image_tower"
     config, _ = compose_config("train", [f"model/tower@model.{kind}={path.stem}", "image_size=224"])
@@ -154,7 +156,9 @@ def test_an_unknown_key_or_value_names_itself_and_the_nearest(argument: str, sai
 
 def test_a_misspelt_argument_names_the_class_and_the_argument():
     with pytest.raises(UserError, match="scale"):
-        build({"_target_": "openslip.objectives.clip.CLIP", "gather_with_grad": True, "max_logit_scale": 4.6, "scale": 1})
+        build(
+            {"_target_": "openslip.objectives.clip.CLIP", "gather_with_grad": True, "max_logit_scale": 4.6, "scale": 1}
+        )
 
 
 def test_a_faithful_simclr_needs_no_tokenizer():

@@ -10,13 +10,13 @@ from openslip.errors import UserError
 from openslip.training.microbatch import even_slices, loss_in_slices
 
 GLOBAL_BATCH = 12
-TOLERANCE = {"rtol": 1e-7, "atol": 1e-12}
 
 
 def assert_equal(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+        message = f"{name} differs"
+        torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-12, msg=message)
 
 
 @pytest.mark.parametrize("gather_with_grad", [True, False])

@@ -64,7 +64,6 @@ def test_two_ranks_equal_open_clip(two_ranks: Ranks, gather_with_grad: bool):
     theirs = two_ranks(open_clip_loss_and_gradients, *features, gather_with_grad)
     for rank in range(2):
         for mine, other in zip(ours[rank], theirs[rank], strict=True):
-            # open_clip gathers local features back without gradient in one of its modes: the own slice keeps its own
             torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 
@@ -77,7 +76,7 @@ def test_one_process_equals_open_clip():
 
 
 def test_detached_keys_give_half_the_gradient_even_in_one_process():
-    # Each pair's gradient comes once through the query and once through the key; symmetric loss, so the key half is gone.
+    # A pair's gradient comes once through the query and once through the key; the key half is gone.
     image, text = random_features()
     _, with_grad, _, scale_grad = clip_loss_and_gradients(image, text, True)
     _, without_grad, _, scale_without = clip_loss_and_gradients(image, text, False)

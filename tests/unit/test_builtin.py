@@ -120,7 +120,8 @@ def test_candidates_are_all_combinations_by_name() -> None:
 
 def read(path: Path) -> list[dict]:
     with path.open("rb") as stream:
-        return list(group_by_keys({**member, "__url__": str(path)} for member in tar_file_iterator(stream)))
+        members = tar_file_iterator(stream)  # pyright: ignore[reportArgumentType] (its annotation is wrong)
+        return list(group_by_keys({**member, "__url__": str(path)} for member in members))
 
 
 def test_all_members_are_read_by_webdataset(root: Path) -> None:

@@ -9,7 +9,8 @@ from openslip.training.run import open_run, run_name
 
 
 def config(tmp_path: Path, **changes) -> dict:
-    return {"name": None, "runs_dir": str(tmp_path), "resume": "auto", "logger": {}, "seed": 0, "optim": {"lr": 0.1}} | changes
+    default = {"name": None, "runs_dir": str(tmp_path), "resume": "auto", "logger": {}, "seed": 0, "optim": {"lr": 0.1}}
+    return default | changes
 
 
 def test_the_same_config_has_the_same_name_and_another_one_another(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""CLIP's causal text transformer. Radford et al. 2021, arXiv:2103.00020, section 2.4; initialisation as published SLIP."""
+"""CLIP's causal text transformer, initialised as published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4."""
 
 import torch
 import torch.nn.functional as F

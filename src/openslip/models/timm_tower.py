@@ -1,5 +1,7 @@
 """Any timm backbone as an image tower, its classifier removed."""
 
+from typing import Any
+
 import timm
 import torch
 from jaxtyping import Float
@@ -25,15 +27,17 @@ class TimmTower(Tower):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_base_patch16_224"
             raise UserError(f"tower name {name!r} is not a timm model; near ones: {near}. See timm.list_models().")
-        self.trunk = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
-        self.width = self.trunk.num_features
+        trunk: Any = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
+        self.trunk = trunk
+        self.width = trunk.num_features
         self.mixes_samples = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
-        if isinstance(getattr(self.trunk, "cls_token", None), nn.Parameter):
-            # timm before 0.6 (the published code used 0.5) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
-            nn.init.trunc_normal_(self.trunk.cls_token, std=0.02)
+        if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
+            # timm 0.5 (the published code) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
+            nn.init.trunc_normal_(trunk.cls_token, std=0.02)
 
     def tokens(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch tokens features"]:
-        return self.trunk.forward_features(self._attend(x))
+        trunk: Any = self.trunk
+        return trunk.forward_features(self._attend(x))
 
     def forward(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
         return self.trunk(self._attend(x))
@@ -43,5 +47,5 @@ class TimmTower(Tower):
         fused = not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
         for module in self.trunk.modules():
             if isinstance(module, Attention):
-                module.fused_attn = fused
+                module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
         return x

@@ -13,7 +13,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     Parameters, buffers and running updates (variance with n / (n - 1)) are those of `torch.nn.BatchNorm1d`.
     """
 
-    def forward(self, input: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:
+    def forward(self, input: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:  # noqa: A002
         if not self.training:
             return super().forward(input)
         if len(input) * world_size() < 2:

@@ -49,7 +49,7 @@ def clip_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy of image-to-text and text-to-image over the global batch, and the accuracy in per cent.
 
-    Features need not be normalised. `scale` is exp(logit_scale). This rank's rows only; the mean over ranks is the loss.
+    Features need not be normalised. `scale` is exp(logit_scale). For this rank's rows; the mean over ranks is the loss.
     """
     with torch.autocast(image_features.device.type, enabled=False):  # bf16 logits at scale 55 are off by 1e-2
         image, text = unit_length(image_features), unit_length(text_features)

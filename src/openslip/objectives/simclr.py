@@ -57,7 +57,9 @@ def nt_xent(
     return (loss1 + loss2) / 2, accuracy
 
 
-def _one_view(queries: Tensor, same: Tensor, other: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _one_view(
+    queries: Tensor, same: Tensor, other: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     to_same = queries @ same.T / temperature  # [local, world]
     to_same = to_same.scatter(1, labels[:, None], float("-inf"))  # a view is no negative of itself
     to_other = queries @ other.T / temperature

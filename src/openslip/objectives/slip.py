@@ -1,4 +1,4 @@
-"""SLIP: CLIP on the caption, SimCLR on two further views, one image tower. Mu et al. 2021, arXiv:2112.12750, algorithm 1."""
+"""SLIP: CLIP on captions, SimCLR on two more views, one image tower. Mu et al. 2021, arXiv:2112.12750, algorithm 1."""
 
 from torch import Tensor
 

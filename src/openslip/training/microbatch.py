@@ -1,7 +1,8 @@
 """The batch-exact step: slices of a batch are encoded one by one, the loss sees them whole.
 
-Non-reentrant checkpoints store no activations of a slice and re-encode it in the backward pass, so memory falls with the
-slice and the update stays that of the whole batch. Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
+Non-reentrant checkpoints store no activations of a slice and re-encode it in the backward pass, so memory falls with
+the slice and the update stays that of the whole batch.
+Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
 """
 
 from collections.abc import Sequence

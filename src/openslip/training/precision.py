@@ -4,7 +4,7 @@ import torch
 
 
 def choose_precision(precision: str, accelerator: str) -> str:
-    """`auto` is bf16 on GPUs and on CPUs with bf16 matrix instructions (2.3 to 2.9 times faster there), else float32."""
+    """`auto` is bf16 on GPUs and on CPUs with bf16 matrix instructions, where it is faster, else float32."""
     if precision != "auto":
         return precision
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

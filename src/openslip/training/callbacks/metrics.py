@@ -13,7 +13,7 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Metrics(pl.Callback):
-    """Every `every_n_steps`: the loss terms (mean over ranks), logit scale, learning rate, samples per second, time left."""
+    """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, samples/s, time left."""
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps

@@ -26,9 +26,7 @@ class Snapshot(pl.Callback):
         tokenizer: to write the captions out; None without captions.
     """
 
-    def __init__(
-        self, *, num_samples: int, mean: list[float], std: list[float], tokenizer: Tokenizer | None
-    ) -> None:
+    def __init__(self, *, num_samples: int, mean: list[float], std: list[float], tokenizer: Tokenizer | None) -> None:
         self.num_samples = num_samples
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
@@ -65,7 +63,9 @@ class Snapshot(pl.Callback):
         if self.tokenizer is None or "text" not in self.kept:
             return np.array([], dtype=str)
         lengths = self.kept["text_length"].tolist()
-        return np.array([self.tokenizer.decode(ids[1:n]) for ids, n in zip(self.kept["text"].tolist(), lengths, strict=True)])
+        return np.array(
+            [self.tokenizer.decode(ids[1:n]) for ids, n in zip(self.kept["text"].tolist(), lengths, strict=True)]
+        )
 
     def save(self, trainer: pl.Trainer, name: str, **arrays: Any) -> None:
         np.savez_compressed(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", **arrays)

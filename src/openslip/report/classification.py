@@ -1,0 +1,128 @@
+"""What a classification got right and wrong: confusions, test pictures, frequent mistakes."""
+
+import numpy as np
+
+from openslip.report.pieces import escape, heat, image_tag, percent
+from openslip.report.run_files import AbsentError, check
+
+MAX_PICTURES = 24
+MAX_MATRIX = 24  # rows of a confusion matrix that are still readable
+
+
+def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
+    """What labels and predictions show: confusions, pictures, mistakes."""
+    if not {"labels", "predictions"} <= arrays.keys():
+        raise AbsentError(f"arrays/{name}.npz holds no labels and predictions")
+    labels, predictions = arrays["labels"], arrays["predictions"]
+    try:
+        check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")
+        check(min(labels.min(), predictions.min()) >= 0, "a negative label")
+        return [_confusions(arrays), _pictures(arrays), _mistakes(arrays)]
+    # A project's own evaluation may mean something else by these names: that must not cost a run its report.
+    except (AbsentError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise AbsentError(f"arrays/{name}.npz does not hold a classification ({error})") from error
+
+
+def _class_names(arrays: dict[str, np.ndarray]) -> list[str]:
+    if "classnames" in arrays:
+        return [str(name) for name in arrays["classnames"]]
+    return [str(label) for label in range(int(max(arrays["labels"].max(), arrays["predictions"].max())) + 1)]
+
+
+def _confusions(arrays: dict[str, np.ndarray]) -> str:
+    labels, predictions = arrays["labels"], arrays["predictions"]
+    names = _class_names(arrays)
+    tables = []
+    if "attribute_values" in arrays and "attribute_names" in arrays:
+        for attribute, values in zip(arrays["attribute_names"], arrays["attribute_values"], strict=True):
+            distinct = list(dict.fromkeys(str(value) for value in values))
+            of_class = np.array([distinct.index(str(value)) for value in values])
+            if len(distinct) <= MAX_MATRIX:
+                tables.append(_confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class))
+    elif len(names) <= MAX_MATRIX:
+        tables.append(_confusion("class", names, labels, predictions, np.arange(len(names))))
+    if not tables:
+        return ""
+    by = "attribute by attribute" if "attribute_values" in arrays else "class by class"
+    return (
+        f"<h3>What is taken for what, {by}</h3><p>Rows: the truth. Columns: what the model says. Per cent of "
+        "the row; the diagonal is right.</p>"
+        f'<div class="matrices">{"".join(tables)}</div>'
+    )
+
+
+def _confusion(title: str, values: list[str], truth: np.ndarray, said: np.ndarray, of_class: np.ndarray) -> str:
+    counts = np.zeros((len(values), len(values)), dtype=np.int64)
+    np.add.at(counts, (truth, said), 1)
+    totals = counts.sum(axis=1)
+    right = 100 * np.trace(counts) / max(counts.sum(), 1)
+    share_of_value = np.bincount(of_class, minlength=len(values)) / len(of_class)
+    chance = 100 * float(share_of_value[truth].mean())
+    head = "".join(f'<th scope="col"><span>{escape(value)}</span></th>' for value in values)
+    rows = []
+    for row, value in enumerate(values):
+        cells = []
+        for column, other in enumerate(values):
+            share = counts[row, column] / totals[row] if totals[row] else 0.0
+            hint = f"{value} taken for {other}: {counts[row, column]:,} of {totals[row]:,}"
+            text = "&ndash;" if not totals[row] else f"{100 * share:.0f}" if counts[row, column] else ""
+            cells.append(heat(share, text, hint, diagonal=row == column))
+        rows.append(f'<tr><th scope="row">{escape(value)}</th>{"".join(cells)}</tr>')
+    turned = " turned" if len(values) > 4 else ""
+    return (
+        f'<figure class="card"><figcaption><b>{escape(title)}</b> {percent(float(right))} right, '
+        f'chance {percent(chance)}</figcaption><div class="scroll"><table class="matrix{turned}">'
+        f"<thead><tr><td></td>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div></figure>"
+    )
+
+
+def _mistakes(arrays: dict[str, np.ndarray]) -> str:
+    labels, predictions, names = arrays["labels"], arrays["predictions"], _class_names(arrays)
+    wrong = labels != predictions
+    if not wrong.any() or len(names) <= 2:
+        return ""
+    pairs, counts = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:10]
+    totals = np.bincount(labels, minlength=len(names))
+    rows = "".join(
+        f"<tr><td>{escape(names[truth])}</td><td>{escape(names[said])}</td>"
+        f'<td class="number">{counts[place]:,} of {totals[truth]:,}</td></tr>'
+        for place, (truth, said) in zip(order, pairs.T[order], strict=True)
+    )
+    return (
+        "<h3>Most frequent mistakes</h3>"
+        '<div class="scroll"><table class="plain"><thead><tr><th>truth</th><th>model says</th>'
+        f'<th class="number">pictures</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _pictures(arrays: dict[str, np.ndarray]) -> str:
+    if not {"pictures", "picture_indices", "top_classes", "top_probabilities"} <= arrays.keys():
+        return ""
+    names = _class_names(arrays)
+    cards = []
+    shown = list(zip(arrays["pictures"], arrays["picture_indices"], strict=True))[:MAX_PICTURES]
+    for pixels, index in shown:
+        label = int(arrays["labels"][index])
+        classes, probabilities = arrays["top_classes"][index], arrays["top_probabilities"][index]
+        right = int(classes[0]) == label
+        bars = "".join(
+            f'<li class="{"truth" if int(one) == label else ""}">'
+            f'<span class="name">{escape(names[int(one)])}</span>'
+            f'<span class="share">{100 * probability:.1f} %</span>'
+            f'<span class="bar"><i style="width:{100 * probability:.1f}%"></i></span></li>'
+            for one, probability in zip(classes, probabilities, strict=True)
+        )
+        verdict = "&#10003; right" if right else "&#10007; wrong"
+        truth = "" if right else f'<div class="true">is: {escape(names[label])}</div>'
+        cards.append(
+            f'<figure class="card picture {"right" if right else "wrong"}">{image_tag(pixels, names[label])}'
+            f'<div><div class="verdict">{verdict}</div>{truth}<ol class="bars">{bars}</ol></div></figure>'
+        )
+    total = len(arrays["labels"])
+    return (
+        f"<h3>Test pictures</h3><p>{len(shown)} of {total:,}, evenly spread over the test set, not picked by "
+        "result; the model's most probable names, the true one in green.</p>"
+        f'<div class="pictures">{"".join(cards)}</div>'
+    )

@@ -1,0 +1,108 @@
+"""Reading what a run left in its folder."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+
+class AbsentError(Exception):
+    """Why a section is left out, in a few words."""
+
+
+def check(condition: bool | np.bool_, reason: str) -> None:
+    """Leave the section out for this reason unless the condition holds."""
+    if not condition:
+        raise AbsentError(reason)
+
+
+class Series(NamedTuple):
+    """One logged figure over the run."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    @property
+    def last(self) -> float:
+        """Its value at the end."""
+        return float(self.y[-1])
+
+
+class Metrics(NamedTuple):
+    """All logged figures, what their x counts, and the last step."""
+
+    columns: dict[str, Series]
+    x_name: str
+    step: int | None
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Columns against samples seen; evaluations log steps alone, so other rows tell the samples per step."""
+    rows: list[dict[str, float]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = [_numbers(row) for row in csv.DictReader(file)]
+    rows = sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
+    per_step = [row["samples_seen"] / row["step"] for row in rows if row.get("samples_seen") and row["step"] > 0]
+    factor, x_name = (per_step[-1], "samples seen") if per_step else (1, "step")
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "samples_seen")):
+        points = [(row["step"] * factor, row[name]) for row in rows if name in row]
+        columns[name] = Series(*np.array(points).T)
+    return Metrics(columns, x_name, int(rows[-1]["step"]) if rows else None)
+
+
+def _numbers(row: dict[str | Any, str | Any]) -> dict[str, float]:
+    numbers = {}
+    for name, cell in row.items():
+        try:
+            numbers[name] = float(cell)
+        except (TypeError, ValueError):  # an empty cell, or a row that a crash cut short
+            continue
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config, empty where it cannot be read."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def at(config: Any, path: str) -> Any:
+    """The config's value at a dotted path, or None."""
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """The arrays of `arrays/NAME.npz`."""
+    path = folder / "arrays" / f"{name}.npz"
+    if not path.is_file():
+        raise AbsentError(f"there is no arrays/{name}.npz")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise AbsentError(f"arrays/{name}.npz cannot be read ({error})") from error
+    except Exception as error:  # numpy passes on whatever a damaged zip file makes zipfile and zlib raise
+        raise AbsentError(f"arrays/{name}.npz is damaged ({error})") from error
+
+
+def evaluation_names(folder: Path, metrics: Metrics) -> list[str]:
+    """The evaluations that logged figures or stored arrays."""
+    logged = [name.split("/")[1] for name in metrics.columns if name.startswith("eval/") and name.count("/") == 2]
+    stored = [path.stem for path in sorted((folder / "arrays").glob("*.npz"))]
+    return [name for name in dict.fromkeys([*logged, *stored]) if name not in ("views", "similarity")]
+
+
+def evaluation_title(name: str, config: dict[str, Any]) -> str:
+    """The heading of an evaluation's section."""
+    title = at(config, f"evaluation.{name}.title")
+    return f"Evaluation {name}: {title}" if isinstance(title, str) else f"Evaluation {name}"

@@ -1,0 +1,41 @@
+"""How the run was set up: its config and its environment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from openslip.report.pieces import escape
+from openslip.report.run_files import AbsentError
+
+MAX_TEXT = 200_000  # characters of the config
+
+
+def config_text(folder: Path) -> str:
+    """The config as it stands in the folder, folded."""
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")[:MAX_TEXT]
+    except OSError as error:
+        raise AbsentError("there is no config.yaml") from error
+    return f"<details><summary>The resolved config, as it ran</summary><pre>{escape(text)}</pre></details>"
+
+
+def environment(folder: Path) -> str:
+    """What the run ran on, as a table."""
+    try:
+        environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AbsentError("there is no env.json") from error
+    except ValueError as error:
+        raise AbsentError(f"env.json cannot be read ({error})") from error
+    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in _flat(environment, ""))
+    return f'<div class="scroll"><table class="plain environment"><tbody>{rows}</tbody></table></div>'
+
+
+def _flat(value: Any, prefix: str) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [row for key, part in value.items() for row in _flat(part, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list):
+        return [(prefix, ", ".join(map(str, value)) or "none")]
+    if isinstance(value, bool) or value is None:
+        return [(prefix, {True: "yes", False: "no", None: "none"}[value])]
+    return [(prefix, str(value))]
