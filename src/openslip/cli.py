@@ -134,7 +134,7 @@ def verify(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("openslip verify", description=COMMANDS["verify"])
     parser.add_argument("folder", type=Path, help="recorded figures")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16"))
+    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
     options = parser.parse_args(arguments)
 
     from openslip.verify import verify as verify_folder

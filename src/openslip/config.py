@@ -50,11 +50,7 @@ def compose_config(
             raise UserError(f"--config-dir {folder}: no such folder")
     if folders:
         overrides.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in folders) + "]")
-    for override in overrides:
-        try:
-            OverridesParser.create().parse_override(override)
-        except HydraException as error:
-            raise UserError(f"{override}: not of the form key=value ({first_line(error)})") from error
+    overrides = [parsed(override) for override in overrides]
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             config = compose(name, overrides, return_hydra_config=True)
@@ -67,6 +63,20 @@ def compose_config(
         raise UserError(explain(error, name)) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}, choices
+
+
+def parsed(override: str) -> str:
+    """An override that Hydra can read: a value with braces, such as a shard pattern, gets its quotes here."""
+    key, _, value = override.partition("=")
+    reason = ""
+    for candidate in (override, f'{key}="{value}"') if "[" not in value else (override,):
+        try:
+            OverridesParser.create().parse_override(candidate)
+        except HydraException as error:
+            reason = first_line(error)
+        else:
+            return candidate
+    raise UserError(f"{override}: not of the form key=value ({reason})")
 
 
 def build(config: dict[str, Any], **extra: Any) -> Any:

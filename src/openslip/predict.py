@@ -17,10 +17,8 @@ from openslip.evaluation.evaluation import evaluating
 from openslip.evaluation.prompts import check_prompts, class_embeddings
 from openslip.models.dual_encoder import DualEncoder
 from openslip.tokenizer import Tokenizer
-from openslip.weights.slip import import_checkpoint, is_published
+from openslip.weights.slip import PUBLISHED_TOKENIZER, PUBLISHED_TRANSFORM, import_checkpoint, is_published
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]  # published SLIP, main.py
-IMAGENET_STD = [0.229, 0.224, 0.225]
 BATCH_SIZE = 64
 
 Picture = str | Path | bytes | Image.Image
@@ -60,29 +58,29 @@ def load(path: str | Path, *, device: str = "cpu", allow: Collection[str] = ()) 
         UserError: unreadable or hostile file, a class that is not allowed, weights that do not fit.
     """
     architecture, weights, tokenizer_settings, transform_settings = _read_parts(read(path), str(path))
-    with torch.device("meta"):
-        model = build_model(architecture, allow)
-    model.to_empty(device="cpu")
-    fit = model.load_state_dict(weights, strict=False)
-    if fit.missing_keys or fit.unexpected_keys:
-        raise UserError(
-            f"checkpoint {path}: its weights do not fit its architecture "
-            f"(missing {fit.missing_keys[:3]}, unknown {fit.unexpected_keys[:3]})"
-        )
-    tokenizer = Tokenizer(**tokenizer_settings) if tokenizer_settings else None
+    model = build_model(architecture, allow)
+    try:
+        model.load_state_dict(weights)
+        tokenizer = Tokenizer(**tokenizer_settings) if tokenizer_settings else None
+        transform = EvalTransform(**transform_settings)
+    except (RuntimeError, TypeError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {path}: its weights or settings do not fit its architecture ({what})") from error
     place = torch.device(device)
-    return LoadedModel(
-        model.float().eval().to(place), tokenizer, EvalTransform(**transform_settings), architecture, place
-    )
+    return LoadedModel(model.float().eval().to(place), tokenizer, transform, architecture, place)
 
 
 def _read_parts(content: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Tensor], dict | None, dict]:
     """Architecture, the model's weights in our names, tokenizer and transform settings."""
     if "openslip" in content:
         ours = content["openslip"]
+        if missing := [name for name in ("architecture", "tokenizer", "transform") if name not in ours]:
+            raise UserError(
+                f"checkpoint {path}: its `openslip` entry lacks {', '.join(missing)}; is it a run's checkpoint?"
+            )
         weights = {
             name.removeprefix("model."): tensor
-            for name, tensor in content["state_dict"].items()
+            for name, tensor in content.get("state_dict", {}).items()
             if name.startswith("model.")
         }
         return ours["architecture"], weights, ours["tokenizer"], ours["transform"]
@@ -92,10 +90,9 @@ def _read_parts(content: dict[str, Any], path: str) -> tuple[dict[str, Any], dic
     architecture, weights = import_checkpoint(content)
     tokenizer = None
     if "text_tower" in architecture:
-        length = architecture["text_tower"]["context_length"]
-        tokenizer = {"context_length": length, "truncation": "drop_end", "special_text": "token"}
-    size = architecture["image_tower"]["image_size"]
-    return architecture, weights, tokenizer, {"size": size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        tokenizer = PUBLISHED_TOKENIZER | {"context_length": architecture["text_tower"]["context_length"]}
+    transform = PUBLISHED_TRANSFORM | {"size": architecture["image_tower"]["image_size"]}
+    return architecture, weights, tokenizer, transform
 
 
 def strip(source: str | Path, target: str | Path) -> tuple[int, int]:
@@ -103,20 +100,16 @@ def strip(source: str | Path, target: str | Path) -> tuple[int, int]:
     source, target = Path(source), Path(target)
     if source.is_dir():
         source = source / "checkpoints" / "last.ckpt"
+    if target.resolve() == source.resolve():
+        raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
     architecture, weights, tokenizer, transform = _read_parts(read(source), str(source))
-    build_on_meta(architecture)
-    plain = {
-        f"model.{name}": tensor.detach().clone() for name, tensor in weights.items()
-    }  # no views of larger storages
+    with torch.device("meta"):
+        build_model(architecture)  # refuses what `load` would refuse
+    # clones: a view would drag its whole storage along
+    plain = {f"model.{name}": tensor.detach().float().clone() for name, tensor in weights.items()}
     settings = {"format": 1, "architecture": architecture, "tokenizer": tokenizer, "transform": transform}
     write(target, {"openslip": settings, "state_dict": plain})
     return source.stat().st_size, target.stat().st_size
-
-
-def build_on_meta(architecture: dict[str, Any]) -> None:
-    """Refuses a description that `load` would refuse."""
-    with torch.device("meta"):
-        build_model(architecture)
 
 
 class ZeroShotClassifier:
@@ -133,6 +126,8 @@ class ZeroShotClassifier:
     ) -> None:
         if not isinstance(model.model, DualEncoder) or model.tokenizer is None:
             raise UserError("this checkpoint has no text tower (SimCLR): labels need a CLIP or SLIP model")
+        if not labels:
+            raise UserError('labels is empty: give at least one, e.g. --labels "man kicking,man sleeping"')
         check_prompts(labels, templates)
         self.encoder = model.model
         self.transform = model.transform

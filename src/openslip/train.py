@@ -103,6 +103,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:

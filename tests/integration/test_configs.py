@@ -154,6 +154,11 @@ def test_an_unknown_key_or_value_names_itself_and_the_nearest(argument: str, sai
     assert "\n" not in str(found.value)
 
 
+def test_a_shard_pattern_needs_no_second_pair_of_quotes():
+    config, _ = compose_config("train", ["data=webdataset", "data.source.shards=shards/train-{000000..000009}.tar"])
+    assert config["data"]["source"]["shards"] == "shards/train-{000000..000009}.tar"
+
+
 def test_a_misspelt_argument_names_the_class_and_the_argument():
     with pytest.raises(UserError, match="scale"):
         build(

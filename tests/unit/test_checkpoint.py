@@ -163,14 +163,10 @@ def test_numpy_numbers_of_every_kind_are_read(tmp_path: Path, code: str):
 @pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "pretrained", "cache_dir"])
 def test_a_timm_argument_that_opens_another_file_is_refused(key: str):
     with pytest.raises(UserError, match=f"{key}='/tmp/other'"):
-        build_model(
-            {**MODEL, "image_tower": {**TOWER, "arguments": {**TOWER["arguments"], key: "/tmp/other"}}}
-        )
+        build_model({**MODEL, "image_tower": {**TOWER, "arguments": {**TOWER["arguments"], key: "/tmp/other"}}})
 
 
-@pytest.mark.parametrize(
-    "architecture", ["text", {"a": 1}, {**MODEL, "image_tower": {**TOWER, "image_size": "x"}}]
-)
+@pytest.mark.parametrize("architecture", ["text", {"a": 1}, {**MODEL, "image_tower": {**TOWER, "image_size": "x"}}])
 def test_what_describes_no_model_is_one_error(architecture: Any):
     with pytest.raises(UserError, match="checkpoint's"):
         build_model(architecture)

@@ -66,9 +66,7 @@ def test_help_and_version_need_no_torch():
             "import sys; from openslip.cli import run; assert run([sys.argv[1]]) == 0; "
             "assert not {'torch', 'timm', 'hydra', 'numpy'} & set(sys.modules)"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, argument], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -99,9 +97,7 @@ def test_main_exits_with_the_code_of_the_command(capsys: pytest.CaptureFixture[s
     assert ended.value.code == 1
 
 
-def test_predict_prints_labels_by_probability(
-    checkpoint: str, picture: str, capsys: pytest.CaptureFixture[str]
-):
+def test_predict_prints_labels_by_probability(checkpoint: str, picture: str, capsys: pytest.CaptureFixture[str]):
     words = ["predict", picture, "--checkpoint", checkpoint, "--labels", " man kicking,man sleeping, dog,"]
     assert run([*words, "--template", "a {} in a movie.", "--template", "a {}."]) == 0
     first, *rows = capsys.readouterr().out.splitlines()

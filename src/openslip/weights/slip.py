@@ -36,7 +36,7 @@ _NAMES = (
 )
 # The weights do not tell the head count; the published ViT-S has 12, where timm's of the same shapes has 6.
 PUBLISHED_IMAGE_HEADS = {"VITS16": 12, "VITB16": 12, "VITL16": 16}
-# What the published models were trained with: docs/NUMERICS.md#tokenizer and #evaluation-transform.
+# What the published models were trained with: docs/NUMERICS.md#truncation, #special-text.
 PUBLISHED_TOKENIZER = {"truncation": "drop_end", "special_text": "token"}
 PUBLISHED_TRANSFORM = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _SMALL_WIDTH = 384
