@@ -73,7 +73,7 @@ def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
     training combinations) have labels alone. A label is a place in `classnames()`.
 
     Args:
-        root: folder of the data; the set takes about 30 MB of it.
+        root: folder of the data; the set takes about 50 MB of it.
         split: `train`, `unseen` or `seen`.
         shuffle_captions: control: every training picture gets the caption of another.
     """
@@ -91,7 +91,7 @@ def combinations() -> list[Combination]:
 
 
 def is_unseen(combination: Combination) -> bool:
-    """One fifth of the combinations, such that every pair of values stays in training with every third."""
+    """One fifth of the combinations, such that any three attributes' values still meet in training."""
     size, texture, colour, shape = combination
     return (2 * size + texture + 2 * colour + shape) % 5 == 0
 
