@@ -6,6 +6,7 @@ import torch.distributed as dist
 from small_models import small_batch, small_model
 from torch import Tensor
 
+from openslip.errors import UserError
 from openslip.objectives.clip import clip_loss
 from openslip.objectives.simclr import nt_xent
 from openslip.training.microbatch import loss_in_slices
@@ -79,3 +80,14 @@ def nt_xent_and_gradients(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tenso
     assert z1.grad is not None
     assert z2.grad is not None
     return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad
+
+
+def refuses_a_tower_that_mixes_samples() -> bool:
+    model, objective = small_model("clip")
+    model.image_tower.mixes_samples = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    batch = {key: rank_slice(value) for key, value in small_batch(4).items()}
+    try:
+        loss_in_slices(objective, model, batch, [2])
+    except UserError as error:
+        return "trainer.devices" in str(error)
+    return False

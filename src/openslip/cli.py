@@ -4,11 +4,8 @@ import argparse
 import difflib
 import json
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-
-from openslip.errors import UserError
 
 COMMANDS = {
     "train": "train a model: openslip train model=slip_tiny seed=1",
@@ -52,14 +49,12 @@ def run(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(COMMANDS)}"
         print(f"error: unknown command {command}; {hint}", file=sys.stderr)
         return 1
-    debug = "debug=true" in rest
+    from openslip.config import run_entry_point
+
     try:
-        return commands[command]([word for word in rest if word != "debug=true"])
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return run_entry_point(commands[command], rest)
+    except SystemExit as stop:  # argparse has said what is wrong
+        return 1 if stop.code else 0
 
 
 def run_hydra(command: str, arguments: list[str]) -> int:
@@ -84,7 +79,8 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one per line')
     parser.add_argument("--template", action="append", help='prompt such as "a {} in a movie."; may be repeated')
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
 
@@ -97,7 +93,9 @@ def predict(arguments: list[str]) -> int:
         else [label.strip() for label in options.labels.split(",") if label.strip()]
     )
     classifier = ZeroShotClassifier(
-        load(options.checkpoint, device=options.device), labels, options.template or ("a photo of a {}.",)
+        load(options.checkpoint, device=options.device, allow=options.allow),
+        labels,
+        options.template or ("a photo of a {}.",),
     )
     rankings = classifier.rank(options.images)
     if options.json:
@@ -120,11 +118,12 @@ def strip(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("openslip strip", description=COMMANDS["strip"])
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
     parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
     options = parser.parse_args(arguments)
 
     from openslip.predict import strip as strip_checkpoint
 
-    before, after = strip_checkpoint(options.source, options.target)
+    before, after = strip_checkpoint(options.source, options.target, allow=options.allow)
     print(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0
 

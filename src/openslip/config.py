@@ -58,6 +58,8 @@ def compose_config(
         with open_dict(config):
             del config["hydra"]
             config.update(values or {})
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
@@ -110,9 +112,6 @@ def explain(error: Exception, name: str) -> str:
         near = difflib.get_close_matches(key, known_keys(name), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
         return f"config key {key} is unknown; {hint}"
-    missing = re.search(r"Missing mandatory value: (\S+)", message)
-    if missing:
-        return f"config key {missing.group(1)} has no value: add {missing.group(1)}=VALUE"
     return first_line(error)
 
 
@@ -146,10 +145,10 @@ def full_key(error: Exception) -> str:
     return f" (config key {found.group(1)})" if found else ""
 
 
-def run_entry_point(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
     """Runs an entry point: a mistake of the user is one line and exit code 1, a traceback only with debug=true."""
     try:
-        main([word for word in arguments if word not in ("debug=true", "debug=false")])
+        return main([word for word in arguments if word not in ("debug=true", "debug=false")]) or 0
     except UserError as error:
         if "debug=true" in arguments:
             traceback.print_exc()
@@ -161,4 +160,3 @@ def run_entry_point(main: Callable[[list[str]], None], arguments: list[str]) -> 
             return 1
         sys.stderr.write(f"error: {type(error).__name__}: {first_line(error)} (debug=true shows the traceback)\n")
         return 1
-    return 0

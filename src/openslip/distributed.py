@@ -56,13 +56,3 @@ def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tenso
 def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Sum over ranks; the gradient is summed likewise, so a quantity shared by all ranks is differentiated exactly."""
     return x if world_size() == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank."""
-    if world_size() == 1:
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    flags = torch.tensor([flag], dtype=torch.int32, device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags.item())

@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +14,6 @@ from openslip.predict import load
 def main(arguments: list[str]) -> None:
     """Evaluates a checkpoint with the same objects that training uses; its tokenizer and transform come with it."""
     config, _ = compose_config("eval", arguments)
-    device = torch.device(config["device"])
     loaded = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]))
     transform = loaded.transform.settings()
     tokenizer = loaded.tokenizer and {"_target_": "openslip.tokenizer.Tokenizer", **loaded.tokenizer.settings()}
@@ -30,18 +28,18 @@ def main(arguments: list[str]) -> None:
     results, lines = {}, []
     for name, evaluation_config in config["evaluation"].items():
         evaluation = build(evaluation_config)
-        results[name] = evaluation.run(loaded.model, device)
+        results[name] = evaluation.run(loaded.model, loaded.device)
         lines.append(evaluation.headline(results[name]))
 
     show(results)
-    output = Path(config["output"] or default_output(config["checkpoint"]))
+    output = Path(config["output"] or default_output(config["checkpoint"], list(results)))
     output.write_text(json.dumps({"checkpoint": str(config["checkpoint"]), "metrics": results}, indent=1) + "\n")
     sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"figures: {output}"]))
 
 
-def default_output(checkpoint: str) -> str:
+def default_output(checkpoint: str, evaluations: list[str]) -> Path:
     path = Path(checkpoint)
-    return str((path if path.is_dir() else path.parent) / "evaluation.json")
+    return (path if path.is_dir() else path.parent) / f"evaluation-{'-'.join(evaluations)}.json"
 
 
 def show(results: dict[str, dict[str, float]]) -> None:

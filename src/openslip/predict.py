@@ -51,12 +51,13 @@ def load(path: str | Path, *, device: str = "cpu", allow: Collection[str] = ()) 
 
     Args:
         path: of the folder or file.
-        device: `cpu`, `cuda`, ...
+        device: `cpu`, `cuda`, ...; `auto` is the GPU where there is one.
         allow: import paths of model classes of your own that the checkpoint may name.
 
     Raises:
         UserError: unreadable or hostile file, a class that is not allowed, weights that do not fit.
     """
+    place = choose_device(device)
     architecture, weights, tokenizer_settings, transform_settings = _read_parts(read(path), str(path))
     model = build_model(architecture, allow)
     try:
@@ -66,8 +67,18 @@ def load(path: str | Path, *, device: str = "cpu", allow: Collection[str] = ()) 
     except (RuntimeError, TypeError) as error:
         what = " ".join(str(error).split())[:200]
         raise UserError(f"checkpoint {path}: its weights or settings do not fit its architecture ({what})") from error
-    place = torch.device(device)
     return LoadedModel(model.float().eval().to(place), tokenizer, transform, architecture, place)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name, or an error that names it."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device={device}: not to be had here ({str(error).splitlines()[0]}); try device=cpu"
+        ) from error
 
 
 def _read_parts(content: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Tensor], dict | None, dict]:
@@ -95,7 +106,7 @@ def _read_parts(content: dict[str, Any], path: str) -> tuple[dict[str, Any], dic
     return architecture, weights, tokenizer, transform
 
 
-def strip(source: str | Path, target: str | Path) -> tuple[int, int]:
+def strip(source: str | Path, target: str | Path, *, allow: Collection[str] = ()) -> tuple[int, int]:
     """Keeps of a checkpoint what inference needs, and returns the sizes before and after in bytes."""
     source, target = Path(source), Path(target)
     if source.is_dir():
@@ -104,7 +115,7 @@ def strip(source: str | Path, target: str | Path) -> tuple[int, int]:
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
     architecture, weights, tokenizer, transform = _read_parts(read(source), str(source))
     with torch.device("meta"):
-        build_model(architecture)  # refuses what `load` would refuse
+        build_model(architecture, allow)  # refuses what `load` would refuse
     # clones: a view would drag its whole storage along
     plain = {f"model.{name}": tensor.detach().float().clone() for name, tensor in weights.items()}
     settings = {"format": 1, "architecture": architecture, "tokenizer": tokenizer, "transform": transform}

@@ -24,8 +24,7 @@ def main(arguments: list[str]) -> None:
     """Trains what the config says and leaves `runs/<name>/`."""
     config, choices = compose_config("train", arguments)
     check_root_values(config)
-    main_process = not any(int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    run = open_run(config, run_name(config, chosen(choices)), main_process=main_process)
+    run = open_run(config, run_name(config, chosen(choices)), main_process=main_process())
     if run.state == "finished":
         say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
         say(*run.result()["lines"])
@@ -50,6 +49,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
         global_batch_size=config["global_batch_size"],
         seed=config["seed"],
     )
+    if main_process():
+        for problem in data.batches.source.problems:
+            say(f"data: {problem}")
+        if data.order.dropped:
+            say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
     evaluations = {name: build(evaluation) for name, evaluation in config["evaluation"].items()}
 
     settings = config["trainer"]
@@ -106,6 +110,11 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
+def main_process() -> bool:
+    """Whether this is the first of all ranks, told before there is a process group."""
+    return not any(int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
     """The run's length in steps: `trainer.max_steps`, else `trainer.max_epochs` times the steps of an epoch."""
     max_steps, max_epochs = settings["max_steps"], settings["max_epochs"]
@@ -119,8 +128,9 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
     started = []
     for name, logger_config in config["logger"].items():
         try:
-            logger = build(logger_config, save_dir=str(run.folder))
-            _ = logger.experiment
+            named = {key: run.folder.name for key in ("name", "version") if logger_config.get(key, "") is None}
+            logger = build(logger_config, save_dir=str(run.folder), **named)
+            logger.log_hyperparams(config)
         except Exception as error:
             say(f"logger {name} did not start and is left out: {error}")
         else:
@@ -136,8 +146,16 @@ def check_root_values(config: dict[str, Any]) -> None:
     micro = config["micro_batch_size"]
     if micro is not None and (not isinstance(micro, int) or micro < 1):
         raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, or null for one slice")
-    if not isinstance(config["seed"], int):
-        raise UserError(f"seed={config['seed']}: expected a whole number, e.g. seed=0")
+    if not isinstance(config["seed"], int) or config["seed"] < 0:
+        raise UserError(f"seed={config['seed']}: expected a whole number of at least 0, e.g. seed=0")
+    trainer = config["trainer"]
+    for key, value in (("max_steps", trainer["max_steps"]), ("max_epochs", trainer["max_epochs"])):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"trainer.{key}={value}: expected a whole number of at least 1, or null")
+    for name, callback in config["callbacks"].items():
+        for key, value in callback.items():
+            if key.startswith("every_n_") and (not isinstance(value, int) or value < 1):
+                raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
     if config["resume"] not in ("auto", "never"):
         raise UserError(f"resume={config['resume']}: expected auto or never")
 

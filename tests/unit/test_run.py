@@ -60,3 +60,8 @@ def test_resume_never_refuses_a_name_that_exists(tmp_path: Path):
 def test_other_ranks_touch_nothing(tmp_path: Path):
     run = open_run(config(tmp_path), "a", main_process=False)
     assert not run.folder.exists()
+
+
+def test_other_ranks_agree_that_a_finished_run_has_nothing_to_do(tmp_path: Path):
+    open_run(config(tmp_path), "a", main_process=True).finish({"step": 1, "metrics": {}, "lines": []})
+    assert open_run(config(tmp_path), "a", main_process=False).state == "finished"

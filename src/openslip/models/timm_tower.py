@@ -27,7 +27,7 @@ class TimmTower(Tower):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_base_patch16_224"
             raise UserError(f"tower name {name!r} is not a timm model; near ones: {near}. See timm.list_models().")
-        trunk: Any = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
+        trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
         self.width = trunk.num_features
         self.mixes_samples = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
@@ -37,7 +37,11 @@ class TimmTower(Tower):
 
     def tokens(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch tokens features"]:
         trunk: Any = self.trunk
-        return trunk.forward_features(self._attend(x))
+        features = trunk.forward_features(self._attend(x))
+        if features.ndim == 3:
+            return features
+        channels_last = features if features.shape[-1] == self.width else features.permute(0, 2, 3, 1)  # Swin | CNNs
+        return channels_last.flatten(1, 2)
 
     def forward(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
         return self.trunk(self._attend(x))
@@ -49,3 +53,13 @@ class TimmTower(Tower):
             if isinstance(module, Attention):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
         return x
+
+
+def create(name: str, image_size: int, arguments: dict) -> nn.Module:
+    """The backbone without its classifier; convolutional ones take pictures of any size and are told none."""
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, pretrained=False, num_classes=0, **arguments)

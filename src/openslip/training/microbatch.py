@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openslip.distributed import world_size
 from openslip.errors import UserError
 from openslip.objectives.objective import Objective
 
@@ -20,9 +21,10 @@ def loss_in_slices(
     objective: Objective, model: nn.Module, batch: dict[str, Tensor], slice_sizes: Sequence[int]
 ) -> dict[str, Tensor]:
     """The objective's terms on the whole local batch, encoded in slices of the given sizes."""
+    if len(slice_sizes) > 1 or world_size() > 1:
+        refuse_mixing_layers(model)
     if len(slice_sizes) == 1:
         return objective.loss(model, objective.encode(model, batch))
-    refuse_mixing_layers(model)
     parts = split(batch, slice_sizes)
     features = [encode_without_activations(objective, model, part) for part in parts]
     return objective.loss(model, {key: torch.cat([part[key] for part in features]) for key in features[0]})
@@ -53,6 +55,6 @@ def refuse_mixing_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if getattr(module, "mixes_samples", False) and module.training:
             raise UserError(
-                f"micro_batch_size splits the batch, but {name} has batch norm, which mixes its samples: "
-                "set micro_batch_size=null, or use a tower without batch norm"
+                f"micro_batch_size or trainer.devices splits the batch, but {name} has batch norm, which mixes its "
+                "samples: set micro_batch_size=null and trainer.devices=1, or use a tower without batch norm"
             )

@@ -63,8 +63,9 @@ class Pretrainer(pl.LightningModule):
         self.terms = {name: term.detach() for name, term in terms.items()}
         return terms["loss"]
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.objective.after_step(self.model)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.objective.after_step(self.model)  # here, so that callbacks see the clamped values
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["openslip"] = {**self.description, "step": self.global_step}

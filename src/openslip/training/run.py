@@ -30,10 +30,6 @@ class Run:
     state: str
 
     @property
-    def last_checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
-
-    @property
     def result_file(self) -> Path:
         return self.folder / "result.json"
 
@@ -70,8 +66,8 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
         UserError: another config lies there, or `resume=never` and a run does.
     """
     folder = Path(config["runs_dir"]) / name
-    if not main_process:
-        return Run(folder, "new")
+    if not main_process:  # all ranks must agree that there is nothing to do; the main process refuses what is wrong
+        return Run(folder, "finished" if (folder / "result.json").exists() else "new")
     state = "new"
     if (folder / "config.yaml").exists():
         refuse_other_config(folder, config)

@@ -6,6 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from openslip.evaluation.evaluation import Evaluation
+from openslip.training.callbacks.metrics import log
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -35,8 +36,7 @@ class Evaluate(pl.Callback):
         for name, evaluation in self.evaluations.items():
             self.results[name] = evaluation.run(pl_module.model, pl_module.device)
             logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(logged, trainer.global_step)
+            log(trainer, logged, trainer.global_step)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "arrays"
                 folder.mkdir(exist_ok=True)

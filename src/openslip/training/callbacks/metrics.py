@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from openslip.distributed import world_size
+from openslip.training.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -41,8 +42,7 @@ class Metrics(pl.Callback):
         speed = (step - self.last_step) * global_batch_size / max(now - self.last_time, 1e-9)
         self.last_time, self.last_step = now, step
         logged = {"samples_seen": step * global_batch_size, **metrics, "speed/samples_per_second": speed}
-        for logger in trainer.loggers:
-            logger.log_metrics(logged, step)
+        log(trainer, logged, step)
         if trainer.is_global_zero:
             remaining = (now - self.started) / (step - self.first_step) * (total - step)
             self.show(step, total, metrics, speed, remaining)
@@ -56,6 +56,18 @@ class Metrics(pl.Callback):
         elif step == total or step == 1 or step % max(total // 20 // self.every_n_steps * self.every_n_steps, 1) == 0:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+def log(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
+    """To all loggers; one that fails is named and dropped, but for the CSV file, which every run must have."""
+    for logger in list(trainer.loggers):
+        try:
+            logger.log_metrics(metrics, step)
+        except Exception as error:
+            if isinstance(logger, CsvLogger):
+                raise
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
+            sys.stderr.write(f"\nlogger {type(logger).__name__} failed at step {step} and is dropped: {error}\n")
 
 
 def mean_over_ranks(terms: dict[str, torch.Tensor]) -> dict[str, float]:
