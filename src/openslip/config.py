@@ -112,6 +112,12 @@ def explain(error: Exception, name: str) -> str:
         near = difflib.get_close_matches(key, known_keys(name), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
         return f"config key {key} is unknown; {hint}"
+    missing = re.search(r"Missing mandatory value: (\S+)", message)
+    if missing:
+        return f"config key {missing.group(1)} has no value: add {missing.group(1)}=VALUE"
+    unfit = re.search(r"Error merging override (\S+)", message)
+    if unfit:
+        return f"{unfit.group(1)}: a group of settings stands there, and this value is none; see configs/ for its keys"
     return first_line(error)
 
 
