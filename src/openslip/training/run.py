@@ -60,7 +60,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
-    """The folder for a config, made or found; only the main process looks at it and writes.
+    """The folder for a config, made or found; only the main process writes, the others look whether it is finished.
 
     Raises:
         UserError: another config lies there, or `resume=never` and a run does.

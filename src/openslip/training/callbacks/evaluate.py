@@ -24,7 +24,7 @@ class Evaluate(pl.Callback):
         self.results: dict[str, dict[str, float]] = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        last = trainer.fit_loop.done or trainer.current_epoch + 1 == trainer.max_epochs
+        last = trainer.global_step == trainer.max_steps  # `on_train_end` evaluates that one
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not last:
             self.evaluate(trainer, pl_module)
 
