@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openslip.data.builtin import Split, attributes, builtin, classnames
-from openslip.data.views import open_image
+from openslip.data.decode import open_image
 
 
 def thumbnails(root: str, split: Split, pixels: int) -> tuple[Tensor, Tensor]:

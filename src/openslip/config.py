@@ -152,14 +152,14 @@ def full_key(error: Exception) -> str:
 
 
 def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    """Runs an entry point: a mistake of the user is one line and exit code 1, a traceback only with debug=true."""
+    """Runs an entry point: a mistake of the user is one line and its exit code, a traceback only with debug=true."""
     try:
         return main([word for word in arguments if word not in ("debug=true", "debug=false")]) or 0
     except UserError as error:
         if "debug=true" in arguments:
             traceback.print_exc()
         sys.stderr.write(f"error: {error}\n")
-        return 1
+        return error.exit_code
     except Exception as error:
         if "debug=true" in arguments:
             traceback.print_exc()

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from openslip.checkpoint import build_model, read, write
-from openslip.data.views import EvalTransform, open_image
+from openslip.data.decode import open_image
+from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import evaluating
 from openslip.evaluation.prompts import check_prompts, class_embeddings

@@ -4,8 +4,10 @@ import gzip
 import heapq
 import html
 import importlib.util
+from array import array
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,23 +15,28 @@ import ftfy
 import numpy as np
 import regex
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from openslip.errors import UserError
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _SPECIALS = ("<|startoftext|>", "<|endoftext|>")
-# Neither ftfy nor html.unescape changes a text made of these alone.
-_CLEAN_ASCII = regex.compile(r"[\t\n\r\x20-\x25\x27-\x7e]*+")
-_MAX_CACHED_WORDS = 1 << 16
+# ftfy does not change a text made of these alone, but for the ends of its lines.
+_PLAIN_ASCII = regex.compile(r"[\t\n\r\x20-\x7e]*+")
+_MAX_CACHED = 1 << 17  # chunks and words; about 20 MB
 _MAX_CACHED_LENGTH = 64
+_ID_BYTES = 2  # packed, an id is an unsigned short
+_MERGED_AWAY = -1
 
 
 class _Vocabulary(NamedTuple):
-    ids: dict[str, int]
-    ranks: dict[tuple[str, str], int]
-    byte_symbols: tuple[str, ...]
+    """Symbols in the order of their ids: 256 bytes, the same at the end of a word, then the merges by rank."""
+
+    symbols: tuple[str, ...]
+    byte_ids: bytes  # for bytes.translate
+    merges: dict[tuple[int, int], int]  # ids of a pair -> id of the two joined, the lower the sooner
+    words: dict[str, bytes]  # ASCII words of one symbol -> its id, packed
 
 
 def text_lengths(text: Int[Tensor, "B L"]) -> Int[Tensor, " B"]:
@@ -65,13 +72,11 @@ class Tokenizer:
         self.context_length = context_length
         self.truncation = truncation
         self.special_text = special_text
-        specials = [] if special_text == "plain" else [regex.escape(token) for token in _SPECIALS]
-        self._pattern = regex.compile("|".join([*specials, _WORDS]), regex.IGNORECASE)
-        self._special_ids = (
-            {} if special_text == "plain" else dict(zip(_SPECIALS, (self.start_token, self.end_token), strict=True))
-        )
-        self._vocabulary = _read_vocabulary()
-        self._cache: dict[str, tuple[int, ...]] = {}
+        self._start, self._end = _pack([self.start_token]), _pack([self.end_token])
+        specials: dict[str, bytes] = {}
+        if special_text == "token":
+            specials.update(zip(_SPECIALS, (self._start, self._end), strict=True))
+        self._cache = _Cache(_read_vocabulary(), specials)
 
     def settings(self) -> dict[str, int | str]:
         """The constructor's arguments, for a checkpoint."""
@@ -89,48 +94,65 @@ class Tokenizer:
 
     def encode(self, caption: str) -> list[int]:
         """Ids of a caption, any number of them, without start and end."""
-        ids: list[int] = []
-        # No match of the pattern crosses white space, so a chunk's ids depend on nothing but the chunk.
-        for chunk in _clean(caption).split():
-            known = self._cache.get(chunk)
-            ids.extend(self._encode_chunk(chunk) if known is None else known)
-        return ids
+        return array("H", b"".join(map(self._cache.__getitem__, _clean(caption).split()))).tolist()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, for reports: lower-case, words and signs set apart; start, end and padding are left out."""
-        symbols, byte_of = list(self._vocabulary.ids), {s: b for b, s in enumerate(self._vocabulary.byte_symbols)}
+        symbols, byte_of = _read_vocabulary().symbols, {s: b for b, s in enumerate(_byte_symbols())}
         text = "".join(symbols[i] for i in ids if 0 < i < self.start_token).replace("</w>", " ")
         return bytes(byte_of.get(symbol, ord(" ")) for symbol in text).decode("utf-8", "replace").strip()
 
     def __call__(self, captions: str | Sequence[str]) -> Int[Tensor, "B L"]:
         """One row per caption; a single string makes one row."""
-        rows = [captions] if isinstance(captions, str) else captions
-        text = np.zeros((len(rows), self.context_length), dtype=np.int64)
-        for row, caption in zip(text, rows, strict=True):
-            ids = [self.start_token, *self.encode(caption), self.end_token]
-            if len(ids) > self.context_length:
-                ids = ids[: self.context_length]
-                if self.truncation == "keep_end":
-                    ids[-1] = self.end_token
-            row[: len(ids)] = ids
-        return torch.from_numpy(text)
+        return self.encode_rows([captions] if isinstance(captions, str) else captions)[0]
 
-    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
-        ids: list[int] = []
-        for word in self._pattern.findall(chunk):
-            special = self._special_ids.get(word)
-            ids.extend(_merge(word, self._vocabulary) if special is None else [special])
-        if len(chunk) <= _MAX_CACHED_LENGTH:
-            if len(self._cache) >= _MAX_CACHED_WORDS:
-                self._cache.clear()
-            self._cache[chunk] = tuple(ids)
-        return tuple(ids)
+    def encode_rows(self, captions: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, " B"]]:
+        """One row per caption, and which captions did not fit into theirs."""
+        width = _ID_BYTES * self.context_length
+        room = width - 2 * _ID_BYTES
+        kept = room if self.truncation == "keep_end" else width
+        ids_of = self._cache.__getitem__
+        rows: list[bytes] = []
+        truncated: list[bool] = []
+        for caption in captions:
+            # Every chunk makes an id, so what follows this many of them is cut off in any case.
+            chunks = _clean(caption).split(None, self.context_length - 1)
+            ids = b"".join(map(ids_of, chunks[: self.context_length - 1]))
+            rows.append((self._start + ids[:kept] + self._end)[:width].ljust(width, b"\0"))
+            truncated.append(len(ids) > room)
+        text = np.frombuffer(b"".join(rows), np.uint16).reshape(len(rows), self.context_length)
+        return torch.from_numpy(text.astype(np.int64)), torch.tensor(truncated, dtype=torch.bool)
+
+
+class _Cache(dict[str, bytes]):
+    """Chunks of a cleaned caption, as split by white space, to their ids, packed so that joining needs no loop.
+
+    No match of the pattern crosses white space, so a chunk's ids depend on nothing but the chunk. Nothing is put out
+    when it is full: what is frequent came early.
+    """
+
+    def __init__(self, vocabulary: _Vocabulary, specials: dict[str, bytes]) -> None:
+        super().__init__(vocabulary.words | specials)
+        self.vocabulary = vocabulary
+        self.pattern = regex.compile("|".join([*map(regex.escape, specials), _WORDS]), regex.IGNORECASE)
+
+    def __missing__(self, chunk: str) -> bytes:
+        words = self.pattern.findall(chunk)
+        ids = _pack(_merge(chunk, self.vocabulary)) if words == [chunk] else b"".join(map(self.__getitem__, words))
+        if len(chunk) <= _MAX_CACHED_LENGTH and len(self) < _MAX_CACHED:
+            self[chunk] = ids
+        return ids
+
+
+def _pack(ids: list[int]) -> bytes:
+    return array("H", ids).tobytes()
 
 
 def _clean(caption: str) -> str:
-    if not _CLEAN_ASCII.fullmatch(caption):
-        caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
-    return caption.lower()
+    plain = caption.isascii() and (caption.isprintable() or _PLAIN_ASCII.fullmatch(caption) is not None)
+    if not plain or ("&" in caption and ";" in caption):  # ftfy's entities end with a semicolon, html's need not
+        caption = ftfy.fix_text(caption)
+    return html.unescape(html.unescape(caption)).lower()
 
 
 def _merge(word: str, vocabulary: _Vocabulary) -> list[int]:
@@ -139,36 +161,36 @@ def _merge(word: str, vocabulary: _Vocabulary) -> list[int]:
     A heap of pairs over a linked list, because the usual rescan after every merge takes seconds for a
     "word" of 10,000 letters. It gives the same pairs: a merge makes pairs of higher rank only.
     """
-    symbols: list[str] = [vocabulary.byte_symbols[byte] for byte in word.encode("utf-8")]
-    symbols[-1] += "</w>"
-    end = len(symbols)
+    ids = list(word.encode("utf-8").translate(vocabulary.byte_ids))
+    ids[-1] += 256
+    end = len(ids)
     following = list(range(1, end + 1))
     previous = list(range(-1, end - 1))
-    ranks = vocabulary.ranks
-    heap: list[tuple[int, int, str, str]] = []
-
-    def push(left: int, right: int) -> None:
-        if left >= 0 and right < end:
-            rank = ranks.get((symbols[left], symbols[right]))
-            if rank is not None:
-                heapq.heappush(heap, (rank, left, symbols[left], symbols[right]))
-
-    for position in range(end - 1):
-        push(position, position + 1)
+    merges = vocabulary.merges
+    heap = [(merges[pair], place, *pair) for place, pair in enumerate(pairwise(ids)) if pair in merges]
+    heapq.heapify(heap)
     while heap:
-        _, left, first, second = heapq.heappop(heap)
+        joined, left, first, second = heapq.heappop(heap)
         right = following[left]
-        # A pair is stale once either half has been merged away; merged-away symbols are empty.
-        if right >= end or symbols[left] != first or symbols[right] != second:
+        # A pair is stale once either half has been merged away.
+        if right >= end or ids[left] != first or ids[right] != second:
             continue
-        symbols[left] = first + second
-        symbols[right] = ""
+        ids[left], ids[right] = joined, _MERGED_AWAY
         following[left] = following[right]
         if following[left] < end:
             previous[following[left]] = left
-        push(previous[left], left)
-        push(left, following[left])
-    return [vocabulary.ids[symbol] for symbol in symbols if symbol]
+        for near, far in ((previous[left], left), (left, following[left])):
+            if near >= 0 and far < end and (ids[near], ids[far]) in merges:
+                heapq.heappush(heap, (merges[ids[near], ids[far]], near, ids[near], ids[far]))
+    return [i for i in ids if i != _MERGED_AWAY]
+
+
+@cache
+def _byte_symbols() -> tuple[str, ...]:
+    """Printable bytes stand for themselves, the others for characters from 256 on, as in the published file."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    rest = iter(range(256, 512))
+    return tuple(chr(byte if byte in printable else next(rest)) for byte in range(256))
 
 
 @cache
@@ -184,20 +206,18 @@ def _read_vocabulary() -> _Vocabulary:
         raise UserError(
             f"{file}: the vocabulary cannot be read ({error}): pip install --force-reinstall open_clip_torch"
         ) from error
-    # Printable bytes stand for themselves, the others for characters from 256 on, as in the published file.
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    rest = [byte for byte in range(256) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
-    alphabet = list(characters.values())
+    alphabet = sorted(_byte_symbols())  # printable ones come first
     num_merges = Tokenizer.vocab_size - 2 * len(alphabet) - len(_SPECIALS)
-    merges = [(first, second) for first, second in (line.split() for line in lines[1 : num_merges + 1])]
-    vocabulary = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges), *_SPECIALS]
-    ids = {symbol: index for index, symbol in enumerate(vocabulary)}
+    pairs = [(first, second) for first, second in (line.split() for line in lines[1 : num_merges + 1])]
+    symbols = (*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in pairs), *_SPECIALS)
+    ids = {symbol: index for index, symbol in enumerate(symbols)}
     assert len(ids) == Tokenizer.vocab_size
     assert ids[_SPECIALS[1]] == Tokenizer.end_token
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    return _Vocabulary(ids, ranks, tuple(characters[byte] for byte in range(256)))
+    # Every symbol is what merging makes of its own letters (a test), but only ASCII letters stand for themselves.
+    endings = ((symbol.removesuffix("</w>"), i) for symbol, i in ids.items() if symbol.endswith("</w>"))
+    return _Vocabulary(
+        symbols=symbols,
+        byte_ids=bytes(ids[symbol] for symbol in _byte_symbols()),
+        merges={(ids[first], ids[second]): ids[first + second] for first, second in pairs},
+        words={word: _pack([i]) for word, i in endings if word.isascii()},
+    )

@@ -48,9 +48,10 @@ def fit(config: dict[str, Any], run: Run) -> None:
         std=config["std"],
         global_batch_size=config["global_batch_size"],
         seed=config["seed"],
+        bad_samples_file=run.folder / "bad_samples.jsonl",
     )
     if main_process():
-        for problem in data.batches.source.problems:
+        for problem in data.source.problems:
             say(f"data: {problem}")
         if data.order.dropped:
             say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
@@ -96,6 +97,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
         report = write_report(run.folder)
         lines = [*headlines, f"report: {report}"]
+        if data.bad_samples.total:
+            lines.insert(0, f"data: {data.bad_samples.total} bad samples were replaced: {data.bad_samples.file}")
         run.finish({"step": trainer.global_step, "metrics": evaluate.results, "lines": lines})
         say(*lines)
 

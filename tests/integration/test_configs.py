@@ -13,6 +13,7 @@ from openslip.config import build, compose_config, config_folder
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.objective import Objective
+from openslip.training.run import run_name
 
 GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
 OPTIONS = [
@@ -41,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         picture.save(folder / "pictures" / "val" / name / "1.jpg")
     (folder / "names.txt").write_text("ant\nbee\n")
     write_shard(folder / "shards.tar", picture)
-    for name in ("yfcc15m", "cc3m", "cc12m"):
+    for name in ("yfcc15m", "cc3m", "cc12m", "coco", "redcaps"):
         (folder / name).mkdir()
         write_shard(folder / name / "train-000000.tar", picture)
     return {"folder": str(folder)}
@@ -51,7 +52,7 @@ def write_shard(path: Path, picture: Image.Image) -> None:
     picture.save(path.with_suffix(".jpg"))
     with tarfile.open(path, "w") as tar:
         for key in range(3):
-            for suffix, text in (("txt", "an ant"), ("cls", "0")):
+            for suffix, text in (("txt", "an ant"), ("json", '{"title": "an ant"}'), ("cls", "0")):
                 member = path.with_suffix(f".{suffix}")
                 member.write_text(text)
                 tar.add(member, f"{key}.{suffix}")
@@ -80,6 +81,7 @@ def build_all(config: dict[str, Any]) -> None:
         std=config["std"],
         global_batch_size=2,
         seed=0,
+        bad_samples_file=None,
     )
     assert data.steps_per_epoch >= 1
     for evaluation in config["evaluation"].values():
@@ -157,6 +159,23 @@ def test_an_unknown_key_or_value_names_itself_and_the_nearest(argument: str, sai
 def test_a_shard_pattern_needs_no_second_pair_of_quotes():
     config, _ = compose_config("train", ["data=webdataset", "data.source.shards=shards/train-{000000..000009}.tar"])
     assert config["data"]["source"]["shards"] == "shards/train-{000000..000009}.tar"
+
+
+def test_a_source_of_its_own_is_chosen_with_its_group():
+    config, _ = compose_config("train", ["data=webdataset", "data/source=mixture", "data.source.weights.cc12m=0.5"])
+    source = config["data"]["source"]
+    assert source["weights"] == {"cc3m": 1.0, "cc12m": 0.5}
+    assert source["sources"]["cc12m"]["expected_samples"] == 10_968_539
+
+
+def test_where_data_lies_and_how_many_processes_read_it_do_not_name_a_run():
+    names = set()
+    for changes in ([], ["data.num_workers=7"], ["shard_cache.folder=/elsewhere", "shard_cache.max_bytes=5"]):
+        config, choices = compose_config("train", ["data=cc3m", *changes])
+        names.add(run_name(config, choices["data"]))
+    assert len(names) == 1
+    config, choices = compose_config("train", ["data=cc3m", "data.shuffle_window=8"])
+    assert run_name(config, choices["data"]) not in names
 
 
 def test_a_misspelt_argument_names_the_class_and_the_argument():

@@ -1,6 +1,7 @@
 """The data path as the trainer meets it: what a batch holds does not depend on who computes it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,13 @@ from PIL import Image
 from shard_files import jpeg, write_pairs, write_tar
 from torch import Tensor
 
-from openslip.data import datamodule as module
 from openslip.data.augment import SimCLRAugment
-from openslip.data.captions import FirstCaption, UniformCaption
-from openslip.data.datamodule import DataModule, RankOrder
+from openslip.data.datamodule import DataModule
+from openslip.data.decode import PillowDecoder, TurboDecoder
 from openslip.data.shards import ShardSource
 from openslip.data.source import Sample, Source
 from openslip.data.views import View
-from openslip.errors import UserError
+from openslip.errors import DataError, UserError
 from openslip.tokenizer import Tokenizer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -32,7 +32,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
 
 
 def data(
-    source: Source, num_workers: int = 0, *, seed: int = 0, text: bool = True, batch: int = 12, captions=None
+    source: Source,
+    num_workers: int = 0,
+    *,
+    seed: int = 0,
+    text: bool = True,
+    batch: int = 12,
+    decoder: PillowDecoder | TurboDecoder | None = None,
+    window: int = 2,
+    budget: float = 1.0,
+    file: Path | None = None,
 ) -> DataModule:
     strong = View(
         size=16,
@@ -52,37 +61,40 @@ def data(
     return DataModule(
         source=source,
         views={"image": View(size=16, scale=(0.5, 1.0), augment=None), "aug1": strong, "aug2": strong},
-        captions=captions or UniformCaption(),
+        decoder=decoder or TurboDecoder(),
         tokenizer=Tokenizer(context_length=77, truncation="keep_end", special_text="plain") if text else None,
         mean=MEAN,
         std=STD,
         global_batch_size=batch,
         seed=seed,
+        shuffle_window=window,
+        bad_sample_budget=budget,
+        bad_samples_file=file,
         num_workers=num_workers,
     )
 
 
-def epochs(datamodule: DataModule, count: int = 2, start_method: str | None = None) -> list[dict[str, Tensor]]:
+def epochs(datamodule: DataModule, count: int = 2, start_method: str | None = None) -> list[dict[str, Any]]:
     """Batches as the workers make them; the trainer is played by hand."""
     loader = datamodule.train_dataloader()
     if start_method is not None:
         loader.multiprocessing_context = start_method
     batches = []
-    for epoch in range(count):
-        assert isinstance(loader.sampler, RankOrder)
-        loader.sampler.set_epoch(epoch)
+    for _ in range(count):
         batches += list(loader)
+        datamodule.consumed = len(batches)
     return batches
 
 
-def same(some: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> bool:
+def same(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
     return len(some) == len(others) and all(
-        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        a.keys() == b.keys()
+        and all(torch.equal(a[name], b[name]) if isinstance(a[name], Tensor) else a[name] == b[name] for name in a)
         for a, b in zip(some, others, strict=True)
     )
 
 
-def rank_batches(source: Source, rank: int, world_size: int) -> list[dict[str, Tensor]]:
+def rank_batches(source: Source, rank: int, world_size: int) -> list[dict[str, Any]]:
     datamodule = data(source)
     datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
     return epochs(datamodule, 1)
@@ -91,7 +103,9 @@ def rank_batches(source: Source, rank: int, world_size: int) -> list[dict[str, T
 def test_a_batch_holds_what_the_objectives_read(source: ShardSource):
     datamodule = data(source)
     batch = next(iter(datamodule.train_dataloader()))
-    shapes = {name: (tuple(column.shape), column.dtype) for name, column in batch.items()}
+    notes = batch["notes"]
+    assert (notes.epoch, notes.step, notes.bad, notes.captions, notes.truncated) == (0, 0, [], 12, 0)
+    shapes = {name: (tuple(column.shape), column.dtype) for name, column in batch.items() if name != "notes"}
     length = int(batch["text_length"].max())
     assert shapes == {
         "image": ((12, 3, 16, 16), torch.uint8),
@@ -103,7 +117,7 @@ def test_a_batch_holds_what_the_objectives_read(source: ShardSource):
         "text_length": ((12,), torch.int64),
         "index": ((12,), torch.int64),
     }
-    assert all(column.is_contiguous() for column in batch.values())
+    assert all(column.is_contiguous() for column in batch.values() if isinstance(column, Tensor))
     assert not torch.equal(batch["aug1"], batch["aug2"])
     ready = datamodule.on_after_batch_transfer(dict(batch), 0)
     assert ready.keys() == {"image", "aug1", "aug2", "text", "text_length", "index"}
@@ -140,6 +154,11 @@ def test_every_sample_once_per_epoch_in_a_new_order(source: ShardSource):
     assert np.mean(np.array(first) != np.array(second)) > 0.9
 
 
+def test_what_does_not_fill_a_batch_is_dropped_and_told(source: ShardSource):
+    order = data(source, batch=25).order
+    assert (order.steps_per_epoch, order.dropped) == (2, 11)
+
+
 def test_a_samples_crops_change_with_the_epoch_and_with_the_seed(source: ShardSource):
     def crops(batches: list[dict[str, Tensor]]) -> dict[int, Tensor]:
         return {int(i): pixels for batch in batches for i, pixels in zip(batch["index"], batch["image"], strict=True)}
@@ -174,11 +193,15 @@ def test_a_global_batch_that_the_ranks_do_not_divide_is_refused_at_the_start(sou
         data(source, batch=62)
 
 
-def test_one_decode_per_sample(source: ShardSource, monkeypatch: pytest.MonkeyPatch):
+def test_one_decode_per_sample(source: ShardSource):
     decoded = []
-    whole = module.open_image
-    monkeypatch.setattr(module, "open_image", lambda data, name: decoded.append(name) or whole(data, name))
-    seen = [int(i) for batch in epochs(data(source), 1) for i in batch["index"]]
+
+    class Counting(TurboDecoder):
+        def decode(self, data: bytes, name: str) -> Any:
+            decoded.append(name)
+            return super().decode(data, name)
+
+    seen = [int(i) for batch in epochs(data(source, decoder=Counting()), 1) for i in batch["index"]]
     assert decoded == [source[index].key for index in seen]
 
 
@@ -197,29 +220,26 @@ class Captioned(Source):
 
 
 def test_captions_are_drawn_evenly_and_anew_each_epoch():
-    def chosen(captions: FirstCaption | UniformCaption) -> np.ndarray:
-        batches = epochs(data(Captioned(), batch=100, captions=captions), 2)
-        by_epoch = [
-            {int(i): int(n) - 2 for b in part for i, n in zip(b["index"], b["text_length"], strict=True)}
-            for part in (batches[:4], batches[4:])
-        ]
-        return np.array([[part[i] for i in range(400)] for part in by_epoch])
-
-    uniform = chosen(UniformCaption())
+    batches = epochs(data(Captioned(), batch=100), 2)
+    by_epoch = [
+        {int(i): int(n) - 2 for b in part for i, n in zip(b["index"], b["text_length"], strict=True)}
+        for part in (batches[:4], batches[4:])
+    ]
+    uniform = np.array([[part[i] for i in range(400)] for part in by_epoch])
     assert np.abs(np.bincount(uniform.ravel(), minlength=5)[1:] / 800 - 0.25).max() < 0.06
     assert 0.65 < (uniform[0] != uniform[1]).mean() < 0.85  # 3 of 4
-    assert (chosen(FirstCaption()) == 1).all()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_picture_that_cannot_be_decoded_is_one_line_that_names_it(tmp_path: Path, num_workers: int):
+def test_a_collection_without_a_readable_picture_is_one_line_that_names_one(tmp_path: Path, num_workers: int):
     path = write_pairs(tmp_path / "a.tar", 12, picture=jpeg(0)[:300])
     source = ShardSource(shards=str(path), require="caption")
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(DataError) as refusal:
         epochs(data(source, num_workers))
     message = str(refusal.value)
     assert message.startswith(f"{path}:s00")
     assert "cannot be decoded" in message
+    assert message.endswith("nor could 10 samples be used in its place. Check data.source")
     assert "\n" not in message
     assert "Traceback" not in message
 
@@ -235,6 +255,9 @@ class Recorder(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         self.seen.append(batch)
         return self.weight.sum()
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.trainer.datamodule.consumed += 1  # pyright: ignore[reportAttributeAccessIssue]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -273,8 +296,7 @@ def test_workers_live_through_all_epochs(source: ShardSource):
     loader = datamodule.train_dataloader()
     workers = []
     for epoch in range(3):
-        assert isinstance(loader.sampler, RankOrder)
-        loader.sampler.set_epoch(epoch)
+        datamodule.consumed = 5 * epoch
         assert len(list(loader)) == 5
         assert loader._iterator is not None
         workers.append([worker.pid for worker in loader._iterator._workers])  # pyright: ignore
@@ -285,5 +307,6 @@ def test_a_view_shows_its_picture():
     """Left half red, right half blue: a crop of the whole keeps them so."""
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[:, :10, 0] = pixels[:, 10:, 2] = 255
-    crop, _ = View(size=20, scale=(1.0, 1.0), augment=None)(Image.fromarray(pixels), np.random.default_rng(0))
+    view = View(size=20, scale=(1.0, 1.0), augment=None)
+    crop, _ = view(Image.fromarray(pixels), PillowDecoder(), np.random.default_rng(0))
     assert np.array_equal(crop, pixels.transpose(2, 0, 1))

@@ -1,4 +1,5 @@
 # ruff: noqa: RUF001
+import html
 import json
 import pickle
 import random
@@ -75,9 +76,10 @@ def test_every_recorded_caption_has_the_published_ids(published: Tokenizer):
     assert torch.equal(published(RECORDED["captions"]), torch.tensor(RECORDED["ids"]))
 
 
-def test_odd_captions_have_the_ids_of_open_clip(plain: Tokenizer):
-    captions = odd_captions(2_000)
-    assert len(captions) == 2_000
+@pytest.mark.parametrize("num_captions", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_odd_captions_have_the_ids_of_open_clip(plain: Tokenizer, num_captions: int):
+    captions = odd_captions(num_captions)
+    assert len(captions) == num_captions
     reference = SimpleTokenizer(context_length=77)
     assert [caption for caption in captions if plain.encode(caption) != reference.encode(caption)] == []
     assert torch.equal(plain(captions[:300]), reference(captions[:300]))
@@ -91,25 +93,30 @@ def test_a_second_pass_through_the_cache_changes_nothing(plain: Tokenizer):
 
 
 def test_the_cache_stays_bounded_and_exact(monkeypatch: pytest.MonkeyPatch, plain: Tokenizer):
-    monkeypatch.setattr(module, "_MAX_CACHED_WORDS", 8)
+    limit = len(module._read_vocabulary().words) + 8
+    monkeypatch.setattr(module, "_MAX_CACHED", limit)
     small = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
     captions = odd_captions(120)
     assert torch.equal(small(captions), plain(captions))
-    assert len(small._cache) <= 8
+    assert len(small._cache) == limit
 
 
-def test_clean_ascii_is_left_alone_by_the_full_cleaning():
+def test_the_quick_cleaning_leaves_the_words_of_the_full_one():
     rng = random.Random(3)
-    letters = [c for c in map(chr, range(0x20, 0x7F)) if c != "&"] + ["\t", "\n", "\r"]
-    for _ in range(2_000):
-        caption = "".join(rng.choices(letters, k=rng.randrange(40)))
-        assert module._CLEAN_ASCII.fullmatch(caption)
-        assert ftfy.fix_text(caption).split() == caption.split()
+    symbols = [*map(chr, range(0x80)), "&amp;", "&LT;", "&eacute", "&#65", "&nbsp;", "&", ";"]
+    quick = 0
+    for _ in range(3_000):
+        caption = "".join(rng.choices(symbols if rng.random() < 0.5 else symbols[0x20:0x7F], k=rng.randrange(40)))
+        fixed = ftfy.fix_text(caption)
+        quick += fixed == caption
+        assert module._clean(caption).split() == html.unescape(html.unescape(fixed)).lower().split()
+    assert 1_000 < quick < 2_800
 
 
-@pytest.mark.parametrize("caption", ["x\x7f", "x\x00", "a & b", "é", "\x1b[0m", "\x0c"])
-def test_anything_else_takes_the_full_cleaning(caption: str):
-    assert not module._CLEAN_ASCII.fullmatch(caption)
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\t", " & more", ""])
+def test_most_captions_need_no_full_cleaning(monkeypatch: pytest.MonkeyPatch, ending: str):
+    monkeypatch.setattr(ftfy, "fix_text", None)
+    assert module._clean(f"Salt{ending}").split()[0] == "salt"
 
 
 @pytest.mark.parametrize("literal", ["<|endoftext|>", "<|startoftext|>", "<|EndOfText|>", *SPELLED])
@@ -137,6 +144,29 @@ def test_the_published_cut_pools_over_long_captions_at_the_start_token(published
     assert text_lengths(text).tolist() == [1, 4]
 
 
+@pytest.mark.parametrize("truncation", ["keep_end", "drop_end"])
+def test_captions_that_were_cut_off_are_told(truncation: str):
+    tokenizer = Tokenizer(context_length=8, truncation=truncation, special_text="plain")
+    captions = ["", "dog " * 6, "dog " * 7, "a dog " * 500, "dog-dog-dog", "dog-dog-dog-dog", "x" * 10_000]
+    text, truncated = tokenizer.encode_rows(captions)
+    assert torch.equal(text, tokenizer(captions))
+    assert truncated.tolist() == [len(tokenizer.encode(caption)) > 6 for caption in captions]
+    assert truncated.tolist() == [False, False, True, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["", " \t\n", "\x00", "&#0;", "\x00" * 10_000, "x" * 10_000, "a dog " * 2_000, "😀" * 10_000, "&amp;" * 2_000,
+     "<end_of_text>", "<|endoftext|>", "a <|startoftext|><|endoftext|> b", "<end_of_text> " * 1_000],
+)  # fmt: skip
+def test_any_caption_ends_with_its_only_end_token(plain: Tokenizer, caption: str):
+    text = plain(caption)
+    assert text.shape == (1, 77)
+    length = int(text_lengths(text))
+    assert (text == Tokenizer.end_token).nonzero().tolist() == [[0, length - 1]]
+    assert text[0, length:].count_nonzero() == 0
+
+
 def test_a_caption_that_just_fits_is_cut_nowhere(plain: Tokenizer, published: Tokenizer):
     assert len(plain.encode("dog " * 75)) == 75
     assert torch.equal(plain("dog " * 75), published("dog " * 75))
@@ -162,10 +192,16 @@ def test_settings_rebuild_the_tokenizer_and_so_does_pickle(published: Tokenizer)
 
 
 def test_a_merge_makes_symbols_of_higher_rank_only():
+    merges = module._read_vocabulary().merges
+    assert len(set(merges.values())) == len(merges) == Tokenizer.start_token - 512
+    assert all(half < joined for pair, joined in merges.items() for half in pair if half >= 512)
+
+
+def test_a_word_of_one_symbol_is_what_its_letters_merge_to():
     vocabulary = module._read_vocabulary()
-    made = {first + second: rank for (first, second), rank in vocabulary.ranks.items()}
-    assert len(made) == len(vocabulary.ranks)
-    assert all(made.get(half, -1) < rank for pair, rank in vocabulary.ranks.items() for half in pair)
+    assert len(vocabulary.words) > 30_000
+    wrong = [w for w, ids in vocabulary.words.items() if module._pack(module._merge(w, vocabulary)) != ids]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(

@@ -1,223 +1,239 @@
-"""The tar index against Python's tarfile and webdataset, and on every kind of damage."""
+"""The index on disk: written once, taken over, resumed, shared; and never believed when its shards have changed."""
 
-import gzip
 import json
-import tarfile
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from shard_files import jpeg, write_pairs, write_tar
 
-from openslip.data.index import BLOCK, build_index
+from openslip.data import index as module
+from openslip.data.captions import CaptionPolicy, FirstCaption, UniformCaption
+from openslip.data.index import NAME, Index, Shard, open_index
 from openslip.errors import UserError
 
 PICTURE = jpeg(0)
 
 
-def keys(path: Path, require: str | None = None) -> list[str]:
-    index = build_index([path], require)
-    return [index.key(place) for place in range(len(index.rows))]
+def nowhere(address: str) -> Path:
+    raise AssertionError(address)
 
 
-def problems(path: Path, require: str | None = None) -> dict[str, int]:
-    return dict(build_index([path], require).problems.counts)
+def opened(
+    paths: list[Path],
+    require: str | None = None,
+    captions: CaptionPolicy = UniformCaption(),  # noqa: B008
+    cache_folder: Path = Path("/nowhere"),
+) -> Index:
+    shards = [Shard(str(path), path, "", "") for path in paths]
+    return open_index(
+        shards, captions, require, cache_folder=cache_folder, fetch=nowhere, progress=lambda done, samples: None
+    )
 
 
-@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_offsets_are_those_of_tarfile(tmp_path: Path, tar_format: int):
-    long = "folder/" * 12 + "k" * 80  # fits in no single header field, but in ustar's two
-    names = ["a", "d/b", long, "z"]
-    members = [(f"{name}.{suffix}", suffix.encode() * 300) for name in names for suffix in ("jpg", "txt")]
-    path = write_tar(tmp_path / "shard.tar", members, tar_format)
-    index = build_index([path], "caption")
-    content = path.read_bytes()
-    assert [index.key(place) for place in range(4)] == names
-    for name, row in zip(names, index.rows, strict=True):
-        with tarfile.open(path) as tar:
-            for field, suffix in (("image", "jpg"), ("txt", "txt")):
-                member = tar.getmember(f"{name}.{suffix}")
-                assert (int(row[field]), int(row[f"{field}_size"])) == (member.offset_data, member.size)
-                assert content[int(row[field]) :].startswith(suffix.encode())
+def keys(index: Index) -> list[str]:
+    return [index.key(place) for place in range(len(index))]
 
 
-@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_and_foreign_names_are_read(tmp_path: Path, tar_format: int):
-    names = ["n" * 300, "猫" * 60, "short"]
-    path = write_tar(tmp_path / "shard.tar", [(f"{name}.jpg", PICTURE) for name in names], tar_format)
-    assert keys(path) == names
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that are really scanned."""
+    names: list[str] = []
+    whole: Callable = module.scan_shard
+    monkeypatch.setattr(
+        module, "scan_shard", lambda path, name, captions: names.append(path.name) or whole(path, name, captions)
+    )
+    return names
 
 
-def test_samples_are_grouped_by_the_path_up_to_the_first_dot(tmp_path: Path):
-    members = [("./a.JPG", PICTURE), ("./a.txt", b"x"), ("d.e/a.png", PICTURE), ("d.e/a.txt", b"y")]
-    assert keys(write_tar(tmp_path / "shard.tar", members), "caption") == ["a", "d.e/a"]
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return [write_pairs(tmp_path / f"{number}.tar", 3, first=3 * number) for number in range(3)]
 
 
-def test_members_of_a_sample_need_not_be_neighbours(tmp_path: Path):
-    members = [("a.jpg", PICTURE), ("b.jpg", PICTURE), ("a.txt", b"x"), ("b.txt", b"y")]
-    assert keys(write_tar(tmp_path / "shard.tar", members), "caption") == ["a", "b"]
+def test_a_collection_is_scanned_once(paths: list[Path], scanned: list[str]):
+    first = opened(paths)
+    again = opened(paths)
+    assert scanned == ["0.tar", "1.tar", "2.tar"]
+    assert keys(first) == keys(again) == [f"s{number:04}" for number in range(9)]
+    assert np.array_equal(first.rows, again.rows)
+    assert first.fingerprint == again.fingerprint
+    assert first.parts.tolist() == [3, 3, 3]
+    assert [first.find(place) for place in (0, 2, 3, 8)] == [(0, 0), (0, 2), (1, 3), (2, 8)]
 
 
-def test_every_kind_of_bad_sample_is_counted_and_left_out(tmp_path: Path):
+def test_a_collection_that_grows_or_shrinks_is_not_scanned_again(paths: list[Path], scanned: list[str]):
+    opened(paths[:2])
+    assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
+    assert keys(opened(paths[1:])) == [f"s{number:04}" for number in range(3, 9)]
+    assert scanned == ["0.tar", "1.tar", "2.tar"]
+
+
+def test_a_shard_that_changed_is_scanned_again(paths: list[Path], scanned: list[str]):
+    before = opened(paths).fingerprint
+    write_pairs(paths[1], 4, first=100)
+    index = opened(paths)
+    assert scanned[3:] == ["1.tar"]
+    assert keys(index)[3:7] == ["s0100", "s0101", "s0102", "s0103"]
+    assert index.fingerprint != before
+
+
+def test_another_caption_policy_is_another_index(paths: list[Path], scanned: list[str]):
+    opened(paths)
+    opened(paths, captions=FirstCaption())
+    assert len(scanned) == 6
+
+
+def test_a_moved_collection_keeps_its_index_and_its_fingerprint(paths: list[Path], scanned: list[str]):
+    before = opened(paths)
+    folder = paths[0].parent
+    moved = folder.with_name(folder.name + "-moved")
+    folder.rename(moved)
+    index = opened([moved / path.name for path in paths])
+    assert len(scanned) == 3
+    assert index.fingerprint == before.fingerprint
+    assert [shard.path for shard in index.shards] == [moved / path.name for path in paths]
+
+
+def test_requirements_choose_among_the_same_rows(tmp_path: Path, scanned: list[str]):
     members = [
-        ("good.jpg", PICTURE),
-        ("good.txt", b"a caption"),
-        ("good.json", b'{"captions": ["a caption", "another"]}'),
-        ("bare.jpg", PICTURE),
-        ("blank.jpg", PICTURE),
-        ("blank.txt", b" \n"),
-        ("zero.jpg", PICTURE),
-        ("zero.txt", b""),
-        ("words.txt", b"no picture here"),
-        ("good.jpg", PICTURE),
-        ("../../etc/x.jpg", PICTURE),
-        ("/root/x.jpg", PICTURE),
-        ("d.x.jpg", PICTURE),
-        ("latin.jpg", PICTURE),
-        ("latin.txt", "café".encode("latin-1")),
-        ("broken.jpg", PICTURE),
-        ("broken.txt", b"still here"),
-        ("broken.json", b"{"),
-        ("evil.pkl", b"cos\nsystem\n"),
-        ("README", b"not a sample"),
-        ("._good.jpg", b"macOS"),
+        *[("a.jpg", PICTURE), ("a.txt", b"one")],
+        *[("b.jpg", PICTURE), ("b.cls", b"4")],
+        *[("c.jpg", PICTURE), ("c.txt", b" "), ("c.cls", b"5")],
+        ("d.jpg", PICTURE),
     ]
-    path = write_tar(tmp_path / "shard.tar", members)
-    assert keys(path, "caption") == ["good", "latin", "broken"]
-    assert problems(path, "caption") == {
-        "no caption": 1,
-        "empty caption": 2,
-        "no picture": 1,
-        "duplicate key, of which the first was used": 1,
-        "bad name (leads out of its folder)": 2,
-        "bad name (a dot in the key)": 1,
-        "caption that is not UTF-8, used with its bad bytes replaced": 1,
-        "json that cannot be read, so only txt was used": 1,
-        "pickle, which is never read": 1,
-    }
-    lines = build_index([path], "caption").problems.lines()
-    assert f"2 x empty caption, first {path}:blank" in lines
-
-
-def test_without_a_requirement_pictures_alone_count(tmp_path: Path):
-    members = [("a.jpg", PICTURE), ("b.jpg", PICTURE), ("b.txt", b" ")]
-    assert keys(write_tar(tmp_path / "shard.tar", members)) == ["a", "b"]
-
-
-def test_a_label_is_a_class_number(tmp_path: Path):
-    members = [("a.jpg", PICTURE), ("a.cls", b"7\n"), ("b.jpg", PICTURE), ("b.cls", b"cat"), ("c.jpg", PICTURE)]
-    path = write_tar(tmp_path / "shard.tar", members)
-    assert build_index([path], "label").rows["label"].tolist() == [7]
-    assert problems(path, "label") == {"cls that holds no class number such as 0": 1, "no label": 2}
-
-
-def test_links_and_devices_are_left_out(tmp_path: Path):
-    path = tmp_path / "shard.tar"
-    with tarfile.open(path, "w") as tar:
-        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
-            member = tarfile.TarInfo(f"link{number}.jpg")
-            member.type, member.linkname = kind, "/etc/passwd"
-            tar.addfile(member)
-        folder = tarfile.TarInfo("folder")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-    write_tar(tmp_path / "end.tar", [("a.jpg", PICTURE)])
-    path.write_bytes(path.read_bytes()[: 5 * BLOCK] + (tmp_path / "end.tar").read_bytes())
-    assert keys(path) == ["a"]
-    assert problems(path) == {"link, device or sparse file": 4}
-
-
-def test_large_sizes_are_read_from_base_256(tmp_path: Path):
-    path = write_tar(tmp_path / "shard.tar", [("a.jpg", PICTURE)])
-    content = bytearray(path.read_bytes())
-    content[124:136] = b"\x80" + len(PICTURE).to_bytes(11, "big")
-    content[148:156] = b" " * 8
-    content[148:156] = f"{sum(content[:BLOCK]):06o}\0 ".encode()
-    path.write_bytes(content)
-    assert build_index([path], None).rows["image_size"].tolist() == [len(PICTURE)]
-
-
-@pytest.mark.parametrize("byte", [0, 100, 124, 130, 150, 156, 257, 400])
-def test_one_wrong_byte_in_any_header_names_shard_and_offset(tmp_path: Path, byte: int):
-    path = write_pairs(tmp_path / "shard.tar", 5)
-    content = bytearray(path.read_bytes())
-    with tarfile.open(path) as tar:
-        offset = tar.getmembers()[7].offset
-    content[offset + byte] ^= 0x08
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"shard {path} is damaged at offset {offset} "):
-        build_index([path], None)
-
-
-def test_a_shard_cut_anywhere_is_refused(tmp_path: Path):
-    path = write_pairs(tmp_path / "shard.tar", 2)
-    content = path.read_bytes()
-    with tarfile.open(path) as tar:
-        end = tar.getmembers()[-1].offset_data + BLOCK
-    for length in (100, 511, 512, 700, 1024, end - BLOCK, end - 1, end, end + 100):
-        path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=rf"shard {path} is cut off: .* (offset|ends at) "):
-            build_index([path], None)
-
-
-def test_joined_tar_files_are_refused_instead_of_half_read(tmp_path: Path):
-    path = write_pairs(tmp_path / "shard.tar", 2)
-    end = len(path.read_bytes().rstrip(b"\0"))
-    path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(UserError, match="goes on after its end marker at offset") as refusal:
-        build_index([path], None)
-    assert str(-(-end // BLOCK) * BLOCK) in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (gzip.compress(b"\0" * 2000), "is compressed"),
-        (b"<html>404 Not Found</html>" * 100, "is damaged at offset 0 .*is it a tar file"),
-    ],
-)
-def test_what_is_no_tar_file_is_named(tmp_path: Path, content: bytes, message: str):
-    path = tmp_path / "shard.tar"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=f"shard {path} {message}"):
-        build_index([path], None)
-
-
-def test_a_missing_shard_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=rf"shard {tmp_path / 'no.tar'}: No such file"):
-        build_index([tmp_path / "no.tar"], None)
-
-
-def test_captions_of_txt_and_json_are_joined_without_repetition(tmp_path: Path):
-    fields = json.dumps({"captions": ["two", " one ", 3, None, ""], "caption": "three"}).encode()
-    members = [
-        ("a.jpg", PICTURE),
-        ("a.txt", b"one\n"),
-        ("a.json", fields),
-        ("b.jpg", PICTURE),
-        ("b.json", b'{"caption": "one"}'),
-    ]
-    path = write_tar(tmp_path / "shard.tar", members)
-    assert keys(path, "caption") == ["a", "b"]
-    same = write_tar(tmp_path / "same.tar", [("a.jpg", PICTURE), ("a.txt", b"one"), ("a.json", b'{"caption": "one"}')])
-    assert build_index([same], "caption").rows["json_size"].tolist() == [0]  # not read again for each sample
+    paths = [write_tar(tmp_path / "0.tar", members), write_pairs(tmp_path / "1.tar", 2)]
+    everything, captioned, labelled = (opened(paths, require) for require in (None, "caption", "label"))
+    assert len(scanned) == 2
+    assert keys(everything) == ["a", "b", "c", "d", "s0000", "s0001"]
+    assert keys(captioned) == ["a", "s0000", "s0001"]
+    assert keys(labelled) == ["b", "c", "s0000", "s0001"]
+    assert [index.parts.tolist() for index in (everything, captioned, labelled)] == [[4, 2], [1, 2], [2, 2]]
+    assert len({index.fingerprint for index in (everything, captioned, labelled)}) == 3
+    assert everything.problems.lines() == ()
+    assert captioned.problems.lines() == (
+        f"2 x no caption, first {paths[0]}:b",
+        f"1 x empty caption, first {paths[0]}:c",
+    )
+    assert labelled.problems.lines() == (f"2 x no label, first {paths[0]}:a",)
 
 
 def test_the_fingerprint_changes_with_the_collection_and_with_nothing_else(tmp_path: Path):
     (tmp_path / "moved").mkdir()
     path = write_pairs(tmp_path / "a.tar", 3)
-    first = build_index([path], None).fingerprint
-    assert build_index([write_pairs(tmp_path / "moved" / "a.tar", 3)], None).fingerprint == first
-    assert build_index([write_pairs(tmp_path / "b.tar", 3)], None).fingerprint != first
-    assert build_index([write_pairs(tmp_path / "moved" / "a.tar", 4)], None).fingerprint != first
-    assert build_index([path, path], None).fingerprint != first
+    first = opened([path]).fingerprint
+    assert opened([write_pairs(tmp_path / "moved" / "a.tar", 3)]).fingerprint == first
+    assert opened([write_pairs(tmp_path / "b.tar", 3)]).fingerprint != first
+    assert opened([write_pairs(tmp_path / "moved" / "a.tar", 4)]).fingerprint != first
+    assert opened([path, path]).fingerprint != first
     longer = write_pairs(tmp_path / "moved" / "a.tar", 3, picture=PICTURE + b"\0")
-    assert build_index([longer], None).fingerprint != first
+    assert opened([longer]).fingerprint != first
 
 
-def test_a_sample_costs_44_bytes_and_its_key(tmp_path: Path):
-    index = build_index([write_pairs(tmp_path / "shard.tar", 10)], "caption")
-    assert index.rows.nbytes == 440
-    assert index.keys == b"".join(f"s{number:04}".encode() for number in range(10))
-    assert np.array_equal(index.key_ends, 5 * np.arange(1, 11))
+def test_an_unwritable_folder_has_its_index_in_the_cache(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    beside = paths[0].parent / NAME
+    monkeypatch.setattr(module, "writable", lambda folder: folder != beside and not folder.mkdir(parents=True))
+    index = opened(paths, cache_folder=tmp_path / "cache")
+    assert index.folder.parent == tmp_path / "cache"
+    assert not beside.exists()
+    assert opened(paths, cache_folder=tmp_path / "cache").folder == index.folder
+    monkeypatch.setattr(module, "writable", lambda folder: False)
+    with pytest.raises(UserError, match=r"can be written neither to .*index nor to .*elsewhere: make one"):
+        opened(paths[:1], cache_folder=tmp_path / "elsewhere")
+
+
+def test_processes_map_the_index_instead_of_copying_it(paths: list[Path]):
+    index = opened(paths, "caption")
+    sent = pickle.dumps(index)
+    assert len(sent) < 1000
+    copy = pickle.loads(sent)
+    assert isinstance(copy.rows.base, np.memmap)
+    assert keys(copy) == keys(index)
+    assert copy.fingerprint == index.fingerprint
+
+
+def test_a_damaged_shard_ends_the_scan_and_what_was_scanned_before_it_is_kept(paths: list[Path], scanned: list[str]):
+    content = paths[2].read_bytes()
+    paths[2].write_bytes(content[:2000])
+    with pytest.raises(UserError, match=rf"shard {paths[2]} is cut off"):
+        opened(paths)
+    paths[2].write_bytes(content)
+    assert len(opened(paths)) == 9
+    assert scanned == ["0.tar", "1.tar", "2.tar", "2.tar"]
+    assert not list((paths[0].parent / NAME).glob("*.partial-*"))
+
+
+def test_what_a_crash_left_half_written_is_scanned_again(paths: list[Path], scanned: list[str]):
+    folder = opened(paths).folder
+    partial = folder.with_name("0.partial-x")
+    shutil.copytree(folder, partial)
+    shutil.rmtree(folder)
+    (partial / "rows").write_bytes((partial / "rows").read_bytes()[:100])
+    journal = (partial / "shards.jsonl").read_text()
+    (partial / "shards.jsonl").write_text(journal[:-20])
+    assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
+    assert scanned[3:] == ["1.tar", "2.tar"]  # the rows of the first are whole
+
+
+SCAN = """
+import sys, time
+from pathlib import Path
+from openslip.data import index
+from openslip.data.captions import UniformCaption
+shards = [index.Shard(name, Path(name), "", "") for name in sys.argv[1:]]
+index.open_index(shards, UniformCaption(), None, cache_folder=Path("/nowhere"), fetch=Path,
+                 progress=lambda done, samples: (print(done, flush=True), time.sleep(0.2)))
+"""
+
+
+def test_a_killed_scan_goes_on_where_it_stopped(paths: list[Path], scanned: list[str]):
+    process = subprocess.Popen([sys.executable, "-c", SCAN, *map(str, paths)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
+    assert scanned == ["1.tar", "2.tar"]
+
+
+def test_two_processes_scan_a_collection_once(paths: list[Path]):
+    commands = [[sys.executable, "-c", SCAN, *map(str, paths)]] * 2
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    printed = [process.communicate(timeout=60)[0] for process in processes]
+    assert sorted(printed) == ["", "1\n2\n3\n"]
+    assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_shards_are_scanned_in_several_processes_with_the_same_result(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    alone = opened(paths)
+    rows, fingerprint = alone.rows.copy(), alone.fingerprint
+    shutil.rmtree(paths[0].parent / NAME)
+    monkeypatch.setattr(module, "WORTH_PROCESSES", 0)
+    together = opened(paths)
+    assert np.array_equal(together.rows, rows)
+    assert together.fingerprint == fingerprint
+
+
+def test_a_sample_costs_32_bytes_and_its_key(tmp_path: Path):
+    index = opened([write_pairs(tmp_path / "shard.tar", 10)], "caption")
+    files = {path.name: path.stat().st_size for path in index.folder.iterdir()}
+    journal = files.pop("shards.jsonl")
+    assert files == {"rows": 320, "keys": 50}
+    assert journal < 500
+    assert json.loads((index.folder / "shards.jsonl").read_text())["counts"] == {
+        "samples": 10,
+        "caption": 10,
+        "label": 10,
+    }

@@ -2,6 +2,10 @@
 
 import os
 import pickle
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,9 +14,12 @@ from shard_files import jpeg, write_pairs, write_tar
 from webdataset.compat import WebDataset
 
 from openslip.data import shards as shards_module
+from openslip.data.captions import CaptionFields, CaptionPolicy, FirstCaption, UniformCaption
 from openslip.data.image_folder import ImageFolder
+from openslip.data.index import Shard
+from openslip.data.remote import ShardCache
 from openslip.data.shards import ShardSource, expand
-from openslip.errors import UserError
+from openslip.errors import DataError, UserError
 
 
 @pytest.fixture
@@ -39,8 +46,9 @@ def test_pattern_folder_glob_and_list_name_the_same_shards(folder: Path):
     expected = sorted(folder.glob("*.tar"))
     pattern = f"{folder}/part-{{000..002}}.tar"
     assert [str(path) for path in expected] == list(braceexpand(pattern))
+    shards_of = [Shard(str(path), path, "", "") for path in expected]
     for shards in (pattern, str(folder), f"{folder}/part-*.tar", [f"{folder}/part-{{000,001}}.tar", str(expected[2])]):
-        assert expand(shards) == expected
+        assert expand(shards) == shards_of
 
 
 @pytest.mark.parametrize("shards", ["pipe:touch {}/PWNED", ["pipe:touch {}/PWNED"], " pipe:touch {}/PWNED"])
@@ -51,10 +59,18 @@ def test_pipes_are_refused_and_never_run(tmp_path: Path, shards: str | list[str]
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_addresses_and_empty_places_are_named(tmp_path: Path):
-    for shards in ("https://example.org/a.tar", "s3://bucket/{0..3}.tar"):
-        with pytest.raises(UserError, match="read from local files"):
-            expand(shards)
+def test_addresses_are_expanded_and_those_of_unknown_kinds_are_named():
+    assert [shard.address for shard in expand("s3://bucket/{0..2}.tar")] == [f"s3://bucket/{n}.tar" for n in range(3)]
+    with pytest.raises(UserError, match=r"'ftp://host/a.tar': expected paths, or addresses that begin with http://"):
+        expand("ftp://host/a.tar")
+
+
+def test_an_address_without_a_cache_says_what_is_missing():
+    with pytest.raises(UserError, match=r"shard https://host/a.tar: an address needs data.source.cache"):
+        ShardSource(shards="https://user:secret@host/a.tar?key=1", require=None)
+
+
+def test_empty_places_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"no \.tar file there"):
         expand(str(tmp_path))
     with pytest.raises(UserError, match=r"no \.tar file there"):
@@ -65,7 +81,7 @@ def test_addresses_and_empty_places_are_named(tmp_path: Path):
 
 def test_shards_without_any_caption_say_what_to_do(tmp_path: Path):
     path = write_tar(tmp_path / "a.tar", [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1))])
-    with pytest.raises(UserError, match=rf"shard {path}: .*2 x no caption.*KEY\.txt, or KEY\.json.*simclr"):
+    with pytest.raises(UserError, match=rf"shard {path}: .*2 x no caption.*KEY\.txt or KEY\.json with what UniformCaption.*simclr"):
         ShardSource(shards=str(path), require="caption")
     with pytest.raises(UserError, match=r"2 x no label.*KEY\.cls"):
         ShardSource(shards=str(path), require="label")
@@ -110,6 +126,79 @@ def test_a_shard_that_shrinks_during_the_run_is_an_error(folder: Path):
     os.truncate(path, 1000)
     with pytest.raises(UserError, match=f"shard {path} has become shorter"):
         source[11]
+    path.unlink()
+    copy = pickle.loads(pickle.dumps(source))
+    with pytest.raises(DataError, match=rf"shard {path} cannot be read any more \(No such file"):
+        copy[11]
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[str]:
+    """The shards at an address on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_shards_at_an_address_are_read_through_the_cache(
+    server: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=100_000)
+    source = ShardSource(shards=f"{server}/part-{{000..002}}.tar", require="caption", cache=cache)
+    local = ShardSource(shards=str(folder), require="caption")
+    copy = pickle.loads(pickle.dumps(source))
+    for place in range(12):
+        here, there = local[place], copy[place]
+        assert (there.image, there.captions, there.label) == (here.image, here.captions, here.label)
+        assert there.key == f"{server}/part-{place // 4:03}.tar:{source.index.key(place)}"
+    assert source.index.folder.parent == tmp_path / "home" / "openslip" / "index"
+    write_pairs(folder / "part-001.tar", 5, first=50)  # another file at the same address is another index
+    changed = ShardSource(
+        shards=f"{server}/part-{{000..002}}.tar",
+        require="caption",
+        cache=ShardCache(folder=tmp_path / "cache", max_bytes=100_000),
+    )
+    assert len(changed) == 13
+    assert changed.fingerprint != source.fingerprint
+    changed.prefetch(0)
+
+
+def test_reading_ahead_changes_nothing(folder: Path):
+    source = ShardSource(shards=str(folder), require="caption")
+    for place in (0, 4, 8):
+        source.prefetch(place)
+    assert pickle.loads(pickle.dumps(source)).ahead is None
+    assert source[8].label == 8
+
+
+def test_the_expected_number_is_told_beside_the_one_found(folder: Path):
+    source = ShardSource(shards=str(folder), require="caption", expected_samples=48)
+    assert source.problems == ("12 of 48 samples (25 %)",)
+
+
+def test_collections_are_the_shards(folder: Path):
+    (collection,) = ShardSource(shards=str(folder), require="caption").collections
+    assert collection.parts.tolist() == [4, 4, 4]
+    assert collection.weight == 1
+
+
+def test_captions_follow_the_policy(tmp_path: Path):
+    members = [("a.jpg", jpeg(0)), ("a.txt", b"one"), ("a.json", b'{"title": "T", "description": "D", "caption": "C"}')]
+    path = str(write_tar(tmp_path / "a.tar", members))
+    policies: list[tuple[CaptionPolicy, tuple[str, ...]]] = [
+        (UniformCaption(), ("one", "C")),
+        (FirstCaption(), ("one",)),
+        (CaptionFields(fields=["title", "description"]), ("T", "D")),
+    ]
+    for policy, captions in policies:
+        assert ShardSource(shards=path, require="caption", captions=policy)[0].captions == captions
 
 
 def test_folders_are_classes_in_alphabetical_order(tmp_path: Path):

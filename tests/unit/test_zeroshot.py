@@ -21,8 +21,8 @@ from evaluation_models import (
 )
 from ranks import Ranks
 
+from openslip.data.decode import open_image
 from openslip.data.source import Sample
-from openslip.data.views import open_image
 from openslip.errors import UserError
 from openslip.evaluation import evaluation as module
 from openslip.evaluation.evaluation import evaluating, rank_batches

@@ -1,10 +1,9 @@
-"""SimCLR's augmentations on whole batches, on any device, each sample with parameters of its own.
+"""SimCLR's augmentations, drawn with the crop and applied on the training device, each sample by its own parameters.
 
 The published chain (SLIP, main.py): colour jitter, grayscale, Gaussian blur, horizontal flip. What torchvision and
 Pillow compute at the same parameters, but on floats: they round to 8 bits after every operation.
 """
 
-import itertools
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -12,13 +11,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from openslip.data.augment_batch import augment_batch
+from openslip.data.augment_picture import ORDERS, augment_picture
 from openslip.errors import UserError
-
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-ORDERS = np.array(list(itertools.permutations(range(4))))
-HUE_PLACE = (ORDERS == HUE).argmax(axis=1)
-OTHERS = ORDERS[ORDERS != HUE].reshape(-1, 3)  # of each order, the three that are not hue
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's grayscale
 
 
 class Augment(ABC):
@@ -32,7 +27,10 @@ class Augment(ABC):
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], parameters: Float32[Tensor, "batch parameters"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """The batch, values in 0..1 before and after; parameters that lie on the CPU cost no synchronisation."""
+        """Values in 0..1 before and after; parameters that lie on the CPU cost no synchronisation.
+
+        Given any part of a batch, on the CPU one picture at a time; a sample's result must not depend on the others.
+        """
 
 
 class SimCLRAugment(Augment):
@@ -108,122 +106,21 @@ class SimCLRAugment(Augment):
         self, images: Float[Tensor, "batch 3 height width"], parameters: Float32[Tensor, "batch parameters"]
     ) -> Float[Tensor, "batch 3 height width"]:
         plan = parameters.numpy(force=True)
-        place = np.where((plan[:, :4] == (1, 1, 1, 0)).all(axis=1), 4, HUE_PLACE[plan[:, 4].astype(np.int64)])
-        # Sorted by the place of hue, those without jitter last: each colour operation then works in place on a slice.
-        rows = np.argsort(place, kind="stable")
-        plan, place = plan[rows], place[rows]
-        grayscale, sigma, flip = plan[:, 5:].T
-
-        x = images.index_select(0, to_device(rows, images)).contiguous()
-        jittered = np.count_nonzero(place < 4)
-        jitter_(x[:jittered], plan[:jittered], place[:jittered])
-        if (chosen := grayscale > 0).any():
-            index = to_device(chosen.nonzero()[0], x)
-            x.index_copy_(0, index, luma(x.index_select(0, index)).expand(-1, 3, -1, -1))
-        if (chosen := sigma > 0).any():
-            index = to_device(chosen.nonzero()[0], x)
-            x.index_copy_(0, index, blur(x.index_select(0, index), sigma[chosen]))
-        if (chosen := flip > 0).any():
-            index = to_device(chosen.nonzero()[0], x)
-            x.index_copy_(0, index, x.index_select(0, index).flip(3))
-        return x.index_select(0, to_device(np.argsort(rows), x))
-
-
-def jitter_(x: Float[Tensor, "jittered 3 height width"], plan: np.ndarray, place: np.ndarray) -> None:
-    """The four colour operations in each sample's own order, in place; samples are sorted by the place of their hue.
-
-    The three others are one and the same line with different numbers, so they run on all samples at once.
-    """
-    if len(x) == 0:
-        return
-    others = OTHERS[plan[:, 4].astype(np.int64)]
-    factors = np.take_along_axis(plan, others, axis=1)
-    hue = to_device(6 * plan[:, HUE], x)
-    starts = np.searchsorted(place, range(5)).tolist()
-    for turn in range(4):
-        mine = slice(starts[turn], starts[turn + 1])
-        if mine.start < mine.stop:
-            shift_hue_(x[mine], hue[mine])
-        if turn < 3:
-            blend_(x, factors[:, turn], others[:, turn])
-
-
-def blend_(x: Float[Tensor, "batch 3 height width"], factor: np.ndarray, operation: np.ndarray) -> None:
-    """`factor` of the image and the rest of black, of its mean luma, or of each pixel's luma: clipped, in place."""
-    of_mean = to_device(np.where(operation == CONTRAST, 1 - factor, 0), x).view(-1, 1, 1, 1)
-    of_pixel = to_device(np.where(operation == SATURATION, 1 - factor, 0), x).view(-1, 1, 1, 1)
-    gray = luma(x)
-    mean = gray.mean(dim=(2, 3), keepdim=True)
-    rest = gray.mul_(of_pixel).add_(mean.mul_(of_mean))
-    torch.addcmul(rest, x, to_device(factor, x).view(-1, 1, 1, 1), out=x).clamp_(0, 1)
-
-
-def luma(x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
-    """Brightness as the eye weighs the channels."""
-    red, green, blue = x.split(1, dim=1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
-
-
-def shift_hue_(x: Float[Tensor, "batch 3 height width"], sixths: Float[Tensor, " batch"]) -> None:
-    """Turns the hue of HSV by sixths of the circle, in place: value and chroma stay, the hexagon is rotated.
-
-    With channels scaled to 0..1 between the least and the greatest, the hue counted from red in sixths, -3..3, is
-    1 - red + green + blue with the sign of green - blue; and a channel whose own hue lies u away is ||u| - 3| - 1,
-    clipped. Without comparisons, which are ten times as slow on a CPU.
-    """
-    red, green, blue = x.split(1, dim=1)
-    least = torch.minimum(torch.minimum(red, green), blue)
-    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(least)
-    hue = (green + blue).sub_(red).sub_(least).div_(chroma.clamp(min=1e-9)).add_(1)  # chroma 0: any hue will do
-    hue = hue.copysign_(green - blue).add_(sixths.view(-1, 1, 1, 1))
-    hue.sub_((hue / 6).round_(), alpha=6)
-    for channel, own in ((red, 0), (green, 2), (blue, -2)):
-        scaled = (hue - own).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
-        torch.addcmul(least, chroma, scaled, out=channel)
-
-
-def blur(x: Float[Tensor, "batch 3 height width"], sigma: np.ndarray) -> Float[Tensor, "batch 3 height width"]:
-    """Pillow's GaussianBlur: three box blurs of fractional width along each axis, edge pixels repeated.
-
-    As two matrix products per picture, exact at any size. Gwosdek et al. 2011, "Theoretical foundations of Gaussian
-    convolution by extended box filtering".
-    """
-    variance = sigma.astype(np.float64)[:, None] ** 2 / 3
-    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    reach = int(whole.max()) + 1
-    distance = np.abs(np.arange(-reach, reach + 1))
-    taps = (distance <= whole) + part * (distance == whole + 1)
-    taps = to_device((taps / taps.sum(axis=1, keepdims=True)).astype(np.float32), x)  # [batch, 2 reach + 1]
-    batch, channels, height, width = x.shape
-    x = x.reshape(batch, channels * height, width).bmm(box_matrix(taps, width).mT)
-    x = x.view(batch, channels, height, width).transpose(1, 2).reshape(batch, height, channels * width)
-    return box_matrix(taps, height).bmm(x).view(batch, height, channels, width).transpose(1, 2)
-
-
-def box_matrix(taps: Float[Tensor, "batch taps"], size: int) -> Float[Tensor, "batch size size"]:
-    """The filter along an axis of `size` pixels, three times over, as the matrix that does it."""
-    reach = taps.shape[1] // 2
-    source = (np.arange(size)[:, None] + np.arange(-reach, reach + 1)).clip(0, size - 1)
-    source = to_device(source, taps).expand(len(taps), -1, -1)
-    once = taps.new_zeros(len(taps), size, size).scatter_add_(2, source, taps[:, None].expand(-1, size, -1))
-    return once @ once @ once
+        if not images.is_cpu:
+            return augment_batch(images, plan)
+        pictures = [augment_picture(image, row) for image, row in zip(images, plan, strict=True)]
+        return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
 
 
 def normalise(
-    images: Float[Tensor, "batch 3 height width"], mean: list[float], std: list[float]
+    images: Float[Tensor, "batch 3 height width"],
+    mean: list[float],
+    std: list[float],
+    out: Float[Tensor, "batch 3 height width"] | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
     """Per channel, (x - mean) / std."""
-    result = torch.empty_like(images)
+    out = torch.empty(images.shape, dtype=images.dtype, device=images.device) if out is None else out
     for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
-        # Numbers, not tensors: those would have to be copied to the device first.
-        torch.sub(images[:, channel], m, out=result[:, channel]).div_(s)
-    return result
-
-
-def to_device(values: np.ndarray, like: Tensor) -> Tensor:
-    """On the device of `like` and, if not indices, in its precision; the copy does not wait for the device."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if like.is_cuda:
-        tensor = tensor.pin_memory().to(like.device, non_blocking=True)
-    return tensor.to(like.dtype) if tensor.is_floating_point() else tensor
+        # One pass, and numbers instead of tensors of the device's: those would have to be copied to it first.
+        torch.add(torch.tensor(-m / s, dtype=images.dtype), images[:, channel], alpha=1 / s, out=out[:, channel])
+    return out

@@ -1,22 +1,43 @@
 """The data path, top to bottom: order -> samples -> views and captions -> batch -> augmentation on the device."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from openslip.data.augment import normalise
-from openslip.data.captions import FirstCaption, UniformCaption, choose
-from openslip.data.order import Order, Randomness
-from openslip.data.source import Source
-from openslip.data.views import View, open_image
-from openslip.errors import UserError
+from openslip.data.bad_samples import BadSample, BadSamples
+from openslip.data.decode import Decoder
+from openslip.data.order import VERSION, Order, Randomness
+from openslip.data.source import Sample, Source
+from openslip.data.views import View
+from openslip.errors import DataError, UserError
 from openslip.tokenizer import Tokenizer, text_lengths
 
-Plan = tuple[int, np.ndarray]  # an epoch and one rank's sample indices of a step
+ATTEMPTS = 10  # samples tried in the place of one that is bad
+NEAR_ATTEMPTS = 5  # of them in the same shard, which is open
+
+
+class Plan(NamedTuple):
+    """What one rank does in a step."""
+
+    epoch: int
+    step: int
+    indices: np.ndarray
+
+
+class Notes(NamedTuple):
+    """What the main process is told with a batch."""
+
+    epoch: int
+    step: int
+    bad: list[BadSample]
+    captions: int
+    truncated: int
 
 
 class DataModule(pl.LightningDataModule):
@@ -27,12 +48,15 @@ class DataModule(pl.LightningDataModule):
     Args:
         source: the collection.
         views: batch key to view.
-        captions: which caption of a sample is used.
-        tokenizer: None for objectives without text; captions are then neither needed nor read.
+        decoder: what decodes and crops; another one gives slightly other pixels.
+        tokenizer: None for objectives without text; captions are then neither needed nor drawn.
         mean: of the normalisation, per channel.
         std: likewise.
         global_batch_size: samples per step over all ranks.
         seed: decides the order, the crops and the captions; nothing else does.
+        shuffle_window: shards whose samples are shuffled together.
+        bad_sample_budget: share of an epoch's samples that may be bad.
+        bad_samples_file: where those are written down; None: nowhere.
         num_workers: processes that decode; 0 decodes in this one.
     """
 
@@ -41,21 +65,37 @@ class DataModule(pl.LightningDataModule):
         *,
         source: Source,
         views: dict[str, View],
-        captions: FirstCaption | UniformCaption,
+        decoder: Decoder,
         tokenizer: Tokenizer | None,
         mean: list[float],
         std: list[float],
         global_batch_size: int,
         seed: int,
+        shuffle_window: int,
+        bad_sample_budget: float,
+        bad_samples_file: Path | None,
         num_workers: int,
     ) -> None:
         super().__init__()
-        self.order = Order(num_samples=len(source), global_batch_size=global_batch_size, seed=seed)
-        self.batches = Batches(source, views, captions, tokenizer, seed)
+        if not 0 <= bad_sample_budget <= 1:
+            raise UserError(f"data.bad_sample_budget={bad_sample_budget}: expected a share of 0 to 1, such as 0.001")
+        self.source = source
+        self.order = Order(
+            collections=source.collections,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            shuffle_window=shuffle_window,
+        )
+        self.batches = Batches(source, self.order, views, decoder, tokenizer)
         self.views = views
         self.mean = mean
         self.std = std
+        self.bad_sample_budget = bad_sample_budget
+        self.bad_samples_file = bad_samples_file
         self.num_workers = num_workers
+        self.consumed = 0  # steps of the run; whoever trains counts on, `load_state_dict` sets it
+        self.captions = self.truncated = 0
+        self.bad_samples = BadSamples(None, budget=1.0, samples_per_epoch=0)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,10 +105,16 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         # Rank and world are read here, in the main process: workers that are spawned know of no process group.
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        file = self.bad_samples_file
+        if file is not None and rank:  # appending to one file from several nodes loses lines
+            file = file.with_stem(f"{file.stem}-rank{rank}")
+        samples = self.steps_per_epoch * self.order.local_batch_size(world_size)
+        self.bad_samples = BadSamples(file, budget=self.bad_sample_budget, samples_per_epoch=samples)
+        self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
         return Loader(
             self.batches,
             batch_size=None,
-            sampler=RankOrder(self.order, rank, world_size),
+            sampler=RankOrder(self.order, rank, world_size, lambda: self.consumed, self.source.prefetch),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=4 if self.num_workers else None,
@@ -77,51 +123,120 @@ class DataModule(pl.LightningDataModule):
         )
 
     def transfer_batch_to_device(
-        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Tensor]:
-        """All but the views' parameters: read on the CPU, they cost the device no wait."""
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """All but the notes and the views' parameters: read on the CPU, they cost the device no wait."""
         return {
-            name: column if name.endswith("_parameters") else column.to(device, non_blocking=True)
+            name: column if name == "notes" or name.endswith("_parameters") else column.to(device, non_blocking=True)
             for name, column in batch.items()
         }
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
         """Augments and normalises on the device, from uint8 and the parameters that came with each view."""
+        notes = batch.pop("notes")
+        self.captions += notes.captions
+        self.truncated += notes.truncated
+        self.bad_samples.record(notes.epoch, notes.step, notes.bad)
         for name, view in self.views.items():
-            images = batch[name].float() / 255
-            parameters = batch.pop(f"{name}_parameters", None)
-            if view.augment is not None and parameters is not None:
-                images = view.augment(images, parameters)
-            batch[name] = normalise(images, self.mean, self.std)
+            batch[name] = view.finish(batch[name], batch.pop(f"{name}_parameters", None), self.mean, self.std)
         return batch
+
+    def figures(self) -> dict[str, float]:
+        """Of this rank so far: samples that were replaced, and the share of captions that were cut off, in per cent."""
+        found = {"data/bad_samples": float(self.bad_samples.total)}
+        if self.captions:
+            found["data/truncated"] = 100 * self.truncated / self.captions
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands: the same on all ranks, under 200 bytes as JSON."""
+        fingerprint = hashlib.sha256(self.source.fingerprint.encode()).hexdigest()[:32]
+        return {
+            "step": self.consumed,
+            "seed": self.order.seed,
+            "global_batch_size": self.order.global_batch_size,
+            "samples": self.order.num_samples,
+            "window": self.order.shuffle_window,
+            "decoder": self.batches.decoder.name,
+            "collection": fingerprint,
+            "order": VERSION,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there.
+
+        Raises:
+            UserError: anything but the step is another; the steps to come would not be those of the run that began.
+        """
+        here = self.state_dict()
+        changed = [key for key in here if key != "step" and state_dict.get(key) != here[key]]
+        if changed:
+            shown = "; ".join(f"{NAMES[key]}: then {state_dict.get(key)}, now {here[key]}" for key in changed)
+            raise UserError(
+                f"the run cannot go on with other data ({shown}): restore it, or start a run with name=other"
+            )
+        self.consumed = state_dict["step"]
+
+
+NAMES = {
+    "seed": "seed",
+    "global_batch_size": "global_batch_size",
+    "samples": "samples in data.source",
+    "window": "data.shuffle_window",
+    "decoder": "data.decoder",
+    "collection": "fingerprint of data.source",
+    "order": "version of the sample order",
+}
 
 
 class Loader(DataLoader):
     """An error of the user's is the same one line, whether a worker meets it or this process."""
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
             yield from super().__iter__()
         except UserError as error:  # from a worker, torch puts the traceback's text before it
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
 class RankOrder(Sampler[Plan]):
-    """One rank's plan of an epoch; the trainer says which epoch."""
+    """One rank's plan of the rest of an epoch, from where the run stands.
 
-    def __init__(self, order: Order, rank: int, world_size: int) -> None:
+    Which epoch that is, the steps done tell: the trainer's own count differs after a stop in the middle of one.
+
+    Args:
+        order: of the samples.
+        rank: of this process.
+        world_size: number of ranks.
+        consumed: tells how many steps of the run are done.
+        prefetch: told the first sample of every part that will soon be read.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        rank: int,
+        world_size: int,
+        consumed: Callable[[], int],
+        prefetch: Callable[[int], None],
+    ) -> None:
         self.order = order
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.consumed = consumed
+        self.prefetch = prefetch
         order.local_batch_size(world_size)  # refuses what the ranks do not divide before training starts
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[Plan]:
-        for indices in self.order.rank_batches(self.epoch, self.rank, self.world_size):
-            yield self.epoch, indices
+        epoch, first_step = divmod(self.consumed(), self.order.steps_per_epoch)
+        near: set[int] = set()
+        for step in range(first_step, self.order.steps_per_epoch):
+            ahead = self.order.read_ahead(epoch, step)
+            for sample in ahead:
+                if sample not in near:
+                    self.prefetch(sample)
+            near = set(ahead)
+            yield Plan(epoch, step, self.order.rank_batch(epoch, step, self.rank, self.world_size))
 
     def __len__(self) -> int:
         return self.order.steps_per_epoch
@@ -133,40 +248,66 @@ class Batches(Dataset):
     def __init__(
         self,
         source: Source,
+        order: Order,
         views: dict[str, View],
-        captions: FirstCaption | UniformCaption,
+        decoder: Decoder,
         tokenizer: Tokenizer | None,
-        seed: int,
     ) -> None:
         self.source = source
+        self.order = order
         self.views = views
-        self.captions = captions
+        self.decoder = decoder
         self.tokenizer = tokenizer
-        self.generator = Randomness(seed)
+        self.generator = Randomness(order.seed)
 
-    def __getitem__(self, index: Plan) -> dict[str, Tensor]:
-        epoch, indices = index
+    def __getitem__(self, index: Plan) -> dict[str, Any]:
+        epoch, step, planned = index
         columns: dict[str, list[np.ndarray]] = {}
-        captions = []
-        for place in indices.tolist():
-            sample = self.source[place]
-            image = open_image(sample.image, sample.key)
+        captions, used, bad = [], [], []
+        for place in planned.tolist():
+            found, sample, picture = self.load(epoch, place, bad)
+            used.append(found)
             for name, view in self.views.items():
-                pixels, parameters = view(image, self.generator(epoch, place, name))
+                pixels, parameters = view(picture, self.decoder, self.generator(epoch, place, name))
                 columns.setdefault(name, []).append(pixels)
                 if parameters is not None:
                     columns.setdefault(f"{name}_parameters", []).append(parameters)
             if self.tokenizer is not None:
                 rng = self.generator(epoch, place, "text")
-                captions.append(choose(self.captions, sample.captions, sample.key, rng))
-        # np.stack keeps the crops' layout, colours innermost, in which every later operation is slower.
-        batch = {name: torch.from_numpy(np.ascontiguousarray(np.stack(column))) for name, column in columns.items()}
-        batch["index"] = torch.from_numpy(indices.astype(np.int64))
+                several = len(sample.captions) > 1
+                captions.append(sample.captions[rng.integers(len(sample.captions)) if several else 0])
+        batch: dict[str, Any] = {name: torch.from_numpy(np.stack(column)) for name, column in columns.items()}
+        batch["index"] = torch.tensor(used)
+        truncated = 0
         if self.tokenizer is not None:
-            text = self.tokenizer(captions)
+            text, cut_off = self.tokenizer.encode_rows(captions)
+            truncated = int(cut_off.sum())
             batch["text_length"] = text_lengths(text)
             batch["text"] = text[:, : int(batch["text_length"].max())].contiguous()
+        batch["notes"] = Notes(epoch, step, bad, len(captions), truncated)
         return batch
+
+    def load(self, epoch: int, planned: int, bad: list[BadSample]) -> tuple[int, Sample, Any]:
+        """A planned sample and its picture, or those of a substitute that depends on seed, epoch and sample alone."""
+        index, problem = planned, ("", "")
+        for attempt in range(ATTEMPTS + 1):
+            try:
+                sample = self.source[index]
+                picture = self.decoder.decode(sample.image, sample.key)
+                if self.tokenizer is not None and not sample.captions:
+                    raise UserError(f"{sample.key}: no caption that is not empty; only simclr can be trained on it")
+            except DataError:
+                raise
+            except UserError as error:
+                problem = problem if attempt else (sample.key, str(error))
+                rng = self.generator(epoch, planned, f"substitute {attempt}")
+                near = attempt < NEAR_ATTEMPTS
+                index = int(rng.integers(*(self.order.neighbourhood(planned) if near else (0, len(self.source)))))
+            else:
+                if attempt:
+                    bad.append(BadSample(planned, *problem, sample.key))
+                return index, sample, picture
+        raise DataError(f"{problem[1]}; nor could {ATTEMPTS} samples be used in its place. Check data.source")
 
 
 def one_thread(worker: int) -> None:

@@ -1,307 +1,342 @@
-"""Tar shards as a verified table of offsets: read once, by headers, captions and labels alone.
+"""Where every sample of a collection lies: shards scanned once, kept as one table on disk that all processes map.
 
-Python's tarfile and webdataset end silently at a damaged header; this walk checks every checksum and refuses to go on.
-Format: POSIX.1-1988 (ustar), with GNU and pax long names.
+Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, a folder per list of
+shards: `shards.jsonl`, a line per shard; `rows` and `keys`; `caption` and `label`, the places of the samples that have
+one, unless all do. A folder gets its name when it is complete. A scan that was cut short goes on where it stopped, and
+what any folder there knows of an unchanged shard is taken over, so a collection that grows is not scanned again.
 """
 
+import fcntl
 import hashlib
 import json
-import mmap
+import os
+import shutil
+import tempfile
+from bisect import bisect_right
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
+from openslip.data.captions import CaptionPolicy
+from openslip.data.scan import REQUIREMENTS, ROW, ShardSamples, scan_shard
+from openslip.data.tar import Problems
 from openslip.errors import UserError
 
-BLOCK = 512
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, "txt", "json", "cls"))
-PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can run a program
+FORMAT = 1
+NAME = ".openslip-index"
+MAX_SCANS = 8  # at the same time; more only wait for the disk
+WORTH_PROCESSES = 1 << 30  # bytes of shards, below which starting processes takes longer than the scan
 
-# Per sample, 44 bytes: where its members lie in its shard (size 0: it has none) and its label (-1: it has none).
-ROW = np.dtype(
-    [
-        ("shard", "<u4"),
-        ("image", "<u8"),
-        ("image_size", "<u4"),
-        ("txt", "<u8"),
-        ("txt_size", "<u4"),
-        ("json", "<u8"),
-        ("json_size", "<u4"),
-        ("label", "<i4"),
-    ]
-)
-
-Extent = tuple[int, int]  # offset and length in the shard
-NOTHING: Extent = (0, 0)
+Progress = Callable[[int, int], None]  # shards done, samples found
 
 
-@dataclass
-class Problems:
-    """What was left out or mended, by reason: how often, and where first."""
+class Shard(NamedTuple):
+    """A tar file.
 
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    Attributes:
+        name: path, or address without credentials.
+        path: None for one that lies elsewhere and is to be fetched.
+        address: of that one.
+        version: what its server says of it; a file is known by its size and time.
+    """
 
-    def add(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
-        self.first.setdefault(reason, where)
+    name: str
+    path: Path | None
+    address: str
+    version: str
 
-    def lines(self) -> tuple[str, ...]:
-        """One line per reason."""
-        return tuple(f"{count} x {reason}, first {self.first[reason]}" for reason, count in self.counts.items())
+
+class Index:
+    """The samples that meet a requirement, in shard order. Memory-mapped: the processes of a node share it.
+
+    Args:
+        folder: as `open_index` finds or writes it.
+        shards: those that it is of, in order.
+        require: `caption`, `label` or None.
+
+    Attributes:
+        parts: how many of the samples each shard has.
+        problems: of the samples and members that were left out or mended.
+        fingerprint: sha256 of shard names and sizes, rows and keys, and the requirement.
+    """
+
+    def __init__(self, folder: Path, shards: list[Shard], require: str | None) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.require = require
+        entries = read_journal(folder)
+        counted = require or "samples"
+        self.parts: Int64[np.ndarray, " shards"] = np.array([entry.counts[counted] for entry in entries], np.int64)
+        self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # of the shards, in `rows`
+        self.key_starts = np.cumsum([0, *(entry.key_bytes for entry in entries)]).tolist()
+        self.rows = mapped(folder / "rows", ROW)
+        self.keys = mapped(folder / "keys", np.dtype(np.uint8))
+        places = folder / str(require)
+        self.places = mapped(places, np.dtype("<u4")) if places.exists() else None
+        self.problems = Problems()
+        for shard, entry in zip(shards, entries, strict=True):
+            for reason, count in entry.problems.counts.items():
+                self.problems.add(reason, f"{shard.name}:{entry.problems.first[reason]}", count)
+        for reasons in (reasons for other, reasons in REQUIREMENTS.items() if other != require):
+            for reason in reasons:
+                self.problems.counts.pop(reason, None)
+        digest = hashlib.sha256(str(require).encode())
+        for shard, entry in zip(shards, entries, strict=True):
+            digest.update(f"{Path(shard.name).name} {entry.size} {entry.digest}\n".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.places is None else len(self.places)
+
+    def find(self, index: int) -> tuple[int, int]:
+        """A sample's shard and its place in `rows`."""
+        place = index if self.places is None else int(self.places[index])
+        return bisect_right(self.ends, place), place
+
+    def key(self, index: int) -> str:
+        shard, place = self.find(index)
+        first = place == (self.ends[shard - 1] if shard else 0)
+        start = 0 if first else int(self.rows[place - 1]["key_end"])
+        base = self.key_starts[shard]
+        return self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index, (self.folder, self.shards, self.require)  # mapped anew where it is unpickled, not copied
+
+
+def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    empty = path.stat().st_size == 0  # which cannot be mapped
+    return np.empty(0, dtype) if empty else np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+def open_index(
+    shards: list[Shard],
+    captions: CaptionPolicy,
+    require: str | None,
+    *,
+    cache_folder: Path,
+    fetch: Callable[[str], Path],
+    progress: Progress,
+) -> Index:
+    """The index of these shards: from disk where they are unchanged, else scanned now.
+
+    Args:
+        shards: at least one.
+        captions: what counts as one.
+        require: `caption`, `label` or None.
+        cache_folder: for an index that cannot lie beside its shards.
+        fetch: brings a shard that lies elsewhere here.
+        progress: told after every shard.
+
+    Raises:
+        UserError: a shard is missing, damaged or cut off.
+    """
+    stamps = [stamp(shard, captions) for shard in shards]
+    name = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+    homes = [cache_folder] if shards[0].path is None else [shards[0].path.parent / NAME, cache_folder]
+    for home in homes:
+        if (home / name).is_dir():
+            return Index(home / name, shards, require)
+    home = next((home for home in homes if writable(home)), None)
+    if home is None:
+        tried = " nor to ".join(map(str, homes))
+        raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
+    with locked(home / f"{name}.lock"):
+        if not (home / name).is_dir():  # else another process has been first
+            build(home / name, shards, stamps, captions, fetch, progress)
+    return Index(home / name, shards, require)
+
+
+def stamp(shard: Shard, captions: CaptionPolicy) -> str:
+    """What tells that a shard is as it was when it was scanned."""
+    if shard.path is None:
+        address = hashlib.sha256(shard.address.encode()).hexdigest()  # it may hold credentials
+        return f"{FORMAT} {captions!r} {address} {shard.version}"
+    try:
+        found = shard.path.stat()
+    except OSError as error:
+        raise UserError(f"shard {shard.name}: {error.strerror}; check data.source.shards") from error
+    return f"{FORMAT} {captions!r} {shard.path.name} {found.st_size} {found.st_mtime_ns}"
+
+
+def writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process of the node at a time; the lock of one that dies is released."""
+    with path.open("w") as file:
+        with suppress(OSError):  # a file system without locks: each process then scans into a folder of its own
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)
-class Index:
-    """Samples that can be used, in shard order. Arrays, not objects: loader processes share their memory.
+class Entry:
+    """A line of the journal: what a scan found in a shard.
 
     Attributes:
-        shards: paths, in order.
-        rows: of dtype ROW, one per sample.
-        keys: all keys, one after the other.
-        key_ends: where each key ends in `keys`.
-        problems: of the samples and members that were left out.
-        fingerprint: sha256 of shard names and sizes, rows and keys.
+        stamp: of the shard when it was scanned.
+        size: in bytes.
+        counts: of samples, and of those that meet each requirement.
+        key_bytes: length of its part of `keys`.
+        digest: sha256 of its rows and keys.
+        problems: found in it.
     """
 
-    shards: list[Path]
-    rows: np.ndarray
-    keys: bytes
-    key_ends: np.ndarray
+    stamp: str
+    size: int
+    counts: dict[str, int]
+    key_bytes: int
+    digest: str
     problems: Problems
-    fingerprint: str
-
-    def key(self, index: int) -> str:
-        start = int(self.key_ends[index - 1]) if index else 0
-        return self.keys[start : int(self.key_ends[index])].decode()
 
 
-def build_index(shards: list[Path], require: str | None) -> Index:
-    """Reads the headers, captions and labels of all shards.
-
-    Args:
-        shards: tar files, uncompressed.
-        require: `caption` or `label` leaves out samples without one and counts them; None takes any picture.
-
-    Raises:
-        UserError: a shard that is missing, empty, compressed, damaged or cut off; names it and the offset.
-    """
-    problems, digest = Problems(), hashlib.sha256()
-    parts, keys = [np.empty(0, ROW)], []
-    for number, path in enumerate(shards):
+def read_journal(folder: Path) -> list[Entry]:
+    """The shards that were scanned to the end; a line that was cut short ends it."""
+    entries = []
+    for line in (folder / "shards.jsonl").read_text(encoding="utf-8").splitlines():
         try:
-            size = path.stat().st_size
-            if size == 0:
-                raise UserError(f"shard {path} is empty (0 bytes): download or write it again")
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                rows, shard_keys = read_shard(path, number, data, require, problems)
-        except OSError as error:
-            raise UserError(f"shard {path}: {error.strerror}; check data.source.shards") from error
-        parts.append(np.array(rows, ROW))
-        keys += shard_keys
-        digest.update(f"{path.name} {size}\n".encode())
-    rows, blob = np.concatenate(parts), b"".join(keys)
-    key_ends = np.cumsum([len(key) for key in keys], dtype=np.uint64)
-    for content in (rows.tobytes(), key_ends.tobytes(), blob):
-        digest.update(content)
-    return Index(shards, rows, blob, key_ends, problems, digest.hexdigest())
-
-
-def read_shard(
-    path: Path, number: int, data: mmap.mmap, require: str | None, problems: Problems
-) -> tuple[list[tuple[int, ...]], list[bytes]]:
-    """Rows and keys of a shard's usable samples, in the order of their first member."""
-    rows, keys = [], []
-    for key, members in group(path, data, problems).items():
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        if image is None:
-            problems.add("no picture", f"{path}:{key}")
-            continue
-        txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
-        if txt[1] or fields[1]:
-            text = data[txt[0] : sum(txt)]
-            captions = read_captions(text, b"")
-            if fields[1]:
-                try:
-                    more = read_captions(text, data[fields[0] : sum(fields)])
-                except ValueError:
-                    problems.add("json that cannot be read, so only txt was used", f"{path}:{key}")
-                    more = captions
-                if more == captions:
-                    fields = NOTHING  # nothing in it that is needed when samples are read
-                captions = more
-            if any("\N{REPLACEMENT CHARACTER}" in caption for caption in captions):
-                problems.add("caption that is not UTF-8, used with its bad bytes replaced", f"{path}:{key}")
-            if not captions:
-                txt = fields = NOTHING
-        if require == "caption" and not txt[1] and not fields[1]:
-            problems.add("empty caption" if "txt" in members or "json" in members else "no caption", f"{path}:{key}")
-            continue
-        label = -1
-        if "cls" in members:
-            offset, length = members["cls"]
-            text = data[offset : offset + length].strip()
-            if text.isdigit() and len(text) < 10:
-                label = int(text)
-            else:
-                problems.add("cls that holds no class number such as 0", f"{path}:{key}")
-        if require == "label" and label < 0:
-            problems.add("no label", f"{path}:{key}")
-            continue
-        rows.append((number, *image, *txt, *fields, label))
-        keys.append(key.encode())
-    return rows, keys
-
-
-def group(path: Path, data: mmap.mmap, problems: Problems) -> dict[str, dict[str, Extent]]:
-    """A shard's members by key, then suffix; the key is the path up to the first dot of its last part, as webdataset's.
-
-    The first of two members of one name counts. Names are never used as paths.
-    """
-    groups: dict[str, dict[str, Extent]] = {}
-    for raw, start, length in walk(path, data, problems):
-        try:
-            name = raw.decode().removeprefix("./")
-        except UnicodeDecodeError:
-            problems.add("bad name (not UTF-8)", f"{path}:{raw!r}")
-            continue
-        folder, slash, file = name.rpartition("/")
-        stem, _, suffix = file.partition(".")
-        suffix = suffix.lower()
-        if name.startswith("/") or (".." in name and ".." in name.split("/")):
-            problems.add("bad name (leads out of its folder)", f"{path}:{name}")
-        elif not stem:
-            continue  # hidden files, such as macOS's ._name
-        elif suffix not in KNOWN_SUFFIXES:
-            last = suffix.rpartition(".")[2]
-            if last in PICKLES:
-                problems.add("pickle, which is never read", f"{path}:{name}")
-            elif last != suffix and last in KNOWN_SUFFIXES:
-                problems.add("bad name (a dot in the key)", f"{path}:{name}")
-        else:
-            members = groups.setdefault(folder + slash + stem, {})
-            if suffix in members:
-                problems.add("duplicate key, of which the first was used", f"{path}:{name}")
-            else:
-                members[suffix] = (start, length)
-    return groups
-
-
-def walk(path: Path, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, int, int]]:
-    """Name, offset and length of every regular file; every header checked, up to the end marker.
-
-    Checksums are compared at the end, all at once: sums of 512 bytes in Python would take most of the time.
-    """
-    found: list[tuple[bytes, int, int]] = []
-    headers: list[bytes] = []
-    offsets: list[int] = []
-    size, offset = len(data), 0
-    long_name, long_size = None, None
-
-    def refuse(reason: str) -> NoReturn:
-        verify(path, headers, offsets)  # an earlier header may be what led here
-        raise UserError(f"shard {path} {reason}: download or write it again")
-
-    if data[:2] == b"\x1f\x8b" or data[:4] == b"\x28\xb5\x2f\xfd" or data[:3] in (b"BZh", b"\xfd7z"):
-        raise UserError(f"shard {path} is compressed (offset 0), and samples are read by offset: unpack it first")
-    while True:
-        header = data[offset : offset + BLOCK]
-        if len(header) < BLOCK:
-            refuse(f"is cut off: it ends at offset {size} without tar's end marker")
-        if header[0] == 0 and header.count(0) == BLOCK:
+            fields = json.loads(line)
+            problems = fields.pop("problems")
+            entries.append(Entry(**fields, problems=Problems(Counter(problems["counts"]), problems["first"])))
+        except (ValueError, TypeError, KeyError):
             break
-        headers.append(header)
-        offsets.append(offset)
-        length = octal(header[124:136])
-        if length is None:
-            refuse(f"is damaged at offset {offset} (a header without a size; is it a tar file?)")
-        kind, start = header[156:157], offset + BLOCK
-        regular = kind in b"07\0"
-        if regular and long_size is not None:
-            length = long_size
-        if start + length > size:
-            refuse(f"is cut off: its member at offset {offset} ends {start + length - size} bytes after the file")
-        if regular:
-            found.append((name_of(header) if long_name is None else long_name, start, length))
-        elif kind == b"L":  # GNU: the next member's long name
-            long_name = data[start : start + length].rstrip(b"\0")
-        elif kind == b"x":  # pax: attributes of the next member
-            attributes = pax(data[start : start + length])
-            long_name = attributes.get(b"path", long_name)
-            long_size = int(attributes[b"size"]) if attributes.get(b"size", b"").isdigit() else None
-        elif kind not in b"5gK":  # folder, pax defaults, GNU's long link name
-            problems.add("link, device or sparse file", f"{path}:{name_of(header)!r}")
-            if kind in b"12":
-                length = 0
-        if kind not in b"LxK":
-            long_name = long_size = None
-        offset = start + -(-length // BLOCK) * BLOCK
-    verify(path, headers, offsets)
-    if data[offset:].strip(b"\0"):
-        refuse(f"goes on after its end marker at offset {offset}, as joined tar files do")
-    return found
+    return entries
 
 
-def verify(path: Path, headers: list[bytes], offsets: list[int]) -> None:
-    if not headers:
-        return
-    blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
-    own = 8 * ord(" ") - blocks[:, 148:156].sum(axis=1, dtype=np.int64)  # their own field counts as spaces
-    sums = np.add.reduceat(blocks.reshape(-1), np.arange(0, blocks.size, BLOCK), dtype=np.int64) + own
-    for header, total, offset in zip(headers, sums.tolist(), offsets, strict=True):
-        stated = octal(header[148:156])
-        if stated != total:
-            signed = np.frombuffer(header, np.int8).sum(dtype=np.int64)  # some old writers summed signed bytes
-            signed += 8 * ord(" ") - np.frombuffer(header[148:156], np.int8).sum(dtype=np.int64)
-            if stated != signed:
-                reason = "wrong header checksum" + ("" if offset else "; is it a tar file?")
-                raise UserError(f"shard {path} is damaged at offset {offset} ({reason}): download or write it again")
-
-
-def octal(field: bytes) -> int | None:
-    if field[0] & 0x80:  # GNU: base 256, for sizes above 8 GiB
-        return int.from_bytes(field[1:], "big")
+def build(
+    folder: Path,
+    shards: list[Shard],
+    stamps: list[str],
+    captions: CaptionPolicy,
+    fetch: Callable[[str], Path],
+    progress: Progress,
+) -> None:
+    """Writes a complete index under its name; until then what was scanned lies in a folder beside it."""
+    known = known_shards(folder.parent)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    total = 0
+    with (
+        (partial / "rows").open("wb") as rows_file,
+        (partial / "keys").open("wb") as keys_file,
+        (partial / "shards.jsonl").open("w", encoding="utf-8") as journal,
+        (partial / "caption").open("wb") as caption_file,
+        (partial / "label").open("wb") as label_file,
+    ):
+        found = samples_of(shards, [known.get(each) for each in stamps], captions, fetch)
+        for done, (each, (size, samples)) in enumerate(zip(stamps, found, strict=True), start=1):
+            captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
+            labelled = np.flatnonzero(samples.rows["label"] >= 0)
+            counts = {"samples": len(samples.rows), "caption": len(captioned), "label": len(labelled)}
+            content = samples.rows.tobytes() + samples.keys
+            digest = hashlib.sha256(content).hexdigest()
+            entry = Entry(each, size, counts, len(samples.keys), digest, samples.problems)
+            rows_file.write(samples.rows.tobytes())
+            keys_file.write(samples.keys)
+            caption_file.write((captioned + total).astype("<u4").tobytes())
+            label_file.write((labelled + total).astype("<u4").tobytes())
+            rows_file.flush()  # before the line that says that they are there
+            keys_file.flush()
+            journal.write(json.dumps({**vars(entry), "problems": vars(entry.problems)}) + "\n")
+            journal.flush()
+            total += len(samples.rows)
+            progress(done, total)
+    for requirement in REQUIREMENTS:
+        if (partial / requirement).stat().st_size == 4 * total:  # all samples meet it
+            (partial / requirement).unlink()
+    partial.chmod(0o755)  # mkdtemp made it private
     try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
+        os.rename(partial, folder)
+    except OSError:
+        if not folder.is_dir():  # else a process of another node was first, with the same content
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+    for each in folder.parent.glob("*.partial-*"):
+        if each.name.startswith(folder.name) or abandoned(each):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def abandoned(partial: Path) -> bool:
+    """Whether no process of this node is scanning into it."""
+    with partial.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+class Known(NamedTuple):
+    """Where another index holds what a scan of a shard found."""
+
+    folder: Path
+    entry: Entry
+    row: int  # the first of its rows
+    key: int  # the first byte of its keys
+
+
+def known_shards(home: Path) -> dict[str, Known]:
+    """All shards in the indexes of a home, complete or not, by stamp."""
+    known = {}
+    for journal in home.glob("*/shards.jsonl"):
+        row = key = 0
+        for entry in read_journal(journal.parent):
+            known[entry.stamp] = Known(journal.parent, entry, row, key)
+            row += entry.counts["samples"]
+            key += entry.key_bytes
+    return known
+
+
+def samples_of(
+    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], Path]
+) -> Iterator[tuple[int, ShardSamples]]:
+    """Size and samples of each shard, in order: taken over from another index, else scanned."""
+    new = [shard for shard, each in zip(shards, known, strict=True) if each is None and shard.path is not None]
+    num_scans = min(os.cpu_count() or 1, len(new), MAX_SCANS)
+    worth = sum(shard.path.stat().st_size for shard in new if shard.path) >= WORTH_PROCESSES
+    with ExitStack() as stack:
+        scans: Iterator[tuple[int, ShardSamples]]
+        if num_scans > 1 and worth:
+            pool = stack.enter_context(ProcessPoolExecutor(num_scans, mp_context=get_context("spawn")))
+            scans = pool.map(scan, new, [captions] * len(new))
+        else:
+            scans = (scan(shard, captions) for shard in new)
+        for shard, each in zip(shards, known, strict=True):
+            samples = None if each is None else take_over(each)
+            if samples is None and each is None and shard.path is not None:
+                samples = next(scans)
+            elif samples is None:
+                samples = scan(shard._replace(path=shard.path or fetch(shard.address)), captions)
+            yield samples
+
+
+def scan(shard: Shard, captions: CaptionPolicy) -> tuple[int, ShardSamples]:
+    assert shard.path is not None
+    samples = scan_shard(shard.path, shard.name, captions)
+    return shard.path.stat().st_size, samples
+
+
+def take_over(known: Known) -> tuple[int, ShardSamples] | None:
+    """What an index holds of a shard, or None where it is not whole, as after a power failure."""
+    entry = known.entry
+    with (known.folder / "rows").open("rb") as rows_file, (known.folder / "keys").open("rb") as keys_file:
+        rows_file.seek(known.row * ROW.itemsize)
+        keys_file.seek(known.key)
+        rows, keys = rows_file.read(entry.counts["samples"] * ROW.itemsize), keys_file.read(entry.key_bytes)
+    if hashlib.sha256(rows + keys).hexdigest() != entry.digest:
         return None
-
-
-def name_of(header: bytes) -> bytes:
-    name = header[:100].partition(b"\0")[0]
-    if header[345] and header[257:263] == b"ustar\0":
-        return header[345:500].partition(b"\0")[0] + b"/" + name
-    return name
-
-
-def pax(records: bytes) -> dict[bytes, bytes]:
-    """The `LENGTH KEY=VALUE` lines of a pax header."""
-    attributes = {}
-    while records:
-        length, _, _ = records.partition(b" ")
-        if not length.isdigit() or int(length) <= len(length):
-            break
-        key, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
-        attributes[key] = value
-        records = records[int(length) :]
-    return attributes
-
-
-def read_captions(txt: bytes, fields: bytes) -> tuple[str, ...]:
-    """The txt, then `captions` and `caption` of the json: stripped, without blanks and repetitions.
-
-    Raises:
-        ValueError: not JSON.
-    """
-    found = [txt.decode("utf-8", "replace").strip()]
-    if fields:
-        content = json.loads(fields.decode("utf-8", "replace"))
-        if isinstance(content, dict):
-            listed = content.get("captions")
-            more = [*(listed if isinstance(listed, list) else [listed]), content.get("caption")]
-            found += [caption.strip() for caption in more if isinstance(caption, str)]
-    return tuple(dict.fromkeys(filter(None, found)))
+    return entry.size, ShardSamples(np.frombuffer(rows, ROW), keys, entry.problems)

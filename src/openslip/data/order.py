@@ -1,33 +1,68 @@
-"""Which samples make which global batch: a pure function of (seed, epoch), whatever the ranks and workers."""
+"""Which samples make which global batch: a pure function of (seed, epoch), whatever the ranks and workers.
+
+An epoch permutes the parts (shards) of all collections, takes them in windows of a few, and shuffles the samples within
+each window, so that reading stays near a few shards and any step can be found without drawing those before it.
+"""
 
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
+from openslip.data.source import Collection
 from openslip.errors import UserError
+
+VERSION = 1  # of what this file computes; a run that began with another order is not continued
+
+# Streams of random bits, told apart by the highest word of the counter; views of samples use those below 2^32.
+PARTS, MIX, WINDOW = 1 << 32, 2 << 32, 3 << 32
+
+
+class Segments(NamedTuple):
+    """Runs of consecutive samples in the order in which an epoch meets them."""
+
+    starts: Int64[np.ndarray, " segments"]
+    lengths: Int64[np.ndarray, " segments"]
+    ends: Int64[np.ndarray, " segments"]  # positions in the epoch
 
 
 class Order:
     """Global batches of constant size; the tail that fills none is dropped.
 
     Args:
-        num_samples: of the collection.
+        collections: of the source.
         global_batch_size: samples per step over all ranks.
         seed: of the run.
+        shuffle_window: parts whose samples are shuffled together.
     """
 
-    def __init__(self, *, num_samples: int, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self, *, collections: tuple[Collection, ...], global_batch_size: int, seed: int, shuffle_window: int
+    ) -> None:
+        if shuffle_window < 1:
+            raise UserError(f"data.shuffle_window={shuffle_window}: expected 1 or more shards")
         if global_batch_size < 1:
             raise UserError(f"global_batch_size={global_batch_size}: expected 1 or more")
-        if global_batch_size > num_samples:
+        self.parts = [collection.parts[collection.parts > 0] for collection in collections]
+        sizes = [int(parts.sum()) for parts in self.parts]
+        self.firsts = np.cumsum([0, *sizes]).tolist()  # sample of each collection
+        self.drawn = [round(each.weight * size) for each, size in zip(collections, sizes, strict=True)]
+        self.num_samples = sum(self.drawn)
+        if global_batch_size > self.num_samples:
             raise UserError(
-                f"global_batch_size={global_batch_size} is more than the collection's {num_samples} samples: lower it"
+                f"global_batch_size={global_batch_size} is more than the collection's {self.num_samples} samples: "
+                "lower it"
             )
-        self.num_samples = num_samples
+        self.part_starts = np.concatenate(
+            [first + np.cumsum(parts) - parts for first, parts in zip(self.firsts, self.parts, strict=False)]
+        )
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.steps_per_epoch, self.dropped = divmod(num_samples, global_batch_size)
+        self.shuffle_window = shuffle_window
+        self.steps_per_epoch, self.dropped = divmod(self.num_samples, global_batch_size)
+        self._segments: dict[int, Segments] = {}
+        self._windows: dict[tuple[int, int], Int64[np.ndarray, " samples"]] = {}
 
     def local_batch_size(self, world_size: int) -> int:
         """Samples per step on each rank; raises UserError where the ranks do not divide the global batch."""
@@ -39,20 +74,93 @@ class Order:
             )
         return local
 
-    def permutation(self, epoch: int) -> Int64[np.ndarray, " samples"]:
-        """All samples in the order of an epoch."""
-        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.num_samples)
-
     def global_batch(self, epoch: int, step: int) -> Int64[np.ndarray, " global_batch"]:
         """The samples of a step of an epoch, in canonical order."""
-        start = step * self.global_batch_size
-        return self.permutation(epoch)[start : start + self.global_batch_size]
+        start, stop = step * self.global_batch_size, (step + 1) * self.global_batch_size
+        segments = self.segments(epoch)
+        first, last = (self.window_at(segments, position) for position in (start, stop - 1))
+        begin = self.window_begin(segments, first)
+        samples = np.concatenate([self.window(epoch, number) for number in range(first, last + 1)])
+        return samples[start - begin : stop - begin]
 
-    def rank_batches(self, epoch: int, rank: int, world_size: int) -> Int64[np.ndarray, "steps local_batch"]:
-        """One rank's contiguous part of every global batch of an epoch."""
+    def rank_batch(self, epoch: int, step: int, rank: int, world_size: int) -> Int64[np.ndarray, " local_batch"]:
+        """One rank's contiguous part of a global batch."""
         local = self.local_batch_size(world_size)
-        batches = self.permutation(epoch)[: self.steps_per_epoch * self.global_batch_size]
-        return batches.reshape(self.steps_per_epoch, world_size, local)[:, rank]
+        return self.global_batch(epoch, step)[rank * local : (rank + 1) * local]
+
+    def read_ahead(self, epoch: int, step: int) -> list[int]:
+        """First samples of the parts that should be near at a step: its window's, and ever more of the next one's."""
+        segments = self.segments(epoch)
+        position = step * self.global_batch_size
+        number = self.window_at(segments, position)
+        begin, size = self.window_begin(segments, number), len(self.window(epoch, number))
+        share = min((position + self.global_batch_size - begin) / size, 1)
+        first, ahead = number * self.shuffle_window, int(share * self.shuffle_window)
+        near = segments.starts[first : first + self.shuffle_window + ahead].tolist()
+        last = first + self.shuffle_window >= len(segments.starts)
+        return near + self.segments(epoch + 1).starts[:ahead].tolist() if last else near
+
+    def neighbourhood(self, sample: int) -> tuple[int, int]:
+        """First and last-plus-one sample of the part in which a sample lies."""
+        part = int(np.searchsorted(self.part_starts, sample, side="right"))
+        stop = self.part_starts[part] if part < len(self.part_starts) else self.firsts[-1]
+        return int(self.part_starts[part - 1]), int(stop)
+
+    def segments(self, epoch: int) -> Segments:
+        """What an epoch draws, before samples are shuffled.
+
+        A collection of which an epoch draws a share is walked through by as many epochs as it has whole shares, then
+        anew in another order of parts.
+        """
+        if epoch not in self._segments:
+            starts, lengths = [], []
+            for number, (parts, first, drawn) in enumerate(zip(self.parts, self.firsts, self.drawn, strict=False)):
+                if not drawn:
+                    continue
+                walk, turn = divmod(epoch, int(parts.sum()) // drawn)
+                order = permutation(len(parts), self.seed, number, walk, PARTS)
+                own_starts, own_lengths = (first + np.cumsum(parts) - parts)[order], parts[order]
+                ends = np.cumsum(own_lengths)
+                low = np.clip(turn * drawn - (ends - own_lengths), 0, own_lengths)
+                high = np.clip((turn + 1) * drawn - (ends - own_lengths), 0, own_lengths)
+                some = high > low
+                starts.append((own_starts + low)[some])
+                lengths.append((high - low)[some])
+            mix = permutation(sum(map(len, starts)), self.seed, 0, epoch, MIX)
+            in_order = np.concatenate(lengths)[mix]
+            if len(self._segments) > 1:
+                self._segments.pop(next(iter(self._segments)))
+            self._segments[epoch] = Segments(np.concatenate(starts)[mix], in_order, np.cumsum(in_order))
+        return self._segments[epoch]
+
+    def window_at(self, segments: Segments, position: int) -> int:
+        """The window that holds a position of the epoch."""
+        return int(np.searchsorted(segments.ends, position, side="right")) // self.shuffle_window
+
+    def window_begin(self, segments: Segments, number: int) -> int:
+        """A window's first position."""
+        return int(segments.ends[number * self.shuffle_window - 1]) if number else 0
+
+    def window(self, epoch: int, number: int) -> Int64[np.ndarray, " samples"]:
+        """A window's samples, shuffled."""
+        if (epoch, number) not in self._windows:
+            segments = self.segments(epoch)
+            mine = slice(number * self.shuffle_window, (number + 1) * self.shuffle_window)
+            runs = zip(segments.starts[mine].tolist(), segments.lengths[mine].tolist(), strict=True)
+            samples = np.concatenate([np.arange(start, start + length) for start, length in runs])
+            if len(self._windows) > 1:
+                self._windows.pop(next(iter(self._windows)))
+            self._windows[epoch, number] = samples[permutation(len(samples), self.seed, number, epoch, WINDOW)]
+        return self._windows[epoch, number]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_segments": {}, "_windows": {}}  # cheaper to draw again than to send
+
+
+def permutation(size: int, seed: int, a: int, b: int, stream: int) -> Int64[np.ndarray, " size"]:
+    """From the raw bits of Philox, which numpy keeps stable over its versions, unlike Generator.permutation."""
+    bits = np.random.Philox(key=seed, counter=[0, a, b, stream]).random_raw(size)
+    return np.argsort(bits, kind="stable")
 
 
 class Randomness:

@@ -1,76 +1,151 @@
 """Image-caption tar shards (webdataset's layout) as a source, read by offset."""
 
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from braceexpand import braceexpand
+from rich.console import Console
+from rich.progress import Progress
 
-from openslip.data.index import build_index, read_captions
-from openslip.data.source import Sample, Source
-from openslip.errors import UserError
+from openslip.data.captions import CaptionPolicy, UniformCaption, read_captions
+from openslip.data.index import Shard, open_index
+from openslip.data.remote import SCHEMES, ShardCache, is_remote, shown
+from openslip.data.source import Collection, Sample, Source
+from openslip.data.tar import BLOCK
+from openslip.errors import DataError, UserError
 
-MAX_OPEN = 256  # of the 1024 files that a process may usually have open
+MAX_OPEN = 64  # a file that is open keeps its space, even where the cache has deleted it
+ALL_CAPTIONS = UniformCaption()
 
 
 class ShardSource(Source):
     """Members `KEY.jpg|jpeg|png|webp`, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
 
     Args:
-        shards: a brace pattern, a folder, a glob, or a list of them.
+        shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
         require: what a sample must have to count: `caption`, `label`, or null for the picture alone.
+        captions: what counts as a caption.
+        expected_samples: of the whole collection; told beside the number found.
+        cache: for shards at addresses.
     """
 
-    def __init__(self, *, shards: str | list[str], require: Literal["caption", "label"] | None) -> None:
+    def __init__(
+        self,
+        *,
+        shards: str | list[str],
+        require: Literal["caption", "label"] | None,
+        captions: CaptionPolicy = ALL_CAPTIONS,
+        expected_samples: int | None = None,
+        cache: ShardCache | None = None,
+    ) -> None:
+        self.captions = captions
+        self.expected_samples = expected_samples
+        self.cache = cache
         self.files: dict[int, _File] = {}
-        self.index = build_index(expand(shards), require)
+        self.ahead: ThreadPoolExecutor | None = None
+        found = expand(shards)
+        if elsewhere := [shard for shard in found if shard.path is None]:
+            identities = self.remote(elsewhere[0]).identify([shard.address for shard in elsewhere])
+            versions = {each.address: str(identity) for each, identity in zip(elsewhere, identities, strict=True)}
+            found = [shard._replace(version=versions.get(shard.address, "")) for shard in found]
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task("indexing shards", total=len(found))
+            self.index = open_index(
+                found,
+                captions,
+                require,
+                cache_folder=cache_folder() / "index",
+                fetch=lambda address: self.remote(found[0]).fetch(address),
+                progress=lambda done, samples: bar.update(
+                    task, completed=done, description=f"indexing shards, {samples} samples"
+                ),
+            )
         self.problems = self.index.problems.lines()
-        if not len(self.index.rows):
+        if expected_samples is not None and len(self.index) < expected_samples:
+            share = 100 * len(self.index) / expected_samples
+            self.problems = (f"{len(self.index)} of {expected_samples} samples ({share:.0f} %)", *self.problems)
+        if not len(self.index):
             met = "; ".join(self.problems) or "no pictures at all"
             wanted = {
-                "caption": "a picture and KEY.txt, or KEY.json with `caption` or `captions`, under the same KEY; "
-                "without captions, only simclr can be trained (data.source.require=null)",
+                "caption": f"a picture and, under the same KEY, KEY.txt or KEY.json with what {captions!r} takes for "
+                "captions; without any, only simclr can be trained (data.source.require=null)",
                 "label": "a picture and its class number in KEY.cls, under the same KEY",
                 None: "a picture KEY.jpg, .jpeg, .png or .webp",
             }[require]
-            raise UserError(
-                f"shard {self.index.shards[0]}: no usable sample here or after ({met}); each needs {wanted}"
-            )
+            raise UserError(f"shard {found[0].name}: no usable sample here or after ({met}); each needs {wanted}")
 
     def __len__(self) -> int:
-        return len(self.index.rows)
+        return len(self.index)
 
     @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
 
+    @property
+    def collections(self) -> tuple[Collection, ...]:
+        return (Collection(self.index.parts, 1.0),)
+
     def __getitem__(self, index: int, /) -> Sample:
-        shard, image, image_size, txt, txt_size, fields, fields_size, label = self.index.rows[index].item()
+        shard, place = self.index.find(index)
+        image, image_size, txt, txt_size, fields, fields_size, label, _ = self.index.rows[place].item()
         return Sample(
-            key=f"{self.index.shards[shard]}:{self.index.key(index)}",
+            key=f"{self.index.shards[shard].name}:{self.index.key(index)}",
             image=self.read(shard, image, image_size),
-            captions=read_captions(self.read(shard, txt, txt_size), self.read(shard, fields, fields_size)),
+            captions=read_captions(
+                self.captions, self.read(shard, txt, txt_size), self.read(shard, fields, fields_size)
+            ),
             label=None if label < 0 else label,
         )
 
-    def read(self, shard: int, offset: int, length: int) -> bytes:
+    def read(self, shard: int, block: int, length: int) -> bytes:
+        """Not from a memory map: where a file has become shorter, that would end the process without a word."""
         if length == 0:
             return b""
-        file = self.files.get(shard)
-        if file is None:
-            if len(self.files) >= MAX_OPEN:
-                self.files.pop(next(iter(self.files)), None)
-            file = self.files[shard] = _File(os.open(self.index.shards[shard], os.O_RDONLY))
-        content = os.pread(file.descriptor, length, offset)
+        name = self.index.shards[shard].name
+        try:
+            file = self.files.get(shard)
+            if file is None:
+                if len(self.files) >= MAX_OPEN:
+                    self.files.pop(next(iter(self.files)), None)
+                file = self.files[shard] = _File(self.open(shard))
+            content = os.pread(file.descriptor, length, block * BLOCK)
+        except OSError as error:
+            raise DataError(
+                f"shard {name} cannot be read any more ({error.strerror}): the same command goes on"
+            ) from error
         if len(content) != length:
-            raise UserError(
-                f"shard {self.index.shards[shard]} has become shorter since the run began (at offset {offset}): "
+            raise DataError(
+                f"shard {name} has become shorter since the run began (at offset {block * BLOCK}): "
                 "leave the shards of a run as they are"
             )
         return content
 
+    def open(self, shard: int) -> int:
+        """A descriptor of a shard's file; one that lies elsewhere is fetched first."""
+        found = self.index.shards[shard]
+        return os.open(found.path, os.O_RDONLY) if found.path else self.remote(found).open(found.address)
+
+    def remote(self, shard: Shard) -> ShardCache:
+        if self.cache is None:
+            raise UserError(f"shard {shard.name}: an address needs data.source.cache, a folder for local copies")
+        return self.cache
+
+    def prefetch(self, index: int, /) -> None:
+        """Fetches the sample's shard, or asks the system to read it ahead; neither is waited for."""
+        shard, _ = self.index.find(index)
+        found = self.index.shards[shard]
+        if found.path is None:
+            self.remote(found).prefetch(found.address)
+        elif sys.platform == "linux":
+            self.ahead = self.ahead or ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+            self.ahead.submit(read_ahead, found.path)
+
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "files": {}}  # each process opens its own
+        return {**self.__dict__, "files": {}, "ahead": None}  # each process opens its own
 
 
 class _File:
@@ -83,31 +158,46 @@ class _File:
         os.close(self.descriptor)
 
 
-def expand(shards: str | list[str]) -> list[Path]:
-    """Paths of all shards, in the order of the list and of names within a folder.
+def read_ahead(path: Path) -> None:
+    """Into the system's page cache, where the processes that decode will find it."""
+    with suppress(OSError):  # a hint; who reads the samples will say what is wrong
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Where files lie that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip"
+
+
+def expand(shards: str | list[str]) -> list[Shard]:
+    """All shards, in the order of the list and of names within a folder.
 
     Raises:
-        UserError: nothing there, an address, or a `pipe:` command, which is never run.
+        UserError: nothing there, an address of an unknown kind, or a `pipe:` command, which is never run.
     """
-    paths = []
+    found = []
     for pattern in [shards] if isinstance(shards, str) else shards:
         if pattern.strip().startswith("pipe:"):
             raise UserError(f"shards {pattern!r}: pipe: would run a command and is refused; give paths of tar files")
-        if "://" in pattern:
-            raise UserError(
-                f"shards {pattern!r}: shards are read from local files; download them and give their folder"
-            )
+        if "://" in pattern and not is_remote(pattern):
+            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise UserError(f"shards {pattern!r}: expected paths, or addresses that begin with {kinds}")
         for word in braceexpand(pattern):
             path = Path(word)
+            if is_remote(word):
+                found.append(Shard(shown(word), None, word, ""))
+                continue
             if path.is_dir():
-                found = sorted(path.glob("*.tar"))
+                paths = sorted(path.glob("*.tar"))
             elif "*" in path.name:
-                found = sorted(path.parent.glob(path.name))
+                paths = sorted(path.parent.glob(path.name))
             else:
-                found = [path]
-            if not found:
+                paths = [path]
+            if not paths:
                 raise UserError(f"shards {word}: no .tar file there; check data.source.shards")
-            paths += found
-    if not paths:
+            found += [Shard(str(path), path, "", "") for path in paths]
+    if not found:
         raise UserError("shards: an empty list; give data.source.shards a brace pattern, a folder, or a list of them")
-    return paths
+    return found

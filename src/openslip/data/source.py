@@ -2,6 +2,10 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
 
 
 @dataclass(frozen=True)
@@ -11,7 +15,7 @@ class Sample:
     Attributes:
         key: names the sample in errors and reports.
         image: the encoded picture.
-        captions: all of them, none where the collection has only labels.
+        captions: all that training may draw, none where the collection has only labels.
         label: class index, None where the collection has only captions.
     """
 
@@ -19,6 +23,18 @@ class Sample:
     image: bytes
     captions: tuple[str, ...]
     label: int | None
+
+
+class Collection(NamedTuple):
+    """Consecutive samples of a source that are drawn together.
+
+    Attributes:
+        parts: lengths of the runs of samples that lie together, such as shards; the order of an epoch is theirs first.
+        weight: the share that an epoch draws, 1 for every sample.
+    """
+
+    parts: Int64[np.ndarray, " parts"]
+    weight: float
 
 
 class Source(ABC):
@@ -40,3 +56,11 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes whenever the collection's content or order does."""
+
+    @property
+    def collections(self) -> tuple[Collection, ...]:
+        """What an epoch draws from; unless a source knows better, all samples, which lie together."""
+        return (Collection(np.array([len(self)]), 1.0),)
+
+    def prefetch(self, index: int, /) -> None:  # noqa: B027
+        """Told in the main process, a while before the part with this sample is read; may bring it near."""

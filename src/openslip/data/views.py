@@ -1,8 +1,7 @@
 """Pictures to tensors: the random crops of training, and the one deterministic transform of evaluation."""
 
-import io
 import math
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,44 +9,9 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from openslip.data.augment import Augment
+from openslip.data.augment import Augment, normalise
+from openslip.data.decode import Box, Decoder
 from openslip.errors import UserError
-
-MAX_PIXELS = 50_000_000
-# Named, because Pillow's full list holds decoders that start other programs (EPS) or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-
-
-def open_image(source: bytes | str | Path, name: str) -> Image.Image:
-    """Decode one picture to RGB; transparency is dropped and EXIF rotation ignored, as in the published loaders.
-
-    `name` is what an error calls the picture. Raises UserError when it has more than 50 million pixels (known from its
-    header, before anything is decoded) or cannot be decoded whole.
-    """
-    try:
-        # Bytes in any case: of a file with several frames Pillow would keep the descriptor.
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height <= MAX_PIXELS:
-            image.load()
-            return image if image.mode == "RGB" else _to_rgb(image)
-        size = f"{image.width} x {image.height}"
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        size = "too many pixels"
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
-        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"not a picture in one of the formats {', '.join(FORMATS)}"
-        raise UserError(f"{name}: cannot be decoded ({reason}); replace or remove it") from error
-    raise UserError(f"{name}: {size}, more than {MAX_PIXELS:,} pixels are refused; scale it down first")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of the direct way
-    return image.convert("RGB")
 
 
 class View:
@@ -70,23 +34,38 @@ class View:
         self.augment = augment
 
     def __call__(
-        self, image: Image.Image, rng: np.random.Generator
+        self, picture: Any, decoder: Decoder, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "3 size size"], Float32[np.ndarray, " parameters"] | None]:
-        box = random_box(image.width, image.height, self.scale, rng)
-        # Not resize(box=...): its filter reaches beyond the box, torchvision's crop does not.
-        crop = image.crop(box).resize((self.size, self.size), Image.Resampling.BILINEAR)
-        pixels = np.frombuffer(crop.tobytes(), np.uint8).reshape(self.size, self.size, 3).transpose(2, 0, 1)
-        return pixels, None if self.augment is None else self.augment.draw(rng)
+        """The crop of what `decoder` decoded, and the augmentation's parameters."""
+        box = random_box(*decoder.size(picture), self.scale, rng)
+        return decoder.crop(picture, box, self.size), None if self.augment is None else self.augment.draw(rng)
+
+    def finish(
+        self,
+        images: UInt8[Tensor, "batch 3 size size"],
+        parameters: Float32[Tensor, "batch parameters"] | None,
+        mean: list[float],
+        std: list[float],
+    ) -> Float32[Tensor, "batch 3 size size"]:
+        """Augments and normalises a batch on its device; the parameters stay on the CPU."""
+        finished = torch.empty(images.shape, device=images.device)
+        # A processor's cache holds one picture, which therefore goes through the whole chain before the next.
+        length = 1 if images.is_cpu else max(len(images), 1)
+        for start in range(0, len(images), length):
+            part = slice(start, start + length)
+            x = images[part].float().div_(255)
+            if self.augment is not None and parameters is not None:
+                x = self.augment(x, parameters[part])
+            normalise(x, mean, std, out=finished[part])
+        return finished
 
 
 _LOG_RATIO = math.log(4 / 3)
 _TRIES = 10
 
 
-def random_box(
-    width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) with the distribution of torchvision's RandomResizedCrop.get_params.
+def random_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    """A box with the distribution of torchvision's RandomResizedCrop.get_params.
 
     Always takes the same number of draws, so that what is drawn next does not depend on the picture's shape.
     """

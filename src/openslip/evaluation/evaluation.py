@@ -11,8 +11,9 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from openslip.data.decode import open_image
 from openslip.data.source import Source
-from openslip.data.views import EvalTransform, open_image
+from openslip.data.views import EvalTransform
 from openslip.distributed import gather, rank, world_size
 from openslip.errors import UserError
 

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openslip.data.decode import open_image
 from openslip.data.source import Source
-from openslip.data.views import EvalTransform, open_image
+from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches, top1_line
 from openslip.evaluation.prompts import check_prompts, class_embeddings

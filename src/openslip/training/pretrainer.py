@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from openslip.data.datamodule import DataModule
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine, param_groups
 from openslip.training.microbatch import even_slices, loss_in_slices
@@ -66,6 +67,11 @@ class Pretrainer(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.objective.after_step(self.model)  # here, so that callbacks see the clamped values
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, DataModule):
+            data.consumed += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["openslip"] = {**self.description, "step": self.global_step}

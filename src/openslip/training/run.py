@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import yaml
 
 from openslip.errors import UserError
 
-# What does not change a run's result, so that it neither names a run nor tells two apart.
-NOT_IDENTITY = ("name", "runs_dir", "resume", "logger")
+# What does not change a run's result, so that it neither names a run nor tells two apart; patterns of dotted keys.
+NOT_IDENTITY = (
+    *("name", "runs_dir", "resume", "logger", "logger.*"),
+    *("*num_workers", "shard_cache.*", "*source*.cache.*"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,12 @@ def run_name(config: dict[str, Any], choices: str) -> str:
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this run."""
-    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    """What makes a run this run, by dotted keys."""
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if not any(fnmatchcase(key, pattern) for pattern in NOT_IDENTITY)
+    }
 
 
 def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
@@ -86,8 +94,8 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
 
 def refuse_other_config(folder: Path, config: dict[str, Any]) -> None:
     """Names the keys in which the run that lies there differs."""
-    there = flat(identity(yaml.safe_load((folder / "config.yaml").read_text()) or {}))
-    here = flat(identity(config))
+    there = identity(yaml.safe_load((folder / "config.yaml").read_text()) or {})
+    here = identity(config)
     different = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     if different:
         shown = "; ".join(f"{key}: there {there.get(key)}, now {here.get(key)}" for key in different[:5])

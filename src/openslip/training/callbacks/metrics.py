@@ -8,13 +8,17 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 
+from openslip.data.datamodule import DataModule
 from openslip.distributed import world_size
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
 
 class Metrics(pl.Callback):
-    """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, samples/s, time left."""
+    """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, samples/s, time left.
+
+    What the data module tells (bad samples, captions that were cut off) is of the first rank.
+    """
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
@@ -42,6 +46,9 @@ class Metrics(pl.Callback):
         speed = (step - self.last_step) * global_batch_size / max(now - self.last_time, 1e-9)
         self.last_time, self.last_step = now, step
         logged = {"samples_seen": step * global_batch_size, **metrics, "speed/samples_per_second": speed}
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, DataModule):
+            logged |= data.figures()
         log(trainer, logged, step)
         if trainer.is_global_zero:
             remaining = (now - self.started) / (step - self.first_step) * (total - step)

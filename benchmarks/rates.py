@@ -1,0 +1,80 @@
+"""How fast things are beside one another: works that take turns, and the table of what came out."""
+
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+Work = Callable[[], int]  # does something and tells how many
+
+
+class Row(NamedTuple):
+    """A line of the table; `bar` is the least ratio that we ask for, or the least value where there is no ratio."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: str | None = None
+    ratio: float | None = None
+    bar: float | None = None
+
+
+class Rates:
+    """Things per second: each work in turn in every round, so that what slows the machine slows all of them."""
+
+    def __init__(self, works: dict[str, Work], rounds: int) -> None:
+        self.cpu: dict[str, list[float]] = {name: [] for name in works}
+        self.wall: dict[str, list[float]] = {name: [] for name in works}
+        for work in works.values():
+            work()
+        for _ in range(rounds):
+            for name, work in works.items():
+                cpu, wall = cpu_seconds(), time.perf_counter()
+                count = work()
+                self.cpu[name].append(count / (cpu_seconds() - cpu))
+                self.wall[name].append(count / (time.perf_counter() - wall))
+
+    def row(
+        self, name: str, unit: str, baseline: str | None = None, bar: float | None = None, label: str | None = None
+    ) -> Row:
+        """Median rate and, beside a baseline, median ratio; `label` is for a work that is compared with several."""
+        ratio = None
+        if baseline is not None:
+            ratio = statistics.median(a / b for a, b in zip(self.cpu[name], self.cpu[baseline], strict=True))
+        return Row(label or name, statistics.median(self.cpu[name]), unit, baseline, ratio, bar)
+
+    def wall_row(self, name: str, unit: str) -> Row:
+        return Row(f"{name}, wall", statistics.median(self.wall[name]), unit)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def show(rows: Iterable[Row]) -> list[Row]:
+    """Prints each row when it is there; a bar that is not reached gets a mark."""
+    print(f"{'':56}{'':12}{'':16}{'ratio':>7}{'bar':>9}")
+    shown = []
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        reached = row.bar is None or (row.value if row.ratio is None else row.ratio) >= row.bar
+        bar = "" if row.bar is None else f"{row.bar:g}{'' if reached else ' !'}"
+        against = "" if row.baseline is None else f"   x {row.baseline}"
+        print(f"{row.name:56}{row.value:11.1f} {row.unit:16}{ratio:>7}{bar:>9}{against}", flush=True)
+        shown.append(row)
+    return shown
+
+
+def write_json(file: Path, rows: list[Row]) -> None:
+    """A list of objects with name, value, unit, baseline and ratio."""
+    content = [{key: value for key, value in row._asdict().items() if key != "bar"} for row in rows]
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
+        json.dump(content, temporary, indent=1)
+    os.replace(temporary.name, file)

@@ -1,0 +1,152 @@
+"""SimCLR's chain on one picture: few passes over arrays that stay in a processor's cache, nothing done in vain.
+
+Bit for bit the same whatever else is in the batch.
+"""
+
+import itertools
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = np.array(list(itertools.permutations(range(4))))
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's grayscale
+BLOCK = 16  # rows or columns that one matrix product blurs
+
+
+def augment_picture(image: Float[Tensor, "3 height width"], parameters: np.ndarray) -> Float[Tensor, "3 height width"]:
+    """Colour jitter in the drawn order, grayscale, blur, flip; the result may be a view with strides of its own."""
+    *factors, order, grayscale, sigma, flip = parameters.tolist()
+    x = image.flip(2).contiguous() if flip else image.clone(memory_format=torch.contiguous_format)
+    for operation in ORDERS[int(order)].tolist():
+        if factors[operation] != NEUTRAL[operation]:
+            COLOUR[operation](x, factors[operation])
+    if grayscale:
+        x = luma(x)[None]
+    if sigma:
+        x = blur(x, sigma)
+    return x.expand(3, -1, -1)
+
+
+def brighten_(x: Float[Tensor, "3 height width"], factor: float) -> None:
+    """`factor` of the picture and the rest of black. Here as below, only factors above 1 leave 0..1."""
+    x.mul_(factor)
+    if factor > 1:
+        x.clamp_(max=1)
+
+
+def contrast_(x: Float[Tensor, "3 height width"], factor: float) -> None:
+    """`factor` of the picture and the rest of its mean luma."""
+    mean = sum(weight * total for weight, total in zip(LUMA, x.sum((1, 2)).tolist(), strict=True)) / x[0].numel()
+    torch.add(torch.tensor((1 - factor) * mean, dtype=x.dtype), x, alpha=factor, out=x)
+    if factor > 1:
+        x.clamp_(0, 1)
+
+
+def saturate_(x: Float[Tensor, "3 height width"], factor: float) -> None:
+    """`factor` of the picture and the rest of each pixel's luma."""
+    torch.add(luma(x, 1 - factor), x, alpha=factor, out=x)
+    if factor > 1:
+        x.clamp_(0, 1)
+
+
+def luma(x: Float[Tensor, "3 height width"], times: float = 1) -> Float[Tensor, "height width"]:
+    """Brightness as the eye weighs the channels."""
+    red, green, blue = x
+    return (red * (times * LUMA[0])).add_(green, alpha=times * LUMA[1]).add_(blue, alpha=times * LUMA[2])
+
+
+def shift_hue_(x: Float[Tensor, "3 height width"], shift: float) -> None:
+    """Turns the hue of HSV by a share of the circle; value and chroma stay.
+
+    On the hexagon of hues a turn by k sixths, 0 <= k <= 1, is piecewise linear in the colours themselves: red becomes
+    (least + greatest) / 2 + red - green + (1/2 - k) chroma sign(green - blue), clipped to least..greatest, and the
+    others likewise in a cycle. A turn the other way is the mirror image, green and blue exchanged; a turn by two
+    sixths renames the channels.
+    """
+    thirds = round(3 * shift)
+    sixths = 6 * shift - 2 * thirds
+    roles = (0, 1, 2) if sixths >= 0 else (0, 2, 1)
+    first, second, third = (x[role] for role in roles)
+    least = torch.minimum(first, second)
+    torch.minimum(least, third, out=least)
+    greatest = torch.maximum(first, second)
+    torch.maximum(greatest, third, out=greatest)
+    middle = torch.lerp(least, greatest, 0.5)
+    chroma = torch.sub(greatest, least).mul_(abs(0.5 - abs(sixths)))
+    steps = first - second, second - third, third - first
+    sign = 1 if abs(sixths) < 0.5 else -1
+    for place, role in enumerate(roles):
+        y = x[(role + thirds) % 3]
+        torch.copysign(chroma, steps[(place + 1) % 3], out=y)
+        torch.add(steps[place], y, alpha=sign, out=y).add_(middle)
+        torch.clamp(y, least, greatest, out=y)
+
+
+COLOUR = {BRIGHTNESS: brighten_, CONTRAST: contrast_, SATURATION: saturate_, HUE: shift_hue_}
+
+
+def blur(x: Float[Tensor, "channels height width"], sigma: float) -> Float[Tensor, "channels height width"]:
+    """Pillow's GaussianBlur: three box blurs of fractional width along each axis, edge pixels repeated.
+
+    As matrix products, each of a block of rows or columns with all that its blur reaches: the matrix of a whole axis
+    is nearly all zeros.
+    """
+    channels, height, width = x.shape
+    whole, part = (float(value) for value in box(np.float64(sigma)))
+    reach = 3 * (int(whole) + 1)
+
+    down = block_matrices(height, int(whole), part, x.dtype)
+    rows = x.new_zeros(len(down) * BLOCK + 2 * reach, channels, width)
+    rows[reach : reach + height] = x.transpose(0, 1)
+    row = channels * width
+    blurred = down.bmm(rows.as_strided((len(down), down.shape[2], row), (BLOCK * row, row, 1)))
+
+    across = down if width == height else block_matrices(width, int(whole), part, x.dtype)
+    columns = x.new_zeros(height * channels, len(across) * BLOCK + 2 * reach)
+    columns[:, reach : reach + width] = blurred.view(-1, width)[: height * channels]
+    windows = columns.as_strided((len(across), len(columns), across.shape[2]), (BLOCK, columns.shape[1], 1))
+    result = x.new_empty(len(columns), len(across), BLOCK)
+    torch.bmm(windows, across.mT, out=result.transpose(0, 1))
+    return result.view(height, channels, -1)[:, :, :width].transpose(0, 1)
+
+
+def box(sigma: np.ndarray | np.float64) -> tuple[np.ndarray | np.float64, np.ndarray | np.float64]:
+    """Of the box that blurs by `sigma` when taken three times: whole pixels to each side, and the part of the next.
+
+    Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering".
+    """
+    variance = sigma**2 / 3
+    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    return whole, part
+
+
+def block_matrices(size: int, whole: int, part: float, dtype: torch.dtype) -> Float[Tensor, "blocks block reached"]:
+    """The filter along an axis of `size` pixels, cut into blocks with what they reach to both sides."""
+    terms = block_terms(size, whole, dtype)
+    powers = torch.tensor([part**power / (2 * (whole + part) + 1) ** 3 for power in range(4)], dtype=dtype)
+    return powers.matmul(terms.view(4, -1)).view(terms.shape[1:])
+
+
+@lru_cache
+def block_terms(size: int, whole: int, dtype: torch.dtype) -> Float[Tensor, "4 blocks block reached"]:
+    """The filter's matrices as a polynomial in the part of a pixel: (inner + part outer)^3, both of zeros and ones."""
+    inner, outer = np.zeros((size, size)), np.zeros((size, size))
+    for distance in range(-whole - 1, whole + 2):
+        source = (np.arange(size) + distance).clip(0, size - 1)
+        np.add.at(outer if abs(distance) == whole + 1 else inner, (np.arange(size), source), 1)
+    blocks, reach = -(-size // BLOCK), 3 * (whole + 1)
+    terms = np.zeros((4, blocks, BLOCK, BLOCK + 2 * reach))
+    for power, factors in itertools.product(range(4), itertools.product((0, 1), repeat=3)):
+        if sum(factors) == power:
+            matrix = np.linalg.multi_dot([outer if factor else inner for factor in factors])
+            matrix = np.pad(matrix, ((0, blocks * BLOCK - size), (reach, blocks * BLOCK - size + reach)))
+            for block in range(blocks):
+                start = block * BLOCK
+                terms[power, block] += matrix[start : start + BLOCK, start : start + BLOCK + 2 * reach]
+    return torch.from_numpy(terms).to(dtype)

@@ -1,0 +1,109 @@
+"""Pickles of lists, tuples, dicts, texts, numbers and numpy arrays of them; nothing that a file names is ever called.
+
+numpy's own names are answered with the classes below, which give plain Python values, so that neither numpy's
+constructors nor the module's old or new name (numpy.core, numpy._core) matter.
+"""
+
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from openslip.errors import UserError
+
+
+class _Dtype:
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        if not re.fullmatch(r"[?OSUbiuf]\d{0,9}", code):
+            raise pickle.UnpicklingError(f"numpy type {code!r}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        self.order = str(state[1])
+
+    def values(self, data: bytes) -> list[Any]:
+        if self.code.startswith("O"):
+            raise pickle.UnpicklingError("objects in raw bytes")
+        return np.frombuffer(data, np.dtype(self.code).newbyteorder(self.order)).tolist()  # type: ignore[arg-type]
+
+
+class _Array(list):
+    """An array as nested lists."""
+
+    def __init__(self, *_reconstruct: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self[:] = _nested(data if isinstance(data, list) else dtype.values(data), shape, "F" if is_fortran else "C")
+
+
+def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> list[Any]:
+    return _nested(dtype.values(bytes(data)), shape, order)
+
+
+def _nested(values: list[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> list[Any]:
+    if len(shape) == 1 and shape[0] == len(values):
+        return values
+    return np.fromiter(values, object, len(values)).reshape(shape, order=order).tolist()
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> Any:
+    (value,) = dtype.values(data)
+    return value
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    return text.encode("latin-1")  # how protocols before 3 write bytes
+
+
+_ANSWERS: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    **{
+        (f"numpy.{core}.{module}", name): answer
+        for core in ("core", "_core")
+        for module, name, answer in (
+            ("multiarray", "_reconstruct", _Array),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+}
+
+
+class _RefusedError(Exception):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> Any:
+        if (module, name) not in _ANSWERS:
+            raise _RefusedError(f"{module}.{name}")
+        return _ANSWERS[module, name]
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        raise _RefusedError("an object outside the file")
+
+
+def load(file: IO[bytes], path: Path) -> Any:
+    """The pickle at the file's position, arrays as lists.
+
+    Raises:
+        UserError: it names anything else (nothing was run), or is damaged.
+    """
+    try:
+        return _Unpickler(file).load()
+    except _RefusedError as error:
+        raise UserError(
+            f"{path} names {error}, which could run code, so it is refused and nothing was run; "
+            "expected lists, tuples, dicts, texts and numbers"
+        ) from error
+    except Exception as error:  # whatever a damaged or hostile file provokes
+        raise UserError(
+            f"{path} cannot be read as a pickle ({type(error).__name__}: {error}): write or download it again"
+        ) from error

@@ -1,0 +1,65 @@
+"""Several collections as one source, each with the share of it that an epoch draws."""
+
+import hashlib
+from bisect import bisect_right
+
+import numpy as np
+
+from openslip.data.source import Collection, Sample, Source
+from openslip.errors import UserError
+
+
+class Mixture(Source):
+    """Samples of all sources, one source after the other; the order of an epoch mixes them.
+
+    Args:
+        sources: name to source.
+        weights: name to share: with 0.25, an epoch draws a quarter of the source without replacement, the next epoch
+            the next quarter, and after four it begins anew in another order.
+    """
+
+    def __init__(self, *, sources: dict[str, Source], weights: dict[str, float | int]) -> None:
+        if sources.keys() != weights.keys():
+            raise UserError(
+                f"data.source.weights names {', '.join(weights) or 'nothing'}, data.source.sources "
+                f"{', '.join(sources) or 'nothing'}: give every source a weight of 0 to 1"
+            )
+        for name, weight in weights.items():
+            if not 0 <= weight <= 1:
+                raise UserError(
+                    f"data.source.weights.{name}={weight}: expected a share of 0 to 1; to draw samples several times "
+                    "an epoch, name their shards several times"
+                )
+        self.sources = list(sources.values())
+        self.weights = [float(weights[name]) for name in sources]
+        self.ends = np.cumsum([len(source) for source in self.sources]).tolist()
+        self.problems = tuple(f"{name}: {line}" for name, source in sources.items() for line in source.problems)
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int, /) -> Sample:
+        source, place = self.find(index)
+        return source[place]
+
+    def find(self, index: int) -> tuple[Source, int]:
+        """The source that holds a sample, and the sample's index there."""
+        number = bisect_right(self.ends, index)
+        return self.sources[number], index - (self.ends[number - 1] if number else 0)
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [f"{source.fingerprint} {weight}" for source, weight in zip(self.sources, self.weights, strict=True)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def collections(self) -> tuple[Collection, ...]:
+        return tuple(
+            Collection(inner.parts, inner.weight * weight)
+            for source, weight in zip(self.sources, self.weights, strict=True)
+            for inner in source.collections
+        )
+
+    def prefetch(self, index: int, /) -> None:
+        source, place = self.find(index)
+        source.prefetch(place)

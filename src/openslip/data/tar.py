@@ -1,0 +1,132 @@
+"""Tar files as offsets: a walk over the headers that checks every one.
+
+Python's tarfile and webdataset end silently at a damaged header; this walk refuses to go on.
+Format: POSIX.1-1988 (ustar), with GNU and pax long names.
+"""
+
+import mmap
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+
+from openslip.errors import UserError
+
+BLOCK = 512  # every header and every member starts at a multiple of this
+
+
+@dataclass
+class Problems:
+    """What was left out or mended, by reason: how often, and where first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        self.counts[reason] += count
+        self.first.setdefault(reason, where)
+
+    def lines(self) -> tuple[str, ...]:
+        """One line per reason."""
+        return tuple(f"{count} x {reason}, first {self.first[reason]}" for reason, count in self.counts.items())
+
+
+def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, int, int]]:
+    """Name, offset and length of every regular file; every header checked, up to the end marker.
+
+    Checksums are compared at the end, all at once: sums of 512 bytes in Python would take most of the time.
+    """
+    found: list[tuple[bytes, int, int]] = []
+    headers: list[bytes] = []
+    offsets: list[int] = []
+    size, offset = len(data), 0
+    long_name, long_size = None, None
+
+    def refuse(reason: str) -> NoReturn:
+        verify(shard, headers, offsets)  # an earlier header may be what led here
+        raise UserError(f"shard {shard} {reason}: download or write it again")
+
+    if data[:2] == b"\x1f\x8b" or data[:4] == b"\x28\xb5\x2f\xfd" or data[:3] in (b"BZh", b"\xfd7z"):
+        raise UserError(f"shard {shard} is compressed (offset 0), and samples are read by offset: unpack it first")
+    while True:
+        header = data[offset : offset + BLOCK]
+        if len(header) < BLOCK:
+            refuse(f"is cut off: it ends at offset {size} without tar's end marker")
+        if header[0] == 0 and header.count(0) == BLOCK:
+            break
+        headers.append(header)
+        offsets.append(offset)
+        length = octal(header[124:136])
+        if length is None:
+            refuse(f"is damaged at offset {offset} (a header without a size; is it a tar file?)")
+        kind, start = header[156:157], offset + BLOCK
+        regular = kind in b"07\0"
+        if regular and long_size is not None:
+            length = long_size
+        if start + length > size:
+            refuse(f"is cut off: its member at offset {offset} ends {start + length - size} bytes after the file")
+        if regular:
+            found.append((name_of(header) if long_name is None else long_name, start, length))
+        elif kind == b"L":  # GNU: the next member's long name
+            long_name = data[start : start + length].rstrip(b"\0")
+        elif kind == b"x":  # pax: attributes of the next member
+            attributes = pax(data[start : start + length])
+            long_name = attributes.get(b"path", long_name)
+            long_size = int(attributes[b"size"]) if attributes.get(b"size", b"").isdigit() else None
+        elif kind not in b"5gK":  # folder, pax defaults, GNU's long link name
+            problems.add("link, device or sparse file", f"{name_of(header)!r}")
+            if kind in b"12":
+                length = 0
+        if kind not in b"LxK":
+            long_name = long_size = None
+        offset = start + -(-length // BLOCK) * BLOCK
+    verify(shard, headers, offsets)
+    if data[offset:].strip(b"\0"):
+        refuse(f"goes on after its end marker at offset {offset}, as joined tar files do")
+    return found
+
+
+def verify(shard: str, headers: list[bytes], offsets: list[int]) -> None:
+    if not headers:
+        return
+    blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
+    own = 8 * ord(" ") - blocks[:, 148:156].sum(axis=1, dtype=np.int64)  # their own field counts as spaces
+    sums = np.add.reduceat(blocks.reshape(-1), np.arange(0, blocks.size, BLOCK), dtype=np.int64) + own
+    for header, total, offset in zip(headers, sums.tolist(), offsets, strict=True):
+        stated = octal(header[148:156])
+        if stated != total:
+            signed = np.frombuffer(header, np.int8).sum(dtype=np.int64)  # some old writers summed signed bytes
+            signed += 8 * ord(" ") - np.frombuffer(header[148:156], np.int8).sum(dtype=np.int64)
+            if stated != signed:
+                reason = "wrong header checksum" + ("" if offset else "; is it a tar file?")
+                raise UserError(f"shard {shard} is damaged at offset {offset} ({reason}): download or write it again")
+
+
+def octal(field: bytes) -> int | None:
+    if field[0] & 0x80:  # GNU: base 256, for sizes above 8 GiB
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        return None
+
+
+def name_of(header: bytes) -> bytes:
+    name = header[:100].partition(b"\0")[0]
+    if header[345] and header[257:263] == b"ustar\0":
+        return header[345:500].partition(b"\0")[0] + b"/" + name
+    return name
+
+
+def pax(records: bytes) -> dict[bytes, bytes]:
+    """The `LENGTH KEY=VALUE` lines of a pax header."""
+    attributes = {}
+    while records:
+        length, _, _ = records.partition(b" ")
+        if not length.isdigit() or int(length) <= len(length):
+            break
+        key, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
+        attributes[key] = value
+        records = records[int(length) :]
+    return attributes

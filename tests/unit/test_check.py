@@ -1,0 +1,251 @@
+"""What `openslip data check` prints: collections whose every figure is known."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shard_files import jpeg
+
+from openslip.data.check import check
+from openslip.data.check.contact_sheet import SIDE, draw_contact_sheet, write_contact_sheet
+from openslip.data.check.figures import quantile
+from openslip.data.check.report import Report, shortened
+from openslip.data.source import Sample, Source
+from openslip.errors import UserError
+from openslip.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer(context_length=8, truncation="keep_end", special_text="plain")
+
+
+class Listed(Source):
+    """Samples from a list; None cannot be read."""
+
+    def __init__(self, samples: list[Sample | None], problems: tuple[str, ...] = ()) -> None:
+        self.samples = samples
+        self.problems = problems
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        sample = self.samples[index]
+        if sample is None:
+            raise UserError("shard a.tar has become shorter")
+        return sample
+
+    @property
+    def fingerprint(self) -> str:
+        return "listed"
+
+
+def look(
+    source: Source,
+    *,
+    expected_samples: int | None = None,
+    decode: bool = False,
+    limit: int | None = None,
+    num_workers: int = 0,
+    contact_sheet: Path | None = None,
+    unreadable_list: Path | None = None,
+) -> Report:
+    return check(
+        source,
+        TOKENIZER,
+        expected_samples=expected_samples,
+        decode=decode,
+        limit=limit,
+        num_workers=num_workers,
+        contact_sheet=contact_sheet,
+        unreadable_list=unreadable_list,
+    )
+
+
+def figures(report: Report) -> list[tuple[str, str]]:
+    return [(line[:22].strip(), line[22:]) for line in report.lines()]
+
+
+def known() -> Listed:
+    """Eight samples: two equal pictures twice over, two that are damaged, captions of 3 to 12 tokens."""
+    pictures = [jpeg(0, 300, 240), jpeg(1, 300, 240), jpeg(0, 300, 240), jpeg(2, 100, 500), jpeg(1, 300, 240)]
+    damaged = [jpeg(3)[:-200], jpeg(4)[:-210], jpeg(5, 300, 240)]
+    captions = [
+        ("a dog", "a cat"),
+        ("a dog",),
+        ("a dog",),
+        (),
+        ("one two three four five six seven eight nine ten",),
+        ("a cat",),
+        ("six words are in this caption",),
+        ("dog",),
+    ]
+    return Listed(
+        [
+            Sample(key=f"k{place}", image=image, captions=texts, label=None)
+            for place, (image, texts) in enumerate(zip(pictures + damaged, captions, strict=True))
+        ],
+        problems=("2 x no picture, first a.tar:x",),
+    )
+
+
+def test_every_figure_of_a_known_collection():
+    report = look(known(), expected_samples=12, decode=True)
+    sizes = sorted(len(sample.image) for sample in known().samples if sample is not None)
+    lines = figures(report)
+    assert lines[:-4] == [
+        ("samples", "8 of 12 samples, 66 %"),
+        ("left out", "2 x no picture, first a.tar:x"),
+        ("captions per sample", "0 to 2, mean 1.00; 1 samples have none"),
+        # 4, 4, 4, 4, 12, 4, 8, 3 tokens.
+        ("tokens per caption", "mean 5.4, median 4, p90 12, p99 12, longest 12; start and end included"),
+        ("cut off", "1 of 8, 12.5 %: captions of more than 8 tokens"),
+        ("distinct captions", "5 of 8, 62.5 %"),
+        ("most frequent", "3 x a dog"),
+        ("most frequent", "2 x a cat"),
+        ("duplicate pictures", "2 of 8, 25.0 %: the same bytes as an earlier one"),
+        ("the same", "k2 = k0"),
+        ("the same", "k4 = k1"),
+        (
+            "picture bytes",
+            f"median {sizes[3] / 1000:.1f} kB, p99 {sizes[-1] / 1000:.1f} kB, all {sum(sizes) / 1000:.1f} kB",
+        ),
+        ("picture pixels", "median 300 x 240; 1 of 6, 16.7 %, have a side under 224"),
+    ]
+    assert lines[-4] == ("unreadable", "2 of 8, 25.0 %")
+    assert lines[-3][0] == "reason"
+    assert lines[-3][1].startswith("2 x cannot be decoded (")  # one reason, although the missing bytes differ
+    assert [text.partition(":")[0] for _, text in lines[-2:]] == ["k5", "k6"]
+
+
+def test_without_decoding_nothing_is_said_of_what_decoding_would_show():
+    lines = figures(look(known()))
+    assert lines[0] == ("samples", "8")
+    assert lines[-1] == ("unreadable", "not known: the pictures were not decoded")
+    assert "picture pixels" not in dict(lines)
+
+
+def test_worker_processes_find_the_same():
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(key=f"k{place}", image=rng.bytes(int(size)), captions=(f"number {number}",) * int(times), label=None)
+        for place, (size, number, times) in enumerate(
+            zip(rng.integers(1, 4, 1000), rng.integers(0, 50, 1000), rng.integers(0, 3, 1000), strict=True)
+        )
+    ]
+    source = Listed([*samples, None])
+    assert look(source, num_workers=2).lines() == look(source).lines()
+
+
+def test_figures_equal_those_of_a_loop():
+    rng = np.random.default_rng(1)
+    samples = [
+        Sample(key=f"k{place}", image=rng.bytes(1), captions=(f"word {number}",), label=None)
+        for place, number in enumerate(rng.integers(0, 30, 500))
+    ]
+    report = look(Listed(list(samples)))
+    assert report.captions is not None
+    texts = [sample.captions[0] for sample in samples]
+    first_at: dict[bytes, str] = {}
+    pairs = []
+    for sample in samples:
+        if first_at.setdefault(sample.image, sample.key) != sample.key:
+            pairs.append((sample.key, first_at[sample.image]))
+    assert report.duplicates.pairs == pairs[:5]
+    assert report.duplicates.count == len(pairs)
+    assert report.captions.distinct == len(set(texts))
+    ranked = sorted(set(texts), key=lambda text: (-texts.count(text), texts.index(text)))
+    assert report.captions.frequent == [(text, texts.count(text)) for text in ranked[:5]]
+
+
+def test_a_quick_look_says_so_in_every_figure():
+    samples: list[Sample | None] = [
+        Sample(key=str(place), image=bytes([place]), captions=(f"caption {place}",), label=None) for place in range(100)
+    ]
+    lines = figures(look(Listed(samples), limit=10, expected_samples=100))
+    assert lines[0] == ("samples", "100 of 100 samples, 100 %")
+    assert all(text.endswith("(of 10 evenly spaced samples)") for _, text in lines[1:])
+    assert dict(lines)["distinct captions"].startswith("10 of 10")
+    with pytest.raises(UserError, match="limit=0: expected"):
+        look(Listed(samples), limit=0)
+
+
+def test_samples_that_cannot_be_read_are_counted_and_listed(tmp_path: Path):
+    samples: list[Sample | None] = [
+        Sample(key=f"a.tar:{place}", image=b"no picture", captions=("x",), label=None) for place in range(12)
+    ]
+    samples[3] = None
+    report = look(Listed(samples), decode=True, unreadable_list=tmp_path / "list.jsonl")
+    assert report.unreadable.reasons.total() == 12
+    assert len(report.unreadable.first) == 10
+    listed = [json.loads(line) for line in (tmp_path / "list.jsonl").read_text().splitlines()]
+    assert [entry["key"] for entry in listed] == ["sample 3" if n == 3 else f"a.tar:{n}" for n in range(12)]
+    assert listed[3]["reason"] == "shard a.tar has become shorter"
+    assert "not a picture" in listed[0]["reason"]
+    assert [path.name for path in tmp_path.iterdir()] == ["list.jsonl"]
+    with pytest.raises(UserError, match="cannot be written"):
+        look(Listed(samples), unreadable_list=tmp_path / "none" / "list.jsonl")
+
+
+def test_a_collection_with_labels_alone_has_no_caption_figures():
+    source = Listed([Sample(key="a", image=jpeg(0), captions=(), label=3)])
+    assert ("captions", "none") in figures(look(source))
+
+
+def test_an_empty_collection_is_reported():
+    assert figures(look(Listed([]), decode=True))[0] == ("samples", "0")
+
+
+def test_texts_cannot_command_the_terminal():
+    assert shortened("red \x1b[31m\nand\x07 \u202e") == "red  [31m and   "
+    assert len(shortened("x" * 500)) == 70
+
+
+def test_quantiles_are_values_that_occur():
+    values = np.array([1, 2, 3, 10])
+    assert [quantile(values, per_cent) for per_cent in (25, 50, 51, 75, 90, 100)] == [1, 2, 3, 3, 10, 10]
+
+
+CAPTIONS = (
+    "",
+    "short",
+    "x" * 5000,
+    "\u732b\u306e\u5199\u771f " * 60,
+    "a \U0001f431 \U0001f468\u200d\U0001f469",
+    "\x00\t\n",
+    "\u0301" * 9,
+)
+
+
+def test_the_contact_sheet_shows_the_pictures_in_order(tmp_path: Path):
+    def plain(colour: tuple[int, int, int]) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (50, 100), colour).save(file, "PNG")
+        return file.getvalue()
+
+    colours = [(place * 5, 255 - place * 5, 77) for place in range(48)]
+    source = Listed(
+        [
+            Sample(key=str(place), image=plain(colour), captions=(CAPTIONS[place % len(CAPTIONS)],), label=None)
+            for place, colour in enumerate(colours)
+        ]
+    )
+    look(source, contact_sheet=tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        middle = np.asarray(sheet)[16 + 12 + SIDE // 2]
+    for column in range(6):
+        assert tuple(middle[16 + column * (SIDE + 24 + 16) + 12 + SIDE // 2]) == colours[2 * column]
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_small_broken_and_captionless_collections_have_a_contact_sheet(tmp_path: Path):
+    samples = [Sample(key="a", image=b"none", captions=(), label=1), None]
+    write_contact_sheet(Listed(samples), tmp_path / "sheet.jpg")
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.format == "JPEG"
+    assert draw_contact_sheet(Listed(samples[:1])).width < draw_contact_sheet(Listed(samples)).width
+    with pytest.raises(UserError, match=r"ends in \.png or \.jpg"):
+        write_contact_sheet(Listed(samples), tmp_path / "sheet.pdf")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_contact_sheet(Listed(samples), tmp_path / "none" / "sheet.png")

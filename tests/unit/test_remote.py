@@ -1,0 +1,440 @@
+"""Remote shards through the bounded cache, from a real server on this machine."""
+
+import fcntl
+import multiprocessing
+import os
+import pickle
+import re
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from openslip.data import remote
+from openslip.data.remote import ShardCache, is_remote, shown
+from openslip.errors import DataError, UserError
+
+
+class Server(ThreadingHTTPServer):
+    """Files by name, and what is wrong with them."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.versions: dict[str, str] = {}
+        self.ranges = True
+        self.breaks: dict[str, list[int]] = {}  # how many bytes of the body each of the next answers sends
+        self.stated: dict[str, int] = {}  # a length that is not so
+        self.refusals: dict[str, list[int]] = {}  # status of the next answers
+        self.slow = 0.0  # seconds between pieces of a body
+        self.downloads: Counter[str] = Counter()
+        self.requested_ranges: list[str | None] = []
+
+    def address(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/folder/{name}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that were killed leave broken pipes."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(send_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(send_body=True)
+
+    def answer(self, send_body: bool) -> None:
+        server, name = self.server, self.path.partition("?")[0].rpartition("/")[2]
+        if refusals := server.refusals.get(name):
+            self.send_error(refusals.pop(0))
+            return
+        if name not in server.files:
+            self.send_error(404)
+            return
+        body, start = server.files[name], 0
+        wanted = self.headers.get("Range")
+        if wanted and server.ranges:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(server.stated.get(name, len(body)) - start))
+        if name in server.versions:
+            self.send_header("ETag", server.versions[name])
+        self.end_headers()
+        if not send_body:
+            return
+        server.downloads[name] += 1
+        server.requested_ranges.append(wanted)
+        body = body[start:]
+        if breaks := server.breaks.get(name):
+            body, self.close_connection = body[: breaks.pop(0)], True
+        elif name in server.stated:
+            self.close_connection = True
+        for at in range(0, len(body), 50_000):
+            self.wfile.write(body[at : at + 50_000])
+            time.sleep(server.slow)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote, "WAITS", (0.01, 0.02, 0.03))
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def content(seed: int, size: int = 300_000) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+def names(folder: Path) -> list[str]:
+    """Whole shards, by the names of their addresses."""
+    return sorted(path.name[17:] for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def parts(folder: Path) -> list[Path]:
+    return list(folder.glob(".*.part"))
+
+
+def test_a_fetched_shard_is_the_servers_and_is_fetched_once(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path / "new" / "cache", max_bytes=10**6)
+    path = cache.fetch(server.address("a.tar"))
+    assert path.read_bytes() == content(0)
+    assert re.fullmatch(r"[0-9a-f]{16}-a\.tar", path.name)
+    again = ShardCache(folder=tmp_path / "new" / "cache", max_bytes=10**6)
+    assert again.fetch(server.address("a.tar")) == path
+    assert server.downloads["a.tar"] == 1
+    assert parts(path.parent) == []
+
+
+def test_equal_names_at_other_addresses_are_other_files(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    addresses = [server.address("a.tar"), server.address("other/a.tar"), server.address("a.tar") + "?part=2"]
+    assert len({cache.fetch(address) for address in addresses}) == 3
+
+
+def test_identities_of_many_shards_are_theirs(server: Server, tmp_path: Path):
+    for number in range(20):
+        server.files[f"{number}.tar"] = content(number, 1000 + number)
+        server.versions[f"{number}.tar"] = f'"v{number}"'
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    found = cache.identify(server.address(f"{number}.tar") for number in range(20))
+    assert found == [(1000 + number, f'"v{number}"') for number in range(20)]
+    assert sum(server.downloads.values()) == 0
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_download_is_gone_on_with(server: Server, tmp_path: Path, ranges: bool):
+    server.files["a.tar"] = content(0)
+    server.breaks["a.tar"] = [70_000, 0]
+    server.slow = 0.02  # so that what was sent before the break has been read before it is known
+    server.ranges = ranges
+    path = ShardCache(folder=tmp_path, max_bytes=10**6).fetch(server.address("a.tar"))
+    assert path.read_bytes() == content(0)
+    assert server.downloads["a.tar"] == 3
+    first, second, third = server.requested_ranges
+    assert first is None
+    assert second in ("bytes=50000-", "bytes=70000-")
+    assert third == (second if ranges else None)  # the second answer sent nothing, or began anew
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path, status: int):
+    server.files["a.tar"] = content(0)
+    server.refusals["a.tar"] = [status] * 4  # a refused HEAD is followed by a GET
+    assert ShardCache(folder=tmp_path, max_bytes=10**6).fetch(server.address("a.tar")).read_bytes() == content(0)
+
+
+def test_a_download_that_always_breaks_leaves_nothing_and_says_where(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    server.ranges = False
+    server.breaks["a.tar"] = [1000] * 9
+    address = server.address("a.tar")
+    with pytest.raises(UserError, match=rf"shard {address} cannot be fetched \(.*tried 4 times\): check"):
+        ShardCache(folder=tmp_path, max_bytes=10**6).fetch(address)
+    assert names(tmp_path) == []
+    assert parts(tmp_path) == []
+
+
+@pytest.mark.parametrize("stated", [299_000, 301_000])
+def test_a_server_that_lies_about_the_length_is_refused(server: Server, tmp_path: Path, stated: int):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    cache.identities[server.address("a.tar")] = remote.Identity(stated, "")
+    server.stated["a.tar"] = stated
+    if stated > 300_000:
+        with pytest.raises(UserError, match=r"cannot be fetched .*tried 4 times"):
+            cache.fetch(server.address("a.tar"))
+        assert names(tmp_path) == []
+    else:  # HTTP itself ends a body at its stated length: what is beyond it is not seen
+        assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)[:stated]
+    assert parts(tmp_path) == []
+
+
+def test_what_is_not_there_is_said_at_once_and_without_credentials(server: Server, tmp_path: Path):
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    plain = server.address("none.tar")
+    secret = plain.replace("127.0.0.1", "name:word@127.0.0.1") + "?signature=abc#here"
+    for status, reason in ((404, "HTTP 404 Not Found"), (403, "HTTP 403 Forbidden")):
+        server.refusals["none.tar"] = [status] * 2
+        with pytest.raises(UserError, match=rf"shard {plain} cannot be fetched \({reason}\): check") as caught:
+            cache.fetch(secret)
+        assert not any(word in str(caught.value) for word in ("name", "word", "signature", "abc"))
+        assert server.refusals["none.tar"] == []
+    assert shown("s3://key:secret@bucket/a.tar?x=1") == "s3://bucket/a.tar"
+
+
+def test_a_host_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(remote, "WAITS", (0.01,))
+    with pytest.raises(
+        UserError, match=r"shard http://127\.0\.0\.1:9/a\.tar cannot be fetched \(Connect.*, tried 2 times"
+    ):
+        ShardCache(folder=tmp_path, max_bytes=10**6).fetch("http://127.0.0.1:9/a.tar")
+
+
+def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for scheme, package in (("s3", "s3fs"), ("gs", "gcsfs")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"shard {scheme}://b/a\.tar: .*pip install {package}"):
+            ShardCache(folder=tmp_path, max_bytes=10**6).fetch(f"{scheme}://b/a.tar")
+
+
+def test_only_network_addresses_are_remote():
+    assert all(is_remote(address) for address in ("https://h/a.tar", "http://h/a", "s3://b/a", "gs://b/a"))
+    assert not any(
+        is_remote(word) for word in ("a.tar", "/https/a.tar", "pipe:cat a", "file:///a", "simplecache::s3://b/a")
+    )
+
+
+def test_file_systems_other_than_http_are_read_by_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    memory = MemoryFileSystem()
+    memory.pipe_file("/bucket/a.tar", content(0))
+    monkeypatch.setattr(remote, "connect", lambda address: (memory, "/bucket/a.tar"))
+    monkeypatch.setattr(remote, "BLOCK", 70_000)
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    assert cache.identity("gs://bucket/a.tar").size == 300_000
+    assert cache.fetch("gs://bucket/a.tar").read_bytes() == content(0)
+
+
+def test_the_least_recently_used_make_room_and_nothing_else_does(server: Server, tmp_path: Path):
+    (tmp_path / "mine.tar").write_bytes(content(9))
+    (tmp_path / ".hidden.part").write_bytes(content(9))
+    for name in "abcd":
+        server.files[f"{name}.tar"] = content(ord(name))
+    cache = ShardCache(folder=tmp_path, max_bytes=900_000)
+    for name in "abc":
+        cache.fetch(server.address(f"{name}.tar"))
+        time.sleep(0.01)
+    cache.fetch(server.address("a.tar"))
+    cache.fetch(server.address("d.tar"))
+    assert [name for name in names(tmp_path) if len(name) == 5] == ["a.tar", "c.tar", "d.tar"]
+    assert (tmp_path / "mine.tar").read_bytes() == (tmp_path / ".hidden.part").read_bytes() == content(9)
+    assert server.downloads == {f"{name}.tar": 1 for name in "abcd"}
+
+
+def test_files_open_during_eviction_stay_readable(server: Server, tmp_path: Path):
+    for name in "ab":
+        server.files[f"{name}.tar"] = content(ord(name))
+    cache = ShardCache(folder=tmp_path, max_bytes=400_000)
+    first = cache.open(server.address("a.tar"))
+    second = cache.open(server.address("b.tar"))
+    assert names(tmp_path) == ["b.tar"]
+    assert os.pread(first, 10**6, 0) == content(ord("a"))
+    assert os.pread(second, 10**6, 0) == content(ord("b"))
+    os.close(first)
+    os.close(second)
+
+
+def test_a_shard_larger_than_the_bound_is_refused_before_anything_is_deleted(server: Server, tmp_path: Path):
+    server.files.update({"a.tar": content(0), "b.tar": content(1, 600_000)})
+    cache = ShardCache(folder=tmp_path, max_bytes=500_000)
+    cache.fetch(server.address("a.tar"))
+    with pytest.raises(UserError, match=r"b\.tar has 600,000 bytes, more than the 500,000 of shard_cache\.max_bytes"):
+        cache.fetch(server.address("b.tar"))
+    assert names(tmp_path) == ["a.tar"]
+    assert server.downloads["b.tar"] == 0
+
+
+def test_a_download_that_must_wait_for_others_deletes_nothing(server: Server, tmp_path: Path):
+    server.files.update({"a.tar": content(0), "b.tar": content(1, 500_000)})
+    cache = ShardCache(folder=tmp_path, max_bytes=1_000_000)
+    cache.fetch(server.address("a.tar"))
+    other = tmp_path / ".0123456789abcdef-other.tar.part"
+    with other.open("wb") as file:
+        file.truncate(600_000)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cache.prefetch(server.address("b.tar"))
+        while len(parts(tmp_path)) < 2:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert names(tmp_path) == ["a.tar"]
+        assert server.downloads["b.tar"] == 0
+    assert cache.fetch(server.address("b.tar")).read_bytes() == content(1, 500_000)
+    assert names(tmp_path) == ["a.tar", "b.tar"]
+    assert not other.exists()
+
+
+def test_a_changed_shard_is_noticed(server: Server, tmp_path: Path):
+    server.files["a.tar"], server.versions["a.tar"] = content(0), '"1"'
+    address = server.address("a.tar")
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    old = cache.fetch(address)
+    server.files["a.tar"], server.versions["a.tar"] = content(1), '"2"'
+    assert cache.fetch(address) == old  # this run goes on with what it began with
+    later = ShardCache(folder=tmp_path, max_bytes=10**6)
+    assert later.identity(address) != cache.identity(address)
+    assert later.fetch(address).read_bytes() == content(1)
+    old.unlink()
+    with pytest.raises(DataError, match=r"a\.tar has changed since the run began"):
+        cache.fetch(address)
+
+
+def test_a_local_copy_that_was_cut_off_is_fetched_again(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    os.truncate(cache.fetch(server.address("a.tar")), 1000)
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)
+
+
+def test_a_disk_that_takes_no_more_is_named_and_left_clean(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # stands for a full disk: the system refuses to write
+    try:
+        with pytest.raises(
+            UserError, match=rf"shard cache {tmp_path} cannot be written .*: free disk space.*another shard_cache"
+        ):
+            cache.fetch(server.address("a.tar"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+    assert parts(tmp_path) == []
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"shard cache .*file cannot be written .*: name another shard_cache"):
+        ShardCache(folder=tmp_path / "file", max_bytes=10**6).fetch(server.address("a.tar"))
+
+
+def fetch_in_process(cache: ShardCache, addresses: list[str]) -> list[str]:
+    return [str(cache.fetch(address)) for address in addresses]
+
+
+def test_processes_and_threads_download_a_shard_once(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    server.slow = 0.05
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    cache.prefetch(server.address("a.tar"))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = pool.starmap(fetch_in_process, [(cache, [server.address("a.tar")])] * 2, chunksize=1)
+    assert found == [[str(cache.fetch(server.address("a.tar")))]] * 2
+    assert server.downloads["a.tar"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # as the data loader's on Linux
+def test_a_forked_process_downloads_what_its_parent_has_not(server: Server, tmp_path: Path):
+    for name in "abc":
+        server.files[f"{name}.tar"] = content(ord(name))
+    server.slow = 0.05
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    cache.identify([server.address("a.tar"), server.address("b.tar")])
+    cache.prefetch(server.address("a.tar"))
+    while server.downloads["a.tar"] == 0:
+        time.sleep(0.01)
+    wanted = [server.address(f"{name}.tar") for name in "bca"]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        result = pool.apply_async(fetch_in_process, (cache, wanted))
+        found = result.get(timeout=30)
+    assert [Path(path).read_bytes() for path in found] == [content(ord(name)) for name in "bca"]
+    assert set(server.downloads.values()) == {1}
+
+
+def test_processes_that_together_want_more_than_the_bound_keep_it(server: Server, tmp_path: Path):
+    addresses = []
+    for number in range(6):
+        server.files[f"{number}.tar"] = content(number, 100_000)
+        addresses.append(server.address(f"{number}.tar"))
+    server.slow = 0.005
+    cache = ShardCache(folder=tmp_path, max_bytes=250_000)
+    most = 0
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        results = pool.starmap_async(fetch_in_process, [(cache, addresses), (cache, addresses[::-1])], chunksize=1)
+        while not results.ready():
+            time.sleep(0.002)
+            sizes = []
+            for path in tmp_path.iterdir():
+                try:
+                    sizes.append(path.stat().st_size)
+                except FileNotFoundError:
+                    continue
+            most = max(most, sum(sizes))
+        results.get()
+    assert 100_000 <= most <= 250_000
+
+
+def test_a_killed_download_leaves_no_file_of_that_name_and_is_swept(server: Server, tmp_path: Path):
+    server.files.update({"a.tar": content(0), "b.tar": content(1)})
+    server.slow = 0.2
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    process = multiprocessing.get_context("spawn").Process(
+        target=fetch_in_process, args=(cache, [server.address("a.tar")])
+    )
+    process.start()
+    while server.downloads["a.tar"] == 0:
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert names(tmp_path) == []
+    assert len(parts(tmp_path)) == 1
+    server.slow = 0
+    cache.fetch(server.address("b.tar"))
+    assert parts(tmp_path) == []
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)
+
+
+def test_prefetched_shards_are_there_and_their_errors_wait_for_the_fetch(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    cache.prefetch(server.address("none.tar"))
+    cache.prefetch(server.address("a.tar"))
+    deadline = time.monotonic() + 20
+    while names(tmp_path) != ["a.tar"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)
+    assert server.downloads["a.tar"] == 1
+    with pytest.raises(UserError, match="404"):
+        cache.fetch(server.address("none.tar"))
+
+
+def test_a_pickled_cache_carries_identities_and_no_thread(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6)
+    cache.prefetch(server.address("a.tar"))
+    path = cache.fetch(server.address("a.tar"))
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy.prefetcher is None
+    del server.files["a.tar"]
+    assert copy.fetch(server.address("a.tar")) == path  # the server is not asked again

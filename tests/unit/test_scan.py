@@ -1,0 +1,233 @@
+"""One shard's samples against Python's tarfile and webdataset, and on every kind of damage."""
+
+import gzip
+import itertools
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from shard_files import jpeg, write_pairs, write_tar
+
+from openslip.data.captions import CaptionFields, UniformCaption
+from openslip.data.scan import ShardSamples, scan_shard
+from openslip.data.tar import BLOCK
+from openslip.errors import UserError
+
+PICTURE = jpeg(0)
+
+
+def scan(path: Path) -> ShardSamples:
+    return scan_shard(path, str(path), UniformCaption())
+
+
+def keys(samples: ShardSamples) -> list[str]:
+    ends = [0, *samples.rows["key_end"].tolist()]
+    return [samples.keys[start:end].decode() for start, end in itertools.pairwise(ends)]
+
+
+def problems(path: Path) -> dict[str, int]:
+    return {reason: count for reason, count in scan(path).problems.counts.items() if reason != "no label"}
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_offsets_are_those_of_tarfile(tmp_path: Path, tar_format: int):
+    long = "folder/" * 12 + "k" * 80  # fits in no single header field, but in ustar's two
+    names = ["a", "d/b", long, "z"]
+    members = [(f"{name}.{suffix}", suffix.encode() * 300) for name in names for suffix in ("jpg", "txt")]
+    path = write_tar(tmp_path / "shard.tar", members, tar_format)
+    samples = scan(path)
+    content = path.read_bytes()
+    assert keys(samples) == names
+    for name, row in zip(names, samples.rows, strict=True):
+        with tarfile.open(path) as tar:
+            for field, suffix in (("image", "jpg"), ("txt", "txt")):
+                member = tar.getmember(f"{name}.{suffix}")
+                assert (BLOCK * int(row[field]), int(row[f"{field}_size"])) == (member.offset_data, member.size)
+                assert content[BLOCK * int(row[field]) :].startswith(suffix.encode())
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_are_read(tmp_path: Path, tar_format: int):
+    names = ["n" * 300, "猫" * 60, "short"]
+    path = write_tar(tmp_path / "shard.tar", [(f"{name}.jpg", PICTURE) for name in names], tar_format)
+    assert keys(scan(path)) == names
+
+
+def test_samples_are_grouped_by_the_path_up_to_the_first_dot(tmp_path: Path):
+    members = [("./a.JPG", PICTURE), ("./a.txt", b"x"), ("d.e/a.png", PICTURE), ("d.e/a.txt", b"y")]
+    assert keys(scan(write_tar(tmp_path / "shard.tar", members))) == ["a", "d.e/a"]
+
+
+def test_members_of_a_sample_need_not_be_neighbours(tmp_path: Path):
+    members = [("a.jpg", PICTURE), ("b.jpg", PICTURE), ("a.txt", b"x"), ("b.txt", b"y")]
+    assert keys(scan(write_tar(tmp_path / "shard.tar", members))) == ["a", "b"]
+
+
+def test_every_kind_of_bad_sample_is_counted_and_left_out(tmp_path: Path):
+    members = [
+        ("good.jpg", PICTURE),
+        ("good.txt", b"a caption"),
+        ("good.json", b'{"captions": ["a caption", "another"]}'),
+        ("bare.jpg", PICTURE),
+        ("blank.jpg", PICTURE),
+        ("blank.txt", b" \n"),
+        ("zero.jpg", PICTURE),
+        ("zero.txt", b""),
+        ("words.txt", b"no picture here"),
+        ("good.jpg", PICTURE),
+        ("../../etc/x.jpg", PICTURE),
+        ("/root/x.jpg", PICTURE),
+        ("d.x.jpg", PICTURE),
+        ("latin.jpg", PICTURE),
+        ("latin.txt", "café".encode("latin-1")),
+        ("broken.jpg", PICTURE),
+        ("broken.txt", b"still here"),
+        ("broken.json", b"{"),
+        ("evil.pkl", b"cos\nsystem\n"),
+        ("README", b"not a sample"),
+        ("._good.jpg", b"macOS"),
+    ]
+    path = write_tar(tmp_path / "shard.tar", members)
+    samples = scan(path)
+    captioned = (samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0)
+    assert [key for key, has in zip(keys(samples), captioned, strict=True) if has] == ["good", "latin", "broken"]
+    assert problems(path) == {
+        "no caption": 1,
+        "empty caption": 2,
+        "no picture": 1,
+        "duplicate key, of which the first was used": 1,
+        "bad name (leads out of its folder)": 2,
+        "bad name (a dot in the key)": 1,
+        "caption that is not UTF-8, used with its bad bytes replaced": 1,
+        "json that cannot be read, so only txt was used": 1,
+        "pickle, which is never read": 1,
+    }
+    assert "2 x empty caption, first blank" in samples.problems.lines()
+
+
+def test_a_label_is_a_class_number(tmp_path: Path):
+    members = [("a.jpg", PICTURE), ("a.cls", b"7\n"), ("b.jpg", PICTURE), ("b.cls", b"cat"), ("c.jpg", PICTURE)]
+    path = write_tar(tmp_path / "shard.tar", members)
+    samples = scan(path)
+    assert samples.rows["label"].tolist() == [7, -1, -1]
+    assert samples.problems.counts["cls that holds no class number such as 0"] == 1
+    assert "2 x no label, first b" in samples.problems.lines()
+
+
+def test_links_and_devices_are_left_out(tmp_path: Path):
+    path = tmp_path / "shard.tar"
+    with tarfile.open(path, "w") as tar:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(f"link{number}.jpg")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    write_tar(tmp_path / "end.tar", [("a.jpg", PICTURE)])
+    path.write_bytes(path.read_bytes()[: 5 * BLOCK] + (tmp_path / "end.tar").read_bytes())
+    assert keys(scan(path)) == ["a"]
+    assert problems(path) == {"link, device or sparse file": 4, "no caption": 1}
+
+
+def test_large_sizes_are_read_from_base_256(tmp_path: Path):
+    path = write_tar(tmp_path / "shard.tar", [("a.jpg", PICTURE)])
+    content = bytearray(path.read_bytes())
+    content[124:136] = b"\x80" + len(PICTURE).to_bytes(11, "big")
+    content[148:156] = b" " * 8
+    content[148:156] = f"{sum(content[:BLOCK]):06o}\0 ".encode()
+    path.write_bytes(content)
+    assert scan(path).rows["image_size"].tolist() == [len(PICTURE)]
+
+
+@pytest.mark.parametrize("byte", [0, 100, 124, 130, 150, 156, 257, 400])
+def test_one_wrong_byte_in_any_header_names_shard_and_offset(tmp_path: Path, byte: int):
+    path = write_pairs(tmp_path / "shard.tar", 5)
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[7].offset
+    content[offset + byte] ^= 0x08
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"shard {path} is damaged at offset {offset} "):
+        scan(path)
+
+
+def test_a_shard_cut_anywhere_is_refused(tmp_path: Path):
+    path = write_pairs(tmp_path / "shard.tar", 2)
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[-1].offset_data + BLOCK
+    for length in (100, 511, 512, 700, 1024, end - BLOCK, end - 1, end, end + 100):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=rf"shard {path} is cut off: .* (offset|ends at) "):
+            scan(path)
+
+
+def test_joined_tar_files_are_refused_instead_of_half_read(tmp_path: Path):
+    path = write_pairs(tmp_path / "shard.tar", 2)
+    end = len(path.read_bytes().rstrip(b"\0"))
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(UserError, match="goes on after its end marker at offset") as refusal:
+        scan(path)
+    assert str(-(-end // BLOCK) * BLOCK) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (gzip.compress(b"\0" * 2000), "is compressed"),
+        (b"<html>404 Not Found</html>" * 100, "is damaged at offset 0 .*is it a tar file"),
+    ],
+)
+def test_what_is_no_tar_file_is_named(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "shard.tar"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"shard {path} {message}"):
+        scan(path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=rf"shard {tmp_path / 'no.tar'}: No such file"):
+        scan(tmp_path / "no.tar")
+
+
+def test_captions_of_txt_and_json_are_joined_and_only_what_adds_something_is_read_again(tmp_path: Path):
+    fields = json.dumps({"captions": ["two", " one ", 3, None, ""], "caption": "three"}).encode()
+    members = [
+        ("a.jpg", PICTURE),
+        ("a.txt", b"one\n"),
+        ("a.json", fields),
+        ("b.jpg", PICTURE),
+        ("b.json", b'{"caption": "one"}'),
+        ("c.jpg", PICTURE),
+        ("c.txt", b"one"),
+        ("c.json", b'{"caption": "one", "url": "x"}'),
+    ]
+    rows = scan(write_tar(tmp_path / "a.tar", members)).rows
+    assert (rows["txt_size"] > 0).tolist() == [True, False, True]
+    assert (rows["json_size"] > 0).tolist() == [True, True, False]
+
+
+def test_the_policy_decides_what_counts_as_a_caption(tmp_path: Path):
+    members = [
+        ("a.jpg", PICTURE),
+        ("a.txt", b"a name of a file"),
+        ("b.jpg", PICTURE),
+        ("b.json", b'{"title": "", "description": " a dog "}'),
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    samples = scan_shard(path, str(path), CaptionFields(fields=["title", "description"]))
+    assert samples.rows["txt_size"].tolist() == [0, 0]
+    assert (samples.rows["json_size"] > 0).tolist() == [False, True]
+    assert samples.problems.counts["empty caption"] == 1
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'"text"', b"[1, 2]", b"null", b"\xff\xfe{}", b"1e999999"])
+def test_odd_json_is_never_more_than_a_problem(tmp_path: Path, content: bytes):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", PICTURE), ("a.txt", b"one"), ("a.json", content)])
+    samples = scan(path)
+    assert keys(samples) == ["a"]
+    assert samples.rows["txt_size"].tolist() == [3]
+    assert samples.rows["json_size"].tolist() == [0]
