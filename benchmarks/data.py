@@ -7,7 +7,7 @@ and figures are medians over the rounds. `wall` rows, by the clock, need a machi
 """
 
 import argparse
-import gc
+import multiprocessing
 import random
 import shutil
 import tempfile
@@ -59,7 +59,7 @@ AUGMENT = SimCLRAugment(
 )
 STRONG = View(size=SIZE, scale=(0.08, 1.0), augment=AUGMENT)
 THREE_VIEWS = {"image": View(size=SIZE, scale=(0.5, 1.0), augment=None), "aug1": STRONG, "aug2": STRONG}
-ONE_VIEW = {"image": View(size=SIZE, scale=(0.9, 1.0), augment=None)}  # open_clip's crop
+ONE_VIEW = {"image": View(size=SIZE, scale=(0.9, 1.0), augment=None)}  # open_clip's crop, which it scales bicubically
 
 
 class Size(NamedTuple):
@@ -115,21 +115,21 @@ def finished(shards: Path, views: dict[str, View], batch: int) -> Work:
     return lambda: len(module.on_after_batch_transfer(next(stream), 0)["index"])
 
 
-def an_epoch(shards: Path, views: dict[str, View], batch: int, num_workers: int) -> Work:
-    """Workers are started and ended with the epoch, so that their CPU time is known."""
+def epochs(shards: Path, views: dict[str, View], batch: int, num_workers: int, count: int) -> Work:
+    """Whole epochs; workers are started before them and ended after them, so that their CPU time is known."""
     module = data_module(shards, views, batch, num_workers)
 
     def work() -> int:
         loader = module.train_dataloader()
-        count = sum(len(each["index"]) for each in loader)
+        num_samples = sum(len(each["index"]) for _ in range(count) for each in loader)
         del loader
-        gc.collect()
-        return count
+        assert not multiprocessing.active_children()
+        return num_samples
 
     return work
 
 
-def counted(stream: Iterator[Sequence[Any]] | Iterator[torch.Tensor]) -> Work:
+def counted(stream: Iterator[torch.Tensor]) -> Work:
     return lambda: len(next(stream))
 
 
@@ -185,11 +185,11 @@ def measure_loading(folder: Path, pairs: list[Pair], size: Size) -> Iterator[Row
 
 def measure_workers(folder: Path, size: Size) -> Iterator[Row]:
     alone = "ours, 3 views, originals, no worker"
-    works = {alone: an_epoch(folder / "originals", THREE_VIEWS, size.batch, 0)}
-    for num_workers, name in ((1, "1 worker"), (2, "2 workers")):
-        works[f"ours, 3 views, originals, {name}"] = an_epoch(
-            folder / "originals", THREE_VIEWS, size.batch, num_workers
-        )
+    names = [alone, "ours, 3 views, originals, 1 worker", "ours, 3 views, originals, 2 workers"]
+    works = {
+        name: epochs(folder / "originals", THREE_VIEWS, size.batch, num_workers, count=4)
+        for num_workers, name in enumerate(names)
+    }
     rates = Rates(works, 3)
     for name in works:
         yield rates.row(name, PER_CORE, None if name == alone else alone)
@@ -203,7 +203,7 @@ def measure_overhead(folder: Path, size: Size) -> Iterator[Row]:
     theirs, ours = "webdataset around our decoder, 1 view, 256 px", "ours around the same, 1 view, 256 px"
     works: dict[str, Work] = {
         theirs: lambda: sum(map(len, webdataset_with_ours(tars, size.batch, ONE_VIEW["image"], decoder, ids))),
-        ours: an_epoch(folder / "small", ONE_VIEW, size.batch, 0),
+        ours: epochs(folder / "small", ONE_VIEW, size.batch, num_workers=0, count=1),
     }
     rates = Rates(works, 2 * size.rounds)
     yield rates.row(theirs, PER_CORE)

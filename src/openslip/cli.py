@@ -1,4 +1,4 @@
-"""`openslip train | eval | predict | strip | verify | report`; imports what a command needs when it is given."""
+"""`openslip train | eval | data | predict | strip | verify | report`; imports what a command needs when it is given."""
 
 import argparse
 import difflib
@@ -7,9 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from openslip.cli_data import data
+
 COMMANDS = {
     "train": "train a model: openslip train model=slip_tiny seed=1",
     "eval": "evaluate a checkpoint: openslip eval checkpoint=runs/NAME evaluation=imagenet",
+    "data": "convert, index and check collections",
     "predict": "which label fits a picture",
     "strip": "keep of a checkpoint what inference needs",
     "verify": "hold this machine's numerics against recorded ones",
@@ -39,6 +42,7 @@ def run(arguments: list[str]) -> int:
     if command in ("train", "eval"):
         return run_hydra(command, rest)
     commands: dict[str, Callable[[list[str]], int]] = {
+        "data": data,
         "predict": predict,
         "strip": strip,
         "verify": verify,

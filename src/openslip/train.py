@@ -51,6 +51,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         bad_samples_file=run.folder / "bad_samples.jsonl",
     )
     if main_process():
+        found, expected = len(data.source), data.source.expected_samples
+        say(f"data: {found} samples" + (f" of {expected}, {100 * found // expected} %" if expected else ""))
         for problem in data.source.problems:
             say(f"data: {problem}")
         if data.order.dropped:

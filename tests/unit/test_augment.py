@@ -5,15 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional
 
-from openslip.data.augment import ORDERS, SimCLRAugment, normalise
+from openslip.data.augment import SimCLRAugment, normalise
+from openslip.data.augment_batch import augment_batch
+from openslip.data.augment_picture import ORDERS
 from openslip.errors import UserError
 
 LEVEL = 1 / 255
 F: Any = functional  # its types know of tensors only
+T: Any = torchvision.transforms
 NOTHING = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 NAMES = ("brightness", "contrast", "saturation", "hue", "order", "grayscale", "sigma", "flip")
 
@@ -155,6 +159,73 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(augment(images[shuffled], drawn[shuffled]), together[shuffled], atol=1e-6, rtol=0)
     strided = images.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(augment(strided, drawn), together, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (33, 41), (5, 7), (1, 1), (112, 96)])
+@pytest.mark.parametrize("hue", [0.1, 0.5])
+def test_the_batched_chain_is_the_chain_on_each_picture(shape: tuple[int, int], hue: float):
+    augment, rng = (
+        SimCLRAugment(**(vars(published()) | {"hue": hue, "blur_sigma": [0.1, 6.0]})),
+        np.random.default_rng(2),
+    )
+    images = torch.rand(40, 3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in images]))
+    torch.testing.assert_close(augment_batch(images, drawn.numpy()), augment(images, drawn), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        augment_batch(images.float(), drawn.numpy()), augment(images.float(), drawn), atol=1e-5, rtol=0
+    )
+
+
+def test_not_a_bit_of_a_sample_depends_on_its_batch():
+    augment, rng = published(), np.random.default_rng(1)
+    images = torch.stack([pixels(picture(seed)) for seed in range(64)])
+    drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in images]))
+    together = augment(images, drawn)
+    halves = [augment(images[half], drawn[half]) for half in (slice(32), slice(32, 64))]
+    assert torch.equal(torch.cat(halves), together)
+    assert torch.equal(
+        torch.cat([augment(*pair) for pair in zip(images.split(1), drawn.split(1), strict=True)]), together
+    )
+
+
+def test_5000_draws_have_the_statistics_of_torchvisions_random_transforms():
+    """Of each result the mean and deviation of every channel; of 5000 of these figures mean, deviation and quantiles."""
+    number, image = 5000, picture(7, 32, 32)
+    augment, rng = published(), np.random.default_rng(0)
+    drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in range(number)]))
+    ours = [augment(pixels(image).expand(len(part), -1, -1, -1), part) for part in drawn.split(250)]
+    ours = torch.cat(ours).double()
+
+    sigmas = np.random.default_rng(1).uniform(0.1, 2.0, number)
+    theirs = T.Compose(
+        [
+            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+            T.RandomGrayscale(0.2),
+            T.RandomApply([T.Lambda(lambda x: x.filter(ImageFilter.GaussianBlur(next(sigma))))], 0.5),
+            T.RandomHorizontalFlip(),
+        ]
+    )
+    sigma = iter(sigmas.tolist())
+    torch.manual_seed(0)
+    published_results = torch.stack([pixels(theirs(image)) for _ in range(number)]).double()
+
+    half = slice(0, 16)  # of the columns: only the flip moves it
+    for a, b in zip(figures(ours, half), figures(published_results, half), strict=True):
+        scale = np.sqrt((a.var() + b.var()) / number)
+        assert abs(a.mean() - b.mean()) < 4 * scale + LEVEL  # they round downwards, up to three times
+        spread = np.sqrt(sum(((x - x.mean()) ** 2).var() / (4 * x.var() * number) for x in (a, b)))
+        assert abs(a.std() - b.std()) < 4 * spread + LEVEL
+        for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+            slack = 4 * np.sqrt(share * (1 - share) * 2 / number)  # of the share of draws below a value
+            low, high = np.quantile(a, [max(share - slack, 0), min(share + slack, 1)])
+            assert low - 1.5 * LEVEL < np.quantile(b, share) < high + 1.5 * LEVEL
+
+
+def figures(images: Tensor, half: slice) -> list[np.ndarray]:
+    """Mean and deviation per channel, and how much brighter one half is."""
+    lateral = images[..., half].mean(dim=(1, 2, 3)) - images.mean(dim=(1, 2, 3))
+    columns = [*images.mean(dim=(2, 3)).T, *images.std(dim=(2, 3)).T, lateral]
+    return [column.numpy() for column in columns]
 
 
 def test_nothing_drawn_is_nothing_done():

@@ -226,11 +226,15 @@ def test_shards_are_scanned_in_several_processes_with_the_same_result(
     assert together.fingerprint == fingerprint
 
 
-def test_a_sample_costs_32_bytes_and_its_key(tmp_path: Path):
+def test_a_sample_costs_28_bytes_its_key_and_its_label(tmp_path: Path):
     index = opened([write_pairs(tmp_path / "shard.tar", 10)], "caption")
     files = {path.name: path.stat().st_size for path in index.folder.iterdir()}
     journal = files.pop("shards.jsonl")
-    assert files == {"rows": 320, "keys": 50}
+    assert files == {"rows": 280, "labels": 40, "keys": 50}
+    path = write_tar(tmp_path / "bare.tar", [("a.jpg", PICTURE), ("b.jpg", PICTURE)])
+    bare = {path.name: path.stat().st_size for path in opened([path]).folder.iterdir()}
+    assert bare["rows"] == 56
+    assert "labels" not in bare
     assert journal < 500
     assert json.loads((index.folder / "shards.jsonl").read_text())["counts"] == {
         "samples": 10,

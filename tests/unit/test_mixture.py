@@ -37,6 +37,13 @@ def test_a_mixture_of_mixtures_multiplies_the_weights(sources: dict[str, Source]
     assert [collection.weight for collection in outer.collections] == [0.5, 0.25, 1]
 
 
+def test_a_mixture_expects_what_its_sources_expect(sources: dict[str, Source]):
+    assert Mixture(sources=sources, weights={"a": 1, "b": 1}).expected_samples is None
+    for number, source in enumerate(sources.values(), start=1):
+        source.expected_samples = number
+    assert Mixture(sources=sources, weights={"a": 1, "b": 1}).expected_samples == 3
+
+
 def test_the_fingerprint_changes_with_sources_and_weights(sources: dict[str, Source]):
     prints = {
         Mixture(sources=sources, weights={"a": 1, "b": 0.5}).fingerprint,

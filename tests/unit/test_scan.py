@@ -110,7 +110,7 @@ def test_a_label_is_a_class_number(tmp_path: Path):
     members = [("a.jpg", PICTURE), ("a.cls", b"7\n"), ("b.jpg", PICTURE), ("b.cls", b"cat"), ("c.jpg", PICTURE)]
     path = write_tar(tmp_path / "shard.tar", members)
     samples = scan(path)
-    assert samples.rows["label"].tolist() == [7, -1, -1]
+    assert samples.labels.tolist() == [7, -1, -1]
     assert samples.problems.counts["cls that holds no class number such as 0"] == 1
     assert "2 x no label, first b" in samples.problems.lines()
 

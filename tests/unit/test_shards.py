@@ -81,7 +81,9 @@ def test_empty_places_are_named(tmp_path: Path):
 
 def test_shards_without_any_caption_say_what_to_do(tmp_path: Path):
     path = write_tar(tmp_path / "a.tar", [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1))])
-    with pytest.raises(UserError, match=rf"shard {path}: .*2 x no caption.*KEY\.txt or KEY\.json with what UniformCaption.*simclr"):
+    with pytest.raises(
+        UserError, match=rf"shard {path}: .*2 x no caption.*KEY\.txt or KEY\.json with what UniformCaption.*simclr"
+    ):
         ShardSource(shards=str(path), require="caption")
     with pytest.raises(UserError, match=r"2 x no label.*KEY\.cls"):
         ShardSource(shards=str(path), require="label")
@@ -176,11 +178,6 @@ def test_reading_ahead_changes_nothing(folder: Path):
         source.prefetch(place)
     assert pickle.loads(pickle.dumps(source)).ahead is None
     assert source[8].label == 8
-
-
-def test_the_expected_number_is_told_beside_the_one_found(folder: Path):
-    source = ShardSource(shards=str(folder), require="caption", expected_samples=48)
-    assert source.problems == ("12 of 48 samples (25 %)",)
 
 
 def test_collections_are_the_shards(folder: Path):

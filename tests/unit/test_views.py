@@ -1,9 +1,5 @@
-"""Decoding, training crops and the evaluation transform, against torchvision and the recorded published transform."""
+"""Training crops and the evaluation transform, against torchvision and the recorded published transform."""
 
-import io
-import struct
-import tracemalloc
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +8,10 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from shard_files import jpeg
 
-from openslip.data.augment import Augment
-from openslip.data.views import EvalTransform, View, open_image, random_box
+from openslip.data.augment import Augment, SimCLRAugment, normalise
+from openslip.data.decode import PillowDecoder
+from openslip.data.views import EvalTransform, View, random_box
 from openslip.errors import UserError
 
 T: Any = torchvision.transforms  # its types know of tensors only
@@ -26,19 +22,6 @@ DATA = Path(__file__).parents[1] / "data"
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height // 3 + 1, width // 3 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, picture_format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, picture_format, **options)
-    return file.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size; its pixels are missing."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 999) + b"IDAT"
-    return b"\x89PNG\r\n\x1a\n" + data
 
 
 def test_the_evaluation_transform_is_the_recorded_published_one():
@@ -74,7 +57,7 @@ def test_a_crop_is_torchvisions_at_the_same_box(scale: tuple[float, float], shap
     image, view = picture(*shape), View(size=32, scale=scale, augment=None)
     for seed in range(5):
         left, top, right, bottom = random_box(*shape, scale, np.random.default_rng(seed))
-        pixels, parameters = view(image, np.random.default_rng(seed))
+        pixels, parameters = view(image, PillowDecoder(), np.random.default_rng(seed))
         expected = T.functional.resized_crop(
             image, top, left, bottom - top, right - left, [32, 32], T.InterpolationMode.BILINEAR
         )
@@ -138,7 +121,8 @@ def test_parameters_of_the_augmentation_come_with_the_crop():
         def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
             return images
 
-    _, parameters = View(size=8, scale=[0.5, 1.0], augment=Two())(picture(20, 20), np.random.default_rng(0))
+    view = View(size=8, scale=[0.5, 1.0], augment=Two())
+    _, parameters = view(picture(20, 20), PillowDecoder(), np.random.default_rng(0))
     assert parameters is not None
     assert parameters.shape == (2,)
 
@@ -149,61 +133,54 @@ def test_an_impossible_scale_is_named(scale: tuple[float, float]):
         View(size=8, scale=scale, augment=None)
 
 
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_the_usual_formats_open_as_rgb(picture_format: str, tmp_path: Path):
-    image = picture(20, 30)
-    data = encoded(image, picture_format)
-    path = tmp_path / "file"
-    path.write_bytes(data)
-    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    for source in (data, path, str(path)):
-        opened = open_image(source, "x")
-        assert opened.mode == "RGB"
-        assert np.array_equal(np.asarray(opened), expected)
+def simclr() -> SimCLRAugment:
+    return SimCLRAugment(
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        jitter_probability=0.8,
+        grayscale_probability=0.2,
+        blur_probability=0.5,
+        blur_sigma=[0.1, 2.0],
+        flip_probability=0.5,
+    )
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGBA", "P", "CMYK"])
-def test_every_mode_becomes_rgb(mode: str):
-    image = picture(20, 30).convert(mode)
-    opened = open_image(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), "x")
-    assert opened.mode == "RGB"
-    assert np.array_equal(np.asarray(opened), np.asarray(image.convert("RGB")))
+def cropped(view: View, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    rng = np.random.default_rng(0)
+    crops = [view(picture(90, 70, seed), PillowDecoder(), rng) for seed in range(number)]
+    drawn = [parameters for _, parameters in crops if parameters is not None]
+    return torch.from_numpy(np.stack([pixels for pixels, _ in crops])), (
+        torch.from_numpy(np.stack(drawn)) if drawn else None
+    )
 
 
-def test_a_transparent_palette_and_16_bits_become_rgb():
-    palette = picture(20, 30).convert("P")
-    opened = open_image(encoded(palette, "PNG", transparency=bytes(range(256))), "x")
-    assert np.array_equal(np.asarray(opened), np.asarray(palette.convert("RGB")))
-    deep = Image.fromarray(np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30))
-    values = np.asarray(open_image(encoded(deep, "PNG"), "x"))[..., 0].ravel()
-    assert np.abs(values - np.linspace(0, 255, 600)).max() <= 1
+def test_a_view_without_augmentation_is_torchvisions_tensor_and_normalisation():
+    view = View(size=32, scale=[0.5, 1.0], augment=None)
+    images, parameters = cropped(view, 5)
+    before = images.clone()
+    expected = torch.stack([T.Normalize(MEAN, STD)(T.ToTensor()(T.ToPILImage()(image))) for image in images])
+    torch.testing.assert_close(view.finish(images, parameters, MEAN, STD), expected, atol=1e-6, rtol=0)
+    assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [jpeg(0)[:400], jpeg(0)[:-60], b"", b"<html>not found</html>", jpeg(0)[:20] + b"\0" * 300, png_header(20, 20)],
-    ids=["half", "end missing", "nothing", "html", "zeros", "header alone"],
-)
-def test_damaged_pictures_are_named(data: bytes):
-    with pytest.raises(UserError, match=r"^shard\.tar:key: cannot be decoded \(.+\); replace or remove it$"):
-        open_image(data, "shard.tar:key")
+def test_a_finished_view_is_augmented_and_then_normalised():
+    view = View(size=32, scale=[0.08, 1.0], augment=simclr())
+    images, parameters = cropped(view, 24)
+    assert parameters is not None
+    expected = normalise(simclr()(images / 255, parameters), MEAN, STD)
+    assert torch.equal(view.finish(images, parameters, MEAN, STD), expected)
 
 
-def test_a_missing_picture_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"cat\.jpg: cannot be decoded \(.*No such file"):
-        open_image(tmp_path / "cat.jpg", "cat.jpg")
-
-
-@pytest.mark.parametrize("side", [7072, 9000, 14_000, 60_000])
-def test_large_pictures_are_refused_before_they_are_decoded(side: int):
-    tracemalloc.start()
-    with pytest.raises(UserError, match=r"^bomb: .* 50,000,000 pixels are refused"):
-        open_image(png_header(side, side), "bomb")
-    assert tracemalloc.get_traced_memory()[1] < 1e6
-    tracemalloc.stop()
-
-
-def test_programs_are_never_run_to_decode_a_picture():
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(UserError, match="not a picture in one of the formats"):
-        open_image(postscript, "x.eps")
+@pytest.mark.parametrize("size", [30, 32, 224])
+def test_not_a_bit_of_a_finished_sample_depends_on_its_batch(size: int):
+    view = View(size=size, scale=[0.08, 1.0], augment=simclr())
+    images, parameters = cropped(view, 64 if size < 100 else 12)
+    assert parameters is not None
+    together = view.finish(images, parameters, MEAN, STD)
+    for length in (1, 3, len(images) // 2):
+        parts = zip(images.split(length), parameters.split(length), strict=True)
+        assert torch.equal(torch.cat([view.finish(*part, MEAN, STD) for part in parts]), together)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(view.finish(images[order], parameters[order], MEAN, STD), together[order])

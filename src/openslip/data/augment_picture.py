@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(itertools.permutations(range(4))))
@@ -101,14 +102,12 @@ def blur(x: Float[Tensor, "channels height width"], sigma: float) -> Float[Tenso
     reach = 3 * (int(whole) + 1)
 
     down = block_matrices(height, int(whole), part, x.dtype)
-    rows = x.new_zeros(len(down) * BLOCK + 2 * reach, channels, width)
-    rows[reach : reach + height] = x.transpose(0, 1)
+    rows = pad(x.transpose(0, 1), (0, 0, 0, 0, reach, len(down) * BLOCK - height + reach))
     row = channels * width
     blurred = down.bmm(rows.as_strided((len(down), down.shape[2], row), (BLOCK * row, row, 1)))
 
     across = down if width == height else block_matrices(width, int(whole), part, x.dtype)
-    columns = x.new_zeros(height * channels, len(across) * BLOCK + 2 * reach)
-    columns[:, reach : reach + width] = blurred.view(-1, width)[: height * channels]
+    columns = pad(blurred.view(-1, width)[: height * channels], (reach, len(across) * BLOCK - width + reach))
     windows = columns.as_strided((len(across), len(columns), across.shape[2]), (BLOCK, columns.shape[1], 1))
     result = x.new_empty(len(columns), len(across), BLOCK)
     torch.bmm(windows, across.mT, out=result.transpose(0, 1))

@@ -1,9 +1,10 @@
 """Where every sample of a collection lies: shards scanned once, kept as one table on disk that all processes map.
 
 Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, a folder per list of
-shards: `shards.jsonl`, a line per shard; `rows` and `keys`; `caption` and `label`, the places of the samples that have
-one, unless all do. A folder gets its name when it is complete. A scan that was cut short goes on where it stopped, and
-what any folder there knows of an unchanged shard is taken over, so a collection that grows is not scanned again.
+shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, where there are any, `labels`; `caption` and `label`, places
+of the samples that have one, unless all do. A folder gets its name when it is complete. A scan that was cut short goes
+on where it stopped, and what any folder there knows of an unchanged shard is taken over, so that a collection that grows
+is not scanned again.
 """
 
 import fcntl
@@ -26,7 +27,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from openslip.data.captions import CaptionPolicy
-from openslip.data.scan import REQUIREMENTS, ROW, ShardSamples, scan_shard
+from openslip.data.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, scan_shard
 from openslip.data.tar import Problems
 from openslip.errors import UserError
 
@@ -78,6 +79,7 @@ class Index:
         self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # of the shards, in `rows`
         self.key_starts = np.cumsum([0, *(entry.key_bytes for entry in entries)]).tolist()
         self.rows = mapped(folder / "rows", ROW)
+        self.labels = mapped(folder / "labels", LABEL) if (folder / "labels").exists() else None
         self.keys = mapped(folder / "keys", np.dtype(np.uint8))
         places = folder / str(require)
         self.places = mapped(places, np.dtype("<u4")) if places.exists() else None
@@ -100,6 +102,10 @@ class Index:
         """A sample's shard and its place in `rows`."""
         place = index if self.places is None else int(self.places[index])
         return bisect_right(self.ends, place), place
+
+    def label(self, place: int) -> int | None:
+        label = -1 if self.labels is None else int(self.labels[place])
+        return None if label < 0 else label
 
     def key(self, index: int) -> str:
         shard, place = self.find(index)
@@ -193,7 +199,7 @@ class Entry:
         size: in bytes.
         counts: of samples, and of those that meet each requirement.
         key_bytes: length of its part of `keys`.
-        digest: sha256 of its rows and keys.
+        digest: sha256 of its rows, labels and keys.
         problems: found in it.
     """
 
@@ -232,6 +238,7 @@ def build(
     total = 0
     with (
         (partial / "rows").open("wb") as rows_file,
+        (partial / "labels").open("wb") as labels_file,
         (partial / "keys").open("wb") as keys_file,
         (partial / "shards.jsonl").open("w", encoding="utf-8") as journal,
         (partial / "caption").open("wb") as caption_file,
@@ -240,17 +247,17 @@ def build(
         found = samples_of(shards, [known.get(each) for each in stamps], captions, fetch)
         for done, (each, (size, samples)) in enumerate(zip(stamps, found, strict=True), start=1):
             captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
-            labelled = np.flatnonzero(samples.rows["label"] >= 0)
+            labelled = np.flatnonzero(samples.labels >= 0)
             counts = {"samples": len(samples.rows), "caption": len(captioned), "label": len(labelled)}
-            content = samples.rows.tobytes() + samples.keys
-            digest = hashlib.sha256(content).hexdigest()
+            digest = digest_of(samples.rows.tobytes(), samples.labels.tobytes(), samples.keys)
             entry = Entry(each, size, counts, len(samples.keys), digest, samples.problems)
             rows_file.write(samples.rows.tobytes())
+            labels_file.write(samples.labels.tobytes())
             keys_file.write(samples.keys)
             caption_file.write((captioned + total).astype("<u4").tobytes())
             label_file.write((labelled + total).astype("<u4").tobytes())
-            rows_file.flush()  # before the line that says that they are there
-            keys_file.flush()
+            for file in (rows_file, labels_file, keys_file):
+                file.flush()  # before the line that says that it is there
             journal.write(json.dumps({**vars(entry), "problems": vars(entry.problems)}) + "\n")
             journal.flush()
             total += len(samples.rows)
@@ -258,6 +265,8 @@ def build(
     for requirement in REQUIREMENTS:
         if (partial / requirement).stat().st_size == 4 * total:  # all samples meet it
             (partial / requirement).unlink()
+    if (partial / "label").exists() and (partial / "label").stat().st_size == 0:
+        (partial / "labels").unlink()
     partial.chmod(0o755)  # mkdtemp made it private
     try:
         os.rename(partial, folder)
@@ -333,10 +342,25 @@ def scan(shard: Shard, captions: CaptionPolicy) -> tuple[int, ShardSamples]:
 def take_over(known: Known) -> tuple[int, ShardSamples] | None:
     """What an index holds of a shard, or None where it is not whole, as after a power failure."""
     entry = known.entry
-    with (known.folder / "rows").open("rb") as rows_file, (known.folder / "keys").open("rb") as keys_file:
-        rows_file.seek(known.row * ROW.itemsize)
-        keys_file.seek(known.key)
-        rows, keys = rows_file.read(entry.counts["samples"] * ROW.itemsize), keys_file.read(entry.key_bytes)
-    if hashlib.sha256(rows + keys).hexdigest() != entry.digest:
+    count = entry.counts["samples"]
+    rows = slice_of(known.folder / "rows", known.row * ROW.itemsize, count * ROW.itemsize)
+    labels = slice_of(known.folder / "labels", known.row * LABEL.itemsize, count * LABEL.itemsize)
+    labels = labels or np.full(count, -1, LABEL).tobytes()  # no file: none of them has one
+    keys = slice_of(known.folder / "keys", known.key, entry.key_bytes)
+    if digest_of(rows, labels, keys) != entry.digest:
         return None
-    return entry.size, ShardSamples(np.frombuffer(rows, ROW), keys, entry.problems)
+    samples = ShardSamples(np.frombuffer(rows, ROW), np.frombuffer(labels, LABEL), keys, entry.problems)
+    return entry.size, samples
+
+
+def slice_of(path: Path, offset: int, length: int) -> bytes:
+    """What of it there is."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def digest_of(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -33,6 +33,8 @@ class Mixture(Source):
         self.sources = list(sources.values())
         self.weights = [float(weights[name]) for name in sources]
         self.ends = np.cumsum([len(source) for source in self.sources]).tolist()
+        expected = [source.expected_samples for source in self.sources]
+        self.expected_samples = None if None in expected else sum(number for number in expected if number)
         self.problems = tuple(f"{name}: {line}" for name, source in sources.items() for line in source.problems)
 
     def __len__(self) -> int:

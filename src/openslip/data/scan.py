@@ -15,8 +15,8 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, "txt", "json", "cls"))
 PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can run a program
 
-# Per sample, 32 bytes: where its members lie in its shard, in blocks (size 0: it has none), its label (-1: it has none)
-# and where its key ends among the shard's keys.
+# Per sample, 28 bytes: where its members lie in its shard, in blocks (size 0: it has none), and where its key ends
+# among the shard's keys.
 ROW = np.dtype(
     [
         ("image", "<u4"),
@@ -25,10 +25,10 @@ ROW = np.dtype(
         ("txt_size", "<u4"),
         ("json", "<u4"),
         ("json_size", "<u4"),
-        ("label", "<i4"),
         ("key_end", "<u4"),
     ]
 )
+LABEL = np.dtype("<i4")  # -1: it has none
 
 Extent = tuple[int, int]  # offset and length in the shard
 NOTHING: Extent = (0, 0)
@@ -41,6 +41,7 @@ class ShardSamples(NamedTuple):
     """All samples of a shard that have a picture, in the order of their first member."""
 
     rows: np.ndarray
+    labels: np.ndarray
     keys: bytes
     problems: Problems
 
@@ -63,21 +64,21 @@ def scan_shard(path: Path, name: str, captions: CaptionPolicy) -> ShardSamples:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if sys.platform == "linux":
                 data.madvise(mmap.MADV_SEQUENTIAL)  # the disk streams; a wait for every header would take longer
-            rows, keys = classify(group(name, data, problems), data, captions, problems)
+            rows, labels, keys = classify(group(name, data, problems), data, captions, problems)
     except OSError as error:
         raise UserError(f"shard {name}: {error.strerror}; check data.source.shards") from error
     table = np.array(rows, ROW)
     table["key_end"] = np.cumsum([len(key) for key in keys])
-    if unlabelled := np.flatnonzero(table["label"] < 0).tolist():
+    if unlabelled := np.flatnonzero(np.array(labels, LABEL) < 0).tolist():
         problems.add("no label", keys[unlabelled[0]].decode(), len(unlabelled))
-    return ShardSamples(table, b"".join(keys), problems)
+    return ShardSamples(table, np.array(labels, LABEL), b"".join(keys), problems)
 
 
 def classify(
     groups: dict[str, dict[str, Extent]], data: mmap.mmap, captions: CaptionPolicy, problems: Problems
-) -> tuple[list[tuple[int, ...]], list[bytes]]:
-    """Rows and keys of the samples with a picture; what is missing or odd is counted."""
-    rows, keys = [], []
+) -> tuple[list[tuple[int, ...]], list[int], list[bytes]]:
+    """Rows, labels and keys of the samples with a picture; what is missing or odd is counted."""
+    rows, labels, keys = [], [], []
     for key, members in groups.items():
         image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
         if image is None:
@@ -112,9 +113,10 @@ def classify(
                 label = int(digits)
             else:
                 problems.add("cls that holds no class number such as 0", key)
-        rows.append((*in_blocks(image), *in_blocks(txt), *in_blocks(fields), label, 0))
+        rows.append((*in_blocks(image), *in_blocks(txt), *in_blocks(fields), 0))
+        labels.append(label)
         keys.append(key.encode())
-    return rows, keys
+    return rows, labels, keys
 
 
 def in_blocks(extent: Extent) -> Extent:

@@ -29,7 +29,7 @@ class ShardSource(Source):
         shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
         require: what a sample must have to count: `caption`, `label`, or null for the picture alone.
         captions: what counts as a caption.
-        expected_samples: of the whole collection; told beside the number found.
+        expected_samples: of the whole collection, as published.
         cache: for shards at addresses.
     """
 
@@ -65,9 +65,6 @@ class ShardSource(Source):
                 ),
             )
         self.problems = self.index.problems.lines()
-        if expected_samples is not None and len(self.index) < expected_samples:
-            share = 100 * len(self.index) / expected_samples
-            self.problems = (f"{len(self.index)} of {expected_samples} samples ({share:.0f} %)", *self.problems)
         if not len(self.index):
             met = "; ".join(self.problems) or "no pictures at all"
             wanted = {
@@ -91,14 +88,14 @@ class ShardSource(Source):
 
     def __getitem__(self, index: int, /) -> Sample:
         shard, place = self.index.find(index)
-        image, image_size, txt, txt_size, fields, fields_size, label, _ = self.index.rows[place].item()
+        image, image_size, txt, txt_size, fields, fields_size, _ = self.index.rows[place].item()
         return Sample(
             key=f"{self.index.shards[shard].name}:{self.index.key(index)}",
             image=self.read(shard, image, image_size),
             captions=read_captions(
                 self.captions, self.read(shard, txt, txt_size), self.read(shard, fields, fields_size)
             ),
-            label=None if label < 0 else label,
+            label=self.index.label(place),
         )
 
     def read(self, shard: int, block: int, length: int) -> bytes:

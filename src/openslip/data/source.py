@@ -42,9 +42,11 @@ class Source(ABC):
 
     Attributes:
         problems: what was left out or mended when the collection was read, one line per kind.
+        expected_samples: of the whole collection, where that is known; some of a published one is often lost.
     """
 
     problems: tuple[str, ...] = ()
+    expected_samples: int | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

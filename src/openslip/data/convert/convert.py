@@ -54,8 +54,8 @@ def convert(
         on_shard: called after each shard.
 
     Raises:
-        UserError: an argument, the collection or `out` is not fit for it; no record of the first shard could be used; or
-            at the end, with everything written, more than half of all were left out.
+        UserError: an argument, the collection or `out` is not fit for it; nothing of the first shard could be used; or
+            more than half of all records were left out, which is said at the end, with everything written.
     """
     for key, value, least in (("samples-per-shard", samples_per_shard, 1), ("workers", workers, 1)):
         if value < least:
@@ -96,7 +96,8 @@ def find_records(layout: str) -> Callable[..., Iterator[Record | LeftOut]]:
     known = layouts()
     if layout not in known:
         near = difflib.get_close_matches(layout, known, n=1)
-        raise UserError(f"layout {layout}: {f'did you mean {near[0]}?' if near else f'expected {", ".join(known)}'}")
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        raise UserError(f"layout {layout}: there is none of this name; {hint}")
     records = importlib.import_module(f"openslip.data.convert.layouts.{layout}").records
     allowed = [key for key in inspect.signature(records).parameters if key != "root"]
 
@@ -137,15 +138,21 @@ def locked(out: Path) -> Iterator[None]:
 def prepare(out: Path, made_of: dict[str, Any]) -> Manifest:
     """The manifest to go on with, after what an ended call left behind was swept away."""
     path = out / "manifest.json"
-    if not path.exists() and any(out.glob("*.tar")):
-        raise UserError(f"{out} holds tar files but no manifest.json, so they are not ours: choose another folder")
-    manifest = read(path, made_of)
+    manifest = read(path, made_of.keys())
+    if manifest is None:
+        if any(out.glob("*.tar")):
+            raise UserError(f"{out} holds tar files but no manifest.json, so they are not ours: choose another folder")
+        manifest = Manifest(made_of)
+    if manifest.shards:
+        manifest.refuse_others(made_of, out)
     whole = {entry.name for entry in manifest.shards}
-    for stale in out.glob(".*.tmp"):
-        stale.unlink(missing_ok=True)
-    for shard in out.glob("*.tar"):
-        if shard.name not in whole and re.fullmatch(r"[A-Za-z0-9_-]+-\d{6,}\.tar", shard.name):
-            shard.unlink(missing_ok=True)
+    for stale in chain(out.glob(".*.tar.*.tmp"), out.glob(".manifest.json.*.tmp"), out.glob("*.tar")):
+        name, _, number = stale.stem.rpartition("-")
+        if stale.suffix == ".tmp" or (
+            name == manifest.made_of["name"] and number.isdigit() and stale.name not in whole
+        ):
+            stale.unlink(missing_ok=True)
+    manifest.made_of = made_of
     with (out / "left_out.jsonl").open("ab") as file:
         if file.tell() < manifest.left_out_bytes:
             raise UserError(f"{out}/left_out.jsonl has lost lines: delete {path.name} and the shards to begin anew")

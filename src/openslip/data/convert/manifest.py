@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,32 +53,28 @@ class Manifest:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def refuse_others(self, made_of: dict[str, Any], out: Path) -> None:
+        for key, value in made_of.items():
+            if self.made_of[key] != value:
+                raise UserError(
+                    f"{out} holds shards made with {key}={self.made_of[key]!r}, this command has {key}={value!r}: "
+                    "give the same again to go on, or another folder"
+                )
 
-def read(path: Path, made_of: dict[str, Any]) -> Manifest:
-    """The manifest at `path`, which must have been made of the same; a new one if there is none or it has no shards.
+
+def read(path: Path, keys: Collection[str]) -> Manifest | None:
+    """The manifest at `path`, None if there is no file; `keys` are those of `made_of`.
 
     Raises:
-        UserError: made of something else, or no manifest of ours.
+        UserError: no manifest of ours.
     """
     if not path.exists():
-        return Manifest(made_of)
+        return None
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
-        manifest = Manifest(
-            {key: content[key] for key in made_of},
-            [Entry(**entry) for entry in content["shards"]],
-            content["left_out_bytes"],
-        )
+        made_of = {key: content[key] for key in keys}
+        return Manifest(made_of, [Entry(**entry) for entry in content["shards"]], content["left_out_bytes"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no manifest of this version ({error!r}): convert into a new folder") from error
-    if not manifest.shards:
-        return Manifest(made_of)
-    for key, value in made_of.items():
-        if manifest.made_of[key] != value:
-            raise UserError(
-                f"{path.parent} holds shards with {key}={manifest.made_of[key]!r}, this command has {key}={value!r}: "
-                "give the same command again to go on, or another folder"
-            )
-    return manifest

@@ -5,13 +5,12 @@ import io
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from openslip.data.convert.record import Picture, PictureFile, PictureSlice
-from openslip.data.views import FORMATS, MAX_PIXELS
+from openslip.data.decode import FORMATS, MAX_PIXELS
 from openslip.errors import UserError
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by more of them
@@ -29,7 +28,7 @@ class PictureReader:
         self.archive: zipfile.ZipFile | None = None
         self.archive_path = ""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PictureReader":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -71,6 +71,6 @@ def encodable(text: str) -> str:
 
 
 def below(root: Path, relative: str) -> str | None:
-    """The path of `relative` below `root`, None where it leads out: lists from elsewhere do not choose files of ours."""
+    """The path of `relative` below `root`, None where it leads out: a list from elsewhere must not choose any file."""
     inside = os.path.normpath(relative)
     return None if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") else os.path.join(root, inside)

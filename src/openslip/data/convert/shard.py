@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 from webdataset.writer import TarWriter
 
@@ -66,7 +66,7 @@ def write_shard(task: Task) -> tuple[Entry, list[str]]:
             warnings.simplefilter("ignore")  # Pillow's, on odd pictures that it can decode all the same
             hashed = _HashedFile(file)
             # Fixed time and owner: the same bytes on every day and machine.
-            with TarWriter(hashed, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
+            with TarWriter(cast(BinaryIO, hashed), user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
                 for record in task.records:
                     try:
                         tar.write(members(record, reader, task.options))

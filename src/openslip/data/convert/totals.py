@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
 
 from openslip.data.convert.shard import Entry
 
@@ -18,7 +17,7 @@ class Totals:
     left_out: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> Self:
+    def of(cls, entries: Iterable[Entry]) -> "Totals":
         totals = cls()
         for entry in entries:
             totals.add(entry)

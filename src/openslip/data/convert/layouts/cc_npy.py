@@ -1,0 +1,72 @@
+"""CC3M and CC12M as published SLIP reads them: cc3m.npy lists the pictures' paths below ROOT and their captions.
+
+An entry is a dict with `image_name` (CC12M) or `image_id` (CC3M) and `captions` (facebookresearch/SLIP datasets.py and
+README), or (path, caption) or (path, captions).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from openslip.data.convert import metadata as files
+from openslip.data.convert import restricted_pickle
+from openslip.data.convert.record import LeftOut, PictureFile, Record, below
+from openslip.errors import UserError
+
+
+def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
+    """In the order of the file.
+
+    Args:
+        root: the collection's folder.
+        metadata: the file; by default the only .npy in ROOT.
+        images: the folder that paths in it start from; by default ROOT.
+    """
+    path = files.find(root, metadata, "*.npy")
+    folder = files.pictures_folder(root, images)
+    for place, entry in enumerate(read(path)):
+        name, captions = name_and_captions(entry)
+        if name is None:
+            yield LeftOut(
+                f"entry {place}", "entry that is no {image_name or image_id, captions} and no (path, caption)"
+            )
+        elif (found := below(folder, name)) is None:
+            yield LeftOut(name, "path that leads out of the collection's folder")
+        else:
+            stem, _, suffix = name.rpartition(".")
+            yield Record(stem if "/" not in suffix and stem else name, PictureFile(found), captions)
+
+
+def read(path: Path) -> list[Any]:
+    """The array as nested lists. numpy.load would run what the pickle in the file names; this refuses it."""
+    with path.open("rb") as file:
+        try:
+            version = npy.read_magic(file)
+            header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+            _, _, dtype = header(file)
+            if not dtype.hasobject:
+                file.seek(0)
+                return np.load(file, allow_pickle=False).tolist()
+        except (ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{path} is no .npy file ({error}): write or download it again") from error
+        entries = restricted_pickle.load(file, path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} holds a {type(entries).__name__}, not an array of entries")
+    return entries
+
+
+def name_and_captions(entry: Any) -> tuple[str | None, tuple[str, ...]]:
+    match entry:
+        case {"image_name": str() | int() as name, "captions": captions}:
+            pass
+        case {"image_id": str() | int() as name, "captions": captions}:
+            pass
+        case (str() | int() as name, captions):
+            pass
+        case _:
+            return None, ()
+    listed = captions if isinstance(captions, (list, tuple)) else [captions]
+    return str(name), tuple(caption for caption in listed if isinstance(caption, str))

@@ -1,0 +1,26 @@
+"""ROOT/CLASS/*.jpg: a label is the place of its class folder in alphabetical order; a caption only by a template."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from openslip.data.convert.record import LeftOut, PictureFile, Record
+from openslip.data.image_folder import SUFFIXES, folder_names
+from openslip.errors import UserError
+
+
+def records(root: Path, *, template: str | None = None) -> Iterator[Record | LeftOut]:
+    """In the order of labels, then of paths; keys begin with the class.
+
+    Args:
+        root: folder of the class folders.
+        template: such as "a photo of a {}.": makes a caption of the class folder's name, its underscores as spaces.
+    """
+    if template is not None and "{}" not in template:
+        raise UserError(f'--template {template!r}: expected {{}} in it for the class, as in "a photo of a {{}}."')
+    for label, name in enumerate(folder_names(str(root))):
+        captions = () if template is None else (template.replace("{}", name.replace("_", " ")),)
+        pictures = [path for path in sorted((root / name).rglob("*")) if path.suffix.lower() in SUFFIXES]
+        if not pictures:
+            raise UserError(f"{root / name} holds no picture, but would be class {label}: remove it")
+        for path in pictures:
+            yield Record(str(path.relative_to(root).with_suffix("")), PictureFile(str(path)), captions, label)

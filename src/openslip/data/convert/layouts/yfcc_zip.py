@@ -1,0 +1,54 @@
+"""YFCC100M as published SLIP reads it: ROOT/images/12/345.zip holds 678.jpg, yfcc15m.pkl the titles and descriptions.
+
+The pickle is a list of (index, title, description); facebookresearch/SLIP make_dataset.py writes it, datasets.py
+`yfcc_loader` finds the pictures. Texts are cleaned as there; of a text that was cleaned before, cleaning again changes
+what still spells a percent escape, and no more.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from openslip.data.convert import metadata as files
+from openslip.data.convert import restricted_pickle
+from openslip.data.convert.record import LeftOut, PictureInZip, Record
+from openslip.errors import UserError
+
+TAGS = re.compile(r"<a.*?>|<[bi]>|</[abi]>")
+ADDRESSES = re.compile(r"http\S+|www\S+")
+
+
+def records(root: Path, *, metadata: Path = Path("yfcc15m.pkl")) -> Iterator[Record | LeftOut]:
+    """In the order of the index, so that pictures of one archive are neighbours.
+
+    Args:
+        root: its zip archives are in ROOT/images, or in ROOT itself.
+        metadata: the pickle, by its path or its place below ROOT; unpickled, it takes about 0.4 GB per million samples.
+    """
+    path = files.find(root, metadata)
+    with path.open("rb") as file:
+        samples = restricted_pickle.load(file, path)
+    if not isinstance(samples, list):
+        raise UserError(f"{path} holds a {type(samples).__name__}, not a list of (index, title, description)")
+    for place, sample in enumerate(samples):
+        if not isinstance(sample, (tuple, list)) or [*map(type, sample)] != [int, str, str]:
+            raise UserError(f"{path}: entry {place} is {sample!r:.80}, not (index, title, description)")
+    samples.sort(key=lambda sample: sample[0])
+    folder = files.pictures_folder(root, None, "images")
+    for index, title, description in samples:
+        digits = f"{index:08}"
+        if len(digits) != 8 or index < 0:
+            yield LeftOut(digits, "index that is not between 0 and 99999999")
+            continue
+        texts = {"title": clean(title), "description": clean(description)}
+        if any(texts.values()):
+            picture = PictureInZip(f"{folder}/{digits[:2]}/{digits[2:5]}.zip", f"{digits[5:]}.jpg")
+            yield Record(digits, picture, texts)
+        else:
+            yield LeftOut(digits, "no title and no description")
+
+
+def clean(text: str) -> str:
+    """As published: percent escapes and plus signs resolved, links, bold and italic tags and addresses taken out."""
+    return ADDRESSES.sub("", TAGS.sub("", unquote(text).replace("+", " "))).strip()

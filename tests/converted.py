@@ -1,0 +1,58 @@
+"""Conversions as tests call them, and their shards as webdataset reads them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from webdataset.tariterators import tarfile_samples
+
+from openslip.data.convert.convert import convert
+from openslip.data.convert.shard import Entry
+from openslip.data.convert.totals import Totals
+
+Samples = dict[str, dict[str, bytes]]  # by key, then suffix
+
+
+def run(
+    layout: str,
+    root: Path,
+    out: Path,
+    *,
+    samples_per_shard: int = 3,
+    resize: int | None = None,
+    quality: int = 95,
+    workers: int = 1,
+    on_shard: Callable[[Entry, Totals], None] = lambda entry, totals: None,
+    **options: Any,
+) -> Totals:
+    return convert(
+        layout,
+        root,
+        out,
+        options=options,
+        samples_per_shard=samples_per_shard,
+        resize=resize,
+        quality=quality,
+        workers=workers,
+        on_shard=on_shard,
+    )
+
+
+def samples_of(out: Path) -> Samples:
+    found: Samples = {}
+    shards = [{"url": str(path)} for path in sorted(out.glob("*.tar"))]
+    for sample in tarfile_samples(shards):
+        key = sample["__key__"]
+        assert key not in found
+        found[key] = {suffix: data for suffix, data in sample.items() if not suffix.startswith("__")}
+    return found
+
+
+def left_out(out: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+    return {line["key"]: line["reason"] for line in lines}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
