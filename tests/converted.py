@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from webdataset.tariterators import tarfile_samples
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from openslip.data.convert.convert import convert
 from openslip.data.convert.shard import Entry
@@ -41,11 +41,14 @@ def run(
 
 def samples_of(out: Path) -> Samples:
     found: Samples = {}
-    shards = [{"url": str(path)} for path in sorted(out.glob("*.tar"))]
-    for sample in tarfile_samples(shards):
-        key = sample["__key__"]
-        assert key not in found
-        found[key] = {suffix: data for suffix, data in sample.items() if not suffix.startswith("__")}
+    for path in sorted(out.glob("*.tar")):
+        with path.open("rb") as file:
+            for sample in group_by_keys(
+                {**member, "__url__": str(path)} for member in tar_file_iterator(cast(Any, file))
+            ):
+                key = sample["__key__"]
+                assert key not in found
+                found[key] = {suffix: data for suffix, data in sample.items() if not suffix.startswith("__")}
     return found
 
 

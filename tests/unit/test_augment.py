@@ -164,13 +164,12 @@ def test_a_sample_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("shape", [(32, 48), (33, 41), (5, 7), (1, 1), (112, 96)])
 @pytest.mark.parametrize("hue", [0.1, 0.5])
 def test_the_batched_chain_is_the_chain_on_each_picture(shape: tuple[int, int], hue: float):
-    augment, rng = (
-        SimCLRAugment(**(vars(published()) | {"hue": hue, "blur_sigma": [0.1, 6.0]})),
-        np.random.default_rng(2),
-    )
+    augment = SimCLRAugment(**(vars(published()) | {"hue": hue, "blur_sigma": [0.1, 6.0]}))
+    rng = np.random.default_rng(2)
     images = torch.rand(40, 3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in images]))
-    torch.testing.assert_close(augment_batch(images, drawn.numpy()), augment(images, drawn), atol=1e-7, rtol=0)
+    # The batched chain's factors are float32 in any case.
+    torch.testing.assert_close(augment_batch(images, drawn.numpy()), augment(images, drawn), atol=1e-6, rtol=0)
     torch.testing.assert_close(
         augment_batch(images.float(), drawn.numpy()), augment(images.float(), drawn), atol=1e-5, rtol=0
     )
@@ -189,7 +188,7 @@ def test_not_a_bit_of_a_sample_depends_on_its_batch():
 
 
 def test_5000_draws_have_the_statistics_of_torchvisions_random_transforms():
-    """Of each result the mean and deviation of every channel; of 5000 of these figures mean, deviation and quantiles."""
+    """Each result has some figures; over the draws, their means, deviations and quantiles are the same."""
     number, image = 5000, picture(7, 32, 32)
     augment, rng = published(), np.random.default_rng(0)
     drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in range(number)]))

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import zipfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_redcaps_json_keeps_what_annotations_say(tmp_path: Path, merged: bool):
     put(root / "images/dogs/a1.jpg", jpeg(3))
     options: dict[str, Any] = {}
     if merged:  # the list that published SLIP's combine_captions.py writes
-        put(root / "all.json", json.dumps(sum(by_file.values(), [])).encode())
+        put(root / "all.json", json.dumps([*chain(*by_file.values())]).encode())
         options["metadata"] = Path("all.json")
     else:
         for name, annotations in by_file.items():

@@ -62,7 +62,7 @@ class TurboDecoder:
         if data.startswith(b"\xff\xd8"):
             try:
                 height, width, colours, _ = self._header(data)
-                if height * width <= MAX_PIXELS and colours in ("YCbCr", "RGB", "Gray"):
+                if int(height) * int(width) <= MAX_PIXELS and colours in ("YCbCr", "RGB", "Gray"):
                     return self._decode(data)
             except ValueError:  # raised for what libjpeg only warns of, too, and some of that is harmless
                 pass

@@ -1,10 +1,10 @@
 """Where every sample of a collection lies: shards scanned once, kept as one table on disk that all processes map.
 
-Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, a folder per list of
-shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, where there are any, `labels`; `caption` and `label`, places
-of the samples that have one, unless all do. A folder gets its name when it is complete. A scan that was cut short goes
-on where it stopped, and what any folder there knows of an unchanged shard is taken over, so that a collection that grows
-is not scanned again.
+Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, a folder per list
+of shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, if there are any, `labels`; `caption` and `label`:
+places of the samples that have one, unless all do. A folder gets its name when it is complete. A scan that was cut
+short continues where it stopped, and what any folder there knows of an unchanged shard is taken over: a collection
+that grows is not scanned again.
 """
 
 import fcntl

@@ -1,0 +1,99 @@
+"""`openslip data`: a table to shards, their index, and what is in them."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shard_files import jpeg, write_pairs
+
+from openslip.cli import run
+from openslip.cli_data import layout_options
+from openslip.data.convert import layouts
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A folder of pictures and a CSV file."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with (folder / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for number in range(12):
+            (folder / f"{number}.jpg").write_bytes(jpeg(number))
+            writer.writerow([f"{number}.jpg", f"picture number {number}"])
+        writer.writerow(["missing.jpg", "a picture that is not there"])
+    return folder
+
+
+def test_a_table_becomes_shards_that_are_indexed_and_checked(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shards = tmp_path / "shards"
+    assert run(["data", "convert", "table", str(table), str(shards), "--samples-per-shard", "5", "--workers", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"12 samples in 3 shards: {shards}"
+    assert said[1].startswith("left out: 1 x ")
+    assert run(["data", "index", str(shards)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "12 samples in 3 shards"
+    assert said[1].startswith(f"index: {shards}/.openslip-index/")
+    sheet, unreadable = tmp_path / "sheet.png", tmp_path / "unreadable.jsonl"
+    arguments = ["--decode", "--expected", "24", "--contact-sheet", str(sheet), "--unreadable", str(unreadable)]
+    assert run(["data", "check", str(shards), *arguments, "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "12 of 24 samples, 50 %" in said
+    assert "unreadable            0 of 12" in said
+    assert f"written               {sheet}" in said
+    assert sheet.stat().st_size > 1000
+
+
+def test_a_config_names_a_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "cc3m").mkdir()
+    write_pairs(tmp_path / "cc3m" / "0.tar", 3)
+    monkeypatch.setenv("OPENSLIP_DATA", str(tmp_path))
+    assert run(["data", "check", "cc3m", "--workers", "0"]) == 0
+    assert "3 of 2 905 954 samples, 0 %" in capsys.readouterr().out
+    assert run(["data", "index", "webdataset", f"data.source.shards={tmp_path}/cc3m"]) == 0
+    assert "3 samples in 1 shards" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frob"], "error: unknown command data frob; one of: convert, index, check"),
+        (["index", "nowhere.tar"], "error: shard nowhere.tar: No such file or directory"),
+        (["index", "pipe:touch PWNED"], "error: shards 'pipe:touch PWNED': pipe: would run a command"),
+        (["check", "cc3m", "data.source.shrads=x"], "error: config key data.source.shrads is unknown"),
+        (["convert", "tabel", "x", "y"], "error: layout tabel: did you mean table?"),
+        (["convert", "table", "nowhere", "out"], "error: "),
+        (["check"], "the following arguments are required: target"),
+    ],
+)
+def test_a_mistake_is_named(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(["data", *arguments]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("layout", sorted(layouts()))
+def test_every_layout_tells_its_options(layout: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["data", "convert", layout, "--help"]) == 0
+    said = capsys.readouterr().out
+    for name, (_, _, purpose) in layout_options(layout).items():
+        assert f"--{name.replace('_', '-')}" in said
+        assert purpose
+
+
+def test_help_needs_no_torch():
+    script = "import sys; from openslip.cli import run; run(['data', '--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "contact-sheet" in done.stdout

@@ -1,0 +1,340 @@
+"""Nothing in a collection runs, leads out of its folder or ends a conversion; what cannot be used is counted."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from converted import left_out, run, samples_of
+from PIL import Image
+from shard_files import jpeg
+
+from openslip.data.captions import UniformCaption
+from openslip.data.convert.keys import safe, unique
+from openslip.data.convert.record import LeftOut, below
+from openslip.data.shards import ShardSource
+from openslip.errors import UserError
+
+
+class Evil:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.target}",)
+
+
+class EvilArray(Evil):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, (f"open({str(self.target)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("evil", [Evil, EvilArray])
+def test_a_pickle_that_names_a_program_is_refused_and_nothing_runs(tmp_path: Path, protocol: int, evil: type[Evil]):
+    target = tmp_path / "ran"
+    content = pickle.dumps([(1, "title", "description"), evil(target)], protocol)
+    (tmp_path / "yfcc15m.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"names .*(system|eval), which could run code"):
+        run("yfcc_zip", tmp_path, tmp_path / "out")
+    array = np.empty(1, object)
+    array[0] = evil(target)
+    np.save(tmp_path / "cc.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=r"names .*(system|eval), which could run code"):
+        run("cc_npy", tmp_path, tmp_path / "out")
+    assert not target.exists()
+    assert not (tmp_path / "out").exists()
+    pickle.loads(content)  # which would have run it
+    assert target.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_harmless_pickles_of_every_protocol_are_read(tmp_path: Path, protocol: int):
+    (tmp_path / "00").mkdir()
+    with zipfile.ZipFile(tmp_path / "00/000.zip", "w") as archive:
+        for index in (1, 2):
+            archive.writestr(f"{index:03}.jpg", jpeg(index))
+    (tmp_path / "yfcc15m.pkl").write_bytes(pickle.dumps([(np.int64(2), np.str_("käse"), ""), (1, "a", "b")], protocol))
+    run("yfcc_zip", tmp_path, tmp_path / "out")
+    assert [json.loads(sample["json"])["title"] for sample in samples_of(tmp_path / "out").values()] == ["a", "käse"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "cannot be read as a pickle"),
+        (pickle.dumps([(1, "a", "b")])[:-5], "cannot be read as a pickle"),
+        (b"cos\nsystem\n.", r"names os\.system"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.", r"names builtins\.exec"),
+        (b"\x80\x02cnumpy\ndtype\nX\x0f\x00\x00\x00datetime64[2s]x\x85R.", "numpy type"),
+        (b"\x80\x02P1\n.", "cannot be read as a pickle|outside the file"),
+        (pickle.dumps({1: 2}), "holds a dict"),
+        (pickle.dumps([1, 2]), r"entry 0 is 1, not \(index, title, description\)"),
+    ],
+)
+def test_other_pickles_are_told_in_one_line(tmp_path: Path, content: bytes, why: str):
+    (tmp_path / "yfcc15m.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=why) as caught:
+        run("yfcc_zip", tmp_path, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_object_array_of_raw_bytes_is_refused(tmp_path: Path):
+    class Raw:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np.int64(0).__reduce__()[0], (np.dtype(object), b"\xff" * 8)
+
+    (tmp_path / "yfcc15m.pkl").write_bytes(pickle.dumps([Raw()]))
+    with pytest.raises(UserError, match="objects in raw bytes"):
+        run("yfcc_zip", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/passwd", "a/../../x", ".", "..", "a/../..", "", "./../x", "//etc/passwd"]
+)
+def test_paths_do_not_lead_out_of_their_folder(name: str):
+    assert below(Path("/data/pictures"), name) is None
+
+
+@pytest.mark.parametrize("name", ["x", "a/b", "./a//b", "a/../b", "..a", "a/...", "猫"])
+def test_paths_inside_are_taken(name: str):
+    found = below(Path("/data/pictures"), name)
+    assert found is not None
+    assert found.startswith("/data/pictures/")
+
+
+def test_lists_from_elsewhere_choose_no_file_outside(tmp_path: Path):
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(jpeg(1))
+    (root / "fine.jpg").write_bytes(jpeg(2))
+    names = ["../secret.jpg", str(tmp_path / "secret.jpg"), "fine.jpg"]
+    content = {
+        "images": [{"id": n, "file_name": name} for n, name in enumerate(names)],
+        "annotations": [{"image_id": n, "caption": "x"} for n in range(3)],
+    }
+    (root / "captions_x.json").write_text(json.dumps(content))
+    np.save(root / "cc.npy", np.array([(name, "x") for name in names], object), allow_pickle=True)
+    (root / "cc.tsv").write_text("".join(f"x\thttp://a\t{name}\n" for name in names))
+    for layout in ("coco_json", "cc_npy", "cc_tsv"):
+        with pytest.raises(UserError, match="2 x path that leads out"):
+            run(layout, root, out / layout)
+        assert [sample["jpg"] for sample in samples_of(out / layout).values()] == [jpeg(2)]
+    annotations = [{"image_id": "secret", "subreddit": "..", "caption": "x"}]
+    (root / "red.json").write_text(json.dumps({"annotations": annotations}))
+    with pytest.raises(UserError, match="1 x path that leads out"):
+        run("redcaps_json", root, out / "red", metadata=Path("red.json"))
+
+
+def test_names_in_a_zip_archive_lead_nowhere(tmp_path: Path):
+    (tmp_path / "00").mkdir()
+    with zipfile.ZipFile(tmp_path / "00/000.zip", "w") as archive:
+        archive.writestr("../../../escaped.jpg", jpeg(0))
+        archive.writestr("001.jpg", jpeg(1))
+    (tmp_path / "00/001.zip").write_bytes(b"no archive")
+    rows = [(1, "one", ""), (2, "two", ""), (1_000, "three", ""), (3, "a", "b")]
+    (tmp_path / "yfcc15m.pkl").write_bytes(pickle.dumps(rows))
+    before = sorted(tmp_path.parent.rglob("escaped.jpg"))
+    with pytest.raises(UserError, match="3 of 4"):
+        run("yfcc_zip", tmp_path, tmp_path / "out")
+    assert sorted(samples_of(tmp_path / "out")) == ["00000001"]
+    assert left_out(tmp_path / "out")["00001000"] == "zip archive that cannot be read"
+    assert sorted(tmp_path.parent.rglob("escaped.jpg")) == before
+
+
+def test_odd_pictures_are_counted_by_reason(tmp_path: Path):
+    folder = tmp_path / "in" / "class"
+    folder.mkdir(parents=True)
+    good = jpeg(1, 300, 200)
+    wide = io.BytesIO()
+    Image.new("1", (10_000, 5_001)).save(wide, "PNG")
+    files = {
+        **{f"good{n}": good for n in range(6)},
+        "cut": good[: len(good) // 2],
+        "empty": b"",
+        "text": b"<html>404</html>",
+        "wide": wide.getvalue(),
+        "svg": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    }
+    for name, data in files.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+    (folder / "broken_link.jpg").symlink_to(tmp_path / "nowhere")
+    (folder / "folder.jpg").mkdir()
+    for resize in (None, 64):
+        out = tmp_path / f"out{resize}"
+        with pytest.raises(UserError, match="left out"):
+            run("image_folder", tmp_path / "in", out, samples_per_shard=20, resize=resize)
+        assert len(samples_of(out)) == 6
+        assert left_out(out) == {
+            "class/broken_link": "missing picture",
+            "class/folder": "picture file that cannot be opened",
+            "class/cut": "picture that cannot be decoded",
+            "class/empty": "picture that cannot be decoded",
+            "class/svg": "picture that cannot be decoded",
+            "class/text": "picture that cannot be decoded",
+            "class/wide": "more than 50,000,000 pixels",
+        }
+
+
+def test_odd_captions_and_names_are_kept_readable(tmp_path: Path):
+    rows = [
+        ("1.jpg", "two\nlines"),
+        ("1.jpg", "nul\0here"),
+        ("1.jpg", " \t "),
+        ("ünï.cödé 猫.jpg", "猫"),
+        ("d.ot/a.b.jpg", "dots"),
+        ("__x__/1.jpg", "read as metadata by others"),
+        ("nul\0.jpg", "x"),
+        ("n" * 300 + ".jpg", "x"),
+    ]
+    for name in ("1.jpg", "ünï.cödé 猫.jpg", "d.ot/a.b.jpg", "__x__/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(1))
+    text = "image,caption,other\n" + "".join(f'"{name}","{caption}",x\n' for name, caption in rows)
+    (tmp_path / "t.csv").write_bytes(text.encode() + b'1.jpg,caf\xe9,x\nlat\xe9.jpg,"latin"\n1.jpg\n\n,,\n')
+    (tmp_path / os.fsdecode(b"lat\xe9.jpg")).write_bytes(jpeg(1))
+    run("table", tmp_path, tmp_path / "out", samples_per_shard=4)
+    assert {key: sample["txt"].decode() for key, sample in samples_of(tmp_path / "out").items()} == {
+        "1": "two\nlines",
+        "1-1": "nul here",
+        "ünï-cödé 猫": "猫",
+        "d-ot/a-b": "dots",
+        "x__/1": "read as metadata by others",
+        "1-8": "caf\N{REPLACEMENT CHARACTER}",
+        "lat\N{REPLACEMENT CHARACTER}": "latin",
+    }
+    assert left_out(tmp_path / "out") == {
+        "1-2": "no caption",
+        "nul-": "missing picture",
+        "n" * 300: "picture file that cannot be opened",
+        "1-10": "no caption",
+        "row 11": "row without a value in column image",
+    }
+    source = ShardSource(
+        shards=str(tmp_path / "out"), require="caption", captions=UniformCaption(), expected_samples=None
+    )
+    assert len(source) == 7
+
+
+def test_lone_surrogates_in_json_become_marks(tmp_path: Path):
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    content = '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [%s]}'
+    captions = (
+        '{"image_id": 1, "caption": "bad \\ud83d"}',
+        '{"image_id": 1, "caption": "good"}',
+        '{"image_id": 1}',
+        "7",
+    )
+    (tmp_path / "captions_x.json").write_text(content % ", ".join(captions))
+    run("coco_json", tmp_path, tmp_path / "out")
+    found = json.loads(samples_of(tmp_path / "out")["1"]["json"].decode())
+    assert found == {"captions": ["bad \N{REPLACEMENT CHARACTER}", "good"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/passwd", "..", ".", "", "a/./b", "__x__", "//", "\0", "a\\b.c", "\ud800"]
+)
+def test_keys_are_safe(name: str):
+    key = safe(name)
+    assert key.encode()
+    assert not set(key) & set(".\\\0")
+    assert not key.startswith(("/", "_"))
+
+
+def test_keys_are_unique_even_among_names_like_the_made_ones():
+    names = ["a", "a-1", "a", "a-2", "a-2", "a.b", "a-b", "a", "a-1-1"]
+    keys = [record.key for record in unique(LeftOut(name, "") for name in names)]
+    assert len(set(keys)) == len(names)
+    assert keys[:3] == ["a", "a-1", "a-2"]
+    assert keys == [record.key for record in unique(LeftOut(name, "") for name in names)]
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "why"),
+    [
+        ("picture,words", {}, "no column image or .*; give --image-column one of picture, words"),
+        (
+            "image,path,caption",
+            {},
+            "columns image and path may be meant; give --image-column one of image, path, caption",
+        ),
+        ("image,title,text", {}, "columns title and text may be meant; give --caption-column"),
+        ("image,caption", {"image_column": "img"}, "no column img; give --image-column one of image, caption"),
+        ("image,caption", {"template": "a {}"}, "layout table has no option template; it has metadata, images"),
+        ("", {}, "no column"),
+    ],
+)
+def test_missing_columns_are_told_with_those_there_are(tmp_path: Path, header: str, options: dict[str, Any], why: str):
+    (tmp_path / "t.csv").write_text(f"{header}\n1,2,3\n")
+    with pytest.raises(UserError, match=why):
+        run("table", tmp_path, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "files", "why"),
+    [
+        ("cocojson", {}, "did you mean coco_json"),
+        ("../table", {}, "there is none of this name"),
+        ("record", {}, "there is none of this name"),
+        ("coco_json", {}, r"no metadata file .*captions_\*.json"),
+        ("coco_json", {"captions_a.json": "{", "captions_b.json": "{"}, "choose one with --metadata"),
+        ("coco_json", {"captions_a.json": "{"}, "is not JSON"),
+        ("coco_json", {"captions_a.json": "[" * 100_000}, "is not JSON"),
+        ("coco_json", {"captions_a.json": "[]"}, "no lists `images` and `annotations`"),
+        ("redcaps_json", {}, "holds no .json file"),
+        ("redcaps_json", {"annotations/x.json": '{"annotations": 1}'}, "no list `annotations`"),
+        ("cc_npy", {"x.npy": "no array"}, "is no .npy file"),
+        ("cc_tsv", {"x.tsv": ""}, "no sample in it"),
+        ("table", {"t.parquet": "PAR1"}, "cannot be read as Parquet"),
+        ("table", {"t.csv": 'image,caption\n1.jpg,"' + "x" * 200_000}, "line .*quotation mark"),
+        ("yfcc_zip", {}, "no such file"),
+        ("img2dataset", {}, "no folders and no .tar files"),
+        ("image_folder", {}, "no class folders"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, layout: str, files: dict[str, str], why: str):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(content)
+    with pytest.raises(UserError, match=why) as caught:
+        run(layout, root, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"samples_per_shard": 0}, "--samples-per-shard 0"),
+        ({"workers": 0}, "--workers 0"),
+        ({"resize": 0}, "--resize 0"),
+        ({"quality": 101}, "--quality 101"),
+    ],
+)
+def test_numbers_without_meaning_are_refused(tmp_path: Path, options: dict[str, Any], why: str):
+    with pytest.raises(UserError, match=why):
+        run("table", tmp_path, tmp_path / "out", **options)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from pathlib import Path\n"
+        "from openslip.data.convert.layouts.table import records\n"
+        "from openslip.errors import UserError\n"
+        "try: list(records(Path(sys.argv[1])))\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert 'pip install "openslip[parquet]"' in done.stdout
