@@ -31,13 +31,13 @@ class Evil:
         return os.system, (f"touch {self.target}",)
 
 
-class EvilArray(Evil):
+class EvilBuiltin(Evil):
     def __reduce__(self) -> tuple[Any, ...]:
-        return eval, (f"open({str(self.target)!r}, 'w')",)
+        return eval, (f"__import__('pathlib').Path({str(self.target)!r}).touch()",)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("evil", [Evil, EvilArray])
+@pytest.mark.parametrize("evil", [Evil, EvilBuiltin])
 def test_a_pickle_that_names_a_program_is_refused_and_nothing_runs(tmp_path: Path, protocol: int, evil: type[Evil]):
     target = tmp_path / "ran"
     content = pickle.dumps([(1, "title", "description"), evil(target)], protocol)
