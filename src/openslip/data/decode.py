@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -47,23 +48,13 @@ class TurboDecoder:
 
     name = "turbo"
 
-    def __init__(self) -> None:
-        try:
-            from simplejpeg import decode_jpeg, decode_jpeg_header  # noqa: PLC0415  has no wheels for rare platforms
-        except ImportError as error:
-            raise UserError(
-                "data.decoder: TurboDecoder needs a package; pip install simplejpeg, or take PillowDecoder"
-            ) from error
-        self._decode = decode_jpeg
-        self._header = decode_jpeg_header
-
     def decode(self, data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
         """As PillowDecoder's."""
         if data.startswith(b"\xff\xd8"):
             try:
-                height, width, colours, _ = self._header(data)
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 if int(height) * int(width) <= MAX_PIXELS and colours in ("YCbCr", "RGB", "Gray"):
-                    return self._decode(data)
+                    return simplejpeg.decode_jpeg(data)
             except ValueError:  # raised for what libjpeg only warns of, too, and some of that is harmless
                 pass
         return np.array(open_image(data, name))

@@ -31,12 +31,14 @@ def records(
     """In the order of the rows.
 
     Args:
-        root: the collection's folder.
+        root: the collection's folder, or the table in it.
         metadata: the table; by default the only .csv, .tsv or .parquet in ROOT.
         images: the folder that relative paths start from; by default ROOT.
         image_column: by default the only one with a usual name, such as `image` or `filepath`.
         caption_columns: by default the only one with a usual name, such as `caption` or `title`.
     """
+    if root.is_file():
+        root, metadata = root.parent, root
     path = files.find(root, metadata, "*.csv", "*.tsv", "*.parquet")
     folder = files.pictures_folder(root, images)
     is_parquet = path.suffix == ".parquet"
@@ -84,15 +86,12 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 @contextmanager
 def csv_file(path: Path) -> Iterator[csv.DictReader]:
     """Rows by column; bytes that are not UTF-8 are kept in paths and become marks in captions."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            try:
-                yield reader
-            except csv.Error as error:
-                raise UserError(f"{path}, line {reader.line_num}: {error}; is a quotation mark left open?") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        try:
+            yield reader
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}; is a quotation mark left open?") from error
 
 
 def parquet_columns(path: Path) -> list[str]:
