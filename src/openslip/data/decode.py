@@ -89,7 +89,7 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height <= MAX_PIXELS:
             image.load()
-            return image if image.mode == "RGB" else _to_rgb(image)
+            return image if image.mode == "RGB" else to_rgb(image)
         size = f"{image.width} x {image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = "too many pixels"
@@ -101,7 +101,8 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
     raise UserError(f"{name}: {size}, more than {MAX_PIXELS:,} pixels are refused; scale it down first")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Transparency is dropped, 16 bits are scaled to 8."""
     if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
