@@ -77,14 +77,14 @@ def measure(folder: Path, num_shards: int) -> list[Row]:
         shards.append(Shard(str(path), path, "", ""))
     captions = UniformCaption()
     once: ShardSamples = scan_shard(folder / "first", "first", captions)
-    index_module.scan_shard = lambda path, name, captions: once  # all shards are this one
+    index_module.scan_shard = lambda file, name, captions: once  # all shards are this one
     index_module.WORTH_PROCESSES = 1 << 62
     home = folder / index_module.NAME
     home.mkdir()
 
     def open_it() -> Index:
         return open_index(
-            shards, captions, "caption", cache_folder=home, fetch=Path, progress=lambda done, samples: None
+            shards, captions, "caption", cache_folder=home, fetch=int, progress=lambda done, samples: None
         )
 
     open_it()

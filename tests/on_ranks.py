@@ -6,7 +6,11 @@ import torch.distributed as dist
 from small_models import small_batch, small_model
 from torch import Tensor
 
-from openslip.errors import UserError
+from openslip.data.datamodule import DataModule
+from openslip.data.decode import TurboDecoder
+from openslip.data.shards import ShardSource
+from openslip.data.views import View
+from openslip.errors import DataError, UserError
 from openslip.objectives.clip import clip_loss
 from openslip.objectives.simclr import nt_xent
 from openslip.training.microbatch import loss_in_slices
@@ -91,3 +95,29 @@ def refuses_a_tower_that_mixes_samples() -> bool:
     except UserError as error:
         return "trainer.devices" in str(error)
     return False
+
+
+def bad_samples_of_an_epoch(folder: str, budget: float) -> str:
+    """What ends an epoch over shards with damaged pictures on this rank, or nothing."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    datamodule = DataModule(
+        source=ShardSource(shards=folder, require="caption"),
+        views={"image": View(size=8, scale=(0.5, 1.0), augment=None)},
+        decoder=TurboDecoder(),
+        tokenizer=None,
+        mean=[0.5, 0.5, 0.5],
+        std=[0.2, 0.2, 0.2],
+        global_batch_size=6,
+        seed=0,
+        shuffle_window=2,
+        bad_sample_budget=budget,
+        bad_samples_file=None,
+        num_workers=0,
+    )
+    datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
+    try:
+        for batch in datamodule.train_dataloader():
+            datamodule.on_after_batch_transfer(batch, 0)
+    except DataError as error:
+        return str(error)
+    return ""

@@ -1,6 +1,7 @@
 """`openslip data index | check | convert`."""
 
 import argparse
+import difflib
 import inspect
 import re
 from pathlib import Path
@@ -131,15 +132,15 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
     parser.add_argument(
-        "--expected", type=int, metavar="N", help="samples of the whole collection; configs know theirs"
+        "--expected", type=number, metavar="N", help="samples of the whole collection; configs know theirs"
     )
     parser.add_argument("--decode", action="store_true", help="decode every picture and list those that cannot be")
-    parser.add_argument("--limit", type=int, metavar="N", help="look at N evenly spaced samples")
+    parser.add_argument("--limit", type=number, metavar="N", help="look at N evenly spaced samples")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 pictures with their captions: .png, .jpg"
     )
     parser.add_argument("--unreadable", type=Path, metavar="FILE", help="write all samples that cannot be used: .jsonl")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read and decode")
+    parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
     options = parser.parse_args(arguments)
 
     from openslip.config import build, compose_config
@@ -163,12 +164,20 @@ def check(arguments: list[str]) -> int:
     return 0
 
 
+def number(word: str) -> int:
+    """A whole number of 0 or more."""
+    value = int(word)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{word}: expected 0 or more")
+    return value
+
+
 def add_requirement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require",
-        choices=("caption", "label", "picture"),
+        choices=("caption", "label", "null"),
         default="caption",
-        help="what a sample must have to count (of shards named by path; a config says it itself)",
+        help="what a sample must have to count; null: the picture alone (a config says it itself)",
     )
 
 
@@ -176,11 +185,14 @@ def open_source(target: list[str], require: str) -> Any:
     """The source of a data config, or of shards named by path."""
     from openslip.config import build, compose_config, config_folder
     from openslip.data.shards import ShardSource
+    from openslip.errors import UserError
 
     first, *more = target
-    named = (config_folder() / "data" / f"{first}.yaml").is_file()
-    config, _ = compose_config("train", [f"data={first}", *more] if named else [])
-    if named:
+    known = [path.stem for path in (config_folder() / "data").glob("*.yaml")]
+    if first not in known and not Path(first).exists() and (near := difflib.get_close_matches(first, known, n=1)):
+        raise UserError(f"{first}: neither a path nor a data config; did you mean {near[0]}?")
+    config, _ = compose_config("train", [f"data={first}", *more] if first in known else [])
+    if first in known:
         return build(config["data"]["source"])
-    required = None if require == "picture" else require
+    required = None if require == "null" else require
     return ShardSource(shards=target, require=required, cache=build(config["shard_cache"]))  # pyright: ignore[reportArgumentType]

@@ -17,7 +17,7 @@ from openslip.training.callbacks.save import DurableCheckpointIO
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision
 from openslip.training.pretrainer import Pretrainer
-from openslip.training.run import Run, open_run, run_name
+from openslip.training.run import Run, open_run, run_name, without_secrets
 
 
 def main(arguments: list[str]) -> None:
@@ -52,7 +52,9 @@ def fit(config: dict[str, Any], run: Run) -> None:
     )
     if main_process():
         found, expected = len(data.source), data.source.expected_samples
-        say(f"data: {found} samples" + (f" of {expected}, {100 * found // expected} %" if expected else ""))
+        share = f" of {expected}, {100 * found // expected} %" if expected else ""
+        drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != found else ""
+        say(f"data: {found} samples{share}{drawn}")
         for problem in data.source.problems:
             say(f"data: {problem}")
         if data.order.dropped:
@@ -99,8 +101,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
         report = write_report(run.folder)
         lines = [*headlines, f"report: {report}"]
-        if data.bad_samples.total:
-            lines.insert(0, f"data: {data.bad_samples.total} bad samples were replaced: {data.bad_samples.file}")
+        if bad := data.bad_samples.total():
+            lines.insert(0, f"data: {bad} bad samples were replaced: {data.bad_samples.file}")
         run.finish({"step": trainer.global_step, "metrics": evaluate.results, "lines": lines})
         say(*lines)
 
@@ -136,7 +138,7 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
         try:
             named = {key: run.folder.name for key in ("name", "version") if logger_config.get(key, "") is None}
             logger = build(logger_config, save_dir=str(run.folder), **named)
-            logger.log_hyperparams(config)
+            logger.log_hyperparams(without_secrets(config))
         except Exception as error:
             say(f"logger {name} did not start and is left out: {error}")
         else:

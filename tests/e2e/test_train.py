@@ -94,6 +94,7 @@ def test_slices_log_the_losses_of_whole_batches(trained: Path, workplace: Path):
     sliced = ["trainer.max_steps=12", "name=sliced", "evaluation=none", "micro_batch_size=24"]
     done = run("train.py", *SHORT, *sliced, cwd=workplace)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "data: 10240 samples"
     for one, other in zip(rows(trained), rows(workplace / "runs" / "sliced"), strict=True):
         assert float(other["train/loss"]) == pytest.approx(float(one["train/loss"]), rel=1e-4)
 

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from on_ranks import bad_samples_of_an_epoch
+from ranks import Ranks
 from shard_files import jpeg, write_pairs, write_tar
+from small_models import small_model
 
 from openslip.data.augment import SimCLRAugment
 from openslip.data.datamodule import DataModule
@@ -20,7 +23,9 @@ from openslip.data.shards import ShardSource
 from openslip.data.source import Source
 from openslip.data.views import View
 from openslip.errors import DataError, UserError
+from openslip.optim import WarmupCosine
 from openslip.tokenizer import Tokenizer
+from openslip.training.pretrainer import Pretrainer
 
 BATCH = 12
 Seen = list[tuple[int, str, str]]  # step of the run, sample, hash of its pixels, parameters and text
@@ -183,27 +188,37 @@ def test_other_data_is_refused_by_both_values(source: ShardSource, tmp_path: Pat
         data(more).load_state_dict(state)
 
 
-class Keys(pl.LightningModule):
-    """Trains nothing, counts as the pretrainer does, keeps what it was given."""
+class Keys(pl.Callback):
+    """Keeps which samples the steps were made of."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[list[int]] = []
 
-    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.seen.append(batch["index"].tolist())
-        return self.weight.sum()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.trainer.datamodule.consumed += 1  # pyright: ignore[reportAttributeAccessIssue]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer(tmp_path: Path, steps: int) -> pl.Trainer:
+def pretrainer() -> Pretrainer:
+    model, objective = small_model("simclr")
+    return Pretrainer(
+        model=model.float(),
+        objective=objective.float(),
+        optimizer=torch.optim.AdamW,
+        weight_decay=0.1,
+        schedule=WarmupCosine(warmup_steps=1, total_steps=20, lr=1e-3, lr_start=1e-6, lr_end=1e-5),
+        micro_batch_size=None,
+        description={},
+    )
+
+
+def pairs(source: Source, num_workers: int = 0) -> DataModule:
+    view = View(size=16, scale=(0.08, 1.0), augment=None)
+    return data(source, num_workers, views={"aug1": view, "aug2": view}, tokenizer=None)
+
+
+def trainer(tmp_path: Path, steps: int, keys: Keys) -> pl.Trainer:
     return pl.Trainer(
+        callbacks=[keys],
         max_steps=steps,
         accelerator="cpu",
         devices=1,
@@ -220,16 +235,17 @@ def trainer(tmp_path: Path, steps: int) -> pl.Trainer:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 @pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize(("stop", "num_workers"), [(3, 0), (8, 0), (11, 0), (11, 2)])
-def test_lightning_resumes_in_the_middle_of_an_epoch(source: ShardSource, tmp_path: Path, stop: int, num_workers: int):
-    whole = Keys()
-    trainer(tmp_path, 20).fit(whole, datamodule=data(source))
-    first, second = Keys(), Keys()
-    stopped = trainer(tmp_path, stop)
-    stopped.fit(first, datamodule=data(source))
+def test_training_resumes_in_the_middle_of_an_epoch(source: ShardSource, tmp_path: Path, stop: int, num_workers: int):
+    whole, first, second = Keys(), Keys(), Keys()
+    trainer(tmp_path, 20, whole).fit(pretrainer(), datamodule=pairs(source))
+    order = pairs(source).order
+    assert whole.seen == [order.global_batch(*divmod(step, 8)).tolist() for step in range(20)]
+    stopped = trainer(tmp_path, stop, first)
+    stopped.fit(pretrainer(), datamodule=pairs(source))
     stopped.save_checkpoint(tmp_path / "stopped.ckpt")
-    trainer(tmp_path, 20).fit(second, datamodule=data(source, num_workers), ckpt_path=tmp_path / "stopped.ckpt")
+    again = trainer(tmp_path, 20, second)
+    again.fit(pretrainer(), datamodule=pairs(source, num_workers), ckpt_path=tmp_path / "stopped.ckpt")
     assert first.seen + second.seen == whole.seen
-    assert len(whole.seen) == 20
 
 
 # Faulty pictures
@@ -265,7 +281,8 @@ def test_bad_pictures_are_replaced_counted_and_change_nothing_else(
         runs[name] = [(step, key.split(":")[1], pixels) for step, key, pixels in play(modules[name], 40)]
     assert modules["clean"].steps_per_epoch == modules["broken"].steps_per_epoch == 20
     assert modules["clean"].figures()["data/bad_samples"] == 0
-    assert modules["broken"].figures()["data/bad_samples"] == 8
+    assert modules["broken"].figures()["data/bad_samples"] == 4  # of this epoch
+    assert modules["broken"].bad_samples.total() == 8
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8  # two epochs
     assert {line["sample"] for line in lines} == bad
@@ -286,6 +303,36 @@ def test_more_bad_pictures_than_the_budget_end_the_run_with_their_file(tmp_path:
         play(data(source, bad_sample_budget=0.05, bad_samples_file=file), 8)
     assert stop.value.exit_code == 4
     assert len(file.read_text().splitlines()) > 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_that_is_no_samples_says_what_it_is(source: ShardSource, num_workers: int):
+    class Broken(Source):
+        @property
+        def fingerprint(self) -> str:
+            return "broken"
+
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, index: int, /) -> Any:
+            raise KeyError("no such field")
+
+    with pytest.raises((KeyError, RuntimeError), match="no such field") as error:
+        next(iter(data(Broken(), num_workers).train_dataloader()))
+    assert "Traceback" not in str(error.value)
+
+
+def test_ranks_add_up_their_bad_samples_and_stop_together(two_ranks: Ranks, tmp_path: Path):
+    members = []
+    for number in range(240):
+        picture = jpeg(number)[: 300 if number in (3, 7, 20, 40, 60) else None]
+        members += [(f"{number}.jpg", picture), (f"{number}.txt", b"a picture")]
+    write_tar(tmp_path / "a.tar", members)
+    for budget, stopped in ((5 / 240, ["", ""]), (4 / 240, ["5 bad samples in epoch 0, 4 allowed"] * 2)):
+        said = two_ranks(bad_samples_of_an_epoch, str(tmp_path), budget)
+        assert [text[: len(expected)] for text, expected in zip(said, stopped, strict=True)] == stopped
+        assert [bool(text) for text in said] == [bool(expected) for expected in stopped]
 
 
 def test_two_ranks_write_their_bad_samples_to_two_files(tmp_path: Path):

@@ -3,6 +3,8 @@
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -220,6 +222,38 @@ def test_large_pictures_are_refused_before_they_are_decoded(decoder: type[Decode
         decoder().decode(data, "bomb")
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
+
+
+REFUSE = """
+import resource, sys
+from openslip.data.decode import PillowDecoder, TurboDecoder
+from openslip.errors import UserError
+pictures = [open(path, "rb").read() for path in sys.argv[1:]]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for picture in pictures:
+    for decoder in (PillowDecoder(), TurboDecoder()):
+        try:
+            decoder.decode(picture, "bomb")
+        except UserError as error:
+            print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_refusing_whole_pictures_of_81_and_196_megapixels_takes_less_than_50_megabytes(tmp_path: Path):
+    for side in (9000, 14_000):
+        file, deflate = tmp_path / f"{side}.png", zlib.compressobj(1)
+        rows = b"".join(deflate.compress(bytes(3 * side + 1)) for _ in range(side)) + deflate.flush()
+        chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+        file.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+        )
+    command = [sys.executable, "-c", REFUSE, *map(str, sorted(tmp_path.glob("*.png")))]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 5
+    assert all("50,000,000 pixels are refused" in line or "too many pixels" in line for line in said[:4])
+    assert int(said[4]) < 50_000  # kB
 
 
 def test_programs_are_never_run_to_decode_a_picture():

@@ -22,7 +22,7 @@ from openslip.errors import UserError
 PICTURE = jpeg(0)
 
 
-def nowhere(address: str) -> Path:
+def nowhere(address: str) -> int:
     raise AssertionError(address)
 
 
@@ -135,6 +135,42 @@ def test_the_fingerprint_changes_with_the_collection_and_with_nothing_else(tmp_p
     assert opened([path, path]).fingerprint != first
     longer = write_pairs(tmp_path / "moved" / "a.tar", 3, picture=PICTURE + b"\0")
     assert opened([longer]).fingerprint != first
+    cat, dog = (
+        opened([write_tar(tmp_path / "moved" / "a.tar", [("a.jpg", PICTURE), ("a.txt", text)])]).fingerprint
+        for text in (b"cat", b"dog")
+    )
+    assert cat != dog
+
+
+def test_shards_of_one_name_size_and_time_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    paths = []
+    for name, text in (("one", b"cat"), ("two", b"the dog")):
+        (tmp_path / name).mkdir()
+        members = [("a.jpg", PICTURE + bytes(len(text) == 3)), (f"a{name}.jpg", PICTURE), ("a.txt", text)]
+        paths.append(write_tar(tmp_path / name / "0.tar", members))
+        os.utime(paths[-1], ns=(10**18, 10**18))
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    expected = [keys(opened([path])) for path in paths]
+    assert keys(opened(paths)) == [*expected[0], *expected[1]]
+    monkeypatch.setattr(module, "writable", lambda folder: folder.name == "cache" and (folder.mkdir() or True))
+    shutil.rmtree(paths[0].parent / NAME)
+    shutil.rmtree(paths[1].parent / NAME)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(module, "writable", lambda folder: folder == cache and folder.mkdir(exist_ok=True) is None)
+    assert [keys(opened([path], cache_folder=cache)) for path in paths] == expected
+
+
+@pytest.mark.parametrize("name", ["rows", "keys", "labels", "shards.jsonl"])
+@pytest.mark.parametrize("length", [0, 0.5])
+def test_an_index_that_is_damaged_is_made_again(paths: list[Path], name: str, length: float):
+    index = opened(paths, "label")
+    expected, fingerprint = keys(index), index.fingerprint
+    file = index.folder / name
+    os.truncate(file, int(file.stat().st_size * length))
+    again = opened(paths, "label")
+    assert keys(again) == expected
+    assert [again.label(place) for place in range(9)] == list(range(9))
+    assert again.fingerprint == fingerprint
 
 
 def test_an_unwritable_folder_has_its_index_in_the_cache(
@@ -204,6 +240,17 @@ def test_a_killed_scan_goes_on_where_it_stopped(paths: list[Path], scanned: list
     process.stdout.close()
     assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
     assert scanned == ["1.tar", "2.tar"]
+
+
+def test_processes_without_locks_scan_side_by_side_and_agree(paths: list[Path]):
+    without = "import fcntl; fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(38, 'no locks'))" + SCAN
+    commands = [[sys.executable, "-c", without, *map(str, paths)]] * 3
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands
+    ]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
 
 
 def test_two_processes_scan_a_collection_once(paths: list[Path]):

@@ -108,6 +108,23 @@ def test_an_epoch_draws_its_share_of_each_collection_without_replacement(weight:
     assert shares[0] != {sample for sample in again if sample < 80}
 
 
+@pytest.mark.parametrize(("parts", "weight"), [([1000], 0.75), ([500, 500], 0.9), ([10] * 7, 0.4)])
+def test_a_share_that_does_not_divide_a_collection_leaves_nobody_out_for_long(parts: list[int], weight: float):
+    which = order(parts, weights=[weight], batch=1)
+    counts = np.zeros(sum(parts))
+    for epoch in range(40):
+        seen = epoch_of(which, epoch)
+        assert len(set(seen.tolist())) == len(seen) == round(weight * sum(parts))
+        counts[seen] += 1
+    assert abs(counts.mean() - 40 * weight) < 1
+    assert counts.min() > 40 * weight / 2
+
+
+def test_a_weight_that_draws_nothing_is_named():
+    with pytest.raises(UserError, match=r"weight of 0.0001 draws none of a collection's 50 samples"):
+        order([50], [100], weights=[0.0001, 1.0])
+
+
 def test_collections_are_mixed_in_every_window():
     seen = epoch_of(order([10] * 50, [10] * 50, batch=10, window=10), 0)
     of_first = (seen.reshape(10, 100) < 500).mean(axis=1)
@@ -128,13 +145,16 @@ def test_parts_are_announced_before_they_are_read_and_none_is_left_out():
         near |= set(ahead)
         assert set((which.global_batch(0, step) // 10 * 10).tolist()) <= set(ahead)
     assert set(range(0, 120, 10)) <= near
+    wide = order([10] * 12, batch=45, window=3)  # a batch of more than a window
+    assert set((wide.global_batch(0, 1) // 10 * 10).tolist()) <= set(wide.read_ahead(0, 1))
     first_of_next = which.segments(1).starts[:3].tolist()
     assert set(which.read_ahead(0, which.steps_per_epoch - 1)) >= set(first_of_next)
 
 
-def test_the_neighbourhood_of_a_sample_is_its_part():
+def test_a_sample_knows_its_part_and_its_collection():
     which = order([10, 5], [0, 20])
-    assert [which.neighbourhood(sample) for sample in (0, 9, 10, 14, 15, 34)] == [
+    assert [which.collection_of(sample) for sample in (0, 14, 15, 34)] == [(0, 15), (0, 15), (15, 35), (15, 35)]
+    assert [which.part_of(sample) for sample in (0, 9, 10, 14, 15, 34)] == [
         *[(0, 10), (0, 10), (10, 15), (10, 15), (15, 35), (15, 35)]
     ]
 

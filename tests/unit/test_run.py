@@ -65,3 +65,20 @@ def test_other_ranks_touch_nothing(tmp_path: Path):
 def test_other_ranks_agree_that_a_finished_run_has_nothing_to_do(tmp_path: Path):
     open_run(config(tmp_path), "a", main_process=True).finish({"step": 1, "metrics": {}, "lines": []})
     assert open_run(config(tmp_path), "a", main_process=False).state == "finished"
+
+
+def test_addresses_are_kept_shown_and_compared_without_their_secrets(tmp_path: Path):
+    def config(address: str) -> dict:
+        source = {"shards": [address], "require": "caption"}
+        return {"name": "x", "runs_dir": str(tmp_path), "resume": "auto", "seed": 0, "data": {"source": source}}
+
+    first = config("https://user:SECRET@host/a.tar?sig=TOKEN")
+    assert run_name({**first, "name": None}, "x") == run_name({**config("https://host/a.tar"), "name": None}, "x")
+    run = open_run(first, "x", main_process=True)
+    assert "https://host/a.tar" in (run.folder / "config.yaml").read_text()
+    assert "SECRET" not in (run.folder / "config.yaml").read_text()
+    assert "TOKEN" not in (run.folder / "config.yaml").read_text()
+    with pytest.raises(UserError, match="another config") as refusal:
+        open_run(config("https://user:SECRET@host/b.tar?sig=TOKEN"), "x", main_process=True)
+    assert "SECRET" not in str(refusal.value)
+    assert "TOKEN" not in str(refusal.value)

@@ -231,3 +231,60 @@ def test_odd_json_is_never_more_than_a_problem(tmp_path: Path, content: bytes):
     assert keys(samples) == ["a"]
     assert samples.rows["txt_size"].tolist() == [3]
     assert samples.rows["json_size"].tolist() == [0]
+
+
+def with_header(path: Path, offset: int, field: slice, value: bytes) -> Path:
+    """One header field overwritten, its checksum made good."""
+    content = bytearray(path.read_bytes())
+    content[offset + field.start : offset + field.stop] = value.ljust(field.stop - field.start, b"\0")
+    content[offset + 148 : offset + 156] = b" " * 8
+    content[offset + 148 : offset + 156] = f"{sum(content[offset : offset + BLOCK]):06o}\0 ".encode()
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("size", [b"-1000", b"+10", b"1_0", b"0o17", b"9"])
+def test_a_size_that_is_no_octal_number_is_refused_and_never_leads_back(tmp_path: Path, size: bytes):
+    path = with_header(write_pairs(tmp_path / "a.tar", 2), 0, slice(124, 136), size)
+    with pytest.raises(UserError, match=r"is damaged at offset 0 \(a header without a size"):
+        scan(path)
+
+
+def test_pax_numbers_of_any_length_are_survived(tmp_path: Path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"comment": "x", "size": "9" * 5000}
+        tar.addfile(member)
+    scan(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"size=999", b"size=000", 1))
+    scan(path)
+
+
+def test_a_member_too_large_for_the_table_is_left_out(tmp_path: Path):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", PICTURE), ("b.jpg", PICTURE)])
+    content = path.read_bytes()
+    header = bytearray(content[:BLOCK])
+    length = 1 << 32
+    header[124:136] = b"\x80" + length.to_bytes(11, "big")
+    header[:5] = b"c.jpg"
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    with path.open("wb") as file:  # sparse: takes no room on the disk
+        file.write(header)
+        file.seek(BLOCK + length)
+        file.write(content)
+    assert keys(scan(path)) == ["a", "b"]
+    assert problems(path)["member of 4 GiB or more"] == 1
+
+
+def test_an_empty_tar_is_a_line_in_the_report(tmp_path: Path):
+    assert problems(write_tar(tmp_path / "a.tar", [])) == {"shard without a sample": 1}
+
+
+def test_what_a_terminal_would_obey_is_written_as_escapes(tmp_path: Path):
+    path = write_tar(tmp_path / "a.tar", [("\x1b[2J.jpg", PICTURE), ("a\nb.txt", b"x")], tarfile.GNU_FORMAT)
+    lines = scan(path).problems.lines()
+    assert any("\\x1b[2J" in line for line in lines)
+    assert all(line.isprintable() for line in lines)

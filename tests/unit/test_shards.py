@@ -61,8 +61,24 @@ def test_pipes_are_refused_and_never_run(tmp_path: Path, shards: str | list[str]
 
 def test_addresses_are_expanded_and_those_of_unknown_kinds_are_named():
     assert [shard.address for shard in expand("s3://bucket/{0..2}.tar")] == [f"s3://bucket/{n}.tar" for n in range(3)]
-    with pytest.raises(UserError, match=r"'ftp://host/a.tar': expected paths, or addresses that begin with http://"):
-        expand("ftp://host/a.tar")
+    with pytest.raises(
+        UserError, match=r"shards ftp://host/a.tar: expected paths, or addresses that begin with http://"
+    ):
+        expand("ftp://user:secret@host/a.tar")
+
+
+def test_globs_and_homes_are_understood_and_open_braces_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    names = [shard.name for shard in expand(str(folder))]
+    for pattern in (
+        f"{folder}/part-00?.tar",
+        f"{folder}/part-[0][0][012].tar",
+        f"{folder.parent}/{folder.name[:-1]}?/part-*.tar",
+    ):
+        assert [shard.name for shard in expand(pattern)] == names
+    assert [shard.name for shard in expand(f"~/{folder.name}")] == names
+    with pytest.raises(UserError, match=r"shards \{0..3.tar: its braces do not match"):
+        expand("{0..3.tar")
 
 
 def test_an_address_without_a_cache_says_what_is_missing():
@@ -122,11 +138,15 @@ def test_more_shards_than_files_may_be_open_can_be_read(folder: Path, monkeypatc
         assert len(os.listdir("/proc/self/fd")) <= open_before + 2
 
 
-def test_a_shard_that_shrinks_during_the_run_is_an_error(folder: Path):
+def test_a_shard_that_changes_during_the_run_is_an_error(folder: Path):
     source = ShardSource(shards=str(folder), require="caption")
     path = folder / "part-002.tar"
+    assert source[10].label == 10
     os.truncate(path, 1000)
-    with pytest.raises(UserError, match=f"shard {path} has become shorter"):
+    with pytest.raises(DataError, match=f"shard {path} has become shorter"):
+        source[11]
+    source = pickle.loads(pickle.dumps(source))
+    with pytest.raises(DataError, match=f"shard {path} is another file than when the run began"):
         source[11]
     path.unlink()
     copy = pickle.loads(pickle.dumps(source))
@@ -139,6 +159,12 @@ def server(folder: Path) -> Iterator[str]:
     """The shards at an address on this machine."""
 
     class Quiet(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if (folder / "closed").exists():
+                self.send_error(403)
+            else:
+                super().do_GET()
+
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
             pass
 
@@ -170,6 +196,14 @@ def test_shards_at_an_address_are_read_through_the_cache(
     assert len(changed) == 13
     assert changed.fingerprint != source.fingerprint
     changed.prefetch(0)
+
+
+def test_a_shard_that_cannot_be_fetched_ends_the_run_and_is_no_bad_sample(server: str, folder: Path, tmp_path: Path):
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=30_000)  # room for one shard
+    source = ShardSource(shards=f"{server}/part-{{000..002}}.tar", require="caption", cache=cache)
+    (folder / "closed").touch()
+    with pytest.raises(DataError, match=rf"shard {server}/part-000.tar cannot be fetched \(HTTP 403"):
+        source[0]
 
 
 def test_reading_ahead_changes_nothing(folder: Path):

@@ -17,58 +17,73 @@ class BadSample(NamedTuple):
 
 
 class BadSamples:
-    """One rank's record.
+    """One rank's record; ranks write files of their own, because appending to one from several nodes loses lines.
 
     Args:
-        file: gets a line of JSON per bad sample; None writes none.
+        file: of the first rank, gets a line of JSON per bad sample; None writes none.
+        rank: of this process.
         budget: share of an epoch's samples that may be bad.
-        samples_per_epoch: of this rank.
+        samples_per_epoch: of all ranks.
     """
 
-    def __init__(self, file: Path | None, *, budget: float, samples_per_epoch: int) -> None:
-        self.file = file
+    def __init__(self, file: Path | None, *, rank: int, budget: float, samples_per_epoch: int) -> None:
+        self.first_file = file
+        self.file = file if file is None or rank == 0 else file.with_stem(f"{file.stem}-rank{rank}")
+        self.rank = rank
         self.budget = budget
         self.samples_per_epoch = samples_per_epoch
-        self.total = 0
+        self.in_epoch = 0
         self._epoch = -1
-        self._in_epoch = 0
+        self._last = ""
 
     def record(self, epoch: int, step: int, bad: list[BadSample]) -> None:
-        """Writes down the bad samples of a step.
-
-        Raises:
-            DataError: this epoch has had more of them than the budget allows.
-        """
+        """Writes down the bad samples of a step."""
         if epoch != self._epoch:
-            self._epoch, self._in_epoch = epoch, 0
+            self._epoch, self.in_epoch = epoch, 0
         if not bad:
             return
-        self.total += len(bad)
-        self._in_epoch += len(bad)
+        self.in_epoch += len(bad)
+        self._last = f"; the last: {bad[-1].reason}"
         if self.file is not None:
             with self.file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"epoch": epoch, "step": step, **each._asdict()}) + "\n" for each in bad)
+
+    def check(self, in_epoch: int) -> None:
+        """Whether the bad samples of this epoch, added up over the ranks, are within the budget.
+
+        Raises:
+            DataError: they are more; on every rank, since all are told the same number.
+        """
         allowed = int(self.budget * self.samples_per_epoch)
-        if self._in_epoch > allowed:
-            where = f"listed in {self.file}" if self.file is not None else "listed nowhere"
+        if in_epoch > allowed:
             raise DataError(
-                f"{self._in_epoch} bad samples in epoch {epoch}, {allowed} allowed "
-                f"(data.bad_sample_budget={self.budget}), {where}; "
-                f"the last: {bad[-1].reason}. Mend the collection, or allow more"
+                f"{in_epoch} bad samples in epoch {self._epoch}, {allowed} allowed "
+                f"(data.bad_sample_budget={self.budget}), listed in {self.first_file}{self._last}. "
+                "Mend the collection, or allow more"
             )
 
     def cut_back(self, epoch: int, step: int) -> None:
-        """Drops the lines of steps that will be made again, from this one on."""
-        if self.file is None or not self.file.exists():
+        """Drops all ranks' lines of steps that will be made again, from this one on; the first rank does it."""
+        if self.rank:
             return
-        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _before(line, epoch, step)]
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.file)
-        self.total = len(kept)
-        self._epoch = epoch
-        self._in_epoch = sum(json.loads(line)["epoch"] == epoch for line in kept)
+        self._epoch, self.in_epoch = epoch, 0
+        for file in self.files():
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _before(line, epoch, step)]
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(file)
+            self.in_epoch += sum(json.loads(line)["epoch"] == epoch for line in kept)
+
+    def total(self) -> int:
+        """Of all ranks in the whole run."""
+        return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in self.files())
+
+    def files(self) -> list[Path]:
+        """Of all ranks that have met bad samples."""
+        if self.first_file is None:
+            return []
+        return sorted(self.first_file.parent.glob(f"{self.first_file.stem}*{self.first_file.suffix}"))
 
 
 def _before(line: str, epoch: int, step: int) -> bool:

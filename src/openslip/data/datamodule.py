@@ -15,11 +15,13 @@ from openslip.data.decode import Decoder
 from openslip.data.order import VERSION, Order, Randomness
 from openslip.data.source import Sample, Source
 from openslip.data.views import View
+from openslip.distributed import all_sum, world_size
 from openslip.errors import DataError, UserError
 from openslip.tokenizer import Tokenizer, text_lengths
 
 ATTEMPTS = 10  # samples tried in the place of one that is bad
 NEAR_ATTEMPTS = 5  # of them in the same shard, which is open
+BUDGET_EVERY = 16  # steps after which ranks add up their bad samples
 
 
 class Plan(NamedTuple):
@@ -77,6 +79,8 @@ class DataModule(pl.LightningDataModule):
         num_workers: int,
     ) -> None:
         super().__init__()
+        if num_workers < 0:
+            raise UserError(f"data.num_workers={num_workers}: expected 0 or more")
         if not 0 <= bad_sample_budget <= 1:
             raise UserError(f"data.bad_sample_budget={bad_sample_budget}: expected a share of 0 to 1, such as 0.001")
         self.source = source
@@ -95,7 +99,8 @@ class DataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.consumed = 0  # steps of the run; whoever trains counts on, `load_state_dict` sets it
         self.captions = self.truncated = 0
-        self.bad_samples = BadSamples(None, budget=1.0, samples_per_epoch=0)
+        self.bad_samples = BadSamples(None, rank=0, budget=1.0, samples_per_epoch=0)
+        self.bad_in_epoch: torch.Tensor | None = None  # of all ranks, some steps ago
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,17 +109,18 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         # Rank and world are read here, in the main process: workers that are spawned know of no process group.
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        file = self.bad_samples_file
-        if file is not None and rank:  # appending to one file from several nodes loses lines
-            file = file.with_stem(f"{file.stem}-rank{rank}")
-        samples = self.steps_per_epoch * self.order.local_batch_size(world_size)
-        self.bad_samples = BadSamples(file, budget=self.bad_sample_budget, samples_per_epoch=samples)
+        rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        self.bad_samples = BadSamples(
+            self.bad_samples_file,
+            rank=rank,
+            budget=self.bad_sample_budget,
+            samples_per_epoch=self.order.num_samples - self.order.dropped,
+        )
         self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
         return Loader(
             self.batches,
             batch_size=None,
-            sampler=RankOrder(self.order, rank, world_size, lambda: self.consumed, self.source.prefetch),
+            sampler=RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=4 if self.num_workers else None,
@@ -137,13 +143,29 @@ class DataModule(pl.LightningDataModule):
         self.captions += notes.captions
         self.truncated += notes.truncated
         self.bad_samples.record(notes.epoch, notes.step, notes.bad)
+        self.check_budget(notes.step, batch["index"].device)
         for name, view in self.views.items():
             batch[name] = view.finish(batch[name], batch.pop(f"{name}_parameters", None), self.mean, self.std)
         return batch
 
+    def check_budget(self, step: int, device: torch.device) -> None:
+        """Ends the run on all ranks alike where an epoch has had more bad samples than it may."""
+        if world_size() == 1:
+            self.bad_samples.check(self.bad_samples.in_epoch)
+            return
+        last = step + 1 == self.steps_per_epoch
+        if last or (step + 1) % BUDGET_EVERY == 0:
+            if self.bad_in_epoch is not None:  # long done, so that reading it waits for nothing
+                self.bad_samples.check(int(self.bad_in_epoch))
+            self.bad_in_epoch = all_sum(torch.tensor(float(self.bad_samples.in_epoch), device=device))
+        if last:
+            assert self.bad_in_epoch is not None
+            self.bad_samples.check(int(self.bad_in_epoch))
+            self.bad_in_epoch = None
+
     def figures(self) -> dict[str, float]:
-        """Of this rank so far: samples that were replaced, and the share of captions that were cut off, in per cent."""
-        found = {"data/bad_samples": float(self.bad_samples.total)}
+        """Of this rank: samples replaced in this epoch, and the share of captions that were cut off, in per cent."""
+        found = {"data/bad_samples": float(self.bad_samples.in_epoch)}
         if self.captions:
             found["data/truncated"] = 100 * self.truncated / self.captions
         return found
@@ -197,6 +219,10 @@ class Loader(DataLoader):
             yield from super().__iter__()
         except UserError as error:  # from a worker, torch puts the traceback's text before it
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+        except Exception as error:
+            if "Original Traceback" not in str(error):
+                raise
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
 
 
 class RankOrder(Sampler[Plan]):
@@ -304,7 +330,7 @@ class Batches(Dataset):
                 problem = problem if attempt else (key, str(error))
                 rng = self.generator(epoch, planned, f"substitute {attempt}")
                 near = attempt < NEAR_ATTEMPTS
-                index = int(rng.integers(*(self.order.neighbourhood(planned) if near else (0, len(self.source)))))
+                index = int(rng.integers(*(self.order.part_of(planned) if near else self.order.collection_of(planned))))
             else:
                 if attempt:
                     bad.append(BadSample(planned, *problem, sample.key))

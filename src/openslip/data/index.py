@@ -16,8 +16,8 @@ import tempfile
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,7 +28,7 @@ from jaxtyping import Int64
 
 from openslip.data.captions import CaptionPolicy
 from openslip.data.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, scan_shard
-from openslip.data.tar import Problems
+from openslip.data.tar import Problems, printable
 from openslip.errors import UserError
 
 FORMAT = 1
@@ -66,7 +66,8 @@ class Index:
     Attributes:
         parts: how many of the samples each shard has.
         problems: of the samples and members that were left out or mended.
-        fingerprint: sha256 of shard names and sizes, rows and keys, and the requirement.
+        states: size and time of each file when it was scanned; time 0 of those that lie elsewhere.
+        fingerprint: sha256 of shard names and sizes, rows, labels, keys and captions, and the requirement.
     """
 
     def __init__(self, folder: Path, shards: list[Shard], require: str | None) -> None:
@@ -74,6 +75,7 @@ class Index:
         self.shards = shards
         self.require = require
         entries = read_journal(folder)
+        self.states = [(entry.size, entry.mtime_ns) for entry in entries]
         counted = require or "samples"
         self.parts: Int64[np.ndarray, " shards"] = np.array([entry.counts[counted] for entry in entries], np.int64)
         self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # of the shards, in `rows`
@@ -92,7 +94,7 @@ class Index:
                 self.problems.counts.pop(reason, None)
         digest = hashlib.sha256(str(require).encode())
         for shard, entry in zip(shards, entries, strict=True):
-            digest.update(f"{Path(shard.name).name} {entry.size} {entry.digest}\n".encode())
+            digest.update(f"{Path(shard.name).name} {entry.size} {entry.digest} {entry.captions}\n".encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -112,7 +114,7 @@ class Index:
         first = place == (self.ends[shard - 1] if shard else 0)
         start = 0 if first else int(self.rows[place - 1]["key_end"])
         base = self.key_starts[shard]
-        return self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode()
+        return printable(self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Index, (self.folder, self.shards, self.require)  # mapped anew where it is unpickled, not copied
@@ -129,7 +131,7 @@ def open_index(
     require: str | None,
     *,
     cache_folder: Path,
-    fetch: Callable[[str], Path],
+    fetch: Callable[[str], int],
     progress: Progress,
 ) -> Index:
     """The index of these shards: from disk where they are unchanged, else scanned now.
@@ -139,38 +141,88 @@ def open_index(
         captions: what counts as one.
         require: `caption`, `label` or None.
         cache_folder: for an index that cannot lie beside its shards.
-        fetch: brings a shard that lies elsewhere here.
+        fetch: a descriptor of a shard that lies elsewhere.
         progress: told after every shard.
 
     Raises:
         UserError: a shard is missing, damaged or cut off.
     """
-    stamps = [stamp(shard, captions) for shard in shards]
-    name = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
     homes = [cache_folder] if shards[0].path is None else [shards[0].path.parent / NAME, cache_folder]
+    states = [state(shard) for shard in shards]
     for home in homes:
-        if (home / name).is_dir():
-            return Index(home / name, shards, require)
+        stamps = stamps_of(shards, states, captions, home, cache_folder)
+        folder = home / name_of(stamps)
+        if whole(folder, stamps):
+            return Index(folder, shards, require)
     home = next((home for home in homes if writable(home)), None)
     if home is None:
         tried = " nor to ".join(map(str, homes))
         raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
-    with locked(home / f"{name}.lock"):
-        if not (home / name).is_dir():  # else another process has been first
-            build(home / name, shards, stamps, captions, fetch, progress)
-    return Index(home / name, shards, require)
+    stamps = stamps_of(shards, states, captions, home, cache_folder)
+    folder = home / name_of(stamps)
+    with locked(folder.with_suffix(".lock")) as alone:
+        if not whole(folder, stamps):  # else another process has been first
+            shutil.rmtree(folder, ignore_errors=True)  # damaged, as by a power failure
+            try:
+                build(folder, shards, stamps, states, captions, fetch, progress, alone=alone)
+            except FileNotFoundError:  # a process of another node was first, and has tidied up
+                if not whole(folder, stamps):
+                    raise
+    return Index(folder, shards, require)
 
 
-def stamp(shard: Shard, captions: CaptionPolicy) -> str:
-    """What tells that a shard is as it was when it was scanned."""
+State = tuple[int, int]  # size and time in nanoseconds
+
+
+def state(shard: Shard) -> State:
+    """Of a file, what changes when it does; of one that lies elsewhere, nothing."""
     if shard.path is None:
-        address = hashlib.sha256(shard.address.encode()).hexdigest()  # it may hold credentials
-        return f"{FORMAT} {captions!r} {address} {shard.version}"
+        return -1, 0
     try:
         found = shard.path.stat()
     except OSError as error:
         raise UserError(f"shard {shard.name}: {error.strerror}; check data.source.shards") from error
-    return f"{FORMAT} {captions!r} {shard.path.name} {found.st_size} {found.st_mtime_ns}"
+    return found.st_size, found.st_mtime_ns
+
+
+def stamps_of(
+    shards: list[Shard], states: list[State], captions: CaptionPolicy, home: Path, cache_folder: Path
+) -> list[str]:
+    """What tells each shard that was scanned and is unchanged; beside the shards, it moves with them."""
+    stamps = []
+    for shard, (size, mtime_ns) in zip(shards, states, strict=True):
+        if shard.path is None:
+            address = hashlib.sha256(shard.address.encode()).hexdigest()  # it may hold credentials
+            stamps.append(f"{FORMAT} {captions!r} {address} {shard.version}")
+        else:
+            path = shard.path.absolute()
+            where = path if home == cache_folder else os.path.relpath(path, home.parent.absolute())
+            stamps.append(f"{FORMAT} {captions!r} {where} {size} {mtime_ns}")
+    return stamps
+
+
+def name_of(stamps: list[str]) -> str:
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+
+
+def whole(folder: Path, stamps: list[str]) -> bool:
+    """Whether a complete index lies there, by the sizes of its files."""
+    try:
+        entries = read_journal(folder)
+        counts = Counter[str]()
+        for entry in entries:
+            counts.update(entry.counts)
+        total = counts["samples"]
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    except OSError:
+        return False
+    return (
+        [entry.stamp for entry in entries] == stamps
+        and sizes.get("rows") == total * ROW.itemsize
+        and sizes.get("keys") == sum(entry.key_bytes for entry in entries)
+        and sizes.get("labels", 0) == (total * LABEL.itemsize if counts["label"] else 0)
+        and all(sizes.get(requirement, 4 * total) == 4 * counts[requirement] for requirement in REQUIREMENTS)
+    )
 
 
 def writable(folder: Path) -> bool:
@@ -182,12 +234,18 @@ def writable(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process of the node at a time; the lock of one that dies is released."""
+def locked(path: Path) -> Iterator[bool]:
+    """One process at a time; the lock of one that dies is released.
+
+    False where the file system knows no locks: each process then scans into a folder of its own.
+    """
     with path.open("w") as file:
-        with suppress(OSError):  # a file system without locks: each process then scans into a folder of its own
+        alone = True
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            alone = False
+        yield alone
 
 
 @dataclass(frozen=True)
@@ -197,17 +255,21 @@ class Entry:
     Attributes:
         stamp: of the shard when it was scanned.
         size: in bytes.
+        mtime_ns: its time.
         counts: of samples, and of those that meet each requirement.
         key_bytes: length of its part of `keys`.
         digest: sha256 of its rows, labels and keys.
+        captions: sha256 of its captions.
         problems: found in it.
     """
 
     stamp: str
     size: int
+    mtime_ns: int
     counts: dict[str, int]
     key_bytes: int
     digest: str
+    captions: str
     problems: Problems
 
 
@@ -228,9 +290,12 @@ def build(
     folder: Path,
     shards: list[Shard],
     stamps: list[str],
+    states: list[State],
     captions: CaptionPolicy,
-    fetch: Callable[[str], Path],
+    fetch: Callable[[str], int],
     progress: Progress,
+    *,
+    alone: bool,
 ) -> None:
     """Writes a complete index under its name; until then what was scanned lies in a folder beside it."""
     known = known_shards(folder.parent)
@@ -245,12 +310,13 @@ def build(
         (partial / "label").open("wb") as label_file,
     ):
         found = samples_of(shards, [known.get(each) for each in stamps], captions, fetch)
-        for done, (each, (size, samples)) in enumerate(zip(stamps, found, strict=True), start=1):
+        for done, (each, (_, mtime_ns), (size, samples)) in enumerate(zip(stamps, states, found, strict=True), start=1):
             captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
             labelled = np.flatnonzero(samples.labels >= 0)
             counts = {"samples": len(samples.rows), "caption": len(captioned), "label": len(labelled)}
             digest = digest_of(samples.rows.tobytes(), samples.labels.tobytes(), samples.keys)
-            entry = Entry(each, size, counts, len(samples.keys), digest, samples.problems)
+            key_bytes = len(samples.keys)
+            entry = Entry(each, size, mtime_ns, counts, key_bytes, digest, samples.captions, samples.problems)
             rows_file.write(samples.rows.tobytes())
             labels_file.write(samples.labels.tobytes())
             keys_file.write(samples.keys)
@@ -262,6 +328,9 @@ def build(
             journal.flush()
             total += len(samples.rows)
             progress(done, total)
+        for file in (rows_file, labels_file, keys_file, journal, caption_file, label_file):
+            file.flush()
+            os.fsync(file.fileno())  # the folder's name will say that they are whole
     for requirement in REQUIREMENTS:
         if (partial / requirement).stat().st_size == 4 * total:  # all samples meet it
             (partial / requirement).unlink()
@@ -274,13 +343,14 @@ def build(
         if not folder.is_dir():  # else a process of another node was first, with the same content
             raise
         shutil.rmtree(partial, ignore_errors=True)
-    for each in folder.parent.glob("*.partial-*"):
-        if each.name.startswith(folder.name) or abandoned(each):
-            shutil.rmtree(each, ignore_errors=True)
+    if alone:
+        for each in folder.parent.glob("*.partial-*"):
+            if each.name.startswith(folder.name) or abandoned(each):
+                shutil.rmtree(each, ignore_errors=True)
 
 
 def abandoned(partial: Path) -> bool:
-    """Whether no process of this node is scanning into it."""
+    """Whether no process is scanning into it."""
     with partial.with_suffix(".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -311,7 +381,7 @@ def known_shards(home: Path) -> dict[str, Known]:
 
 
 def samples_of(
-    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], Path]
+    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], int]
 ) -> Iterator[tuple[int, ShardSamples]]:
     """Size and samples of each shard, in order: taken over from another index, else scanned."""
     new = [shard for shard, each in zip(shards, known, strict=True) if each is None and shard.path is not None]
@@ -324,19 +394,37 @@ def samples_of(
             scans = pool.map(scan, new, [captions] * len(new))
         else:
             scans = (scan(shard, captions) for shard in new)
+        elsewhere = [shard for shard, each in zip(shards, known, strict=True) if each is None and shard.path is None]
+        fetched = fetched_ahead(elsewhere, fetch, stack)
         for shard, each in zip(shards, known, strict=True):
             samples = None if each is None else take_over(each)
-            if samples is None and each is None and shard.path is not None:
-                samples = next(scans)
-            elif samples is None:
-                samples = scan(shard._replace(path=shard.path or fetch(shard.address)), captions)
-            yield samples
+            if samples is not None:
+                yield samples
+            elif each is not None:  # it was known, but what was known is damaged
+                yield scan(shard, captions, None if shard.path else fetch(shard.address))
+            else:
+                yield next(scans) if shard.path else scan(shard, captions, next(fetched))
 
 
-def scan(shard: Shard, captions: CaptionPolicy) -> tuple[int, ShardSamples]:
-    assert shard.path is not None
-    samples = scan_shard(shard.path, shard.name, captions)
-    return shard.path.stat().st_size, samples
+def fetched_ahead(shards: list[Shard], fetch: Callable[[str], int], stack: ExitStack) -> Iterator[int]:
+    """Descriptors, in order; the next shard is fetched while this one is scanned."""
+    if not shards:
+        return
+    thread = stack.enter_context(ThreadPoolExecutor(1))
+    following = thread.submit(fetch, shards[0].address)
+    for shard in [*shards[1:], None]:
+        descriptor = following.result()
+        if shard is not None:
+            following = thread.submit(fetch, shard.address)
+        yield descriptor
+
+
+def scan(shard: Shard, captions: CaptionPolicy, descriptor: int | None = None) -> tuple[int, ShardSamples]:
+    """Size and samples of a file, or of what a descriptor has open."""
+    file = shard.path if descriptor is None else descriptor
+    assert file is not None
+    size = os.stat(file).st_size
+    return size, scan_shard(file, shard.name, captions)
 
 
 def take_over(known: Known) -> tuple[int, ShardSamples] | None:
@@ -349,7 +437,8 @@ def take_over(known: Known) -> tuple[int, ShardSamples] | None:
     keys = slice_of(known.folder / "keys", known.key, entry.key_bytes)
     if digest_of(rows, labels, keys) != entry.digest:
         return None
-    samples = ShardSamples(np.frombuffer(rows, ROW), np.frombuffer(labels, LABEL), keys, entry.problems)
+    table, own_labels = np.frombuffer(rows, ROW), np.frombuffer(labels, LABEL)
+    samples = ShardSamples(table, own_labels, keys, entry.captions, entry.problems)
     return entry.size, samples
 
 

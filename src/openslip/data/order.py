@@ -5,6 +5,7 @@ each window, so that reading stays near a few shards and any step can be found w
 """
 
 import zlib
+from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from openslip.errors import UserError
 VERSION = 1  # of what this file computes; a run that began with another order is not continued
 
 # Streams of random bits, told apart by the highest word of the counter; views of samples use those below 2^32.
-PARTS, MIX, WINDOW = 1 << 32, 2 << 32, 3 << 32
+PARTS, MIX, WINDOW, BEGIN = 1 << 32, 2 << 32, 3 << 32, 4 << 32
 
 
 class Segments(NamedTuple):
@@ -48,6 +49,11 @@ class Order:
         sizes = [int(parts.sum()) for parts in self.parts]
         self.firsts = np.cumsum([0, *sizes]).tolist()  # sample of each collection
         self.drawn = [round(each.weight * size) for each, size in zip(collections, sizes, strict=True)]
+        for each, size, drawn in zip(collections, sizes, self.drawn, strict=True):
+            if each.weight > 0 and size and not drawn:
+                raise UserError(
+                    f"a weight of {each.weight} draws none of a collection's {size} samples: raise it, or 0"
+                )
         self.num_samples = sum(self.drawn)
         if global_batch_size > self.num_samples:
             raise UserError(
@@ -92,25 +98,32 @@ class Order:
         """First samples of the parts that should be near at a step: its window's, and ever more of the next one's."""
         segments = self.segments(epoch)
         position = step * self.global_batch_size
-        number = self.window_at(segments, position)
+        first = self.window_at(segments, position) * self.shuffle_window
+        number = self.window_at(segments, position + self.global_batch_size - 1)
         begin, size = self.window_begin(segments, number), len(self.window(epoch, number))
-        share = min((position + self.global_batch_size - begin) / size, 1)
-        first, ahead = number * self.shuffle_window, int(share * self.shuffle_window)
-        near = segments.starts[first : first + self.shuffle_window + ahead].tolist()
-        last = first + self.shuffle_window >= len(segments.starts)
+        share = (position + self.global_batch_size - begin) / size
+        stop, ahead = (number + 1) * self.shuffle_window, int(share * self.shuffle_window)
+        near = segments.starts[first : stop + ahead].tolist()
+        last = stop >= len(segments.starts)
         return near + self.segments(epoch + 1).starts[:ahead].tolist() if last else near
 
-    def neighbourhood(self, sample: int) -> tuple[int, int]:
+    def part_of(self, sample: int) -> tuple[int, int]:
         """First and last-plus-one sample of the part in which a sample lies."""
         part = int(np.searchsorted(self.part_starts, sample, side="right"))
         stop = self.part_starts[part] if part < len(self.part_starts) else self.firsts[-1]
         return int(self.part_starts[part - 1]), int(stop)
 
+    def collection_of(self, sample: int) -> tuple[int, int]:
+        """Likewise of its collection."""
+        number = bisect_right(self.firsts, sample)
+        return self.firsts[number - 1], self.firsts[number]
+
     def segments(self, epoch: int) -> Segments:
         """What an epoch draws, before samples are shuffled.
 
         A collection of which an epoch draws a share is walked through by as many epochs as it has whole shares, then
-        anew in another order of parts.
+        anew in another order of parts. A walk is a circle that begins anywhere, so what fills no share, and is left
+        out, is another part each time.
         """
         if epoch not in self._segments:
             starts, lengths = [], []
@@ -118,14 +131,17 @@ class Order:
                 if not drawn:
                     continue
                 walk, turn = divmod(epoch, int(parts.sum()) // drawn)
+                size = int(parts.sum())
                 order = permutation(len(parts), self.seed, number, walk, PARTS)
                 own_starts, own_lengths = (first + np.cumsum(parts) - parts)[order], parts[order]
-                ends = np.cumsum(own_lengths)
-                low = np.clip(turn * drawn - (ends - own_lengths), 0, own_lengths)
-                high = np.clip((turn + 1) * drawn - (ends - own_lengths), 0, own_lengths)
-                some = high > low
-                starts.append((own_starts + low)[some])
-                lengths.append((high - low)[some])
+                own_begins = np.cumsum(own_lengths) - own_lengths
+                begin = 0 if drawn == size else turn * drawn + random_below(size, self.seed, number, walk)
+                for begin_here in (begin % size, begin % size - size):  # the second: what goes over the end
+                    low = np.clip(begin_here - own_begins, 0, own_lengths)
+                    high = np.clip(begin_here + drawn - own_begins, 0, own_lengths)
+                    some = high > low
+                    starts.append((own_starts + low)[some])
+                    lengths.append((high - low)[some])
             mix = permutation(sum(map(len, starts)), self.seed, 0, epoch, MIX)
             in_order = np.concatenate(lengths)[mix]
             if len(self._segments) > 1:
@@ -161,6 +177,10 @@ def permutation(size: int, seed: int, a: int, b: int, stream: int) -> Int64[np.n
     """From the raw bits of Philox, which numpy keeps stable over its versions, unlike Generator.permutation."""
     bits = np.random.Philox(key=seed, counter=[0, a, b, stream]).random_raw(size)
     return np.argsort(bits, kind="stable")
+
+
+def random_below(limit: int, seed: int, a: int, b: int) -> int:
+    return int(np.random.Philox(key=seed, counter=[0, a, b, BEGIN]).random_raw() % limit)
 
 
 class Randomness:

@@ -262,7 +262,9 @@ def is_remote(address: str) -> bool:
 
 
 def shown(address: str) -> str:
-    """The address without user, password and query, which may hold credentials."""
+    """The address without user, password and query, which may hold credentials; a path as it is."""
+    if "://" not in address:
+        return address
     parts = urlsplit(address)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -1,6 +1,8 @@
 """One shard's samples: its members grouped by key, each sample classified, by headers, captions and labels alone."""
 
+import hashlib
 import mmap
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +32,8 @@ ROW = np.dtype(
 )
 LABEL = np.dtype("<i4")  # -1: it has none
 
+MAX_MEMBER = (1 << 32) - 1
+
 Extent = tuple[int, int]  # offset and length in the shard
 NOTHING: Extent = (0, 0)
 
@@ -43,39 +47,48 @@ class ShardSamples(NamedTuple):
     rows: np.ndarray
     labels: np.ndarray
     keys: bytes
+    captions: str  # sha256 of all texts
     problems: Problems
 
 
-def scan_shard(path: Path, name: str, captions: CaptionPolicy) -> ShardSamples:
+def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSamples:
     """Reads a shard's headers, captions and labels.
 
     Args:
-        path: the file, uncompressed.
+        file: uncompressed; a path, or a descriptor, which is closed.
         name: what errors call it, such as its address.
         captions: what counts as one.
 
     Raises:
         UserError: the shard is missing, empty, compressed, damaged or cut off; names it and the offset.
     """
-    problems = Problems()
+    problems, texts = Problems(), hashlib.sha256()
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"shard {name} is empty (0 bytes): download or write it again")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open(file, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise UserError(f"shard {name} is empty (0 bytes): download or write it again")
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        with data:
             if sys.platform == "linux":
                 data.madvise(mmap.MADV_SEQUENTIAL)  # the disk streams; a wait for every header would take longer
-            rows, labels, keys = classify(group(name, data, problems), data, captions, problems)
+            rows, labels, keys = classify(group(name, data, problems), data, captions, problems, texts)
     except OSError as error:
         raise UserError(f"shard {name}: {error.strerror}; check data.source.shards") from error
     table = np.array(rows, ROW)
     table["key_end"] = np.cumsum([len(key) for key in keys])
     if unlabelled := np.flatnonzero(np.array(labels, LABEL) < 0).tolist():
         problems.add("no label", keys[unlabelled[0]].decode(), len(unlabelled))
-    return ShardSamples(table, np.array(labels, LABEL), b"".join(keys), problems)
+    if not keys:
+        problems.add("shard without a sample", "")
+    return ShardSamples(table, np.array(labels, LABEL), b"".join(keys), texts.hexdigest(), problems)
 
 
 def classify(
-    groups: dict[str, dict[str, Extent]], data: mmap.mmap, captions: CaptionPolicy, problems: Problems
+    groups: dict[str, dict[str, Extent]],
+    data: mmap.mmap,
+    captions: CaptionPolicy,
+    problems: Problems,
+    texts: "hashlib._Hash",
 ) -> tuple[list[tuple[int, ...]], list[int], list[bytes]]:
     """Rows, labels and keys of the samples with a picture; what is missing or odd is counted."""
     rows, labels, keys = [], [], []
@@ -102,6 +115,7 @@ def classify(
                 fields = NOTHING
             elif txt[1] and read_captions(captions, b"", content) == found:
                 txt = NOTHING
+            texts.update("\n".join(found).encode("utf-8", "surrogatepass"))
         if not found:
             txt = fields = NOTHING
             problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
@@ -142,6 +156,8 @@ def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str
             problems.add("bad name (leads out of its folder)", name)
         elif not stem:
             continue  # hidden files, such as macOS's ._name
+        elif suffix in KNOWN_SUFFIXES and length > MAX_MEMBER:
+            problems.add("member of 4 GiB or more", name)
         elif suffix not in KNOWN_SUFFIXES:
             last = suffix.rpartition(".")[2]
             if last in PICKLES:

@@ -4,6 +4,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,8 @@ class ShardSource(Source):
         expected_samples: int | None = None,
         cache: ShardCache | None = None,
     ) -> None:
+        if require not in (None, "caption", "label"):
+            raise UserError(f"data.source.require={require}: expected caption, label or null")
         self.captions = captions
         self.expected_samples = expected_samples
         self.cache = cache
@@ -59,7 +62,7 @@ class ShardSource(Source):
                 captions,
                 require,
                 cache_folder=cache_folder() / "index",
-                fetch=lambda address: self.remote(found[0]).fetch(address),
+                fetch=lambda address: self.remote(elsewhere[0]).open(address),
                 progress=lambda done, samples: bar.update(
                     task, completed=done, description=f"indexing shards, {samples} samples"
                 ),
@@ -110,6 +113,10 @@ class ShardSource(Source):
                     self.files.pop(next(iter(self.files)), None)
                 file = self.files[shard] = _File(self.open(shard))
             content = os.pread(file.descriptor, length, block * BLOCK)
+        except DataError:
+            raise
+        except UserError as error:  # it could not be fetched: that is not the sample's fault
+            raise DataError(str(error)) from error
         except OSError as error:
             raise DataError(
                 f"shard {name} cannot be read any more ({error.strerror}): the same command goes on"
@@ -124,7 +131,14 @@ class ShardSource(Source):
     def open(self, shard: int) -> int:
         """A descriptor of a shard's file; one that lies elsewhere is fetched first."""
         found = self.index.shards[shard]
-        return os.open(found.path, os.O_RDONLY) if found.path else self.remote(found).open(found.address)
+        if found.path is None:
+            return self.remote(found).open(found.address)
+        descriptor = os.open(found.path, os.O_RDONLY)
+        status = os.fstat(descriptor)
+        if (status.st_size, status.st_mtime_ns) != self.index.states[shard]:
+            os.close(descriptor)
+            raise DataError(f"shard {found.name} is another file than when the run began: leave the shards as they are")
+        return descriptor
 
     def remote(self, shard: Shard) -> ShardCache:
         if self.cache is None:
@@ -177,19 +191,25 @@ def expand(shards: str | list[str]) -> list[Shard]:
     found = []
     for pattern in [shards] if isinstance(shards, str) else shards:
         if pattern.strip().startswith("pipe:"):
-            raise UserError(f"shards {pattern!r}: pipe: would run a command and is refused; give paths of tar files")
+            raise UserError("shards 'pipe:...': pipe: would run a command and is refused; give paths of tar files")
         if "://" in pattern and not is_remote(pattern):
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise UserError(f"shards {pattern!r}: expected paths, or addresses that begin with {kinds}")
-        for word in braceexpand(pattern):
-            path = Path(word)
+            raise UserError(f"shards {shown(pattern)}: expected paths, or addresses that begin with {kinds}")
+        try:
+            words = list(braceexpand(pattern))
+        except ValueError as error:
+            raise UserError(
+                f"shards {shown(pattern)}: its braces do not match, as in train-{{000..099}}.tar"
+            ) from error
+        for word in words:
             if is_remote(word):
                 found.append(Shard(shown(word), None, word, ""))
                 continue
+            path = Path(word).expanduser()
             if path.is_dir():
                 paths = sorted(path.glob("*.tar"))
-            elif "*" in path.name:
-                paths = sorted(path.parent.glob(path.name))
+            elif has_magic(word):
+                paths = [Path(name) for name in sorted(glob(str(path)))]
             else:
                 paths = [path]
             if not paths:

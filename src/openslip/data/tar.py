@@ -25,11 +25,17 @@ class Problems:
 
     def add(self, reason: str, where: str, count: int = 1) -> None:
         self.counts[reason] += count
-        self.first.setdefault(reason, where)
+        if reason not in self.first:
+            self.first[reason] = printable(where)
 
     def lines(self) -> tuple[str, ...]:
         """One line per reason."""
         return tuple(f"{count} x {reason}, first {self.first[reason]}" for reason, count in self.counts.items())
+
+
+def printable(text: str) -> str:
+    """As it is, or with escapes for what a terminal would obey: names in a tar file can hold anything."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, int, int]]:
@@ -73,7 +79,7 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
         elif kind == b"x":  # pax: attributes of the next member
             attributes = pax(data[start : start + length])
             long_name = attributes.get(b"path", long_name)
-            long_size = int(attributes[b"size"]) if attributes.get(b"size", b"").isdigit() else None
+            long_size = int(attributes[b"size"]) if is_number(attributes.get(b"size", b"")) else None
         elif kind not in b"5gK":  # folder, pax defaults, GNU's long link name
             problems.add("link, device or sparse file", f"{name_of(header)!r}")
             if kind in b"12":
@@ -106,10 +112,15 @@ def verify(shard: str, headers: list[bytes], offsets: list[int]) -> None:
 def octal(field: bytes) -> int | None:
     if field[0] & 0x80:  # GNU: base 256, for sizes above 8 GiB
         return int.from_bytes(field[1:], "big")
+    digits = field.strip(b" \0") or b"0"
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return int(digits, 8) if digits.isdigit() else None  # int would take a sign, too
     except ValueError:
         return None
+
+
+def is_number(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) < 20
 
 
 def name_of(header: bytes) -> bytes:
@@ -124,7 +135,7 @@ def pax(records: bytes) -> dict[bytes, bytes]:
     attributes = {}
     while records:
         length, _, _ = records.partition(b" ")
-        if not length.isdigit() or int(length) <= len(length):
+        if not is_number(length) or int(length) <= len(length):
             break
         key, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
         attributes[key] = value

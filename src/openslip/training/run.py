@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from openslip.data.remote import shown
 from openslip.errors import UserError
 
 # What does not change a run's result, so that it neither names a run nor tells two apart; patterns of dotted keys.
@@ -62,9 +63,18 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     """What makes a run this run, by dotted keys."""
     return {
         key: value
-        for key, value in flat(config).items()
+        for key, value in flat(without_secrets(config)).items()
         if not any(fnmatchcase(key, pattern) for pattern in NOT_IDENTITY)
     }
+
+
+def without_secrets(config: Any) -> Any:
+    """The config as it may be kept and shown: addresses without user, password and query."""
+    if isinstance(config, dict):
+        return {key: without_secrets(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [without_secrets(value) for value in config]
+    return shown(config) if isinstance(config, str) else config
 
 
 def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
@@ -88,7 +98,7 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "arrays").mkdir(exist_ok=True)
     (folder / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(without_secrets(config), sort_keys=False))
     return Run(folder, state)
 
 

@@ -68,6 +68,9 @@ def convert(
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise UserError(f"--name {name!r}: expected letters, digits, - and _")
     root, out = root.resolve(), out.resolve()
+    walks_folders = "metadata" not in inspect.signature(find_records(layout)).parameters
+    if walks_folders and out.is_relative_to(root):
+        raise UserError(f"{out} lies in {root}, all of which the layout {layout} reads: choose an OUT elsewhere")
     given = {key: value for key, value in options.items() if value is not None}
     batches = batched(unique(find_records(layout)(root, **given)), samples_per_shard)
     first = next(batches, None)  # before anything is written: most mistakes show here
@@ -183,6 +186,7 @@ def write(
         if totals.shards > len(manifest.shards):
             if not totals.samples:
                 (out / entry.name).unlink(missing_ok=True)
+                (out / "manifest.json").unlink(missing_ok=True)  # the folder is nobody's again
                 raise UserError(
                     f"{out}: none of the first {sum(entry.left_out.values()):,} records could be used "
                     f"({totals.reasons()}), such as {left_out[0]}; nothing was kept"
