@@ -1,5 +1,8 @@
 """What the tests run on two ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import open_clip.loss
 import torch
 import torch.distributed as dist
@@ -7,6 +10,7 @@ from small_models import small_batch, small_model
 from torch import Tensor
 
 from openslip.errors import UserError
+from openslip.objectives import tiled
 from openslip.objectives.clip import clip_loss
 from openslip.objectives.simclr import nt_xent
 from openslip.training.microbatch import loss_in_slices
@@ -25,12 +29,26 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def step_gradients(method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int]) -> dict[str, Tensor]:
+@contextmanager
+def in_tiles(size: int | None) -> Iterator[None]:
+    """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
+    before = tiled.PLAIN_UP_TO, tiled.CPU_TILE
+    tiled.PLAIN_UP_TO, tiled.CPU_TILE = (1 << 62, 0) if size is None else (0, size)
+    try:
+        yield
+    finally:
+        tiled.PLAIN_UP_TO, tiled.CPU_TILE = before
+
+
+def step_gradients(
+    method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int], tile: int | None = None
+) -> dict[str, Tensor]:
     """Loss, gradients (averaged over ranks as DDP does) and running statistics of one step."""
     model, objective = small_model(method, gather_with_grad=gather_with_grad)
     batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
-    terms = loss_in_slices(objective, model, batch, slice_sizes)
-    terms["loss"].backward()
+    with in_tiles(tile):
+        terms = loss_in_slices(objective, model, batch, slice_sizes)
+        terms["loss"].backward()
     found = {f"term.{name}": mean_over_ranks(term.detach().clone()) for name, term in terms.items()}
     for part, module in (("model", model), ("objective", objective)):
         for name, parameter in module.named_parameters():
@@ -41,16 +59,25 @@ def step_gradients(method: str, gather_with_grad: bool, global_batch: int, slice
     return found
 
 
-def clip_loss_and_gradients(image: Tensor, text: Tensor, gather_with_grad: bool) -> tuple[Tensor, ...]:
-    """Ours: the mean loss, and the gradients of this rank's features and of the scale."""
+def clip_loss_and_gradients(
+    image: Tensor, text: Tensor, gather_with_grad: bool, tile: int | None = None
+) -> tuple[Tensor, ...]:
+    """Ours: the mean loss, the gradients of this rank's features and of the scale, and the mean accuracy."""
     image, text = rank_slice(image).clone().requires_grad_(), rank_slice(text).clone().requires_grad_()
     scale = torch.tensor(14.3, dtype=image.dtype, requires_grad=True)
-    loss, _ = clip_loss(image, text, scale, gather_with_grad=gather_with_grad)
-    loss.backward()
+    with in_tiles(tile):
+        loss, accuracy = clip_loss(image, text, scale, gather_with_grad=gather_with_grad)
+        loss.backward()
     assert image.grad is not None
     assert text.grad is not None
     assert scale.grad is not None
-    return mean_over_ranks(loss.detach().clone()), image.grad, text.grad, mean_over_ranks(scale.grad)
+    return (
+        mean_over_ranks(loss.detach().clone()),
+        image.grad,
+        text.grad,
+        mean_over_ranks(scale.grad),
+        mean_over_ranks(accuracy),
+    )
 
 
 def open_clip_loss_and_gradients(image: Tensor, text: Tensor, gather_with_grad: bool) -> tuple[Tensor, ...]:
@@ -73,13 +100,15 @@ def open_clip_loss_and_gradients(image: Tensor, text: Tensor, gather_with_grad: 
     return mean_over_ranks(loss.detach().clone()), image.grad, text.grad, mean_over_ranks(scale.grad)
 
 
-def nt_xent_and_gradients(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nt_xent_and_gradients(z1: Tensor, z2: Tensor, tile: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean loss, the gradients of this rank's views, and the mean accuracy."""
     z1, z2 = rank_slice(z1).clone().requires_grad_(), rank_slice(z2).clone().requires_grad_()
-    loss, _ = nt_xent(z1, z2, 0.1)
-    loss.backward()
+    with in_tiles(tile):
+        loss, accuracy = nt_xent(z1, z2, 0.1)
+        loss.backward()
     assert z1.grad is not None
     assert z2.grad is not None
-    return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad
+    return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad, mean_over_ranks(accuracy)
 
 
 def refuses_a_tower_that_mixes_samples() -> bool:
