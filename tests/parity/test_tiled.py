@@ -93,13 +93,12 @@ def test_nt_xent_is_the_formula():
 
 @pytest.mark.parametrize("tile", TILES)
 def test_of_equal_captions_the_first_leads(tile: int):
-    # Three equal pairs: of the pictures 2, 5 and 9 only the first is counted as right, as by the plain form's argmax.
-    image = torch.eye(12, dtype=torch.float64)[[0, 1, 2, 3, 4, 2, 6, 7, 8, 2, 10, 11]]
-    for accuracy in (
-        clip_loss_and_gradients(image, image, True, tile)[-1],
-        clip_loss_and_gradients(image, image, True)[-1],
-    ):
-        assert accuracy.item() == pytest.approx(100 * 10 / 12)
+    # Caption 5 is caption 2 again: picture 2 still counts as right, as by the plain form's argmax, and picture 5 does not.
+    image = torch.eye(12, dtype=torch.float64)
+    text = image[[0, 1, 2, 3, 4, 2, 6, 7, 8, 9, 10, 11]]
+    for form in (tile, None):
+        accuracy = clip_loss_and_gradients(image, text, True, form)[-1]
+        assert accuracy.item() == pytest.approx(100 * 11 / 12)
 
 
 def clip_gradient(image: Tensor, text: Tensor, scale: float, tile: int | None) -> Tensor:
@@ -112,8 +111,8 @@ def clip_gradient(image: Tensor, text: Tensor, scale: float, tile: int | None) -
 
 
 def test_float32_gradients_hold_where_all_is_learnt():
-    # At scale 100 a log-sum-exp is near 100, whose rounding in float32 is more than the gradients that are left.
-    image, text = pairs(200, dim=64, noise=0.3)
+    # At scale 100 a log-sum-exp is near 100; probabilities made from it, rounded to float32, are 30 times as far off.
+    image, text = pairs(200, dim=16, noise=0.3)
     exact = clip_gradient(image, text, 100.0, None)
     plain = clip_gradient(image.float(), text.float(), 100.0, None).double()
     found = clip_gradient(image.float(), text.float(), 100.0, 64).double()
