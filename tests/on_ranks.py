@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import open_clip.loss
 import torch
@@ -29,6 +30,22 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def step_gradients(method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int]) -> dict[str, Tensor]:
+    """Loss, gradients (averaged over ranks as DDP does) and running statistics of one step."""
+    model, objective = small_model(method, gather_with_grad=gather_with_grad)
+    batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
+    terms = loss_in_slices(objective, model, batch, slice_sizes)
+    terms["loss"].backward()
+    found = {f"term.{name}": mean_over_ranks(term.detach().clone()) for name, term in terms.items()}
+    for part, module in (("model", model), ("objective", objective)):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            found[f"gradient.{part}.{name}"] = mean_over_ranks(parameter.grad)
+        for name, buffer in module.named_buffers():
+            found[f"buffer.{part}.{name}"] = buffer
+    return found
+
+
 @contextmanager
 def in_tiles(size: int | None) -> Iterator[None]:
     """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
@@ -40,23 +57,10 @@ def in_tiles(size: int | None) -> Iterator[None]:
         tiled.PLAIN_UP_TO, tiled.CPU_TILE = before
 
 
-def step_gradients(
-    method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int], tile: int | None = None
-) -> dict[str, Tensor]:
-    """Loss, gradients (averaged over ranks as DDP does) and running statistics of one step."""
-    model, objective = small_model(method, gather_with_grad=gather_with_grad)
-    batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
+def step_gradients_in_tiles(tile: int | None, *arguments: Any) -> dict[str, Tensor]:
+    """Of `step_gradients`, with its losses in tiles."""
     with in_tiles(tile):
-        terms = loss_in_slices(objective, model, batch, slice_sizes)
-        terms["loss"].backward()
-    found = {f"term.{name}": mean_over_ranks(term.detach().clone()) for name, term in terms.items()}
-    for part, module in (("model", model), ("objective", objective)):
-        for name, parameter in module.named_parameters():
-            assert parameter.grad is not None, name
-            found[f"gradient.{part}.{name}"] = mean_over_ranks(parameter.grad)
-        for name, buffer in module.named_buffers():
-            found[f"buffer.{part}.{name}"] = buffer
-    return found
+        return step_gradients(*arguments)
 
 
 def clip_loss_and_gradients(
