@@ -1,5 +1,9 @@
 """What the tests run on two ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import open_clip.loss
 import torch
 import torch.distributed as dist
@@ -11,6 +15,7 @@ from openslip.data.decode import TurboDecoder
 from openslip.data.shards import ShardSource
 from openslip.data.views import View
 from openslip.errors import DataError, UserError
+from openslip.objectives import tiled
 from openslip.objectives.clip import clip_loss
 from openslip.objectives.simclr import nt_xent
 from openslip.training.microbatch import loss_in_slices
@@ -45,16 +50,42 @@ def step_gradients(method: str, gather_with_grad: bool, global_batch: int, slice
     return found
 
 
-def clip_loss_and_gradients(image: Tensor, text: Tensor, gather_with_grad: bool) -> tuple[Tensor, ...]:
-    """Ours: the mean loss, and the gradients of this rank's features and of the scale."""
+@contextmanager
+def in_tiles(size: int | None) -> Iterator[None]:
+    """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
+    before = tiled.PLAIN_UP_TO, tiled.CPU_TILE
+    tiled.PLAIN_UP_TO, tiled.CPU_TILE = (1 << 62, 0) if size is None else (0, size)
+    try:
+        yield
+    finally:
+        tiled.PLAIN_UP_TO, tiled.CPU_TILE = before
+
+
+def step_gradients_in_tiles(tile: int | None, *arguments: Any) -> dict[str, Tensor]:
+    """Of `step_gradients`, with its losses in tiles."""
+    with in_tiles(tile):
+        return step_gradients(*arguments)
+
+
+def clip_loss_and_gradients(
+    image: Tensor, text: Tensor, gather_with_grad: bool, tile: int | None = None
+) -> tuple[Tensor, ...]:
+    """Ours: the mean loss, the gradients of this rank's features and of the scale, and the mean accuracy."""
     image, text = rank_slice(image).clone().requires_grad_(), rank_slice(text).clone().requires_grad_()
     scale = torch.tensor(14.3, dtype=image.dtype, requires_grad=True)
-    loss, _ = clip_loss(image, text, scale, gather_with_grad=gather_with_grad)
-    loss.backward()
+    with in_tiles(tile):
+        loss, accuracy = clip_loss(image, text, scale, gather_with_grad=gather_with_grad)
+        loss.backward()
     assert image.grad is not None
     assert text.grad is not None
     assert scale.grad is not None
-    return mean_over_ranks(loss.detach().clone()), image.grad, text.grad, mean_over_ranks(scale.grad)
+    return (
+        mean_over_ranks(loss.detach().clone()),
+        image.grad,
+        text.grad,
+        mean_over_ranks(scale.grad),
+        mean_over_ranks(accuracy),
+    )
 
 
 def open_clip_loss_and_gradients(image: Tensor, text: Tensor, gather_with_grad: bool) -> tuple[Tensor, ...]:
@@ -77,13 +108,15 @@ def open_clip_loss_and_gradients(image: Tensor, text: Tensor, gather_with_grad: 
     return mean_over_ranks(loss.detach().clone()), image.grad, text.grad, mean_over_ranks(scale.grad)
 
 
-def nt_xent_and_gradients(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nt_xent_and_gradients(z1: Tensor, z2: Tensor, tile: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean loss, the gradients of this rank's views, and the mean accuracy."""
     z1, z2 = rank_slice(z1).clone().requires_grad_(), rank_slice(z2).clone().requires_grad_()
-    loss, _ = nt_xent(z1, z2, 0.1)
-    loss.backward()
+    with in_tiles(tile):
+        loss, accuracy = nt_xent(z1, z2, 0.1)
+        loss.backward()
     assert z1.grad is not None
     assert z2.grad is not None
-    return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad
+    return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad, mean_over_ranks(accuracy)
 
 
 def refuses_a_tower_that_mixes_samples() -> bool:

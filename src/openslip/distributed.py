@@ -53,6 +53,15 @@ def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tenso
     return _Gather.apply(x) if with_grad else _Gather.apply(x.detach())  # pyright: ignore[reportReturnType]
 
 
+def all_max(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Largest over ranks, without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    largest = x.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Sum over ranks; the gradient is summed likewise, so a quantity shared by all ranks is differentiated exactly."""
     return x if world_size() == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]

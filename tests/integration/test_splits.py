@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_ranks import step_gradients
+from on_ranks import step_gradients, step_gradients_in_tiles
 from ranks import Ranks
 from small_models import METHODS, small_batch, small_model
 
@@ -10,6 +10,7 @@ from openslip.errors import UserError
 from openslip.training.microbatch import even_slices, loss_in_slices
 
 GLOBAL_BATCH = 12
+TILES = [None, 5]  # losses in their plain form, and in tiles that do not divide the batch
 
 
 def assert_equal(found: dict, expected: dict) -> None:
@@ -19,21 +20,24 @@ def assert_equal(found: dict, expected: dict) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-12, msg=message)
 
 
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("gather_with_grad", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_slices_equal_the_whole_batch(method: str, gather_with_grad: bool):
+def test_slices_equal_the_whole_batch(method: str, gather_with_grad: bool, tile: int | None):
     whole = step_gradients(method, gather_with_grad, GLOBAL_BATCH, [12])
-    for slices in ([6, 6], [5, 1, 6]):
-        assert_equal(step_gradients(method, gather_with_grad, GLOBAL_BATCH, slices), whole)
+    for slices in ([12], [6, 6], [5, 1, 6]):
+        found = step_gradients_in_tiles(tile, method, gather_with_grad, GLOBAL_BATCH, slices)
+        assert_equal(found, whole)
 
 
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("gather_with_grad", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_equal_one_process(two_ranks: Ranks, method: str, gather_with_grad: bool):
+def test_two_ranks_equal_one_process(two_ranks: Ranks, method: str, gather_with_grad: bool, tile: int | None):
     whole = step_gradients(method, gather_with_grad, GLOBAL_BATCH, [12])
     # An accuracy is a mean over the rows of a rank, and the loss likewise: their means over ranks are the global ones.
     for slices in ([6], [3, 3], [3, 1, 2]):
-        for rank in two_ranks(step_gradients, method, gather_with_grad, GLOBAL_BATCH, slices):
+        for rank in two_ranks(step_gradients_in_tiles, tile, method, gather_with_grad, GLOBAL_BATCH, slices):
             assert_equal(rank, whole)
 
 

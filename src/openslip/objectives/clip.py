@@ -8,6 +8,7 @@ from torch import Tensor
 from openslip.distributed import gather, rank
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.objective import Objective
+from openslip.objectives.tiled import is_large, tiled_info_nce
 
 
 class CLIP(Objective):
@@ -53,6 +54,8 @@ def clip_loss(
     """
     with torch.autocast(image_features.device.type, enabled=False):  # bf16 logits at scale 55 are off by 1e-2
         image, text = unit_length(image_features), unit_length(text_features)
+        if is_large(len(image)):
+            return tiled_info_nce(image, text, scale, gather_with_grad=gather_with_grad)
         logits_per_image = scale * image @ gather(text, with_grad=gather_with_grad).T  # [local, world]
         logits_per_text = scale * text @ gather(image, with_grad=gather_with_grad).T
         labels = rank() * len(image) + torch.arange(len(image), device=image.device)

@@ -11,6 +11,7 @@ from openslip.models.image_encoder import ImageEncoder
 from openslip.objectives.batch_norm import projection_head
 from openslip.objectives.clip import unit_length
 from openslip.objectives.objective import Objective
+from openslip.objectives.tiled import is_large, tiled_nt_xent
 
 
 class SimCLR(Objective):
@@ -50,6 +51,8 @@ def nt_xent(
     """
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = unit_length(z1), unit_length(z2)
+        if is_large(2 * len(z1)):
+            return tiled_nt_xent(z1, z2, temperature)
         keys1, keys2 = gather(z1, with_grad=True), gather(z2, with_grad=True)
         labels = rank() * len(z1) + torch.arange(len(z1), device=z1.device)
         loss1, accuracy = _one_view(z1, keys1, keys2, labels, temperature)
