@@ -74,7 +74,8 @@ def show(rows: Iterable[Row]) -> list[Row]:
         reached = row.bar is None or (row.value if row.ratio is None else row.ratio) >= row.bar
         bar = "" if row.bar is None else f"{row.bar:g}{'' if reached else ' !'}"
         against = "" if row.baseline is None else f"   x {row.baseline}"
-        print(f"{row.name:56}{row.value:11.1f} {row.unit:16}{ratio:>7}{bar:>9}{against}", flush=True)
+        value = f"{row.value:11.1f}" if row.value >= 10 else f"{row.value:11.3f}"
+        print(f"{row.name:56}{value} {row.unit:16}{ratio:>7}{bar:>9}{against}", flush=True)
         shown.append(row)
     return shown
 

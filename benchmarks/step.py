@@ -106,7 +106,8 @@ def ours(setting: Setting, name: str, batch: dict[str, Tensor]) -> Step:
     config["objective"].pop("views")
     objective = build(config["objective"])
     objective.setup(model)
-    model.to(setting.device), objective.to(setting.device)
+    model.to(setting.device)
+    objective.to(setting.device)
     if setting.compile:
         model.image_tower.compile_blocks()
         model.text_tower.compile_blocks()

@@ -127,8 +127,8 @@ def test_packed_rows_are_handed_to_a_varlen_kernel_as_it_wants_them(monkeypatch:
         parts = []
         for i in range(len(q_starts) - 1):
             queries, keys = slice(*q_starts[i : i + 2].tolist()), slice(*k_starts[i : i + 2].tolist())
-            part = [x.transpose(0, 1) for x in (q[queries], k[keys], v[keys])]
-            parts.append(F.scaled_dot_product_attention(*part, is_causal=causal).transpose(0, 1))
+            asking, asked, told = (x.transpose(0, 1) for x in (q[queries], k[keys], v[keys]))
+            parts.append(F.scaled_dot_product_attention(asking, asked, told, is_causal=causal).transpose(0, 1))
         return torch.cat(parts)
 
     model, (text, length) = tower(torch.float64), captions()

@@ -147,7 +147,7 @@ class CausalAttention(nn.Module):
         return self.out_proj(y.flatten(1))
 
 
-@torch.compiler.disable  # each batch has other buckets, so a compiled form would never be used twice
+@torch.compiler.disable()  # each batch has other buckets, so a compiled form would never be used twice
 def causal_in_buckets(qkv: Float[Tensor, "rows 3 heads dim"], buckets: Buckets) -> Float[Tensor, "rows heads dim"]:
     parts = qkv.index_select(0, buckets.rows).split([captions * length for captions, length in buckets.shapes])
     attended = []
@@ -157,7 +157,7 @@ def causal_in_buckets(qkv: Float[Tensor, "rows 3 heads dim"], buckets: Buckets) 
     return torch.cat(attended).index_select(0, buckets.places)
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def last_in_buckets(
     q: Float[Tensor, "captions heads dim"], kv: Float[Tensor, "rows 2 heads dim"], buckets: Buckets
 ) -> Float[Tensor, "captions heads dim"]:
