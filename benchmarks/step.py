@@ -152,7 +152,7 @@ def kernel(setting: Setting) -> str:
     """Which attention ours takes here, image and text."""
     device = torch.device(setting.device)
     image = "fused" if fused_is_fastest(device, setting.dtype) else "plain"
-    return f"{image}, text {'varlen' if varlen_is_possible(device, setting.dtype) else f'{image} in buckets'}"
+    return f"{image}, text {'varlen' if varlen_is_possible(device, setting.dtype, 64) else f'{image} in buckets'}"
 
 
 def measure(setting: Setting, name: str) -> Iterator[Row]:

@@ -30,8 +30,8 @@ def test_16_bits_take_plain_products_on_the_cpu_alone():
 
 
 def test_varlen_kernels_are_for_16_bits_on_gpus():
-    assert not varlen_is_possible(CPU, torch.bfloat16)
-    assert not varlen_is_possible(torch.device("cuda"), torch.float32)
+    assert not varlen_is_possible(CPU, torch.bfloat16, 64)
+    assert not varlen_is_possible(torch.device("cuda"), torch.float32, 64)
 
 
 def test_autocast_decides_the_type_of_products():

@@ -41,7 +41,8 @@ def padded(tower: TextTransformer, text: Tensor, length: Tensor) -> Tensor:
 def with_gradients(tower: TextTransformer, features: Tensor) -> list[Tensor]:
     """Features, and the gradients of a loss that weighs each of their numbers differently."""
     weights = torch.randn(features.shape, dtype=features.dtype, generator=torch.Generator().manual_seed(2))
-    return [features, *torch.autograd.grad((features * weights).sum(), list(tower.parameters()))]
+    loss = (features * weights.to(features.device)).sum()
+    return [features, *torch.autograd.grad(loss, list(tower.parameters()))]
 
 
 def assert_equal(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -136,3 +137,15 @@ def test_packed_rows_are_handed_to_a_varlen_kernel_as_it_wants_them(monkeypatch:
     monkeypatch.setattr(text_transformer, "varlen_is_possible", lambda *_: True)
     monkeypatch.setattr(text_transformer, "varlen_attention", sequence_by_sequence)
     assert_equal(with_gradients(model, model(text, length)), expected, 1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpus_kernels_equal_the_cpus():
+    model, (text, length) = tower(torch.float32), captions()
+    expected = with_gradients(model, model(text, length))
+    model, text = model.cuda(), text.cuda()
+    in_float32 = [x.cpu() for x in with_gradients(model, model(text, length))]
+    assert_equal(in_float32, expected, 1e-3)  # TF32 may be on
+    with torch.autocast("cuda", torch.bfloat16):
+        features = model(text, length)
+    assert_equal([features.detach().float().cpu()], expected[:1], 0.05)

@@ -22,9 +22,9 @@ def fused_is_fastest(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type != "cpu" or dtype not in HALF
 
 
-def varlen_is_possible(device: torch.device, dtype: torch.dtype) -> bool:
+def varlen_is_possible(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether sequences of different lengths can be attended to without padding: flash attention's requirements."""
-    if not VARLEN or device.type != "cuda" or dtype not in HALF:
+    if not VARLEN or device.type != "cuda" or dtype not in HALF or head_dim % 8 or head_dim > 256:
         return False
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 

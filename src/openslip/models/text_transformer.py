@@ -32,6 +32,7 @@ class TextTransformer(nn.Module):
     def __init__(self, *, vocab_size: int, context_length: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.width = width
+        self.head_dim = width // heads
         self.context_length = context_length
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
@@ -74,7 +75,8 @@ class TextTransformer(nn.Module):
         self, text: Int[Tensor, "batch length"], text_length: Int[Tensor, " batch"], /
     ) -> Float[Tensor, "batch width"]:
         """`text_length` is the pooled position + 1; later tokens do not matter. On the CPU it costs no wait."""
-        in_buckets = not varlen_is_possible(text.device, compute_dtype(self.positional_embedding))
+        dtype = compute_dtype(self.positional_embedding)
+        in_buckets = not varlen_is_possible(text.device, dtype, self.head_dim)
         packing = pack(text_length, text.shape[1], text.device, longest=self.context_length, in_buckets=in_buckets)
         ids = text.flatten().index_select(0, packing.tokens)
         x = self.token_embedding(ids) + F.embedding(packing.positions, self.positional_embedding)  # [rows, width]
