@@ -117,6 +117,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # towers.*.locked
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
 
 
 def main_process() -> bool:
