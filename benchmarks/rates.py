@@ -23,18 +23,25 @@ class Row(NamedTuple):
 
 
 class Rates:
-    """Things per second: each work in turn in every round, so that what slows the machine slows all of them."""
+    """Things per second: each work in turn in every round, so that what slows the machine slows all of them.
 
-    def __init__(self, works: dict[str, Work], rounds: int) -> None:
+    Args:
+        works: by name.
+        rounds: after one that warms up.
+        clock: what ratios are of; None for processor time, which says nothing of a GPU's work.
+    """
+
+    def __init__(self, works: dict[str, Work], rounds: int, clock: Callable[[], float] | None = None) -> None:
+        clock = clock or cpu_seconds
         self.cpu: dict[str, list[float]] = {name: [] for name in works}
         self.wall: dict[str, list[float]] = {name: [] for name in works}
         for work in works.values():
             work()
         for _ in range(rounds):
             for name, work in works.items():
-                cpu, wall = cpu_seconds(), time.perf_counter()
+                cpu, wall = clock(), time.perf_counter()
                 count = work()
-                self.cpu[name].append(count / (cpu_seconds() - cpu))
+                self.cpu[name].append(count / (clock() - cpu))
                 self.wall[name].append(count / (time.perf_counter() - wall))
 
     def row(
@@ -65,7 +72,8 @@ def show(rows: Iterable[Row]) -> list[Row]:
         reached = row.bar is None or (row.value if row.ratio is None else row.ratio) >= row.bar
         bar = "" if row.bar is None else f"{row.bar:g}{'' if reached else ' !'}"
         against = "" if row.baseline is None else f"   x {row.baseline}"
-        print(f"{row.name:56}{row.value:11.1f} {row.unit:16}{ratio:>7}{bar:>9}{against}", flush=True)
+        value = f"{row.value:11.1f}" if row.value >= 10 else f"{row.value:11.3f}"
+        print(f"{row.name:56}{value} {row.unit:16}{ratio:>7}{bar:>9}{against}", flush=True)
         shown.append(row)
     return shown
 

@@ -8,7 +8,8 @@ import open_clip.loss
 import torch
 import torch.distributed as dist
 from small_models import small_batch, small_model
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from openslip.data.datamodule import DataModule
 from openslip.data.decode import TurboDecoder
@@ -17,8 +18,10 @@ from openslip.data.views import View
 from openslip.errors import DataError, UserError
 from openslip.objectives import tiled
 from openslip.objectives.clip import clip_loss
+from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import nt_xent
 from openslip.training.microbatch import loss_in_slices
+from openslip.training.towers import prepare_towers
 
 
 def rank_slice(x: Tensor) -> Tensor:
@@ -34,15 +37,21 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def step_gradients(method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int]) -> dict[str, Tensor]:
+def step_gradients(
+    method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int], towers: dict | None = None
+) -> dict[str, Tensor]:
     """Loss, gradients (averaged over ranks as DDP does) and running statistics of one step."""
     model, objective = small_model(method, gather_with_grad=gather_with_grad)
+    prepare_towers(model, towers or {})
     batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
     terms = loss_in_slices(objective, model, batch, slice_sizes)
     terms["loss"].backward()
     found = {f"term.{name}": mean_over_ranks(term.detach().clone()) for name, term in terms.items()}
     for part, module in (("model", model), ("objective", objective)):
         for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                assert parameter.grad is None, name
+                continue
             assert parameter.grad is not None, name
             found[f"gradient.{part}.{name}"] = mean_over_ranks(parameter.grad)
         for name, buffer in module.named_buffers():
@@ -65,6 +74,32 @@ def step_gradients_in_tiles(tile: int | None, *arguments: Any) -> dict[str, Tens
     """Of `step_gradients`, with its losses in tiles."""
     with in_tiles(tile):
         return step_gradients(*arguments)
+
+
+class Stepped(nn.Module):
+    """What DDP wraps: the loss of a batch in slices."""
+
+    def __init__(self, model: nn.Module, objective: Objective, slice_sizes: list[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.slice_sizes = slice_sizes
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return loss_in_slices(self.objective, self.model, batch, self.slice_sizes)["loss"]
+
+
+def ddp_gradients(method: str, global_batch: int, slice_sizes: list[int], towers: dict) -> dict[str, Tensor]:
+    """Gradients as DDP reduces them."""
+    model, objective = small_model(method)
+    prepare_towers(model, towers)
+    wrapped = DistributedDataParallel(Stepped(model, objective, slice_sizes), broadcast_buffers=False)
+    wrapped({key: rank_slice(value) for key, value in small_batch(global_batch).items()}).backward()
+    return {
+        f"gradient.{name}": parameter.grad
+        for name, parameter in wrapped.module.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def clip_loss_and_gradients(

@@ -18,6 +18,7 @@ from openslip.training.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.run import Run, open_run, run_name, without_secrets
+from openslip.training.towers import prepare_towers
 
 
 def main(arguments: list[str]) -> None:
@@ -70,8 +71,10 @@ def fit(config: dict[str, Any], run: Run) -> None:
     schedule = build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
+    model = build(config["model"])
+    prepare_towers(model, config["towers"])
     pretrainer = Pretrainer(
-        model=build(config["model"]),
+        model=model,
         objective=build(config["objective"]),
         optimizer=build(optim["optimizer"]),
         weight_decay=optim["weight_decay"],
@@ -115,6 +118,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="This DataLoader will create")
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # towers.*.locked
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
 
 

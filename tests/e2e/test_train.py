@@ -92,7 +92,8 @@ def test_the_same_seed_under_two_names_gives_identical_losses(trained: Path, wor
 
 def test_slices_log_the_losses_of_whole_batches(trained: Path, workplace: Path):
     sliced = ["trainer.max_steps=12", "name=sliced", "evaluation=none", "micro_batch_size=24"]
-    done = run("train.py", *SHORT, *sliced, cwd=workplace)
+    checkpointed = [f"towers.{kind}.gradient_checkpointing=true" for kind in ("image", "text")]
+    done = run("train.py", *SHORT, *sliced, *checkpointed, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "data: 10240 samples"
     for one, other in zip(rows(trained), rows(workplace / "runs" / "sliced"), strict=True):
@@ -106,6 +107,7 @@ def mistakes(workplace: Path) -> dict[tuple[str, ...], list[str]]:
         ("train.py", "trainer.max_stpes=3"): ["trainer.max_stpes", "trainer.max_steps"],
         ("train.py", "global_batch_size=many"): ["global_batch_size=many", "whole number"],
         ("train.py", "trainer.max_steps=-1"): ["trainer.max_steps=-1", "at least 1"],
+        ("train.py", "towers.text.locked=maybe"): ["towers.text.locked=maybe", "true or false"],
         ("train.py", "data=webdataset"): ["data.source.shards"],
         ("train.py", "data=webdataset", "data.source.shards=nowhere.tar"): ["nowhere.tar"],
         ("train.py", "name=short", "trainer.max_steps=13"): ["runs/short", "trainer.max_steps"],
@@ -115,7 +117,7 @@ def mistakes(workplace: Path) -> dict[tuple[str, ...], list[str]]:
     }
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_a_mistake_is_one_line_that_names_it(trained: Path, workplace: Path, number: int):
     (entry, *arguments), said = list(mistakes(workplace).items())[number]
     done = run(entry, *arguments, cwd=workplace)

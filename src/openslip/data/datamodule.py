@@ -131,9 +131,10 @@ class DataModule(pl.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """All but the notes and the views' parameters: read on the CPU, they cost the device no wait."""
+        """All but the notes, the views' parameters and the lengths: read on the CPU, they cost the device no wait."""
+        stays = ("notes", "text_length")
         return {
-            name: column if name == "notes" or name.endswith("_parameters") else column.to(device, non_blocking=True)
+            name: column if name in stays or name.endswith("_parameters") else column.to(device, non_blocking=True)
             for name, column in batch.items()
         }
 

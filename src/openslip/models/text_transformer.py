@@ -1,9 +1,18 @@
-"""CLIP's causal text transformer, initialised as published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4."""
+"""CLIP's causal text transformer, initialised as published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
+
+Padding is never multiplied: all layers see one row per real token, and the last block computes the pooled ones alone.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openslip.models.attention import attention, compute_dtype, varlen_attention, varlen_is_possible
+from openslip.models.packing import Buckets, Packing, pack
 
 
 class TextTransformer(nn.Module):
@@ -17,9 +26,13 @@ class TextTransformer(nn.Module):
         heads: attention heads per block.
     """
 
+    locked = False
+    gradient_checkpointing = False
+
     def __init__(self, *, vocab_size: int, context_length: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.width = width
+        self.head_dim = width // heads
         self.context_length = context_length
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
@@ -41,14 +54,42 @@ class TextTransformer(nn.Module):
             nn.init.normal_(block.fc1.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(block.fc2.weight, std=residual_std)
 
+    def train(self, mode: bool = True) -> "TextTransformer":
+        return super().train(mode and not self.locked)
+
+    def lock(self) -> None:
+        """No gradients, and eval mode for good."""
+        self.locked = True
+        self.requires_grad_(False).eval()
+
+    def checkpoint_blocks(self) -> None:
+        """Blocks keep their input alone and run again in the backward pass."""
+        self.gradient_checkpointing = True
+
+    def compile_blocks(self) -> None:
+        """Each block by `torch.compile`, for any number of tokens; names of parameters stay."""
+        for block in self.blocks:
+            block.compile(dynamic=True)
+
     def forward(
         self, text: Int[Tensor, "batch length"], text_length: Int[Tensor, " batch"], /
     ) -> Float[Tensor, "batch width"]:
-        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        pooled = x[torch.arange(len(x), device=x.device), text_length - 1]  # the norm is per token: pool first
-        return self.ln_final(pooled)
+        """`text_length` is the pooled position + 1; later tokens do not matter. On the CPU it costs no wait."""
+        dtype = compute_dtype(self.positional_embedding)
+        in_buckets = not varlen_is_possible(text.device, dtype, self.head_dim)
+        packing = pack(text_length, text.shape[1], text.device, longest=self.context_length, in_buckets=in_buckets)
+        ids = text.flatten().index_select(0, packing.tokens)
+        x = self.token_embedding(ids) + F.embedding(packing.positions, self.positional_embedding)  # [rows, width]
+        *before, last = self.blocks
+        for block in before:
+            x = checkpointed(block, x, packing) if self.gradient_checkpointing else block(x, packing)
+        x = last(x, packing, pooled=True)
+        return self.ln_final(x).index_select(0, packing.unsorted)
+
+
+def checkpointed(block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+    y: Any = checkpoint(block, x, packing, use_reentrant=False)
+    return y
 
 
 class Block(nn.Module):
@@ -62,13 +103,20 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
-        x = x + self.attention(self.ln_1(x))
+    def forward(
+        self, x: Float[Tensor, "rows width"], packing: Packing, *, pooled: bool = False
+    ) -> Float[Tensor, "rows_or_captions width"]:
+        """All tokens, or the last one of each caption."""
+        y = self.ln_1(x)
+        if pooled:
+            x = x.index_select(0, packing.last) + self.attention.last(y, packing)
+        else:
+            x = x + self.attention(y, packing)
         return x + self.fc2(quick_gelu(self.fc1(self.ln_2(x))))
 
 
 class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a token sees itself and those before it."""
+    """Multi-head self-attention in which a token sees itself and those of its caption before it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -76,14 +124,59 @@ class CausalAttention(nn.Module):
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
-        batch, length, width = x.shape
-        q, k, v = self.in_proj(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, L, W/H]
-        if x.device.type == "cpu" and q.dtype == torch.bfloat16:
-            q, k, v = q.float(), k.float(), v.float()  # the bf16 kernel's backward on CPU is 7 times slower
-        with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
+    def forward(self, x: Float[Tensor, "rows width"], packing: Packing) -> Float[Tensor, "rows width"]:
+        qkv = self.in_proj(x).unflatten(1, (3, self.heads, -1))  # [rows, 3, heads, dim]
+        if packing.buckets is None:
+            q, k, v = qkv.unbind(1)
+            y = varlen_attention(q, k, v, packing.starts, packing.starts, packing.longest, packing.longest, causal=True)
+        else:
+            y = causal_in_buckets(qkv, packing.buckets)
+        return self.out_proj(y.flatten(1))
+
+    def last(self, x: Float[Tensor, "rows width"], packing: Packing) -> Float[Tensor, "captions width"]:
+        """What `forward` gives for the last token of each caption, which sees the whole caption."""
+        width = x.shape[1]
+        q_weight, kv_weight = self.in_proj.weight.split([width, 2 * width])
+        q_bias, kv_bias = self.in_proj.bias.split([width, 2 * width])
+        q = F.linear(x.index_select(0, packing.last), q_weight, q_bias).unflatten(1, (self.heads, -1))
+        kv = F.linear(x, kv_weight, kv_bias).unflatten(1, (2, self.heads, -1))  # [rows, 2, heads, dim]
+        if packing.buckets is None:
+            k, v = kv.unbind(1)
+            one_each = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+            y = varlen_attention(q, k, v, one_each, packing.starts, 1, packing.longest, causal=False)
+        else:
+            y = last_in_buckets(q, kv, packing.buckets)
+        return self.out_proj(y.flatten(1))
+
+
+@torch.compiler.disable()  # each batch has other buckets, so a compiled form would never be used twice
+def causal_in_buckets(qkv: Float[Tensor, "rows 3 heads dim"], buckets: Buckets) -> Float[Tensor, "rows heads dim"]:
+    parts = qkv.index_select(0, buckets.rows).split([captions * length for captions, length in buckets.shapes])
+    attended = []
+    for shape, part in zip(buckets.shapes, parts, strict=True):
+        q, k, v = part.unflatten(0, shape).permute(2, 0, 3, 1, 4)  # [captions, heads, length, dim]
+        attended.append(attention(q, k, v, causal=True).transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended).index_select(0, buckets.places)
+
+
+@torch.compiler.disable()
+def last_in_buckets(
+    q: Float[Tensor, "captions heads dim"], kv: Float[Tensor, "rows 2 heads dim"], buckets: Buckets
+) -> Float[Tensor, "captions heads dim"]:
+    sizes = [captions * length for captions, length in buckets.shapes]
+    parts = zip(
+        buckets.shapes,
+        q.split([captions for captions, _ in buckets.shapes]),
+        kv.index_select(0, buckets.rows).split(sizes),
+        buckets.real.split(sizes),
+        strict=True,
+    )
+    attended = []
+    for shape, queries, part, real in parts:
+        k, v = part.unflatten(0, shape).permute(2, 0, 3, 1, 4)  # [captions, heads, length, dim]
+        y = attention(queries[:, :, None], k, v, real.view(shape)[:, None, None])
+        attended.append(y[:, :, 0])
+    return torch.cat(attended)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

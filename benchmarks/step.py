@@ -1,0 +1,197 @@
+"""One training step, ours beside open_clip's and the published one: towers, loss, backward pass, AdamW, clamp.
+
+Captions are as long as CC3M's: lognormal, 14 tokens in the mean, start and end included. On the CPU the figures are of
+process time on one thread, and a ratio is the median over rounds in which the steps take turns.
+
+    python benchmarks/step.py --json step.json
+    python benchmarks/step.py --device cuda --precision bf16 --batch-size 256
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.loss import ClipLoss
+from published_step import PublishedModel
+from rates import Rates, Row, cpu_seconds, show, write_json
+from torch import Tensor, nn
+
+from openslip.config import build, compose_config
+from openslip.models.attention import fused_is_fastest, varlen_is_possible
+from openslip.optim import param_groups
+from openslip.tokenizer import text_lengths
+from openslip.training.microbatch import loss_in_slices
+
+MODELS = ("clip_vitb16", "slip_vits16", "slip_vitb16")
+TITLES = {"clip_vitb16": "CLIP ViT-B/16", "slip_vits16": "SLIP ViT-S/16", "slip_vitb16": "SLIP ViT-B/16"}
+# To be reached on the CPU in float32 at batch 8: against open_clip for CLIP, against the published step for SLIP.
+BARS = {"clip_vitb16": 1.2, "slip_vits16": 1.2, "slip_vitb16": 1.1}
+BACKBONES = {"vits16": ("vit_small_patch16_224", 12), "vitb16": ("vit_base_patch16_224", 12)}
+LENGTH_MEAN, LENGTH_SIGMA, CONTEXT = 14.0, 0.36, 77
+
+Step = Callable[[], int]
+
+
+class Setting(argparse.Namespace):
+    """The command line: where and how the steps run."""
+
+    json: Path | None
+    models: list[str]
+    rounds: int
+    device: str
+    precision: str
+    batch_size: int
+    compile: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype, enabled=self.precision != "fp32")
+
+
+def caption_lengths(count: int) -> Tensor:
+    """Evenly spaced quantiles of the distribution, so that few captions are as long as many."""
+    mu = torch.tensor(LENGTH_MEAN).log().item() - LENGTH_SIGMA**2 / 2
+    normal = NormalDist(mu, LENGTH_SIGMA)
+    logs = torch.tensor([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
+    return logs.exp().round().long().clamp(3, CONTEXT)
+
+
+def make_batch(size: int, device: str) -> dict[str, Tensor]:
+    """Noise as pictures, random words as captions padded to the context length."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {name: torch.randn(size, 3, 224, 224, generator=generator).to(device) for name in ("image", "aug1", "aug2")}
+    lengths = caption_lengths(size)[torch.randperm(size, generator=generator)]
+    text = torch.randint(1, 49000, (size, CONTEXT), generator=generator)
+    text[:, 0] = 49406
+    text[torch.arange(size), lengths - 1] = 49407
+    text[torch.arange(CONTEXT) >= lengths[:, None]] = 0
+    return {**batch, "text": text.to(device), "text_length": text_lengths(text)}
+
+
+def stepper(setting: Setting, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clamp: Callable) -> Step:
+    """What every contestant does around its loss; nothing is read back from the device."""
+
+    def step() -> int:
+        with setting.autocast():
+            total = loss()
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        clamp()
+        if setting.device == "cuda":
+            torch.cuda.synchronize()
+        return setting.batch_size
+
+    return step
+
+
+def clamp_scale(scale: nn.Parameter) -> None:
+    with torch.no_grad():
+        scale.clamp_(0, 4.6052)
+
+
+def ours(setting: Setting, name: str, batch: dict[str, Tensor]) -> Step:
+    """The step as `train.py model=NAME` takes it, one slice; text is trimmed as the collate function does."""
+    config, _ = compose_config("train", [f"model={name}"])
+    model: Any = build(config["model"])
+    config["objective"].pop("views")
+    objective = build(config["objective"])
+    objective.setup(model)
+    model.to(setting.device)
+    objective.to(setting.device)
+    if setting.compile:
+        model.image_tower.compile_blocks()
+        model.text_tower.compile_blocks()
+    optim = config["optim"]
+    optimizer = build(optim["optimizer"])(param_groups([model, objective], optim["weight_decay"]))
+    trimmed = batch | {"text": batch["text"][:, : int(batch["text_length"].max())].contiguous()}
+
+    def loss() -> Tensor:
+        return loss_in_slices(objective, model, trimmed, [setting.batch_size])["loss"]
+
+    return stepper(setting, loss, optimizer, lambda: objective.after_step(model))
+
+
+def published(setting: Setting, name: str, batch: dict[str, Tensor], *, fused: bool) -> Step:
+    """The published step; AdamW as torch gives it when nothing is asked for."""
+    method, size = name.split("_")
+    backbone, heads = BACKBONES[size]
+    model = PublishedModel(backbone=backbone, heads=heads, fused_attention=fused, slip=method == "slip")
+    model.to(setting.device).train()
+    optimizer = torch.optim.AdamW(param_groups([model], 0.1), lr=1e-4, betas=(0.9, 0.98), eps=1e-8)
+    inputs = [batch[key] for key in ("image", "text", "aug1", "aug2")]
+    return stepper(setting, lambda: model(*inputs), optimizer, lambda: clamp_scale(model.logit_scale))
+
+
+def open_clips(setting: Setting, batch: dict[str, Tensor]) -> Step:
+    """open_clip's model, loss and parameter groups as its own training script makes them."""
+    model: Any = open_clip.create_model("ViT-B-16").to(setting.device).train()
+    loss_function = ClipLoss()
+    groups = param_groups([model], 0.2)
+    optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+
+    def loss() -> Tensor:
+        image, text, scale = model(batch["image"], batch["text"])
+        total = loss_function(image, text, scale)
+        assert isinstance(total, Tensor)
+        return total
+
+    return stepper(setting, loss, optimizer, lambda: clamp_scale(model.logit_scale))
+
+
+def kernel(setting: Setting) -> str:
+    """Which attention ours takes here, image and text."""
+    device = torch.device(setting.device)
+    image = "fused" if fused_is_fastest(device, setting.dtype) else "plain"
+    return f"{image}, text {'varlen' if varlen_is_possible(device, setting.dtype, 64) else f'{image} in buckets'}"
+
+
+def measure(setting: Setting, name: str) -> Iterator[Row]:
+    """One model's rows; its contestants take turns."""
+    torch.manual_seed(0)
+    batch = make_batch(setting.batch_size, setting.device)
+    title = TITLES[name]
+    works = {f"{title}, ours ({kernel(setting)})": ours(setting, name, batch)}
+    if name == "clip_vitb16":
+        works[f"{title}, open_clip (fused)"] = open_clips(setting, batch)
+    works[f"{title}, published (fused)"] = published(setting, name, batch, fused=True)
+    works[f"{title}, published (plain, text fused)"] = published(setting, name, batch, fused=False)
+    rates = Rates(works, setting.rounds, cpu_seconds if setting.device == "cpu" else time.perf_counter)
+    mine, *others = works
+    unit = "samples/s"
+    for other in others:
+        yield rates.row(other, unit)
+    judged = setting.device == "cpu" and setting.precision == "fp32" and setting.batch_size == 8
+    for other in others:
+        has_bar = judged and other == others[0]
+        yield rates.row(mine, unit, other, BARS[name] if has_bar else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--compile", action="store_true", help="our towers by torch.compile")
+    setting = parser.parse_args(namespace=Setting())
+    torch.set_num_threads(1)
+    print(f"{setting.device}, {setting.precision}, batch {setting.batch_size}, {setting.rounds} rounds")
+    rows = show(chain.from_iterable(measure(setting, name) for name in setting.models))
+    if setting.json:
+        write_json(setting.json, rows)
+
+
+if __name__ == "__main__":
+    main()

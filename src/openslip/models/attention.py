@@ -1,0 +1,73 @@
+"""Scaled dot-product attention by the kernel that is fastest for the device and the number type."""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int32
+from torch import Tensor
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None
+
+# Torch 2.10 had it with another way to ask for causality.
+VARLEN = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
+HALF = (torch.float16, torch.bfloat16)
+
+
+def fused_is_fastest(device: torch.device, dtype: torch.dtype) -> bool:
+    """False for 16 bits on the CPU: plain products are 2 to 5 times faster there, forward and backward."""
+    return device.type != "cpu" or dtype not in HALF
+
+
+def varlen_is_possible(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether sequences of different lengths can be attended to without padding: flash attention's requirements."""
+    if not VARLEN or device.type != "cuda" or dtype not in HALF or head_dim % 8 or head_dim > 256:
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products of `x` run here, autocast considered."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def attention(
+    q: Float[Tensor, "batch heads queries dim"],
+    k: Float[Tensor, "batch heads keys dim"],
+    v: Float[Tensor, "batch heads keys dim"],
+    mask: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "batch heads queries dim"]:
+    """Attention over padded sequences: to keys where `mask` is true, to those before the query where `causal`."""
+    if fused_is_fastest(q.device, q.dtype):
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()[None, None]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def varlen_attention(
+    q: Float[Tensor, "queries heads dim"],
+    k: Float[Tensor, "keys heads dim"],
+    v: Float[Tensor, "keys heads dim"],
+    q_starts: Int32[Tensor, " starts"],
+    k_starts: Int32[Tensor, " starts"],
+    longest_q: int,
+    longest_k: int,
+    *,
+    causal: bool,
+) -> Float[Tensor, "queries heads dim"]:
+    """Attention within packed sequences, which begin at `starts`; `longest` bounds their lengths."""
+    assert varlen_attn is not None
+    y = varlen_attn(q, k, v, q_starts, k_starts, longest_q, longest_k, window_size=(-1, 0) if causal else (-1, -1))
+    assert isinstance(y, Tensor)
+    return y

@@ -1,0 +1,48 @@
+"""What a run does to its towers before it trains them. None of it is part of the model, so no checkpoint names it."""
+
+from typing import Any
+
+from torch import nn
+
+from openslip.errors import UserError
+from openslip.models.text_transformer import TextTransformer
+from openslip.models.tower import Tower
+
+
+def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
+    """Locks, checkpoints, thins and compiles the model's towers as the config's `towers` says.
+
+    Raises:
+        UserError: a value is unfit, or the model has no such tower, or the tower cannot do it.
+    """
+    children = dict(model.named_children())
+    for kind, wanted in options.items():
+        check_values(kind, wanted)
+        if not any(wanted.values()):
+            continue
+        tower = children.get(f"{kind}_tower")
+        if not isinstance(tower, Tower | TextTransformer):
+            asked = ", ".join(f"towers.{kind}.{key}" for key, value in wanted.items() if value)
+            raise UserError(f"{asked}: {type(model).__name__} has no {kind} tower that could; leave it at its default")
+        if wanted["locked"]:
+            tower.lock()
+        if wanted["gradient_checkpointing"]:
+            tower.checkpoint_blocks()
+        if isinstance(tower, Tower) and wanted["patch_dropout"]:
+            tower.drop_patches(wanted["patch_dropout"])
+        if wanted["compile"]:
+            tower.compile_blocks()
+
+
+def check_values(kind: str, wanted: dict[str, Any]) -> None:
+    """Before anything is done to a tower."""
+    for key, value in wanted.items():
+        if key != "patch_dropout":
+            if not isinstance(value, bool):
+                raise UserError(f"towers.{kind}.{key}={value}: expected true or false")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"towers.{kind}.{key}={value}: expected a share from 0 to below 1, e.g. 0.5 as in FLIP")
+    if wanted["locked"] and wanted.get("patch_dropout"):
+        raise UserError(
+            f"towers.{kind}.patch_dropout={wanted['patch_dropout']}: a locked tower drops none; set it to 0"
+        )

@@ -1,0 +1,180 @@
+"""What a run may ask of its towers: each option does its own thing, and the update stays what it should be."""
+
+from typing import Any
+
+import pytest
+import torch
+from on_ranks import ddp_gradients, step_gradients
+from ranks import Ranks
+from small_models import small_batch, small_model
+from torch import Tensor, nn
+
+from openslip.config import compose_config
+from openslip.errors import UserError
+from openslip.models.timm_tower import TimmTower
+from openslip.optim import param_groups
+from openslip.training.microbatch import loss_in_slices
+from openslip.training.towers import prepare_towers
+
+CHECKPOINTED = {"image.gradient_checkpointing": True, "text.gradient_checkpointing": True}
+COMPILED = {"image.compile": True, "text.compile": True}
+DROPPING = {"image.patch_dropout": 0.5}
+
+
+def options(**changed: Any) -> dict[str, dict[str, Any]]:
+    """The defaults of `towers`, with dotted keys changed."""
+    towers = compose_config("train", [])[0]["towers"]
+    for key, value in changed.items():
+        kind, name = key.split(".")
+        assert name in towers[kind]
+        towers[kind][name] = value
+    return towers
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=1e-12, msg=f"{name} differs")
+
+
+def test_the_defaults_leave_a_model_as_it_is():
+    model, _ = small_model("slip")
+    prepare_towers(model, options())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    prepare_towers(small_model("simclr")[0], options())  # which has no text tower
+
+
+@pytest.mark.parametrize("slices", [[12], [5, 1, 6]])
+def test_checkpointed_blocks_give_the_same_update(slices: list[int]):
+    plain = step_gradients("slip", True, 12, [12])
+    assert_equal(step_gradients("slip", True, 12, slices, options(**CHECKPOINTED)), plain)
+
+
+def test_checkpointed_blocks_keep_fewer_activations():
+    def kept(towers: dict) -> int:
+        model, objective = small_model("clip")
+        prepare_towers(model, towers)
+        sizes = 0
+
+        def pack(x: Tensor) -> Tensor:
+            nonlocal sizes
+            sizes += x.numel() if not isinstance(x, nn.Parameter) else 0
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            objective.encode(model, small_batch(8))
+        return sizes
+
+    assert kept(options(**CHECKPOINTED)) < 0.7 * kept(options())  # one of two blocks is checkpointed
+
+
+@pytest.mark.parametrize("towers", [{}, CHECKPOINTED, {"text.locked": True}], ids=["plain", "checkpointed", "locked"])
+def test_two_ranks_of_ddp_equal_one_process(two_ranks: Ranks, towers: dict[str, Any]):
+    whole = step_gradients("slip", True, 12, [12], options(**towers))
+    for rank in two_ranks(ddp_gradients, "slip", 12, [2, 4], options(**towers)):
+        assert_equal(rank, {name: value for name, value in whole.items() if name in rank})
+        assert rank.keys() == {name for name in whole if name.startswith("gradient.")}
+
+
+def test_a_locked_tower_gets_no_gradient_and_the_rest_its_own():
+    whole = step_gradients("clip", True, 6, [6])
+    locked = step_gradients("clip", True, 6, [2, 4], options(**{"image.locked": True}))
+    assert not any(name.startswith("gradient.model.image_tower") for name in locked)
+    assert_equal(locked, {name: value for name, value in whole.items() if name in locked})
+    assert "gradient.model.image_projection" in locked
+
+
+def test_a_locked_tower_builds_no_graph_and_stays_in_eval_mode():
+    model, objective = small_model("clip")
+    prepare_towers(model, options(**{"image.locked": True, "text.locked": True}))
+    model.train()
+    assert not model.get_submodule("image_tower").training
+    assert not model.get_submodule("text_tower.blocks.0").training
+    batch = small_batch(3)
+    tower = model.get_submodule("image_tower")
+    assert not tower(batch["image"]).requires_grad
+    trained = [p for group in param_groups([model, objective], 0.1) for p in group["params"]]
+    assert {id(p) for p in trained} == {
+        id(dict(model.named_parameters())[name]) for name in ("image_projection", "text_projection", "logit_scale")
+    }
+
+
+def test_patches_are_left_out_in_training_alone():
+    tower = small_model("simclr")[0].get_submodule("image_tower")
+    assert isinstance(tower, TimmTower)
+    seen: list[int] = []
+    block: Any = tower.trunk.get_submodule("blocks.0")
+    block.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[1]))
+    tower.drop_patches(0.5)
+    x = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    tower(x)
+    tower.eval()
+    assert torch.equal(tower(x), tower(x))
+    assert seen == [1 + 2, 1 + 4, 1 + 4]
+
+
+def test_each_picture_loses_its_own_patches():
+    tower = small_model("simclr")[0].get_submodule("image_tower")
+    assert isinstance(tower, TimmTower)
+    tower.drop_patches(0.5)
+    torch.manual_seed(0)
+    features = tower(torch.rand(1, 3, 16, 16, dtype=torch.float64).expand(16, -1, -1, -1))
+    assert 3 < len({round(row[0].item(), 9) for row in features}) <= 6  # two of four patches stay
+
+
+@pytest.mark.parametrize("inner", [{}, CHECKPOINTED], ids=["slices", "slices of checkpointed blocks"])
+def test_the_same_patches_are_left_out_when_a_slice_is_encoded_again(inner: dict[str, Any]):
+    batch, sizes = small_batch(6), [4, 2]
+
+    def gradients(towers: dict, *, stored: bool) -> list[Tensor]:
+        model, objective = small_model("slip")
+        prepare_towers(model, towers)
+        torch.manual_seed(3)
+        if stored:  # nothing is encoded again
+            parts = [{k: v.split(sizes)[i] for k, v in batch.items()} for i in range(len(sizes))]
+            features = [objective.encode(model, part) for part in parts]
+            terms = objective.loss(model, {key: torch.cat([part[key] for part in features]) for key in features[0]})
+        else:
+            terms = loss_in_slices(objective, model, batch, sizes)
+        return list(torch.autograd.grad(terms["loss"], list(model.parameters())))
+
+    expected = gradients(options(**DROPPING), stored=True)
+    for ours, theirs in zip(gradients(options(**DROPPING, **inner), stored=False), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow  # a C++ compiler runs
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+@pytest.mark.parametrize("inner", [{}, CHECKPOINTED], ids=["blocks", "checkpointed blocks"])
+def test_compiled_towers_give_the_same_update(inner: dict[str, Any]):
+    plain = step_gradients("slip", True, 12, [12])
+    for slices in ([12], [5, 1, 6]):
+        assert_equal(step_gradients("slip", True, 12, slices, options(**COMPILED, **inner)), plain, rtol=1e-7)
+
+
+def test_options_change_no_name_of_the_state():
+    model, _ = small_model("slip")
+    names = list(model.state_dict())
+    prepare_towers(model, options(**CHECKPOINTED, **COMPILED, **DROPPING))
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "message"),
+    [
+        ("simclr", {"text.locked": True}, "towers.text.locked: ImageEncoder has no text tower"),
+        ("slip", {"image.locked": "yes"}, "towers.image.locked=yes: expected true or false"),
+        ("slip", {"image.patch_dropout": 1.0}, "towers.image.patch_dropout=1.0: expected a share from 0 to below 1"),
+        ("slip", {"image.patch_dropout": True}, "towers.image.patch_dropout=True"),
+        ("slip", {"image.patch_dropout": 0.5, "image.locked": True}, "a locked tower drops none"),
+    ],
+)
+def test_unfit_options_are_named(method: str, changed: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        prepare_towers(small_model(method)[0], options(**changed))
+
+
+def test_a_backbone_without_patches_refuses_to_drop_them():
+    tower = TimmTower(name="resnet18", image_size=32, arguments={})
+    with pytest.raises(UserError, match=r"towers.image.patch_dropout=0.5: TimmTower has no patches"):
+        tower.drop_patches(0.5)
