@@ -1,6 +1,7 @@
 """A run that is killed, stopped, or resumed, in real processes: it ends as the one that nobody disturbed."""
 
 import csv
+import json
 import os
 import signal
 import time
@@ -173,6 +174,102 @@ def test_no_whole_checkpoint_is_an_error_and_not_a_new_run(place: Path):
     training = Training(place, *RUN, "name=none", log="none")
     assert training.wait() == 5
     assert "none of its 2 checkpoints is whole" in training.said()
+
+
+EVALUATED = [
+    *("evaluate_every_n_epochs=2", "+evaluation.long._target_=disturbances.LongEvaluation"),
+    *("+evaluation.long.source._target_=openslip.data.shards.ShardSource", "+evaluation.long.source.shards=0.tar"),
+    *("+evaluation.long.source.require=label", "+evaluation.long.transform._target_=openslip.data.views.EvalTransform"),
+    "+evaluation.long.transform={size: 32, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
+]
+
+
+def evaluations(run_folder: Path) -> list[tuple[str, str]]:
+    with (run_folder / "metrics.csv").open() as file:
+        return [(row["step"], row["eval/long/sum"]) for row in csv.DictReader(file) if row["eval/long/sum"]]
+
+
+def test_a_signal_in_an_evaluation_stops_there_and_it_is_made_again(place: Path, whole: Path):
+    run = [*(word for word in RUN if word != "evaluation=none"), "evaluation=none", *EVALUATED]
+    undisturbed = Training(place, *run, "name=evaluated", log="evaluated")
+    assert undisturbed.wait() == 0, undisturbed.said()
+    expected = evaluations(place / "runs" / "evaluated")
+    assert [step for step, _ in expected] == ["12", "24", str(STEPS)]
+    for step in (12, 24, STEPS):  # stopped in each evaluation in turn, the last one included
+        training = Training(place, *run, "name=eval_cut", log="eval_cut", DISTURB="evaluation 2 0")
+        assert training.wait() == 143, training.said()
+        assert steps_saved(place / "runs" / "eval_cut")[0] == step
+        if step < STEPS:  # let this one pass, to be stopped in the next
+            training = Training(place, *run, "name=eval_cut", log="eval_cut", DISTURB=f"signal {step + 1} 0")
+            assert training.wait() == 143, training.said()
+    assert Training(place, *run, "name=eval_cut", log="eval_cut").wait() == 0
+    assert evaluations(place / "runs" / "eval_cut") == expected
+    assert_ended_as(place / "runs" / "eval_cut", whole)
+    assert json.loads((place / "runs" / "eval_cut" / "result.json").read_text())["metrics"]["long"]["sum"] == float(
+        expected[-1][1]
+    )
+    arrays = (place / "runs" / "eval_cut" / "arrays", place / "runs" / "evaluated" / "arrays")
+    for name in ("views.npz", "similarity.npz"):
+        with np.load(arrays[0] / name) as here, np.load(arrays[1] / name) as there:
+            assert all(np.array_equal(here[key], there[key]) for key in there.files)
+
+
+def test_dropout_goes_on_with_its_random_states(place: Path):
+    dropping = [*RUN, "+model.image_tower.arguments.proj_drop_rate=0.2"]
+    assert Training(place, *dropping, "name=dropout", log="dropout").wait() == 0
+    for at in (3, 6, 14):  # 6 ends an epoch
+        stopped = Training(place, *dropping, "name=dropout_cut", log="dropout_cut", DISTURB=f"signal {at} 0")
+        assert stopped.wait() == 143
+    assert Training(place, *dropping, "name=dropout_cut", log="dropout_cut").wait() == 0
+    assert_ended_as(place / "runs" / "dropout_cut", place / "runs" / "dropout")
+
+
+@pytest.mark.slow
+def test_thirty_kills_during_saves_with_tmpdir_elsewhere(place: Path, whole: Path):
+    run = [*RUN, "name=saving", "callbacks.save.every_n_steps=1"]
+    rng = np.random.default_rng(1)
+    checkpoints = place / "runs" / "saving" / "checkpoints"
+    hits = 0
+    while hits < 30:
+        training = Training(place, *run, log="saving", TMPDIR="/dev/shm")
+        training.wait_for("train/loss", file=place / "runs" / "saving" / "metrics.csv")
+        time.sleep(0.3 * rng.random())
+        before = steps_saved(place / "runs" / "saving")
+        deadline = time.monotonic() + 5
+        while not list(checkpoints.glob(".step-*.tmp")) and time.monotonic() < deadline:
+            pass
+        training.kill()
+        hits += bool(list(checkpoints.glob(".step-*.tmp")))
+        if before:
+            assert newest_whole(checkpoints).step >= before[0]
+        if (place / "runs" / "saving" / "result.json").exists():
+            assert_ended_as(place / "runs" / "saving", whole)
+            (place / "runs" / "saving").rename(place / "runs" / f"saving{hits}")
+    assert Training(place, *run, log="saving", TMPDIR="/dev/shm").wait() == 0
+    assert_ended_as(place / "runs" / "saving", whole)
+
+
+@pytest.mark.slow
+def test_two_hundred_interruptions_of_one_run(place: Path):
+    run = [*RUN, "trainer.max_steps=2000", "callbacks.metrics.every_n_steps=1", "callbacks.save.every_n_steps=4"]
+    undisturbed = Training(place, *run, "name=long", log="long")
+    assert undisturbed.wait(600) == 0
+    rng, name, made = np.random.default_rng(2), "long_cut", 0
+    for number in range(200):
+        kind = rng.choice(["kill", "signal"])
+        training = Training(place, *run, f"name={name}", log=f"{name}{number}")
+        training.wait_for("step" if number == 0 else "goes on after step")
+        time.sleep(0.3 * rng.random())
+        if kind == "kill":
+            training.kill()
+        else:
+            os.kill(training.pid, int(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])))
+            assert training.wait() == 143
+        made = max([made, *steps_saved(place / "runs" / name)])
+    assert 0 < made < 2000
+    assert Training(place, *run, f"name={name}", log=name).wait(600) == 0
+    assert weights_hash(place / "runs" / name) == weights_hash(place / "runs" / "long")
+    assert figures(place / "runs" / name) == figures(place / "runs" / "long")
 
 
 # Two ranks
