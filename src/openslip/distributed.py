@@ -62,7 +62,7 @@ def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 @cache
-def _cpu_group() -> dist.ProcessGroup | None:
+def _cpu_group() -> Any:
     """Agreements between processes cost the device no wait; the first call is made by all ranks, as every later one."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 

@@ -224,6 +224,16 @@ def test_dropout_goes_on_with_its_random_states(place: Path):
     assert_ended_as(place / "runs" / "dropout_cut", place / "runs" / "dropout")
 
 
+def test_a_resumed_run_keeps_its_wandb_id(place: Path):
+    run = [*RUN, "logger=wandb", "name=logged"]
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    assert Training(place, *run, log="logged", DISTURB="signal 5 0", **offline).wait() == 143
+    assert Training(place, *run, log="logged", **offline).wait() == 0
+    parts = [part.name for part in (place / "runs" / "logged" / "wandb").glob("offline-run-*")]
+    assert len(parts) >= 1
+    assert {name.rsplit("-", 1)[1] for name in parts} == {"logged"}
+
+
 @pytest.mark.slow
 def test_thirty_kills_during_saves_with_tmpdir_elsewhere(place: Path, whole: Path):
     run = [*RUN, "name=saving", "callbacks.save.every_n_steps=1"]

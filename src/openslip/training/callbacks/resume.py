@@ -49,7 +49,8 @@ class Resume(pl.Callback):
 
 def random_state() -> dict[str, Any]:
     """Of Python, numpy, torch and this rank's GPU; numbers and tensors alone, so that a checkpoint may hold it."""
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = numpy_state
     return {
         "python": random.getstate(),
         "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
