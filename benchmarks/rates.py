@@ -1,10 +1,8 @@
 """How fast things are beside one another: works that take turns, and the table of what came out."""
 
 import json
-import os
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -74,7 +72,8 @@ def show(rows: Iterable[Row]) -> list[Row]:
 
 def write_json(file: Path, rows: list[Row]) -> None:
     """A list of objects with name, value, unit, baseline and ratio."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     content = [{key: value for key, value in row._asdict().items() if key != "bar"} for row in rows]
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        json.dump(content, temporary, indent=1)
-    os.replace(temporary.name, file)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(file)

@@ -37,12 +37,12 @@ def convert(arguments: list[str]) -> int:
     """Writes shards; the same command goes on where it was interrupted."""
     from rich.console import Console
 
-    from openslip.data.convert import layouts
+    from openslip.data.convert import descriptions
     from openslip.data.convert.convert import QUALITY, SAMPLES_PER_SHARD
     from openslip.data.convert.convert import convert as write_shards
     from openslip.data.convert.progress import shown
 
-    purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in layouts().items())
+    purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in descriptions().items())
     parser = argparse.ArgumentParser(
         "openslip data convert",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,7 +61,15 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("--name", default="shard", help="of the shards: NAME-000000.tar")
     own = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     for name, (kind, many, purpose) in own.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, nargs="+" if many else None, help=purpose)
+        flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
+        parser.add_argument(
+            flag,
+            dest=name,
+            type=kind,
+            metavar="PATH" if kind is Path else "TEXT",
+            action="append" if many else "store",
+            help=purpose,
+        )
     options = vars(parser.parse_args(arguments))
 
     with shown(Console(stderr=True)) as bar:
@@ -84,11 +92,11 @@ def convert(arguments: list[str]) -> int:
 
 
 def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
-    """The keyword parameters of a layout's `records`: type, whether they take several words, and purpose."""
+    """The keyword parameters of a layout's `records`: type, whether they may be repeated, and purpose."""
     from openslip.data.convert.convert import find_records
 
     records = find_records(layout)
-    purposes = dict(re.findall(r"^\s{8}(\w+): (.+)$", inspect.getdoc(records) or "", re.MULTILINE))
+    purposes = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(records) or "", re.MULTILINE))
     found = {}
     for name, parameter in inspect.signature(records).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:

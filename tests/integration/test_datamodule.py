@@ -256,7 +256,7 @@ class Recorder(pl.LightningModule):
         self.seen.append(batch)
         return self.weight.sum()
 
-    def on_train_batch_end(self, *arguments: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.trainer.datamodule.consumed += 1  # pyright: ignore[reportAttributeAccessIssue]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -126,11 +126,13 @@ def test_one_two_one_ranks_see_the_same_samples_at_every_step(source: ShardSourc
     state = data(source).state_dict()
     seen: Seen = []
     for steps, world_size in ((5, 1), (6, 2), (5, 1)):
+        states = []
         for rank in range(world_size):
             part = data(source)
             part.load_state_dict(state)
             seen += play(part, steps, rank=rank, world_size=world_size)
-        state = part.state_dict()
+            states.append(part.state_dict())
+        state = states[0]
     assert sorted(seen) == sorted(whole)
 
 
@@ -172,7 +174,7 @@ def test_other_data_is_refused_by_both_values(source: ShardSource, tmp_path: Pat
     ]
     for change, message in changes:
         with pytest.raises(UserError, match=f"cannot go on with other data .*{message}"):
-            data(**{"source": source} | change).load_state_dict(state)
+            data(**({"source": source} | change)).load_state_dict(state)  # pyright: ignore[reportArgumentType]
     write_pairs(tmp_path / "1.tar", 1, first=200)
     more = ShardSource(shards=str(tmp_path), require="caption")
     with pytest.raises(
@@ -193,7 +195,7 @@ class Keys(pl.LightningModule):
         self.seen.append(batch["index"].tolist())
         return self.weight.sum()
 
-    def on_train_batch_end(self, *arguments: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.trainer.datamodule.consumed += 1  # pyright: ignore[reportAttributeAccessIssue]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -257,12 +259,13 @@ def test_bad_pictures_are_replaced_counted_and_change_nothing_else(
         sources[name] = ShardSource(shards=str(tmp_path / name), require="caption")
     file = tmp_path / "bad_samples.jsonl"
     settings = {"num_workers": num_workers, "decoder": decoder, "bad_sample_budget": 0.02, "bad_samples_file": file}
-    runs = {}
+    runs, modules = {}, {}
     for name, source in sources.items():
-        datamodule = data(source, **settings, global_batch_size=20)
-        runs[name] = [(step, key.split(":")[1], pixels) for step, key, pixels in play(datamodule, 40)]
-    assert datamodule.steps_per_epoch == 20
-    assert datamodule.figures()["data/bad_samples"] == 8
+        modules[name] = data(source, **settings, global_batch_size=20)
+        runs[name] = [(step, key.split(":")[1], pixels) for step, key, pixels in play(modules[name], 40)]
+    assert modules["clean"].steps_per_epoch == modules["broken"].steps_per_epoch == 20
+    assert modules["clean"].figures()["data/bad_samples"] == 0
+    assert modules["broken"].figures()["data/bad_samples"] == 8
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8  # two epochs
     assert {line["sample"] for line in lines} == bad
@@ -360,11 +363,13 @@ def test_200_random_stops_over_two_epochs_with_changing_ranks_and_workers(tmp_pa
     for number, (start, stop) in enumerate(itertools.pairwise([0, *stops, 2 * steps])):
         world_size = int(rng.choice([1, 2, 3]))
         num_workers = int(rng.choice([1, 2])) if number % 20 == 0 else 0
+        states = []
         for rank in range(world_size):
             part = data(source, num_workers, global_batch_size=6)
             part.load_state_dict(state)
             seen += play(part, stop - start, rank=rank, world_size=world_size)
-        state = part.state_dict()
+            states.append(part.state_dict())
+        state = states[0]
     assert sorted(seen) == sorted(whole)
     for epoch in range(2):
         keys = [key for step, key, _ in whole if step // steps == epoch]

@@ -10,7 +10,7 @@ from shard_files import jpeg, write_pairs
 
 from openslip.cli import run
 from openslip.cli_data import layout_options
-from openslip.data.convert import layouts
+from openslip.data.convert import descriptions
 
 
 @pytest.fixture
@@ -36,6 +36,13 @@ def test_a_table_becomes_shards_that_are_indexed_and_checked(
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"12 samples in 3 shards: {shards}"
     assert said[1].startswith("left out: 1 x ")
+    again = tmp_path / "again"
+    arguments = [str(table / "captions.csv"), str(again), "--samples-per-shard", "5", "--caption-column", "caption"]
+    assert run(["data", "convert", "table", *arguments, "--workers", "1"]) == 0  # ROOT may be the table itself
+    assert [path.read_bytes() for path in sorted(again.glob("*.tar"))] == [
+        path.read_bytes() for path in sorted(shards.glob("*.tar"))
+    ]
+    capsys.readouterr()
     assert run(["data", "index", str(shards)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "12 samples in 3 shards"
@@ -69,7 +76,7 @@ def test_a_config_names_a_collection(
         (["index", "nowhere.tar"], "error: shard nowhere.tar: No such file or directory"),
         (["index", "pipe:touch PWNED"], "error: shards 'pipe:touch PWNED': pipe: would run a command"),
         (["check", "cc3m", "data.source.shrads=x"], "error: config key data.source.shrads is unknown"),
-        (["convert", "tabel", "x", "y"], "error: layout tabel: did you mean table?"),
+        (["convert", "tabel", "x", "y"], "error: layout tabel: there is none of this name; did you mean table?"),
         (["convert", "table", "nowhere", "out"], "error: "),
         (["check"], "the following arguments are required: target"),
     ],
@@ -83,12 +90,12 @@ def test_a_mistake_is_named(
     assert not (tmp_path / "PWNED").exists()
 
 
-@pytest.mark.parametrize("layout", sorted(layouts()))
+@pytest.mark.parametrize("layout", sorted(descriptions()))
 def test_every_layout_tells_its_options(layout: str, capsys: pytest.CaptureFixture[str]):
     assert run(["data", "convert", layout, "--help"]) == 0
     said = capsys.readouterr().out
-    for name, (_, _, purpose) in layout_options(layout).items():
-        assert f"--{name.replace('_', '-')}" in said
+    for name, (_, repeated, purpose) in layout_options(layout).items():
+        assert f"--{name.removesuffix('s') if repeated else name} ".replace("_", "-") in said
         assert purpose
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from converted import left_out, run, samples_of
 from PIL import Image
-from shard_files import jpeg
+from shard_files import jpeg, write_tar
 
 from openslip.data.captions import UniformCaption
 from openslip.data.convert.keys import safe, unique
@@ -31,13 +31,13 @@ class Evil:
         return os.system, (f"touch {self.target}",)
 
 
-class EvilArray(Evil):
+class EvilBuiltin(Evil):
     def __reduce__(self) -> tuple[Any, ...]:
-        return eval, (f"open({str(self.target)!r}, 'w')",)
+        return eval, (f"__import__('pathlib').Path({str(self.target)!r}).touch()",)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("evil", [Evil, EvilArray])
+@pytest.mark.parametrize("evil", [Evil, EvilBuiltin])
 def test_a_pickle_that_names_a_program_is_refused_and_nothing_runs(tmp_path: Path, protocol: int, evil: type[Evil]):
     target = tmp_path / "ran"
     content = pickle.dumps([(1, "title", "description"), evil(target)], protocol)
@@ -338,3 +338,43 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert 'pip install "openslip[parquet]"' in done.stdout
+
+
+def test_broken_members_of_img2dataset_are_counted(tmp_path: Path):
+    members = {
+        "good": {"jpg": jpeg(1), "txt": b"x", "json": b'{"a": 1, "caption": "x"}', "cls": b"3"},
+        "captions": {"jpg": jpeg(2), "json": b'{"captions": ["a", 7, "b"], "caption": "a"}'},
+        "several": {"jpg": jpeg(3), "png": b"", "txt": b"x"},
+        "half": {"jpg": jpeg(1), "txt": b"x", "json": b'{"a": '},
+        "list": {"jpg": jpeg(1), "txt": b"x", "json": b"[]"},
+        "word": {"jpg": jpeg(1), "cls": b"cat"},
+        "alone": {"txt": b"x"},
+    }
+    (tmp_path / "in/00000").mkdir(parents=True)
+    for key, parts in members.items():
+        for suffix, data in parts.items():
+            (tmp_path / f"in/00000/{key}.{suffix}").write_bytes(data)
+    (tmp_path / "in/00000/evil.pkl").write_bytes(b"cos\nsystem\n")
+    write_tar(tmp_path / "in/00001.tar", [("x/evil.pyd", b""), ("x/1.JPG", jpeg(1)), ("x/1.txt", b"caf\xe9")])
+    run("img2dataset", tmp_path / "in", tmp_path / "out", samples_per_shard=10, resize=20)
+    found = samples_of(tmp_path / "out")
+    assert {key: sorted(sample) for key, sample in found.items()} == {
+        "captions": ["jpg", "json"],
+        "good": ["cls", "jpg", "json", "txt"],
+        "several": ["jpg", "txt"],
+        "x/1": ["jpg", "txt"],
+    }
+    assert json.loads(found["captions"]["json"])["captions"] == ["a", "b"]
+    assert found["x/1"]["txt"].decode() == "caf\N{REPLACEMENT CHARACTER}"
+    assert left_out(tmp_path / "out") == {
+        "alone": "missing picture",
+        "half": "json or cls that cannot be read",
+        "list": "json or cls that cannot be read",
+        "word": "json or cls that cannot be read",
+    }
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path):
+    (tmp_path / "t.csv").mkdir()
+    with pytest.raises(UserError, match=r"t\.csv: Is a directory"):
+        run("table", tmp_path, tmp_path / "out")

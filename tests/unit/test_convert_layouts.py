@@ -18,7 +18,7 @@ from pyarrow import parquet
 from shard_files import jpeg, write_tar
 
 from openslip.data.captions import CaptionFields
-from openslip.data.convert import layouts
+from openslip.data.convert import descriptions
 from openslip.data.convert.layouts.yfcc_zip import clean
 from openslip.data.shards import ShardSource
 from openslip.errors import UserError
@@ -41,10 +41,10 @@ def texts(sample: dict[str, bytes]) -> Any:
 
 
 def test_every_layout_has_a_line_of_help():
-    assert set(layouts()) == {
+    assert set(descriptions()) == {
         *("cc_npy", "cc_tsv", "coco_json", "image_folder", "img2dataset", "redcaps_json", "table", "yfcc_zip")
     }
-    assert all(line.endswith((".", ";", ":")) for line in layouts().values())
+    assert all(line.endswith((".", ";", ":")) for line in descriptions().values())
 
 
 @pytest.fixture

@@ -63,42 +63,35 @@ def shards(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("*.tar"))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_conversion_goes_on_to_the_same_bytes(root: Path, undisturbed: Path, tmp_path: Path, workers: int):
+@pytest.mark.parametrize(("workers", "moments"), [(1, (0, 5, 10)), (2, (3,))])
+def test_a_killed_conversion_goes_on_to_the_same_bytes(
+    root: Path, undisturbed: Path, tmp_path: Path, workers: int, moments: tuple[int, ...]
+):
     out, reference = tmp_path / "out", contents(undisturbed)
-    for num_before in (0, 4, 9):  # killed in the middle of the shard after so many
+    for num_before in moments:  # killed in the middle of the shard after so many
         process = start(root, out, workers)
         while not (num_recorded(out) >= num_before and any(out.glob(".*.tar.*.tmp"))):
             assert process.poll() is None
             time.sleep(0.002)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) >= workers - 1
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        deadline = time.monotonic() + 30
+        while any(is_running(int(child)) for child in children):  # workers end with their parent
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert num_recorded(out) < len(shards(undisturbed))
         for name in shards(out):
             assert (out / name).read_bytes() == reference[name]
-    reused: list[str] = []
+    reported: list[str] = []
     written = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     recorded = num_recorded(out)
-    run("table", root, out, samples_per_shard=16, resize=96, on_shard=lambda entry, totals: reused.append(entry.name))
+    run("table", root, out, samples_per_shard=16, resize=96, on_shard=lambda entry, totals: reported.append(entry.name))
     assert contents(out) == reference
-    assert reused == shards(undisturbed)
+    assert reported == shards(undisturbed)
     for name in shards(out)[:recorded]:
         assert (out / name).stat().st_mtime_ns == written[name]
-
-
-def test_workers_end_with_their_parent(root: Path, tmp_path: Path):
-    process = start(root, tmp_path / "out", workers=2)
-    while num_recorded(tmp_path / "out") < 1:
-        assert process.poll() is None
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 30
-    while any(is_running(int(child)) for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:

@@ -293,15 +293,17 @@ class Batches(Dataset):
         """A planned sample and its picture, or those of a substitute that depends on seed, epoch and sample alone."""
         index, problem = planned, ("", "")
         for attempt in range(ATTEMPTS + 1):
+            key = f"sample {index}"
             try:
                 sample = self.source[index]
+                key = sample.key
                 picture = self.decoder.decode(sample.image, sample.key)
                 if self.tokenizer is not None and not sample.captions:
                     raise UserError(f"{sample.key}: no caption that is not empty; only simclr can be trained on it")
             except DataError:
                 raise
             except UserError as error:
-                problem = problem if attempt else (sample.key, str(error))
+                problem = problem if attempt else (key, str(error))
                 rng = self.generator(epoch, planned, f"substitute {attempt}")
                 near = attempt < NEAR_ATTEMPTS
                 index = int(rng.integers(*(self.order.neighbourhood(planned) if near else (0, len(self.source)))))

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -47,23 +48,13 @@ class TurboDecoder:
 
     name = "turbo"
 
-    def __init__(self) -> None:
-        try:
-            from simplejpeg import decode_jpeg, decode_jpeg_header  # noqa: PLC0415  has no wheels for rare platforms
-        except ImportError as error:
-            raise UserError(
-                "data.decoder: TurboDecoder needs a package; pip install simplejpeg, or take PillowDecoder"
-            ) from error
-        self._decode = decode_jpeg
-        self._header = decode_jpeg_header
-
     def decode(self, data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
         """As PillowDecoder's."""
         if data.startswith(b"\xff\xd8"):
             try:
-                height, width, colours, _ = self._header(data)
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 if int(height) * int(width) <= MAX_PIXELS and colours in ("YCbCr", "RGB", "Gray"):
-                    return self._decode(data)
+                    return simplejpeg.decode_jpeg(data)
             except ValueError:  # raised for what libjpeg only warns of, too, and some of that is harmless
                 pass
         return np.array(open_image(data, name))
@@ -98,7 +89,7 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height <= MAX_PIXELS:
             image.load()
-            return image if image.mode == "RGB" else _to_rgb(image)
+            return image if image.mode == "RGB" else to_rgb(image)
         size = f"{image.width} x {image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = "too many pixels"
@@ -110,7 +101,8 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
     raise UserError(f"{name}: {size}, more than {MAX_PIXELS:,} pixels are refused; scale it down first")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Transparency is dropped, 16 bits are scaled to 8."""
     if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -15,14 +15,14 @@ from openslip.errors import UserError
 
 
 class View:
-    """One random resized crop of a decoded picture, and the parameters of the augmentation that follows on the device.
+    """One random resized crop of a decoded picture, and what becomes of it on the training device.
 
-    The crop is torchvision's RandomResizedCrop on PIL pictures: bilinear with antialiasing, ratio 3/4 to 4/3.
+    The crop is torchvision's RandomResizedCrop: bilinear with antialiasing, ratio 3/4 to 4/3.
 
     Args:
         size: side of the square crop, in pixels.
         scale: least and most share of the picture's area, (0.08, 1) in SimCLR, (0.5, 1) for SLIP's image view.
-        augment: draws its parameters here and is applied to the whole batch by the DataModule; None: the crop alone.
+        augment: draws its parameters with the crop and is applied by `finish`; None: the crop alone.
     """
 
     def __init__(self, *, size: int, scale: tuple[float, float] | list[float], augment: Augment | None) -> None:
@@ -48,9 +48,12 @@ class View:
         std: list[float],
     ) -> Float32[Tensor, "batch 3 size size"]:
         """Augments and normalises a batch on its device; the parameters stay on the CPU."""
-        finished = torch.empty(images.shape, device=images.device)
-        # A processor's cache holds one picture, which therefore goes through the whole chain before the next.
-        length = 1 if images.is_cpu else max(len(images), 1)
+        if images.is_cpu:
+            # The cache holds one picture, which therefore goes through the whole chain before the next. The batch's
+            # memory is numpy's, which asks for huge pages: the faults of small ones cost as much as half the chain.
+            length, finished = 1, torch.from_numpy(np.empty(images.shape, np.float32))
+        else:
+            length, finished = len(images), torch.empty(images.shape, device=images.device)
         for start in range(0, len(images), length):
             part = slice(start, start + length)
             x = images[part].float().div_(255)

@@ -1,10 +1,10 @@
-"""Other layouts of image-caption collections to tar shards: `layouts()` names them, `convert.convert` does it."""
+"""Other layouts of image-caption collections to tar shards: `descriptions()` names them, `convert.convert` does it."""
 
 import ast
 from pathlib import Path
 
 
-def layouts() -> dict[str, str]:
+def descriptions() -> dict[str, str]:
     """Every layout by the name of its file, with the first line of its docstring; imports none of them."""
     files = sorted((Path(__file__).parent / "layouts").glob("[a-z]*.py"))
     return {

@@ -47,11 +47,9 @@ def read_json(path: Path) -> Any:
     """A JSON file's content.
 
     Raises:
-        UserError: it cannot be read, or is not JSON.
+        UserError: it is not JSON.
     """
     try:
         return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): download it again") from error

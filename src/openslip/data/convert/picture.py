@@ -6,11 +6,10 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
 from openslip.data.convert.record import Picture, PictureFile, PictureSlice
-from openslip.data.decode import FORMATS, MAX_PIXELS
+from openslip.data.decode import FORMATS, MAX_PIXELS, to_rgb
 from openslip.errors import UserError
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by more of them
@@ -122,14 +121,6 @@ class PictureOptions:
 
     def encode(self, image: Image.Image) -> bytes:
         stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=self.quality)
+        # Full colour resolution: halving it, as is usual, costs a photograph more than the rest of the encoding does.
+        image.save(stream, "JPEG", quality=self.quality, subsampling="4:4:4")
         return stream.getvalue()
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """As training decodes: transparency is dropped, 16 bits are scaled to 8."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")

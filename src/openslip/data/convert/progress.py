@@ -22,8 +22,8 @@ def shown(console: Console) -> Iterator[Callable[[Entry, Totals], None]]:
 
 
 def line(entry: Entry, totals: Totals) -> str:
-    """`shard-000003.tar: 9,871 samples, 1.24 GB; in all 4 shards, 39,502 samples, 498 left out`."""
+    """`shard-000003.tar: 9,871 samples, 1,240.6 MB; in all 4 shards, 39,502 samples, 498 left out`."""
     return (
-        f"{entry.name}: {entry.samples:,} samples, {entry.bytes / 1e9:.2f} GB; in all {totals.shards:,} shards, "
+        f"{entry.name}: {entry.samples:,} samples, {entry.bytes / 1e6:,.1f} MB; in all {totals.shards:,} shards, "
         f"{totals.samples:,} samples, {totals.left_out.total():,} left out"
     )

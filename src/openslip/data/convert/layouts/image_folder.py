@@ -21,6 +21,8 @@ def records(root: Path, *, template: str | None = None) -> Iterator[Record | Lef
         captions = () if template is None else (template.replace("{}", name.replace("_", " ")),)
         pictures = [path for path in sorted((root / name).rglob("*")) if path.suffix.lower() in SUFFIXES]
         if not pictures:
-            raise UserError(f"{root / name} holds no picture, but would be class {label}: remove it")
+            raise UserError(
+                f"{root / name} holds no picture, but would be class {label}: remove it, or move it out of ROOT"
+            )
         for path in pictures:
             yield Record(str(path.relative_to(root).with_suffix("")), PictureFile(str(path)), captions, label)

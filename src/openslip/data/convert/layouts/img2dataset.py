@@ -2,18 +2,15 @@
 
 import json
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record
 from openslip.data.tar import Problems, walk
 from openslip.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-SUFFIXES = (*PICTURES, "txt", "json", "cls")
-
-Read = Callable[[str], bytes]
+TEXTS = ("txt", "json", "cls")
 
 
 def records(root: Path) -> Iterator[Record | LeftOut]:
@@ -30,48 +27,41 @@ def records(root: Path) -> Iterator[Record | LeftOut]:
 def of_folder(folder: Path) -> Iterator[Record | LeftOut]:
     groups: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix[1:].lower() in SUFFIXES:
-            groups.setdefault(path.stem, {})[path.suffix[1:].lower()] = path
+        suffix = path.suffix[1:].lower()
+        if suffix in (*PICTURES, *TEXTS):
+            groups.setdefault(path.stem, {})[suffix] = path
     for key, members in groups.items():
-        pictures: dict[str, Picture] = {s: PictureFile(str(path)) for s, path in members.items() if s in PICTURES}
-        yield sample(key, pictures, members.keys(), lambda suffix, members=members: members[suffix].read_bytes())
+        pictures = [PictureFile(str(members[suffix])) for suffix in PICTURES if suffix in members]
+        yield sample(key, pictures, {suffix: members[suffix].read_bytes() for suffix in TEXTS if suffix in members})
 
 
 def of_tar(path: Path) -> Iterator[Record | LeftOut]:
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            groups: dict[str, dict[str, tuple[int, int]]] = {}
-            for raw, offset, size in walk(str(path), data, Problems()):
-                folder, slash, name = raw.decode("utf-8", "replace").removeprefix("./").rpartition("/")
-                stem, _, suffix = name.partition(".")
-                if stem and suffix.lower() in SUFFIXES:
-                    groups.setdefault(folder + slash + stem, {}).setdefault(suffix.lower(), (offset, size))
-            for key, members in groups.items():
-                pictures: dict[str, Picture] = {
-                    s: PictureSlice(str(path), *place) for s, place in members.items() if s in PICTURES
-                }
-
-                def read(suffix: str, members: dict[str, tuple[int, int]] = members) -> bytes:
-                    offset, size = members[suffix]
-                    return data[offset : offset + size]
-
-                yield sample(key, pictures, members.keys(), read)
-    except (OSError, ValueError) as error:  # mmap refuses an empty file by ValueError
-        raise UserError(f"{path}: {error}; download or write it again") from error
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes): download or write it again")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        groups: dict[str, dict[str, slice]] = {}
+        for raw, start, size in walk(str(path), data, Problems()):
+            folder, slash, name = raw.decode("utf-8", "replace").removeprefix("./").rpartition("/")
+            stem, _, suffix = name.partition(".")
+            if stem and suffix.lower() in (*PICTURES, *TEXTS):
+                groups.setdefault(folder + slash + stem, {}).setdefault(suffix.lower(), slice(start, start + size))
+        for key, members in groups.items():
+            places = [members[suffix] for suffix in PICTURES if suffix in members]
+            pictures = [PictureSlice(str(path), place.start, place.stop - place.start) for place in places]
+            yield sample(key, pictures, {suffix: data[members[suffix]] for suffix in TEXTS if suffix in members})
 
 
-def sample(key: str, pictures: dict[str, Picture], suffixes: Any, read: Read) -> Record | LeftOut:
+def sample(key: str, pictures: Sequence[Picture], texts: dict[str, bytes]) -> Record | LeftOut:
     if not pictures:
         return LeftOut(key, "missing picture")
-    picture = next(pictures[suffix] for suffix in PICTURES if suffix in pictures)
     try:
-        fields = json.loads(read("json")) if "json" in suffixes else {}
-        label = int(read("cls")) if "cls" in suffixes else None
+        fields = json.loads(texts.get("json", b"{}"))
+        label = int(texts["cls"]) if "cls" in texts else None
     except (ValueError, RecursionError):
         return LeftOut(key, "json or cls that cannot be read")
     if not isinstance(fields, dict):
         return LeftOut(key, "json or cls that cannot be read")
-    texts = [read("txt").decode("utf-8", "replace") if "txt" in suffixes else fields.get("caption")]
+    captions = [texts["txt"].decode("utf-8", "replace") if "txt" in texts else fields.get("caption")]
     if isinstance(more := fields.get("captions"), list):
-        texts += more
-    return Record(key, picture, tuple(text for text in texts if isinstance(text, str)), label, fields)
+        captions += more
+    return Record(key, pictures[0], tuple(text for text in captions if isinstance(text, str)), label, fields)

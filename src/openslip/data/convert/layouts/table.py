@@ -8,6 +8,7 @@ import csv
 import importlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,21 @@ def records(
     """In the order of the rows.
 
     Args:
-        root: the collection's folder.
+        root: the collection's folder, or the table in it.
         metadata: the table; by default the only .csv, .tsv or .parquet in ROOT.
         images: the folder that relative paths start from; by default ROOT.
         image_column: by default the only one with a usual name, such as `image` or `filepath`.
         caption_columns: by default the only one with a usual name, such as `caption` or `title`.
     """
+    if root.is_file():
+        root, metadata = root.parent, root
     path = files.find(root, metadata, "*.csv", "*.tsv", "*.parquet")
     folder = files.pictures_folder(root, images)
-    columns, rows = read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
+    is_parquet = path.suffix == ".parquet"
+    columns = parquet_columns(path) if is_parquet else csv_columns(path)
     image = choose(path, columns, image_column, IMAGE_NAMES, "--image-column")
     captions = [choose(path, columns, name, CAPTION_NAMES, "--caption-column") for name in (caption_columns or [None])]
-    for number, row in enumerate(rows):
+    for number, row in enumerate(parquet_rows(path, [image, *captions]) if is_parquet else csv_rows(path)):
         name = row.get(image)
         if not isinstance(name, str) or not name.strip():
             yield LeftOut(f"row {number}", f"row without a value in column {image}")
@@ -69,35 +73,46 @@ def listed(value: Any) -> list[str]:
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
-def read_csv(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
-    """The header, and rows by column; bytes that are not UTF-8 are kept in paths and marked in captions."""
-    try:
-        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-
-    def rows() -> Iterator[dict[str, Any]]:
-        with file:
-            try:
-                yield from reader
-            except csv.Error as error:
-                raise UserError(f"{path}, line {reader.line_num}: {error}; is a quotation mark left open?") from error
-
-    try:
-        return list(reader.fieldnames or ()), rows()
-    except csv.Error as error:
-        file.close()
-        raise UserError(f"{path}, line 1: {error}; expected the columns' names") from error
+def csv_columns(path: Path) -> list[str]:
+    with csv_file(path) as reader:
+        return list(reader.fieldnames or ())
 
 
-def read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
+def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with csv_file(path) as reader:
+        yield from reader
+
+
+@contextmanager
+def csv_file(path: Path) -> Iterator[csv.DictReader]:
+    """Rows by column; bytes that are not UTF-8 are kept in paths and become marks in captions."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        try:
+            yield reader
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}; is a quotation mark left open?") from error
+
+
+def parquet_columns(path: Path) -> list[str]:
+    with parquet_file(path) as table:
+        return list(table.schema_arrow.names)
+
+
+def parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    with parquet_file(path) as table:
+        for batch in table.iter_batches(columns=columns):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
         raise UserError(f'{path}: reading Parquet needs pyarrow; pip install "openslip[parquet]"') from error
     try:
-        table = parquet.ParquetFile(path)
+        with parquet.ParquetFile(path) as table:
+            yield table
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]})") from error
-    return list(table.schema_arrow.names), (row for batch in table.iter_batches() for row in batch.to_pylist())
