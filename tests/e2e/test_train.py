@@ -2,8 +2,10 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,24 @@ def test_slices_log_the_losses_of_whole_batches(trained: Path, workplace: Path):
     assert done.stdout.splitlines()[0] == "data: 10240 samples"
     for one, other in zip(rows(trained), rows(workplace / "runs" / "sliced"), strict=True):
         assert float(other["train/loss"]) == pytest.approx(float(one["train/loss"]), rel=1e-4)
+
+
+def test_sigterm_to_the_launching_process_ends_two_ranks_after_the_same_step(workplace: Path):
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *SHORT[1:]]
+    arguments = [*two, "trainer.max_steps=4000", "name=stopped", "evaluation=none"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=workplace, stderr=subprocess.PIPE, text=True
+    )
+    metrics = workplace / "runs" / "stopped" / "metrics.csv"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    step = int(rows(metrics.parent)[-1]["step"])
+    assert f"stopped by SIGTERM after step {step}, saved" in said
+    assert (metrics.parent / "checkpoints" / f"step-{step:06}.ckpt").exists()
 
 
 def mistakes(workplace: Path) -> dict[tuple[str, ...], list[str]]:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from openslip.data.datamodule import DataModule
 from openslip.distributed import world_size
+from openslip.training.callbacks.finite import Finite
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
@@ -34,7 +35,7 @@ class Metrics(pl.Callback):
         assert isinstance(pl_module, Pretrainer)
         step = trainer.global_step
         total = pl_module.schedule.total_steps
-        if step % self.every_n_steps and step != total and step != self.first_step + 1:
+        if step % self.every_n_steps and step != total and step != 1:
             return
         metrics = {f"train/{name}": value for name, value in mean_over_ranks(pl_module.terms).items()}
         logit_scale = getattr(pl_module.model, "logit_scale", None)
@@ -46,6 +47,9 @@ class Metrics(pl.Callback):
         speed = (step - self.last_step) * global_batch_size / max(now - self.last_time, 1e-9)
         self.last_time, self.last_step = now, step
         logged = {"samples_seen": step * global_batch_size, **metrics, "speed/samples_per_second": speed}
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Finite):
+                logged["train/skipped"] = float(callback.skipped)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
             logged |= data.figures()

@@ -1,0 +1,41 @@
+"""The doctor's lines tell what is wrong and what to do."""
+
+from pathlib import Path
+
+import torch
+
+from openslip.checkpoint_folder import file_name
+from openslip.doctor import examine, open_files, runs
+from openslip.training.checkpoint_io import DurableCheckpointIO
+
+
+def test_every_line_is_one_line_and_an_empty_folder_has_no_runs(tmp_path: Path):
+    findings = examine(tmp_path / "not" / "there")
+    assert {"versions", "devices", "disk", "TMPDIR", "shared memory", "open files"} <= {f.subject for f in findings}
+    assert all("\n" not in finding.line() for finding in findings)
+    assert not (tmp_path / "not").exists()
+
+
+def test_damaged_checkpoints_are_listed_and_nothing_is_changed(tmp_path: Path):
+    folder = tmp_path / "first" / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in (1, 2):
+        content = {"openslip": {"step": step}, "weight": torch.ones(10)}
+        DurableCheckpointIO().save_checkpoint(content, folder / file_name(step))
+    (tmp_path / "first" / "config.yaml").write_text("")
+    assert [finding.line() for finding in runs(tmp_path)] == [
+        "ok      run first       unfinished, sound checkpoints at steps 2, 1"
+    ]
+    (folder / file_name(2)).write_bytes(b"")
+    before = sorted(path.name for path in folder.iterdir())
+    run, damaged = runs(tmp_path)
+    assert run.state == "unfinished, sound checkpoints at steps 1"
+    assert damaged.line().startswith("warning run first       step-000002.ckpt is damaged, 0 bytes where")
+    (folder / file_name(1)).write_bytes(b"")
+    assert "it cannot go on" in runs(tmp_path)[0].line()
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_few_open_files_are_a_warning(monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 1_048_576))
+    assert open_files().line() == "warning open files      1024 allowed: raise it: ulimit -n 65536"
