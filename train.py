@@ -2,8 +2,11 @@
 
 import sys
 
-from openslip.config import run_entry_point
-from openslip.train import main
+from openslip import signals
 
 if __name__ == "__main__":
+    signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
+    from openslip.config import run_entry_point
+    from openslip.train import main
+
     sys.exit(run_entry_point(main, sys.argv[1:]))

@@ -6,7 +6,6 @@ A run's checkpoint is Lightning's with one more entry, `openslip`: `format`, `ar
 
 import argparse
 import inspect
-import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from openslip.checkpoint_folder import newest_whole, saved
+from openslip.durable import durable
 from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
@@ -45,9 +46,7 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, no checkpoint, or one that names anything beyond tensors, numbers and settings.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
+    path = checkpoint_file(path)
     if not path.exists():
         raise UserError(f"checkpoint {path}: no such file; give a run's folder (runs/NAME) or a checkpoint file")
     if path.suffix == ".safetensors":
@@ -60,6 +59,15 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a checkpoint's dict")
     return content
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The file itself, or the newest whole checkpoint of a run's folder."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    folder = path / "checkpoints"
+    return newest_whole(folder).path if saved(folder) else folder / "last.ckpt"
 
 
 def _why_unreadable(path: Path, message: str) -> str:
@@ -83,29 +91,19 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
         UserError: the folder cannot be written or is full; what stood at `path` is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for orphan in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while it wrote
-            orphan.unlink(missing_ok=True)
-        with temporary.open("wb") as file:
+        with durable(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch raises an error of its own while it handles the operating system's.
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         raise UserError(
-            f"checkpoint {path} could not be written ({reason}): free space or choose another folder"
+            f"checkpoint {path} could not be written ({why_unwritten(error)}): free space or choose another folder"
         ) from error
+
+
+def why_unwritten(error: OSError | RuntimeError) -> str:
+    """The operating system's reason; torch raises an error of its own while it handles that one."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    return str(cause.strerror) if isinstance(cause, OSError) else str(error).splitlines()[0]
 
 
 def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from openslip import signals
 from openslip.cli_data import data
 
 COMMANDS = {
@@ -67,6 +68,8 @@ def run_hydra(command: str, arguments: list[str]) -> int:
         print(f"usage: openslip {command} [KEY=VALUE ...] [--config-dir DIR] [debug=true]\n\n{COMMANDS[command]}")
         print("Every key and its meaning: configs/train.yaml and configs/eval.yaml, or the README.")
         return 0
+    if command == "train":
+        signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
     from openslip.config import run_entry_point
 
     if command == "train":

@@ -1,4 +1,7 @@
-"""What a loss needs to know of the other ranks; everything works the same without a process group."""
+"""What ranks need of each other; everything works the same without a process group."""
+
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,3 +59,36 @@ def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tenso
 def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Sum over ranks; the gradient is summed likewise, so a quantity shared by all ranks is differentiated exactly."""
     return x if world_size() == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
+
+
+@cache
+def _cpu_group() -> dist.ProcessGroup | None:
+    """Agreements between processes cost the device no wait; the first call is made by all ranks, as every later one."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor([flag], dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_cpu_group())
+    return bool(flags.item())
+
+
+def from_first_rank(value: Any) -> Any:
+    """The first rank's value, on every rank."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_cpu_group())
+    return values[0]
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """Every rank's value, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_cpu_group())
+    return values

@@ -1,4 +1,4 @@
-"""The one error a user can cause and mend: entry points print its message alone and leave with its exit code."""
+"""The errors a user can cause and mend: entry points print the message alone and leave with its exit code."""
 
 
 class UserError(Exception):
@@ -7,7 +7,19 @@ class UserError(Exception):
     exit_code = 1
 
 
+class NonFiniteError(UserError):
+    """Loss, gradients or weights are no longer numbers."""
+
+    exit_code = 3
+
+
 class DataError(UserError):
     """The collection itself is at fault, and the run had begun."""
 
     exit_code = 4
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, or none can be read."""
+
+    exit_code = 5

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from openslip.checkpoint import build_model, read, write
+from openslip.checkpoint import build_model, checkpoint_file, read, write
 from openslip.data.decode import open_image
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
@@ -109,9 +109,7 @@ def _read_parts(content: dict[str, Any], path: str) -> tuple[dict[str, Any], dic
 
 def strip(source: str | Path, target: str | Path, *, allow: Collection[str] = ()) -> tuple[int, int]:
     """Keeps of a checkpoint what inference needs, and returns the sizes before and after in bytes."""
-    source, target = Path(source), Path(target)
-    if source.is_dir():
-        source = source / "checkpoints" / "last.ckpt"
+    source, target = checkpoint_file(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
     architecture, weights, tokenizer, transform = _read_parts(read(source), str(source))

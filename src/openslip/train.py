@@ -7,13 +7,19 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from openslip.config import build, compose_config
+from openslip.checkpoint_folder import saved
+from openslip.config import build, compose_config, first_line
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.report import write_report
+from openslip.training import watchdog
 from openslip.training.callbacks.evaluate import Evaluate
-from openslip.training.callbacks.save import DurableCheckpointIO
+from openslip.training.callbacks.preemption import Preemption
+from openslip.training.callbacks.resume import Resume
+from openslip.training.callbacks.watch import Watch
+from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision
 from openslip.training.pretrainer import Pretrainer
@@ -29,8 +35,9 @@ def main(arguments: list[str]) -> None:
         say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
         say(*run.result()["lines"])
         return
-    if run.state == "restarted":
-        say(f"{run.folder} was not finished: it starts again from step 0")
+    if run.state == "unfinished":
+        say(f"{run.folder} is not finished: this command goes on with it")
+    watchdog.start(config["watchdog"])
     fit(config, run)
 
 
@@ -88,12 +95,29 @@ def fit(config: dict[str, Any], run: Run) -> None:
     precision = choose_precision(settings["precision"], settings["accelerator"])
     trainer = build(
         settings | {"precision": precision, "max_steps": total_steps, "max_epochs": -1},
-        callbacks=[*(build(callback) for callback in config["callbacks"].values()), evaluate],
+        # The order in which they do their part at the end of a step: whoever saves comes after whoever changes state.
+        callbacks=[
+            *(build(callback) for callback in config["callbacks"].values()),
+            evaluate,
+            Preemption(),
+            Watch(),
+            Resume(),
+        ],
         logger=loggers,
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),
     )
-    trainer.fit(pretrainer, datamodule=data)
+    resumed = run.checkpoints if saved(run.checkpoints) else None
+    try:
+        trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"{first_line(error)} often for want of memory: lower data.num_workers; the same command goes on"
+        ) from error
+    finally:
+        end_launched_ranks(trainer)
 
     if trainer.is_global_zero:
         headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
@@ -101,8 +125,21 @@ def fit(config: dict[str, Any], run: Run) -> None:
         lines = [*headlines, f"report: {report}"]
         if data.bad_samples.total:
             lines.insert(0, f"data: {data.bad_samples.total} bad samples were replaced: {data.bad_samples.file}")
-        run.finish({"step": trainer.global_step, "metrics": evaluate.results, "lines": lines})
+        run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
         say(*lines)
+
+
+def end_launched_ranks(trainer: pl.Trainer) -> None:
+    """Lightning kills this process when it sees one of its children end first, whatever was being written here."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        ranks = [*launcher.procs]
+        launcher.procs.clear()  # its observer looks at this list
+        failed = sys.exc_info()[0] is not None
+        for process in ranks:
+            if failed:
+                process.kill()
+            process.wait()
 
 
 def quiet_lightning() -> None:
@@ -114,6 +151,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
+    warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch")
 
 
 def main_process() -> bool:
@@ -162,6 +200,9 @@ def check_root_values(config: dict[str, Any]) -> None:
         for key, value in callback.items():
             if key.startswith("every_n_") and (not isinstance(value, int) or value < 1):
                 raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
+    for phase, seconds in config["watchdog"].items():
+        if not isinstance(seconds, (int, float)) or seconds <= 0:
+            raise UserError(f"watchdog.{phase}={seconds}: expected seconds, e.g. watchdog.{phase}=3600")
     if config["resume"] not in ("auto", "never"):
         raise UserError(f"resume={config['resume']}: expected auto or never")
 

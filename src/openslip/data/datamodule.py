@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from openslip import signals
 from openslip.data.bad_samples import BadSample, BadSamples
 from openslip.data.decode import Decoder
 from openslip.data.order import VERSION, Order, Randomness
@@ -93,7 +94,7 @@ class DataModule(pl.LightningDataModule):
         self.bad_sample_budget = bad_sample_budget
         self.bad_samples_file = bad_samples_file
         self.num_workers = num_workers
-        self.consumed = 0  # steps of the run; whoever trains counts on, `load_state_dict` sets it
+        self.consumed = 0  # steps of the run; the pretrainer counts on, `load_state_dict` sets it
         self.captions = self.truncated = 0
         self.bad_samples = BadSamples(None, budget=1.0, samples_per_epoch=0)
 
@@ -119,7 +120,8 @@ class DataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             prefetch_factor=4 if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # without its own, every epoch draws from the training's
         )
 
     def transfer_batch_to_device(
@@ -312,6 +314,7 @@ class Batches(Dataset):
         raise DataError(f"{problem[1]}; nor could {ATTEMPTS} samples be used in its place. Check data.source")
 
 
-def one_thread(worker: int) -> None:
-    """Workers are many; each computes on one core."""
+def start_worker(worker: int) -> None:
+    """Workers are many, so each computes on one core; the main process tells them when to end."""
     torch.set_num_threads(1)
+    signals.ignore(worker)

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from openslip import signals
 from openslip.data.decode import open_image
 from openslip.data.source import Source
 from openslip.data.views import EvalTransform
-from openslip.distributed import gather, rank, world_size
+from openslip.distributed import any_rank, gather, rank, world_size
 from openslip.errors import UserError
 
 
@@ -95,6 +96,7 @@ def labelled_batches(
 
     Raises:
         UserError: a sample has no label, or its picture cannot be read.
+        Preempted: a signal has asked some rank to stop.
     """
     loader = DataLoader(
         _Labelled(source, transform),
@@ -102,9 +104,16 @@ def labelled_batches(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
+        worker_init_fn=signals.ignore,
         generator=torch.Generator(),  # without its own, the loader draws from the training's
     )
-    for batch in loader:
+    batches = iter(loader)
+    for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
+        if any_rank(signals.received() is not None):
+            raise signals.Preempted
+        batch = next(batches, None)
+        if batch is None:  # this rank's part is one batch shorter, yet it is asked as often
+            return
         if isinstance(batch, UserError):
             raise batch
         image, label = batch

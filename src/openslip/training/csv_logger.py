@@ -1,6 +1,7 @@
 """`metrics.csv`: one row per logged step, a column per metric, empty where a metric was not measured."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,18 @@ from pytorch_lightning.utilities import rank_zero_only
 
 
 class CsvLogger(Logger):
-    """Always on; a new metric rewrites the file with its column, else a row is appended and flushed."""
+    """Always on; a new metric rewrites the file with its column, else a row is appended and flushed.
+
+    Rows that lie there already are kept; `cut_back` drops those of steps that will be made again.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.columns = ["step"]
         self.rows: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            self.read()
 
     @property
     def name(self) -> str:
@@ -40,6 +46,31 @@ class CsvLogger(Logger):
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(self.rows[step])
+
+    def read(self) -> None:
+        """What an earlier part of the run left; the last line may have been cut short by a crash."""
+        text = self.path.read_text(encoding="utf-8")
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        for row in reader:
+            self.rows[int(row["step"])] = {key: value for key, value in row.items() if value}
+        self.columns = list(reader.fieldnames or self.columns)
+
+    @rank_zero_only
+    def cut_back(self, step: int) -> None:
+        """Drops the rows after a step, and columns that are then empty."""
+        self.rows = {key: row for key, row in self.rows.items() if key <= step}
+        self.columns = [
+            name for name in self.columns if name == "step" or any(name in row for row in self.rows.values())
+        ]
+        if self.path.exists():
+            self.rewrite()
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Onto the disk, before a checkpoint that stands at a later step."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def rewrite(self) -> None:
         """The whole file, through a temporary one."""

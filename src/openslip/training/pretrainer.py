@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from openslip.data.datamodule import DataModule
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine, param_groups
+from openslip.training.finite import marked
 from openslip.training.microbatch import even_slices, loss_in_slices
 
 
@@ -24,6 +25,9 @@ class Pretrainer(pl.LightningModule):
         schedule: step to learning rate.
         micro_batch_size: samples per slice and rank; None for one slice.
         description: plain fields from which `openslip.load` rebuilds the model; saved in every checkpoint.
+
+    Attributes:
+        step: global batches consumed, whether their update was skipped or not.
     """
 
     def __init__(
@@ -46,13 +50,14 @@ class Pretrainer(pl.LightningModule):
         self.schedule = schedule
         self.micro_batch_size = micro_batch_size
         self.description = description
+        self.step = 0
         self.terms: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay))
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        lr = self.schedule(self.global_step)
+        lr = self.schedule(self.step)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         for group in optimizer.param_groups:
@@ -62,16 +67,19 @@ class Pretrainer(pl.LightningModule):
         sizes = even_slices(len(next(iter(batch.values()))), self.micro_batch_size)
         terms = loss_in_slices(self.objective, self.model, batch, sizes)
         self.terms = {name: term.detach() for name, term in terms.items()}
-        return terms["loss"]
+        return marked(terms["loss"])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.objective.after_step(self.model)  # here, so that callbacks see the clamped values
-
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        # All of a step ends here: callbacks come before this module at the end of a batch, and one of them saves.
+        self.objective.after_step(self.model)
+        self.step += 1
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
             data.consumed += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["openslip"] = {**self.description, "step": self.global_step}
+        checkpoint["openslip"] = {**self.description, "step": self.step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = checkpoint["openslip"]["step"]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,12 +11,16 @@ from typing import Any
 import torch
 import yaml
 
-from openslip.errors import UserError
+from openslip.durable import durable, sweep
+from openslip.errors import CheckpointError, UserError
 
 # What does not change a run's result, so that it neither names a run nor tells two apart; patterns of dotted keys.
 NOT_IDENTITY = (
     *("name", "runs_dir", "resume", "logger", "logger.*"),
     *("*num_workers", "shard_cache.*", "*source*.cache.*"),
+    *("callbacks.save.*", "watchdog.*"),
+    # Any split of the global batch makes the same update, so a run may go on with other hardware.
+    *("micro_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*"),
 )
 
 
@@ -27,11 +30,15 @@ class Run:
 
     Attributes:
         folder: `runs/<name>`.
-        state: `new`; `restarted` where an unfinished run of the same config lay there; `finished`.
+        state: `new`; `unfinished` where one of the same config lay there; `finished`.
     """
 
     folder: Path
     state: str
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
     @property
     def result_file(self) -> Path:
@@ -43,9 +50,7 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the run as finished."""
-        temporary = self.result_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(self.result_file)
+        write_text(self.result_file, json.dumps(result, indent=1) + "\n")
 
 
 def run_name(config: dict[str, Any], choices: str) -> str:
@@ -72,6 +77,7 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
 
     Raises:
         UserError: another config lies there, or `resume=never` and a run does.
+        CheckpointError: the folder cannot be written.
     """
     folder = Path(config["runs_dir"]) / name
     if not main_process:  # all ranks must agree that there is nothing to do; the main process refuses what is wrong
@@ -83,13 +89,26 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
             raise UserError(f"resume=never, but the run {folder} exists: give another name=, or resume=auto")
         if (folder / "result.json").exists():
             return Run(folder, "finished")
-        state = "restarted"
-        shutil.rmtree(folder)  # an unfinished run starts anew: its partial figures belong to no result
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "arrays").mkdir(exist_ok=True)
-    (folder / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        state = "unfinished"
+    try:
+        (folder / "arrays").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        sweep(folder / "checkpoints")
+        sweep(folder)
+        write_text(folder / "checkpoints" / "writable", "")  # before an hour of training finds out
+        (folder / "checkpoints" / "writable").unlink()
+        write_text(folder / "env.json", json.dumps(environment(), indent=1) + "\n")
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror}): mend it, or choose another runs_dir="
+        ) from error
     return Run(folder, state)
+
+
+def write_text(path: Path, text: str) -> None:
+    with durable(path) as file:
+        file.write(text.encode())
 
 
 def refuse_other_config(folder: Path, config: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Runs the configured evaluations during training and at its end, on all ranks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 
 from openslip.evaluation.evaluation import Evaluation
+from openslip.training import watchdog
 from openslip.training.callbacks.metrics import log
 from openslip.training.pretrainer import Pretrainer
 
@@ -22,22 +24,46 @@ class Evaluate(pl.Callback):
         self.evaluations = evaluations
         self.every_n_epochs = every_n_epochs
         self.results: dict[str, dict[str, float]] = {}
+        self.evaluated_step = 0
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        last = trainer.global_step == trainer.max_steps  # `on_train_end` evaluates that one
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not last:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        # Stopped during its last evaluation: no step is left, so Lightning calls nothing else.
+        if pl_module.step == trainer.max_steps:
             self.evaluate(trainer, pl_module)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.evaluate_if_due(trainer, pl_module)  # stopped between the step and its evaluation
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.evaluate_if_due(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretrainer)
         self.evaluate(trainer, pl_module)
 
-    def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def evaluate_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
+        step, steps = pl_module.step, int(trainer.num_training_batches) * self.every_n_epochs
+        if step and steps and step % steps == 0 and step not in (self.evaluated_step, trainer.max_steps):
+            self.evaluate(trainer, pl_module)
+
+    def evaluate(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         for name, evaluation in self.evaluations.items():
-            self.results[name] = evaluation.run(pl_module.model, pl_module.device)
+            with watchdog.phase("evaluation"):
+                self.results[name] = evaluation.run(pl_module.model, pl_module.device)
             logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
-            log(trainer, logged, trainer.global_step)
+            log(trainer, logged, pl_module.step)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "arrays"
                 folder.mkdir(exist_ok=True)
                 np.savez_compressed(folder / f"{name}.npz", **evaluation.arrays)  # pyright: ignore[reportArgumentType]
+        self.evaluated_step = pl_module.step
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.evaluated_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.evaluated_step = state_dict["step"]

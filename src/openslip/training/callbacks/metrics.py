@@ -34,7 +34,7 @@ class Metrics(pl.Callback):
         assert isinstance(pl_module, Pretrainer)
         step = trainer.global_step
         total = pl_module.schedule.total_steps
-        if step % self.every_n_steps and step != total and step != self.first_step + 1:
+        if step % self.every_n_steps and step != total and step != 1:
             return
         metrics = {f"train/{name}": value for name, value in mean_over_ranks(pl_module.terms).items()}
         logit_scale = getattr(pl_module.model, "logit_scale", None)

@@ -1,33 +1,58 @@
-"""Saves `checkpoints/last.ckpt` at the end of epochs and of the run, whole or not at all."""
+"""Saves `checkpoints/step-000123.ckpt`, every few steps, at the end of epochs and of the run."""
 
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from openslip.checkpoint import write
-
-
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes through a temporary file in the same folder; Lightning's own save tears files across file systems."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write(Path(path), checkpoint)
+from openslip.checkpoint_folder import file_name
+from openslip.distributed import from_first_rank
+from openslip.errors import CheckpointError
+from openslip.training import watchdog
+from openslip.training.callbacks.finite import refuse_non_finite
+from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.csv_logger import CsvLogger
+from openslip.training.pretrainer import Pretrainer
 
 
 class Save(pl.Callback):
-    """Every `every_n_epochs`, and when training ends."""
+    """Every `every_n_steps`, every `every_n_epochs`, after the last step, and when a signal has asked to stop."""
 
-    def __init__(self, *, every_n_epochs: int) -> None:
+    def __init__(self, *, every_n_steps: int, every_n_epochs: int) -> None:
+        self.every_n_steps = every_n_steps
         self.every_n_epochs = every_n_epochs
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            trainer.save_checkpoint(self.folder(trainer) / "last.ckpt")
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        epochs = int(trainer.num_training_batches) * self.every_n_epochs
+        # By the step, not by Lightning's epochs: after a resume in the middle of one, its hooks come at other times.
+        if (
+            pl_module.step % self.every_n_steps == 0
+            or pl_module.step % epochs == 0
+            or trainer.max_steps == pl_module.step
+        ):
+            save(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt")
 
-    def folder(self, trainer: pl.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "checkpoints"
+def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
+    """Called by all ranks at the same step; returns when the checkpoint is on the disk.
+
+    Raises:
+        NonFiniteError: a weight or statistic is not finite; nothing is written.
+        CheckpointError: on all ranks, when the first one could not write.
+    """
+    path = Path(trainer.default_root_dir) / "checkpoints" / file_name(pl_module.step)
+    with watchdog.phase("checkpoint"):
+        refuse_non_finite(pl_module.state_dict(), pl_module.step)
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.sync()
+        trainer.save_checkpoint(path)
+        io = trainer.strategy.checkpoint_io
+        assert isinstance(io, DurableCheckpointIO)
+        failure = from_first_rank(io.failure)
+    if failure is not None:
+        raise CheckpointError(failure)
+    return path

@@ -42,6 +42,11 @@ class Snapshot(pl.Callback):
         views = {key: self.picture(value) for key, value in self.kept.items() if value.ndim == 4}
         self.save(trainer, "views", captions=self.captions(), **views)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        if pl_module.step == trainer.max_steps:  # no step is left, and `on_train_end` is not called
+            self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
         model = pl_module.model
@@ -69,3 +74,9 @@ class Snapshot(pl.Callback):
 
     def save(self, trainer: pl.Trainer, name: str, **arrays: Any) -> None:
         np.savez_compressed(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", **arrays)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.kept
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        self.kept = state_dict

@@ -1,0 +1,115 @@
+"""A run's `checkpoints/`: `step-000123.ckpt` with `step-000123.json` beside it, and `last.ckpt`, a link to the newest.
+
+The JSON holds step, size and sha256. It is written after its checkpoint is on the disk, and the link is moved after
+that: a checkpoint without JSON was never finished and does not count.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from openslip.durable import durable, point
+from openslip.errors import CheckpointError
+
+KEPT = 2  # the newest may turn out to be damaged
+LINK = "last.ckpt"
+CHUNK = 1 << 22
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was finished, and what its JSON says of it."""
+
+    path: Path
+    step: int
+    size: int
+    sha256: str
+
+
+class Hashing:
+    """A file that takes the size and sha256 of what is written on its way to the disk."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def file_name(step: int) -> str:
+    return f"step-{step:06}.ckpt"
+
+
+def saved(folder: Path) -> list[Saved]:
+    """Finished checkpoints, the one of the highest step first."""
+    found = []
+    for note in folder.glob("step-*.json"):
+        try:
+            entry = json.loads(note.read_text())
+            found.append(Saved(note.with_suffix(".ckpt"), entry["step"], entry["size"], entry["sha256"]))
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: the checkpoint cannot be trusted either
+            found.append(Saved(note.with_suffix(".ckpt"), _step(note), -1, ""))
+    return sorted(found, key=lambda each: each.step, reverse=True)
+
+
+def finish(path: Path, step: int, written: Hashing) -> None:
+    """Vouches for a checkpoint that lies whole at `path`, makes it the last one, and removes the oldest."""
+    with durable(path.with_suffix(".json")) as note:
+        entry = {"step": step, "size": written.size, "sha256": written.digest.hexdigest()}
+        note.write(json.dumps(entry).encode())
+    point(path.with_name(LINK), path.name)
+    # A higher step can only be one that was found damaged: the run has gone on from an earlier one.
+    keep = [each.path.name for each in saved(path.parent) if each.step <= step][:KEPT]
+    for old in path.parent.glob("step-*.ckpt"):
+        if old.name not in keep:
+            old.with_suffix(".json").unlink(missing_ok=True)  # first: what is half removed counts no more
+            old.unlink(missing_ok=True)
+
+
+def damage(checkpoint: Saved) -> str | None:
+    """What is wrong with a checkpoint, or None; reads all of it."""
+    try:
+        if checkpoint.size < 0:
+            return f"{checkpoint.path.with_suffix('.json').name} cannot be read"
+        size = checkpoint.path.stat().st_size
+        if size != checkpoint.size:
+            return f"{size:,} bytes where {checkpoint.size:,} were written"
+        digest = hashlib.sha256()
+        with checkpoint.path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if digest.hexdigest() == checkpoint.sha256 else "its content is not what was written (sha256)"
+
+
+def newest_whole(folder: Path) -> Saved:
+    """The checkpoint of the highest step that is what was written; says which ones are not.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    candidates = saved(folder)
+    for checkpoint in candidates:
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        sys.stderr.write(f"WARNING: checkpoint {checkpoint.path} is damaged ({problem}): the one before it is taken\n")
+    raise CheckpointError(
+        f"{folder}: none of its {len(candidates)} checkpoints is whole: restore one from a copy, "
+        "or delete the run's folder to start anew"
+    )
+
+
+def _step(note: Path) -> int:
+    digits = re.sub(r"\D", "", note.stem)
+    return int(digits) if digits else -1

@@ -1,0 +1,90 @@
+"""A step whose loss or gradient is not finite changes nothing, and too many in a row end the run."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor
+
+from openslip.errors import NonFiniteError
+from openslip.training.finite import LateReader, is_finite
+from openslip.training.pretrainer import Pretrainer
+
+
+class Finite(pl.Callback):
+    """Skips such steps on all ranks alike, without waiting for the device: gradients are the same on all ranks.
+
+    Parameters, optimizer state and statistics stay as they were; the batch counts as consumed. With a loss scaler the
+    gradients are the scaler's business, whose backing off is no such step; then the loss alone counts.
+
+    Args:
+        stop_after: such steps in a row end the run, exit code 3.
+    """
+
+    def __init__(self, *, stop_after: int) -> None:
+        self.stop_after = stop_after
+        self.skipped = torch.zeros((), dtype=torch.int64)
+        self.in_a_row = torch.zeros((), dtype=torch.int64)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.skipped, self.in_a_row = self.skipped.to(pl_module.device), self.in_a_row.to(pl_module.device)
+        self.read = LateReader(pl_module.device)
+        plugin = trainer.precision_plugin
+        self.scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.statistics = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        if self.scaled:
+            self.bad = ~pl_module.terms["loss"].isfinite()
+            return
+        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+        self.bad = ~is_finite(gradients)
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = self.bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+        elif self.bad.item():  # only the fused kernels can skip on the device
+            optimizer.zero_grad(set_to_none=True)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for buffer, before in self.statistics:
+            buffer.copy_(torch.where(self.bad, before, buffer))
+        self.skipped += self.bad
+        self.in_a_row = (self.in_a_row + 1) * self.bad
+        assert isinstance(pl_module, Pretrainer)
+        self.stop(self.read(self.in_a_row), pl_module.step - 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        self.stop(int(self.in_a_row), pl_module.step)
+
+    def stop(self, in_a_row: int, step: int) -> None:
+        if in_a_row >= self.stop_after:
+            raise NonFiniteError(
+                f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step}: their updates were "
+                "skipped and the checkpoints are sound; lower optim.lr or look at the data, and give another name="
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"skipped": self.skipped.cpu(), "in_a_row": self.in_a_row.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+
+def refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
+    """Looks at everything that is going to be saved."""
+    bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise NonFiniteError(
+            f"{bad[0]} and {len(bad) - 1} more are not finite at step {step}: nothing is saved, and the checkpoints "
+            "before it are sound; lower optim.lr, and give another name="
+        )

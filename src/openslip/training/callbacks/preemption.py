@@ -1,0 +1,54 @@
+"""A run that is asked to stop saves between two steps, and is queued again where a scheduler asked for it."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import WandbLogger
+
+from openslip import signals
+from openslip.checkpoint_folder import saved
+from openslip.distributed import any_rank, from_first_rank
+from openslip.training import slurm
+from openslip.training.callbacks.save import save
+from openslip.training.pretrainer import Pretrainer
+
+
+class Preemption(pl.Callback):
+    """All ranks agree at the end of a step, save, and leave with exit code 143."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Lightning's handlers talk to the other ranks inside the handler, which can wait for ever, and it sends a
+        # flag of its own before every step, for which the device is waited.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signals.defer()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if any_rank(signals.received() is not None):
+            raise signals.Preempted
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Here and not where it is raised, because an evaluation may be where the ranks agree."""
+        if not isinstance(exception, signals.Preempted):
+            return
+        assert isinstance(pl_module, Pretrainer)
+        there = [checkpoint.step for checkpoint in saved(Path(trainer.default_root_dir) / "checkpoints")]
+        if from_first_rank(pl_module.step not in there):
+            save(trainer, pl_module)
+        if trainer.is_global_zero:
+            name = received.name if (received := signals.received()) else "a signal to another rank"
+            sys.stderr.write(f"\nstopped by {name} after step {pl_module.step}, saved; the same command goes on\n")
+            sys.stderr.flush()
+            if received in (signal.SIGUSR1, signal.SIGUSR2):
+                for logger in trainer.loggers:  # the job ends with the call below
+                    if isinstance(logger, WandbLogger):
+                        logger.experiment.finish()
+                slurm.requeue()
+        from_first_rank(None)  # whoever leaves earlier makes launchers kill the first rank

@@ -1,0 +1,68 @@
+"""What a run needs to go on beside weights, optimizer and data: random states, and figures no further than its step."""
+
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from openslip.data.datamodule import DataModule
+from openslip.distributed import of_all_ranks, rank
+from openslip.training.csv_logger import CsvLogger
+from openslip.training.pretrainer import Pretrainer
+
+
+class Resume(pl.Callback):
+    """Saves every rank's random states, and gives them back before the next step; cuts `metrics.csv` back."""
+
+    def __init__(self) -> None:
+        self.loaded: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.cut_back(pl_module.step)
+        if trainer.is_global_zero and pl_module.step:
+            sys.stdout.write(f"goes on after step {pl_module.step} of {pl_module.schedule.total_steps}\n")
+            sys.stdout.flush()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert pl_module.step == trainer.global_step
+        assert not isinstance(data, DataModule) or data.consumed == pl_module.step
+        # The last of all hooks before a step: nothing may draw in between.
+        if rank() < len(self.loaded):
+            set_random_state(self.loaded[rank()])
+        elif self.loaded:  # there were fewer ranks: the others begin at a place of their own
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * rank() + pl_module.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": of_all_ranks(random_state())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.loaded = state_dict["random"]
+
+
+def random_state() -> dict[str, Any]:
+    """Of Python, numpy, torch and this rank's GPU; numbers and tensors alone, so that a checkpoint may hold it."""
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """What `random_state` returned."""
+    random.setstate(state["python"])
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

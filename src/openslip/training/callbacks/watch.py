@@ -1,0 +1,16 @@
+"""Tells the watchdog where a run stands."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from openslip.training import watchdog
+
+
+class Watch(pl.Callback):
+    """Each step has its time anew; the first one counts as set-up, because kernels are compiled and workers start."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        watchdog.enter("step")

@@ -1,0 +1,87 @@
+"""How Lightning saves and reads a run's checkpoints: durably, checked, and without running what stands in them."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
+
+from openslip.checkpoint import read, why_unwritten
+from openslip.checkpoint_folder import Hashing, finish, newest_whole
+from openslip.distributed import from_first_rank, rank
+from openslip.durable import durable
+from openslip.errors import CheckpointError
+
+PAUSES = (1.0, 4.0)  # seconds before each new attempt: file servers recover
+HEADROOM = 2  # times the size must be free: a disk that full fills up elsewhere as well
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Lightning's own writes through TMPDIR, which tears the old file where that is another file system.
+
+    Attributes:
+        failure: why the last save failed; the first rank alone writes, and must tell the others before it stops.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.failure = None
+        path = Path(path)
+        for pause in (*PAUSES, None):
+            try:
+                check_space(path.parent, size_of(checkpoint))
+                with durable(path) as file:
+                    hashing = Hashing(file)
+                    torch.save(checkpoint, hashing)  # pyright: ignore[reportArgumentType]
+                finish(path, checkpoint["openslip"]["step"], hashing)
+                return
+            except (OSError, RuntimeError) as error:
+                reason = why_unwritten(error)
+            except CheckpointError as error:  # no room
+                reason = str(error)
+            if pause is not None:
+                sys.stderr.write(f"\ncheckpoint {path} could not be written ({reason}): tried again in {pause:.0f} s\n")
+                time.sleep(pause)
+        self.failure = f"checkpoint {path} could not be written ({reason}): make room or mend the file system; the "
+        self.failure += "checkpoints before it are whole, and the same command goes on"
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """The newest whole checkpoint of a folder; the first rank alone reads it twice, to check it."""
+        newest: Path | CheckpointError | None = None
+        if rank() == 0:
+            try:
+                newest = newest_whole(Path(path)).path
+            except CheckpointError as error:
+                newest = error
+        newest = from_first_rank(newest)
+        if isinstance(newest, CheckpointError):
+            raise newest
+        assert newest is not None
+        return read(newest)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Never asked for: `finish` keeps what must be kept."""
+        raise NotImplementedError
+
+
+def size_of(content: Any) -> int:
+    """Bytes of the tensors in a nest of dicts and lists."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(size_of(value) for value in content.values())
+    if isinstance(content, (list, tuple)):
+        return sum(size_of(value) for value in content)
+    return 0
+
+
+def check_space(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < HEADROOM * size:
+        raise CheckpointError(f"{free / 1e6:.1f} MB free, {HEADROOM * size / 1e6:.1f} MB needed in {folder}")

@@ -1,0 +1,108 @@
+"""Real training processes that can be killed: forked off one that has done the slow imports."""
+
+import hashlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from openslip.checkpoint import read
+from openslip.checkpoint_folder import newest_whole, saved
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["openslip.train", "openslip.data.shards", "openslip.models.dual_encoder", "trainings"])
+
+# A model that makes a step in some 10 ms; six steps an epoch on 100 samples.
+SMALL = [
+    *("trainer=cpu", "trainer.precision=32-true", "data=webdataset", "data.num_workers=0", "evaluation=none"),
+    *("global_batch_size=16", "model.image_tower.arguments.embed_dim=24", "model.image_tower.arguments.depth=1"),
+    *("model.text_tower.width=8", "model.text_tower.depth=1", "model.text_tower.heads=1", "model.embed_dim=8"),
+    *("optim.warmup_steps=3", "callbacks.metrics.every_n_steps=1", "callbacks.snapshot.num_samples=4"),
+]
+
+
+def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    from openslip import signals
+    from openslip.config import run_entry_point
+    from openslip.train import main
+
+    signals.catch()
+    sys.exit(run_entry_point(main, arguments))
+
+
+class Training:
+    """One process of a run."""
+
+    def __init__(self, folder: Path, *arguments: str, log: str = "log", **environment: str) -> None:
+        self.log = folder / log
+        self.process: ForkServerProcess = _context.Process(
+            target=run, args=(list(arguments), str(folder), str(self.log), {"OMP_NUM_THREADS": "1", **environment})
+        )
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def wait(self, seconds: float = 60) -> int:
+        """Its exit code; what is still running by then is killed."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s:\n{self.said()}")
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def wait_for(self, words: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while words not in self.said():
+            assert self.process.is_alive(), self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.01)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def two_ranks(folder: Path, *arguments: str, log: str = "log", **environment: str) -> list[Training]:
+    """A run of two ranks, started as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        **{"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", **environment},
+    }
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    arguments = tuple(word for word in arguments if word != "trainer=cpu")
+    return [
+        Training(folder, *two, *arguments, log=f"{log}{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(2)
+    ]
+
+
+def weights_hash(run_folder: Path) -> str:
+    """Of the newest checkpoint's weights, statistics and optimizer."""
+    content = read(newest_whole(run_folder / "checkpoints").path)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(content["state_dict"].items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    for number, state in sorted(content["optimizer_states"][0]["state"].items()):
+        for name, tensor in sorted(state.items()):
+            digest.update(f"{number}{name}".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def steps_saved(run_folder: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in saved(run_folder / "checkpoints")]
