@@ -9,8 +9,11 @@ import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from openslip import signals
 from openslip.checkpoint import read
 from openslip.checkpoint_folder import newest_whole, saved
+from openslip.config import run_entry_point
+from openslip.train import main
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["openslip.train", "openslip.data.shards", "openslip.models.dual_encoder", "trainings"])
@@ -20,6 +23,7 @@ SMALL = [
     *("trainer=cpu", "trainer.precision=32-true", "data=webdataset", "data.num_workers=0", "evaluation=none"),
     *("global_batch_size=16", "model.image_tower.arguments.embed_dim=24", "model.image_tower.arguments.depth=1"),
     *("model.text_tower.width=8", "model.text_tower.depth=1", "model.text_tower.heads=1", "model.embed_dim=8"),
+    "+callbacks.disturb._target_=disturbances.Disturb",
     *("optim.warmup_steps=3", "callbacks.metrics.every_n_steps=1", "callbacks.snapshot.num_samples=4"),
 ]
 
@@ -29,10 +33,6 @@ def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]
     os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    from openslip import signals
-    from openslip.config import run_entry_point
-    from openslip.train import main
-
     signals.catch()
     sys.exit(run_entry_point(main, arguments))
 
@@ -64,9 +64,10 @@ class Training:
         self.process.kill()
         self.process.join()
 
-    def wait_for(self, words: str, seconds: float = 60) -> None:
+    def wait_for(self, words: str, seconds: float = 60, file: Path | None = None) -> None:
+        """Until the words stand in its log, or in that file."""
         deadline = time.monotonic() + seconds
-        while words not in self.said():
+        while words not in (self.said() if file is None else file.read_text() if file.exists() else ""):
             assert self.process.is_alive(), self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.01)

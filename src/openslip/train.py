@@ -116,7 +116,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"{first_line(error)} often for want of memory: lower data.num_workers; the same command goes on"
+            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
+            "lower data.num_workers; the same command goes on"
         ) from error
     finally:
         end_launched_ranks(trainer)

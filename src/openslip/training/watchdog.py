@@ -51,7 +51,9 @@ def _watch() -> None:
     while time.monotonic() < _deadline:
         time.sleep(min(1.0, min(_limits.values()) / 4))
     limit = f"watchdog.{_phase}={_limits[_phase]:g} seconds"
-    sys.stderr.write(f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; where its threads are:\n")
+    sys.stderr.write(
+        f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; where its threads are:\n"
+    )
     sys.stderr.flush()
     faulthandler.dump_traceback(all_threads=True)
     os._exit(EXIT_CODE)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from openslip.data.datamodule import DataModule
 from openslip.distributed import world_size
+from openslip.training.callbacks.finite import Finite
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
@@ -46,6 +47,9 @@ class Metrics(pl.Callback):
         speed = (step - self.last_step) * global_batch_size / max(now - self.last_time, 1e-9)
         self.last_time, self.last_step = now, step
         logged = {"samples_seen": step * global_batch_size, **metrics, "speed/samples_per_second": speed}
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Finite):
+                logged["train/skipped"] = float(callback.skipped)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
             logged |= data.figures()

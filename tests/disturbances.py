@@ -1,0 +1,49 @@
+"""What goes wrong in a run, at a step that the environment names, because a run's config tells it from others."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from openslip.objectives.slip import SLIP
+
+
+def here(kind: str, step: int) -> bool:
+    """`DISTURB="signal 7 0"`: the kind, at that step, on that rank; `DISTURB="nan 3-5 1"` from step to step."""
+    wanted, steps, rank = os.environ.get("DISTURB", "none 0 0").split()
+    first, _, last = steps.partition("-")
+    in_time = int(first) <= step <= int(last or first)
+    return wanted == kind and in_time and rank in ("all", os.environ.get("RANK", "0"))
+
+
+class Disturb(pl.Callback):
+    """`signal`, `stuck` or `kill_worker`."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        step = pl_module.step + 1
+        if here("signal", step):
+            os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGTERM)))
+        if here("stuck", step):
+            time.sleep(1000)
+        if here("kill_worker", step):
+            workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            os.kill(int(workers[0]), signal.SIGKILL)
+
+
+class NaN(SLIP):
+    """`nan`: the loss of one rank is not finite, although its gradients would be."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.step = 0
+
+    def loss(self, model: Any, features: dict[str, torch.Tensor], /) -> dict[str, torch.Tensor]:
+        terms = super().loss(model, features)
+        self.step += 1
+        if here("nan", self.step):
+            terms["loss"] = terms["loss"] + torch.nan
+        return terms

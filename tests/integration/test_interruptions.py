@@ -1,0 +1,252 @@
+"""A run that is killed, stopped, or resumed, in real processes: it ends as the one that nobody disturbed."""
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_files import write_pairs
+from trainings import SMALL, Training, steps_saved, two_ranks, weights_hash
+
+from openslip.checkpoint import read
+from openslip.checkpoint_folder import newest_whole
+
+STEPS = 30
+RUN = [*SMALL, "data.source.shards=0.tar", f"trainer.max_steps={STEPS}", "callbacks.save.every_n_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_pairs(folder / "0.tar", 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """The run that nobody disturbed."""
+    training = Training(place, *RUN, "name=whole", log="whole.log")
+    assert training.wait() == 0, training.said()
+    return place / "runs" / "whole"
+
+
+def figures(run_folder: Path) -> list[tuple[str, ...]]:
+    """Step and loss of every row."""
+    with (run_folder / "metrics.csv").open() as file:
+        return [(row["step"], row["samples_seen"], row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def assert_ended_as(run_folder: Path, whole: Path) -> None:
+    assert figures(run_folder) == figures(whole)
+    assert [int(step) for step, _, _ in figures(run_folder)] == list(range(1, STEPS + 1))
+    assert weights_hash(run_folder) == weights_hash(whole)
+    assert steps_saved(run_folder)[0] == STEPS
+    assert not list((run_folder / "checkpoints").glob(".*"))
+
+
+def test_the_same_command_twice_gives_the_same_weights(place: Path, whole: Path):
+    training = Training(place, *RUN, "name=again", log="again.log")
+    assert training.wait() == 0
+    assert_ended_as(place / "runs" / "again", whole)
+
+
+def kill_at_random(place: Path, name: str, kills: int, rng: np.random.Generator) -> None:
+    """Kills a run again and again, one time in four before its first step, then lets it end."""
+    run = [*RUN, f"name={name}", "callbacks.save.every_n_steps=2"]
+    for number in range(kills):
+        training = Training(place, *run, log=f"{name}{number}.log")
+        if rng.random() < 0.25:
+            time.sleep(0.8 * rng.random())
+        else:
+            training.wait_for("train/loss", file=place / "runs" / name / "metrics.csv")
+            time.sleep(0.2 * rng.random())
+        assert training.process.is_alive(), training.said()
+        training.kill()
+    training = Training(place, *run, log=f"{name}.log")
+    assert training.wait() == 0, training.said()
+
+
+def test_twelve_kills_at_random_moments_change_nothing(place: Path, whole: Path):
+    kill_at_random(place, "killed", 12, np.random.default_rng(0))
+    assert_ended_as(place / "runs" / "killed", whole)
+
+
+@pytest.mark.parametrize("at", [1, 3, 6, 7, 29, 30])  # 6 and 30 end an epoch
+def test_a_signal_in_a_step_stops_after_it_and_loses_nothing(place: Path, whole: Path, at: int):
+    name = f"stopped{at}"
+    assert stop_in(place, name, at) == 143
+    assert steps_saved(place / "runs" / name)[0] == at
+    assert end(place, name) == 0
+    assert_ended_as(place / "runs" / name, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_other_signals_stop_it_as_well(place: Path, number: int):
+    name = f"signal{number}"
+    assert stop_in(place, name, 3, SIGNAL=str(int(number))) == 143
+    assert steps_saved(place / "runs" / name)[0] == 3
+
+
+def stop_in(place: Path, name: str, step: int, **environment: str) -> int:
+    """Runs until a signal comes in the middle of that step."""
+    return Training(place, *RUN, f"name={name}", log=name, DISTURB=f"signal {step} 0", **environment).wait()
+
+
+def end(place: Path, name: str) -> int:
+    return Training(place, *RUN, f"name={name}", log=name).wait()
+
+
+def test_five_stops_in_one_epoch_change_nothing(place: Path, whole: Path):
+    for at in (7, 8, 9, 10, 11):
+        assert stop_in(place, "five", at) == 143
+        assert steps_saved(place / "runs" / "five")[0] == at
+    assert end(place, "five") == 0
+    assert_ended_as(place / "runs" / "five", whole)
+
+
+def test_a_killed_worker_ends_the_run_with_that_message(place: Path, whole: Path):
+    run = [*RUN, "name=worker", "data.num_workers=1"]
+    training = Training(place, *run, log="worker", DISTURB="kill_worker 9 0")
+    assert training.wait() == 1
+    assert "error: a process that loads data was killed (DataLoader worker" in training.said()
+    assert Training(place, *run, log="worker").wait() == 0
+    assert_ended_as(place / "runs" / "worker", whole)
+
+
+def test_a_stuck_step_ends_with_the_stacks_and_the_rank(place: Path):
+    run = [*RUN, "name=stuck", "watchdog.step=2"]
+    training = Training(place, *run, log="stuck", DISTURB="stuck 3 0")
+    assert training.wait() == 1
+    assert "rank 0 is stuck: its step takes longer than watchdog.step=2 seconds" in training.said()
+    assert "disturbances.py" in training.said()
+
+
+def nan_run(name: str) -> list[str]:
+    return [*RUN, f"name={name}", "objective._target_=disturbances.NaN"]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_but_the_count(place: Path):
+    training = Training(place, *nan_run("nan"), log="nan", DISTURB="nan 5-7 0")
+    assert training.wait() == 0, training.said()
+    with (place / "runs" / "nan" / "metrics.csv").open() as file:
+        skipped = [row["train/skipped"] for row in csv.DictReader(file)]
+    assert skipped == ["0.0"] * 4 + ["1.0", "2.0"] + ["3.0"] * (STEPS - 6)
+    content = read(newest_whole(place / "runs" / "nan" / "checkpoints").path)
+    assert content["DataModule"]["step"] == STEPS
+    assert content["optimizer_states"][0]["state"][0]["step"] == STEPS - 3
+    assert all(tensor.isfinite().all() for tensor in content["state_dict"].values())
+    assert int(content["state_dict"]["objective.head.1.num_batches_tracked"]) == 2 * (STEPS - 3)
+
+
+def test_ten_such_steps_in_a_row_end_the_run_with_3_and_sound_checkpoints(place: Path):
+    training = Training(place, *nan_run("ten"), log="ten", DISTURB="nan 5-15 0")
+    assert training.wait() == 3
+    assert "error: loss or gradient was not finite in 10 steps in a row, up to step 14" in training.said()
+    content = read(newest_whole(place / "runs" / "ten" / "checkpoints").path)
+    assert all(tensor.isfinite().all() for tensor in content["state_dict"].values())
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(place: Path, whole: Path):
+    for name, damage in (("cut", lambda content: content[:-100]), ("flipped", flip)):
+        assert stop_in(place, name, 14) == 143
+        newest = place / "runs" / name / "checkpoints" / "step-000014.ckpt"
+        newest.write_bytes(damage(newest.read_bytes()))
+        training = Training(place, *RUN, f"name={name}", log=name)
+        assert training.wait() == 0
+        assert f"WARNING: checkpoint runs/{name}/checkpoints/step-000014.ckpt is damaged" in training.said()
+        assert "goes on after step 12 of 30" in training.said()
+        assert_ended_as(place / "runs" / name, whole)
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_no_whole_checkpoint_is_an_error_and_not_a_new_run(place: Path):
+    assert stop_in(place, "none", 5) == 143
+    for path in (place / "runs" / "none" / "checkpoints").glob("step-*.ckpt"):
+        path.write_bytes(b"")
+    training = Training(place, *RUN, "name=none", log="none")
+    assert training.wait() == 5
+    assert "none of its 2 checkpoints is whole" in training.said()
+
+
+# Two ranks
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(place: Path) -> Path:
+    for training in two_ranks(place, *RUN, "name=whole2", log="whole2-"):
+        assert training.wait() == 0, training.said()
+    return place / "runs" / "whole2"
+
+
+@pytest.mark.parametrize("who", ["0", "1", "all"])
+def test_a_signal_to_some_ranks_stops_all_after_the_same_step(place: Path, whole_of_two: Path, who: str):
+    run = [*RUN, f"name=two{who}"]
+    ranks = two_ranks(place, *run, log=f"two{who}-", DISTURB=f"signal 8 {who}")
+    assert [rank.wait() for rank in ranks] == [143, 143]
+    assert steps_saved(place / "runs" / f"two{who}")[0] == 8
+    for rank in two_ranks(place, *run, log=f"two{who}-"):
+        assert rank.wait() == 0, rank.said()
+    assert_ended_as(place / "runs" / f"two{who}", whole_of_two)
+
+
+def test_one_two_one_ranks_end_in_the_weights_of_one(place: Path, whole: Path):
+    assert stop_in(place, "elastic", 8) == 143
+    ranks = two_ranks(place, *RUN, "name=elastic", log="elastic-", DISTURB="signal 20 1")
+    assert [rank.wait() for rank in ranks] == [143, 143]
+    assert end(place, "elastic") == 0
+    for (step, _, loss), (other, _, reference) in zip(figures(place / "runs" / "elastic"), figures(whole), strict=True):
+        assert step == other
+        assert float(loss) == pytest.approx(float(reference), rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_both(place: Path):
+    for rank in two_ranks(place, *nan_run("nan2"), log="nan2-", DISTURB="nan 5 1"):
+        assert rank.wait() == 0, rank.said()
+    content = read(newest_whole(place / "runs" / "nan2" / "checkpoints").path)
+    assert int(content["callbacks"]["Finite"]["skipped"]) == 1
+    assert content["optimizer_states"][0]["state"][0]["step"] == STEPS - 1
+    rows = figures(place / "runs" / "nan2")
+    assert [step for step, _, loss in rows if loss == "nan"] == ["5"]
+
+
+def test_a_rank_that_is_stuck_is_named(place: Path):
+    ranks = two_ranks(place, *RUN, "name=stuck2", "watchdog.step=3", log="stuck2-", DISTURB="stuck 4 1")
+    assert all(rank.wait() != 0 for rank in ranks)
+    assert "rank 1 is stuck" in ranks[1].said()
+    assert "on_train_batch_start" in ranks[1].said()
+
+
+# SLURM's scheduler, played by a script
+
+
+def test_sigusr1_under_slurm_requeues_once_after_the_save(place: Path, tmp_path: Path):
+    calls, checkpoints = tmp_path / "calls", place / "runs" / "slurm" / "checkpoints"
+    fake = tmp_path / "scontrol"
+    fake.write_text(f'#!/bin/sh\necho "$@" $(ls {checkpoints}) >> {calls}\necho "JobId=77 Requeue=1 BatchFlag=1"\n')
+    fake.chmod(0o755)
+    environment = {
+        **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "bash"},
+        **{"SIGNAL": str(int(signal.SIGUSR1))},
+    }
+    assert stop_in(place, "slurm", 5, **environment) == 143
+    said = calls.read_text().splitlines()
+    assert [line.split()[:2] for line in said] == [["show", "job"], ["requeue", "77"]]
+    assert all("step-000005.ckpt step-000005.json" in line for line in said)
+
+
+@pytest.mark.parametrize(("number", "answer"), [(signal.SIGTERM, "Requeue=1"), (signal.SIGUSR1, "Requeue=0")])
+def test_it_is_not_requeued_where_slurm_decides_or_forbids_it(place: Path, tmp_path: Path, number: int, answer: str):
+    fake = tmp_path / "scontrol"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "JobId=77 {answer}"\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "bash"}
+    assert stop_in(place, f"kept{number}", 5, SIGNAL=str(int(number)), **environment) == 143
+    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    assert "requeue" not in calls
