@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 CPUS = 8  # declared, whatever the machine has
@@ -109,6 +110,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{PATH}",
             "SLURM_CONF": str(folder / "slurm.conf"),
             "MASTER_ADDR": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
         }
 
     def __enter__(self) -> "Cluster":
@@ -191,7 +193,7 @@ class Cluster:
             )
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done
 
@@ -205,7 +207,7 @@ class Cluster:
     def submit(self, folder: Path, *command: str) -> "Job":
         """`sbatch` with these arguments, what the job says in `folder`."""
         output = "job-%A_%a.out" if any(word.startswith("--array") for word in command) else "job-%j.out"
-        done = self.run("sbatch", "--parsable", f"--output={folder}/{output}", *command)
+        done = self.run("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={folder}/{output}", *command)
         return Job(self, int(done.stdout.split(";")[0]), folder)
 
 
