@@ -221,7 +221,9 @@ class Job:
 
     def said(self) -> str:
         """What all its parts have printed."""
-        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"job-{self.number}*.out")))
+        return "\n".join(
+            path.read_text(errors="replace") for path in sorted(self.folder.glob(f"job-{self.number}*.out"))
+        )
 
     def shown(self, field: str) -> str:
         """A field of `scontrol show job`; of an array, the values of its parts."""

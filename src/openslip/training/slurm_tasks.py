@@ -40,6 +40,6 @@ def check_tasks(trainer: dict[str, Any]) -> None:
     gpus = environment.get("CUDA_VISIBLE_DEVICES")
     if gpus and trainer["accelerator"] != "cpu" and isinstance(devices, int) and len(gpus.split(",")) < devices:
         raise UserError(
-            f"CUDA_VISIBLE_DEVICES={gpus}, but {devices} tasks of this node need {devices} GPUs that each of them sees: "
+            f"CUDA_VISIBLE_DEVICES={gpus}, but {devices} tasks of a node need {devices} GPUs that each of them sees: "
             f"give sbatch --gpus-per-node={devices} instead of --gpus-per-task"
         )
