@@ -33,6 +33,7 @@ def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]
     os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    multiprocessing.set_start_method("fork", force=True)  # as without a fork server
     signals.catch()
     sys.exit(run_entry_point(main, arguments))
 
@@ -52,7 +53,7 @@ class Training:
         assert self.process.pid is not None
         return self.process.pid
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """Its exit code; what is still running by then is killed."""
         self.process.join(seconds)
         if self.process.exitcode is None:
@@ -64,7 +65,7 @@ class Training:
         self.process.kill()
         self.process.join()
 
-    def wait_for(self, words: str, seconds: float = 60, file: Path | None = None) -> None:
+    def wait_for(self, words: str, seconds: float = 120, file: Path | None = None) -> None:
         """Until the words stand in its log, or in that file."""
         deadline = time.monotonic() + seconds
         while words not in (self.said() if file is None else file.read_text() if file.exists() else ""):

@@ -67,8 +67,7 @@ def finish(path: Path, step: int, written: Hashing) -> None:
         entry = {"step": step, "size": written.size, "sha256": written.digest.hexdigest()}
         note.write(json.dumps(entry).encode())
     point(path.with_name(LINK), path.name)
-    # A higher step can only be one that was found damaged: the run has gone on from an earlier one.
-    keep = [each.path.name for each in saved(path.parent) if each.step <= step][:KEPT]
+    keep = [each.path.name for each in saved(path.parent)[:KEPT]]
     for old in path.parent.glob("step-*.ckpt"):
         if old.name not in keep:
             old.with_suffix(".json").unlink(missing_ok=True)  # first: what is half removed counts no more
@@ -108,6 +107,13 @@ def newest_whole(folder: Path) -> Saved:
         f"{folder}: none of its {len(candidates)} checkpoints is whole: restore one from a copy, "
         "or delete the run's folder to start anew"
     )
+
+
+def forget_after(checkpoint: Saved) -> None:
+    """Those of higher steps are damaged, and the run goes on from this one: they must not push sound ones out."""
+    for other in saved(checkpoint.path.parent):
+        if other.step > checkpoint.step:
+            other.path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _step(note: Path) -> int:

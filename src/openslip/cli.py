@@ -1,4 +1,4 @@
-"""`openslip train | eval | data | predict | strip | verify | report`; imports what a command needs when it is given."""
+"""`openslip COMMAND`; imports what a command needs when it is given."""
 
 import argparse
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from openslip import signals
-from openslip.cli_data import data
+from openslip.cli_data import TARGET, add_requirement, data, open_source
 
 COMMANDS = {
     "train": "train a model: openslip train model=slip_tiny seed=1",
@@ -18,6 +18,7 @@ COMMANDS = {
     "strip": "keep of a checkpoint what inference needs",
     "verify": "hold this machine's numerics against recorded ones",
     "report": "write a run's report page again",
+    "doctor": "what may be wrong with this machine, its runs and their checkpoints, or a collection",
 }
 
 
@@ -48,6 +49,7 @@ def run(arguments: list[str]) -> int:
         "strip": strip,
         "verify": verify,
         "report": report,
+        "doctor": doctor,
     }
     if command not in commands:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
@@ -157,6 +159,26 @@ def report(arguments: list[str]) -> int:
     from openslip.report import write_report
 
     print(write_report(options.run))
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """One line each, with what to do."""
+    parser = argparse.ArgumentParser("openslip doctor", description=COMMANDS["doctor"])
+    parser.add_argument("collection", nargs="*", help=f"{TARGET}; scanned if it has no index yet")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs")
+    add_requirement(parser)
+    options = parser.parse_args(arguments)
+
+    from openslip.doctor import examine
+
+    for finding in examine(options.runs):
+        print(finding.line())
+    if options.collection:
+        source = open_source(options.collection, options.require)
+        print(f"{'ok':8}{'collection':16}{len(source)} samples, indexed")
+        for problem in source.problems:
+            print(f"{'warning':8}{'collection':16}left out: {problem}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 
@@ -45,9 +46,19 @@ def received() -> signal.Signals | None:
 
 
 def ignore(worker: int) -> None:
-    """For processes that decode: whoever started them tells them when to end."""
+    """For processes that decode: a scheduler signals them as well, but only who started them may end them."""
     for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    # Ignored, it would leave the main process waiting for ever for workers that it has told to end by SIGTERM.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from small_disk import remount, tmpfs  # noqa: F401
 
-from openslip.errors import UserError
+from openslip.errors import CheckpointError, UserError
 from openslip.training.run import open_run, run_name
 
 
@@ -39,16 +40,32 @@ def test_another_config_under_the_same_name_names_the_keys_and_values(tmp_path: 
         open_run(config(tmp_path, optim={"lr": 0.2}), "a", main_process=True)
 
 
-def test_an_unfinished_run_starts_again_and_a_finished_one_does_not(tmp_path: Path):
+def test_an_unfinished_run_keeps_its_files_and_a_finished_one_its_result(tmp_path: Path):
     run = open_run(config(tmp_path), "a", main_process=True)
     (run.folder / "metrics.csv").write_text("step\n")
+    (run.checkpoints / ".step-000003.ckpt.99999.tmp").write_bytes(b"half")
     again = open_run(config(tmp_path), "a", main_process=True)
-    assert again.state == "restarted"
-    assert not (run.folder / "metrics.csv").exists()
+    assert again.state == "unfinished"
+    assert (run.folder / "metrics.csv").exists()
+    assert list(run.checkpoints.iterdir()) == []
     again.finish({"step": 3, "metrics": {}, "lines": ["done"]})
     finished = open_run(config(tmp_path), "a", main_process=True)
     assert finished.state == "finished"
     assert finished.result()["lines"] == ["done"]
+
+
+def test_other_hardware_goes_on_with_the_same_run(tmp_path: Path):
+    first = config(tmp_path, micro_batch_size=None, trainer={"devices": 1, "max_steps": 5})
+    other = config(tmp_path, micro_batch_size=8, trainer={"devices": 2, "max_steps": 5, "strategy": {"x": 1}})
+    assert run_name(first, "x") == run_name(other, "x")
+    open_run(first, "a", main_process=True)
+    assert open_run(other, "a", main_process=True).state == "unfinished"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmpfs: Path):  # noqa: F811
+    remount(tmpfs, "ro")
+    with pytest.raises(CheckpointError, match=f"{tmpfs}/a cannot be written \\(Read-only file system\\)"):
+        open_run(config(tmpfs), "a", main_process=True)
 
 
 def test_resume_never_refuses_a_name_that_exists(tmp_path: Path):

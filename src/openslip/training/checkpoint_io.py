@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from openslip.checkpoint import read, why_unwritten
-from openslip.checkpoint_folder import Hashing, finish, newest_whole
+from openslip.checkpoint_folder import Hashing, finish, forget_after, newest_whole
 from openslip.distributed import from_first_rank, rank
 from openslip.durable import durable
 from openslip.errors import CheckpointError
@@ -32,7 +32,7 @@ class DurableCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.failure = None
-        path = Path(path)
+        path, reason = Path(path), ""
         for pause in (*PAUSES, None):
             try:
                 check_space(path.parent, size_of(checkpoint))
@@ -56,7 +56,9 @@ class DurableCheckpointIO(CheckpointIO):
         newest: Path | CheckpointError | None = None
         if rank() == 0:
             try:
-                newest = newest_whole(Path(path)).path
+                found = newest_whole(Path(path))
+                forget_after(found)
+                newest = found.path
             except CheckpointError as error:
                 newest = error
         newest = from_first_rank(newest)

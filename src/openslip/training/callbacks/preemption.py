@@ -45,8 +45,16 @@ class Preemption(pl.Callback):
             name = received.name if received else "a signal"
             sys.stderr.write(f"\nstopped by {name} after step {pl_module.step}, saved; the same command goes on\n")
             sys.stderr.flush()
-            for logger in trainer.loggers:  # under SLURM the job ends with the call below
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.finish()
+            finish_wandb(trainer)  # under SLURM the job ends with the next call
             slurm.requeue(received)
         from_first_rank(None)  # whoever leaves earlier makes launchers kill the first rank
+
+
+def finish_wandb(trainer: pl.Trainer) -> None:
+    """A scheduler's SIGTERM reaches W&B's own process as well, which ends at once."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            try:
+                logger.experiment.finish()
+            except Exception as error:  # of whatever kind: the figures are in metrics.csv, and the run goes on
+                sys.stderr.write(f"W&B was not finished: {error}\n")

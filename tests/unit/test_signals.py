@@ -1,0 +1,87 @@
+"""A signal at any moment, the first milliseconds included, ends a process with 143."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+WAITS = """
+import time, sys
+from openslip import signals
+signals.catch()
+{defer}
+print("ready", flush=True)
+while signals.received() is None: time.sleep(0.01)
+print("noted", signals.received().name, flush=True)
+time.sleep(30)
+"""
+
+
+def waiting(defer: bool) -> subprocess.Popen:
+    script = WAITS.format(defer="signals.defer()" if defer else "")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_during_set_up_it_ends_at_once(number: int):
+    process = waiting(defer=False)
+    process.send_signal(number)
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 143
+    assert said == f"\nstopped by {signal.Signals(number).name} during set-up: no step was made\n"
+
+
+def test_later_the_first_is_noted_its_echo_is_not_a_second_and_a_second_ends_at_once():
+    process = waiting(defer=True)
+    assert process.stdout is not None
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "noted SIGUSR1\n"
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert "a second signal" in process.communicate(timeout=10)[1]
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5, 4.0])
+def test_train_py_that_still_imports_leaves_nothing(tmp_path: Path, delay: float):
+    command = [sys.executable, str(ROOT / "train.py"), "trainer=cpu"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_worker_obeys_its_parent_alone():
+    script = """
+import os, signal, subprocess, sys, time
+from openslip import signals
+child = os.fork()
+if child == 0:
+    signals.ignore(0)
+    time.sleep(30)
+    os._exit(1)
+time.sleep(0.3)
+for name in ("TERM", "INT", "USR1", "USR2"):
+    subprocess.run(["sh", "-c", f"kill -{name} {child}"], check=True)
+time.sleep(0.3)
+assert os.waitpid(child, os.WNOHANG) == (0, 0)
+os.kill(child, signal.SIGTERM)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, check=True, timeout=30)
