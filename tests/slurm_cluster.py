@@ -110,7 +110,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{PATH}",
             "SLURM_CONF": str(folder / "slurm.conf"),
             "MASTER_ADDR": "127.0.0.1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
+            "PYTHONPATH": os.pathsep.join([f"{ROOT}/src", f"{ROOT}/tests", *os.environ.get("PYTHONPATH", "").split()]),
         }
 
     def __enter__(self) -> "Cluster":

@@ -153,17 +153,19 @@ def test_a_sweep_submits_one_job_for_each_combination(cluster: Cluster, place: P
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "processes", "said"),
     [
-        (["srun", "--ntasks=2"], "SLURM started 2 tasks, and how many per node was not said"),
-        ([], "trainer=slurm, but SLURM did not start this process"),
+        (["srun", "--ntasks=2"], 2, "SLURM started 2 tasks, and how many per node was not said"),
+        ([], 1, "trainer=slurm, but SLURM did not start this process"),
     ],
 )
-def test_tasks_that_do_not_fit_are_one_line(cluster: Cluster, place: Path, command: list[str], said: str):
+def test_what_slurm_did_not_start_as_asked_says_so_in_one_line(
+    cluster: Cluster, place: Path, command: list[str], processes: int, said: str
+):
     train = [sys.executable, str(ROOT / "train.py"), "trainer=slurm", *in_place(place)]
     done = cluster.run(*command, *train, check=False)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if not line.startswith("srun: ")]
     assert all(line.startswith(f"error: {said}") for line in errors), done.stderr
-    assert len(errors) == max(1, 2 * len(command) // 2)
+    assert len(errors) == processes
     assert not (place / "runs").exists()
