@@ -4,6 +4,8 @@ Hydra's own multirun, so that its sweepers and launchers work as they are; each 
 settings of its combination.
 """
 
+import sys
+
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,4 +27,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv.insert(1, "--multirun")  # told by the config, a mistake in another setting is reported as the lack of it
     main()
