@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["trainer=cpu", "trainer.precision=32-true", "callbacks.metrics.every_n_steps=1"]
+SHORT = ["trainer=cpu", "trainer.precision=32-true", "callbacks.metrics.every_n_steps=1", "optim.warmup_steps=2"]
 
 
 def run(entry: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
