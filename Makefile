@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup train test test-all test-minimum check format clean
+.PHONY: setup train test test-all test-slurm test-minimum check format clean
 
 setup: $(STAMP)
 
@@ -18,10 +18,14 @@ train: setup
 	$(BIN)/python train.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slurm"
+
+# Real jobs in a SLURM that the tests start on this machine; skipped where its packages are missing.
+test-slurm: setup
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
 # The oldest versions that pyproject.toml admits, really installed, and the tests run with them.
 test-minimum:

@@ -38,8 +38,9 @@ def main(arguments: list[str]) -> None:
 
 
 def default_output(checkpoint: str, evaluations: list[str]) -> Path:
-    path = Path(checkpoint)
-    return (path if path.is_dir() else path.parent) / f"evaluation-{'-'.join(evaluations)}.json"
+    """In the run's folder, or beside the file and with its name: several of a folder may be evaluated at a time."""
+    path, name = Path(checkpoint), f"evaluation-{'-'.join(evaluations)}.json"
+    return path / name if path.is_dir() else path.with_name(f"{path.stem}-{name}")
 
 
 def show(results: dict[str, dict[str, float]]) -> None:

@@ -7,6 +7,8 @@ import threading
 import time
 from types import FrameType
 
+from openslip import slurm
+
 EXIT_CODE = 143
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ECHO = 1.0  # seconds: a launcher passes on what the whole process group has already got
@@ -70,4 +72,5 @@ def _note(number: int, frame: FrameType | None) -> None:
     _first = signal.Signals(number), now
     if not _deferred:
         sys.stderr.write(f"\nstopped by {_first[0].name} during set-up: no step was made\n")
+        slurm.requeue(_first[0])
         sys.exit(EXIT_CODE)

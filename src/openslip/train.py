@@ -24,6 +24,7 @@ from openslip.training.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.run import Run, open_run, run_name, without_secrets
+from openslip.training.slurm_tasks import check_tasks
 from openslip.training.towers import prepare_towers
 
 
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> None:
     """Trains what the config says and leaves `runs/<name>/`."""
     config, choices = compose_config("train", arguments)
     check_root_values(config)
+    check_tasks(config["trainer"])
     run = open_run(config, run_name(config, chosen(choices)), main_process=main_process())
     if run.state == "finished":
         say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
@@ -154,6 +156,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # on every login node
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # towers.*.locked

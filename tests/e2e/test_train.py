@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["trainer=cpu", "trainer.precision=32-true", "callbacks.metrics.every_n_steps=1", "optim.warmup_steps=2"]
@@ -152,3 +153,13 @@ def test_a_traceback_only_with_debug(workplace: Path):
     done = run("train.py", "model=slip_vitb17", "debug=true", cwd=workplace)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_sweep_makes_one_run_for_each_combination(workplace: Path):
+    sweep = [*SHORT, "trainer.max_steps=2", "evaluation=none", "seed=3,4", "runs_dir=swept"]
+    command = [sys.executable, "-m", "openslip.sweep", *sweep]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    configs = [yaml.safe_load(path.read_text()) for path in (workplace / "swept").glob("*/config.yaml")]
+    assert sorted(config["seed"] for config in configs) == [3, 4]
+    assert all(rows(path.parent)[-1]["step"] == "2" for path in (workplace / "swept").glob("*/result.json"))

@@ -333,27 +333,40 @@ def test_a_rank_that_is_stuck_is_named(place: Path):
 # SLURM's scheduler, played by a script
 
 
-def test_sigusr1_under_slurm_requeues_once_after_the_save(place: Path, tmp_path: Path):
-    calls, checkpoints = tmp_path / "calls", place / "runs" / "slurm" / "checkpoints"
+@pytest.mark.parametrize(
+    ("number", "preempted"),
+    [(signal.SIGUSR1, "None"), (signal.SIGUSR2, "None"), (signal.SIGTERM, "2026-11-24T14:03:21")],
+)
+def test_a_job_whose_time_ends_is_requeued_once_after_the_save(
+    place: Path, tmp_path: Path, number: int, preempted: str
+):
+    calls, checkpoints = tmp_path / "calls", place / "runs" / tmp_path.name / "checkpoints"
+    answer = f"JobId=77 JobState=RUNNING Requeue=1 PreemptTime={preempted}"
     fake = tmp_path / "scontrol"
-    fake.write_text(f'#!/bin/sh\necho "$@" $(ls {checkpoints}) >> {calls}\necho "JobId=77 Requeue=1 BatchFlag=1"\n')
+    fake.write_text(f'#!/bin/sh\necho "$@" $(ls {checkpoints}) >> {calls}\necho "{answer}"\n')
     fake.chmod(0o755)
     environment = {
         **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "bash"},
-        **{"SIGNAL": str(int(signal.SIGUSR1))},
+        **{"SIGNAL": str(int(number))},
     }
-    assert stop_in(place, "slurm", 5, **environment) == 143
+    assert stop_in(place, tmp_path.name, 5, **environment) == 143
     said = calls.read_text().splitlines()
     assert [line.split()[:2] for line in said] == [["show", "job"], ["requeue", "77"]]
     assert all("step-000005.ckpt step-000005.json" in line for line in said)
 
 
-@pytest.mark.parametrize(("number", "answer"), [(signal.SIGTERM, "Requeue=1"), (signal.SIGUSR1, "Requeue=0")])
-def test_it_is_not_requeued_where_slurm_decides_or_forbids_it(place: Path, tmp_path: Path, number: int, answer: str):
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [
+        (signal.SIGTERM, "JobState=RUNNING Requeue=1 PreemptTime=None"),
+        (signal.SIGUSR1, "JobState=CANCELLED Requeue=1 PreemptTime=None"),
+        (signal.SIGUSR1, "JobState=RUNNING Requeue=0 PreemptTime=None"),
+    ],
+)
+def test_a_job_that_was_cancelled_or_may_not_be_requeued_is_not(place: Path, tmp_path: Path, number: int, answer: str):
     fake = tmp_path / "scontrol"
     fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "JobId=77 {answer}"\n')
     fake.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "bash"}
-    assert stop_in(place, f"kept{number}", 5, SIGNAL=str(int(number)), **environment) == 143
-    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
-    assert "requeue" not in calls
+    assert stop_in(place, tmp_path.name, 5, SIGNAL=str(int(number)), **environment) == 143
+    assert (tmp_path / "calls").read_text() == "show job 77\n"

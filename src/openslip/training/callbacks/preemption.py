@@ -1,6 +1,5 @@
 """A run that is asked to stop saves between two steps, and is queued again where a scheduler asked for it."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 
-from openslip import signals
+from openslip import signals, slurm
 from openslip.checkpoint_folder import saved
-from openslip.distributed import any_rank, from_first_rank
-from openslip.training import slurm
+from openslip.distributed import any_rank, from_first_rank, of_all_ranks
 from openslip.training.callbacks.save import save
 from openslip.training.pretrainer import Pretrainer
 
@@ -42,13 +40,21 @@ class Preemption(pl.Callback):
         there = [checkpoint.step for checkpoint in saved(Path(trainer.default_root_dir) / "checkpoints")]
         if from_first_rank(pl_module.step not in there):
             save(trainer, pl_module)
+        received = next((found for found in of_all_ranks(signals.received()) if found), None)
         if trainer.is_global_zero:
-            name = received.name if (received := signals.received()) else "a signal to another rank"
+            name = received.name if received else "a signal"
             sys.stderr.write(f"\nstopped by {name} after step {pl_module.step}, saved; the same command goes on\n")
             sys.stderr.flush()
-            if received in (signal.SIGUSR1, signal.SIGUSR2):
-                for logger in trainer.loggers:  # the job ends with the call below
-                    if isinstance(logger, WandbLogger):
-                        logger.experiment.finish()
-                slurm.requeue()
+            finish_wandb(trainer)  # under SLURM the job ends with the next call
+            slurm.requeue(received)
         from_first_rank(None)  # whoever leaves earlier makes launchers kill the first rank
+
+
+def finish_wandb(trainer: pl.Trainer) -> None:
+    """A scheduler's SIGTERM reaches W&B's own process as well, which ends at once."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            try:
+                logger.experiment.finish()
+            except Exception as error:  # of whatever kind: the figures are in metrics.csv, and the run goes on
+                sys.stderr.write(f"W&B was not finished: {error}\n")

@@ -1,24 +1,37 @@
-"""Puts a SLURM job back into its queue."""
+"""Puts a SLURM job back into its queue; imports nothing slow, because signals may come before anything else."""
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
 
-def requeue() -> None:
-    """Asks the scheduler for it where this is a batch job that may be requeued; SLURM then ends the job itself.
+def requeue(received: signal.Signals | None) -> None:
+    """Asks the scheduler for it where this is the first process of a batch job; SLURM then ends the job itself.
 
-    After SIGTERM nothing is to be asked: SLURM requeues a job that it pre-empts, and one that was cancelled stays so.
+    SIGUSR1 and SIGUSR2 announce the end of the time limit or a pre-emption, as `sbatch --signal` said. SIGTERM comes
+    at a pre-emption without --signal, and when somebody cancels the job, which shall then stay so. SLURM itself queues
+    nothing again that leaves within the grace time of its pre-emption (measured with 22.05).
+
+    Args:
+        received: the signal that asked to stop.
     """
     environment = os.environ
     if "SLURM_JOB_ID" not in environment:
+        return
+    if any(environment.get(key, "0") != "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK")):
         return
     job = environment["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     try:
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60, check=True)
+        if not re.search(r"\bJobState=RUNNING\b", shown.stdout):  # cancelled, or queued again already
+            return
+        preempted = re.search(r"\bPreemptTime=(?!None)", shown.stdout)
+        if received not in (signal.SIGUSR1, signal.SIGUSR2) and not preempted:
+            return
         if not re.search(r"\bRequeue=1\b", shown.stdout):
             sys.stderr.write(f"job {job} may not be requeued (sbatch --requeue allows it): submit it again\n")
             return

@@ -1,0 +1,11 @@
+# For machines with NVIDIA GPUs. Not built or run so far: neither Docker nor a GPU was at hand.
+# docker build -t openslip . && docker run --gpus all --ipc=host -v "$PWD/runs:/openslip/runs" -v /data:/data openslip model=clip_tiny
+FROM python:3.11-slim
+WORKDIR /openslip
+COPY pyproject.toml README.md LICENSE train.py eval_zeroshot.py ./
+COPY configs configs
+COPY src src
+# PyPI's Linux wheels of PyTorch bring their own CUDA libraries: the host has the driver alone.
+RUN pip install --no-cache-dir --editable ".[wandb]"
+ENV OPENSLIP_DATA=/data
+ENTRYPOINT ["python", "train.py"]
