@@ -13,15 +13,21 @@ from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.report import write_report
 from openslip.training.callbacks.evaluate import Evaluate
+from openslip.training.callbacks.slices import ChooseSlices
 from openslip.training.callbacks.save import DurableCheckpointIO
 from openslip.training.csv_logger import CsvLogger
-from openslip.training.precision import choose_precision
+from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.run import Run, open_run, run_name
+
+NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
 
 
 def main(arguments: list[str]) -> None:
     """Trains what the config says and leaves `runs/<name>/`."""
+    for word in arguments:  # before a group of settings stands in its way
+        if word.startswith("trainer.strategy") and "fsdp" in word.lower():
+            raise UserError(f"{word}: {NO_FSDP}")
     config, choices = compose_config("train", arguments)
     check_root_values(config)
     run = open_run(config, run_name(config, chosen(choices)), main_process=main_process())
@@ -68,13 +74,17 @@ def fit(config: dict[str, Any], run: Run) -> None:
     schedule = build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
+    choose_slices = config["micro_batch_size"] == "auto"
     pretrainer = Pretrainer(
         model=build(config["model"]),
         objective=build(config["objective"]),
         optimizer=build(optim["optimizer"]),
         weight_decay=optim["weight_decay"],
+        layer_decay=optim["layer_decay"],
+        clip_norm=optim["clip_norm"],
+        ema_decay=optim["ema_decay"],
         schedule=schedule,
-        micro_batch_size=config["micro_batch_size"],
+        micro_batch_size=None if choose_slices else config["micro_batch_size"],
         description={
             "format": 1,
             "architecture": config["model"],
@@ -85,10 +95,15 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     evaluate = Evaluate(evaluations=evaluations, every_n_epochs=config["evaluate_every_n_epochs"])
     loggers = [CsvLogger(run.folder / "metrics.csv"), *start_loggers(config, run)]
+    choose_tf32(config["tf32"])
     precision = choose_precision(settings["precision"], settings["accelerator"])
     trainer = build(
         settings | {"precision": precision, "max_steps": total_steps, "max_epochs": -1},
-        callbacks=[*(build(callback) for callback in config["callbacks"].values()), evaluate],
+        callbacks=[
+            *([ChooseSlices(run.folder / "micro_batch_size.json")] if choose_slices else []),
+            *(build(callback) for callback in config["callbacks"].values()),
+            evaluate,
+        ],
         logger=loggers,
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),
@@ -150,8 +165,10 @@ def check_root_values(config: dict[str, Any]) -> None:
         if not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"{key}={config[key]}: expected a whole number of at least 1, e.g. {key}=64")
     micro = config["micro_batch_size"]
-    if micro is not None and (not isinstance(micro, int) or micro < 1):
-        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, or null for one slice")
+    if micro not in (None, "auto") and (not isinstance(micro, int) or micro < 1):
+        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, auto, or null for one slice")
+    if not isinstance(config["tf32"], bool):
+        raise UserError(f"tf32={config['tf32']}: expected true or false")
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise UserError(f"seed={config['seed']}: expected a whole number of at least 0, e.g. seed=0")
     trainer = config["trainer"]
@@ -162,6 +179,15 @@ def check_root_values(config: dict[str, Any]) -> None:
         for key, value in callback.items():
             if key.startswith("every_n_") and (not isinstance(value, int) or value < 1):
                 raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
+    if "fsdp" in str(trainer["strategy"]).lower():
+        raise UserError(f"trainer.strategy={trainer['strategy']}: {NO_FSDP}")
+    optim = config["optim"]
+    for key, low, high in (("layer_decay", 0, 1), ("ema_decay", 0, 1), ("clip_norm", 0, float("inf"))):
+        value = optim[key]
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high
+        ):
+            raise UserError(f"optim.{key}={value}: expected a number between {low} and {high}, or null")
     if config["resume"] not in ("auto", "never"):
         raise UserError(f"resume={config['resume']}: expected auto or never")
 

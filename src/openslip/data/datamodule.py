@@ -1,6 +1,7 @@
 """The data path, top to bottom: order -> samples -> views and captions -> batch -> augmentation on the device."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,12 +96,18 @@ class DataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.consumed = 0  # steps of the run; whoever trains counts on, `load_state_dict` sets it
         self.captions = self.truncated = 0
+        self.loader: Loader | None = None
         self.bad_samples = BadSamples(None, budget=1.0, samples_per_epoch=0)
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the tail that fills none is dropped."""
         return self.order.steps_per_epoch
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this process has waited for batches."""
+        return 0.0 if self.loader is None else self.loader.waited
 
     def train_dataloader(self) -> DataLoader:
         # Rank and world are read here, in the main process: workers that are spawned know of no process group.
@@ -111,7 +118,7 @@ class DataModule(pl.LightningDataModule):
         samples = self.steps_per_epoch * self.order.local_batch_size(world_size)
         self.bad_samples = BadSamples(file, budget=self.bad_sample_budget, samples_per_epoch=samples)
         self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
-        return Loader(
+        self.loader = Loader(
             self.batches,
             batch_size=None,
             sampler=RankOrder(self.order, rank, world_size, lambda: self.consumed, self.source.prefetch),
@@ -121,6 +128,7 @@ class DataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=one_thread,
         )
+        return self.loader
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
@@ -192,9 +200,18 @@ NAMES = {
 class Loader(DataLoader):
     """An error of the user's is the same one line, whether a worker meets it or this process."""
 
+    waited = 0.0  # seconds that whoever trains has waited for batches
+
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self.waited += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
         except UserError as error:  # from a worker, torch puts the traceback's text before it
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 

@@ -18,6 +18,7 @@ from openslip.errors import UserError
 NOT_IDENTITY = (
     *("name", "runs_dir", "resume", "logger", "logger.*"),
     *("*num_workers", "shard_cache.*", "*source*.cache.*"),
+    *("micro_batch_size", "devices.*", "callbacks.metrics.devices.*", "callbacks.metrics.peak_tflops"),
 )
 
 

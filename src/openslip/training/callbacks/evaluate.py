@@ -34,7 +34,7 @@ class Evaluate(pl.Callback):
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
         for name, evaluation in self.evaluations.items():
-            self.results[name] = evaluation.run(pl_module.model, pl_module.device)
+            self.results[name] = evaluation.run(pl_module.evaluated, pl_module.device)
             logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
             log(trainer, logged, trainer.global_step)
             if trainer.is_global_zero:
