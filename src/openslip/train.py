@@ -13,8 +13,8 @@ from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.report import write_report
 from openslip.training.callbacks.evaluate import Evaluate
-from openslip.training.callbacks.slices import ChooseSlices
 from openslip.training.callbacks.save import DurableCheckpointIO
+from openslip.training.callbacks.slices import ChooseSlices
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -104,7 +103,7 @@ class ChooseSlices(pl.Callback):
 
 
 def fewest_slices(local: int, fits: Callable[[int], bool]) -> int:
-    """The smallest number of even slices that fit, by doubling and bisection; slices of one sample are taken as given."""
+    """The smallest number of even slices that fit, by doubling and bisection, one sample a slice at worst."""
     too_few, enough = 0, 1
     while enough < local and not fits(slice_size(local, enough)):
         too_few, enough = enough, min(2 * enough, local)
