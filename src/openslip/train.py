@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from openslip.config import build, compose_config
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
+from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.save import DurableCheckpointIO
@@ -66,12 +67,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     evaluations = {name: build(evaluation) for name, evaluation in config["evaluation"].items()}
 
     settings = config["trainer"]
-    total_steps = planned_steps(settings, data.steps_per_epoch)
     optim = config["optim"]
-    warmup_steps = optim["warmup_steps"]
-    if warmup_steps is None:
-        warmup_steps = round(optim["warmup_epochs"] * data.steps_per_epoch)
-    schedule = build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
+    schedule = planned_schedule(config, data.steps_per_epoch)
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
     choose_slices = config["micro_batch_size"] == "auto"
@@ -98,7 +95,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     choose_tf32(config["tf32"])
     precision = choose_precision(settings["precision"], settings["accelerator"])
     trainer = build(
-        settings | {"precision": precision, "max_steps": total_steps, "max_epochs": -1},
+        settings | {"precision": precision, "max_steps": schedule.total_steps, "max_epochs": -1},
         callbacks=[
             *([ChooseSlices(run.folder / "micro_batch_size.json")] if choose_slices else []),
             *(build(callback) for callback in config["callbacks"].values()),
@@ -142,6 +139,16 @@ def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
     if max_steps is None and max_epochs is None:
         raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
     return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
+
+
+def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate over the whole run, whose length it knows."""
+    optim = config["optim"]
+    warmup_steps = optim["warmup_steps"]
+    if warmup_steps is None:
+        warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
+    total_steps = planned_steps(config["trainer"], steps_per_epoch)
+    return build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:

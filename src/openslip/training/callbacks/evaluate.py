@@ -6,7 +6,8 @@ import numpy as np
 import pytorch_lightning as pl
 
 from openslip.evaluation.evaluation import Evaluation
-from openslip.training.callbacks.metrics import log
+from openslip.training.callbacks.metrics import log, samples_seen
+from openslip.training.callbacks.predictions import log_predictions
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -36,7 +37,8 @@ class Evaluate(pl.Callback):
         for name, evaluation in self.evaluations.items():
             self.results[name] = evaluation.run(pl_module.evaluated, pl_module.device)
             logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
-            log(trainer, logged, trainer.global_step)
+            log(trainer, samples_seen(trainer, trainer.global_step) | logged, trainer.global_step)
+            log_predictions(trainer, name, evaluation.arrays, trainer.global_step)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "arrays"
                 folder.mkdir(exist_ok=True)

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from openslip.data.datamodule import DataModule
@@ -80,7 +82,7 @@ class Metrics(pl.Callback):
         if logit_scale is not None:
             figures["train/logit_scale"] = logit_scale.detach().exp()
         global_batch_size = len(next(iter(batch.values()))) * world_size()
-        known = {"samples_seen": step * global_batch_size, "train/lr": pl_module.schedule(step - 1)}
+        known = samples_seen(trainer, step) | {"train/lr": pl_module.schedule(step - 1)}
         known |= self.speed(trainer, pl_module, step, global_batch_size)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
@@ -131,12 +133,23 @@ class Metrics(pl.Callback):
 
 
 def log(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
-    """To all loggers; one that fails is named and dropped, but for the CSV file, which every run must have."""
+    """Figures of a step to all loggers."""
+    send(trainer, step, lambda logger: logger.log_metrics(metrics, step))
+
+
+def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) -> None:
+    """Something to each logger; one that fails is named and dropped, but for the CSV file, which every run must have."""
     for logger in list(trainer.loggers):
         try:
-            logger.log_metrics(metrics, step)
+            to_logger(logger)
         except Exception as error:
             if isinstance(logger, CsvLogger):
                 raise
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
             sys.stderr.write(f"\nlogger {type(logger).__name__} failed at step {step} and is dropped: {error}\n")
+
+
+def samples_seen(trainer: pl.Trainer, step: int) -> dict[str, float]:
+    """The x-axis on which runs with different batch sizes compare."""
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return {"samples_seen": step * data.order.global_batch_size} if isinstance(data, DataModule) else {}
