@@ -1,4 +1,4 @@
-"""`openslip train | eval | data | predict | strip | verify | plan | report`; imports what a command needs when it is given."""
+"""The `openslip` command: train, eval, data, predict, strip, verify, plan, report; imports what one needs when given."""
 
 import argparse
 import difflib

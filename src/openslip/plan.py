@@ -128,8 +128,8 @@ def memories(memory: StepMemory, local: int) -> list[str]:
     sizes = sorted({size for size in (1, 16, 64, 256, 1024, local) if size <= local})
     lines = [f"  micro_batch_size={size:<8}{memory.bytes(size, local) / 1e9:8.2f} GB" for size in sizes]
     return [
-        f"memory per device for its {local:,} samples of a step (weights, gradients, AdamW's moments {memory.fixed / 1e9:.2f} "
-        "GB, the batch's pixels, a slice's activations; without the loss)",
+        f"memory per device for its {local:,} samples of a step: {memory.fixed / 1e9:.2f} GB of weights, gradients and "
+        "AdamW's moments, the batch's pixels, a slice's activations; without the loss",
         *lines,
     ]
 
@@ -156,7 +156,7 @@ def hours(
     lines = [
         f"this machine, one process ({here}, {precision}): {total / seconds:.2f} samples/s by two steps of "
         f"{cost.samples}, {amount(seconds / 3600)} for the run{' *' * (again > 1)}",
-        f"GPUs at {100 * UTILISATION:.0f} % of their 16-bit peak; * with one more forward pass, since the batch is sliced:",
+        f"GPUs at {100 * UTILISATION:.0f} % of their 16-bit peak (*: in slices, with one more forward pass):",
         f"  {'':6}" + "".join(f"{f'{count} x  ':>16}" for count in DEVICE_COUNTS),
     ]
     training = TRAINING_OVER_FORWARD * cost.forward_flops

@@ -59,7 +59,7 @@ class Pretrainer(pl.LightningModule):
         self.layer_decay = layer_decay
         self.clip_norm = clip_norm
         self.ema_decay = ema_decay
-        self.averaged = None if ema_decay is None else copy.deepcopy(model).requires_grad_(False).eval()
+        self.averaged = None if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self.schedule = schedule
         self.micro_batch_size = micro_batch_size
         self.description = description

@@ -37,7 +37,7 @@ class Evaluate(pl.Callback):
         for name, evaluation in self.evaluations.items():
             self.results[name] = evaluation.run(pl_module.evaluated, pl_module.device)
             logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
-            log(trainer, samples_seen(trainer, trainer.global_step) | logged, trainer.global_step)
+            log(trainer, {**samples_seen(trainer, trainer.global_step), **logged}, trainer.global_step)
             log_predictions(trainer, name, evaluation.arrays, trainer.global_step)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "arrays"

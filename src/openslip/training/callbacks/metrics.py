@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Measured:
 
     step: int
     figures: LateFigures
-    known: dict[str, float]
+    known: Mapping[str, float | int]
 
 
 class Metrics(pl.Callback):
@@ -82,7 +82,7 @@ class Metrics(pl.Callback):
         if logit_scale is not None:
             figures["train/logit_scale"] = logit_scale.detach().exp()
         global_batch_size = len(next(iter(batch.values()))) * world_size()
-        known = samples_seen(trainer, step) | {"train/lr": pl_module.schedule(step - 1)}
+        known: dict[str, float | int] = {**samples_seen(trainer, step), "train/lr": pl_module.schedule(step - 1)}
         known |= self.speed(trainer, pl_module, step, global_batch_size)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
@@ -126,19 +126,19 @@ class Metrics(pl.Callback):
         if self.measured is None:
             return
         measured, self.measured = self.measured, None
-        logged = measured.figures.read() | measured.known
+        logged = {**measured.figures.read(), **measured.known}
         log(trainer, logged, measured.step)
         if trainer.is_global_zero:
             self.line.show(measured.step, pl_module.schedule.total_steps, logged)
 
 
-def log(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
+def log(trainer: pl.Trainer, metrics: Mapping[str, float | int], step: int) -> None:
     """Figures of a step to all loggers."""
-    send(trainer, step, lambda logger: logger.log_metrics(metrics, step))
+    send(trainer, step, lambda logger: logger.log_metrics(dict(metrics), step))
 
 
 def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) -> None:
-    """Something to each logger; one that fails is named and dropped, but for the CSV file, which every run must have."""
+    """To all loggers; one that fails is named and dropped, but for the CSV file, which every run must have."""
     for logger in list(trainer.loggers):
         try:
             to_logger(logger)
@@ -149,7 +149,7 @@ def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) ->
             sys.stderr.write(f"\nlogger {type(logger).__name__} failed at step {step} and is dropped: {error}\n")
 
 
-def samples_seen(trainer: pl.Trainer, step: int) -> dict[str, float]:
+def samples_seen(trainer: pl.Trainer, step: int) -> dict[str, int]:
     """The x-axis on which runs with different batch sizes compare."""
     data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     return {"samples_seen": step * data.order.global_batch_size} if isinstance(data, DataModule) else {}

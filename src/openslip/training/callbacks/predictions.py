@@ -28,8 +28,7 @@ def prediction_table(arrays: dict[str, np.ndarray]) -> tuple[list[str], list[lis
     """Column names and rows: sample, label, prediction, whether it is right, and its probability if there is one."""
     labels, predictions = arrays["labels"], arrays["predictions"]
     columns = ["sample", "label", "prediction", "right"]
-    names = arrays["classnames"] if "classnames" in arrays else None
-    probabilities = arrays["top_probabilities"] if "top_probabilities" in arrays else None
+    names, probabilities = arrays.get("classnames"), arrays.get("top_probabilities")
     rows = []
     for sample in np.unique(np.linspace(0, len(labels) - 1, min(ROWS, len(labels))).round().astype(int)).tolist():
         label, prediction = int(labels[sample]), int(predictions[sample])

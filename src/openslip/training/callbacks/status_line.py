@@ -1,6 +1,7 @@
 """One line that says where a run stands."""
 
 import sys
+from collections.abc import Mapping
 
 
 class StatusLine:
@@ -14,7 +15,7 @@ class StatusLine:
         self.every_n_steps = every_n_steps
         self.live = sys.stderr.isatty()
 
-    def show(self, step: int, total: int, logged: dict[str, float]) -> None:
+    def show(self, step: int, total: int, logged: Mapping[str, float | int]) -> None:
         line = status(step, total, logged)
         if self.live:
             sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if step == total else ""))
@@ -23,7 +24,7 @@ class StatusLine:
         sys.stderr.flush()
 
 
-def status(step: int, total: int, logged: dict[str, float]) -> str:
+def status(step: int, total: int, logged: Mapping[str, float | int]) -> str:
     """The figures of a step as words; speeds that were not measured are left out."""
     terms = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in logged.items() if key.startswith("train/")]
     speed = {key.removeprefix("speed/"): value for key, value in logged.items() if key.startswith("speed/")}
