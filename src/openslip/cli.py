@@ -1,4 +1,4 @@
-"""The `openslip` command: train, eval, data, predict, strip, verify, plan, report; imports what one needs when given."""
+"""`openslip train | eval | data | predict | strip | verify | plan | report`; a command imports what it needs."""
 
 import argparse
 import difflib

@@ -183,8 +183,8 @@ def sliced(memory: StepMemory, local: int, room: float) -> bool:
 def room(device: torch.device) -> float:
     """Bytes of this machine's device."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return available_memory() or float("inf")
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(available_memory() or "inf")
 
 
 def amount(hours: float) -> str:

@@ -19,7 +19,7 @@ from openslip.training.run import run_name
     ],
 )
 def test_fsdp_is_refused_with_what_to_use(arguments: list[str]):
-    with pytest.raises(UserError, match="not needed at ViT-L/16.*trainer=ddp"):
+    with pytest.raises(UserError, match=r"not needed at ViT-L/16.*trainer=ddp"):
         main(arguments)
 
 
