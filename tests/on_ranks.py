@@ -20,6 +20,7 @@ from openslip.objectives import tiled
 from openslip.objectives.clip import clip_loss
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import nt_xent
+from openslip.training.late import LateFigures
 from openslip.training.microbatch import loss_in_slices
 from openslip.training.towers import prepare_towers
 
@@ -189,3 +190,8 @@ def bad_samples_of_an_epoch(folder: str, budget: float) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def late_figures() -> dict[str, float]:
+    rank = dist.get_rank()
+    return LateFigures({"loss": torch.tensor(1.0 + rank), "acc": torch.tensor(50.0 * rank)}).read()

@@ -16,7 +16,8 @@ COMMANDS = {
     "data": "convert, index and check collections",
     "predict": "which label fits a picture",
     "strip": "keep of a checkpoint what inference needs",
-    "verify": "hold this machine's numerics against recorded ones",
+    "verify": "hold this machine's numerics against recorded ones, or splits of a batch against the whole",
+    "plan": "what a run will cost: openslip plan model=slip_vitb16 data=yfcc15m",
     "report": "write a run's report page again",
     "doctor": "what may be wrong with this machine, its runs and their checkpoints, or a collection",
 }
@@ -41,7 +42,7 @@ def run(arguments: list[str]) -> int:
 
         print(__version__)
         return 0
-    if command in ("train", "eval"):
+    if command in ("train", "eval", "plan"):
         return run_hydra(command, rest)
     commands: dict[str, Callable[[list[str]], int]] = {
         "data": data,
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> int:
 
 
 def run_hydra(command: str, arguments: list[str]) -> int:
-    """`train` and `eval`, as train.py and eval_zeroshot.py."""
+    """`train` and `eval`, as train.py and eval_zeroshot.py, and `plan`."""
     if "-h" in arguments or "--help" in arguments:
         print(f"usage: openslip {command} [KEY=VALUE ...] [--config-dir DIR] [debug=true]\n\n{COMMANDS[command]}")
         print("Every key and its meaning: configs/train.yaml and configs/eval.yaml, or the README.")
@@ -76,6 +77,8 @@ def run_hydra(command: str, arguments: list[str]) -> int:
 
     if command == "train":
         from openslip.train import main as entry
+    elif command == "plan":
+        from openslip.plan import main as entry
     else:
         from openslip.eval_zeroshot import main as entry
     return run_entry_point(entry, arguments)
@@ -138,8 +141,15 @@ def strip(arguments: list[str]) -> int:
 
 
 def verify(arguments: list[str]) -> int:
-    """Our numbers against recorded ones."""
-    parser = argparse.ArgumentParser("openslip verify", description=COMMANDS["verify"])
+    """Our numbers against recorded ones, or splits of a batch against the whole."""
+    if "--splits" in arguments:
+        return verify_splits([word for word in arguments if word != "--splits"])
+    parser = argparse.ArgumentParser(
+        "openslip verify",
+        description=COMMANDS["verify"],
+        epilog="openslip verify --splits [KEY=VALUE ...]: 1 process and 2 ranks x 1, 2 and 5 slices make the same "
+        "gradients and statistics with your config, in float64",
+    )
     parser.add_argument("folder", type=Path, help="recorded figures")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
@@ -148,6 +158,26 @@ def verify(arguments: list[str]) -> int:
     from openslip.verify import verify as verify_folder
 
     return verify_folder(options.folder, options.device, options.dtype)
+
+
+def verify_splits(arguments: list[str]) -> int:
+    """Any split of a batch against the whole, for a training config."""
+    import torch
+
+    from openslip.config import compose_config
+    from openslip.parts import build_parts
+    from openslip.training.example import example_batch
+    from openslip.verify import verify_splits as verify_parts
+    from openslip.verify.splits import GLOBAL_BATCH
+
+    config, _ = compose_config("train", arguments)
+    torch.manual_seed(config["seed"])
+    parts = build_parts(config)
+    lengths = None
+    if parts.tokenizer is not None:
+        lengths = [2 + place % (parts.tokenizer.context_length - 1) for place in range(GLOBAL_BATCH)]
+    batch = example_batch(parts.views, parts.tokenizer, GLOBAL_BATCH, lengths=lengths)
+    return verify_parts(parts.model, parts.objective, batch)
 
 
 def report(arguments: list[str]) -> int:

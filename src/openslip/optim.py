@@ -1,22 +1,58 @@
 """Parameter groups and the learning rate as published SLIP: docs/NUMERICS.md#optimizer."""
 
 import math
+import re
 from collections.abc import Iterable
 
 from torch import nn
 
+from openslip.errors import UserError
 
-def param_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
-    """Two groups: matrices decay; vectors, scalars and whatever is named a bias or a norm do not.
+
+def param_groups(modules: Iterable[nn.Module], weight_decay: float, layer_decay: float | None = None) -> list[dict]:
+    """Matrices decay; vectors, scalars and whatever is named a bias or a norm do not.
 
     Class tokens and positional embeddings have two dimensions or more and do decay, as published.
+
+    Args:
+        modules: model and objective.
+        weight_decay: of the decayed groups.
+        layer_decay: factor on the learning rate per block below a tower's top, kept in a group as `lr_scale`; None for
+            two groups that share the learning rate.
     """
-    decayed, undecayed = [], []
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for module in modules:
+        scales = layer_scales(module, layer_decay) if layer_decay is not None else {}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                (decayed if is_decayed(name, parameter.ndim) else undecayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+                key = (is_decayed(name, parameter.ndim), scales.get(name, 1.0))
+                groups.setdefault(key, []).append(parameter)
+    if layer_decay is not None and len(groups) == 2:
+        raise UserError(f"optim.layer_decay={layer_decay}: this model has no transformer blocks; set it to null")
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+        for (decayed, scale), parameters in groups.items()
+    ]
+
+
+def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Factor on the learning rate of the parameters below the top of a tower. Bao et al. 2021, arXiv:2106.08254.
+
+    A tower is whatever holds `blocks`: of n blocks the last has the factor d, the first d^n, and what a tower holds
+    before its blocks (patch, token, position, class embeddings) d^(n + 1). All else is a head and has the factor 1.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    blocks = [match for match in (re.match(r"(.*?)blocks\.(\d+)\.", name) for name in names) if match]
+    depths: dict[str, int] = {}
+    for match in blocks:
+        depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
+    scales = {match.string: layer_decay ** (depths[match[1]] - int(match[2])) for match in blocks}
+    for tower, depth in depths.items():
+        first = names.index(next(match.string for match in blocks if match[1] == tower))
+        for name in names[:first]:
+            if name.startswith(tower):
+                scales[name] = layer_decay ** (depth + 1)
+    return scales
 
 
 def is_decayed(name: str, ndim: int) -> bool:

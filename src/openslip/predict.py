@@ -90,11 +90,10 @@ def _read_parts(content: dict[str, Any], path: str) -> tuple[dict[str, Any], dic
             raise UserError(
                 f"checkpoint {path}: its `openslip` entry lacks {', '.join(missing)}; is it a run's checkpoint?"
             )
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in content.get("state_dict", {}).items()
-            if name.startswith("model.")
-        }
+        state = content.get("state_dict", {})
+        # Averaged weights are what training evaluated, so they are what is used.
+        kind = "averaged." if any(name.startswith("averaged.") for name in state) else "model."
+        weights = {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
         return ours["architecture"], weights, ours["tokenizer"], ours["transform"]
     if not is_published(content):
         keys = ", ".join(str(key) for key in list(content)[:5])

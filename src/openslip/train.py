@@ -13,23 +13,30 @@ from openslip.checkpoint_folder import saved
 from openslip.config import build, compose_config, first_line
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
+from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.training import watchdog
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.preemption import Preemption
 from openslip.training.callbacks.resume import Resume
+from openslip.training.callbacks.slices import ChooseSlices
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.csv_logger import CsvLogger
-from openslip.training.precision import choose_precision
+from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.run import Run, open_run, run_name, without_secrets
 from openslip.training.slurm_tasks import check_tasks
 from openslip.training.towers import prepare_towers
 
+NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
+
 
 def main(arguments: list[str]) -> None:
     """Trains what the config says and leaves `runs/<name>/`."""
+    for word in arguments:  # before a group of settings stands in its way
+        if word.startswith("trainer.strategy") and "fsdp" in word.lower():
+            raise UserError(f"{word}: {NO_FSDP}")
     config, choices = compose_config("train", arguments)
     check_root_values(config)
     check_tasks(config["trainer"])
@@ -72,23 +79,23 @@ def fit(config: dict[str, Any], run: Run) -> None:
     evaluations = {name: build(evaluation) for name, evaluation in config["evaluation"].items()}
 
     settings = config["trainer"]
-    total_steps = planned_steps(settings, data.steps_per_epoch)
     optim = config["optim"]
-    warmup_steps = optim["warmup_steps"]
-    if warmup_steps is None:
-        warmup_steps = round(optim["warmup_epochs"] * data.steps_per_epoch)
-    schedule = build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
+    schedule = planned_schedule(config, data.steps_per_epoch)
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
     model = build(config["model"])
     prepare_towers(model, config["towers"])
+    choose_slices = config["micro_batch_size"] == "auto"
     pretrainer = Pretrainer(
         model=model,
         objective=build(config["objective"]),
         optimizer=build(optim["optimizer"]),
         weight_decay=optim["weight_decay"],
+        layer_decay=optim["layer_decay"],
+        clip_norm=optim["clip_norm"],
+        ema_decay=optim["ema_decay"],
         schedule=schedule,
-        micro_batch_size=config["micro_batch_size"],
+        micro_batch_size=None if choose_slices else config["micro_batch_size"],
         description={
             "format": 1,
             "architecture": config["model"],
@@ -99,11 +106,13 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     evaluate = Evaluate(evaluations=evaluations, every_n_epochs=config["evaluate_every_n_epochs"])
     loggers = [CsvLogger(run.folder / "metrics.csv"), *start_loggers(config, run)]
+    choose_tf32(config["tf32"])
     precision = choose_precision(settings["precision"], settings["accelerator"])
     trainer = build(
-        settings | {"precision": precision, "max_steps": total_steps, "max_epochs": -1},
+        settings | {"precision": precision, "max_steps": schedule.total_steps, "max_epochs": -1},
         # The order in which they do their part at the end of a step: whoever saves comes after whoever changes state.
         callbacks=[
+            *([ChooseSlices(run.folder / "micro_batch_size.json")] if choose_slices else []),
             *(build(callback) for callback in config["callbacks"].values()),
             evaluate,
             Preemption(),
@@ -177,6 +186,16 @@ def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
     return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
 
 
+def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate over the whole run, whose length it knows."""
+    optim = config["optim"]
+    warmup_steps = optim["warmup_steps"]
+    if warmup_steps is None:
+        warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
+    total_steps = planned_steps(config["trainer"], steps_per_epoch)
+    return build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
+
+
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
     """The configured loggers beside the CSV file; one that does not start is named and left out, never fatal."""
     started = []
@@ -198,8 +217,10 @@ def check_root_values(config: dict[str, Any]) -> None:
         if not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"{key}={config[key]}: expected a whole number of at least 1, e.g. {key}=64")
     micro = config["micro_batch_size"]
-    if micro is not None and (not isinstance(micro, int) or micro < 1):
-        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, or null for one slice")
+    if micro not in (None, "auto") and (not isinstance(micro, int) or micro < 1):
+        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, auto, or null for one slice")
+    if not isinstance(config["tf32"], bool):
+        raise UserError(f"tf32={config['tf32']}: expected true or false")
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise UserError(f"seed={config['seed']}: expected a whole number of at least 0, e.g. seed=0")
     trainer = config["trainer"]
@@ -213,6 +234,15 @@ def check_root_values(config: dict[str, Any]) -> None:
     for phase, seconds in config["watchdog"].items():
         if not isinstance(seconds, (int, float)) or seconds <= 0:
             raise UserError(f"watchdog.{phase}={seconds}: expected seconds, e.g. watchdog.{phase}=3600")
+    if "fsdp" in str(trainer["strategy"]).lower():
+        raise UserError(f"trainer.strategy={trainer['strategy']}: {NO_FSDP}")
+    optim = config["optim"]
+    for key, low, high in (("layer_decay", 0, 1), ("ema_decay", 0, 1), ("clip_norm", 0, float("inf"))):
+        value = optim[key]
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high
+        ):
+            raise UserError(f"optim.{key}={value}: expected a number between {low} and {high}, or null")
     if config["resume"] not in ("auto", "never"):
         raise UserError(f"resume={config['resume']}: expected auto or never")
 

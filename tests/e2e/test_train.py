@@ -163,3 +163,20 @@ def test_a_sweep_makes_one_run_for_each_combination(workplace: Path):
     configs = [yaml.safe_load(path.read_text()) for path in (workplace / "swept").glob("*/config.yaml")]
     assert sorted(config["seed"] for config in configs) == [3, 4]
     assert all(rows(path.parent)[-1]["step"] == "2" for path in (workplace / "swept").glob("*/result.json"))
+
+
+def test_options_of_the_step_are_the_same_on_two_ranks_in_slices(workplace: Path):
+    options = ["optim.clip_norm=0.5", "optim.layer_decay=0.8", "optim.ema_decay=0.9", "trainer.max_steps=4"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "micro_batch_size=9", *SHORT[1:]]
+    for name, hardware in (("plain-options", SHORT), ("two-options", two)):
+        done = run("train.py", *hardware, *options, f"name={name}", cwd=workplace)
+        assert done.returncode == 0, done.stderr
+    one_rows, two_rows = (rows(workplace / "runs" / name) for name in ("plain-options", "two-options"))
+    for one, other in zip(one_rows, two_rows, strict=True):
+        for key in ("train/loss", "train/gradient_norm"):
+            assert float(other[key]) == pytest.approx(float(one[key]), rel=1e-4)
+    done = run("eval_zeroshot.py", "checkpoint=runs/plain-options", "output=averaged.json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    trained = json.loads((workplace / "runs" / "plain-options" / "result.json").read_text())["metrics"]
+    assert json.loads((workplace / "averaged.json").read_text())["metrics"] == trained
+    assert "speed/data_wait_percent" in one_rows[0]

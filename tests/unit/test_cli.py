@@ -73,7 +73,7 @@ def test_help_and_version_need_no_torch():
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert run([]) == 0
     printed = capsys.readouterr().out
-    assert set(COMMANDS) == {"train", "eval", "data", "predict", "strip", "verify", "report", "doctor"}
+    assert set(COMMANDS) == {"train", "eval", "data", "predict", "strip", "verify", "plan", "report", "doctor"}
     assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in COMMANDS)
 
 

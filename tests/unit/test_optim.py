@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_models import small_model
 
+from openslip.errors import UserError
 from openslip.optim import WarmupCosine, is_decayed, param_groups
 
 RECIPES = json.loads((Path(__file__).parents[1] / "data" / "lr_schedules.json").read_text())
@@ -62,3 +63,36 @@ def test_frozen_parameters_are_in_no_group():
     decayed, undecayed = param_groups([layer], 0.1)
     assert len(decayed["params"]) == 1
     assert undecayed["params"] == []
+
+
+def test_rates_fall_by_depth_towards_the_embeddings():
+    model, objective = small_model("slip")  # both towers have two blocks
+    scale_of = {
+        id(parameter): group["lr_scale"]
+        for group in param_groups([model, objective], 0.1, layer_decay=0.65)
+        for parameter in group["params"]
+    }
+    expected = {
+        "image_tower.trunk.cls_token": 0.65**3,
+        "image_tower.trunk.pos_embed": 0.65**3,
+        "image_tower.trunk.patch_embed.proj.weight": 0.65**3,
+        "image_tower.trunk.blocks.0.attn.qkv.weight": 0.65**2,
+        "image_tower.trunk.blocks.1.mlp.fc1.bias": 0.65,
+        "image_tower.trunk.norm.weight": 1.0,
+        "text_tower.token_embedding.weight": 0.65**3,
+        "text_tower.positional_embedding": 0.65**3,
+        "text_tower.blocks.0.fc1.weight": 0.65**2,
+        "text_tower.blocks.1.ln_1.weight": 0.65,
+        "text_tower.ln_final.bias": 1.0,
+        "image_projection": 1.0,
+        "logit_scale": 1.0,
+    }
+    found = {name: scale_of[id(parameter)] for name, parameter in model.named_parameters() if name in expected}
+    assert found == pytest.approx(expected)
+    assert {scale_of[id(parameter)] for parameter in objective.parameters()} == {1.0}
+    assert len(scale_of) == sum(1 for module in (model, objective) for _ in module.parameters())
+
+
+def test_layer_decay_without_blocks_is_refused():
+    with pytest.raises(UserError, match=r"optim\.layer_decay=0\.65"):
+        param_groups([torch.nn.Linear(2, 2)], 0.1, layer_decay=0.65)

@@ -1,6 +1,7 @@
 """The data path, top to bottom: order -> samples -> views and captions -> batch -> augmentation on the device."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +101,7 @@ class DataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.consumed = 0  # steps of the run; the pretrainer counts on, `load_state_dict` sets it
         self.captions = self.truncated = 0
+        self.loader: Loader | None = None
         self.bad_samples = BadSamples(None, rank=0, budget=1.0, samples_per_epoch=0)
         self.bad_in_epoch: torch.Tensor | None = None  # of all ranks, some steps ago
 
@@ -107,6 +109,11 @@ class DataModule(pl.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the tail that fills none is dropped."""
         return self.order.steps_per_epoch
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this process has waited for batches."""
+        return 0.0 if self.loader is None else self.loader.waited
 
     def train_dataloader(self) -> DataLoader:
         # Rank and world are read here, in the main process: workers that are spawned know of no process group.
@@ -118,7 +125,7 @@ class DataModule(pl.LightningDataModule):
             samples_per_epoch=self.order.num_samples - self.order.dropped,
         )
         self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
-        return Loader(
+        self.loader = Loader(
             self.batches,
             batch_size=None,
             sampler=RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
@@ -129,6 +136,7 @@ class DataModule(pl.LightningDataModule):
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # without its own, every epoch draws from the training's
         )
+        return self.loader
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
@@ -217,9 +225,18 @@ NAMES = {
 class Loader(DataLoader):
     """An error of the user's is the same one line, whether a worker meets it or this process."""
 
+    waited = 0.0  # seconds that whoever trains has waited for batches
+
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self.waited += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
         except UserError as error:  # from a worker, torch puts the traceback's text before it
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except Exception as error:

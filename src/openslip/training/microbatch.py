@@ -50,11 +50,22 @@ def even_slices(batch_size: int, micro_batch_size: int | None) -> list[int]:
     return [micro_batch_size] * full + [rest] * (rest > 0)
 
 
+def slice_size(batch_size: int, slices: int) -> int:
+    """Samples per slice where a batch is cut into so many slices, as even as can be."""
+    return -(-batch_size // slices)
+
+
+def mixing_layers(model: nn.Module) -> list[str]:
+    """Names of the towers that mix the samples of a batch as they are: batch norm in training mode."""
+    return [
+        name for name, module in model.named_modules() if getattr(module, "mixes_samples", False) and module.training
+    ]
+
+
 def refuse_mixing_layers(model: nn.Module) -> None:
     """A tower with batch norm would see each slice's own statistics instead of the batch's."""
-    for name, module in model.named_modules():
-        if getattr(module, "mixes_samples", False) and module.training:
-            raise UserError(
-                f"micro_batch_size or trainer.devices splits the batch, but {name} has batch norm, which mixes its "
-                "samples: set micro_batch_size=null and trainer.devices=1, or use a tower without batch norm"
-            )
+    for name in mixing_layers(model):
+        raise UserError(
+            f"micro_batch_size or trainer.devices splits the batch, but {name} has batch norm, which mixes its "
+            "samples: set micro_batch_size=null and trainer.devices=1, or use a tower without batch norm"
+        )

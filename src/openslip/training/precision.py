@@ -1,13 +1,41 @@
-"""Which precision `auto` means on this device."""
+"""Number types of a run: which precision `auto` means on this device, and whether products may use TF32."""
 
 import torch
 
+from openslip.errors import UserError
 
-def choose_precision(precision: str, accelerator: str) -> str:
-    """`auto` is bf16 on GPUs and on CPUs with bf16 matrix instructions, where it is faster, else float32."""
-    if precision != "auto":
-        return precision
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true")
+
+
+def choose_precision(precision: str | int, accelerator: str) -> str:
+    """`auto` is bf16 on GPUs and on CPUs with bf16 matrix instructions, where it is faster, else float32.
+
+    `16-mixed` is fp16 with a loss scaler, whose backing off skips a step.
+
+    Raises:
+        UserError: not one of the names, or fp16 on a CPU, where Lightning would silently take bf16.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}")
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if precision == "16-mixed" and not on_gpu:
+        raise UserError("trainer.precision=16-mixed needs a GPU: on the CPU take bf16-mixed, 32-true or auto")
+    if precision != "auto":
+        return str(precision)
     if on_gpu:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def choose_tf32(allowed: bool) -> None:
+    """Whether CUDA may round the factors of float32 products to 11 bits; the losses' are among them.
+
+    Raises:
+        UserError: asked for where there is no CUDA device.
+    """
+    if not torch.cuda.is_available():
+        if allowed:
+            raise UserError("tf32=true: TF32 is a format of CUDA devices, and there is none here; set tf32=false")
+        return
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -1,5 +1,6 @@
-"""One training step: features -> loss -> backward -> learning rate and optimizer -> clamp."""
+"""One training step: features -> loss -> backward -> clip -> learning rate and optimizer -> clamp -> average."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from openslip.data.datamodule import DataModule
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine, param_groups
+from openslip.training.clip import clip_gradients
 from openslip.training.finite import marked
 from openslip.training.microbatch import even_slices, loss_in_slices
 
@@ -22,12 +24,17 @@ class Pretrainer(pl.LightningModule):
         objective: what training needs beside it.
         optimizer: parameter groups to optimizer, e.g. a partial `torch.optim.AdamW`.
         weight_decay: of the decayed group.
+        layer_decay: factor on the learning rate per block below a tower's top; None for one rate.
+        clip_norm: the largest global norm of the gradient; None clips nothing.
+        ema_decay: of the moving average of the model's weights, kept as `averaged`; None keeps none.
         schedule: step to learning rate.
         micro_batch_size: samples per slice and rank; None for one slice.
         description: plain fields from which `openslip.load` rebuilds the model; saved in every checkpoint.
 
     Attributes:
         step: global batches consumed, whether their update was skipped or not.
+        averaged: the model with averaged weights, which begins as the model's; None without `ema_decay`.
+        terms: what the last step measured, as scalars on the device.
     """
 
     def __init__(
@@ -37,6 +44,9 @@ class Pretrainer(pl.LightningModule):
         objective: Objective,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer],
         weight_decay: float,
+        layer_decay: float | None,
+        clip_norm: float | None,
+        ema_decay: float | None,
         schedule: WarmupCosine,
         micro_batch_size: int | None,
         description: dict[str, Any],
@@ -47,6 +57,10 @@ class Pretrainer(pl.LightningModule):
         self.objective = objective
         self.make_optimizer = optimizer
         self.weight_decay = weight_decay
+        self.layer_decay = layer_decay
+        self.clip_norm = clip_norm
+        self.ema_decay = ema_decay
+        self.averaged = None if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self.schedule = schedule
         self.micro_batch_size = micro_batch_size
         self.description = description
@@ -54,14 +68,19 @@ class Pretrainer(pl.LightningModule):
         self.terms: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay))
+        return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay, self.layer_decay))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and used: the averaged one where there is one."""
+        return self.model if self.averaged is None else self.averaged
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         lr = self.schedule(self.step)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         sizes = even_slices(len(next(iter(batch.values()))), self.micro_batch_size)
@@ -69,14 +88,29 @@ class Pretrainer(pl.LightningModule):
         self.terms = {name: term.detach() for name, term in terms.items()}
         return marked(terms["loss"])
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.clip_norm is not None:
+            self.terms["gradient_norm"] = clip_gradients(self.trainer, optimizer, self.clip_norm)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         # All of a step ends here: callbacks come before this module at the end of a batch, and one of them saves.
         self.objective.after_step(self.model)
+        if self.averaged is not None:
+            self.average(self.averaged)
         self.step += 1
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
             data.consumed += 1
+
+    @torch.no_grad()
+    def average(self, averaged: nn.Module) -> None:
+        """One step of the moving average; statistics are copied."""
+        assert self.ema_decay is not None
+        update = get_ema_multi_avg_fn(self.ema_decay)
+        update(list(averaged.parameters()), list(self.model.parameters()), 0)
+        for kept, new in zip(averaged.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(new)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["openslip"] = {**self.description, "step": self.step}

@@ -22,6 +22,7 @@ NOT_IDENTITY = (
     *("callbacks.save.*", "watchdog.*"),
     # Any split of the global batch makes the same update, so a run may go on with other hardware.
     *("micro_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*"),
+    *("devices.*", "callbacks.metrics.devices.*", "callbacks.metrics.peak_tflops"),
 )
 
 

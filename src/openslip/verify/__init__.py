@@ -12,11 +12,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from openslip.errors import UserError
+from openslip.objectives.objective import Objective
 from openslip.verify.deviation import TOLERANCES, Row
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
+from openslip.verify.splits import split_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
 from openslip.verify.zero_shot import zero_shot_rows
 
@@ -27,7 +30,20 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     Raises:
         UserError: no such folder, device or dtype, or a folder with none of the recordings.
     """
-    rows = compare(folder, device, dtype)
+    return show(compare(folder, device, dtype), f"{device}, {dtype}; {folder}")
+
+
+def verify_splits(model: nn.Module, objective: Objective, batch: dict[str, Tensor]) -> int:
+    """Print how far each split of the batch is from the whole batch; 0 when all are within tolerance, else 1.
+
+    Raises:
+        UserError: as `split_rows`.
+    """
+    return show(split_rows(model, objective, batch), "cpu, float64; any split against the whole batch in one process")
+
+
+def show(rows: list[Row], what: str) -> int:
+    """One line per row and the verdict."""
     console = Console()
     width = max(len(row.quantity) for row in rows)
     console.print(f"{'quantity':<{width}}  deviation  tolerance")
@@ -36,7 +52,7 @@ def verify(folder: Path, device: str, dtype: str) -> int:
         console.print(row.line(width), style=style, soft_wrap=True, markup=False, highlight=False)
     compared = [row for row in rows if row.deviation is not None]
     within = sum(row.ok for row in compared)
-    summary = f"{within} of {len(compared)} quantities within tolerance ({device}, {dtype}; {folder})"
+    summary = f"{within} of {len(compared)} quantities within tolerance ({what})"
     console.print(summary, soft_wrap=True, markup=False, highlight=False)
     return 0 if within == len(compared) else 1
 

@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 
 from openslip.evaluation.evaluation import Evaluation
 from openslip.training import watchdog
-from openslip.training.callbacks.metrics import log
+from openslip.training.callbacks.metrics import log, samples_seen
+from openslip.training.callbacks.predictions import log_predictions
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -53,9 +54,10 @@ class Evaluate(pl.Callback):
     def evaluate(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         for name, evaluation in self.evaluations.items():
             with watchdog.phase("evaluation"):
-                self.results[name] = evaluation.run(pl_module.model, pl_module.device)
+                self.results[name] = evaluation.run(pl_module.evaluated, pl_module.device)
             logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
-            log(trainer, logged, pl_module.step)
+            log(trainer, {**samples_seen(trainer, pl_module.step), **logged}, pl_module.step)
+            log_predictions(trainer, name, evaluation.arrays, pl_module.step)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "arrays"
                 folder.mkdir(exist_ok=True)

@@ -2,78 +2,151 @@
 
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-import torch.distributed as dist
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from openslip.data.datamodule import DataModule
 from openslip.distributed import world_size
 from openslip.training.callbacks.finite import Finite
+from openslip.training.callbacks.status_line import StatusLine
 from openslip.training.csv_logger import CsvLogger
+from openslip.training.flops import TRAINING_OVER_FORWARD, forward_flops, peak_tflops
+from openslip.training.late import LateFigures
+from openslip.training.memory import peak_memory
 from openslip.training.pretrainer import Pretrainer
+
+COUNTED_SAMPLES = 8  # whose operations are counted: enough captions for their mean length
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step whose figures are still on their way from the device, and what the host knew of it."""
+
+    step: int
+    figures: LateFigures
+    known: Mapping[str, float | int]
 
 
 class Metrics(pl.Callback):
-    """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, samples/s, time left.
+    """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, speed, memory, time left.
 
-    What the data module tells (bad samples, captions that were cut off) is of the first rank.
+    On a GPU they are read one step later, so that no step waits for them. What the data module tells (bad samples,
+    captions that were cut off, time spent waiting for data) and the peak memory are of the first rank.
+
+    Args:
+        every_n_steps: how often, and after the first step and the last.
+        devices: peaks of GPUs, `{word of the name: {tflops: ...}}`.
+        peak_tflops: of a device that the table lacks; without either there is no utilisation.
     """
 
-    def __init__(self, *, every_n_steps: int) -> None:
+    def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: float | None) -> None:
         self.every_n_steps = every_n_steps
-        self.live = sys.stderr.isatty()
+        self.devices = devices
+        self.peak_tflops = peak_tflops
+        self.line = StatusLine(every_n_steps=every_n_steps)
+        self.flops: float | None = None  # of training, per sample
+        self.peak: float | None = None  # of a device, per second
+        self.measured: Measured | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        peak = self.peak_tflops or peak_tflops(pl_module.device, self.devices)
+        self.peak = peak and 1e12 * peak
         self.started = self.last_time = time.perf_counter()
-        self.first_step = self.last_step = trainer.global_step
+        assert isinstance(pl_module, Pretrainer)
+        self.first_step = self.last_step = pl_module.step
+        self.last_waited = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        if self.peak is None or self.flops is not None:
+            return
+        assert isinstance(pl_module, Pretrainer)
+        some = {key: column[:COUNTED_SAMPLES] for key, column in batch.items()}
+        with trainer.precision_plugin.forward_context():
+            self.flops = TRAINING_OVER_FORWARD * forward_flops(pl_module.objective, pl_module.model, some)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
-        step = trainer.global_step
-        total = pl_module.schedule.total_steps
+        self.write(trainer, pl_module)
+        step, total = pl_module.step, pl_module.schedule.total_steps
         if step % self.every_n_steps and step != total and step != 1:
             return
-        metrics = {f"train/{name}": value for name, value in mean_over_ranks(pl_module.terms).items()}
+        figures = {f"train/{name}": term for name, term in pl_module.terms.items()}
         logit_scale = getattr(pl_module.model, "logit_scale", None)
         if logit_scale is not None:
-            metrics["train/logit_scale"] = logit_scale.detach().exp().item()
-        metrics["train/lr"] = pl_module.schedule(step - 1)
+            figures["train/logit_scale"] = logit_scale.detach().exp()
         global_batch_size = len(next(iter(batch.values()))) * world_size()
-        now = time.perf_counter()
-        speed = (step - self.last_step) * global_batch_size / max(now - self.last_time, 1e-9)
-        self.last_time, self.last_step = now, step
-        logged = {"samples_seen": step * global_batch_size, **metrics, "speed/samples_per_second": speed}
+        known: dict[str, float | int] = {**samples_seen(trainer, step), "train/lr": pl_module.schedule(step - 1)}
+        known |= self.speed(trainer, pl_module, step, global_batch_size)
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, Finite):
-                logged["train/skipped"] = float(callback.skipped)
+                known["train/skipped"] = float(callback.skipped)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
-            logged |= data.figures()
-        log(trainer, logged, step)
+            known |= data.figures()
+        self.measured = Measured(step, LateFigures(figures), known)
+        if pl_module.device.type != "cuda":  # a CPU has its figures at once
+            self.write(trainer, pl_module)
+
+    def speed(self, trainer: pl.Trainer, pl_module: Pretrainer, step: int, global_batch_size: int) -> dict[str, float]:
+        """Since the step that was measured before."""
+        now = time.perf_counter()
+        seconds = max(now - self.last_time, 1e-9)
+        samples = (step - self.last_step) * global_batch_size / seconds
+        remaining = (now - self.started) / (step - self.first_step) * (pl_module.schedule.total_steps - step)
+        speed = {
+            "samples_per_second": samples,
+            "samples_per_second_per_device": samples / world_size(),
+            "peak_memory_gb": peak_memory(pl_module.device) / 1e9,
+            "eta_hours": remaining / 3600,
+        }
+        if self.flops is not None and self.peak is not None:
+            speed["mfu_percent"] = 100 * self.flops * samples / world_size() / self.peak
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, DataModule):
+            speed["data_wait_percent"] = 100 * (data.waited - self.last_waited) / seconds
+            self.last_waited = data.waited
+        self.last_time, self.last_step = now, step
+        return {f"speed/{key}": value for key, value in speed.items()}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.write(trainer, pl_module)  # a run that goes on from there must not lack the row
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.write(trainer, pl_module)
+
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs and shows what was measured last, once."""
+        assert isinstance(pl_module, Pretrainer)
+        if self.measured is None:
+            return
+        measured, self.measured = self.measured, None
+        logged = {**measured.figures.read(), **measured.known}
+        log(trainer, logged, measured.step)
         if trainer.is_global_zero:
-            remaining = (now - self.started) / (step - self.first_step) * (total - step)
-            self.show(step, total, metrics, speed, remaining)
-
-    def show(self, step: int, total: int, metrics: dict[str, float], speed: float, remaining: float) -> None:
-        """Redraws one line on a terminal; elsewhere (a log file) prints about twenty lines a run."""
-        parts = [f"{name.removeprefix('train/')} {value:.4g}" for name, value in metrics.items()]
-        line = f"step {step}/{total}  {'  '.join(parts)}  {speed:.0f} samples/s  ETA {duration(remaining)}"
-        if self.live:
-            sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if step == total else ""))
-        elif step == total or step == 1 or step % max(total // 20 // self.every_n_steps * self.every_n_steps, 1) == 0:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+            self.line.show(measured.step, pl_module.schedule.total_steps, logged)
 
 
-def log(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
+def log(trainer: pl.Trainer, metrics: Mapping[str, float | int], step: int) -> None:
+    """Figures of a step to all loggers."""
+    send(trainer, step, lambda logger: logger.log_metrics(dict(metrics), step))
+
+
+def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) -> None:
     """To all loggers; one that fails is named and dropped, but for the CSV file, which every run must have."""
     for logger in list(trainer.loggers):
         try:
-            logger.log_metrics(metrics, step)
+            to_logger(logger)
         except Exception as error:
             if isinstance(logger, CsvLogger):
                 raise
@@ -81,17 +154,7 @@ def log(trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
             sys.stderr.write(f"\nlogger {type(logger).__name__} failed at step {step} and is dropped: {error}\n")
 
 
-def mean_over_ranks(terms: dict[str, torch.Tensor]) -> dict[str, float]:
-    """One reduction for all terms; the mean over ranks of `loss` is the loss of the global batch."""
-    values = torch.stack([term.double() if term.device.type != "mps" else term.float() for term in terms.values()])
-    if world_size() > 1:
-        dist.all_reduce(values)
-        values /= world_size()
-    return dict(zip(terms, values.tolist(), strict=True))
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def samples_seen(trainer: pl.Trainer, step: int) -> dict[str, int]:
+    """The x-axis on which runs with different batch sizes compare."""
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return {"samples_seen": step * data.order.global_batch_size} if isinstance(data, DataModule) else {}

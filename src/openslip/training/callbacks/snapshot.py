@@ -49,7 +49,7 @@ class Snapshot(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
-        model = pl_module.model
+        model = pl_module.evaluated
         if not self.kept or not isinstance(model, DualEncoder) or "text" not in self.kept:
             return
         pictures = self.kept["image"] if "image" in self.kept else self.kept["aug1"]

@@ -1,0 +1,34 @@
+"""What a training config describes, built: model, objective, and what their batches are made of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from openslip.config import build
+from openslip.data.views import View
+from openslip.objectives.objective import Objective
+from openslip.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a step."""
+
+    model: nn.Module
+    objective: Objective
+    views: dict[str, View]
+    tokenizer: Tokenizer | None
+
+
+def build_parts(config: dict[str, Any]) -> Parts:
+    """The parts, the objective set up for the model; no data is looked at."""
+    objective_config = {key: value for key, value in config["objective"].items() if key != "views"}
+    model, objective = build(config["model"]), build(objective_config)
+    objective.setup(model)
+    return Parts(
+        model=model,
+        objective=objective,
+        views={name: build(view) for name, view in config["objective"]["views"].items()},
+        tokenizer=build(config["tokenizer"]) if config["tokenizer"] else None,
+    )

@@ -1,0 +1,199 @@
+"""`openslip plan`: what a run will cost, before it runs, from its config alone; the data need not be there."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openslip.config import build, compose_config
+from openslip.errors import UserError
+from openslip.optim import WarmupCosine
+from openslip.parts import Parts, build_parts
+from openslip.train import check_root_values, planned_schedule
+from openslip.training.cost import StepCost, StepMemory, measure_step
+from openslip.training.example import example_batch
+from openslip.training.flops import TRAINING_OVER_FORWARD
+from openslip.training.memory import available_memory
+from openslip.training.precision import choose_precision
+
+# Of the peak; what large batches of ViT-B/16 reach is a third to a half of it where nothing else is slow.
+UTILISATION = 0.4
+DEVICE_COUNTS = (1, 8, 64)
+COLUMNS, ROWS = 60, 6
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the plan of the run that `openslip train` with the same words would make."""
+    config, _ = compose_config("train", arguments)
+    check_root_values(config)
+    settings = config["trainer"]
+    precision = choose_precision(settings["precision"], settings["accelerator"])
+    samples = number_of_samples(config["data"]["source"])
+    steps_per_epoch = samples // config["global_batch_size"]
+    if not steps_per_epoch:
+        raise UserError(
+            f"global_batch_size={config['global_batch_size']} is more than the collection's {samples} samples: lower it"
+        )
+    schedule = planned_schedule(config, steps_per_epoch)
+    say(*length(config, samples, steps_per_epoch, schedule), "")
+
+    torch.manual_seed(config["seed"])
+    parts = build_parts(config)
+    say(*parameters(parts), "")
+    on_gpu = settings["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    cost = measure_step(
+        parts.model,
+        parts.objective,
+        lambda size: example_batch(parts.views, parts.tokenizer, size),
+        config["global_batch_size"],
+        build(config["optim"]["optimizer"]),
+        precision,
+        device,
+    )
+    memory = StepMemory(
+        weights=sum(p.numel() for module in (parts.model, parts.objective) for p in module.parameters()),
+        averaged=sum(p.numel() for p in parts.model.parameters()) if config["optim"]["ema_decay"] is not None else 0,
+        pixels=sum(3 * view.size**2 for view in parts.views.values()),
+        activations=cost.activation_bytes / (2 if "16" in precision else 1),
+    )
+    local = config["global_batch_size"] // number_of_devices(settings)
+    say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")
+    say(*hours(cost, memory, schedule.total_steps, config, device, precision))
+
+
+def number_of_samples(source: dict[str, Any]) -> int:
+    """Of the whole collection as its config says, else counted where it lies."""
+    if "sources" in source:
+        parts = source["sources"].items()
+        return sum(round(source["weights"][name] * number_of_samples(part)) for name, part in parts)
+    return source.get("expected_samples") or len(build(source))
+
+
+def number_of_devices(settings: dict[str, Any]) -> int:
+    """As far as the config tells it."""
+    devices = settings["devices"]
+    return (devices if isinstance(devices, int) and devices > 0 else 1) * settings["num_nodes"]
+
+
+def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule: WarmupCosine) -> list[str]:
+    """Steps, epochs and the learning rate."""
+    batch, steps = config["global_batch_size"], schedule.total_steps
+    return [
+        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch",
+        f"{steps:,} steps, {steps / steps_per_epoch:.2f} epochs, {steps * batch:,} samples seen; "
+        f"warm-up {schedule.warmup_steps:,} steps",
+        "",
+        *curve([schedule(step * (steps - 1) // (COLUMNS - 1)) for step in range(COLUMNS)]),
+    ]
+
+
+def curve(values: list[float]) -> list[str]:
+    """A text plot of the learning rate, zero at the bottom; the labels are its largest value and its last."""
+    top = max(values)
+    eighths = [round(8 * ROWS * value / top) for value in values]
+    lines = []
+    for row in reversed(range(ROWS)):
+        cells = "".join(" ▁▂▃▄▅▆▇█"[min(max(height - 8 * row, 0), 8)] for height in eighths)
+        label = f"{top:.1e}" if row == ROWS - 1 else f"{values[-1]:.1e}" if row == 0 else ""
+        lines.append(f"{'lr' if row == ROWS - 1 else '':3}{label:>8} |{cells}")
+    return lines
+
+
+def parameters(parts: Parts) -> list[str]:
+    """Of each part of the model, and of what only training needs."""
+    rows = [(name, child) for name, child in parts.model.named_children()]
+    counted = [(name, sum(p.numel() for p in module.parameters())) for name, module in rows]
+    own = sum(p.numel() for p in parts.model.parameters(recurse=False))
+    training = sum(p.numel() for p in parts.objective.parameters())
+    model = own + sum(count for _, count in counted)
+    counted += [("projections and scale", own)] * (own > 0)
+    lines = [f"  {name:24}{count / 1e6:10.2f} M" for name, count in counted]
+    return [f"parameters                {model / 1e6:10.2f} M, and {training / 1e6:.2f} M in training only", *lines]
+
+
+def flops(cost: StepCost) -> list[str]:
+    """Of one sample, with captions that fill the context."""
+    forward = cost.forward_flops
+    return [
+        f"FLOPs per sample (captions fill the context): forward {forward / 1e9:.2f} G, "
+        f"training {TRAINING_OVER_FORWARD * forward / 1e9:.2f} G"
+    ]
+
+
+def memories(memory: StepMemory, local: int) -> list[str]:
+    """At several slice sizes of this device's part of the batch."""
+    sizes = sorted({size for size in (1, 16, 64, 256, 1024, local) if size <= local})
+    lines = [f"  micro_batch_size={size:<8}{memory.bytes(size, local) / 1e9:8.2f} GB" for size in sizes]
+    return [
+        f"memory per device for its {local:,} samples of a step: {memory.fixed / 1e9:.2f} GB of weights, gradients and "
+        "AdamW's moments, the batch's pixels, a slice's activations; without the loss",
+        *lines,
+    ]
+
+
+def checkpoints(memory: StepMemory, runs: Path) -> list[str]:
+    """Their size against the free disk."""
+    folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    needed = 3 * memory.checkpoint  # two are kept while the next is written
+    verdict = "enough" if free > needed else f"TOO LITTLE: {needed / 1e9:.1f} GB are needed; choose another runs_dir="
+    return [
+        f"checkpoint {memory.checkpoint / 1e9:.2f} GB, three at a time; {free / 1e9:.1f} GB free in {folder}: {verdict}"
+    ]
+
+
+def hours(
+    cost: StepCost, memory: StepMemory, steps: int, config: dict[str, Any], device: torch.device, precision: str
+) -> list[str]:
+    """Here, from the steps that were timed, and on GPUs at a stated utilisation."""
+    here = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    total, local = steps * config["global_batch_size"], config["global_batch_size"]
+    again = 1 + sliced(memory, local, room(device)) / TRAINING_OVER_FORWARD
+    seconds = total * cost.seconds * again + steps * cost.update_seconds
+    lines = [
+        f"this machine, one process ({here}, {precision}): {total / seconds:.2f} samples/s by two steps of "
+        f"{cost.samples}, {amount(seconds / 3600)} for the run{' *' * (again > 1)}",
+        f"GPUs at {100 * UTILISATION:.0f} % of their 16-bit peak (*: in slices, with one more forward pass):",
+        f"  {'':6}" + "".join(f"{f'{count} x  ':>16}" for count in DEVICE_COUNTS),
+    ]
+    training = TRAINING_OVER_FORWARD * cost.forward_flops
+    for name, row in config["devices"].items():
+        cells = []
+        for count in DEVICE_COUNTS:
+            local = config["global_batch_size"] // count
+            if not local:
+                cells.append(f"{'-  ':>16}")
+                continue
+            again = sliced(memory, local, 1e9 * row["memory_gb"])
+            work = total * (training + again * cost.forward_flops)
+            duration = amount(work / (count * 1e12 * row["tflops"] * UTILISATION) / 3600)
+            cells.append(f"{duration + (' *' if again else '  '):>16}")
+        lines.append(f"  {name:6}" + "".join(cells))
+    return lines
+
+
+def sliced(memory: StepMemory, local: int, room: float) -> bool:
+    """Whether a device's part of the batch does not fit in one piece."""
+    return memory.bytes(local, local) > room
+
+
+def room(device: torch.device) -> float:
+    """Bytes of this machine's device."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(available_memory() or "inf")
+
+
+def amount(hours: float) -> str:
+    """Hours with three digits that matter, or minutes."""
+    if hours < 1 / 60:
+        return "< 1 min"
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
+
+
+def say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()

@@ -1,0 +1,172 @@
+"""Finds, once and before the first step, the fewest slices of the batch that fit into memory; the run is unchanged."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from openslip.distributed import world_size
+from openslip.training.flops import devices_of
+from openslip.training.memory import activation_bytes, available_memory
+from openslip.training.microbatch import mixing_layers, slice_size
+from openslip.training.pretrainer import Pretrainer
+
+# Left free: for the loss, which is not tried because it waits for other ranks, for longer captions, for fragments.
+HEADROOM = 0.1
+# What a pass over one sample needs beside what it keeps for the backward pass.
+TRANSIENT = 1.25
+MEASURED_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was found, and what it holds for."""
+
+    micro_batch_size: int
+    local_batch_size: int
+    device: str
+
+
+class ChooseSlices(pl.Callback):
+    """`micro_batch_size: auto`: sets the pretrainer's slice from its first batch, the same on all ranks.
+
+    On a GPU slices are tried, forward and backward; on a CPU one small slice is measured and compared with the memory
+    that is left.
+
+    Args:
+        file: keeps the choice, so that a run that goes on with the same batch and device takes it again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.chosen = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        if self.chosen:
+            return
+        self.chosen = True
+        assert isinstance(pl_module, Pretrainer)
+        local = len(next(iter(batch.values())))
+        device = pl_module.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        choice = self.kept(local, name) if trainer.is_global_zero else None
+        # The first rank's file decides for all, since the others may not see its folder.
+        size = from_first_rank(0 if choice is None else choice.micro_batch_size, device)
+        found_now = size == 0
+        if found_now:
+            slices = 1 if mixing_layers(pl_module.model) else self.count(trainer, pl_module, batch, local)
+            size = slice_size(local, most_of_ranks(slices, device))
+        pl_module.micro_batch_size = size
+        if trainer.is_global_zero and found_now:
+            self.keep(Choice(size, local, name))
+
+    def kept(self, local: int, device: str) -> Choice | None:
+        """What an earlier part of the run found for this batch on this device."""
+        if not self.file.exists():
+            return None
+        choice = Choice(**json.loads(self.file.read_text()))
+        return choice if (choice.local_batch_size, choice.device) == (local, device) else None
+
+    def keep(self, choice: Choice) -> None:
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(choice), indent=1) + "\n")
+        temporary.replace(self.file)
+        sys.stdout.write(
+            f"micro_batch_size=auto: {choice.micro_batch_size} of {choice.local_batch_size} samples at a time "
+            f"({choice.device}), kept in {self.file}\n"
+        )
+        sys.stdout.flush()
+
+    def count(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
+        """The fewest slices that fit; weights, gradients, statistics and random states stay as they are."""
+        buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
+        with (
+            torch.random.fork_rng(devices_of(batch)),
+            trainer.precision_plugin.forward_context(),
+            torch.compiler.set_stance("force_eager"),  # nothing is compiled for sizes that the run will not use
+        ):
+            if pl_module.device.type == "cuda":
+                slices = fewest_slices(local, lambda size: fits_on_gpu(pl_module, batch, size))
+            else:
+                slices = fewest_slices(local, fits_in_memory(pl_module, batch, local, trainer.num_devices))
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return slices
+
+
+def fewest_slices(local: int, fits: Callable[[int], bool]) -> int:
+    """The smallest number of even slices that fit, by doubling and bisection, one sample a slice at worst."""
+    too_few, enough = 0, 1
+    while enough < local and not fits(slice_size(local, enough)):
+        too_few, enough = enough, min(2 * enough, local)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if fits(slice_size(local, middle)):
+            enough = middle
+        else:
+            too_few = middle
+    return enough
+
+
+def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> bool:
+    """Whether one slice can be encoded and differentiated beside all that a step holds: tried."""
+    device = pl_module.device
+    parameters = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    optimizer = pl_module.optimizers(use_pl_optimizer=False)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    held = weights * (1 if optimizer.state else 3)  # gradients, and AdamW's two moments before its first step
+    reserve = int(HEADROOM * torch.cuda.get_device_properties(device).total_memory)
+    ballast: Tensor | None = None
+    try:
+        ballast = torch.empty(held + reserve, dtype=torch.uint8, device=device)
+        features = pl_module.objective.encode(pl_module.model, {key: column[:size] for key, column in batch.items()})
+        total = torch.stack([x.float().sum() for x in features.values() if x.requires_grad]).sum()
+        # Not `backward`: hooks of DDP would wait for the other ranks.
+        torch.autograd.grad(total, parameters, allow_unused=True)
+        return True
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        del ballast
+        torch.cuda.empty_cache()
+
+
+def fits_in_memory(
+    pl_module: Pretrainer, batch: dict[str, Tensor], local: int, processes: int
+) -> Callable[[int], bool]:
+    """Whether a slice of a size fits into what the machine has left, from the memory that two samples take."""
+    left = available_memory()
+    if left is None:
+        return lambda size: True
+    some = {key: column[:MEASURED_SAMPLES] for key, column in batch.items()}
+    sample = TRANSIENT * activation_bytes(pl_module.objective, pl_module.model, some)
+    weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+    room = (1 - HEADROOM) * left / processes - 3 * weights
+    return lambda size: size * sample <= room
+
+
+def most_of_ranks(value: int, device: torch.device) -> int:
+    """The largest of all ranks' values."""
+    if world_size() == 1:
+        return value
+    values = torch.tensor(value, device=device)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return int(values)
+
+
+def from_first_rank(value: int, device: torch.device) -> int:
+    """The first rank's value."""
+    if world_size() == 1:
+        return value
+    values = torch.tensor(value, device=device)
+    dist.broadcast(values, src=0)
+    return int(values)

@@ -1,0 +1,24 @@
+"""Gradient clipping by global norm. Pascanu et al. 2013, arXiv:1211.5063, algorithm 1."""
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+
+def clip_gradients(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, max_norm: float) -> Float[Tensor, ""]:
+    """Scales the optimizer's gradients to a global norm of at most `max_norm`; the norm before, on the device.
+
+    Called once per step, after the backward pass of the whole global batch: slices and ranks are in the gradient
+    already. Nothing waits for the device, and a norm that is not finite makes every gradient so.
+    """
+    plugin = trainer.precision_plugin
+    # Lightning refuses to clip for fused optimizers under fp16, which unscale only inside their step.
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.defaults.get("fused"):
+        plugin.scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm

@@ -1,0 +1,34 @@
+"""Weights & Biases: `samples_seen` as x-axis, and an unreachable server that costs seconds, not the run."""
+
+import sys
+
+import wandb
+from pytorch_lightning.loggers import WandbLogger
+
+
+def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeout: float) -> WandbLogger:
+    """A started logger; offline where the server does not answer, with the command that uploads the run later.
+
+    Args:
+        project: the workspace's.
+        name: of the run.
+        version: its id, by which the same run goes on.
+        save_dir: the run's folder.
+        timeout: seconds that the start, and the last upload at the end, may wait for the server.
+    """
+    common = {"project": project, "name": name, "version": version, "save_dir": save_dir}
+    settings = wandb.Settings(init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=False)
+    logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
+    try:
+        experiment = logger.experiment
+    except Exception as error:  # of several kinds, some of them private; the run depends on none
+        wandb.teardown()  # its service still holds the run's id
+        settings = wandb.Settings(mode="offline")
+        logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
+        experiment = logger.experiment
+        reason = str(error).splitlines()[0]
+        sys.stderr.write(f"W&B is offline ({reason}): later, wandb sync {experiment.settings.sync_dir}\n")
+    # Runs with different batch sizes compare by what they have seen; Lightning's axis is its own step.
+    experiment.define_metric("samples_seen")
+    experiment.define_metric("*", step_metric="samples_seen", step_sync=True)
+    return logger

@@ -1,0 +1,90 @@
+"""What is logged, when, and what the line says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from on_ranks import late_figures
+from pretraining import Rows, fit, pretrainer
+from ranks import Ranks
+
+from openslip.training.callbacks.metrics import Measured, Metrics
+from openslip.training.callbacks.status_line import duration, status
+from openslip.training.late import LateFigures
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+]
+
+
+def logged(steps: int, every_n_steps: int, peak_tflops: float | None) -> list[tuple[int | None, dict[str, float]]]:
+    rows = Rows()
+    metrics = Metrics(every_n_steps=every_n_steps, devices={}, peak_tflops=peak_tflops)
+    fit(pretrainer("slip", steps=steps), steps, callbacks=[metrics], logger=rows)
+    return [row for row in rows.rows if "train/loss" in row[1]]
+
+
+def test_the_first_the_last_and_every_third_step_are_logged_once():
+    assert [step for step, _ in logged(8, 3, None)] == [1, 3, 6, 8]
+
+
+def test_a_row_holds_terms_rates_speeds_and_memory():
+    _, row = logged(2, 1, 1e-6)[1]
+    assert {"train/clip_loss", "train/clip_acc", "train/ssl_loss", "train/ssl_acc", "train/lr"} <= set(row)
+    assert row["train/logit_scale"] == pytest.approx(14.29, abs=0.2)
+    assert row["speed/samples_per_second"] == row["speed/samples_per_second_per_device"] > 0
+    assert row["speed/eta_hours"] == 0
+    assert row["speed/peak_memory_gb"] > 0.01
+    assert row["speed/mfu_percent"] > 0
+
+
+def test_utilisation_is_operations_over_the_peak():
+    _, slow = logged(2, 1, 1.0)[1]
+    _, fast = logged(2, 1, 4.0)[1]
+    ratios = [row["speed/mfu_percent"] / row["speed/samples_per_second"] for row in (slow, fast)]
+    assert ratios[0] == pytest.approx(4 * ratios[1])
+
+
+def test_without_a_known_peak_there_is_no_utilisation():
+    assert "speed/mfu_percent" not in logged(1, 1, None)[0][1]
+
+
+def test_figures_are_the_mean_over_ranks(two_ranks: Ranks):
+    for found in two_ranks(late_figures):
+        assert found == {"loss": 1.5, "acc": 25.0}
+
+
+def test_the_line_says_what_was_measured():
+    figures = {
+        "train/loss": 3.25,
+        "train/lr": 1e-4,
+        "speed/samples_per_second": 1000.0,
+        "speed/samples_per_second_per_device": 250.0,
+        "speed/data_wait_percent": 12.4,
+        "speed/mfu_percent": 41.26,
+        "speed/peak_memory_gb": 3.216,
+        "speed/eta_hours": 1.5,
+        "data/bad_samples": 3.0,
+    }
+    line = (
+        "step 5/20  loss 3.25  lr 0.0001  1000 samples/s (250 per device)  data 12 %  MFU 41.3 %  3.22 GB  ETA 1:30:00"
+    )
+    assert status(5, 20, figures) == line
+    alone = {key: value for key, value in figures.items() if "percent" not in key}
+    alone["speed/samples_per_second_per_device"] = 1000.0
+    assert status(5, 20, alone) == "step 5/20  loss 3.25  lr 0.0001  1000 samples/s  3.22 GB  ETA 1:30:00"
+
+
+def test_durations_are_hours_minutes_seconds():
+    assert [duration(seconds) for seconds in (5.0, 65.0, 3723.0)] == ["0:05", "1:05", "1:02:03"]
+
+
+def test_a_checkpoint_comes_after_the_row_of_its_step(tmp_path: Path):
+    rows = Rows()
+    metrics = Metrics(every_n_steps=2, devices={}, peak_tflops=None)
+    made = pretrainer("clip", steps=2)
+    trainer = fit(made, 2, callbacks=[metrics], logger=rows)
+    metrics.measured = Measured(2, LateFigures({"train/late": torch.tensor(1.0)}), rows.rows[-1][1])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert (rows.rows[-1][0], rows.rows[-1][1]["train/late"]) == (2, 1.0)

@@ -1,0 +1,78 @@
+"""`openslip plan` says what a run is from its config, with no data there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from openslip.cli import run
+from openslip.config import compose_config
+from openslip.plan import amount, curve, number_of_samples
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("OPENSLIP_DATA", str(folder / "nowhere"))
+        lines: list[str] = []
+        patch.setattr("openslip.plan.say", lambda *said: lines.extend(said))
+        assert run(["plan", "data=cc3m", "trainer.precision=32-true", "trainer=cpu", "optim.ema_decay=0.99"]) == 0
+        assert not list(folder.iterdir())
+    return "\n".join(lines)
+
+
+def test_length_is_that_of_the_config(plan: str):
+    assert "2,905,954 samples, 45,405 steps of 64 an epoch" in plan
+    assert "1,100 steps, 0.02 epochs, 70,400 samples seen; warm-up 50 steps" in plan
+
+
+def test_parameters_are_those_of_the_tiny_model(plan: str):
+    vit = 3 * 8 * 8 * 96 + 96 + 96 + 17 * 96 + 4 * (12 * 96 * 96 + 13 * 96) + 2 * 96
+    text = 49408 * 64 + 77 * 64 + 12 * 64 * 64 + 13 * 64 + 2 * 64
+    projections = 96 * 64 + 64 * 64 + 1
+    head = 96 * 256 + 256 + 256 * 256 + 256 + 256 * 64 + 64 + 4 * 256
+    assert f"parameters {(vit + text + projections) / 1e6:25.2f} M, and {head / 1e6:.2f} M in training only" in plan
+    assert re.search(rf"image_tower +{vit / 1e6:.2f} M", plan)
+    weights = vit + text + projections + head
+    checkpoint = 4 * (3 * weights + vit + text + projections)
+    assert f"checkpoint {checkpoint / 1e9:.2f} GB" in plan
+
+
+def test_memory_grows_with_the_slice_and_time_is_told_for_each_device(plan: str):
+    sizes = [float(size) for size in re.findall(r"micro_batch_size=\d+ +([\d.]+) GB", plan)]
+    assert len(sizes) == 3
+    assert sizes == sorted(sizes)
+    assert re.search(r"this machine, one process \(cpu, \d+ threads, 32-true\): [\d.]+ samples/s", plan)
+    for device in ("V100", "A100", "H100", "H200"):
+        assert re.search(rf"^  {device} +(.+ h|.+ min)", plan, re.MULTILINE)
+
+
+def test_samples_of_a_mixture_are_the_shares_of_its_collections():
+    config, _ = compose_config("train", ["data=mixture"])
+    assert number_of_samples(config["data"]["source"]) == 2_905_954 + round(0.25 * 10_968_539)
+
+
+def test_a_collection_of_unknown_size_must_be_there(capsys: pytest.CaptureFixture[str]):
+    assert run(["plan", "data=webdataset", "data.source.shards=nowhere.tar"]) == 1
+    assert "nowhere.tar" in capsys.readouterr().err
+
+
+def test_the_curve_rises_to_its_top_and_falls_to_its_end():
+    rows = curve([0.0, 0.5, 1.0, 0.5, 0.0])
+    assert [row.split("|")[1] for row in rows] == ["  █  ", "  █  ", "  █  ", " ███ ", " ███ ", " ███ "]
+    assert "1.0e+00" in rows[0]
+    assert "0.0e+00" in rows[-1]
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"), [(0.001, "< 1 min"), (0.5, "30 min"), (12.34, "12.3 h"), (1234.5, "1,234 h")]
+)
+def test_durations_are_told_with_digits_that_matter(hours: float, said: str):
+    assert amount(hours) == said
+
+
+def test_a_wrong_word_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert run(["plan", "model=slip_vitb17"]) == 1
+    assert capsys.readouterr().err.startswith("error: model=slip_vitb17 is unknown; did you mean model=slip_vitb16?")

@@ -1,0 +1,99 @@
+"""micro_batch_size=auto: what fits is found without changing the run, agreed by all ranks, and kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pretraining import BATCH, fit, pretrainer
+from ranks import Ranks
+
+from openslip.training.callbacks import slices
+from openslip.training.callbacks.slices import ChooseSlices, fewest_slices, most_of_ranks
+from openslip.training.microbatch import even_slices, slice_size
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+]
+
+
+@pytest.mark.parametrize("local", [1, 2, 7, 12, 100, 4096])
+@pytest.mark.parametrize("room", [1, 2, 3, 5, 11, 64, 1000, 5000])
+def test_the_fewest_slices_that_fit_are_found(local: int, room: int):
+    truth = next(count for count in range(1, local + 1) if slice_size(local, count) <= room)
+    assert fewest_slices(local, lambda size: size <= room) == truth
+    sizes = even_slices(local, slice_size(local, truth))
+    assert sum(sizes) == local
+    assert max(sizes) <= room
+
+
+def test_where_nothing_fits_slices_are_of_one_sample():
+    assert fewest_slices(12, lambda size: False) == 12
+
+
+def little_memory(monkeypatch: pytest.MonkeyPatch, samples: float) -> None:
+    """A machine with room for so many samples beside what a step holds."""
+    made = pretrainer("slip", steps=1)
+    weights = sum(8 * parameter.numel() for parameter in made.parameters())
+    monkeypatch.setattr(slices, "activation_bytes", lambda *_: 1e6)
+    monkeypatch.setattr(slices, "available_memory", lambda: (samples * slices.TRANSIENT * 1e6 + 3 * weights) / 0.9 + 1)
+
+
+def test_the_choice_changes_neither_weights_nor_statistics_nor_random_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    whole = pretrainer("slip", steps=3)
+    torch.manual_seed(5)
+    fit(whole, 3)
+    drawn = torch.rand(1)
+    little_memory(monkeypatch, 4)
+    file = tmp_path / "micro_batch_size.json"
+    chosen = pretrainer("slip", steps=3)
+    torch.manual_seed(5)
+    fit(chosen, 3, callbacks=[ChooseSlices(file)])
+    assert torch.equal(torch.rand(1), drawn)
+    assert chosen.micro_batch_size == 4
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(chosen.state_dict()[name], tensor, rtol=1e-7, atol=1e-9, msg=f"{name} differs")
+    kept = {"micro_batch_size": 4, "local_batch_size": BATCH, "device": "cpu"}
+    assert json.loads(file.read_text()) == kept
+    assert "micro_batch_size=auto: 4 of 12 samples" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_takes_the_same_slices_while_batch_and_device_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "micro_batch_size.json"
+    little_memory(monkeypatch, 100)
+    for local_batch_size, expected in ((BATCH, 3), (24, BATCH)):  # then with other hardware
+        kept = {"micro_batch_size": 3, "local_batch_size": local_batch_size, "device": "cpu"}
+        file.write_text(json.dumps(kept))
+        made = pretrainer("slip", steps=1)
+        fit(made, 1, callbacks=[ChooseSlices(file)])
+        assert made.micro_batch_size == expected
+
+
+def test_what_was_measured_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = pretrainer("clip", steps=1)
+    weights = sum(8 * parameter.numel() for parameter in made.parameters())
+    monkeypatch.setattr(slices, "available_memory", lambda: 2 * 3 * weights)
+    fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json")])
+    assert made.micro_batch_size is not None
+    assert made.micro_batch_size < BATCH
+
+
+def test_a_tower_that_mixes_samples_is_not_sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    little_memory(monkeypatch, 1)
+    made = pretrainer("slip", steps=1)
+    made.model.image_tower.mixes_samples = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json")])
+    assert made.micro_batch_size == BATCH
+
+
+def test_all_ranks_take_the_smallest_slice(two_ranks: Ranks):
+    assert two_ranks(slices_of_rank) == [7, 7]
+
+
+def slices_of_rank() -> int:
+    return most_of_ranks(3 + 4 * torch.distributed.get_rank(), torch.device("cpu"))

@@ -1,0 +1,60 @@
+"""Root values of a training config that cannot be meant are refused before anything is built."""
+
+from typing import Any
+
+import pytest
+
+from openslip.config import compose_config
+from openslip.errors import UserError
+from openslip.train import check_root_values, main, planned_schedule
+from openslip.training.run import run_name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trainer.strategy=fsdp"],
+        ["trainer=ddp", "trainer.strategy=fsdp"],
+        ["trainer=ddp", "trainer.strategy._target_=pytorch_lightning.strategies.FSDPStrategy"],
+    ],
+)
+def test_fsdp_is_refused_with_what_to_use(arguments: list[str]):
+    with pytest.raises(UserError, match=r"not needed at ViT-L/16.*trainer=ddp"):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"micro_batch_size": "most"}, "micro_batch_size=most: .* auto"),
+        ({"micro_batch_size": 0}, "micro_batch_size=0"),
+        ({"tf32": "yes"}, "tf32=yes: expected true or false"),
+        ({"optim": {"clip_norm": 0}}, r"optim\.clip_norm=0: expected a number between 0 and inf, or null"),
+        ({"optim": {"layer_decay": 1.5}}, r"optim\.layer_decay=1\.5: expected a number between 0 and 1"),
+        ({"optim": {"ema_decay": True}}, r"optim\.ema_decay=True"),
+    ],
+)
+def test_an_unfit_value_names_its_key(change: dict[str, Any], said: str):
+    config, _ = compose_config("train", [])
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=said):
+        check_root_values(config)
+
+
+def test_the_split_of_the_batch_does_not_name_a_run():
+    names = set()
+    for changes in ([], ["micro_batch_size=3"], ["micro_batch_size=null"], ["callbacks.metrics.peak_tflops=3"]):
+        config, choices = compose_config("train", changes)
+        check_root_values(config)
+        names.add(run_name(config, choices["model"]))
+    assert len(names) == 1
+
+
+def test_the_schedule_takes_its_length_from_epochs_or_steps():
+    config, _ = compose_config("train", ["model=slip_vitb16", "data=cc3m"])
+    schedule = planned_schedule(config, 709)
+    assert (schedule.warmup_steps, schedule.total_steps) == (709, 25 * 709)
+    config, _ = compose_config("train", ["trainer.max_steps=70", "optim.warmup_steps=null", "optim.warmup_epochs=0.5"])
+    schedule = planned_schedule(config, 160)
+    assert (schedule.warmup_steps, schedule.total_steps) == (80, 70)
