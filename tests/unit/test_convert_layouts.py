@@ -290,10 +290,11 @@ def test_img2dataset_output_is_packed_again(tmp_path: Path, as_tar: bool):
 
 
 def test_img2dataset_refuses_a_tar_that_is_cut_off(tmp_path: Path):
-    path = write_tar(tmp_path / "00000.tar", [("0.jpg", jpeg(0)), ("0.txt", b"x")])
+    (tmp_path / "in").mkdir()
+    path = write_tar(tmp_path / "in" / "00000.tar", [("0.jpg", jpeg(0)), ("0.txt", b"x")])
     path.write_bytes(path.read_bytes()[:1_500])
     with pytest.raises(UserError, match="cut off"):
-        run("img2dataset", tmp_path, tmp_path / "out")
+        run("img2dataset", tmp_path / "in", tmp_path / "out")
 
 
 def test_image_folder_writes_labels_and_captions_by_a_template(tmp_path: Path):
