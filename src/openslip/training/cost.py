@@ -76,7 +76,7 @@ def measure_step(
     precision: str,
     device: torch.device,
 ) -> StepCost:
-    """Counts two samples, then times two steps that train the model on noise.
+    """Counts one sample, then times two steps that train the model on noise.
 
     Args:
         model: what is trained; it is moved to the device.
@@ -92,9 +92,9 @@ def measure_step(
         return {key: value.to(device) for key, value in make_batch(size).items()}
 
     model, objective = model.to(device).train(), objective.to(device).train()
-    few = on_device(2)
-    flops = forward_flops(objective, model, few)
-    activations = activation_bytes(objective, model, few)
+    one = on_device(1)  # `encode` mixes no samples
+    flops = forward_flops(objective, model, one)
+    activations = activation_bytes(objective, model, one)
     budget = TIMED_FLOPS[device.type] / (TRAINING_OVER_FORWARD * flops)
     samples = int(min(max(budget, 2), largest))
     batch = on_device(samples)

@@ -17,16 +17,19 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
         timeout: seconds that the start, and the last upload at the end, may wait for the server.
     """
     common = {"project": project, "name": name, "version": version, "save_dir": save_dir}
-    settings = wandb.Settings(init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=False)
+    # Unless quiet, the start first asks for the user's name, ten seconds of its own that `init_timeout` does not end.
+    settings = wandb.Settings(init_timeout=timeout, finish_timeout=timeout, quiet=True)
     logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
     try:
         experiment = logger.experiment
+        if isinstance(experiment, wandb.Run) and experiment.url:  # other ranks than the first have a stand-in
+            sys.stderr.write(f"W&B: {experiment.url}\n")
     except Exception as error:  # of several kinds, some of them private; the run depends on none
         wandb.teardown()  # its service still holds the run's id
         settings = wandb.Settings(mode="offline")
         logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
         experiment = logger.experiment
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         sys.stderr.write(f"W&B is offline ({reason}): later, wandb sync {experiment.settings.sync_dir}\n")
     # Runs with different batch sizes compare by what they have seen; Lightning's axis is its own step.
     experiment.define_metric("samples_seen")
