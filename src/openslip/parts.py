@@ -9,6 +9,7 @@ from openslip.config import build
 from openslip.data.views import View
 from openslip.objectives.objective import Objective
 from openslip.tokenizer import Tokenizer
+from openslip.training.towers import prepare_towers
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ def build_parts(config: dict[str, Any]) -> Parts:
     """The parts, the objective set up for the model; no data is looked at."""
     objective_config = {key: value for key, value in config["objective"].items() if key != "views"}
     model, objective = build(config["model"]), build(objective_config)
+    prepare_towers(model, config["towers"])
     objective.setup(model)
     return Parts(
         model=model,

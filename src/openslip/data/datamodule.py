@@ -17,7 +17,7 @@ from openslip.data.decode import Decoder
 from openslip.data.order import VERSION, Order, Randomness
 from openslip.data.source import Sample, Source
 from openslip.data.views import View
-from openslip.distributed import all_sum, world_size
+from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import DataError, UserError
 from openslip.tokenizer import Tokenizer, text_lengths
 
@@ -103,7 +103,6 @@ class DataModule(pl.LightningDataModule):
         self.captions = self.truncated = 0
         self.loader: Loader | None = None
         self.bad_samples = BadSamples(None, rank=0, budget=1.0, samples_per_epoch=0)
-        self.bad_in_epoch: torch.Tensor | None = None  # of all ranks, some steps ago
 
     @property
     def steps_per_epoch(self) -> int:
@@ -154,25 +153,15 @@ class DataModule(pl.LightningDataModule):
         self.captions += notes.captions
         self.truncated += notes.truncated
         self.bad_samples.record(notes.epoch, notes.step, notes.bad)
-        self.check_budget(notes.step, batch["index"].device)
+        self.check_budget(notes.step)
         for name, view in self.views.items():
             batch[name] = view.finish(batch[name], batch.pop(f"{name}_parameters", None), self.mean, self.std)
         return batch
 
-    def check_budget(self, step: int, device: torch.device) -> None:
+    def check_budget(self, step: int) -> None:
         """Ends the run on all ranks alike where an epoch has had more bad samples than it may."""
-        if world_size() == 1:
-            self.bad_samples.check(self.bad_samples.in_epoch)
-            return
-        last = step + 1 == self.steps_per_epoch
-        if last or (step + 1) % BUDGET_EVERY == 0:
-            if self.bad_in_epoch is not None:  # long done, so that reading it waits for nothing
-                self.bad_samples.check(int(self.bad_in_epoch))
-            self.bad_in_epoch = all_sum(torch.tensor(float(self.bad_samples.in_epoch), device=device))
-        if last:
-            assert self.bad_in_epoch is not None
-            self.bad_samples.check(int(self.bad_in_epoch))
-            self.bad_in_epoch = None
+        if world_size() == 1 or (step + 1) % BUDGET_EVERY == 0 or step + 1 == self.steps_per_epoch:
+            self.bad_samples.check(sum(of_all_ranks(self.bad_samples.in_epoch)))
 
     def figures(self) -> dict[str, float]:
         """Of this rank: samples replaced in this epoch, and the share of captions that were cut off, in per cent."""

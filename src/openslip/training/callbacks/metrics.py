@@ -117,11 +117,6 @@ class Metrics(pl.Callback):
         self.last_time, self.last_step = now, step
         return {f"speed/{key}": value for key, value in speed.items()}
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.write(trainer, pl_module)  # a run that goes on from there must not lack the row
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.write(trainer, pl_module)
 

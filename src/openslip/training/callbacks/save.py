@@ -10,6 +10,7 @@ from openslip.distributed import from_first_rank
 from openslip.errors import CheckpointError
 from openslip.training import watchdog
 from openslip.training.callbacks.finite import refuse_non_finite
+from openslip.training.callbacks.metrics import Metrics
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
@@ -46,6 +47,10 @@ def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
     path = Path(trainer.default_root_dir) / "checkpoints" / file_name(pl_module.step)
     with watchdog.phase("checkpoint"):
         refuse_non_finite(pl_module.state_dict(), pl_module.step)
+        # What is logged late belongs to the steps before: a run that goes on from there must not lack the row.
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Metrics):
+                callback.write(trainer, pl_module)
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger):
                 logger.sync()

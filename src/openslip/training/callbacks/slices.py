@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from openslip.distributed import world_size
+from openslip.distributed import from_first_rank, of_all_ranks
 from openslip.training.flops import devices_of
 from openslip.training.memory import activation_bytes, available_memory
 from openslip.training.microbatch import mixing_layers, slice_size
@@ -59,11 +58,11 @@ class ChooseSlices(pl.Callback):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         choice = self.kept(local, name) if trainer.is_global_zero else None
         # The first rank's file decides for all, since the others may not see its folder.
-        size = from_first_rank(0 if choice is None else choice.micro_batch_size, device)
+        size = from_first_rank(0 if choice is None else choice.micro_batch_size)
         found_now = size == 0
         if found_now:
             slices = 1 if mixing_layers(pl_module.model) else self.count(trainer, pl_module, batch, local)
-            size = slice_size(local, most_of_ranks(slices, device))
+            size = slice_size(local, max(of_all_ranks(slices)))
         pl_module.micro_batch_size = size
         if trainer.is_global_zero and found_now:
             self.keep(Choice(size, local, name))
@@ -152,21 +151,3 @@ def fits_in_memory(
     weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
     room = (1 - HEADROOM) * left / processes - 3 * weights
     return lambda size: size * sample <= room
-
-
-def most_of_ranks(value: int, device: torch.device) -> int:
-    """The largest of all ranks' values."""
-    if world_size() == 1:
-        return value
-    values = torch.tensor(value, device=device)
-    dist.all_reduce(values, dist.ReduceOp.MAX)
-    return int(values)
-
-
-def from_first_rank(value: int, device: torch.device) -> int:
-    """The first rank's value."""
-    if world_size() == 1:
-        return value
-    values = torch.tensor(value, device=device)
-    dist.broadcast(values, src=0)
-    return int(values)
