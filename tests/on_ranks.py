@@ -77,6 +77,27 @@ def step_gradients_in_tiles(tile: int | None, *arguments: Any) -> dict[str, Tens
         return step_gradients(*arguments)
 
 
+def state_after(
+    num_steps: int, tile: int | None, method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int]
+) -> dict[str, Tensor]:
+    """Weights and statistics after some steps of AdamW, gradients averaged over ranks as DDP does."""
+    model, objective = small_model(method, gather_with_grad=gather_with_grad)
+    parameters = [*model.parameters(), *objective.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
+    with in_tiles(tile):
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            loss_in_slices(objective, model, batch, slice_sizes)["loss"].backward()
+            for parameter in parameters:
+                assert parameter.grad is not None
+                mean_over_ranks(parameter.grad)
+            optimizer.step()
+            objective.after_step(model)
+    state = {**model.state_dict(prefix="model."), **objective.state_dict(prefix="objective.")}
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
 class Stepped(nn.Module):
     """What DDP wraps: the loss of a batch in slices."""
 

@@ -9,7 +9,7 @@ from pretraining import BATCH, fit, pretrainer
 from ranks import Ranks
 
 from openslip.training.callbacks import slices
-from openslip.training.callbacks.slices import ChooseSlices, fewest_slices, most_of_ranks
+from openslip.training.callbacks.slices import ChooseSlices, fewest_slices
 from openslip.training.microbatch import even_slices, slice_size
 
 pytestmark = [
