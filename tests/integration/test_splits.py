@@ -44,7 +44,7 @@ def test_two_ranks_equal_one_process(two_ranks: Ranks, method: str, gather_with_
 @pytest.mark.parametrize("gather_with_grad", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_after_20_steps_are_equal_for_all_splits(two_ranks: Ranks, method: str, gather_with_grad: bool):
-    atol = 1e-9  # key biases, whose true gradient is zero, begin at zero and move by AdamW's share of rounding noise
+    atol = 1e-7  # biases whose true gradient is zero begin at zero and move by AdamW's share of rounding noise
     whole = state_after(20, None, method, gather_with_grad, 20, [20])
     for tile in TILES:
         for slices in ([20], [10, 10], [5, 3, 6, 2, 4]):
