@@ -7,6 +7,7 @@ import pytest
 import torch
 from pretraining import BATCH, fit, pretrainer
 from ranks import Ranks
+from small_models import small_batch
 
 from openslip.training.callbacks import slices
 from openslip.training.callbacks.slices import ChooseSlices, fewest_slices
@@ -91,9 +92,16 @@ def test_a_tower_that_mixes_samples_is_not_sliced(tmp_path: Path, monkeypatch: p
     assert made.micro_batch_size == BATCH
 
 
-def test_all_ranks_take_the_smallest_slice(two_ranks: Ranks):
-    assert two_ranks(slices_of_rank) == [7, 7]
+def test_all_ranks_take_the_slices_of_the_one_that_needs_most(two_ranks: Ranks, tmp_path: Path):
+    assert two_ranks(slices_of_rank, str(tmp_path)) == [4, 4]
+    assert json.loads((tmp_path / "micro_batch_size.json").read_text())["micro_batch_size"] == 4
 
 
-def slices_of_rank() -> int:
-    return most_of_ranks(3 + 4 * torch.distributed.get_rank(), torch.device("cpu"))
+def slices_of_rank(folder: str) -> int | None:
+    """The first rank could do with 3 slices, the second needs 7."""
+    rank = torch.distributed.get_rank()
+    callback, made = ChooseSlices(Path(folder) / "micro_batch_size.json"), pretrainer("slip", steps=1)
+    callback.count = lambda *_: 3 + 4 * rank  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = type("Trainer", (), {"is_global_zero": rank == 0})()
+    callback.on_train_batch_start(trainer, made, small_batch(28), 0)  # pyright: ignore[reportArgumentType]
+    return made.micro_batch_size
