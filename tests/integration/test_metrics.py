@@ -9,7 +9,9 @@ from pretraining import Rows, fit, pretrainer
 from ranks import Ranks
 
 from openslip.training.callbacks.metrics import Measured, Metrics
+from openslip.training.callbacks.save import save
 from openslip.training.callbacks.status_line import duration, status
+from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.late import LateFigures
 
 pytestmark = [
@@ -86,5 +88,8 @@ def test_a_checkpoint_comes_after_the_row_of_its_step(tmp_path: Path):
     made = pretrainer("clip", steps=2)
     trainer = fit(made, 2, callbacks=[metrics], logger=rows)
     metrics.measured = Measured(2, LateFigures({"train/late": torch.tensor(1.0)}), rows.rows[-1][1])
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    trainer.strategy.checkpoint_io = DurableCheckpointIO()
+    trainer._default_root_dir = str(tmp_path)  # pyright: ignore[reportAttributeAccessIssue]
+    (tmp_path / "checkpoints").mkdir()
+    save(trainer, made)
     assert (rows.rows[-1][0], rows.rows[-1][1]["train/late"]) == (2, 1.0)

@@ -229,9 +229,11 @@ class Loader(DataLoader):
         except UserError as error:  # from a worker, torch puts the traceback's text before it
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except Exception as error:
-            if "Original Traceback" not in str(error):
-                raise
-            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+            if "Original Traceback" in str(error):
+                raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+            if isinstance(error, ConnectionError | EOFError) and self.num_workers:  # torch notices most other deaths
+                raise RuntimeError("DataLoader worker ended while it sent a batch") from error
+            raise
 
 
 class RankOrder(Sampler[Plan]):
