@@ -1,5 +1,6 @@
 """Signals that ask a run to stop; imports nothing slow, so that it is in force before anything else is imported."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -56,7 +57,9 @@ def ignore(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()  # under forkserver another one than `os.getppid`
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
     os._exit(0)
 

@@ -1,5 +1,6 @@
 """A signal at any moment, the first milliseconds included, ends a process with 143."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from workers import work
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -67,21 +69,17 @@ def test_train_py_that_still_imports_leaves_nothing(tmp_path: Path, delay: float
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_worker_obeys_its_parent_alone():
-    script = """
-import os, signal, subprocess, sys, time
-from openslip import signals
-child = os.fork()
-if child == 0:
-    signals.ignore(0)
-    time.sleep(30)
-    os._exit(1)
-time.sleep(0.3)
-for name in ("TERM", "INT", "USR1", "USR2"):
-    subprocess.run(["sh", "-c", f"kill -{name} {child}"], check=True)
-time.sleep(0.3)
-assert os.waitpid(child, os.WNOHANG) == (0, 0)
-os.kill(child, signal.SIGTERM)
-assert os.waitpid(child, 0)[1] == 0
-"""
-    subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, check=True, timeout=30)
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_a_worker_obeys_the_process_that_started_it_alone(start_method: str):
+    context = multiprocessing.get_context(start_method)
+    ready = context.Event()
+    worker = context.Process(target=work, args=(ready,), daemon=True)  # pyright: ignore[reportAttributeAccessIssue]
+    worker.start()
+    assert ready.wait(60)
+    for name in ("TERM", "INT", "USR1", "USR2"):
+        subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
