@@ -141,7 +141,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         report = write_report(run.folder)
         lines = [*headlines, f"report: {report}"]
         if bad := data.bad_samples.total():
-            lines.insert(0, f"data: {bad} bad samples were replaced: {data.bad_samples.file}")
+            files = ", ".join(map(str, data.bad_samples.files()))
+            lines.insert(0, f"data: {bad} bad samples were replaced: {files}")
         run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
         say(*lines)
 

@@ -83,12 +83,12 @@ class Metrics(pl.Callback):
         logit_scale = getattr(pl_module.model, "logit_scale", None)
         if logit_scale is not None:
             figures["train/logit_scale"] = logit_scale.detach().exp()
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Finite):
+                figures["train/skipped"] = callback.skipped
         global_batch_size = len(next(iter(batch.values()))) * world_size()
         known: dict[str, float | int] = {**samples_seen(trainer, step), "train/lr": pl_module.schedule(step - 1)}
         known |= self.speed(trainer, pl_module, step, global_batch_size)
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            if isinstance(callback, Finite):
-                known["train/skipped"] = float(callback.skipped)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, DataModule):
             known |= data.figures()
