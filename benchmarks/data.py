@@ -37,7 +37,8 @@ from rates import Rates, Row, Work, show, write_json
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_pil_image
 
-from openslip.data.augment import SimCLRAugment
+from openslip.config import build, compose_config
+from openslip.data.augment import Augment
 from openslip.data.datamodule import DataModule
 from openslip.data.decode import PillowDecoder, TurboDecoder
 from openslip.data.shards import ShardSource
@@ -46,17 +47,7 @@ from openslip.tokenizer import Tokenizer
 
 PER_CORE = "images/s/core"
 
-AUGMENT = SimCLRAugment(
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    jitter_probability=0.8,
-    grayscale_probability=0.2,
-    blur_probability=0.5,
-    blur_sigma=(0.1, 2.0),
-    flip_probability=0.5,
-)
+AUGMENT: Augment = build(compose_config("train", [])[0]["views"]["strong"]["augment"])  # the published strengths
 STRONG = View(size=SIZE, scale=(0.08, 1.0), augment=AUGMENT)
 THREE_VIEWS = {"image": View(size=SIZE, scale=(0.5, 1.0), augment=None), "aug1": STRONG, "aug2": STRONG}
 ONE_VIEW = {"image": View(size=SIZE, scale=(0.9, 1.0), augment=None)}  # open_clip's crop, which it scales bicubically

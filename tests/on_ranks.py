@@ -7,14 +7,12 @@ from typing import Any
 import open_clip.loss
 import torch
 import torch.distributed as dist
+from data_modules import data_module
 from small_models import small_batch, small_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openslip.data.datamodule import DataModule
-from openslip.data.decode import TurboDecoder
 from openslip.data.shards import ShardSource
-from openslip.data.views import View
 from openslip.errors import DataError, UserError
 from openslip.objectives import tiled
 from openslip.objectives.clip import clip_loss
@@ -190,20 +188,8 @@ def refuses_a_tower_that_mixes_samples() -> bool:
 def bad_samples_of_an_epoch(folder: str, budget: float) -> str:
     """What ends an epoch over shards with damaged pictures on this rank, or nothing."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    datamodule = DataModule(
-        source=ShardSource(shards=folder, require="caption"),
-        views={"image": View(size=8, scale=(0.5, 1.0), augment=None)},
-        decoder=TurboDecoder(),
-        tokenizer=None,
-        mean=[0.5, 0.5, 0.5],
-        std=[0.2, 0.2, 0.2],
-        global_batch_size=6,
-        seed=0,
-        shuffle_window=2,
-        bad_sample_budget=budget,
-        bad_samples_file=None,
-        num_workers=0,
-    )
+    source = ShardSource(shards=folder, require="caption")
+    datamodule = data_module(source, tokenizer=None, global_batch_size=6, bad_sample_budget=budget)
     datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
     try:
         for batch in datamodule.train_dataloader():

@@ -92,6 +92,7 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
     """
     path = Path(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with durable(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:

@@ -9,9 +9,9 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
-from openslip.durable import durable, point
+from openslip.durable import Hashing, durable, point
 from openslip.errors import CheckpointError
 
 KEPT = 2  # the newest may turn out to be damaged
@@ -26,23 +26,6 @@ class Saved(NamedTuple):
     step: int
     size: int
     sha256: str
-
-
-class Hashing:
-    """A file that takes the size and sha256 of what is written on its way to the disk."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.size = 0
-        self.digest = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def file_name(step: int) -> str:

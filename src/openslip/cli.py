@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from openslip import signals
-from openslip.cli_data import TARGET, add_requirement, data, open_source
+from openslip.cli_data import TARGET, add_requirement, data, open_source, show_commands
 
 COMMANDS = {
     "train": "train a model: openslip train model=slip_tiny seed=1",
@@ -32,10 +32,7 @@ def run(arguments: list[str]) -> int:
     """A command's exit code; a mistake of the user is one line and 1."""
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        print("usage: openslip COMMAND ...\n")
-        for name, purpose in COMMANDS.items():
-            print(f"  {name:8} {purpose}")
-        print("\nopenslip COMMAND --help says more.")
+        show_commands("openslip", COMMANDS)
         return 0
     if command == "--version":
         from openslip import __version__
@@ -173,6 +170,7 @@ def verify_splits(arguments: list[str]) -> int:
     config, _ = compose_config("train", arguments)
     torch.manual_seed(config["seed"])
     parts = build_parts(config)
+    parts.objective.setup(parts.model)
     lengths = None
     if parts.tokenizer is not None:
         lengths = [2 + place % (parts.tokenizer.context_length - 1) for place in range(GLOBAL_BATCH)]

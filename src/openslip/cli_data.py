@@ -17,16 +17,21 @@ TARGET = (
 )
 
 
+def show_commands(program: str, commands: dict[str, str]) -> None:
+    """What `--help` alone prints."""
+    print(f"usage: {program} COMMAND ...\n")
+    for name, purpose in commands.items():
+        print(f"  {name:8} {purpose}")
+    print(f"\n{program} COMMAND --help says more.")
+
+
 def data(arguments: list[str]) -> int:
     """One of the data commands."""
     from openslip.errors import UserError
 
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        print("usage: openslip data COMMAND ...\n")
-        for name, purpose in COMMANDS.items():
-            print(f"  {name:8} {purpose}")
-        print("\nopenslip data COMMAND --help says more.")
+        show_commands("openslip data", COMMANDS)
         return 0
     commands = {"convert": convert, "index": index, "check": check}
     if command not in commands:

@@ -1,10 +1,11 @@
 """A file that is whole or not there, whatever happens to the process or the machine."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -13,7 +14,6 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
 
     The temporary file lies in the same folder: TMPDIR may be another file system, where a move is a copy.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,6 +26,28 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    with durable(path) as file:
+        file.write(text.encode())
+
+
+class Hashing:
+    """A file that takes the size and sha256 of what is written on its way to the disk."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def point(link: Path, target: str) -> None:

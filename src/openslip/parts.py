@@ -23,11 +23,10 @@ class Parts:
 
 
 def build_parts(config: dict[str, Any]) -> Parts:
-    """The parts, the objective set up for the model; no data is looked at."""
+    """The parts; the objective is not yet set up for the model, and no data is looked at."""
     objective_config = {key: value for key, value in config["objective"].items() if key != "views"}
     model, objective = build(config["model"]), build(objective_config)
     prepare_towers(model, config["towers"])
-    objective.setup(model)
     return Parts(
         model=model,
         objective=objective,

@@ -1,7 +1,6 @@
 """`openslip plan`: what a run will cost, before it runs, from its config alone; the data need not be there."""
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from openslip.config import build, compose_config
 from openslip.errors import UserError
 from openslip.optim import WarmupCosine
 from openslip.parts import Parts, build_parts
-from openslip.train import check_root_values, planned_schedule
+from openslip.train import check_root_values, planned_schedule, say
 from openslip.training.cost import StepCost, StepMemory, measure_step
 from openslip.training.example import example_batch
 from openslip.training.flops import TRAINING_OVER_FORWARD
@@ -41,6 +40,7 @@ def main(arguments: list[str]) -> None:
 
     torch.manual_seed(config["seed"])
     parts = build_parts(config)
+    parts.objective.setup(parts.model)
     say(*parameters(parts), "")
     on_gpu = settings["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -192,8 +192,3 @@ def amount(hours: float) -> str:
     if hours < 1 / 60:
         return "< 1 min"
     return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
-
-
-def say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()

@@ -14,6 +14,7 @@ from openslip.config import build, compose_config, first_line
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.optim import WarmupCosine
+from openslip.parts import build_parts
 from openslip.report import write_report
 from openslip.training import watchdog
 from openslip.training.callbacks.evaluate import Evaluate
@@ -27,7 +28,6 @@ from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.run import Run, open_run, run_name, without_secrets
 from openslip.training.slurm_tasks import check_tasks
-from openslip.training.towers import prepare_towers
 
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
 
@@ -55,12 +55,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
     quiet_lightning()
     pl.seed_everything(config["seed"], verbose=False)
 
-    views = config["objective"].pop("views")
-    tokenizer = build(config["tokenizer"]) if config["tokenizer"] else None
+    parts = build_parts(config)
     data = build(
         config["data"],
-        views={name: build(view) for name, view in views.items()},
-        tokenizer=tokenizer,
+        views=parts.views,
+        tokenizer=parts.tokenizer,
         mean=config["mean"],
         std=config["std"],
         global_batch_size=config["global_batch_size"],
@@ -83,12 +82,10 @@ def fit(config: dict[str, Any], run: Run) -> None:
     schedule = planned_schedule(config, data.steps_per_epoch)
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
-    model = build(config["model"])
-    prepare_towers(model, config["towers"])
     choose_slices = config["micro_batch_size"] == "auto"
     pretrainer = Pretrainer(
-        model=model,
-        objective=build(config["objective"]),
+        model=parts.model,
+        objective=parts.objective,
         optimizer=build(optim["optimizer"]),
         weight_decay=optim["weight_decay"],
         layer_decay=optim["layer_decay"],
@@ -99,7 +96,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         description={
             "format": 1,
             "architecture": config["model"],
-            "tokenizer": tokenizer.settings() if tokenizer else None,
+            "tokenizer": parts.tokenizer.settings() if parts.tokenizer else None,
             "transform": transform.settings(),
         },
     )

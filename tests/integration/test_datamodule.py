@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from data_modules import data_module
 from PIL import Image
+from published import simclr_augment
 from shard_files import jpeg, write_pairs, write_tar
 from torch import Tensor
 
-from openslip.data.augment import SimCLRAugment
 from openslip.data.datamodule import DataModule
 from openslip.data.decode import PillowDecoder, TurboDecoder
 from openslip.data.shards import ShardSource
@@ -31,47 +32,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
     return ShardSource(shards=str(folder), require="caption")
 
 
-def data(
-    source: Source,
-    num_workers: int = 0,
-    *,
-    seed: int = 0,
-    text: bool = True,
-    batch: int = 12,
-    decoder: PillowDecoder | TurboDecoder | None = None,
-    window: int = 2,
-    budget: float = 1.0,
-    file: Path | None = None,
-) -> DataModule:
-    strong = View(
-        size=16,
-        scale=(0.08, 1.0),
-        augment=SimCLRAugment(
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0.4,
-            hue=0.1,
-            jitter_probability=0.8,
-            grayscale_probability=0.2,
-            blur_probability=0.5,
-            blur_sigma=(0.1, 2.0),
-            flip_probability=0.5,
-        ),
-    )
-    return DataModule(
-        source=source,
-        views={"image": View(size=16, scale=(0.5, 1.0), augment=None), "aug1": strong, "aug2": strong},
-        decoder=decoder or TurboDecoder(),
-        tokenizer=Tokenizer(context_length=77, truncation="keep_end", special_text="plain") if text else None,
-        mean=MEAN,
-        std=STD,
-        global_batch_size=batch,
-        seed=seed,
-        shuffle_window=window,
-        bad_sample_budget=budget,
-        bad_samples_file=file,
-        num_workers=num_workers,
-    )
+def data(source: Source, num_workers: int = 0, *, text: bool = True, batch: int = 12, **changes: Any) -> DataModule:
+    """SLIP's three views."""
+    strong = View(size=16, scale=(0.08, 1.0), augment=simclr_augment())
+    views = {"image": View(size=16, scale=(0.5, 1.0), augment=None), "aug1": strong, "aug2": strong}
+    changes |= {"views": views, "mean": MEAN, "std": STD, "global_batch_size": batch}
+    return data_module(source, num_workers, **changes if text else changes | {"tokenizer": None})
 
 
 def epochs(datamodule: DataModule, count: int = 2, start_method: str | None = None) -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from data_modules import data_module
 from on_ranks import bad_samples_of_an_epoch
 from ranks import Ranks
 from shard_files import jpeg, write_pairs, write_tar
 from small_models import small_model
 
-from openslip.data.augment import SimCLRAugment
 from openslip.data.datamodule import DataModule
 from openslip.data.decode import PillowDecoder, TurboDecoder
 from openslip.data.mixture import Mixture
@@ -37,38 +37,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
     for number, (first, size) in enumerate(((0, 10), (10, 50), (60, 1), (61, 30), (91, 9))):  # uneven on purpose
         write_pairs(folder / f"{number}.tar", size, first)
     return ShardSource(shards=str(folder), require="caption")
-
-
-def data(source: Source, num_workers: int = 0, **changes: Any) -> DataModule:
-    strong = SimCLRAugment(
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.1,
-        jitter_probability=0.8,
-        grayscale_probability=0.2,
-        blur_probability=0.5,
-        blur_sigma=(0.1, 2.0),
-        flip_probability=0.5,
-    )
-    settings: dict[str, Any] = {
-        "source": source,
-        "views": {
-            "image": View(size=16, scale=(0.5, 1.0), augment=None),
-            "aug1": View(size=16, scale=(0.08, 1.0), augment=strong),
-        },
-        "decoder": TurboDecoder(),
-        "tokenizer": Tokenizer(context_length=77, truncation="keep_end", special_text="plain"),
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.2, 0.2, 0.2],
-        "global_batch_size": BATCH,
-        "seed": 0,
-        "shuffle_window": 2,
-        "bad_sample_budget": 1.0,
-        "bad_samples_file": None,
-        "num_workers": num_workers,
-    }
-    return DataModule(**settings | changes)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
@@ -103,37 +71,37 @@ def play(
 
 
 def test_the_same_seed_gives_the_same_samples_and_pixels(source: ShardSource):
-    assert play(data(source), 16) == play(data(source), 16)
+    assert play(data_module(source), 16) == play(data_module(source), 16)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_any_number_of_workers_gives_the_same_samples_and_pixels(source: ShardSource, num_workers: int):
-    assert play(data(source, num_workers), 10) == play(data(source), 10)
+    assert play(data_module(source, num_workers), 10) == play(data_module(source), 10)
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
 def test_two_ranks_share_an_epoch_whatever_starts_their_workers(source: ShardSource, start_method: str):
-    whole = play(data(source), 8)
-    parts = [play(data(source, 1), 8, rank=rank, world_size=2, start_method=start_method) for rank in range(2)]
+    whole = play(data_module(source), 8)
+    parts = [play(data_module(source, 1), 8, rank=rank, world_size=2, start_method=start_method) for rank in range(2)]
     keys = [{key for _, key, _ in part} for part in parts]
     assert not keys[0] & keys[1]
     assert sorted(parts[0] + parts[1]) == sorted(whole)
 
 
 def test_uneven_shards_give_every_rank_and_worker_the_same_number_of_steps(source: ShardSource):
-    parts = [play(data(source, 4), 8, rank=rank, world_size=2) for rank in range(2)]
+    parts = [play(data_module(source, 4), 8, rank=rank, world_size=2) for rank in range(2)]
     assert [len(part) for part in parts] == [48, 48]
     assert {step for part in parts for step, _, _ in part} == set(range(8))
 
 
 def test_one_two_one_ranks_see_the_same_samples_at_every_step(source: ShardSource):
-    whole = play(data(source), 16)
-    state = data(source).state_dict()
+    whole = play(data_module(source), 16)
+    state = data_module(source).state_dict()
     seen: Seen = []
     for steps, world_size in ((5, 1), (6, 2), (5, 1)):
         states = []
         for rank in range(world_size):
-            part = data(source)
+            part = data_module(source)
             part.load_state_dict(state)
             seen += play(part, steps, rank=rank, world_size=world_size)
             states.append(part.state_dict())
@@ -143,10 +111,10 @@ def test_one_two_one_ranks_see_the_same_samples_at_every_step(source: ShardSourc
 
 @pytest.mark.parametrize("stops", [[1], [4], [7], [8], [9], [1, 2, 3, 5, 6], [3, 3, 11]])
 def test_a_run_that_is_stopped_goes_on_with_the_next_sample(source: ShardSource, stops: list[int]):
-    whole = play(data(source), 16)
-    state, seen = data(source).state_dict(), []
+    whole = play(data_module(source), 16)
+    state, seen = data_module(source).state_dict(), []
     for start, stop in itertools.pairwise([0, *stops, 16]):
-        part = data(source)
+        part = data_module(source)
         part.load_state_dict(json.loads(json.dumps(state)))
         seen += play(part, stop - start)
         state = part.state_dict()
@@ -154,12 +122,12 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_sample(source: ShardSource,
 
 
 def test_the_state_is_small_and_the_same_on_all_ranks(source: ShardSource):
-    datamodule = data(source, global_batch_size=100)
+    datamodule = data_module(source, global_batch_size=100)
     datamodule.consumed = 10**7
     assert len(json.dumps(datamodule.state_dict())) < 200
     states = []
     for rank in range(2):
-        part = data(source)
+        part = data_module(source)
         play(part, 3, rank=rank, world_size=2)
         states.append(part.state_dict())
     assert states[0] == states[1]
@@ -167,7 +135,7 @@ def test_the_state_is_small_and_the_same_on_all_ranks(source: ShardSource):
 
 
 def test_other_data_is_refused_by_both_values(source: ShardSource, tmp_path: Path):
-    state = data(source).state_dict()
+    state = data_module(source).state_dict()
     write_pairs(tmp_path / "0.tar", 100)
     other = ShardSource(shards=str(tmp_path), require="caption")
     changes: list[tuple[dict[str, Any], str]] = [
@@ -179,13 +147,13 @@ def test_other_data_is_refused_by_both_values(source: ShardSource, tmp_path: Pat
     ]
     for change, message in changes:
         with pytest.raises(UserError, match=f"cannot go on with other data .*{message}"):
-            data(**({"source": source} | change)).load_state_dict(state)  # pyright: ignore[reportArgumentType]
+            data_module(**({"source": source} | change)).load_state_dict(state)  # pyright: ignore[reportArgumentType]
     write_pairs(tmp_path / "1.tar", 1, first=200)
     more = ShardSource(shards=str(tmp_path), require="caption")
     with pytest.raises(
         UserError, match=r"samples in data.source: then 100, now 101; fingerprint of data.source: then "
     ):
-        data(more).load_state_dict(state)
+        data_module(more).load_state_dict(state)
 
 
 class Keys(pl.Callback):
@@ -216,7 +184,7 @@ def pretrainer() -> Pretrainer:
 
 def pairs(source: Source, num_workers: int = 0) -> DataModule:
     view = View(size=16, scale=(0.08, 1.0), augment=None)
-    return data(source, num_workers, views={"aug1": view, "aug2": view}, tokenizer=None)
+    return data_module(source, num_workers, views={"aug1": view, "aug2": view}, tokenizer=None)
 
 
 def trainer(tmp_path: Path, steps: int, keys: Keys) -> pl.Trainer:
@@ -280,7 +248,7 @@ def test_bad_pictures_are_replaced_counted_and_change_nothing_else(
     settings = {"num_workers": num_workers, "decoder": decoder, "bad_sample_budget": 0.02, "bad_samples_file": file}
     runs, modules = {}, {}
     for name, source in sources.items():
-        modules[name] = data(source, **settings, global_batch_size=20)
+        modules[name] = data_module(source, **settings, global_batch_size=20)
         runs[name] = [(step, key.split(":")[1], pixels) for step, key, pixels in play(modules[name], 40)]
     assert modules["clean"].steps_per_epoch == modules["broken"].steps_per_epoch == 20
     assert modules["clean"].figures()["data/bad_samples"] == 0
@@ -303,7 +271,7 @@ def test_more_bad_pictures_than_the_budget_end_the_run_with_their_file(tmp_path:
     source = ShardSource(shards=str(write_tar(tmp_path / "a.tar", members)), require="caption")
     file = tmp_path / "bad_samples.jsonl"
     with pytest.raises(DataError, match=rf"bad samples in epoch 0, 4 allowed .*listed in {file}") as stop:
-        play(data(source, bad_sample_budget=0.05, bad_samples_file=file), 8)
+        play(data_module(source, bad_sample_budget=0.05, bad_samples_file=file), 8)
     assert stop.value.exit_code == 4
     assert len(file.read_text().splitlines()) > 4
 
@@ -322,7 +290,7 @@ def test_an_error_that_is_no_samples_says_what_it_is(source: ShardSource, num_wo
             raise KeyError("no such field")
 
     with pytest.raises((KeyError, RuntimeError), match="no such field") as error:
-        next(iter(data(Broken(), num_workers).train_dataloader()))
+        next(iter(data_module(Broken(), num_workers).train_dataloader()))
     assert "Traceback" not in str(error.value)
 
 
@@ -345,7 +313,7 @@ def test_two_ranks_write_their_bad_samples_to_two_files(tmp_path: Path):
         members += [(f"{number}.jpg", picture), (f"{number}.txt", b"a picture")]
     source = ShardSource(shards=str(write_tar(tmp_path / "a.tar", members)), require="caption")
     for rank in range(2):
-        play(data(source, bad_samples_file=tmp_path / "bad_samples.jsonl"), 4, rank=rank, world_size=2)
+        play(data_module(source, bad_samples_file=tmp_path / "bad_samples.jsonl"), 4, rank=rank, world_size=2)
     found = [(tmp_path / name).read_text().splitlines() for name in ("bad_samples.jsonl", "bad_samples-rank1.jsonl")]
     assert {json.loads(line)["sample"] for lines in found for line in lines} == set(range(0, 48, 6))
 
@@ -367,7 +335,7 @@ def test_odd_captions_become_ids_that_end_at_the_pooled_position(tmp_path: Path)
         members += [(f"{number:02}.jpg", jpeg(number)), (f"{number:02}.txt", caption.encode())]
     source = ShardSource(shards=str(write_tar(tmp_path / "a.tar", members)), require="caption")
     assert len(source) == BATCH
-    loader = data(source).train_dataloader()
+    loader = data_module(source).train_dataloader()
     batch = next(iter(loader))
     assert batch["text"].shape[1] <= 77
     for text, length in zip(batch["text"], batch["text_length"].tolist(), strict=True):
@@ -381,11 +349,11 @@ def test_a_mixture_draws_its_shares_with_the_same_pixels_after_a_stop(source: Sh
     mixture = Mixture(
         sources={"a": source, "b": ShardSource(shards=str(tmp_path), require="caption")}, weights={"a": 0.5, "b": 1.0}
     )
-    whole = play(data(mixture), 14)
-    assert data(mixture).steps_per_epoch == 7  # (50 + 40) / 12
-    part = data(mixture)
+    whole = play(data_module(mixture), 14)
+    assert data_module(mixture).steps_per_epoch == 7  # (50 + 40) / 12
+    part = data_module(mixture)
     first = play(part, 9)
-    rest = data(mixture)
+    rest = data_module(mixture)
     rest.load_state_dict(part.state_dict())
     assert first + play(rest, 5) == whole
     for epoch in range(2):
@@ -404,18 +372,18 @@ def test_200_random_stops_over_two_epochs_with_changing_ranks_and_workers(tmp_pa
     for shard in range(8):
         write_tar(tmp_path / f"{shard}.tar", members[shard * 156 : (shard + 1) * 156])
     source = ShardSource(shards=str(tmp_path), require="caption")
-    steps = data(source, global_batch_size=6).steps_per_epoch
-    whole = play(data(source, global_batch_size=6), 2 * steps)
+    steps = data_module(source, global_batch_size=6).steps_per_epoch
+    whole = play(data_module(source, global_batch_size=6), 2 * steps)
     rng = np.random.default_rng(0)
     stops = sorted(rng.choice(np.arange(1, 2 * steps), size=200, replace=False).tolist())
-    state: dict[str, Any] = data(source, global_batch_size=6).state_dict()
+    state: dict[str, Any] = data_module(source, global_batch_size=6).state_dict()
     seen: Seen = []
     for number, (start, stop) in enumerate(itertools.pairwise([0, *stops, 2 * steps])):
         world_size = int(rng.choice([1, 2, 3]))
         num_workers = int(rng.choice([1, 2])) if number % 20 == 0 else 0
         states = []
         for rank in range(world_size):
-            part = data(source, num_workers, global_batch_size=6)
+            part = data_module(source, num_workers, global_batch_size=6)
             part.load_state_dict(state)
             seen += play(part, stop - start, rank=rank, world_size=world_size)
             states.append(part.state_dict())

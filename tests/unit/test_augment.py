@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image, ImageFilter
+from published import simclr_augment
 from torch import Tensor
 from torchvision.transforms import functional
 
@@ -20,20 +21,6 @@ F: Any = functional  # its types know of tensors only
 T: Any = torchvision.transforms
 NOTHING = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 NAMES = ("brightness", "contrast", "saturation", "hue", "order", "grayscale", "sigma", "flip")
-
-
-def published() -> SimCLRAugment:
-    return SimCLRAugment(
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.1,
-        jitter_probability=0.8,
-        grayscale_probability=0.2,
-        blur_probability=0.5,
-        blur_sigma=[0.1, 2.0],
-        flip_probability=0.5,
-    )
 
 
 def parameters(**changes: float) -> tuple[float, ...]:
@@ -50,7 +37,7 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def apply(images: list[Image.Image], rows: list[tuple[float, ...]]) -> Tensor:
-    return published()(torch.stack([pixels(image) for image in images]), torch.tensor(rows))
+    return simclr_augment()(torch.stack([pixels(image) for image in images]), torch.tensor(rows))
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.9, 1.1, 1.4])
@@ -77,7 +64,7 @@ def test_hue_is_torchvisions_on_floats_and_near_its_8_bit_one(shift: float, seed
 @pytest.mark.parametrize("shift", [-0.5, -0.25, 0.25, 0.5])
 def test_large_hue_shifts_turn_the_whole_circle(shift: float):
     image = pixels(picture(0))
-    ours = published()(image[None], torch.tensor([parameters(hue=shift)]))[0]
+    ours = simclr_augment()(image[None], torch.tensor([parameters(hue=shift)]))[0]
     torch.testing.assert_close(ours, F.adjust_hue(image, shift), atol=5e-6, rtol=0)
 
 
@@ -86,7 +73,7 @@ def test_hue_leaves_grey_black_white_and_keeps_pure_colours_pure():
         [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]]
     )
     image = colours.float().T.reshape(1, 3, 2, 4)
-    turned = published()(image, torch.tensor([parameters(hue=1 / 3)])).reshape(3, 8).T
+    turned = simclr_augment()(image, torch.tensor([parameters(hue=1 / 3)])).reshape(3, 8).T
     expected = torch.tensor(
         [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]]
     )
@@ -114,7 +101,7 @@ def test_every_order_is_the_order_of_torchvisions_functions():
     image = pixels(picture(3))
     functions = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     values = (1.35, 0.65, 1.4, 0.08)
-    results = published()(
+    results = simclr_augment()(
         image.expand(len(ORDERS), -1, -1, -1), torch.tensor([(*values, float(order), 0, 0, 0) for order in range(24)])
     )
     for order, result in zip(ORDERS, results, strict=True):
@@ -127,7 +114,7 @@ def test_every_order_is_the_order_of_torchvisions_functions():
 
 
 def test_the_whole_chain_is_the_published_one_but_for_rounding():
-    augment, rng = published(), np.random.default_rng(0)
+    augment, rng = simclr_augment(), np.random.default_rng(0)
     images = [picture(seed) for seed in range(64)]
     drawn = [augment.draw(rng) for _ in images]
     results = augment(torch.stack([pixels(image) for image in images]), torch.from_numpy(np.stack(drawn)))
@@ -145,7 +132,7 @@ def test_the_whole_chain_is_the_published_one_but_for_rounding():
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    augment, rng = published(), np.random.default_rng(1)
+    augment, rng = simclr_augment(), np.random.default_rng(1)
     images = torch.stack([pixels(picture(seed)) for seed in range(20)])
     drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in images]))
     before = images.clone()
@@ -164,7 +151,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("shape", [(32, 48), (33, 41), (5, 7), (1, 1), (112, 96)])
 @pytest.mark.parametrize("hue", [0.1, 0.5])
 def test_the_batched_chain_is_the_chain_on_each_picture(shape: tuple[int, int], hue: float):
-    augment = SimCLRAugment(**(vars(published()) | {"hue": hue, "blur_sigma": [0.1, 6.0]}))
+    augment = SimCLRAugment(**(vars(simclr_augment()) | {"hue": hue, "blur_sigma": [0.1, 6.0]}))
     rng = np.random.default_rng(2)
     images = torch.rand(40, 3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in images]))
@@ -176,7 +163,7 @@ def test_the_batched_chain_is_the_chain_on_each_picture(shape: tuple[int, int], 
 
 
 def test_not_a_bit_of_a_sample_depends_on_its_batch():
-    augment, rng = published(), np.random.default_rng(1)
+    augment, rng = simclr_augment(), np.random.default_rng(1)
     images = torch.stack([pixels(picture(seed)) for seed in range(64)])
     drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in images]))
     together = augment(images, drawn)
@@ -192,7 +179,7 @@ def test_5000_draws_have_the_statistics_of_torchvisions_random_transforms():
     # Orange, brighter to the right, and noise: every operation moves something.
     orange = np.array([170, 110, 60]) + np.linspace(-40, 40, 32)[:, None]
     image = Image.fromarray((orange + rng.normal(0, 12, (32, 32, 1))).clip(0, 255).astype(np.uint8))
-    augment = published()
+    augment = simclr_augment()
     drawn = torch.from_numpy(np.stack([augment.draw(rng) for _ in range(number)]))
     ours = torch.cat([augment(pixels(image).expand(len(part), -1, -1, -1), part) for part in drawn.split(250)])
 
@@ -243,7 +230,7 @@ def test_nothing_drawn_is_nothing_done():
 
 
 def test_draws_have_the_published_distribution():
-    augment, rng = published(), np.random.default_rng(0)
+    augment, rng = simclr_augment(), np.random.default_rng(0)
     drawn = np.stack([augment.draw(rng) for _ in range(20_000)])
     jittered = drawn[(drawn[:, :4] != (1, 1, 1, 0)).any(axis=1)]
     assert abs(len(jittered) / len(drawn) - 0.8) < 0.015
@@ -274,6 +261,6 @@ def test_normalisation_is_torchvisions():
     ],
 )
 def test_impossible_strengths_are_named(changes: dict, message: str):
-    settings = vars(published())
+    settings = vars(simclr_augment())
     with pytest.raises(UserError, match=message):
         SimCLRAugment(**(settings | changes))

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from published import simclr_augment
 
-from openslip.data.augment import Augment, SimCLRAugment, normalise
+from openslip.data.augment import Augment, normalise
 from openslip.data.decode import PillowDecoder
 from openslip.data.views import EvalTransform, View, random_box
 from openslip.errors import UserError
@@ -133,20 +134,6 @@ def test_an_impossible_scale_is_named(scale: tuple[float, float]):
         View(size=8, scale=scale, augment=None)
 
 
-def simclr() -> SimCLRAugment:
-    return SimCLRAugment(
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.1,
-        jitter_probability=0.8,
-        grayscale_probability=0.2,
-        blur_probability=0.5,
-        blur_sigma=[0.1, 2.0],
-        flip_probability=0.5,
-    )
-
-
 def cropped(view: View, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     rng = np.random.default_rng(0)
     crops = [view(picture(90, 70, seed), PillowDecoder(), rng) for seed in range(number)]
@@ -166,16 +153,16 @@ def test_a_view_without_augmentation_is_torchvisions_tensor_and_normalisation():
 
 
 def test_a_finished_view_is_augmented_and_then_normalised():
-    view = View(size=32, scale=[0.08, 1.0], augment=simclr())
+    view = View(size=32, scale=[0.08, 1.0], augment=simclr_augment())
     images, parameters = cropped(view, 24)
     assert parameters is not None
-    expected = normalise(simclr()(images / 255, parameters), MEAN, STD)
+    expected = normalise(simclr_augment()(images / 255, parameters), MEAN, STD)
     assert torch.equal(view.finish(images, parameters, MEAN, STD), expected)
 
 
 @pytest.mark.parametrize("size", [30, 32, 224])
 def test_not_a_bit_of_a_finished_sample_depends_on_its_batch(size: int):
-    view = View(size=size, scale=[0.08, 1.0], augment=simclr())
+    view = View(size=size, scale=[0.08, 1.0], augment=simclr_augment())
     images, parameters = cropped(view, 64 if size < 100 else 12)
     assert parameters is not None
     together = view.finish(images, parameters, MEAN, STD)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from openslip.durable import write_text
 from openslip.errors import DataError
 
 
@@ -70,9 +71,7 @@ class BadSamples:
         for file in self.files():
             lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if _before(line, epoch, step)]
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(file)
+            write_text(file, "".join(kept))
             self.in_epoch += sum(json.loads(line)["epoch"] == epoch for line in kept)
 
     def total(self) -> int:

@@ -6,6 +6,7 @@
 
 from pathlib import Path
 
+from openslip.durable import write_text
 from openslip.errors import UserError
 from openslip.report.charts import curves
 from openslip.report.evaluations import evaluation
@@ -56,7 +57,5 @@ def write_report(run_folder: Path) -> Path:
             absent.append((title, str(reason)))
     page = whole_page(run_folder.resolve().name, header(run_folder, config, metrics), sections, absent)
     path = run_folder / "report.html"
-    partial = run_folder / "report.html.tmp"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, page)
     return path

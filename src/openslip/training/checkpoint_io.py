@@ -11,9 +11,9 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from openslip.checkpoint import read, why_unwritten
-from openslip.checkpoint_folder import Hashing, finish, forget_after, newest_whole
+from openslip.checkpoint_folder import finish, forget_after, newest_whole
 from openslip.distributed import from_first_rank, rank
-from openslip.durable import durable
+from openslip.durable import Hashing, durable
 from openslip.errors import CheckpointError
 
 PAUSES = (1.0, 4.0)  # seconds before each new attempt: file servers recover

@@ -1,12 +1,15 @@
 """`metrics.csv`: one row per logged step, a column per metric, empty where a metric was not measured."""
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from openslip.durable import write_text
 
 
 class CsvLogger(Logger):
@@ -73,10 +76,9 @@ class CsvLogger(Logger):
                 os.fsync(file.fileno())
 
     def rewrite(self) -> None:
-        """The whole file, through a temporary one."""
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows.values())
-        temporary.replace(self.path)
+        """The whole file."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        write_text(self.path, text.getvalue())

@@ -2,13 +2,32 @@
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 from openslip.distributed import world_size
 
 
+class Late:
+    """Values on their way from the device, as they are now."""
+
+    def __init__(self, values: Shaped[Tensor, "*shape"]) -> None:
+        self.on_gpu = values.device.type == "cuda"
+        self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=self.on_gpu)
+        self.values.copy_(values, non_blocking=True)
+        if self.on_gpu:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> Shaped[Tensor, "*shape"]:
+        """The values on the host, as soon as the device has given them."""
+        if self.on_gpu:
+            self.copied.synchronize()
+        return self.values
+
+
 class LateFigures:
-    """Scalars on their way from the device; their mean over ranks, made in one reduction."""
+    """Scalars by name; their mean over ranks, made in one reduction."""
 
     def __init__(self, figures: dict[str, Tensor]) -> None:
         self.names = list(figures)
@@ -16,16 +35,8 @@ class LateFigures:
         if world_size() > 1:
             dist.all_reduce(values)
             values /= world_size()
-        self.on_gpu = values.device.type == "cuda"
-        self.values = values
-        if self.on_gpu:
-            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self.values.copy_(values, non_blocking=True)
-            self.copied = torch.cuda.Event()
-            self.copied.record()
+        self.values = Late(values)
 
     def read(self) -> dict[str, float]:
         """The figures, as soon as the device has them."""
-        if self.on_gpu:
-            self.copied.synchronize()
-        return dict(zip(self.names, self.values.tolist(), strict=True))
+        return dict(zip(self.names, self.values.read().tolist(), strict=True))

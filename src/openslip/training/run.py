@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from openslip.data.remote import shown
-from openslip.durable import durable, sweep
+from openslip.durable import sweep, write_text
 from openslip.errors import CheckpointError, UserError
 
 # What does not change a run's result, so that it neither names a run nor tells two apart; patterns of dotted keys.
@@ -115,11 +115,6 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
             f"{folder} cannot be written ({error.strerror}): mend it, or choose another runs_dir="
         ) from error
     return Run(folder, state)
-
-
-def write_text(path: Path, text: str) -> None:
-    with durable(path) as file:
-        file.write(text.encode())
 
 
 def refuse_other_config(folder: Path, config: dict[str, Any]) -> None:

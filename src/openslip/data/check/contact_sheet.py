@@ -1,6 +1,5 @@
 """Pictures of a collection with their captions, on one page."""
 
-import os
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from openslip.data.decode import open_image
 from openslip.data.source import Source
+from openslip.durable import durable
 from openslip.errors import UserError
 
 COLUMNS, ROWS = 6, 4
@@ -27,14 +27,11 @@ def write_contact_sheet(source: Source, path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"contact sheet {path}: expected a name that ends in .png or .jpg")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        draw_contact_sheet(source).save(partial, FORMATS[path.suffix.lower()], quality=92)
-        os.replace(partial, path)
+        with durable(path) as file:
+            draw_contact_sheet(source).save(file, FORMATS[path.suffix.lower()], quality=92)
     except OSError as error:
         raise UserError(f"contact sheet {path} cannot be written ({error.strerror}): name another file") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def draw_contact_sheet(source: Source) -> Image.Image:

@@ -1,7 +1,7 @@
 """Samples that cannot be read or decoded: counted by reason, the first shown, all of them listed in a file."""
 
+import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from openslip.durable import durable
 from openslip.errors import UserError
 
 SHOWN = 10
@@ -40,15 +41,13 @@ def list_file(path: Path | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(partial, path)
+        with durable(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8")
+            yield text
+            text.detach()  # flushed, and left open for who opened it
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def line(key: str, reason: str) -> str:

@@ -1,7 +1,6 @@
 """OUT/manifest.json: what the shards were made of, and which of them are whole. Only the parent process writes it."""
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from openslip.data.convert.shard import Entry
 from openslip.data.convert.totals import Totals
+from openslip.durable import write_text
 from openslip.errors import UserError
 
 FORMAT = 1
@@ -43,15 +43,7 @@ class Manifest:
             "left_out_bytes": self.left_out_bytes,
             "shards": [asdict(entry) for entry in self.shards],
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, json.dumps(content, indent=1))
 
     def refuse_others(self, made_of: dict[str, Any], out: Path) -> None:
         for key, value in made_of.items():

@@ -7,12 +7,13 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from webdataset.writer import TarWriter
 
 from openslip.data.convert.picture import PictureOptions, PictureReader, UnusableError
 from openslip.data.convert.record import LeftOut, Record, clean, encodable
+from openslip.durable import Hashing, durable
 from openslip.errors import UserError
 
 
@@ -59,12 +60,11 @@ def write_shard(task: Task) -> tuple[Entry, list[str]]:
             raise UserError(f"{task.path}: the collection has changed since this shard was written; use a new folder")
         if is_whole(task.path, task.known):
             return task.known, []
-    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}.tmp")
     lines, left_out = [], Counter[str]()
     try:
-        with temporary.open("wb") as file, PictureReader() as reader, warnings.catch_warnings():
+        with durable(task.path) as file, PictureReader() as reader, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd pictures that it can decode all the same
-            hashed = _HashedFile(file)
+            hashed = Hashing(file)
             # Fixed time and owner: the same bytes on every day and machine.
             with TarWriter(cast(BinaryIO, hashed), user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
                 for record in task.records:
@@ -73,16 +73,11 @@ def write_shard(task: Task) -> tuple[Entry, list[str]]:
                     except UnusableError as error:
                         left_out[str(error)] += 1
                         lines.append(json.dumps({"key": record.key, "reason": str(error), **place(record)}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(task.path)
     except OSError as error:
         raise UserError(
             f"{task.path} could not be written ({error.strerror}): free space or see to its rights, "
             "then the same command goes on"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     samples = len(task.records) - len(lines)
     return Entry(task.path.name, samples, hashed.size, hashed.digest.hexdigest(), records, dict(left_out)), lines
 
@@ -125,15 +120,3 @@ def members(record: Record | LeftOut, reader: PictureReader, options: PictureOpt
 
 def place(record: Record | LeftOut) -> dict[str, str]:
     return {} if isinstance(record, LeftOut) else {"picture": encodable(record.picture.path)}
-
-
-class _HashedFile:
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.size = 0
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.digest.update(data)
-        self.size += len(data)

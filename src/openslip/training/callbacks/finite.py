@@ -8,7 +8,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from openslip.errors import NonFiniteError
-from openslip.training.finite import LateReader, is_finite
+from openslip.training.finite import is_finite
+from openslip.training.late import Late
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -29,7 +30,7 @@ class Finite(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.skipped, self.in_a_row = self.skipped.to(pl_module.device), self.in_a_row.to(pl_module.device)
-        self.read = LateReader(pl_module.device)
+        self.before = Late(torch.zeros_like(self.in_a_row))
         plugin = trainer.precision_plugin
         self.scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
@@ -60,7 +61,8 @@ class Finite(pl.Callback):
         self.skipped += self.bad
         self.in_a_row = (self.in_a_row + 1) * self.bad
         assert isinstance(pl_module, Pretrainer)
-        self.stop(self.read(self.in_a_row), pl_module.step - 1)
+        before, self.before = self.before, Late(self.in_a_row)
+        self.stop(int(before.read()), pl_module.step - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)

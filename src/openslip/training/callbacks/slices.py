@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openslip.distributed import from_first_rank, of_all_ranks
+from openslip.durable import write_text
 from openslip.training.flops import devices_of
 from openslip.training.memory import activation_bytes, available_memory
 from openslip.training.microbatch import mixing_layers, slice_size
@@ -75,9 +76,7 @@ class ChooseSlices(pl.Callback):
         return choice if (choice.local_batch_size, choice.device) == (local, device) else None
 
     def keep(self, choice: Choice) -> None:
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(choice), indent=1) + "\n")
-        temporary.replace(self.file)
+        write_text(self.file, json.dumps(asdict(choice), indent=1) + "\n")
         sys.stdout.write(
             f"micro_batch_size=auto: {choice.micro_batch_size} of {choice.local_batch_size} samples at a time "
             f"({choice.device}), kept in {self.file}\n"
