@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from openslip.data import remote
-from openslip.data.remote import ShardCache, is_remote, shown
+from openslip.data import transfer
+from openslip.data.address import is_remote, shown
+from openslip.data.remote import ShardCache
 from openslip.errors import DataError, UserError
 
 
@@ -94,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(transfer, "WAITS", (0.01, 0.02, 0.03))
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -183,7 +184,7 @@ def test_a_download_that_always_breaks_leaves_nothing_and_says_where(server: Ser
 def test_a_server_that_lies_about_the_length_is_refused(server: Server, tmp_path: Path, stated: int):
     server.files["a.tar"] = content(0)
     cache = ShardCache(folder=tmp_path, max_bytes=10**6)
-    cache.identities[server.address("a.tar")] = remote.Identity(stated, "")
+    cache.identities[server.address("a.tar")] = transfer.Identity(stated, "")
     server.stated["a.tar"] = stated
     if stated > 300_000:
         with pytest.raises(UserError, match=r"cannot be fetched .*tried 4 times"):
@@ -208,7 +209,7 @@ def test_what_is_not_there_is_said_at_once_and_without_credentials(server: Serve
 
 
 def test_a_host_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(remote, "WAITS", (0.01,))
+    monkeypatch.setattr(transfer, "WAITS", (0.01,))
     with pytest.raises(
         UserError, match=r"shard http://127\.0\.0\.1:9/a\.tar cannot be fetched \(Connect.*, tried 2 times"
     ):
@@ -232,8 +233,8 @@ def test_only_network_addresses_are_remote():
 def test_file_systems_other_than_http_are_read_by_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     memory = MemoryFileSystem()
     memory.pipe_file("/bucket/a.tar", content(0))
-    monkeypatch.setattr(remote, "connect", lambda address: (memory, "/bucket/a.tar"))
-    monkeypatch.setattr(remote, "BLOCK", 70_000)
+    monkeypatch.setattr(transfer, "connect", lambda address: (memory, "/bucket/a.tar"))
+    monkeypatch.setattr(transfer, "BLOCK", 70_000)
     cache = ShardCache(folder=tmp_path, max_bytes=10**6)
     assert cache.identity("gs://bucket/a.tar").size == 300_000
     assert cache.fetch("gs://bucket/a.tar").read_bytes() == content(0)

@@ -12,9 +12,10 @@ from braceexpand import braceexpand
 from rich.console import Console
 from rich.progress import Progress
 
+from openslip.data.address import SCHEMES, is_remote, shown
 from openslip.data.captions import CaptionPolicy, UniformCaption, read_captions
 from openslip.data.index import Shard, open_index
-from openslip.data.remote import SCHEMES, ShardCache, is_remote, shown
+from openslip.data.remote import ShardCache, cache_folder
 from openslip.data.source import Collection, Sample, Source
 from openslip.data.tar import BLOCK
 from openslip.errors import DataError, UserError
@@ -175,11 +176,6 @@ def read_ahead(path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         os.close(descriptor)
-
-
-def cache_folder() -> Path:
-    """Where files lie that can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip"
 
 
 def expand(shards: str | list[str]) -> list[Shard]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from openslip.data.remote import shown
+from openslip.data.address import shown
 from openslip.durable import sweep, write_text
 from openslip.errors import CheckpointError, UserError
 
