@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from rates import Row, show, write_json
 
-from openslip.data import index as index_module
+from openslip.data import index_build
 from openslip.data.captions import UniformCaption
-from openslip.data.index import Index, Shard, open_index
+from openslip.data.index import Index, Shard
+from openslip.data.index_build import open_index
 from openslip.data.order import Order
 from openslip.data.scan import ShardSamples, scan_shard
 from openslip.data.source import Collection
@@ -77,9 +78,9 @@ def measure(folder: Path, num_shards: int) -> list[Row]:
         shards.append(Shard(str(path), path, "", ""))
     captions = UniformCaption()
     once: ShardSamples = scan_shard(folder / "first", "first", captions)
-    index_module.scan_shard = lambda file, name, captions: once  # all shards are this one
-    index_module.WORTH_PROCESSES = 1 << 62
-    home = folder / index_module.NAME
+    index_build.scan_shard = lambda file, name, captions: once  # all shards are this one
+    index_build.WORTH_PROCESSES = 1 << 62
+    home = folder / index_build.NAME
     home.mkdir()
 
     def open_it() -> Index:

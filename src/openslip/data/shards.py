@@ -14,7 +14,8 @@ from rich.progress import Progress
 
 from openslip.data.address import SCHEMES, is_remote, shown
 from openslip.data.captions import CaptionPolicy, UniformCaption, read_captions
-from openslip.data.index import Shard, open_index
+from openslip.data.index import Shard
+from openslip.data.index_build import open_index
 from openslip.data.remote import ShardCache, cache_folder
 from openslip.data.source import Collection, Sample, Source
 from openslip.data.tar import BLOCK
