@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openslip.data.shards import ShardSource
+from openslip.distributed import gather
 from openslip.errors import DataError, UserError
 from openslip.objectives import tiled
 from openslip.objectives.clip import clip_loss
@@ -197,6 +198,15 @@ def bad_samples_of_an_epoch(folder: str, budget: float) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def gradient_beside_a_gather() -> Tensor:
+    """Of `y` in the sum of (gather(x) + 3 y)^2, where both terms are given one and the same gradient tensor."""
+    x = torch.ones(1, 2, requires_grad=True)
+    y = torch.zeros(dist.get_world_size(), 2, requires_grad=True)
+    (gather(x, with_grad=True) + 3 * y).square().sum().backward()
+    assert y.grad is not None
+    return y.grad
 
 
 def late_figures() -> dict[str, float]:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,8 @@ class Ranks:
 
 
 def serve(rank: int, world_size: int, store: str, tasks: Any, results: Any) -> None:
+    warnings.simplefilter("error")  # as pytest has it in its own process
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor would sync heads' buffers
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     while (task := tasks.get()) is not None:

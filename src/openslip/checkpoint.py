@@ -33,8 +33,6 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     np.dtype,
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"},
 ]
-# Arguments with which timm opens or fetches another file, of the checkpoint's choice.
-_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _CLASSES = {
     f"{part.__module__}.{part.__name__}": part for part in (DualEncoder, ImageEncoder, TimmTower, TextTransformer)
 }
@@ -123,10 +121,6 @@ def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
                 f"the checkpoint's config names _target_ {target!r}, none of OpenSLIP's model classes: refused; "
                 f"if it is yours, allow it by name (allow=[{target}])"
             )
-    for arguments in _timm_arguments(architecture):
-        for key in _FETCHING:
-            if arguments.get(key):
-                raise UserError(f"the checkpoint's config has timm argument {key}={arguments[key]!r}: refused")
     model = _build(architecture)
     if not isinstance(model, nn.Module):
         raise UserError("the checkpoint's config describes no model: expected a _target_ at its top")
@@ -143,15 +137,6 @@ def targets(description: Any) -> Iterator[str]:
     elif isinstance(description, (list, tuple)):
         for value in description:
             yield from targets(value)
-
-
-def _timm_arguments(description: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(description, dict):
-        arguments = description.get("arguments")
-        if _CLASSES.get(str(description.get("_target_"))) is TimmTower and isinstance(arguments, dict):
-            yield arguments
-        for value in description.values():
-            yield from _timm_arguments(value)
 
 
 def _build(description: Any) -> Any:

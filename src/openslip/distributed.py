@@ -19,17 +19,20 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14
+
+
 # torch.distributed.nn.functional.all_gather is deprecated and differs between versions; these eight lines run on all.
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, x.contiguous())
+        _all_gather(gathered, x.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may give the same one to others
         dist.all_reduce(gradient)
         local = len(gradient) // world_size()
         return gradient[rank() * local : (rank() + 1) * local]

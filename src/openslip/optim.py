@@ -28,7 +28,7 @@ def param_groups(modules: Iterable[nn.Module], weight_decay: float, layer_decay:
                 key = (is_decayed(name, parameter.ndim), scales.get(name, 1.0))
                 groups.setdefault(key, []).append(parameter)
     if layer_decay is not None and len(groups) == 2:
-        raise UserError(f"optim.layer_decay={layer_decay}: this model has no transformer blocks; set it to null")
+        raise UserError(f"optim.layer_decay={layer_decay}: no tower with blocks is trained; set it to null")
     return [
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
         for (decayed, scale), parameters in groups.items()
@@ -40,7 +40,19 @@ def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
 
     A tower is whatever holds `blocks`: of n blocks the last has the factor d, the first d^n, and what a tower holds
     before its blocks (patch, token, position, class embeddings) d^(n + 1). All else is a head and has the factor 1.
+
+    Raises:
+        UserError: a tower that is trained has no blocks, or has them in stages, whose depths do not add up here.
     """
+    for name, tower in module.named_children():
+        trained = [key for key, parameter in tower.named_parameters() if parameter.requires_grad]
+        stacks = {match[1] for key in trained if (match := re.match(r"(.*?)blocks\.\d+\.", key))}
+        in_one_row = len(stacks) == 1 and not any(re.search(r"\.\d+\.", stack) for stack in stacks)
+        if name.endswith("_tower") and trained and not in_one_row:
+            raise UserError(
+                f"optim.layer_decay={layer_decay}: the layers of {name} are not one row of transformer blocks, so "
+                "their depth is not known; set it to null"
+            )
     names = [name for name, _ in module.named_parameters()]
     blocks = [match for match in (re.match(r"(.*?)blocks\.(\d+)\.", name) for name in names) if match]
     depths: dict[str, int] = {}

@@ -14,7 +14,7 @@ from openslip.config import build, compose_config, first_line
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.optim import WarmupCosine
-from openslip.parts import build_parts
+from openslip.parts import build_parts, load_tower_weights
 from openslip.report import write_report
 from openslip.training import watchdog
 from openslip.training.callbacks.evaluate import Evaluate
@@ -56,6 +56,9 @@ def fit(config: dict[str, Any], run: Run) -> None:
     pl.seed_everything(config["seed"], verbose=False)
 
     parts = build_parts(config)
+    resumed = run.checkpoints if saved(run.checkpoints) else None
+    if resumed is None:  # else the run's own checkpoint holds every tower
+        load_tower_weights(parts.model, config["towers"])
     data = build(
         config["data"],
         views=parts.views,
@@ -120,7 +123,6 @@ def fit(config: dict[str, Any], run: Run) -> None:
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),
     )
-    resumed = run.checkpoints if saved(run.checkpoints) else None
     try:
         trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
     except RuntimeError as error:
@@ -209,25 +211,30 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
     return started
 
 
+def is_whole(value: Any) -> bool:
+    """`true` is 1 for Python, and not for a person."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_root_values(config: dict[str, Any]) -> None:
     """The root's plain values, before anything is built from them."""
     for key in ("global_batch_size", "image_size"):
-        if not isinstance(config[key], int) or config[key] < 1:
+        if not is_whole(config[key]) or config[key] < 1:
             raise UserError(f"{key}={config[key]}: expected a whole number of at least 1, e.g. {key}=64")
     micro = config["micro_batch_size"]
-    if micro not in (None, "auto") and (not isinstance(micro, int) or micro < 1):
+    if micro not in (None, "auto") and (not is_whole(micro) or micro < 1):
         raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, auto, or null for one slice")
     if not isinstance(config["tf32"], bool):
         raise UserError(f"tf32={config['tf32']}: expected true or false")
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
+    if not is_whole(config["seed"]) or config["seed"] < 0:
         raise UserError(f"seed={config['seed']}: expected a whole number of at least 0, e.g. seed=0")
     trainer = config["trainer"]
     for key, value in (("max_steps", trainer["max_steps"]), ("max_epochs", trainer["max_epochs"])):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not is_whole(value) or value < 1):
             raise UserError(f"trainer.{key}={value}: expected a whole number of at least 1, or null")
     for name, callback in config["callbacks"].items():
         for key, value in callback.items():
-            if key.startswith("every_n_") and (not isinstance(value, int) or value < 1):
+            if key.startswith("every_n_") and (not is_whole(value) or value < 1):
                 raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
     for phase, seconds in config["watchdog"].items():
         if not isinstance(seconds, (int, float)) or seconds <= 0:

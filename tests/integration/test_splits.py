@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_ranks import state_after, step_gradients, step_gradients_in_tiles
+from on_ranks import gradient_beside_a_gather, state_after, step_gradients, step_gradients_in_tiles
 from ranks import Ranks
 from small_models import METHODS, small_batch, small_model
 
@@ -59,6 +59,11 @@ def test_weights_after_20_steps_are_equal_for_all_splits(
         for slices in splits[1]:
             for rank in two_ranks(state_after, 20, tile, method, gather_with_grad, 20, slices):
                 assert_equal(rank, whole, atol)
+
+
+def test_a_gather_leaves_the_gradient_of_what_is_added_to_it(two_ranks: Ranks):
+    for gradient in two_ranks(gradient_beside_a_gather):
+        assert gradient.tolist() == [[6.0, 6.0], [6.0, 6.0]]  # 2 (1 + 3 y) x 3, for this rank's own y
 
 
 def test_a_gradient_of_the_wrong_split_is_noticed():

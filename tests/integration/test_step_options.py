@@ -9,6 +9,8 @@ from pretraining import BATCH, fit, pretrainer
 from pytorch_lightning.plugins.precision import MixedPrecision
 from small_models import METHODS, small_batch
 
+from openslip.objectives.slip import SLIP
+from openslip.training.callbacks.finite import Finite
 from openslip.training.pretrainer import Pretrainer
 
 pytestmark = [
@@ -96,6 +98,33 @@ def test_averaged_weights_are_the_moving_average_and_are_evaluated():
     assert {f"averaged.{name}" for name in average} <= set(made.state_dict())
     optimized = {id(p) for group in made.configure_optimizers().param_groups for p in group["params"]}
     assert not optimized & {id(p) for p in made.evaluated.parameters()}
+
+
+class LossNaN(SLIP):
+    """Not finite from the third step on."""
+
+    steps = 0
+
+    def loss(self, model: Any, features: dict[str, torch.Tensor], /) -> dict[str, torch.Tensor]:
+        self.steps += 1
+        terms = super().loss(model, features)
+        return terms | {"loss": terms["loss"] * (torch.nan if self.steps > 2 else 1.0)}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_steps_that_are_skipped_leave_weights_and_average_and_log_no_norm(fused: bool):
+    ends = []
+    for steps in (2, 5):
+        made = pretrainer("slip", steps=5, ema_decay=0.8, clip_norm=0.05)
+        made.objective.__class__ = LossNaN
+        made.make_optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=fused)
+        fit(made, steps, callbacks=[Finite(stop_after=10)])
+        ends.append((made.state_dict(), made.terms["gradient_norm"]))
+    (before, norm), (after, no_norm) = ends
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    assert norm.isfinite()
+    assert no_norm.isnan()
 
 
 def test_without_an_average_the_model_itself_is_evaluated():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from openslip.config import compose_config
 from openslip.errors import UserError
+from openslip.models.dual_encoder import DualEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.optim import param_groups
 from openslip.training.microbatch import loss_in_slices
@@ -19,6 +20,8 @@ from openslip.training.towers import prepare_towers
 CHECKPOINTED = {"image.gradient_checkpointing": True, "text.gradient_checkpointing": True}
 COMPILED = {"image.compile": True, "text.compile": True}
 DROPPING = {"image.patch_dropout": 0.5}
+LOCKED = {"image.locked": True, "image.weights": "runs/earlier"}
+LOCKED_TEXT = {"text.locked": True, "text.weights": "runs/earlier"}
 
 
 def options(**changed: Any) -> dict[str, dict[str, Any]]:
@@ -68,7 +71,7 @@ def test_checkpointed_blocks_keep_fewer_activations():
     assert kept(options(**CHECKPOINTED)) < 0.7 * kept(options())  # one of two blocks is checkpointed
 
 
-@pytest.mark.parametrize("towers", [{}, CHECKPOINTED, {"text.locked": True}], ids=["plain", "checkpointed", "locked"])
+@pytest.mark.parametrize("towers", [{}, CHECKPOINTED, LOCKED_TEXT], ids=["plain", "checkpointed", "locked"])
 def test_two_ranks_of_ddp_equal_one_process(two_ranks: Ranks, towers: dict[str, Any]):
     whole = step_gradients("slip", True, 12, [12], options(**towers))
     for rank in two_ranks(ddp_gradients, "slip", 12, [2, 4], options(**towers)):
@@ -78,7 +81,7 @@ def test_two_ranks_of_ddp_equal_one_process(two_ranks: Ranks, towers: dict[str, 
 
 def test_a_locked_tower_gets_no_gradient_and_the_rest_its_own():
     whole = step_gradients("clip", True, 6, [6])
-    locked = step_gradients("clip", True, 6, [2, 4], options(**{"image.locked": True}))
+    locked = step_gradients("clip", True, 6, [2, 4], options(**LOCKED))
     assert not any(name.startswith("gradient.model.image_tower") for name in locked)
     assert_equal(locked, {name: value for name, value in whole.items() if name in locked})
     assert "gradient.model.image_projection" in locked
@@ -86,7 +89,7 @@ def test_a_locked_tower_gets_no_gradient_and_the_rest_its_own():
 
 def test_a_locked_tower_builds_no_graph_and_stays_in_eval_mode():
     model, objective = small_model("clip")
-    prepare_towers(model, options(**{"image.locked": True, "text.locked": True}))
+    prepare_towers(model, options(**LOCKED, **LOCKED_TEXT))
     model.train()
     assert not model.get_submodule("image_tower").training
     assert not model.get_submodule("text_tower.blocks.0").training
@@ -97,6 +100,22 @@ def test_a_locked_tower_builds_no_graph_and_stays_in_eval_mode():
     assert {id(p) for p in trained} == {
         id(dict(model.named_parameters())[name]) for name in ("image_projection", "text_projection", "logit_scale")
     }
+
+
+@pytest.mark.parametrize("method", ["clip", "slip"])
+def test_a_locked_tower_runs_once_for_a_slice_that_is_encoded_twice(method: str):
+    model, objective = small_model(method)
+    prepare_towers(model, options(**LOCKED))
+    assert isinstance(model, DualEncoder)
+    passes = {"image": 0, "text": 0}
+    for kind, inner in (
+        ("image", model.image_tower.get_submodule("trunk.blocks.0")),
+        ("text", model.text_tower.ln_final),
+    ):
+        inner.register_forward_hook(lambda *_, kind=kind: passes.update({kind: passes[kind] + 1}))
+    loss_in_slices(objective, model, small_batch(6), [4, 2])["loss"].backward()
+    assert passes == {"image": 2, "text": 4}
+    assert "forward" not in vars(model.image_tower)
 
 
 def test_patches_are_left_out_in_training_alone():
@@ -143,6 +162,21 @@ def test_the_same_patches_are_left_out_when_a_slice_is_encoded_again(inner: dict
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("sizes", [[12], [5, 1, 6]])
+def test_slices_in_16_bits_agree_with_the_whole_batch_as_16_bits_can(sizes: list[int]):
+    def gradient(sizes: list[int], *, half: bool) -> Tensor:
+        model, objective = small_model("slip")
+        batch = {k: v.float() if v.is_floating_point() else v for k, v in small_batch(12).items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = loss_in_slices(objective.float(), model.float(), batch, sizes)["loss"]
+        loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+    exact, whole, sliced = gradient([12], half=False), gradient([12], half=True), gradient(sizes, half=True)
+    assert 0 < (whole - exact).norm() < 0.3 * exact.norm()
+    assert (sliced - whole).norm() <= (whole - exact).norm()
+
+
 @pytest.mark.slow  # a C++ compiler runs
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
 @pytest.mark.parametrize("inner", [{}, CHECKPOINTED], ids=["blocks", "checkpointed blocks"])
@@ -162,11 +196,13 @@ def test_options_change_no_name_of_the_state():
 @pytest.mark.parametrize(
     ("method", "changed", "message"),
     [
-        ("simclr", {"text.locked": True}, "towers.text.locked: ImageEncoder has no text tower"),
+        ("simclr", {"text.compile": True}, "towers.text.compile: ImageEncoder has no text tower"),
+        ("slip", {"image.locked": True}, "towers.image.locked=true would keep random weights as they are"),
+        ("slip", {"image.weights": 3}, "towers.image.weights=3: expected a run's folder or a checkpoint file"),
         ("slip", {"image.locked": "yes"}, "towers.image.locked=yes: expected true or false"),
         ("slip", {"image.patch_dropout": 1.0}, "towers.image.patch_dropout=1.0: expected a share from 0 to below 1"),
         ("slip", {"image.patch_dropout": True}, "towers.image.patch_dropout=True"),
-        ("slip", {"image.patch_dropout": 0.5, "image.locked": True}, "a locked tower drops none"),
+        ("slip", {"image.patch_dropout": 0.5, **LOCKED}, "a locked tower drops none"),
     ],
 )
 def test_unfit_options_are_named(method: str, changed: dict[str, Any], message: str):

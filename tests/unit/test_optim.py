@@ -8,6 +8,8 @@ import torch
 from small_models import small_model
 
 from openslip.errors import UserError
+from openslip.models.image_encoder import ImageEncoder
+from openslip.models.timm_tower import TimmTower
 from openslip.optim import WarmupCosine, is_decayed, param_groups
 
 RECIPES = json.loads((Path(__file__).parents[1] / "data" / "lr_schedules.json").read_text())
@@ -91,6 +93,18 @@ def test_rates_fall_by_depth_towards_the_embeddings():
     assert found == pytest.approx(expected)
     assert {scale_of[id(parameter)] for parameter in objective.parameters()} == {1.0}
     assert len(scale_of) == sum(1 for module in (model, objective) for _ in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "resnet18"])
+def test_layer_decay_of_a_tower_whose_layers_are_in_stages_is_refused(name: str):
+    with torch.device("meta"):
+        tower = TimmTower(name=name, image_size=224, arguments={})
+    model = ImageEncoder(image_tower=tower)
+    with pytest.raises(UserError, match="the layers of image_tower are not one row of transformer blocks"):
+        param_groups([model], 0.1, layer_decay=0.65)
+    tower.lock()
+    with pytest.raises(UserError, match="no tower with blocks is trained"):
+        param_groups([model], 0.1, layer_decay=0.65)
 
 
 def test_layer_decay_without_blocks_is_refused():

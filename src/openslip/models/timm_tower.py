@@ -18,6 +18,9 @@ from openslip.models.attention import compute_dtype, fused_is_fastest
 from openslip.models.class_token import class_token_alone, pools_class_token
 from openslip.models.tower import Tower
 
+# Arguments with which timm opens or fetches another file.
+_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
 
 class TimmTower(Tower):
     """A backbone by its timm name; the published ViT-S is `vit_small_patch16_224` with `num_heads: 12`.
@@ -26,6 +29,9 @@ class TimmTower(Tower):
         name: a name that `timm.create_model` knows; hub addresses are refused, since they download.
         image_size: side of the square input in pixels.
         arguments: further arguments of that timm model.
+
+    Raises:
+        UserError: no such name, or an argument that would bring weights from elsewhere.
     """
 
     def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
@@ -33,6 +39,11 @@ class TimmTower(Tower):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_base_patch16_224"
             raise UserError(f"tower name {name!r} is not a timm model; near ones: {near}. See timm.list_models().")
+        if fetching := [f"{key}={arguments[key]}" for key in _FETCHING if arguments.get(key)]:
+            raise UserError(
+                f"timm argument {', '.join(fetching)}: a tower brings no weights of its own; training starts from "
+                "those of a checkpoint by towers.image.weights="
+            )
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
         self.width = trunk.num_features

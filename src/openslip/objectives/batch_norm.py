@@ -19,7 +19,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         if len(input) * world_size() < 2:
             raise ValueError("batch norm needs a global batch of at least 2 samples, got 1: raise global_batch_size")
         x = input if input.dtype == torch.float64 else input.float()
-        count = all_sum(x.new_tensor(float(len(x))))
+        count = all_sum(x.new_full((), float(len(x))))  # `new_tensor` would copy from the host and wait
         mean = all_sum(x.sum(dim=0)) / count
         variance = all_sum((x - mean).square().sum(dim=0)) / count  # centred: E[x^2] - E[x]^2 cancels
         self._update(mean.detach(), variance.detach() * count / (count - 1))

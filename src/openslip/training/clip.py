@@ -12,13 +12,16 @@ def clip_gradients(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, max_no
     """Scales the optimizer's gradients to a global norm of at most `max_norm`; the norm before, on the device.
 
     Called once per step, after the backward pass of the whole global batch: slices and ranks are in the gradient
-    already. Nothing waits for the device, and a norm that is not finite makes every gradient so.
+    already. Nothing waits for the device. A step that is skipped may have no gradients left; its norm is NaN.
     """
     plugin = trainer.precision_plugin
     # Lightning refuses to clip for fused optimizers under fp16, which unscale only inside their step.
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.defaults.get("fused"):
         plugin.scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return parameters[0].new_full((), torch.nan)
+    norm = get_total_norm(gradients)
     clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from openslip.distributed import world_size
 from openslip.errors import UserError
 from openslip.objectives.objective import Objective
+from openslip.training.locked_features import LockedFeatures
 
 
 def loss_in_slices(
@@ -31,8 +32,14 @@ def loss_in_slices(
 
 
 def encode_without_activations(objective: Objective, model: nn.Module, part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`objective.encode`, run again when the backward pass needs it; random states are replayed."""
-    features: Any = checkpoint(objective.encode, model, part, use_reentrant=False)
+    """`objective.encode`, run again when the backward pass needs it; random states are replayed.
+
+    What locked towers gave is kept: it needs no graph, and a second pass would be most of their work.
+    """
+    locked = LockedFeatures(model)
+    features: Any = checkpoint(
+        objective.encode, model, part, use_reentrant=False, context_fn=lambda: (locked.kept(), locked.given_again())
+    )
     return features
 
 

@@ -4,7 +4,7 @@ import torch
 
 from openslip.errors import UserError
 
-PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true")
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
 def choose_precision(precision: str | int, accelerator: str) -> str:

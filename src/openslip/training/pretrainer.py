@@ -7,7 +7,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from openslip.data.datamodule import DataModule
 from openslip.objectives.objective import Objective
@@ -36,6 +35,7 @@ class Pretrainer(pl.LightningModule):
         step: global batches consumed, whether their update was skipped or not.
         averaged: the model with averaged weights, which begins as the model's; None without `ema_decay`.
         terms: what the last step measured, as scalars on the device.
+        skipped: whether the last step's update was left out, on the device; None where nobody watches over that.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Pretrainer(pl.LightningModule):
         self.description = description
         self.step = 0
         self.terms: dict[str, Tensor] = {}
+        self.skipped: Tensor | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay, self.layer_decay))
@@ -106,10 +107,11 @@ class Pretrainer(pl.LightningModule):
 
     @torch.no_grad()
     def average(self, averaged: nn.Module) -> None:
-        """One step of the moving average; statistics are copied."""
+        """One step of the moving average, none where the update was left out; statistics are copied."""
         assert self.ema_decay is not None
-        update = get_ema_multi_avg_fn(self.ema_decay)
-        update(list(averaged.parameters()), list(self.model.parameters()), 0)
+        for kept, new in zip(averaged.parameters(), self.model.parameters(), strict=True):
+            made = 1.0 if self.skipped is None else (~self.skipped).to(new.dtype)
+            kept.lerp_(new, (1 - self.ema_decay) * made)
         for kept, new in zip(averaged.buffers(), self.model.buffers(), strict=True):
             kept.copy_(new)
 

@@ -10,7 +10,7 @@ from openslip.models.tower import Tower
 
 
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
-    """Locks, checkpoints, thins and compiles the model's towers as the config's `towers` says.
+    """Locks, checkpoints, thins and compiles the model's towers as the config's `towers` says, except `weights`.
 
     Raises:
         UserError: a value is unfit, or the model has no such tower, or the tower cannot do it.
@@ -37,11 +37,19 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
 def check_values(kind: str, wanted: dict[str, Any]) -> None:
     """Before anything is done to a tower."""
     for key, value in wanted.items():
-        if key != "patch_dropout":
+        if key == "weights":
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"towers.{kind}.weights={value}: expected a run's folder or a checkpoint file, or null")
+        elif key != "patch_dropout":
             if not isinstance(value, bool):
                 raise UserError(f"towers.{kind}.{key}={value}: expected true or false")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"towers.{kind}.{key}={value}: expected a share from 0 to below 1, e.g. 0.5 as in FLIP")
+    if wanted["locked"] and not wanted["weights"]:
+        raise UserError(
+            f"towers.{kind}.locked=true would keep random weights as they are: give towers.{kind}.weights=, a run's "
+            "folder or a checkpoint whose tower is worth keeping"
+        )
     if wanted["locked"] and wanted.get("patch_dropout"):
         raise UserError(
             f"towers.{kind}.patch_dropout={wanted['patch_dropout']}: a locked tower drops none; set it to 0"

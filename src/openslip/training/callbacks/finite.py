@@ -16,8 +16,9 @@ from openslip.training.pretrainer import Pretrainer
 class Finite(pl.Callback):
     """Skips such steps on all ranks alike, without waiting for the device: gradients are the same on all ranks.
 
-    Parameters, optimizer state and statistics stay as they were; the batch counts as consumed. With a loss scaler the
-    gradients are the scaler's business, whose backing off is no such step; then the loss alone counts.
+    Parameters, optimizer state, statistics and the moving average stay as they were; the batch counts as consumed.
+    With a loss scaler the gradients are the scaler's business, whose backing off is no such step; then the loss alone
+    counts.
 
     Args:
         stop_after: such steps in a row end the run, exit code 3.
@@ -44,10 +45,10 @@ class Finite(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
         if self.scaled:
-            self.bad = ~pl_module.terms["loss"].isfinite()
+            pl_module.skipped = self.bad = ~pl_module.terms["loss"].isfinite()
             return
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        self.bad = ~is_finite(gradients)
+        pl_module.skipped = self.bad = ~is_finite(gradients)
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = self.bad.float()  # pyright: ignore[reportAttributeAccessIssue]
         elif self.bad.item():  # only the fused kernels can skip on the device

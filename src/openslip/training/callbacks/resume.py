@@ -37,7 +37,7 @@ class Resume(pl.Callback):
         # The last of all hooks before a step: nothing may draw in between.
         if rank() < len(self.loaded):
             set_random_state(self.loaded[rank()])
-        elif self.loaded:  # there were fewer ranks: the others begin at a place of their own
+        elif rank():  # each rank draws for samples of its own, so what it drops is its own as well
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank() + pl_module.step)
 
     def state_dict(self) -> dict[str, Any]:
