@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from shard_files import write_pairs
 from trainings import SMALL, Training, steps_saved, two_ranks, weights_hash
 
@@ -222,6 +223,17 @@ def test_dropout_goes_on_with_its_random_states(place: Path):
         assert stopped.wait() == 143
     assert Training(place, *dropping, "name=dropout_cut", log="dropout_cut").wait() == 0
     assert_ended_as(place / "runs" / "dropout_cut", place / "runs" / "dropout")
+
+
+def test_the_moving_average_goes_on_where_it_was(place: Path):
+    averaging = [*RUN, "optim.ema_decay=0.9"]
+    assert Training(place, *averaging, "name=average", log="average").wait() == 0
+    stopped = Training(place, *averaging, "name=average_cut", log="average_cut", DISTURB="signal 9 0")
+    assert stopped.wait() == 143
+    assert Training(place, *averaging, "name=average_cut", log="average_cut").wait() == 0
+    assert_ended_as(place / "runs" / "average_cut", place / "runs" / "average")
+    state = read(newest_whole(place / "runs" / "average" / "checkpoints").path)["state_dict"]
+    assert not torch.equal(state["averaged.text_projection"], state["model.text_projection"])
 
 
 def test_a_resumed_run_keeps_its_wandb_id(place: Path):

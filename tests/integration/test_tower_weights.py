@@ -1,0 +1,79 @@
+"""A tower starts as that of an earlier run or a published checkpoint: LiT, and training on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shard_files import write_pairs
+from trainings import SMALL, Training
+
+from openslip.checkpoint import build_model, read, write
+from openslip.checkpoint_folder import newest_whole
+from openslip.config import compose_config
+from openslip.errors import UserError
+from openslip.parts import build_parts, load_tower_weights
+
+TINY = [word for word in SMALL if word.startswith("model.")]
+
+
+def parts_config(*words: str) -> dict[str, Any]:
+    return compose_config("train", [*TINY, *words])[0]
+
+
+def write_checkpoint(path: Path, architecture: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A stripped checkpoint of a model with weights of its own, which are returned."""
+    torch.manual_seed(7)
+    weights = build_model(architecture).state_dict()
+    settings = {"format": 1, "architecture": architecture, "tokenizer": None}
+    transform = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    state = {f"model.{name}": tensor for name, tensor in weights.items()}
+    write(path, {"openslip": settings | {"transform": transform}, "state_dict": state})
+    return weights
+
+
+def test_a_simclr_tower_becomes_the_image_tower_and_nothing_else_changes(tmp_path: Path):
+    config = parts_config()
+    tower = config["model"]["image_tower"]
+    simclr = {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": tower}
+    there = write_checkpoint(tmp_path / "simclr.ckpt", simclr)
+    model = build_parts(config).model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    load_tower_weights(model, {"image": {"weights": str(tmp_path / "simclr.ckpt")}, "text": {"weights": None}})
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, there[name] if name in there else before[name]), name
+    assert not torch.equal(there["image_tower.trunk.pos_embed"], before["image_tower.trunk.pos_embed"])
+
+
+def test_a_tower_of_another_shape_or_kind_is_refused_by_its_key(tmp_path: Path):
+    config = parts_config()
+    tower = config["model"]["image_tower"]
+    wider = tower | {"arguments": tower["arguments"] | {"embed_dim": 48}}
+    write_checkpoint(
+        tmp_path / "wider.ckpt", {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": wider}
+    )
+    model = build_parts(config).model
+    path = str(tmp_path / "wider.ckpt")
+    with pytest.raises(UserError, match=r"towers\.image\.weights=.*: its image tower is another one \(size mismatch"):
+        load_tower_weights(model, {"image": {"weights": path}})
+    with pytest.raises(UserError, match=r"towers\.text\.weights=.*wider\.ckpt has no text tower"):
+        load_tower_weights(model, {"text": {"weights": path}})
+    with pytest.raises(UserError, match=r"nowhere\.ckpt: no such file"):
+        load_tower_weights(model, {"image": {"weights": "nowhere.ckpt"}})
+
+
+def test_a_locked_tower_keeps_its_weights_over_a_stop_although_their_file_is_gone(tmp_path: Path):
+    write_pairs(tmp_path / "0.tar", 100)
+    there = write_checkpoint(tmp_path / "earlier.ckpt", parts_config()["model"])
+    run = [*SMALL, "data.source.shards=0.tar", "trainer.max_steps=9", "name=lit"]
+    locked = ["towers.image.locked=true", "towers.image.weights=earlier.ckpt"]
+    stopped = Training(tmp_path, *run, *locked, DISTURB="signal 5 0")
+    assert stopped.wait() == 143, stopped.said()
+    (tmp_path / "earlier.ckpt").unlink()
+    resumed = Training(tmp_path, *run, *locked)
+    assert resumed.wait() == 0, resumed.said()
+    state = read(newest_whole(tmp_path / "runs" / "lit" / "checkpoints").path)["state_dict"]
+    for name, tensor in there.items():
+        if name.startswith("image_tower."):
+            assert torch.equal(state[f"model.{name}"], tensor), name
+    assert not torch.equal(state["model.text_projection"], there["text_projection"])
