@@ -45,4 +45,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-minimum runs data/builtin dist build .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-minimum data/builtin dist build .pytest_cache .ruff_cache .import_linter_cache

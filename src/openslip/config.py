@@ -61,17 +61,19 @@ def compose_config(
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(resolved, dict)
+        resolved = {str(key): value for key, value in resolved.items()}
+        check_kinds(name, overrides, resolved)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}, choices
+    return resolved, choices
 
 
 def parsed(override: str) -> str:
     """An override that Hydra can read: a value with braces, such as a shard pattern, gets its quotes here."""
-    key, _, value = override.partition("=")
-    reason = ""
-    for candidate in (override, f'{key}="{value}"') if "[" not in value else (override,):
+    key, equals, value = override.partition("=")
+    reason = "" if equals or override.startswith("~") else f"write {key}=VALUE"
+    for candidate in () if reason else (override, f'{key}="{value}"') if "[" not in value else (override,):
         try:
             OverridesParser.create().parse_override(candidate)
         except HydraException as error:
@@ -79,6 +81,33 @@ def parsed(override: str) -> str:
         else:
             return candidate
     raise UserError(f"{override}: not of the form key=value ({reason})")
+
+
+def check_kinds(name: str, overrides: list[str], resolved: dict[str, Any]) -> None:
+    """A word where the default is a number, or something else than true or false, is refused by its key.
+
+    `auto` and null stand for a number in many places; whoever reads the value knows in which.
+    """
+    values = flatten(resolved)
+    given = {key: values[key] for word in overrides if (key := word.partition("=")[0]) in values}
+    groups = [word for word in overrides if word.partition("=")[0] not in given]
+    if not any(isinstance(value, str | bool) and value != "auto" for value in given.values()):
+        return
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose(name, groups), resolve=False)
+    assert isinstance(plain, dict)
+    defaults = flatten(plain)
+    for key, value in given.items():
+        default = defaults.get(key)
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise UserError(f"{key}={value}: expected true or false")
+        if is_number(default) and not is_number(value) and value not in (None, "auto"):
+            raise UserError(f"{key}={value}: expected a number, e.g. {key}={default}")
+
+
+def is_number(value: Any) -> bool:
+    """`true` is 1 for Python, and not for a person."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def build(config: dict[str, Any], **extra: Any) -> Any:

@@ -156,6 +156,28 @@ def test_an_unknown_key_or_value_names_itself_and_the_nearest(argument: str, sai
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.lr=abc"], "optim.lr=abc: expected a number, e.g. optim.lr="),
+        (["tf32=maybe"], "tf32=maybe: expected true or false"),
+        (["seed=true"], "seed=True: expected a number"),
+        (["trainer=ddp", "trainer.devices=two"], "trainer.devices=two: expected a number, e.g. trainer.devices=2"),
+        (["model"], "model: not of the form key=value"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_key(words: list[str], said: str):
+    with pytest.raises(UserError) as caught:
+        compose_config("train", words)
+    assert said in str(caught.value)
+
+
+def test_auto_null_and_numbers_stand_where_a_number_is_the_default():
+    words = ["trainer=ddp", "trainer.devices=auto", "optim.lr=1", "trainer.max_steps=null", "micro_batch_size=7"]
+    config, _ = compose_config("train", words)
+    assert (config["trainer"]["devices"], config["optim"]["lr"], config["trainer"]["max_steps"]) == ("auto", 1, None)
+
+
 def test_a_shard_pattern_needs_no_second_pair_of_quotes():
     config, _ = compose_config("train", ["data=webdataset", "data.source.shards=shards/train-{000000..000009}.tar"])
     assert config["data"]["source"]["shards"] == "shards/train-{000000..000009}.tar"
