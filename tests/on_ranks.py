@@ -1,7 +1,5 @@
 """What the tests run on two ranks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import open_clip.loss
@@ -15,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from openslip.data.shards import ShardSource
 from openslip.distributed import gather
 from openslip.errors import DataError, UserError
-from openslip.objectives import tiled
 from openslip.objectives.clip import clip_loss
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import nt_xent
 from openslip.training.late import LateFigures
 from openslip.training.microbatch import loss_in_slices
 from openslip.training.towers import prepare_towers
+from openslip.verify.split_step import in_tiles
 
 
 def rank_slice(x: Tensor) -> Tensor:
@@ -57,17 +55,6 @@ def step_gradients(
         for name, buffer in module.named_buffers():
             found[f"buffer.{part}.{name}"] = buffer
     return found
-
-
-@contextmanager
-def in_tiles(size: int | None) -> Iterator[None]:
-    """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
-    before = tiled.PLAIN_UP_TO, tiled.CPU_TILE
-    tiled.PLAIN_UP_TO, tiled.CPU_TILE = (1 << 62, 0) if size is None else (0, size)
-    try:
-        yield
-    finally:
-        tiled.PLAIN_UP_TO, tiled.CPU_TILE = before
 
 
 def step_gradients_in_tiles(tile: int | None, *arguments: Any) -> dict[str, Tensor]:

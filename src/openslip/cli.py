@@ -144,8 +144,8 @@ def verify(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=COMMANDS["verify"],
-        epilog="openslip verify --splits [KEY=VALUE ...]: 1 process and 2 ranks x 1, 2 and 5 slices make the same "
-        "gradients and statistics with your config, in float64",
+        epilog="openslip verify --splits [KEY=VALUE ...]: 1 process and 2 ranks x 1, 2 and 5 slices, losses plain and "
+        "in tiles, make the same gradients, statistics and weights with your config, in float64",
     )
     parser.add_argument("folder", type=Path, help="recorded figures")
     parser.add_argument("--device", default="cpu")
@@ -161,13 +161,21 @@ def verify_splits(arguments: list[str]) -> int:
     """Any split of a batch against the whole, for a training config."""
     import torch
 
-    from openslip.config import compose_config
+    from openslip.config import build, compose_config
+    from openslip.errors import UserError
     from openslip.parts import build_parts
     from openslip.training.example import example_batch
     from openslip.verify import verify_splits as verify_parts
+    from openslip.verify.split_step import StepParts
     from openslip.verify.splits import GLOBAL_BATCH
 
     config, _ = compose_config("train", arguments)
+    for kind, options in config["towers"].items():
+        if options["compile"] is True:
+            raise UserError(
+                f"towers.{kind}.compile=true: splits are compared in eager code, since compiling "
+                f"changes rounding alone; set towers.{kind}.compile=false for this comparison"
+            )
     torch.manual_seed(config["seed"])
     parts = build_parts(config)
     parts.objective.setup(parts.model)
@@ -175,7 +183,15 @@ def verify_splits(arguments: list[str]) -> int:
     if parts.tokenizer is not None:
         lengths = [2 + place % (parts.tokenizer.context_length - 1) for place in range(GLOBAL_BATCH)]
     batch = example_batch(parts.views, parts.tokenizer, GLOBAL_BATCH, lengths=lengths)
-    return verify_parts(parts.model, parts.objective, batch)
+    optim = config["optim"]
+    step = StepParts(
+        model=parts.model,
+        objective=parts.objective,
+        optimizer=build(optim["optimizer"]),
+        weight_decay=optim["weight_decay"],
+        layer_decay=optim["layer_decay"],
+    )
+    return verify_parts(step, batch)
 
 
 def report(arguments: list[str]) -> int:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from openslip.errors import UserError
-from openslip.objectives.objective import Objective
 from openslip.verify.deviation import TOLERANCES, Row
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
-from openslip.verify.splits import split_rows
+from openslip.verify.split_step import StepParts
+from openslip.verify.splits import COVERED, split_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
 from openslip.verify.zero_shot import zero_shot_rows
 
@@ -33,13 +33,15 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     return show(compare(folder, device, dtype), f"{device}, {dtype}; {folder}")
 
 
-def verify_splits(model: nn.Module, objective: Objective, batch: dict[str, Tensor]) -> int:
+def verify_splits(parts: StepParts, batch: dict[str, Tensor]) -> int:
     """Print how far each split of the batch is from the whole batch; 0 when all are within tolerance, else 1.
 
     Raises:
         UserError: as `split_rows`.
     """
-    return show(split_rows(model, objective, batch), "cpu, float64; any split against the whole batch in one process")
+    code = show(split_rows(parts, batch), "cpu, float64")
+    Console().print(COVERED, soft_wrap=True, markup=False, highlight=False)
+    return code
 
 
 def show(rows: list[Row], what: str) -> int:
