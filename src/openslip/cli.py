@@ -139,7 +139,7 @@ def strip(arguments: list[str]) -> int:
 
 def verify(arguments: list[str]) -> int:
     """Our numbers against recorded ones, or splits of a batch against the whole."""
-    if "--splits" in arguments:
+    if "--splits" in arguments and not {"-h", "--help"} & set(arguments):
         return verify_splits([word for word in arguments if word != "--splits"])
     parser = argparse.ArgumentParser(
         "openslip verify",
@@ -164,17 +164,19 @@ def verify_splits(arguments: list[str]) -> int:
     from openslip.config import build, compose_config
     from openslip.errors import UserError
     from openslip.parts import build_parts
+    from openslip.train import check_root_values
     from openslip.training.example import example_batch
     from openslip.verify import verify_splits as verify_parts
     from openslip.verify.split_step import StepParts
     from openslip.verify.splits import GLOBAL_BATCH
 
     config, _ = compose_config("train", arguments)
+    check_root_values(config)
     for kind, options in config["towers"].items():
         if options["compile"] is True:
             raise UserError(
-                f"towers.{kind}.compile=true: splits are compared in eager code, since compiling "
-                f"changes rounding alone; set towers.{kind}.compile=false for this comparison"
+                f"towers.{kind}.compile=true: splits are compared in eager code, since compiling changes rounding "
+                "alone; set it to false for this comparison"
             )
     torch.manual_seed(config["seed"])
     parts = build_parts(config)

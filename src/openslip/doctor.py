@@ -26,7 +26,7 @@ class Finding(NamedTuple):
     advice: str = ""
 
     def line(self) -> str:
-        return f"{'warning' if self.advice else 'ok':8}{self.subject:16}{self.state}" + (
+        return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}" + (
             f": {self.advice}" if self.advice else ""
         )
 

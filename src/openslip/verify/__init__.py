@@ -68,7 +68,7 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     if dtype not in TOLERANCES:
         raise UserError(f"dtype={dtype!r}: expected one of {', '.join(TOLERANCES)}")
     if not device.startswith("cpu") and not torch.cuda.is_available():
-        raise UserError(f"device={device!r}: this machine has no CUDA device; use cpu")
+        raise UserError(f"device={device!r}: no such device here, since this machine has no CUDA; use cpu")
     if dtype == "tf32" and device.startswith("cpu"):
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
