@@ -6,6 +6,7 @@ import open_clip.loss
 import torch
 import torch.distributed as dist
 from data_modules import data_module
+from pretraining import pretrainer
 from small_models import small_batch, small_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +17,7 @@ from openslip.errors import DataError, UserError
 from openslip.objectives.clip import clip_loss
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import nt_xent
+from openslip.training.callbacks.finite import Finite
 from openslip.training.late import LateFigures
 from openslip.training.microbatch import loss_in_slices
 from openslip.training.towers import prepare_towers
@@ -194,6 +196,21 @@ def gradient_beside_a_gather() -> Tensor:
     (gather(x, with_grad=True) + 3 * y).square().sum().backward()
     assert y.grad is not None
     return y.grad
+
+
+def skipped_under_a_scaler() -> list[bool]:
+    """Of three steps, in whose second the loss of the second rank is not finite."""
+    finite = Finite(stop_after=10)
+    finite.scaled = True
+    found = []
+    for bad_rank in (None, 1, None):
+        module = pretrainer("clip", steps=1)
+        module.terms = {"loss": torch.tensor(torch.nan if dist.get_rank() == bad_rank else 1.0)}
+        trainer: Any = None  # it is asked nothing
+        finite.on_before_optimizer_step(trainer, module, torch.optim.SGD(module.parameters()))
+        assert module.skipped is not None
+        found.append(bool(module.skipped))
+    return found
 
 
 def late_figures() -> dict[str, float]:

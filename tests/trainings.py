@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -77,8 +78,10 @@ class Training:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def two_ranks(folder: Path, *arguments: str, log: str = "log", **environment: str) -> list[Training]:
-    """A run of two ranks, started as torchrun does."""
+def two_ranks(
+    folder: Path, *arguments: str, log: str = "log", folders: Sequence[Path] = (), **environment: str
+) -> list[Training]:
+    """A run of two ranks, started as torchrun does; in folders of their own where the nodes share none."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -89,7 +92,15 @@ def two_ranks(folder: Path, *arguments: str, log: str = "log", **environment: st
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
     arguments = tuple(word for word in arguments if word != "trainer=cpu")
     return [
-        Training(folder, *two, *arguments, log=f"{log}{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        Training(
+            folders[rank] if folders else folder,
+            *two,
+            *arguments,
+            log=f"{log}{rank}",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **shared,
+        )
         for rank in range(2)
     ]
 

@@ -97,6 +97,7 @@ def forget_after(checkpoint: Saved) -> None:
     for other in saved(checkpoint.path.parent):
         if other.step > checkpoint.step:
             other.path.with_suffix(".json").unlink(missing_ok=True)
+    point(checkpoint.path.with_name(LINK), checkpoint.path.name)
 
 
 def _step(note: Path) -> int:

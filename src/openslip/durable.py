@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 
 @contextmanager
 def durable(path: Path) -> Iterator[IO[bytes]]:
@@ -31,6 +33,12 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     with durable(path) as file:
         file.write(text.encode())
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """As one compressed `.npz`."""
+    with durable(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 class Hashing:

@@ -18,7 +18,7 @@ from openslip.parts import build_parts, load_tower_weights
 from openslip.report import write_report
 from openslip.training import watchdog
 from openslip.training.callbacks.evaluate import Evaluate
-from openslip.training.callbacks.preemption import Preemption
+from openslip.training.callbacks.preemption import Preemption, finish_wandb
 from openslip.training.callbacks.resume import Resume
 from openslip.training.callbacks.slices import ChooseSlices
 from openslip.training.callbacks.watch import Watch
@@ -40,7 +40,10 @@ def main(arguments: list[str]) -> None:
     config, choices = compose_config("train", arguments)
     check_root_values(config)
     check_tasks(config["trainer"])
-    run = open_run(config, run_name(config, chosen(choices)), main_process=main_process())
+    name = run_name(config, chosen(choices))
+    # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
+    config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
+    run = open_run(config, name, main_process=main_process())
     if run.state == "finished":
         say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
         say(*run.result()["lines"])
@@ -107,9 +110,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     evaluate = Evaluate(evaluations=evaluations, every_n_epochs=config["evaluate_every_n_epochs"])
     loggers = [CsvLogger(run.folder / "metrics.csv"), *start_loggers(config, run)]
     choose_tf32(config["tf32"])
-    precision = choose_precision(settings["precision"], settings["accelerator"])
     trainer = build(
-        settings | {"precision": precision, "max_steps": schedule.total_steps, "max_epochs": -1},
+        settings | {"max_steps": schedule.total_steps, "max_epochs": -1},
         # The order in which they do their part at the end of a step: whoever saves comes after whoever changes state.
         callbacks=[
             *([ChooseSlices(run.folder / "micro_batch_size.json")] if choose_slices else []),
@@ -117,7 +119,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
             evaluate,
             Preemption(),
             Watch(),
-            Resume(),
+            Resume(run.folder, resumes=resumed is not None),
         ],
         logger=loggers,
         plugins=[DurableCheckpointIO()],
@@ -134,6 +136,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         ) from error
     finally:
         end_launched_ranks(trainer)
+        finish_wandb(trainer)  # else the next run of this process would go on in it
 
     if trainer.is_global_zero:
         headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
@@ -201,7 +204,9 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
     started = []
     for name, logger_config in config["logger"].items():
         try:
-            named = {key: run.folder.name for key in ("name", "version") if logger_config.get(key, "") is None}
+            # Other ranks than the first log nothing, and may not see the folder.
+            own = {"name": run.folder.name, "version": run.identifier() if main_process() else run.folder.name}
+            named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
             logger = build(logger_config, save_dir=str(run.folder), **named)
             logger.log_hyperparams(without_secrets(config))
         except Exception as error:

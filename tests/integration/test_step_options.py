@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from on_ranks import skipped_under_a_scaler
 from pretraining import BATCH, fit, pretrainer
 from pytorch_lightning.plugins.precision import MixedPrecision
+from ranks import Ranks
 from small_models import METHODS, small_batch
 
 from openslip.objectives.slip import SLIP
@@ -125,6 +127,11 @@ def test_steps_that_are_skipped_leave_weights_and_average_and_log_no_norm(fused:
         assert torch.equal(after[name], tensor), name
     assert norm.isfinite()
     assert no_norm.isnan()
+
+
+def test_under_a_loss_scaler_all_ranks_skip_where_one_loss_is_not_finite(two_ranks: Ranks):
+    for skipped in two_ranks(skipped_under_a_scaler):
+        assert skipped == [False, True, False]
 
 
 def test_without_an_average_the_model_itself_is_evaluated():

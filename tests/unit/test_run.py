@@ -1,5 +1,6 @@
 """A run's folder is named by its config and never overwritten by another one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,28 @@ def test_an_unfinished_run_keeps_its_files_and_a_finished_one_its_result(tmp_pat
     assert finished.result()["lines"] == ["done"]
 
 
+def test_a_key_that_is_off_names_no_other_run(tmp_path: Path):
+    named = run_name(config(tmp_path), "x")
+    assert run_name(config(tmp_path, towers={"image": {"weights": None}}), "x") == named
+    assert run_name(config(tmp_path, towers={"image": {"weights": "a"}}), "x") != named
+
+
+def test_a_run_goes_on_with_its_data_elsewhere_and_a_larger_budget(tmp_path: Path):
+    def with_data(place: str, budget: float) -> dict:
+        return config(tmp_path, data={"source": {"shards": place}, "bad_sample_budget": budget})
+
+    open_run(with_data("/scratch/1", 0.001), "a", main_process=True)
+    assert open_run(with_data("/scratch/2", 0.1), "a", main_process=True).state == "unfinished"
+    assert run_name(with_data("/scratch/1", 0.1), "x") != run_name(with_data("/scratch/2", 0.1), "x")
+
+
+def test_a_run_has_one_identifier_and_another_run_of_its_name_another(tmp_path: Path):
+    first = open_run(config(tmp_path), "a", main_process=True).identifier()
+    assert open_run(config(tmp_path), "a", main_process=True).identifier() == first
+    shutil.rmtree(tmp_path / "a")
+    assert open_run(config(tmp_path), "a", main_process=True).identifier() != first
+
+
 def test_other_hardware_goes_on_with_the_same_run(tmp_path: Path):
     first = config(tmp_path, micro_batch_size=None, trainer={"devices": 1, "max_steps": 5})
     other = config(tmp_path, micro_batch_size=8, trainer={"devices": 2, "max_steps": 5, "strategy": {"x": 1}})
@@ -86,7 +109,7 @@ def test_other_ranks_agree_that_a_finished_run_has_nothing_to_do(tmp_path: Path)
 
 def test_addresses_are_kept_shown_and_compared_without_their_secrets(tmp_path: Path):
     def config(address: str) -> dict:
-        source = {"shards": [address], "require": "caption"}
+        source = {"shards": [address], "mirror": address}
         return {"name": "x", "runs_dir": str(tmp_path), "resume": "auto", "seed": 0, "data": {"source": source}}
 
     first = config("https://user:SECRET@host/a.tar?sig=TOKEN")
@@ -97,5 +120,6 @@ def test_addresses_are_kept_shown_and_compared_without_their_secrets(tmp_path: P
     assert "TOKEN" not in (run.folder / "config.yaml").read_text()
     with pytest.raises(UserError, match="another config") as refusal:
         open_run(config("https://user:SECRET@host/b.tar?sig=TOKEN"), "x", main_process=True)
+    assert "data.source.mirror: there https://host/a.tar, now https://host/b.tar" in str(refusal.value)
     assert "SECRET" not in str(refusal.value)
     assert "TOKEN" not in str(refusal.value)

@@ -1,9 +1,12 @@
 """Root values of a training config that cannot be meant are refused before anything is built."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from openslip import train
 from openslip.config import compose_config
 from openslip.errors import UserError
 from openslip.train import check_root_values, main, planned_schedule
@@ -21,6 +24,21 @@ from openslip.training.run import run_name
 def test_fsdp_is_refused_with_what_to_use(arguments: list[str]):
     with pytest.raises(UserError, match=r"not needed at ViT-L/16.*trainer=ddp"):
         main(arguments)
+
+
+def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trained = []
+    monkeypatch.setattr(train, "fit", lambda config, run: trained.append(config["trainer"]["precision"]))
+    monkeypatch.setattr(train.watchdog, "start", lambda limits: None)
+    words = ["trainer=cpu", "name=a", f"runs_dir={tmp_path}"]
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    main(words)
+    main(words)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(UserError, match=r"trainer\.precision: there bf16-mixed, now 32-true"):
+        main(words)
+    main([*words, "trainer.precision=bf16-mixed"])
+    assert trained == ["bf16-mixed"] * 3
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class BadSamples:
             raise DataError(
                 f"{in_epoch} bad samples in epoch {self._epoch}, {allowed} allowed "
                 f"(data.bad_sample_budget={self.budget}), listed in {self.first_file}{self._last}. "
-                "Mend the collection, or allow more"
+                "Allow more and the same command goes on, or mend the collection and begin anew with another name="
             )
 
     def cut_back(self, epoch: int, step: int) -> None:

@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from openslip.checkpoint import read, why_unwritten
-from openslip.checkpoint_folder import finish, forget_after, newest_whole
+from openslip.checkpoint_folder import finish, forget_after, newest_whole, saved
 from openslip.distributed import from_first_rank, rank
 from openslip.durable import Hashing, durable
 from openslip.errors import CheckpointError
@@ -48,8 +48,10 @@ class DurableCheckpointIO(CheckpointIO):
             if pause is not None:
                 sys.stderr.write(f"\ncheckpoint {path} could not be written ({reason}): tried again in {pause:.0f} s\n")
                 time.sleep(pause)
-        self.failure = f"checkpoint {path} could not be written ({reason}): make room or mend the file system; the "
-        self.failure += "checkpoints before it are whole, and the same command goes on"
+        before = "the checkpoints before it are whole, and the same command goes on"
+        if not saved(path.parent):
+            before = "there is none before it"
+        self.failure = f"checkpoint {path} could not be written ({reason}): make room or mend the file system; {before}"
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """The newest whole checkpoint of a folder; the first rank alone reads it twice, to check it."""

@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from openslip.durable import write_text
+from openslip.errors import CheckpointError
 
 
 class CsvLogger(Logger):
@@ -47,14 +50,16 @@ class CsvLogger(Logger):
         if known_step or new:
             self.rewrite()
         else:
-            with self.path.open("a", newline="") as file:
+            with self.written(), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(self.rows[step])
 
     def read(self) -> None:
-        """What an earlier part of the run left; the last line may have been cut short by a crash."""
+        """What an earlier part of the run left; a crash may have cut its end short, or filled it with zeros."""
         text = self.path.read_text(encoding="utf-8")
         reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         for row in reader:
+            if not row["step"].isdecimal():
+                break
             self.rows[int(row["step"])] = {key: value for key, value in row.items() if value}
         self.columns = list(reader.fieldnames or self.columns)
 
@@ -81,4 +86,15 @@ class CsvLogger(Logger):
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         writer.writerows(self.rows.values())
-        write_text(self.path, text.getvalue())
+        with self.written():
+            write_text(self.path, text.getvalue())
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} could not be written ({error.strerror}): make room or mend the file system; the same "
+                "command goes on after the last checkpoint"
+            ) from error

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import secrets
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,16 +15,20 @@ import yaml
 from openslip.data.address import shown
 from openslip.durable import sweep, write_text
 from openslip.errors import CheckpointError, UserError
+from openslip.training.run_lock import lock
 
 # What does not change a run's result, so that it neither names a run nor tells two apart; patterns of dotted keys.
 NOT_IDENTITY = (
     *("name", "runs_dir", "resume", "logger", "logger.*"),
     *("*num_workers", "shard_cache.*", "*source*.cache.*"),
-    *("callbacks.save.*", "watchdog.*"),
+    *("callbacks.save.*", "callbacks.finite.*", "callbacks.metrics.*", "watchdog.*", "data.bad_sample_budget"),
+    *("towers.*.gradient_checkpointing", "towers.*.compile", "trainer.enable_*"),
     # Any split of the global batch makes the same update, so a run may go on with other hardware.
     *("micro_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*"),
-    *("devices.*", "callbacks.metrics.devices.*", "callbacks.metrics.peak_tflops"),
+    *("devices.*",),
 )
+# Where data lies names a run, but one that goes on may find it elsewhere: its checkpoint knows the data by its content.
+PLACES = ("*.shards", "*.root")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,13 @@ class Run:
         """What the finished run measured: {"step": int, "metrics": {...}, "lines": [...]}."""
         return json.loads(self.result_file.read_text())
 
+    def identifier(self) -> str:
+        """Of this run among all that ever had its name, for services that keep runs longer than its folder lies."""
+        file = self.folder / "id.txt"
+        if not file.exists():
+            write_text(file, f"{self.folder.name}-{secrets.token_hex(3)}\n")
+        return file.read_text().strip()
+
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the run as finished."""
         write_text(self.result_file, json.dumps(result, indent=1) + "\n")
@@ -66,11 +78,11 @@ def run_name(config: dict[str, Any], choices: str) -> str:
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this run, by dotted keys."""
+    """What makes a run this run, by dotted keys; null is left out, so that a new key that is off names no other run."""
     return {
         key: value
         for key, value in flat(without_secrets(config)).items()
-        if not any(fnmatchcase(key, pattern) for pattern in NOT_IDENTITY)
+        if value is not None and not any(fnmatchcase(key, pattern) for pattern in NOT_IDENTITY)
     }
 
 
@@ -87,7 +99,7 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
     """The folder for a config, made or found; only the main process writes, the others look whether it is finished.
 
     Raises:
-        UserError: another config lies there, or `resume=never` and a run does.
+        UserError: another config lies there, or `resume=never` and a run does, or another process trains it.
         CheckpointError: the folder cannot be written.
     """
     folder = Path(config["runs_dir"]) / name
@@ -104,6 +116,9 @@ def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
     try:
         (folder / "arrays").mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
+        lock(folder)
+        if (folder / "result.json").exists():  # whoever held the lock has finished it
+            return Run(folder, "finished")
         sweep(folder / "checkpoints")
         sweep(folder)
         write_text(folder / "checkpoints" / "writable", "")  # before an hour of training finds out
@@ -121,7 +136,11 @@ def refuse_other_config(folder: Path, config: dict[str, Any]) -> None:
     """Names the keys in which the run that lies there differs."""
     there = identity(yaml.safe_load((folder / "config.yaml").read_text()) or {})
     here = identity(config)
-    different = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    different = [
+        key
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and not any(fnmatchcase(key, pattern) for pattern in PLACES)
+    ]
     if different:
         shown = "; ".join(f"{key}: there {there.get(key)}, now {here.get(key)}" for key in different[:5])
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 
+from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import Evaluation
 from openslip.training import watchdog
 from openslip.training.callbacks.metrics import log, samples_seen
@@ -61,7 +61,7 @@ class Evaluate(pl.Callback):
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "arrays"
                 folder.mkdir(exist_ok=True)
-                np.savez_compressed(folder / f"{name}.npz", **evaluation.arrays)  # pyright: ignore[reportArgumentType]
+                write_arrays(folder / f"{name}.npz", evaluation.arrays)
         self.evaluated_step = pl_module.step
 
     def state_dict(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 
+from openslip.distributed import all_max
 from openslip.errors import NonFiniteError
 from openslip.training.finite import is_finite
 from openslip.training.late import Late
@@ -45,7 +46,7 @@ class Finite(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
         if self.scaled:
-            pl_module.skipped = self.bad = ~pl_module.terms["loss"].isfinite()
+            pl_module.skipped = self.bad = all_max((~pl_module.terms["loss"].isfinite()).float()) > 0
             return
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         pl_module.skipped = self.bad = ~is_finite(gradients)

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,32 @@ import torch
 
 from openslip.data.datamodule import DataModule
 from openslip.distributed import of_all_ranks, rank
+from openslip.errors import CheckpointError
 from openslip.training.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
 
 class Resume(pl.Callback):
-    """Saves every rank's random states, and gives them back before the next step; cuts `metrics.csv` back."""
+    """Saves every rank's random states, and gives them back before the next step; cuts `metrics.csv` back.
 
-    def __init__(self) -> None:
+    Args:
+        folder: of the run.
+        resumes: whether this rank has found checkpoints there.
+    """
+
+    def __init__(self, folder: Path, *, resumes: bool) -> None:
+        self.folder = folder
+        self.resumes = resumes
         self.loaded: list[dict[str, Any]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        found = of_all_ranks(self.resumes)
+        if len(set(found)) > 1:  # some would wait for the checkpoint, and the others for the first step
+            blind = ", ".join(str(number) for number, each in enumerate(found) if not each)
+            raise CheckpointError(
+                f"{self.folder}: rank {blind} cannot see the checkpoints that the other ranks see: runs_dir= must be "
+                "one folder for all nodes; where it is, the same command goes on once the file server shows its files"
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)

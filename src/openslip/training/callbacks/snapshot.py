@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import evaluating
 from openslip.models.dual_encoder import DualEncoder
 from openslip.tokenizer import Tokenizer
@@ -50,6 +51,8 @@ class Snapshot(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
         model = pl_module.evaluated
+        if not trainer.is_global_zero:  # a run that goes on gives the kept batch to every rank
+            return
         if not self.kept or not isinstance(model, DualEncoder) or "text" not in self.kept:
             return
         pictures = self.kept["image"] if "image" in self.kept else self.kept["aug1"]
@@ -73,7 +76,7 @@ class Snapshot(pl.Callback):
         )
 
     def save(self, trainer: pl.Trainer, name: str, **arrays: Any) -> None:
-        np.savez_compressed(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", **arrays)
+        write_arrays(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", arrays)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.kept
