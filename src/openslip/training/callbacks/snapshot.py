@@ -13,6 +13,7 @@ from torch import Tensor
 from openslip.evaluation.evaluation import evaluating
 from openslip.models.dual_encoder import DualEncoder
 from openslip.tokenizer import Tokenizer
+from openslip.training import watchdog
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -40,7 +41,8 @@ class Snapshot(pl.Callback):
             return
         self.kept = {key: value[: self.num_samples].cpu() for key, value in batch.items()}
         views = {key: self.picture(value) for key, value in self.kept.items() if value.ndim == 4}
-        self.save(trainer, "views", captions=self.captions(), **views)
+        with watchdog.phase("setup"):
+            self.save(trainer, "views", captions=self.captions(), **views)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
