@@ -1,6 +1,7 @@
 """A few steps of the small float64 models by Lightning's loop, without data files."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from small_models import small_batch, small_model
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from openslip.data.datamodule import DataModule
 from openslip.optim import WarmupCosine
 from openslip.training.pretrainer import Pretrainer
 
@@ -85,6 +87,8 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     logger: Logger | None = None,
     plugins: Any = (),
+    data: DataModule | None = None,
+    folder: Path | None = None,
 ) -> pl.Trainer:
     trainer = pl.Trainer(
         max_steps=steps,
@@ -98,7 +102,8 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        default_root_dir=folder,
     )
     dtype = next(made.parameters()).dtype
-    trainer.fit(made, DataLoader(Batches(steps, dtype), batch_size=None))
+    trainer.fit(made, data or DataLoader(Batches(steps, dtype), batch_size=None))
     return trainer

@@ -1,6 +1,8 @@
 """What is logged, when, and what the line says."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from on_ranks import late_figures
 from pretraining import Rows, fit, pretrainer
 from ranks import Ranks
 
+from openslip.errors import UserError
 from openslip.training.callbacks.metrics import Measured, Metrics
 from openslip.training.callbacks.save import save
-from openslip.training.callbacks.status_line import duration, status
+from openslip.training.callbacks.status_line import StatusLine, duration, status
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.late import LateFigures
 
@@ -52,6 +55,12 @@ def test_without_a_known_peak_there_is_no_utilisation():
     assert "speed/mfu_percent" not in logged(1, 1, None)[0][1]
 
 
+@pytest.mark.parametrize("peak", ["abc", -1, 0, float("nan"), float("inf"), True])
+def test_a_peak_that_is_no_positive_number_is_refused_by_name(peak: Any):
+    with pytest.raises(UserError, match=re.escape(f"callbacks.metrics.peak_tflops={peak}: expected the device's")):
+        Metrics(every_n_steps=1, devices={}, peak_tflops=peak)
+
+
 def test_figures_are_the_mean_over_ranks(two_ranks: Ranks):
     for found in two_ranks(late_figures):
         assert found == {"loss": 1.5, "acc": 25.0}
@@ -76,6 +85,15 @@ def test_the_line_says_what_was_measured():
     alone = {key: value for key, value in figures.items() if "percent" not in key}
     alone["speed/samples_per_second_per_device"] = 1000.0
     assert status(5, 20, alone) == "step 5/20  loss 3.25  lr 0.0001  1000 samples/s  3.22 GB  ETA 1:30:00"
+
+
+def test_a_log_file_gets_the_first_line_the_last_and_twenty_between(capsys: pytest.CaptureFixture[str]):
+    line = StatusLine(every_n_steps=10)
+    speeds = dict.fromkeys(("samples_per_second", "samples_per_second_per_device", "peak_memory_gb", "eta_hours"), 1.0)
+    for step in (1, *range(10, 1006, 10), 1005):
+        line.show(step, 1005, {f"speed/{key}": value for key, value in speeds.items()})
+    shown = [int(text) for text in re.findall(r"^step (\d+)/1005 ", capsys.readouterr().err, re.MULTILINE)]
+    assert shown == [1, *range(50, 1001, 50), 1005]
 
 
 def test_durations_are_hours_minutes_seconds():

@@ -1,5 +1,6 @@
 """Floating-point operations of a model, counted where they happen, and the peak of the device they run on."""
 
+import re
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ def forward_flops(objective: Objective, model: nn.Module, batch: dict[str, Tenso
     """Of `encode` per sample of this batch, two per multiplication and addition.
 
     What `loss` adds (heads, contrastive sums) is under one per cent, and left out because it waits for other ranks.
+    Random states and the statistics of batch norm are left as they were.
     """
+    buffers = [(buffer, buffer.clone()) for module in (model, objective) for buffer in module.buffers()]
     with (
         torch.random.fork_rng(devices_of(batch)),
         torch.compiler.set_stance("force_eager"),  # compiled kernels cannot be looked into
@@ -26,6 +29,8 @@ def forward_flops(objective: Objective, model: nn.Module, batch: dict[str, Tenso
         FlopCounterMode(display=False) as counter,
     ):
         objective.encode(model, batch)
+    for buffer, before in buffers:
+        buffer.copy_(before)
     return counter.get_total_flops() / len(next(iter(batch.values())))
 
 
@@ -39,4 +44,7 @@ def peak_tflops(device: torch.device, table: dict[str, dict[str, Any]]) -> float
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((float(row["tflops"]) for word, row in table.items() if word in name), None)
+    for word, row in table.items():
+        if re.search(rf"\b{re.escape(word)}\b", name):  # an A1000 is no A100
+            return float(row["tflops"])
+    return None

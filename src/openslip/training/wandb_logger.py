@@ -1,5 +1,6 @@
 """Weights & Biases: `samples_seen` as x-axis, and an unreachable server that costs seconds, not the run."""
 
+import os
 import sys
 
 import wandb
@@ -16,6 +17,8 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
         save_dir: the run's folder.
         timeout: seconds that the start, and the last upload at the end, may wait for the server.
     """
+    # W&B reports its own errors when the process ends, and would wait 20 s for a server that accepts and never answers.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     common = {"project": project, "name": name, "version": version, "save_dir": save_dir}
     # Unless quiet, the start first asks for the user's name, ten seconds of its own that `init_timeout` does not end.
     settings = wandb.Settings(init_timeout=timeout, finish_timeout=timeout, quiet=True)

@@ -1,4 +1,4 @@
-"""Ends a process that is stuck: each phase of a run has a limit, after which all stacks are printed."""
+"""The phases of a run: each has a limit, after which a stuck process ends, and steps have a clock of their own."""
 
 import faulthandler
 import os
@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from openslip.distributed import rank
 
 EXIT_CODE = 1
@@ -15,6 +17,7 @@ EXIT_CODE = 1
 _limits: dict[str, float] = {}
 _phase = ""
 _deadline = float("inf")
+_aside = 0.0  # seconds in phases inside another
 
 
 def start(limits: dict[str, float]) -> None:
@@ -37,14 +40,23 @@ def enter(phase: str) -> None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A phase inside another, whose time begins anew afterwards."""
-    outer = _phase
+    """A phase inside another, whose time begins anew afterwards; the clock of the steps stands still."""
+    global _aside
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # what the device has yet to do of a step is the step's time
+    outer, started = _phase, time.perf_counter()
     enter(name)
     try:
         yield
     finally:
+        _aside += time.perf_counter() - started
         if outer:
             enter(outer)
+
+
+def step_clock() -> float:
+    """Seconds on a clock that stands still during evaluations, checkpoints and other phases inside another."""
+    return time.perf_counter() - _aside
 
 
 def _watch() -> None:

@@ -55,13 +55,13 @@ class Evaluate(pl.Callback):
         for name, evaluation in self.evaluations.items():
             with watchdog.phase("evaluation"):
                 self.results[name] = evaluation.run(pl_module.evaluated, pl_module.device)
-            logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
-            log(trainer, {**samples_seen(trainer, pl_module.step), **logged}, pl_module.step)
-            log_predictions(trainer, name, evaluation.arrays, pl_module.step)
-            if trainer.is_global_zero:
-                folder = Path(trainer.default_root_dir) / "arrays"
-                folder.mkdir(exist_ok=True)
-                write_arrays(folder / f"{name}.npz", evaluation.arrays)
+                logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
+                log(trainer, {**samples_seen(trainer, pl_module.step), **logged}, pl_module.step)
+                log_predictions(trainer, name, evaluation.arrays, pl_module.step)
+                if trainer.is_global_zero:
+                    folder = Path(trainer.default_root_dir) / "arrays"
+                    folder.mkdir(exist_ok=True)
+                    write_arrays(folder / f"{name}.npz", evaluation.arrays)
         self.evaluated_step = pl_module.step
 
     def state_dict(self) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """What a step measured, for the loggers and as one live line."""
 
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from openslip.data.datamodule import DataModule
 from openslip.distributed import world_size
+from openslip.errors import UserError
+from openslip.training import watchdog
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.status_line import StatusLine
 from openslip.training.csv_logger import CsvLogger
@@ -36,18 +37,29 @@ class Metrics(pl.Callback):
     """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, speed, memory, time left.
 
     On a GPU they are read one step later, so that no step waits for them. What the data module tells (bad samples,
-    captions that were cut off, time spent waiting for data) and the peak memory are of the first rank.
+    captions that were cut off, time spent waiting for data) and the peak memory are of the first rank. Speeds and the
+    time left are of steps alone: the clock starts when the first batch is set up, and stands still in evaluations and
+    saves.
 
     Args:
         every_n_steps: how often, and after the first step and the last.
         devices: peaks of GPUs, `{word of the name: {tflops: ...}}`.
-        peak_tflops: of a device that the table lacks; without either there is no utilisation.
+        peak_tflops: a number, of a device that the table lacks, or None; without either there is no utilisation.
+
+    Raises:
+        UserError: `peak_tflops` is no number above 0.
     """
 
-    def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: float | None) -> None:
+    def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: Any) -> None:
+        number = isinstance(peak_tflops, int | float) and not isinstance(peak_tflops, bool)
+        if peak_tflops is not None and not (number and 0 < peak_tflops < float("inf")):
+            raise UserError(
+                f"callbacks.metrics.peak_tflops={peak_tflops}: expected the device's dense 16-bit peak in TFLOP/s, a "
+                "number above 0, or null for the table in configs/devices"
+            )
         self.every_n_steps = every_n_steps
         self.devices = devices
-        self.peak_tflops = peak_tflops
+        self.peak_tflops: float | None = peak_tflops
         self.line = StatusLine(every_n_steps=every_n_steps)
         self.flops: float | None = None  # of training, per sample
         self.peak: float | None = None  # of a device, per second
@@ -56,20 +68,22 @@ class Metrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         peak = self.peak_tflops or peak_tflops(pl_module.device, self.devices)
         self.peak = peak and 1e12 * peak
-        self.started = self.last_time = time.perf_counter()
         assert isinstance(pl_module, Pretrainer)
         self.first_step = self.last_step = pl_module.step
-        self.last_waited = 0.0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        if self.peak is None or self.flops is not None:
-            return
         assert isinstance(pl_module, Pretrainer)
-        some = {key: column[:COUNTED_SAMPLES] for key, column in batch.items()}
-        with trainer.precision_plugin.forward_context():
-            self.flops = TRAINING_OVER_FORWARD * forward_flops(pl_module.objective, pl_module.model, some)
+        if pl_module.step > self.first_step:
+            return
+        if self.peak is not None:
+            some = {key: column[:COUNTED_SAMPLES] for key, column in batch.items()}
+            with trainer.precision_plugin.forward_context():
+                self.flops = TRAINING_OVER_FORWARD * forward_flops(pl_module.objective, pl_module.model, some)
+        self.started = self.last_time = watchdog.step_clock()
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self.last_waited = data.waited if isinstance(data, DataModule) else 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
@@ -98,7 +112,7 @@ class Metrics(pl.Callback):
 
     def speed(self, trainer: pl.Trainer, pl_module: Pretrainer, step: int, global_batch_size: int) -> dict[str, float]:
         """Since the step that was measured before."""
-        now = time.perf_counter()
+        now = watchdog.step_clock()
         seconds = max(now - self.last_time, 1e-9)
         samples = (step - self.last_step) * global_batch_size / seconds
         remaining = (now - self.started) / (step - self.first_step) * (pl_module.schedule.total_steps - step)

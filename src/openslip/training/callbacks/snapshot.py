@@ -14,6 +14,7 @@ from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import evaluating
 from openslip.models.dual_encoder import DualEncoder
 from openslip.tokenizer import Tokenizer
+from openslip.training import watchdog
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -41,7 +42,8 @@ class Snapshot(pl.Callback):
             return
         self.kept = {key: value[: self.num_samples].cpu() for key, value in batch.items()}
         views = {key: self.picture(value) for key, value in self.kept.items() if value.ndim == 4}
-        self.save(trainer, "views", captions=self.captions(), **views)
+        with watchdog.phase("setup"):
+            self.save(trainer, "views", captions=self.captions(), **views)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)

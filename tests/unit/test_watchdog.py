@@ -1,0 +1,23 @@
+"""The clock of the steps; that a process which is stuck ends is seen in test_interruptions."""
+
+import time
+from contextlib import suppress
+
+import pytest
+
+from openslip.training.watchdog import phase, step_clock
+
+
+def test_the_clock_of_the_steps_stands_still_in_a_phase_even_if_it_fails(monkeypatch: pytest.MonkeyPatch):
+    now = 8.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    before = step_clock()
+    now += 1.0
+    with phase("evaluation"):
+        now += 16.0
+    assert step_clock() - before == 1.0
+    with suppress(OSError), phase("checkpoint"):
+        now += 32.0
+        raise OSError
+    now += 2.0
+    assert step_clock() - before == 3.0
