@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         weights=sum(p.numel() for module in (parts.model, parts.objective) for p in module.parameters()),
         averaged=sum(p.numel() for p in parts.model.parameters()) if config["optim"]["ema_decay"] is not None else 0,
         pixels=sum(3 * view.size**2 for view in parts.views.values()),
-        activations=cost.activation_bytes / (2 if "16" in precision else 1),
+        activations=cost.activation_bytes,
     )
     local = config["global_batch_size"] // number_of_devices(settings)
     say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,6 +25,7 @@ from openslip.training.callbacks.slices import ChooseSlices
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.csv_logger import CsvLogger
+from openslip.training.example import example_batch
 from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.run import Run, open_run, run_name, without_secrets
@@ -89,6 +91,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
     choose_slices = config["micro_batch_size"] == "auto"
+    longest = partial(example_batch, {}, parts.tokenizer)
     pretrainer = Pretrainer(
         model=parts.model,
         objective=parts.objective,
@@ -114,7 +117,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         settings | {"max_steps": schedule.total_steps, "max_epochs": -1},
         # The order in which they do their part at the end of a step: whoever saves comes after whoever changes state.
         callbacks=[
-            *([ChooseSlices(run.folder / "micro_batch_size.json")] if choose_slices else []),
+            *([ChooseSlices(run.folder / "micro_batch_size.json", longest)] if choose_slices else []),
             *(build(callback) for callback in config["callbacks"].values()),
             evaluate,
             Preemption(),

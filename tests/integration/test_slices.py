@@ -8,9 +8,10 @@ import torch
 from pretraining import BATCH, fit, pretrainer
 from ranks import Ranks
 from small_models import small_batch
+from torch import Tensor
 
 from openslip.training.callbacks import slices
-from openslip.training.callbacks.slices import ChooseSlices, fewest_slices
+from openslip.training.callbacks.slices import ChooseSlices, fewest_slices, wants_memory
 from openslip.training.microbatch import even_slices, slice_size
 
 pytestmark = [
@@ -33,12 +34,18 @@ def test_where_nothing_fits_slices_are_of_one_sample():
     assert fewest_slices(12, lambda size: False) == 12
 
 
+def longest(size: int) -> dict[str, Tensor]:
+    """Captions that fill the context of the small models."""
+    return {"index": torch.arange(size), "text": torch.full((size, 9), 7), "text_length": torch.full((size,), 9)}
+
+
 def little_memory(monkeypatch: pytest.MonkeyPatch, samples: float) -> None:
     """A machine with room for so many samples beside what a step holds."""
     made = pretrainer("slip", steps=1)
     weights = sum(8 * parameter.numel() for parameter in made.parameters())
     monkeypatch.setattr(slices, "activation_bytes", lambda *_: 1e6)
-    monkeypatch.setattr(slices, "available_memory", lambda: (samples * slices.TRANSIENT * 1e6 + 3 * weights) / 0.9 + 1)
+    monkeypatch.setattr(slices, "available_memory", lambda: (samples * 1e6 + 3 * weights) / 0.9 + 1)
+    monkeypatch.setattr(slices, "return_freed_memory", lambda: None)  # it would be for all later tests
 
 
 def test_the_choice_changes_neither_weights_nor_statistics_nor_random_states(
@@ -52,7 +59,7 @@ def test_the_choice_changes_neither_weights_nor_statistics_nor_random_states(
     file = tmp_path / "micro_batch_size.json"
     chosen = pretrainer("slip", steps=3)
     torch.manual_seed(5)
-    fit(chosen, 3, callbacks=[ChooseSlices(file)])
+    fit(chosen, 3, callbacks=[ChooseSlices(file, longest)])
     assert torch.equal(torch.rand(1), drawn)
     assert chosen.micro_batch_size == 4
     for name, tensor in whole.state_dict().items():
@@ -71,7 +78,7 @@ def test_a_run_that_goes_on_takes_the_same_slices_while_batch_and_device_are_the
         kept = {"micro_batch_size": 3, "local_batch_size": local_batch_size, "device": "cpu"}
         file.write_text(json.dumps(kept))
         made = pretrainer("slip", steps=1)
-        fit(made, 1, callbacks=[ChooseSlices(file)])
+        fit(made, 1, callbacks=[ChooseSlices(file, longest)])
         assert made.micro_batch_size == expected
 
 
@@ -79,16 +86,55 @@ def test_what_was_measured_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made = pretrainer("clip", steps=1)
     weights = sum(8 * parameter.numel() for parameter in made.parameters())
     monkeypatch.setattr(slices, "available_memory", lambda: 2 * 3 * weights)
-    fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json")])
+    monkeypatch.setattr(slices, "return_freed_memory", lambda: None)
+    fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json", longest)])
     assert made.micro_batch_size is not None
     assert made.micro_batch_size < BATCH
+
+
+def test_captions_that_fill_the_context_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measured: list[dict[str, Tensor]] = []
+    little_memory(monkeypatch, 4)
+    monkeypatch.setattr(slices, "activation_bytes", lambda objective, model, batch: measured.append(batch) or 1e6)
+    for method in ("clip", "simclr"):
+        fit(pretrainer(method, steps=1), 1, callbacks=[ChooseSlices(tmp_path / f"{method}.json", longest)])
+    batch = small_batch(BATCH)
+    assert batch["text_length"].min() < 9
+    assert measured[0].keys() == batch.keys()
+    assert torch.equal(measured[0]["text"], longest(BATCH)["text"])
+    assert torch.equal(measured[0]["text_length"], longest(BATCH)["text_length"])
+    assert torch.equal(measured[0]["image"], batch["image"])
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(3.9 * BATCH, BATCH // 2), (4.1 * BATCH, BATCH)])
+def test_a_whole_batch_has_room_for_the_holes_that_it_leaves(
+    samples: float, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    little_memory(monkeypatch, samples)
+    made = pretrainer("clip", steps=1)
+    fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json", longest)])
+    assert made.micro_batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+    ],
+)
+def test_want_of_memory_is_known_by_what_libraries_say(message: str, expected: bool):
+    assert wants_memory(RuntimeError(message)) == expected
 
 
 def test_a_tower_that_mixes_samples_is_not_sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     little_memory(monkeypatch, 1)
     made = pretrainer("slip", steps=1)
     made.model.image_tower.mixes_samples = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json")])
+    fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json", longest)])
     assert made.micro_batch_size == BATCH
 
 
@@ -100,7 +146,7 @@ def test_all_ranks_take_the_slices_of_the_one_that_needs_most(two_ranks: Ranks, 
 def slices_of_rank(folder: str) -> int | None:
     """The first rank could do with 3 slices, the second needs 7."""
     rank = torch.distributed.get_rank()
-    callback, made = ChooseSlices(Path(folder) / "micro_batch_size.json"), pretrainer("slip", steps=1)
+    callback, made = ChooseSlices(Path(folder) / "micro_batch_size.json", longest), pretrainer("slip", steps=1)
     callback.count = lambda *_: 3 + 4 * rank  # pyright: ignore[reportAttributeAccessIssue]
     trainer = type("Trainer", (), {"is_global_zero": rank == 0})()
     callback.on_train_batch_start(trainer, made, small_batch(28), 0)  # pyright: ignore[reportArgumentType]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from openslip.objectives.objective import Objective
 from openslip.optim import param_groups
+from openslip.training.activations import SIZES, activation_bytes
 from openslip.training.flops import TRAINING_OVER_FORWARD, forward_flops
-from openslip.training.memory import activation_bytes
 
 # Large enough that the passes, and not their overhead, are timed; a few seconds on a core, tenths of one on a GPU.
 TIMED_FLOPS = {"cpu": 0.7e12, "cuda": 20e12}
@@ -24,7 +24,7 @@ class StepCost:
     Attributes:
         samples: in the batch that was timed.
         forward_flops: per sample.
-        activation_bytes: per sample, in float32; formats of 16 bits keep half of it.
+        activation_bytes: per sample, in the run's precision.
         seconds: per sample, forward and backward.
         update_seconds: per step, the optimizer.
     """
@@ -44,7 +44,7 @@ class StepMemory:
         weights: number of all trained values.
         averaged: number of values that a moving average keeps.
         pixels: of a sample's views, times three channels.
-        activations: bytes per sample between the forward and the backward pass.
+        activations: bytes per sample at most, forward and backward.
     """
 
     weights: int
@@ -76,7 +76,7 @@ def measure_step(
     precision: str,
     device: torch.device,
 ) -> StepCost:
-    """Counts one sample, then times two steps that train the model on noise.
+    """Counts operations and memory of few samples, then times two steps that train the model on noise.
 
     Args:
         model: what is trained; it is moved to the device.
@@ -91,10 +91,14 @@ def measure_step(
     def on_device(size: int) -> dict[str, Tensor]:
         return {key: value.to(device) for key, value in make_batch(size).items()}
 
+    def in_precision() -> torch.autocast:
+        return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
+
     model, objective = model.to(device).train(), objective.to(device).train()
     one = on_device(1)  # `encode` mixes no samples
     flops = forward_flops(objective, model, one)
-    activations = activation_bytes(objective, model, one)
+    with in_precision():
+        activations = activation_bytes(objective, model, on_device(max(SIZES)))
     budget = TIMED_FLOPS[device.type] / (TRAINING_OVER_FORWARD * flops)
     samples = int(min(max(budget, 2), largest))
     batch = on_device(samples)
@@ -103,7 +107,7 @@ def measure_step(
     def step() -> tuple[float, float]:
         """Seconds of the passes over the batch, and of the update."""
         started = finished(device)
-        with torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES):
+        with in_precision():
             loss = objective.loss(model, objective.encode(model, batch))["loss"]
         loss.backward()
         passed = finished(device)

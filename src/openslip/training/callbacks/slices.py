@@ -12,16 +12,20 @@ from torch import Tensor
 
 from openslip.distributed import from_first_rank, of_all_ranks
 from openslip.durable import write_text
+from openslip.training.activations import activation_bytes, differentiate
 from openslip.training.flops import devices_of
-from openslip.training.memory import activation_bytes, available_memory
+from openslip.training.memory import available_memory, return_freed_memory
 from openslip.training.microbatch import mixing_layers, slice_size
 from openslip.training.pretrainer import Pretrainer
 
-# Left free: for the loss, which is not tried because it waits for other ranks, for longer captions, for fragments.
+# Left free: for the loss, which is not tried because it waits for other ranks, and for fragments.
 HEADROOM = 0.1
-# What a pass over one sample needs beside what it keeps for the backward pass.
-TRANSIENT = 1.25
-MEASURED_SAMPLES = 2
+# Holes in the heap of a CPU, the most that were seen (docs/LOG.md): times what is counted, and in bytes. A whole batch
+# is given them, since freed memory is returned, which takes time, only where the batch is sliced.
+HOLES, MOST_HOLES = 3, 1.5e9
+# How PyTorch, CUDA, cuBLAS and cuDNN say that they want memory, the last two also by other words: what fails for
+# another reason fails again in the step itself.
+WANTS_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_")
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,17 @@ class Choice:
 class ChooseSlices(pl.Callback):
     """`micro_batch_size: auto`: sets the pretrainer's slice from its first batch, the same on all ranks.
 
-    On a GPU slices are tried, forward and backward; on a CPU one small slice is measured and compared with the memory
+    On a GPU slices are tried, forward and backward; on a CPU small slices are measured and compared with the memory
     that is left.
 
     Args:
         file: keeps the choice, so that a run that goes on with the same batch and device takes it again.
+        longest: number of samples to what takes the place of the batch's captions, so that no later ones take more.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, longest: Callable[[int], dict[str, Tensor]]) -> None:
         self.file = file
+        self.longest = longest
         self.chosen = False
 
     def on_train_batch_start(
@@ -65,6 +71,8 @@ class ChooseSlices(pl.Callback):
             slices = 1 if mixing_layers(pl_module.model) else self.count(trainer, pl_module, batch, local)
             size = slice_size(local, max(of_all_ranks(slices)))
         pl_module.micro_batch_size = size
+        if device.type == "cpu" and size < local:
+            return_freed_memory()
         if trainer.is_global_zero and found_now:
             self.keep(Choice(size, local, name))
 
@@ -85,6 +93,8 @@ class ChooseSlices(pl.Callback):
 
     def count(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
         """The fewest slices that fit; weights, gradients, statistics and random states stay as they are."""
+        longest = {key: column.to(batch[key].device) for key, column in self.longest(local).items() if key in batch}
+        batch = batch | longest
         buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
         with (
             torch.random.fork_rng(devices_of(batch)),
@@ -117,8 +127,7 @@ def fewest_slices(local: int, fits: Callable[[int], bool]) -> int:
 def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> bool:
     """Whether one slice can be encoded and differentiated beside all that a step holds: tried."""
     device = pl_module.device
-    parameters = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
     optimizer = pl_module.optimizers(use_pl_optimizer=False)
     assert isinstance(optimizer, torch.optim.Optimizer)
     held = weights * (1 if optimizer.state else 3)  # gradients, and AdamW's two moments before its first step
@@ -126,27 +135,34 @@ def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> b
     ballast: Tensor | None = None
     try:
         ballast = torch.empty(held + reserve, dtype=torch.uint8, device=device)
-        features = pl_module.objective.encode(pl_module.model, {key: column[:size] for key, column in batch.items()})
-        total = torch.stack([x.float().sum() for x in features.values() if x.requires_grad]).sum()
-        # Not `backward`: hooks of DDP would wait for the other ranks.
-        torch.autograd.grad(total, parameters, allow_unused=True)
+        differentiate(pl_module.objective, pl_module.model, {key: column[:size] for key, column in batch.items()})
         return True
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not wants_memory(error):
+            raise
         return False
     finally:
         del ballast
         torch.cuda.empty_cache()
 
 
+def wants_memory(error: RuntimeError) -> bool:
+    return any(words in str(error) for words in WANTS_MEMORY)
+
+
 def fits_in_memory(
     pl_module: Pretrainer, batch: dict[str, Tensor], local: int, processes: int
 ) -> Callable[[int], bool]:
-    """Whether a slice of a size fits into what the machine has left, from the memory that two samples take."""
+    """Whether a slice of a size fits into what the machine has left, from the memory that few samples take."""
     left = available_memory()
     if left is None:
         return lambda size: True
-    some = {key: column[:MEASURED_SAMPLES] for key, column in batch.items()}
-    sample = TRANSIENT * activation_bytes(pl_module.objective, pl_module.model, some)
+    sample = activation_bytes(pl_module.objective, pl_module.model, batch)
     weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
     room = (1 - HEADROOM) * left / processes - 3 * weights
-    return lambda size: size * sample <= room
+
+    def fits(size: int) -> bool:
+        needed = size * sample
+        return needed + (min(HOLES * needed, MOST_HOLES) if size == local else 0) <= room
+
+    return fits
