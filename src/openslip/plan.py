@@ -1,4 +1,4 @@
-"""`openslip plan`: what a run will cost, before it runs, from its config alone; the data need not be there."""
+"""`openslip plan`: what a run will cost, before it runs; data need not be there where the config tells its size."""
 
 import shutil
 from pathlib import Path
@@ -10,16 +10,15 @@ from openslip.config import build, compose_config
 from openslip.errors import UserError
 from openslip.optim import WarmupCosine
 from openslip.parts import Parts, build_parts
-from openslip.train import check_root_values, planned_schedule, say
+from openslip.train import check_root_values, is_whole, planned_schedule, say
+from openslip.training.callbacks.slices import HEADROOM
 from openslip.training.cost import StepCost, StepMemory, measure_step
 from openslip.training.example import example_batch
 from openslip.training.flops import TRAINING_OVER_FORWARD
 from openslip.training.memory import available_memory
-from openslip.training.precision import choose_precision
+from openslip.training.precision import choose_precision, choose_tf32
 
-# Of the peak; what large batches of ViT-B/16 reach is a third to a half of it where nothing else is slow.
-UTILISATION = 0.4
-DEVICE_COUNTS = (1, 8, 64)
+TIMED_SHARE = 0.5  # of the free memory, that the timed batch may take: the optimizer and the loss want some as well
 COLUMNS, ROWS = 60, 6
 
 
@@ -29,6 +28,17 @@ def main(arguments: list[str]) -> None:
     check_root_values(config)
     settings = config["trainer"]
     precision = choose_precision(settings["precision"], settings["accelerator"])
+    choose_tf32(config["tf32"])
+    on_gpu = settings["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    devices = number_of_devices(settings, device)
+    if config["global_batch_size"] % devices:
+        raise UserError(
+            f"global_batch_size={config['global_batch_size']} cannot be shared equally by {devices} devices: choose a "
+            "multiple, or other trainer.devices and trainer.num_nodes"
+        )
+    for options in config["towers"].values():
+        options["compile"] = False  # a compiler would be timed, and not the steps
     samples = number_of_samples(config["data"]["source"])
     steps_per_epoch = samples // config["global_batch_size"]
     if not steps_per_epoch:
@@ -42,8 +52,6 @@ def main(arguments: list[str]) -> None:
     parts = build_parts(config)
     parts.objective.setup(parts.model)
     say(*parameters(parts), "")
-    on_gpu = settings["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
     cost = measure_step(
         parts.model,
         parts.objective,
@@ -52,14 +60,16 @@ def main(arguments: list[str]) -> None:
         build(config["optim"]["optimizer"]),
         precision,
         device,
+        TIMED_SHARE * room(device),
     )
     memory = StepMemory(
-        weights=sum(p.numel() for module in (parts.model, parts.objective) for p in module.parameters()),
+        trained=values(parts, trained=True),
+        locked=values(parts, trained=False),
         averaged=sum(p.numel() for p in parts.model.parameters()) if config["optim"]["ema_decay"] is not None else 0,
         pixels=sum(3 * view.size**2 for view in parts.views.values()),
         activations=cost.activation_bytes,
     )
-    local = config["global_batch_size"] // number_of_devices(settings)
+    local = config["global_batch_size"] // devices
     say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")
     say(*hours(cost, memory, schedule.total_steps, config, device, precision))
 
@@ -72,17 +82,40 @@ def number_of_samples(source: dict[str, Any]) -> int:
     return source.get("expected_samples") or len(build(source))
 
 
-def number_of_devices(settings: dict[str, Any]) -> int:
-    """As far as the config tells it."""
-    devices = settings["devices"]
-    return (devices if isinstance(devices, int) and devices > 0 else 1) * settings["num_nodes"]
+def is_expected(source: dict[str, Any]) -> bool:
+    """Whether any part of the number of samples is what the config says."""
+    return bool(source.get("expected_samples")) or any(map(is_expected, source.get("sources", {}).values()))
+
+
+def number_of_devices(settings: dict[str, Any], device: torch.device) -> int:
+    """Over all nodes; `auto` and -1 are all that this machine has.
+
+    Raises:
+        UserError: another word.
+    """
+    wanted = settings["devices"]
+    here = torch.cuda.device_count() if device.type == "cuda" else 1
+    if wanted in ("auto", -1, "-1"):
+        return here * settings["num_nodes"]
+    if isinstance(wanted, list):
+        return len(wanted) * settings["num_nodes"]
+    if not is_whole(wanted) or wanted < 1:
+        raise UserError(f"trainer.devices={wanted}: expected a number of devices, a list of theirs, or auto")
+    return wanted * settings["num_nodes"]
+
+
+def values(parts: Parts, *, trained: bool) -> int:
+    """How many numbers the model and the objective hold that are trained, or that are not."""
+    modules = (parts.model, parts.objective)
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad is trained)
 
 
 def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule: WarmupCosine) -> list[str]:
     """Steps, epochs and the learning rate."""
     batch, steps = config["global_batch_size"], schedule.total_steps
     return [
-        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch",
+        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch"
+        + " (as its config says; training counts what it finds)" * is_expected(config["data"]["source"]),
         f"{steps:,} steps, {steps / steps_per_epoch:.2f} epochs, {steps * batch:,} samples seen; "
         f"warm-up {schedule.warmup_steps:,} steps",
         "",
@@ -151,33 +184,36 @@ def hours(
     """Here, from the steps that were timed, and on GPUs at a stated utilisation."""
     here = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
     total, local = steps * config["global_batch_size"], config["global_batch_size"]
+    utilisation, counts = config["plan"]["utilisation"], config["plan"]["device_counts"]
     again = 1 + sliced(memory, local, room(device)) / TRAINING_OVER_FORWARD
     seconds = total * cost.seconds * again + steps * cost.update_seconds
     lines = [
         f"this machine, one process ({here}, {precision}): {total / seconds:.2f} samples/s by two steps of "
         f"{cost.samples}, {amount(seconds / 3600)} for the run{' *' * (again > 1)}",
-        f"GPUs at {100 * UTILISATION:.0f} % of their 16-bit peak (*: in slices, with one more forward pass):",
-        f"  {'':6}" + "".join(f"{f'{count} x  ':>16}" for count in DEVICE_COUNTS),
+        f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak (*: in slices, with one more forward pass):",
+        f"  {'':6}" + "".join(f"{f'{count} x  ':>16}" for count in counts),
     ]
-    training = TRAINING_OVER_FORWARD * cost.forward_flops
+    # Blocks that are checkpointed run forward once more; a tower that is not counts as well, so this is the most.
+    checkpointed = any(options["gradient_checkpointing"] for options in config["towers"].values())
+    passes = TRAINING_OVER_FORWARD + checkpointed
     for name, row in config["devices"].items():
         cells = []
-        for count in DEVICE_COUNTS:
+        for count in counts:
             local = config["global_batch_size"] // count
             if not local:
                 cells.append(f"{'-  ':>16}")
                 continue
             again = sliced(memory, local, 1e9 * row["memory_gb"])
-            work = total * (training + again * cost.forward_flops)
-            duration = amount(work / (count * 1e12 * row["tflops"] * UTILISATION) / 3600)
+            work = total * (passes + again) * cost.forward_flops
+            duration = amount(work / (count * 1e12 * row["tflops"] * utilisation) / 3600)
             cells.append(f"{duration + (' *' if again else '  '):>16}")
         lines.append(f"  {name:6}" + "".join(cells))
     return lines
 
 
 def sliced(memory: StepMemory, local: int, room: float) -> bool:
-    """Whether a device's part of the batch does not fit in one piece."""
-    return memory.bytes(local, local) > room
+    """Whether a device's part of the batch does not fit in one piece, as `micro_batch_size=auto` sees it."""
+    return memory.bytes(local, local) > (1 - HEADROOM) * room
 
 
 def room(device: torch.device) -> float:

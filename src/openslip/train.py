@@ -247,6 +247,9 @@ def check_root_values(config: dict[str, Any]) -> None:
     for phase, seconds in config["watchdog"].items():
         if not isinstance(seconds, (int, float)) or seconds <= 0:
             raise UserError(f"watchdog.{phase}={seconds}: expected seconds, e.g. watchdog.{phase}=3600")
+    share = config["plan"]["utilisation"]
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UserError(f"plan.utilisation={share}: expected a share of the peak, e.g. plan.utilisation=0.4")
     if "fsdp" in str(trainer["strategy"]).lower():
         raise UserError(f"trainer.strategy={trainer['strategy']}: {NO_FSDP}")
     optim = config["optim"]

@@ -2,12 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from openslip.cli import run
 from openslip.config import compose_config
-from openslip.plan import amount, curve, number_of_samples
+from openslip.parts import build_parts
+from openslip.plan import amount, curve, hours, number_of_devices, number_of_samples, values
+from openslip.training.cost import StepCost, StepMemory
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,56 @@ def test_memory_grows_with_the_slice_and_time_is_told_for_each_device(plan: str)
     assert re.search(r"this machine, one process \(cpu, \d+ threads, 32-true\): [\d.]+ samples/s", plan)
     for device in ("V100", "A100", "H100", "H200"):
         assert re.search(rf"^  {device} +(.+ h|.+ min)", plan, re.MULTILINE)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_hours_are_operations_over_what_is_used_of_the_peak(checkpointed: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openslip.plan.room", lambda device: 1e15)
+    cost = StepCost(samples=4, forward_flops=2e12, activation_bytes=1e8, seconds=0.5, update_seconds=2.0)
+    memory = StepMemory(trained=0, locked=0, averaged=0, pixels=0, activations=1e8)
+    config = {
+        "global_batch_size": 100,
+        "plan": {"utilisation": 0.5, "device_counts": [1, 4, 128]},
+        "towers": {"image": {"gradient_checkpointing": checkpointed}},
+        "devices": {"X": {"tflops": 100, "memory_gb": 5}},
+    }
+    here, _, _, row = hours(cost, memory, 9000, config, torch.device("cpu"), "32-true")
+    assert "0.50" not in here
+    assert f"{100 / 52:.2f} samples/s by two steps of 4, 130 h for the run" in here  # 50 s of passes, 2 of the update
+    # 100 samples on one device take 10 GB and are sliced, 25 on each of four are not; 128 devices are too many.
+    passes = 4 if checkpointed else 3
+    one = 9000 * 100 * (passes + 1) * 2e12 / (100e12 * 0.5) / 3600
+    four = 9000 * 100 * passes * 2e12 / (4 * 100e12 * 0.5) / 3600
+    assert row.split() == ["X", f"{one:.1f}", "h", "*", f"{four:.1f}", "h", "-"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "found"), [("auto", 2), (-1, 2), (3, 6), ([0, 5], 4)], ids=["auto", "all", "three", "listed"]
+)
+def test_devices_are_counted_over_nodes(devices: Any, found: int):
+    assert number_of_devices({"devices": devices, "num_nodes": 2}, torch.device("cpu")) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.devices=0"], "trainer.devices=0: expected a number of devices, a list of theirs, or auto"),
+        (["trainer=ddp", "trainer.devices=3"], "global_batch_size=64 cannot be shared equally by 3 devices"),
+        (["tf32=true"], "tf32=true: TF32 is a format of CUDA devices"),
+        (["plan.utilisation=40"], "plan.utilisation=40: expected a share of the peak"),
+    ],
+)
+def test_what_no_run_could_have_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["plan", "data=cc3m", "trainer.accelerator=cpu", *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_locked_towers_have_no_gradients_to_keep():
+    config, _ = compose_config("train", ["towers.image.locked=true", "towers.image.weights=runs/earlier"])
+    parts = build_parts(config)
+    image, text = parts.model.get_submodule("image_tower"), parts.model.get_submodule("text_tower")
+    assert values(parts, trained=False) == sum(p.numel() for p in image.parameters())
+    assert values(parts, trained=True) > sum(p.numel() for p in text.parameters())
 
 
 def test_samples_of_a_mixture_are_the_shares_of_its_collections():

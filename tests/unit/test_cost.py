@@ -60,10 +60,10 @@ def test_counting_leaves_the_random_state():
 
 
 def test_memory_of_a_step_is_the_sum_of_its_parts():
-    memory = StepMemory(weights=1000, averaged=100, pixels=50, activations=7.0)
-    assert memory.fixed == 4 * (4 * 1000 + 100)
-    assert memory.checkpoint == 4 * (3 * 1000 + 100)
-    assert memory.bytes(8, 32) == 4 * 4100 + 4 * 50 * 32 + 7.0 * 8
+    memory = StepMemory(trained=1000, locked=30, averaged=100, pixels=50, activations=7.0)
+    assert memory.fixed == 4 * (4 * 1000 + 30 + 100)
+    assert memory.checkpoint == 4 * (3 * 1000 + 30 + 100)
+    assert memory.bytes(8, 32) == 4 * 4130 + 4 * 50 * 32 + 7.0 * 8
 
 
 def test_memory_of_this_process_is_told_in_bytes():

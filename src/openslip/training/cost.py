@@ -41,13 +41,15 @@ class StepMemory:
     """The memory of a step by its parts; all but the activations are float32.
 
     Attributes:
-        weights: number of all trained values.
+        trained: number of values that are trained.
+        locked: number of those that are not.
         averaged: number of values that a moving average keeps.
         pixels: of a sample's views, times three channels.
         activations: bytes per sample at most, forward and backward.
     """
 
-    weights: int
+    trained: int
+    locked: int
     averaged: int
     pixels: int
     activations: float
@@ -55,12 +57,12 @@ class StepMemory:
     @property
     def fixed(self) -> int:
         """Bytes of weights, gradients, AdamW's two moments and the average."""
-        return 4 * (4 * self.weights + self.averaged)
+        return 4 * (4 * self.trained + self.locked + self.averaged)
 
     @property
     def checkpoint(self) -> int:
         """Bytes of a checkpoint: all but the gradients."""
-        return 4 * (3 * self.weights + self.averaged)
+        return 4 * (3 * self.trained + self.locked + self.averaged)
 
     def bytes(self, slice_size: int, local_batch_size: int) -> float:
         """At most, for slices of a size and a device's part of the global batch."""
@@ -75,6 +77,7 @@ def measure_step(
     make_optimizer: Callable[[list[dict]], torch.optim.Optimizer],
     precision: str,
     device: torch.device,
+    room: float,
 ) -> StepCost:
     """Counts operations and memory of few samples, then times two steps that train the model on noise.
 
@@ -86,6 +89,7 @@ def measure_step(
         make_optimizer: parameter groups to optimizer.
         precision: of the run.
         device: where it runs.
+        room: bytes of the device for the samples of the batch that is timed; two are timed in any case.
     """
 
     def on_device(size: int) -> dict[str, Tensor]:
@@ -100,7 +104,7 @@ def measure_step(
     with in_precision():
         activations = activation_bytes(objective, model, on_device(max(SIZES)))
     budget = TIMED_FLOPS[device.type] / (TRAINING_OVER_FORWARD * flops)
-    samples = int(min(max(budget, 2), largest))
+    samples = int(min(max(min(budget, room / max(activations, 1.0)), 2), largest))
     batch = on_device(samples)
     optimizer = make_optimizer(param_groups([model, objective], weight_decay=0.0))
 

@@ -25,7 +25,7 @@ NOT_IDENTITY = (
     *("towers.*.gradient_checkpointing", "towers.*.compile", "trainer.enable_*"),
     # Any split of the global batch makes the same update, so a run may go on with other hardware.
     *("micro_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*"),
-    *("devices.*",),
+    *("devices.*", "plan.*"),
 )
 # Where data lies names a run, but one that goes on may find it elsewhere: its checkpoint knows the data by its content.
 PLACES = ("*.shards", "*.root")

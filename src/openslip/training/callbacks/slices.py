@@ -103,6 +103,7 @@ class ChooseSlices(pl.Callback):
         ):
             if pl_module.device.type == "cuda":
                 slices = fewest_slices(local, lambda size: fits_on_gpu(pl_module, batch, size))
+                torch.cuda.reset_peak_memory_stats(pl_module.device)  # the run's own peak is what is told
             else:
                 slices = fewest_slices(local, fits_in_memory(pl_module, batch, local, trainer.num_devices))
         for buffer, before in buffers:
