@@ -13,6 +13,7 @@ import torch
 from openslip.distributed import rank
 
 EXIT_CODE = 1
+LAST_WORDS = 2.0  # seconds: ranks that wait for the stuck one say so at the same time, before a launcher ends them all
 
 _limits: dict[str, float] = {}
 _phase = ""
@@ -68,4 +69,5 @@ def _watch() -> None:
     )
     sys.stderr.flush()
     faulthandler.dump_traceback(all_threads=True)
+    time.sleep(LAST_WORDS)
     os._exit(EXIT_CODE)
