@@ -1,5 +1,6 @@
 """Signals that ask a run to stop; imports nothing slow, so that it is in force before anything else is imported."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ from openslip import slurm
 EXIT_CODE = 143
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ECHO = 1.0  # seconds: a launcher passes on what the whole process group has already got
+MAIN_THREAD = 5.0  # seconds for it to come back to Python and leave in order
 
 
 class Preempted(SystemExit):
@@ -22,7 +24,7 @@ class Preempted(SystemExit):
         super().__init__(EXIT_CODE)
 
 
-_first: tuple[signal.Signals, float] | None = None
+_first: signal.Signals | None = None
 _deferred = False
 
 
@@ -31,6 +33,13 @@ def catch() -> None:
 
     A second one ends the process where it stands.
     """
+    # Python calls handlers in the main thread alone, which may wait in a collective for as long as others like.
+    written_to, write_to = os.pipe()
+    os.set_blocking(write_to, False)
+    signal.set_wakeup_fd(write_to, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not this process's
+    threading.Thread(target=_watch, args=(written_to,), name="signals", daemon=True).start()
+    atexit.register(_keep_exit_code)
     for number in STOPPING:
         signal.signal(number, _note)
 
@@ -43,7 +52,7 @@ def defer() -> None:
 
 def received() -> signal.Signals | None:
     """The signal that asked this process to stop."""
-    return _first[0] if _first else None
+    return _first
 
 
 def ignore(worker: int) -> None:
@@ -66,14 +75,50 @@ def _end_with_parent() -> None:
 
 def _note(number: int, frame: FrameType | None) -> None:
     global _first
-    now = time.monotonic()
-    if _first is not None:
-        if now - _first[1] < ECHO:
-            return
-        os.write(2, b"\na second signal: ends at once\n")
+    if _first is None:
+        _first = signal.Signals(number)
+        if not _deferred:
+            _stop_set_up(_first)
+            sys.exit(EXIT_CODE)
+
+
+def _keep_exit_code() -> None:
+    """Hydra, among others, makes an error of its own of whatever is raised inside it."""
+    if _first is not None and not _deferred:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(EXIT_CODE)
-    _first = signal.Signals(number), now
-    if not _deferred:
-        sys.stderr.write(f"\nstopped by {_first[0].name} during set-up: no step was made\n")
-        slurm.requeue(_first[0])
-        sys.exit(EXIT_CODE)
+
+
+def _watch(written_to: int) -> None:
+    first = _next(written_to)
+    since = time.monotonic()
+    backstop = threading.Timer(MAIN_THREAD, _end_set_up, [first])
+    backstop.daemon = True
+    backstop.start()
+    while True:
+        _next(written_to)
+        if time.monotonic() - since >= ECHO:
+            os.write(2, b"\na second signal: ends at once\n")
+            os._exit(EXIT_CODE)
+
+
+def _next(written_to: int) -> signal.Signals:
+    """Waits for a signal that asks to stop; libraries handle others."""
+    while (number := os.read(written_to, 1)[0]) not in STOPPING:
+        pass
+    return signal.Signals(number)
+
+
+def _end_set_up(received: signal.Signals) -> None:
+    global _first
+    if _first is None and not _deferred:
+        _first = received
+        _stop_set_up(received)
+        os._exit(EXIT_CODE)
+
+
+def _stop_set_up(received: signal.Signals) -> None:
+    sys.stderr.write(f"\nstopped by {received.name} during set-up: no step was made\n")
+    sys.stderr.flush()
+    slurm.requeue_alone(received)

@@ -5,6 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
+
+ANSWER = 60  # seconds for the scheduler, which many jobs may ask at the same time
 
 
 def requeue(received: signal.Signals | None) -> None:
@@ -18,26 +21,45 @@ def requeue(received: signal.Signals | None) -> None:
         received: the signal that asked to stop.
     """
     environment = os.environ
-    if "SLURM_JOB_ID" not in environment:
-        return
-    if any(environment.get(key, "0") != "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK")):
+    if "SLURM_JOB_ID" not in environment or not is_first():
         return
     job = environment["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     try:
-        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60, check=True)
-        if not re.search(r"\bJobState=RUNNING\b", shown.stdout):  # cancelled, or queued again already
+        shown = ask("show", "job", job)
+        if not re.search(r"\bJobState=RUNNING\b", shown):  # cancelled, or queued again already
             return
-        preempted = re.search(r"\bPreemptTime=(?!None)", shown.stdout)
+        preempted = re.search(r"\bPreemptTime=(?!None)", shown)
         if received not in (signal.SIGUSR1, signal.SIGUSR2) and not preempted:
             return
-        if not re.search(r"\bRequeue=1\b", shown.stdout):
+        if not re.search(r"\bRequeue=1\b", shown):
             sys.stderr.write(f"job {job} may not be requeued (sbatch --requeue allows it): submit it again\n")
             return
-        subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=True)
+        ask("requeue", job)
         sys.stderr.write(f"job {job} is queued again\n")
     except subprocess.CalledProcessError as error:
         sys.stderr.write(f"job {job} could not be requeued ({error.stderr.strip()}): submit it again\n")
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"job {job} could not be requeued ({error}): submit it again\n")
+
+
+def requeue_alone(received: signal.Signals) -> None:
+    """`requeue` where ranks cannot agree: a task that leaves before it is done makes srun end the one that asks.
+
+    Args:
+        received: as above; SIGINT comes from a person, who waits.
+    """
+    requeue(received)
+    if "SLURM_JOB_ID" in os.environ and not is_first() and received != signal.SIGINT:
+        time.sleep(2 * ANSWER + 10)  # SLURM ends it when the first process has left
+
+
+def ask(*words: str) -> str:
+    """What `scontrol` answers."""
+    return subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=ANSWER, check=True).stdout
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a run, whoever started it."""
+    return all(os.environ.get(key, "0") == "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))

@@ -25,9 +25,49 @@ print("noted", signals.received().name, flush=True)
 time.sleep(30)
 """
 
+# A mutex that is locked twice keeps Python from its handlers as a collective does.
+STUCK = """
+import ctypes
+from openslip import signals
+signals.catch()
+{defer}
+print("ready", flush=True)
+mutex = ctypes.create_string_buffer(64)
+ctypes.CDLL(None).pthread_mutex_lock(mutex)
+ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
 
-def waiting(defer: bool) -> subprocess.Popen:
-    script = WAITS.format(defer="signals.defer()" if defer else "")
+SWALLOWS = """
+import time
+from openslip import signals
+signals.catch()
+{defer}
+try:
+    print("ready", flush=True)
+    time.sleep(30)
+except BaseException as error:
+    raise RuntimeError("a library's own") from error
+"""
+
+FORKS = """
+import os, signal, sys, time
+from openslip import signals
+signals.catch()
+signals.defer()
+if not (child := os.fork()):
+    while True: time.sleep(1)
+for _ in range(2):
+    time.sleep(1.2)
+    os.kill(child, signal.SIGUSR1)
+time.sleep(0.5)
+os.kill(child, signal.SIGKILL)
+print("ready", flush=True)
+sys.exit(0 if signals.received() is None else 1)
+"""
+
+
+def waiting(defer: bool, script: str = WAITS) -> subprocess.Popen:
+    script = script.format(defer="signals.defer()" if defer else "")
     process = subprocess.Popen(
         [sys.executable, "-c", script], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -56,6 +96,38 @@ def test_later_the_first_is_noted_its_echo_is_not_a_second_and_a_second_ends_at_
     process.send_signal(signal.SIGTERM)
     assert "a second signal" in process.communicate(timeout=10)[1]
     assert process.returncode == 143
+
+
+def test_a_second_one_ends_a_process_that_is_stuck_outside_python():
+    process = waiting(defer=True, script=STUCK)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert "a second signal" in process.communicate(timeout=10)[1]
+    assert process.returncode == 143
+
+
+def test_during_set_up_the_first_ends_a_process_that_is_stuck_outside_python():
+    process = waiting(defer=False, script=STUCK)
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 143
+    assert said == "\nstopped by SIGUSR1 during set-up: no step was made\n"
+
+
+def test_during_set_up_a_library_that_makes_an_error_of_it_does_not_change_the_exit_code():
+    process = waiting(defer=False, script=SWALLOWS)
+    process.send_signal(signal.SIGTERM)
+    assert "a library's own" in process.communicate(timeout=10)[1]
+    assert process.returncode == 143
+
+
+def test_what_a_forked_process_gets_is_not_counted():
+    process = waiting(defer=True, script=FORKS)
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 0, said
 
 
 @pytest.mark.parametrize("delay", [0.3, 1.5, 4.0])

@@ -22,8 +22,7 @@ class Preemption(pl.Callback):
         # flag of its own before every step, for which the device is waited.
         trainer._signal_connector.register_signal_handlers = lambda: None
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Here, where all ranks have met, because a resumed run may evaluate in every callback's next hook.
         signals.defer()
 
     def on_train_batch_end(
