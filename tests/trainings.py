@@ -1,6 +1,9 @@
 """Real training processes that can be killed: forked off one that has done the slow imports."""
 
+import atexit
+import csv
 import hashlib
+import json
 import multiprocessing
 import os
 import socket
@@ -9,6 +12,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from openslip import signals
 from openslip.checkpoint import read
@@ -27,6 +31,16 @@ SMALL = [
     "+callbacks.disturb._target_=disturbances.Disturb",
     *("optim.warmup_steps=3", "callbacks.metrics.every_n_steps=1", "callbacks.snapshot.num_samples=4"),
 ]
+STEPS = 30
+RUN = [*SMALL, "data.source.shards=0.tar", f"trainer.max_steps={STEPS}", "callbacks.save.every_n_steps=4"]
+
+# Three evaluations: after steps 12 and 24, and at the end. What they find depends on no weights.
+EVALUATED = [
+    *("evaluate_every_n_epochs=2", "+evaluation.long._target_=disturbances.LongEvaluation"),
+    *("+evaluation.long.source._target_=openslip.data.shards.ShardSource", "+evaluation.long.source.shards=0.tar"),
+    *("+evaluation.long.source.require=label", "+evaluation.long.transform._target_=openslip.data.views.EvalTransform"),
+    "+evaluation.long.transform={size: 32, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
+]
 
 
 def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
@@ -36,7 +50,10 @@ def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     multiprocessing.set_start_method("fork", force=True)  # as without a fork server
     signals.catch()
-    sys.exit(run_entry_point(main, arguments))
+    try:
+        sys.exit(run_entry_point(main, arguments))
+    finally:
+        atexit._run_exitfuncs()  # W&B ends its files there, and a fork server's processes would not
 
 
 class Training:
@@ -105,9 +122,14 @@ def two_ranks(
     ]
 
 
+def newest(run_folder: Path) -> dict[str, Any]:
+    """What stands in the newest checkpoint."""
+    return read(newest_whole(run_folder / "checkpoints").path)
+
+
 def weights_hash(run_folder: Path) -> str:
     """Of the newest checkpoint's weights, statistics and optimizer."""
-    content = read(newest_whole(run_folder / "checkpoints").path)
+    content = newest(run_folder)
     digest = hashlib.sha256()
     for name, tensor in sorted(content["state_dict"].items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -119,3 +141,39 @@ def weights_hash(run_folder: Path) -> str:
 
 def steps_saved(run_folder: Path) -> list[int]:
     return [checkpoint.step for checkpoint in saved(run_folder / "checkpoints")]
+
+
+def figures(run_folder: Path) -> list[tuple[str, ...]]:
+    """Step and loss of every row."""
+    with (run_folder / "metrics.csv").open() as file:
+        return [(row["step"], row["samples_seen"], row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def evaluations(run_folder: Path) -> list[tuple[str, str]]:
+    """Step and figure of every evaluation of `EVALUATED`."""
+    with (run_folder / "metrics.csv").open() as file:
+        rows = csv.DictReader(file)
+        return [(row["step"], row["eval/long/sum"]) for row in rows if row.get("eval/long/sum")]
+
+
+def assert_ended_as(run_folder: Path, whole: Path) -> None:
+    assert figures(run_folder) == figures(whole)
+    assert [int(step) for step, _, _ in figures(run_folder)] == list(range(1, STEPS + 1))
+    assert weights_hash(run_folder) == weights_hash(whole)
+    assert steps_saved(run_folder)[0] == STEPS
+    assert not list((run_folder / "checkpoints").glob(".*"))
+
+
+def samples_of(record: Path) -> dict[int, list[int]]:
+    """What every step trained on, over all ranks and all processes of a run that was started with that `RECORD`."""
+    steps: dict[int, list[int]] = {}
+    for file in record.parent.glob(f"{record.name}-rank*"):
+        for line in map(json.loads, file.read_text().splitlines()):
+            steps.setdefault(line["step"], []).extend(line["samples"])
+    return {step: sorted(samples) for step, samples in sorted(steps.items())}
+
+
+def weights_of(record: Path, rank: int) -> dict[int, str]:
+    """Hash of a rank's weights and statistics after every step."""
+    lines = map(json.loads, record.with_name(f"{record.name}-rank{rank}").read_text().splitlines())
+    return {line["step"]: line["weights"] for line in lines}

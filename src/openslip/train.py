@@ -128,6 +128,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),
     )
+    if resumed is None:  # else Lightning, in a SLURM job, would load a hpc_ckpt_N.ckpt that lies in the run's folder
+        trainer._checkpoint_connector._user_managed = True
     try:
         trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 """Checkpoints are whole or do not count, whatever happens to the disk or to the process that saves."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,21 +122,40 @@ def test_the_space_for_two_is_asked_for(tmp_path: Path):
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_the_system_is_asked_to_sync_before_and_after_the_rename(tmp_path: Path):
     script = (
-        "import sys; from pathlib import Path; from openslip.checkpoint_folder import *; "
-        "from openslip.durable import durable; path = Path(sys.argv[1]) / file_name(7)\n"
-        "with durable(path) as file:\n    hashing = Hashing(file); hashing.write(b'x' * 100)\n"
-        "finish(path, 7, hashing)"
+        "import sys; from pathlib import Path; import torch\n"
+        "from openslip.checkpoint_folder import file_name; from openslip.training import checkpoint_io\n"
+        "content = {'openslip': {'step': 7}, 'weight': torch.ones(100)}\n"
+        "checkpoint_io.DurableCheckpointIO().save_checkpoint(content, Path(sys.argv[1]) / file_name(7))"
     )
     trace = tmp_path / "trace"
-    calls = "trace=openat,fsync,fdatasync,rename,renameat,renameat2"
-    command = ["strace", "-o", str(trace), "-y", "-e", calls, sys.executable, "-c", script, str(tmp_path)]
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    calls = "trace=fsync,fdatasync,rename,renameat,renameat2"
+    command = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-o",
+        str(trace),
+        "-y",
+        "-e",
+        calls,
+        sys.executable,
+        "-c",
+        script,
+        str(folder),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
     kinds = []
     for line in trace.read_text().splitlines():
-        if line.startswith("fsync"):
-            kinds.append("fsync folder" if f"<{tmp_path}>" in line else "fsync file")
-        elif line.startswith("rename"):
+        call = re.match(r"\d+ +(\w+)\(", line)
+        if call is None or str(folder) not in line:  # imports rename as well
+            continue
+        if call[1] in ("fsync", "fdatasync"):
+            kinds.append("fsync folder" if f"<{folder}>" in line else "fsync file")
+        elif call[1].startswith("rename"):
             kinds.append("rename")
+    assert [checkpoint.step for checkpoint in saved(folder) if damage(checkpoint) is None] == [7]
     whole = ["fsync file", "rename", "fsync folder"]
     assert kinds == [*whole, *whole, "rename", "fsync folder"]  # checkpoint, its JSON, the link
