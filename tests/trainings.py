@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -95,9 +94,7 @@ class Training:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def two_ranks(
-    folder: Path, *arguments: str, log: str = "log", folders: Sequence[Path] = (), **environment: str
-) -> list[Training]:
+def two_ranks(folder: Path | list[Path], *arguments: str, log: str = "log", **environment: str) -> list[Training]:
     """A run of two ranks, started as torchrun does; in folders of their own where the nodes share none."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -110,7 +107,7 @@ def two_ranks(
     arguments = tuple(word for word in arguments if word != "trainer=cpu")
     return [
         Training(
-            folders[rank] if folders else folder,
+            folder[rank] if isinstance(folder, list) else folder,
             *two,
             *arguments,
             log=f"{log}{rank}",

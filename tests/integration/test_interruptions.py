@@ -225,7 +225,9 @@ def test_a_resumed_run_keeps_its_wandb_id_and_logs_every_step_once(place: Path):
     assert Training(place, *run, log="logged", DISTURB="signal 5 0", **offline).wait() == 143
     assert Training(place, *run, log="logged", **offline).wait() == 0
     files = sorted((place / "runs" / "logged" / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert [file.name for file in files] == ["run-logged.wandb"] * 2
+    identifier = (place / "runs" / "logged" / "id.txt").read_text().strip()
+    assert identifier.startswith("logged-")
+    assert [file.name for file in files] == [f"run-{identifier}.wandb"] * 2
     steps = [[row["trainer/global_step"] for row in history(file) if "train/loss" in row] for file in files]
     assert steps == [list(range(1, 6)), list(range(6, STEPS + 1))]
 

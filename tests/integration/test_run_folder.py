@@ -62,7 +62,7 @@ def test_ranks_that_see_different_folders_all_end_with_the_reason(place: Path, t
     for rank in two_ranks(place, *RUN, "name=apart", log="apart-", DISTURB="signal 5 0"):
         assert rank.wait() == 143, rank.said()
     write_pairs(tmp_path / "0.tar", 100)
-    ranks = two_ranks(place, *RUN, "name=apart", log="apart-", folders=[place, tmp_path])
+    ranks = two_ranks([place, tmp_path], *RUN, "name=apart", log="apart-")
     for rank in ranks:
         assert rank.wait(60) == 5, rank.said()
         assert "runs/apart: rank 1 cannot see the checkpoints that the other ranks see" in rank.said()
