@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from shard_files import write_pairs
-from slurm_cluster import ROOT, Cluster, Job, wait_until
+from slurm_cluster import PATH, ROOT, Cluster, Job, wait_until
 from trainings import SMALL, Training, two_ranks, weights_hash
 
 from openslip.checkpoint import read
@@ -91,6 +94,22 @@ def test_a_signal_during_setup_queues_the_job_again(cluster: Cluster, place: Pat
     assert steps_logged(place / "runs" / "job") == list(range(1, 6))
 
 
+def test_it_is_queued_again_by_a_scheduler_that_answers_slowly(
+    cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    slow = place / "slow" / "scontrol"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 2\nexec {shutil.which("scontrol", path=PATH)} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setitem(cluster.environment, "PATH", f"{slow.parent}{os.pathsep}{cluster.environment['PATH']}")
+    job = submit(cluster, place, "trainer.max_steps=5", "name=job")
+    wait_until((place / "runs" / "job" / "config.yaml").exists, 120, job.state)
+    job.signal("USR1")
+    assert job.wait() == "COMPLETED", job.state()
+    assert "during set-up" in job.said()
+    assert job.shown("Restarts") == "1"
+
+
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, place: Path):
     job = submit(cluster, place, *SLOW, "trainer.max_steps=1000", "name=job")
     wait_until(lambda: len(steps_logged(place / "runs" / "job")) > 2, 120, job.state)
@@ -143,6 +162,12 @@ def test_an_array_longer_than_its_checkpoints_says_so(cluster: Cluster, place: P
     assert "error: task 1 of the array and 1 checkpoints" in array.said()
 
 
+def test_an_evaluation_that_is_no_array_says_so(cluster: Cluster, place: Path):
+    job = cluster.submit(place, *ONE_TASK, "slurm/eval_array.sbatch", "runs/one", "--", "evaluation=none")
+    assert job.wait() == "FAILED"
+    assert "error: this job is no array: sbatch --array=0-0 " in job.said()
+
+
 def test_a_sweep_submits_one_job_for_each_combination(cluster: Cluster, place: Path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason='pip install "openslip[slurm]" brings it')
     settings = in_place(place, "trainer.max_steps=5", "trainer=slurm", "seed=0,1")
@@ -150,6 +175,25 @@ def test_a_sweep_submits_one_job_for_each_combination(cluster: Cluster, place: P
     cluster.run(sys.executable, "-m", "openslip.sweep", *settings, *launcher)
     runs = [path.parent for path in (place / "runs").glob("*/result.json")]
     assert len({weights_hash(run) for run in runs}) == 2
+
+
+def test_a_job_of_a_sweep_that_is_signalled_saves_and_goes_on(cluster: Cluster, place: Path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason='pip install "openslip[slurm]" brings it')
+    settings = in_place(place, *SLOW, "trainer.max_steps=60", "trainer=slurm", "name=swept", "seed=0")
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
+    command = [sys.executable, "-m", "openslip.sweep", *settings, *launcher]
+    with (place / "job-0.out").open("w") as log:
+        sweep = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=log, stderr=log)
+    run = place / "runs" / "swept"
+    wait_until(lambda: len(steps_logged(run)) > 3, 120, cluster.logs)
+    jobs = cluster.run("squeue", "-h", "-o", "%A").stdout.split()
+    job = Job(cluster, int(jobs[0]), place)
+    job.signal("USR2")
+    wait_until(lambda: job.shown("Restarts") == "1", 120, job.state)
+    assert len(steps_logged(run)) < 60
+    assert job.wait() == "COMPLETED", job.state()
+    assert steps_logged(run) == list(range(1, 61))
+    assert sweep.wait(60) == 0, (place / "job-0.out").read_text()
 
 
 @pytest.mark.parametrize(
