@@ -146,7 +146,7 @@ def test_the_system_is_asked_to_sync_before_and_after_the_rename(tmp_path: Path)
         str(folder),
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
     kinds = []
     for line in trace.read_text().splitlines():
         call = re.match(r"\d+ +(\w+)\(", line)
