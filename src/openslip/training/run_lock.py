@@ -10,6 +10,7 @@ from typing import IO
 from openslip.errors import UserError
 
 PATIENCE = 5.0  # seconds: the process before may still be on its way out
+AFTER_REQUEUE = 120.0  # seconds: a file server takes up to 90 to see that a node is gone
 _held: list[IO[str]] = []  # until this process ends, however it does
 
 
@@ -23,7 +24,8 @@ def lock(folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     file = (folder / ".lock").open("a+")
-    deadline = time.monotonic() + PATIENCE
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    deadline = time.monotonic() + (AFTER_REQUEUE if requeued else PATIENCE)
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +35,7 @@ def lock(folder: Path) -> None:
                 file.seek(0)
                 raise UserError(
                     f"{folder} is being trained by process {file.read().strip() or 'unknown'}: wait for it or stop it, "
-                    "or give another name="
+                    f"or give another name=; if that machine has crashed, delete {folder / '.lock'}"
                 ) from error
             time.sleep(0.1)
         except OSError:
