@@ -126,7 +126,7 @@ def mistakes(workplace: Path) -> dict[tuple[str, ...], list[str]]:
     return {
         ("train.py", "model=slip_vitb17"): ["model=slip_vitb17", "slip_vitb16"],
         ("train.py", "trainer.max_stpes=3"): ["trainer.max_stpes", "trainer.max_steps"],
-        ("train.py", "global_batch_size=many"): ["global_batch_size=many", "whole number"],
+        ("train.py", "global_batch_size=many"): ["global_batch_size=many", "expected a number"],
         ("train.py", "trainer.max_steps=-1"): ["trainer.max_steps=-1", "at least 1"],
         ("train.py", "towers.text.locked=maybe"): ["towers.text.locked=maybe", "true or false"],
         ("train.py", "data=webdataset"): ["data.source.shards"],
