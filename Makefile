@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml
 train: setup
 	$(BIN)/python train.py
 
+# Two files of tests at a time.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not slurm"
