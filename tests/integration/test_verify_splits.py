@@ -170,4 +170,4 @@ def test_the_command_fails_where_one_split_has_another_gradient(
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_compiling_is_refused_by_key(tower: str, capsys: pytest.CaptureFixture[str]):
     assert verify_splits("model=slip_tiny", f"towers.{tower}.compile=true") == 1
-    assert f"set towers.{tower}.compile=false" in capsys.readouterr().err
+    assert "set it to false" in capsys.readouterr().err
