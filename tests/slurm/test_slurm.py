@@ -80,7 +80,10 @@ def test_five_preemptions_change_nothing(cluster: Cluster, place: Path):
     assert job.said().count("stopped by SIGUSR1 after step") == 2
     assert job.said().count("is queued again") == 5
     assert steps_logged(run) == list(range(1, 151))
-    assert {path.name.split("-")[-1] for path in run.glob("wandb/offline-run-*")} == {"job"}
+    identifier = (run / "id.txt").read_text().strip()
+    parts = [path.name for path in run.glob("wandb/offline-run-*")]
+    assert len(parts) == 6
+    assert all(part.endswith(f"-{identifier}") for part in parts)
     assert weights_hash(run) == weights_without_slurm(place, "trainer.max_steps=150")
 
 
