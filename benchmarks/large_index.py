@@ -8,16 +8,15 @@ every worker has read rows and keys all over the table.
 """
 
 import argparse
-import io
 import multiprocessing
 import os
-import tarfile
 import tempfile
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
+from material import write_small_shard
 from rates import Row, show, write_json
 
 from openslip.data import index_build
@@ -32,15 +31,6 @@ SAMPLES_PER_SHARD = 10_000
 GLOBAL_BATCH_SIZE = 4096
 WORKERS = 4
 READS = 100_000  # rows per worker
-
-
-def write_shard(path: Path) -> None:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number in range(SAMPLES_PER_SHARD):
-            for suffix, content in (("jpg", b"x"), ("txt", b"a caption")):
-                member = tarfile.TarInfo(f"{number:09}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
 
 
 def memory_of(process: int) -> int:
@@ -70,7 +60,7 @@ def main() -> None:
 
 
 def measure(folder: Path, num_shards: int) -> list[Row]:
-    write_shard(folder / "first")
+    write_small_shard(folder / "first", b"x", SAMPLES_PER_SHARD)
     shards = []
     for number in range(num_shards):
         path = folder / f"{number:06}.tar"

@@ -135,3 +135,13 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
+
+
+def write_small_shard(path: Path, picture: bytes, count: int) -> None:
+    """The same picture and caption under `count` keys, for what an index costs."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(count):
+            for suffix, content in (("jpg", picture), ("txt", b"a caption")):
+                member = tarfile.TarInfo(f"{number:09}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))

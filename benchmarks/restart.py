@@ -14,11 +14,11 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
 
+from material import write_small_shard
 from PIL import Image
 from rates import Row, show, write_json
 
@@ -81,21 +81,12 @@ def first_step(folder: Path, name: str, shards: str, until: int | None = None) -
     return seconds
 
 
-def write_shard(path: Path) -> None:
-    picture = io.BytesIO()
-    Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(picture, "JPEG")
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number in range(SAMPLES_PER_SHARD):
-            for suffix, content in (("jpg", picture.getvalue()), ("txt", b"a caption")):
-                member = tarfile.TarInfo(f"{number:09}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-
-
 def measure(folder: Path, num_shards: int) -> list[Row]:
     (folder / "few").mkdir()
     (folder / "many").mkdir()
-    write_shard(folder / "few" / "000000.tar")
+    picture = io.BytesIO()
+    Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(picture, "JPEG")
+    write_small_shard(folder / "few" / "000000.tar", picture.getvalue(), SAMPLES_PER_SHARD)
     for number in range(num_shards):
         os.link(folder / "few" / "000000.tar", folder / "many" / f"{number:06}.tar")
     few, many = "few/000000.tar", f"many/{{000000..{num_shards - 1:06}}}.tar"

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from openslip.errors import UserError
+from openslip.numbers import is_number
 
 
 def config_folder() -> Path:
@@ -103,11 +104,6 @@ def check_kinds(name: str, overrides: list[str], resolved: dict[str, Any]) -> No
             raise UserError(f"{key}={value}: expected true or false")
         if is_number(default) and not is_number(value) and value not in (None, "auto"):
             raise UserError(f"{key}={value}: expected a number, e.g. {key}={default}")
-
-
-def is_number(value: Any) -> bool:
-    """`true` is 1 for Python, and not for a person."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def build(config: dict[str, Any], **extra: Any) -> Any:

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 
 from openslip.config import build, compose_config
+from openslip.data.order import local_batch_size
 from openslip.errors import UserError
+from openslip.numbers import is_whole
 from openslip.optim import WarmupCosine
 from openslip.parts import Parts, build_parts
-from openslip.train import check_root_values, is_whole, planned_schedule, say
+from openslip.train import check_root_values, planned_schedule, say
 from openslip.training.callbacks.slices import HEADROOM
 from openslip.training.cost import StepCost, StepMemory, measure_step
 from openslip.training.example import example_batch
 from openslip.training.flops import TRAINING_OVER_FORWARD
 from openslip.training.memory import available_memory
-from openslip.training.precision import choose_precision, choose_tf32
+from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 
 TIMED_SHARE = 0.5  # of the free memory, that the timed batch may take: the optimizer and the loss want some as well
 COLUMNS, ROWS = 60, 6
@@ -29,14 +31,8 @@ def main(arguments: list[str]) -> None:
     settings = config["trainer"]
     precision = choose_precision(settings["precision"], settings["accelerator"])
     choose_tf32(config["tf32"])
-    on_gpu = settings["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    devices = number_of_devices(settings, device)
-    if config["global_batch_size"] % devices:
-        raise UserError(
-            f"global_batch_size={config['global_batch_size']} cannot be shared equally by {devices} devices: choose a "
-            "multiple, or other trainer.devices and trainer.num_nodes"
-        )
+    device = torch.device("cuda" if on_gpu(settings["accelerator"]) else "cpu")
+    local = local_batch_size(config["global_batch_size"], number_of_devices(settings, device))
     for options in config["towers"].values():
         options["compile"] = False  # a compiler would be timed, and not the steps
     samples = number_of_samples(config["data"]["source"])
@@ -69,7 +65,6 @@ def main(arguments: list[str]) -> None:
         pixels=sum(3 * view.size**2 for view in parts.views.values()),
         activations=cost.activation_bytes,
     )
-    local = config["global_batch_size"] // devices
     say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")
     say(*hours(cost, memory, schedule.total_steps, config, device, precision))
 

@@ -61,5 +61,5 @@ def ask(*words: str) -> str:
 
 
 def is_first() -> bool:
-    """Whether this is the first process of a run, whoever started it."""
-    return all(os.environ.get(key, "0") == "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
+    """Whether this is the first process of a run, whoever started it, told before there is a process group."""
+    return all(os.environ.get(key, "0") == "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK"))

@@ -1,7 +1,6 @@
 """`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
 
 import logging
-import os
 import sys
 import warnings
 from functools import partial
@@ -14,9 +13,11 @@ from openslip.checkpoint_folder import saved
 from openslip.config import build, compose_config, first_line
 from openslip.data.views import EvalTransform
 from openslip.errors import UserError
+from openslip.numbers import is_number, is_whole
 from openslip.optim import WarmupCosine
 from openslip.parts import build_parts, load_tower_weights
 from openslip.report import write_report
+from openslip.slurm import is_first
 from openslip.training import watchdog
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.preemption import Preemption, finish_wandb
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
-    run = open_run(config, name, main_process=main_process())
+    run = open_run(config, name, main_process=is_first())
     if run.state == "finished":
         say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
         say(*run.result()["lines"])
@@ -74,7 +75,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         seed=config["seed"],
         bad_samples_file=run.folder / "bad_samples.jsonl",
     )
-    if main_process():
+    if is_first():
         found, expected = len(data.source), data.source.expected_samples
         share = f" of {expected}, {100 * found // expected} %" if expected else ""
         drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != found else ""
@@ -122,7 +123,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
             evaluate,
             Preemption(),
             Watch(),
-            Resume(run.folder, resumes=resumed is not None),
+            Resume(resumes=resumed is not None),
         ],
         logger=loggers,
         plugins=[DurableCheckpointIO()],
@@ -181,11 +182,6 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch")
 
 
-def main_process() -> bool:
-    """Whether this is the first of all ranks, told before there is a process group."""
-    return not any(int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-
-
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
     """The run's length in steps: `trainer.max_steps`, else `trainer.max_epochs` times the steps of an epoch."""
     max_steps, max_epochs = settings["max_steps"], settings["max_epochs"]
@@ -210,7 +206,7 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
     for name, logger_config in config["logger"].items():
         try:
             # Other ranks than the first log nothing, and may not see the folder.
-            own = {"name": run.folder.name, "version": run.identifier() if main_process() else run.folder.name}
+            own = {"name": run.folder.name, "version": run.identifier() if is_first() else run.folder.name}
             named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
             logger = build(logger_config, save_dir=str(run.folder), **named)
             logger.log_hyperparams(without_secrets(config))
@@ -219,11 +215,6 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
         else:
             started.append(logger)
     return started
-
-
-def is_whole(value: Any) -> bool:
-    """`true` is 1 for Python, and not for a person."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_root_values(config: dict[str, Any]) -> None:
@@ -247,19 +238,17 @@ def check_root_values(config: dict[str, Any]) -> None:
             if key.startswith("every_n_") and (not is_whole(value) or value < 1):
                 raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
     for phase, seconds in config["watchdog"].items():
-        if not isinstance(seconds, (int, float)) or seconds <= 0:
+        if not is_number(seconds) or seconds <= 0:
             raise UserError(f"watchdog.{phase}={seconds}: expected seconds, e.g. watchdog.{phase}=3600")
     share = config["plan"]["utilisation"]
-    if not isinstance(share, int | float) or not 0 < share <= 1:
+    if not is_number(share) or not 0 < share <= 1:
         raise UserError(f"plan.utilisation={share}: expected a share of the peak, e.g. plan.utilisation=0.4")
     if "fsdp" in str(trainer["strategy"]).lower():
         raise UserError(f"trainer.strategy={trainer['strategy']}: {NO_FSDP}")
     optim = config["optim"]
     for key, low, high in (("layer_decay", 0, 1), ("ema_decay", 0, 1), ("clip_norm", 0, float("inf"))):
         value = optim[key]
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high
-        ):
+        if value is not None and (not is_number(value) or not low < value < high):
             raise UserError(f"optim.{key}={value}: expected a number between {low} and {high}, or null")
     if config["resume"] not in ("auto", "never"):
         raise UserError(f"resume={config['resume']}: expected auto or never")

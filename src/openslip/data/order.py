@@ -28,6 +28,17 @@ class Segments(NamedTuple):
     ends: Int64[np.ndarray, " segments"]  # positions in the epoch
 
 
+def local_batch_size(global_batch_size: int, world_size: int) -> int:
+    """Samples per step on each rank; raises UserError where the ranks do not divide the global batch."""
+    local, rest = divmod(global_batch_size, world_size)
+    if rest:
+        raise UserError(
+            f"global_batch_size={global_batch_size} cannot be divided among {world_size} ranks: "
+            f"use {local * world_size or world_size} or other trainer.devices"
+        )
+    return local
+
+
 class Order:
     """Global batches of constant size; the tail that fills none is dropped.
 
@@ -71,14 +82,8 @@ class Order:
         self._windows: dict[tuple[int, int], Int64[np.ndarray, " samples"]] = {}
 
     def local_batch_size(self, world_size: int) -> int:
-        """Samples per step on each rank; raises UserError where the ranks do not divide the global batch."""
-        local, rest = divmod(self.global_batch_size, world_size)
-        if rest:
-            raise UserError(
-                f"global_batch_size={self.global_batch_size} cannot be divided among {world_size} ranks: "
-                f"use {local * world_size or world_size} or other trainer.devices"
-            )
-        return local
+        """Samples per step on each rank."""
+        return local_batch_size(self.global_batch_size, world_size)
 
     def global_batch(self, epoch: int, step: int) -> Int64[np.ndarray, " global_batch"]:
         """The samples of a step of an epoch, in canonical order."""

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from openslip.objectives.objective import Objective
+from openslip.training.trial import trial
 
 # The backward pass makes two products for each of the forward pass: for the input's and for the weights' gradient.
 TRAINING_OVER_FORWARD = 3
@@ -21,22 +22,13 @@ def forward_flops(objective: Objective, model: nn.Module, batch: dict[str, Tenso
     What `loss` adds (heads, contrastive sums) is under one per cent, and left out because it waits for other ranks.
     Random states and the statistics of batch norm are left as they were.
     """
-    buffers = [(buffer, buffer.clone()) for module in (model, objective) for buffer in module.buffers()]
     with (
-        torch.random.fork_rng(devices_of(batch)),
-        torch.compiler.set_stance("force_eager"),  # compiled kernels cannot be looked into
+        trial((model, objective), batch),  # compiled kernels could not be looked into
         sdpa_kernel(SDPBackend.MATH),  # the counter knows plain products on every device, fused kernels on some
         FlopCounterMode(display=False) as counter,
     ):
         objective.encode(model, batch)
-    for buffer, before in buffers:
-        buffer.copy_(before)
     return counter.get_total_flops() / len(next(iter(batch.values())))
-
-
-def devices_of(batch: dict[str, Tensor]) -> list[torch.device]:
-    """The GPUs whose random states a pass over this batch may move."""
-    return list({value.device for value in batch.values() if value.device.type == "cuda"})
 
 
 def peak_tflops(device: torch.device, table: dict[str, dict[str, Any]]) -> float | None:

@@ -17,14 +17,18 @@ def choose_precision(precision: str | int, accelerator: str) -> str:
     """
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}")
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if precision == "16-mixed" and not on_gpu:
+    if precision == "16-mixed" and not on_gpu(accelerator):
         raise UserError("trainer.precision=16-mixed needs a GPU: on the CPU take bf16-mixed, 32-true or auto")
     if precision != "auto":
         return str(precision)
-    if on_gpu:
+    if on_gpu(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def on_gpu(accelerator: str) -> bool:
+    """Whether a run with this `trainer.accelerator` uses one here."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def choose_tf32(allowed: bool) -> None:

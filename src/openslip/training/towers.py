@@ -7,6 +7,7 @@ from torch import nn
 from openslip.errors import UserError
 from openslip.models.text_transformer import TextTransformer
 from openslip.models.tower import Tower
+from openslip.numbers import is_number
 
 
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
@@ -43,7 +44,7 @@ def check_values(kind: str, wanted: dict[str, Any]) -> None:
         elif key != "patch_dropout":
             if not isinstance(value, bool):
                 raise UserError(f"towers.{kind}.{key}={value}: expected true or false")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        elif not is_number(value) or not 0 <= value < 1:
             raise UserError(f"towers.{kind}.{key}={value}: expected a share from 0 to below 1, e.g. 0.5 as in FLIP")
     if wanted["locked"] and not wanted["weights"]:
         raise UserError(

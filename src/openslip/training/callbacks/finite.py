@@ -46,23 +46,25 @@ class Finite(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
         if self.scaled:
-            pl_module.skipped = self.bad = all_max((~pl_module.terms["loss"].isfinite()).float()) > 0
+            pl_module.skipped = all_max((~pl_module.terms["loss"].isfinite()).float()) > 0
             return
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        pl_module.skipped = self.bad = ~is_finite(gradients)
+        pl_module.skipped = bad = ~is_finite(gradients)
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = self.bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-        elif self.bad.item():  # only the fused kernels can skip on the device
+            optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+        elif bad.item():  # only the fused kernels can skip on the device
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for buffer, before in self.statistics:
-            buffer.copy_(torch.where(self.bad, before, buffer))
-        self.skipped += self.bad
-        self.in_a_row = (self.in_a_row + 1) * self.bad
         assert isinstance(pl_module, Pretrainer)
+        bad = pl_module.skipped
+        assert bad is not None
+        for buffer, before in self.statistics:
+            buffer.copy_(torch.where(bad, before, buffer))
+        self.skipped += bad
+        self.in_a_row = (self.in_a_row + 1) * bad
         before, self.before = self.before, Late(self.in_a_row)
         self.stop(int(before.read()), pl_module.step - 1)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from openslip.data.datamodule import DataModule
 from openslip.distributed import world_size
 from openslip.errors import UserError
+from openslip.numbers import is_number
 from openslip.training import watchdog
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.status_line import StatusLine
@@ -51,8 +52,7 @@ class Metrics(pl.Callback):
     """
 
     def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: Any) -> None:
-        number = isinstance(peak_tflops, int | float) and not isinstance(peak_tflops, bool)
-        if peak_tflops is not None and not (number and 0 < peak_tflops < float("inf")):
+        if peak_tflops is not None and not (is_number(peak_tflops) and 0 < peak_tflops < float("inf")):
             raise UserError(
                 f"callbacks.metrics.peak_tflops={peak_tflops}: expected the device's dense 16-bit peak in TFLOP/s, a "
                 "number above 0, or null for the table in configs/devices"

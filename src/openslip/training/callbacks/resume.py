@@ -2,7 +2,6 @@
 
 import random
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,10 @@ class Resume(pl.Callback):
     """Saves every rank's random states, and gives them back before the next step; cuts `metrics.csv` back.
 
     Args:
-        folder: of the run.
-        resumes: whether this rank has found checkpoints there.
+        resumes: whether this rank has found checkpoints in the run's folder.
     """
 
-    def __init__(self, folder: Path, *, resumes: bool) -> None:
-        self.folder = folder
+    def __init__(self, *, resumes: bool) -> None:
         self.resumes = resumes
         self.loaded: list[dict[str, Any]] = []
 
@@ -34,8 +31,8 @@ class Resume(pl.Callback):
         if len(set(found)) > 1:  # some would wait for the checkpoint, and the others for the first step
             blind = ", ".join(str(number) for number, each in enumerate(found) if not each)
             raise CheckpointError(
-                f"{self.folder}: rank {blind} cannot see the checkpoints that the other ranks see: runs_dir= must be "
-                "one folder for all nodes; where it is, the same command goes on once the file server shows its files"
+                f"{trainer.default_root_dir}: rank {blind} cannot see the checkpoints that the other ranks see: "
+                "runs_dir= must be one folder for all nodes; where it is, the same command goes on once the file server shows its files"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

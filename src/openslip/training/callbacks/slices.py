@@ -13,10 +13,10 @@ from torch import Tensor
 from openslip.distributed import from_first_rank, of_all_ranks
 from openslip.durable import write_text
 from openslip.training.activations import activation_bytes, differentiate
-from openslip.training.flops import devices_of
 from openslip.training.memory import available_memory, return_freed_memory
 from openslip.training.microbatch import mixing_layers, slice_size
 from openslip.training.pretrainer import Pretrainer
+from openslip.training.trial import trial
 
 # Left free: for the loss, which is not tried because it waits for other ranks, and for fragments.
 HEADROOM = 0.1
@@ -95,19 +95,12 @@ class ChooseSlices(pl.Callback):
         """The fewest slices that fit; weights, gradients, statistics and random states stay as they are."""
         longest = {key: column.to(batch[key].device) for key, column in self.longest(local).items() if key in batch}
         batch = batch | longest
-        buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
-        with (
-            torch.random.fork_rng(devices_of(batch)),
-            trainer.precision_plugin.forward_context(),
-            torch.compiler.set_stance("force_eager"),  # nothing is compiled for sizes that the run will not use
-        ):
+        with trial((pl_module,), batch), trainer.precision_plugin.forward_context():
             if pl_module.device.type == "cuda":
                 slices = fewest_slices(local, lambda size: fits_on_gpu(pl_module, batch, size))
                 torch.cuda.reset_peak_memory_stats(pl_module.device)  # the run's own peak is what is told
             else:
                 slices = fewest_slices(local, fits_in_memory(pl_module, batch, local, trainer.num_devices))
-        for buffer, before in buffers:
-            buffer.copy_(before)
         return slices
 
 
