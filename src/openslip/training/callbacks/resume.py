@@ -32,7 +32,8 @@ class Resume(pl.Callback):
             blind = ", ".join(str(number) for number, each in enumerate(found) if not each)
             raise CheckpointError(
                 f"{trainer.default_root_dir}: rank {blind} cannot see the checkpoints that the other ranks see: "
-                "runs_dir= must be one folder for all nodes; where it is, the same command goes on once the file server shows its files"
+                "runs_dir= must be one folder for all nodes; where it is, the same command goes on once the "
+                "file server shows its files"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
