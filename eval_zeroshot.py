@@ -1,9 +1,9 @@
-"""`python eval_zeroshot.py checkpoint=runs/NAME evaluation=...`: the entry point is openslip.eval_zeroshot."""
+"""`python eval_zeroshot.py checkpoint=runs/NAME evaluation=...`: the entry point is openslip.commands.eval."""
 
 import sys
 
-from openslip.config import run_entry_point
-from openslip.eval_zeroshot import main
+from openslip.commands.eval import main
+from openslip.config.compose import run_entry_point
 
 if __name__ == "__main__":
     sys.exit(run_entry_point(main, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`python train.py model=slip_vitb16 data=...`: the entry point is openslip.train."""
+"""`python train.py model=slip_vitb16 data=...`: the entry point is openslip.commands.train."""
 
 import sys
 
@@ -6,7 +6,7 @@ from openslip import signals
 
 if __name__ == "__main__":
     signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
-    from openslip.config import run_entry_point
-    from openslip.train import main
+    from openslip.commands.train import main
+    from openslip.config.compose import run_entry_point
 
     sys.exit(run_entry_point(main, sys.argv[1:]))

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openslip.data.builtin import Split, attributes, builtin, classnames
-from openslip.data.decode import open_image
+from openslip.data.image.decode import open_image
+from openslip.data.sources.builtin import Split, attributes, builtin, classnames
 
 
 def thumbnails(root: str, split: Split, pixels: int) -> tuple[Tensor, Tensor]:

@@ -37,13 +37,13 @@ from rates import Rates, Row, Work, show, write_json
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_pil_image
 
-from openslip.config import build, compose_config
-from openslip.data.augment import Augment
+from openslip.config.compose import build, compose_config
 from openslip.data.datamodule import DataModule
-from openslip.data.decode import PillowDecoder, TurboDecoder
-from openslip.data.shards import ShardSource
-from openslip.data.views import View
-from openslip.tokenizer import Tokenizer
+from openslip.data.image.augment import Augment
+from openslip.data.image.crop import View
+from openslip.data.image.decode import PillowDecoder, TurboDecoder
+from openslip.data.sources.shards import ShardSource
+from openslip.text.clip_bpe import Tokenizer
 
 PER_CORE = "images/s/core"
 

@@ -19,12 +19,12 @@ import numpy as np
 from material import write_small_shard
 from rates import Row, show, write_json
 
-from openslip.data import index_build
-from openslip.data.captions import UniformCaption
-from openslip.data.index import Index, Shard
-from openslip.data.index_build import open_index
+from openslip.data.captions.policy import UniformCaption
+from openslip.data.index import build as index_build
+from openslip.data.index.build import open_index
+from openslip.data.index.index import Index, Shard
+from openslip.data.index.scan import ShardSamples, scan_shard
 from openslip.data.order import Order
-from openslip.data.scan import ShardSamples, scan_shard
 from openslip.data.source import Collection
 
 SAMPLES_PER_SHARD = 10_000

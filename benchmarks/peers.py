@@ -17,9 +17,9 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 from webdataset.tariterators import tarfile_to_samples
 
-from openslip.data.decode import Decoder
-from openslip.data.views import View
-from openslip.tokenizer import Tokenizer
+from openslip.data.image.crop import View
+from openslip.data.image.decode import Decoder
+from openslip.text.clip_bpe import Tokenizer
 
 SIZE = 224
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -25,7 +25,7 @@ from rates import Row, show, write_json
 SAMPLES_PER_SHARD = 10_000
 GLOBAL_BATCH_SIZE = 2048
 STEPS = 8  # before the stop
-OPENSLIP = [sys.executable, "-m", "openslip.cli"]
+OPENSLIP = [sys.executable, "-m", "openslip.commands.main"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 MOST_SECONDS = 5.0  # that a start on the large index may take more
 

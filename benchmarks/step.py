@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from openslip.config import build, compose_config
+from openslip.config.compose import build, compose_config
 from openslip.models.attention import fused_is_fastest, varlen_is_possible
 from openslip.optim import param_groups
-from openslip.tokenizer import text_lengths
-from openslip.training.flops import TRAINING_OVER_FORWARD
+from openslip.text.clip_bpe import text_lengths
 from openslip.training.microbatch import loss_in_slices
+from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
 TITLES = {
     "clip_vits16": "CLIP ViT-S/16",

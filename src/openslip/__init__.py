@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openslip.predict import ZeroShotClassifier, load
+    from openslip.inference.predict import ZeroShotClassifier, load
 
 __all__ = ["ZeroShotClassifier", "load"]
 __version__ = "0.1.0"
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import: only who predicts waits for it
     if name in __all__:
-        from openslip import predict
+        from openslip.inference import predict
 
         return getattr(predict, name)
     raise AttributeError(f"module 'openslip' has no attribute {name!r}")

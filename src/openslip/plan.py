@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from openslip.config import build, compose_config
+from openslip.commands.train import check_root_values, planned_schedule, say
+from openslip.config.compose import build, compose_config
+from openslip.config.parts import Parts, build_parts
 from openslip.data.order import local_batch_size
 from openslip.errors import UserError
 from openslip.numbers import is_whole
 from openslip.optim import WarmupCosine
-from openslip.parts import Parts, build_parts
-from openslip.train import check_root_values, planned_schedule, say
-from openslip.training.callbacks.slices import HEADROOM
-from openslip.training.cost import StepCost, StepMemory, measure_step
-from openslip.training.example import example_batch
-from openslip.training.flops import TRAINING_OVER_FORWARD
-from openslip.training.memory import available_memory
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
+from openslip.training.sizing.cost import StepCost, StepMemory, measure_step
+from openslip.training.sizing.example import example_batch
+from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
+from openslip.training.sizing.memory import available_memory
+from openslip.training.sizing.micro_batch_size import HEADROOM
 
 TIMED_SHARE = 0.5  # of the free memory, that the timed batch may take: the optimizer and the loss want some as well
 COLUMNS, ROWS = 60, 6

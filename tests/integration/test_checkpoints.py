@@ -11,10 +11,10 @@ from shard_files import jpeg
 from small_disk import remount, tmpfs  # noqa: F401
 from trainings import RUN, Training, assert_ended_as, newest, steps_saved, two_ranks
 
-from openslip.checkpoint import read
-from openslip.checkpoint_folder import file_name, finish, newest_whole
-from openslip.cli import run as openslip
+from openslip.commands.main import run as openslip
 from openslip.durable import Hashing
+from openslip.inference.checkpoint import read
+from openslip.run.checkpoints import file_name, finish, newest_whole
 
 
 def start(place: Path, ranks: int, *arguments: str, log: str, **environment: str) -> list[Training]:

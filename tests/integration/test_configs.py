@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from openslip.config import build, compose_config, config_folder
+from openslip.config.compose import build, compose_config, config_folder
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.objective import Objective
-from openslip.training.run import run_name
+from openslip.run.folder import run_name
 
 GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
 OPTIONS = [
@@ -70,7 +70,7 @@ def compose_with(files: dict[str, str], monkeypatch: pytest.MonkeyPatch, argumen
 
 
 def build_all(config: dict[str, Any]) -> None:
-    """What `openslip.train` builds, in its order, the model on the meta device."""
+    """What `openslip.commands.train` builds, in its order, the model on the meta device."""
     views = {name: build(view) for name, view in config["objective"].pop("views").items()}
     tokenizer = build(config["tokenizer"]) if config["tokenizer"] else None
     data = build(

@@ -14,12 +14,12 @@ from shard_files import jpeg, write_pairs, write_tar
 from torch import Tensor
 
 from openslip.data.datamodule import DataModule
-from openslip.data.decode import PillowDecoder, TurboDecoder
-from openslip.data.shards import ShardSource
+from openslip.data.image.crop import View
+from openslip.data.image.decode import PillowDecoder, TurboDecoder
 from openslip.data.source import Sample, Source
-from openslip.data.views import View
+from openslip.data.sources.shards import ShardSource
 from openslip.errors import DataError, UserError
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -28,8 +28,8 @@ from trainings import (
 )
 from wandb_files import history
 
-from openslip.checkpoint import read
-from openslip.checkpoint_folder import newest_whole
+from openslip.inference.checkpoint import read
+from openslip.run.checkpoints import newest_whole
 
 
 def test_the_same_command_twice_gives_the_same_weights(place: Path, whole: Path):

@@ -11,11 +11,11 @@ from pretraining import Rows, fit, pretrainer
 from ranks import Ranks
 
 from openslip.errors import UserError
-from openslip.training.callbacks.metrics import Measured, Metrics
 from openslip.training.callbacks.save import save
-from openslip.training.callbacks.status_line import StatusLine, duration, status
 from openslip.training.checkpoint_io import DurableCheckpointIO
-from openslip.training.late import LateFigures
+from openslip.training.logging.late import LateFigures
+from openslip.training.logging.metrics import Measured, Metrics
+from openslip.training.logging.status_line import StatusLine, duration, status
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from openslip.cli import run
-from openslip.config import compose_config
-from openslip.parts import build_parts
+from openslip.commands.main import run
+from openslip.config.compose import compose_config
+from openslip.config.parts import build_parts
 from openslip.plan import amount, curve, hours, number_of_devices, number_of_samples, values
-from openslip.training.cost import StepCost, StepMemory
+from openslip.training.sizing.cost import StepCost, StepMemory
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ from shard_files import jpeg, write_pairs, write_tar
 from small_models import small_model
 
 from openslip.data.datamodule import DataModule
-from openslip.data.decode import PillowDecoder, TurboDecoder
-from openslip.data.mixture import Mixture
-from openslip.data.shards import ShardSource
+from openslip.data.image.crop import View
+from openslip.data.image.decode import PillowDecoder, TurboDecoder
 from openslip.data.source import Source
-from openslip.data.views import View
+from openslip.data.sources.mixture import Mixture
+from openslip.data.sources.shards import ShardSource
 from openslip.errors import DataError, UserError
 from openslip.optim import WarmupCosine
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 from openslip.training.pretrainer import Pretrainer
 
 BATCH = 12

@@ -11,8 +11,11 @@ RUN = [
     *(word for word in SMALL if word != "evaluation=none"),
     *("evaluation=none", "evaluate_every_n_epochs=2", "trainer.max_steps=13", "data.source.shards=0.tar"),
     *("+evaluation.long._target_=disturbances.LongEvaluation", "+evaluation.long.source.shards=0.tar"),
-    *("+evaluation.long.source._target_=openslip.data.shards.ShardSource", "+evaluation.long.source.require=label"),
-    "+evaluation.long.transform._target_=openslip.data.views.EvalTransform",
+    *(
+        "+evaluation.long.source._target_=openslip.data.sources.shards.ShardSource",
+        "+evaluation.long.source.require=label",
+    ),
+    "+evaluation.long.transform._target_=openslip.data.image.crop.EvalTransform",
     "+evaluation.long.transform={size: 32, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
 ]
 

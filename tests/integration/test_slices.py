@@ -10,9 +10,9 @@ from ranks import Ranks
 from small_models import small_batch
 from torch import Tensor
 
-from openslip.training.callbacks import slices
-from openslip.training.callbacks.slices import ChooseSlices, fewest_slices, wants_memory
 from openslip.training.microbatch import even_slices, slice_size
+from openslip.training.sizing import micro_batch_size as slices
+from openslip.training.sizing.micro_batch_size import ChooseSlices, fewest_slices, wants_memory
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

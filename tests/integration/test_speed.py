@@ -15,17 +15,17 @@ from pretraining import BATCH, Rows, fit
 from shard_files import jpeg
 from torch import Tensor, nn
 
+from openslip.data.image.crop import View
 from openslip.data.source import Sample, Source
-from openslip.data.views import View
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine
-from openslip.training.callbacks import metrics
 from openslip.training.callbacks.evaluate import Evaluate
-from openslip.training.callbacks.metrics import Metrics
 from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.snapshot import Snapshot
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.logging import metrics
+from openslip.training.logging.metrics import Metrics
 from openslip.training.pretrainer import Pretrainer
 
 pytestmark = [

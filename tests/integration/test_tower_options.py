@@ -9,7 +9,7 @@ from ranks import Ranks
 from small_models import small_batch, small_model
 from torch import Tensor, nn
 
-from openslip.config import compose_config
+from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.timm_tower import TimmTower

@@ -8,11 +8,11 @@ import torch
 from shard_files import write_pairs
 from trainings import SMALL, Training
 
-from openslip.checkpoint import build_model, read, write
-from openslip.checkpoint_folder import newest_whole
-from openslip.config import compose_config
+from openslip.config.compose import compose_config
+from openslip.config.parts import build_parts, load_tower_weights
 from openslip.errors import UserError
-from openslip.parts import build_parts, load_tower_weights
+from openslip.inference.checkpoint import build_model, read, write
+from openslip.run.checkpoints import newest_whole
 
 TINY = [word for word in SMALL if word.startswith("model.")]
 

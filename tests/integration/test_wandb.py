@@ -19,9 +19,9 @@ START = """
 import sys
 import numpy as np
 import pytorch_lightning as pl
-from openslip.training.callbacks.metrics import log
-from openslip.training.callbacks.predictions import log_predictions
-from openslip.training.wandb_logger import wandb_logger
+from openslip.training.logging.metrics import log
+from openslip.training.logging.predictions import log_predictions
+from openslip.training.logging.wandb_logger import wandb_logger
 print("imported", flush=True)
 logger = wandb_logger(project="p", name="n", version="same-id", save_dir=sys.argv[1], timeout=float(sys.argv[2]))
 trainer = pl.Trainer(logger=logger, accelerator="cpu", enable_checkpointing=False)

@@ -7,7 +7,7 @@ import pytest
 from pretraining import Rows, fit, pretrainer
 from small_models import METHODS
 
-from openslip.training.callbacks.metrics import Metrics
+from openslip.training.logging.metrics import Metrics
 
 CURVES = Path(__file__).parents[1] / "data" / "loss_curves"
 

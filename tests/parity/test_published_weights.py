@@ -16,10 +16,10 @@ from torch import Tensor
 
 import openslip
 from openslip.errors import UserError
+from openslip.inference.formats.slip import from_published, import_checkpoint, is_published, our_name, published_name
+from openslip.inference.predict import strip
 from openslip.models.dual_encoder import DualEncoder
-from openslip.predict import strip
-from openslip.tokenizer import text_lengths
-from openslip.weights.slip import from_published, import_checkpoint, is_published, our_name, published_name
+from openslip.text.clip_bpe import text_lengths
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published"
 # Widths from which the heads can be read, since they are multiples of 64.

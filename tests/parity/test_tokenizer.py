@@ -11,9 +11,9 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from openslip import tokenizer as module
 from openslip.errors import UserError
-from openslip.tokenizer import Tokenizer, text_lengths
+from openslip.text import clip_bpe as module
+from openslip.text.clip_bpe import Tokenizer, text_lengths
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text(encoding="utf-8"))
 WORDS = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openslip.objectives.objective import Objective
-from openslip.training.activations import activation_bytes, differentiate
+from openslip.training.sizing.activations import activation_bytes, differentiate
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 32
 X, H = 4 * TOKENS * WIDTH, 4 * TOKENS * HIDDEN
@@ -108,8 +108,8 @@ import torch
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.objectives.simclr import SimCLR
-from openslip.training.activations import activation_bytes, differentiate
-from openslip.training.memory import return_freed_memory
+from openslip.training.sizing.activations import activation_bytes, differentiate
+from openslip.training.sizing.memory import return_freed_memory
 
 torch.set_num_threads(1)
 return_freed_memory()

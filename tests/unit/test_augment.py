@@ -11,9 +11,9 @@ from published import simclr_augment
 from torch import Tensor
 from torchvision.transforms import functional
 
-from openslip.data.augment import SimCLRAugment, normalise
-from openslip.data.augment_batch import augment_batch
-from openslip.data.augment_picture import ORDERS
+from openslip.data.image.augment import SimCLRAugment, normalise
+from openslip.data.image.augment_batch import augment_batch
+from openslip.data.image.augment_image import ORDERS
 from openslip.errors import UserError
 
 LEVEL = 1 / 255

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from openslip.data import builtin
-from openslip.data.builtin import attributes, classnames, is_unseen, write
+from openslip.data.sources import builtin
+from openslip.data.sources.builtin import attributes, classnames, is_unseen, write
 from openslip.errors import UserError
 
 NUM: dict[builtin.Split, int] = {"train": 600, "unseen": 60, "seen": 60}  # enough for every combination to be drawn

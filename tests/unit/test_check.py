@@ -15,7 +15,7 @@ from openslip.data.check.figures import quantile
 from openslip.data.check.report import Report, shortened
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 
 TOKENIZER = Tokenizer(context_length=8, truncation="keep_end", special_text="plain")
 

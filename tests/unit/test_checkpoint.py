@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from openslip.checkpoint import build_model, read, write
 from openslip.errors import UserError
+from openslip.inference.checkpoint import build_model, read, write
 from openslip.models.image_encoder import ImageEncoder
 
 TOWER: dict[str, Any] = {

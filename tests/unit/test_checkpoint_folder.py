@@ -11,9 +11,9 @@ import pytest
 import torch
 from small_disk import remount, tmpfs  # noqa: F401
 
-from openslip.checkpoint import read
-from openslip.checkpoint_folder import LINK, damage, file_name, newest_whole, saved
 from openslip.errors import CheckpointError
+from openslip.inference.checkpoint import read
+from openslip.run.checkpoints import LINK, damage, file_name, newest_whole, saved
 from openslip.training import checkpoint_io
 from openslip.training.checkpoint_io import DurableCheckpointIO, check_space
 
@@ -123,7 +123,7 @@ def test_the_space_for_two_is_asked_for(tmp_path: Path):
 def test_the_system_is_asked_to_sync_before_and_after_the_rename(tmp_path: Path):
     script = (
         "import sys; from pathlib import Path; import torch\n"
-        "from openslip.checkpoint_folder import file_name; from openslip.training import checkpoint_io\n"
+        "from openslip.run.checkpoints import file_name; from openslip.training import checkpoint_io\n"
         "content = {'openslip': {'step': 7}, 'weight': torch.ones(100)}\n"
         "checkpoint_io.DurableCheckpointIO().save_checkpoint(content, Path(sys.argv[1]) / file_name(7))"
     )

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from openslip import __version__
-from openslip.checkpoint import build_model, write
-from openslip.cli import COMMANDS, main, run
-from openslip.tokenizer import Tokenizer
+from openslip.commands.main import COMMANDS, main, run
+from openslip.inference.checkpoint import build_model, write
+from openslip.text.clip_bpe import Tokenizer
 
 LABELS = ["man kicking", "man sleeping", "dog"]
 ARCHITECTURE: dict[str, Any] = {
@@ -63,7 +63,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_help_and_version_need_no_torch():
     for argument in ("--help", "--version"):
         code = (
-            "import sys; from openslip.cli import run; assert run([sys.argv[1]]) == 0; "
+            "import sys; from openslip.commands.main import run; assert run([sys.argv[1]]) == 0; "
             "assert not {'torch', 'timm', 'hydra', 'numpy'} & set(sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=False)

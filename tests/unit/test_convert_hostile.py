@@ -16,10 +16,10 @@ from converted import left_out, run, samples_of
 from PIL import Image
 from shard_files import jpeg, write_tar
 
-from openslip.data.captions import UniformCaption
+from openslip.data.captions.policy import UniformCaption
 from openslip.data.convert.keys import safe, unique
 from openslip.data.convert.record import LeftOut, below
-from openslip.data.shards import ShardSource
+from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 
 

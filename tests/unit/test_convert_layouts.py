@@ -17,10 +17,10 @@ from PIL import Image
 from pyarrow import parquet
 from shard_files import jpeg, write_tar
 
-from openslip.data.captions import CaptionFields
+from openslip.data.captions.policy import CaptionFields
 from openslip.data.convert import descriptions
 from openslip.data.convert.layouts.yfcc_zip import clean
-from openslip.data.shards import ShardSource
+from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 
 

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openslip.objectives.objective import Objective
-from openslip.training.cost import StepMemory
-from openslip.training.flops import forward_flops, peak_tflops
-from openslip.training.memory import available_memory, peak_memory
+from openslip.training.sizing.cost import StepMemory
+from openslip.training.sizing.flops import forward_flops, peak_tflops
+from openslip.training.sizing.memory import available_memory, peak_memory
 
 SAMPLES, TOKENS, WIDTH, HEADS, HIDDEN = 3, 5, 8, 2, 32
 

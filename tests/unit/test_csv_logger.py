@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from openslip.errors import CheckpointError
-from openslip.training import csv_logger
-from openslip.training.csv_logger import CsvLogger
+from openslip.training.logging import csv_logger
+from openslip.training.logging.csv_logger import CsvLogger
 
 
 def test_a_resumed_run_goes_on_with_the_rows_up_to_its_checkpoint(tmp_path: Path):

@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 from shard_files import jpeg
 
-from openslip.data.decode import Decoder, PillowDecoder, TurboDecoder, open_image
+from openslip.data.image.decode import Decoder, PillowDecoder, TurboDecoder, open_image
 from openslip.errors import UserError
 
 T: Any = torchvision.transforms  # its types know of tensors only
@@ -226,7 +226,7 @@ def test_large_pictures_are_refused_before_they_are_decoded(decoder: type[Decode
 
 REFUSE = """
 import resource, sys
-from openslip.data.decode import PillowDecoder, TurboDecoder
+from openslip.data.image.decode import PillowDecoder, TurboDecoder
 from openslip.errors import UserError
 pictures = [open(path, "rb").read() for path in sys.argv[1:]]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

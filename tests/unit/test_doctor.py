@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from openslip.checkpoint_folder import file_name
-from openslip.doctor import examine, open_files, runs
+from openslip.commands.doctor import examine, open_files, runs
+from openslip.run.checkpoints import file_name
 from openslip.training.checkpoint_io import DurableCheckpointIO
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.objectives.simclr import SimCLR
-from openslip.training.flops import TRAINING_OVER_FORWARD, forward_flops, peak_tflops
+from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops, peak_tflops
 
 TABLE = {"A100": {"tflops": 312}, "H100": {"tflops": 989}, "H200": {"tflops": 989}}
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from shard_files import jpeg, write_pairs, write_tar
 
-from openslip.data import index_build as module
-from openslip.data.captions import CaptionPolicy, FirstCaption, UniformCaption
-from openslip.data.index import Index, Shard
-from openslip.data.index_build import NAME, open_index
+from openslip.data.captions.policy import CaptionPolicy, FirstCaption, UniformCaption
+from openslip.data.index import build as module
+from openslip.data.index.build import NAME, open_index
+from openslip.data.index.index import Index, Shard
 from openslip.errors import UserError
 
 PICTURE = jpeg(0)
@@ -224,8 +224,9 @@ def test_what_a_crash_left_half_written_is_scanned_again(paths: list[Path], scan
 SCAN = """
 import sys, time
 from pathlib import Path
-from openslip.data import index, index_build
-from openslip.data.captions import UniformCaption
+from openslip.data.index import build as index_build
+from openslip.data.index import index
+from openslip.data.captions.policy import UniformCaption
 shards = [index.Shard(name, Path(name), "", "") for name in sys.argv[1:]]
 index_build.open_index(shards, UniformCaption(), None, cache_folder=Path("/nowhere"), fetch=Path,
                  progress=lambda done, samples: (print(done, flush=True), time.sleep(0.2)))

@@ -7,7 +7,7 @@ import torch
 from evaluation_models import CPU, Pictures, dual_encoder, image_encoder, knn, transform
 from torch import nn
 
-from openslip.data.decode import open_image
+from openslip.data.image.decode import open_image
 from openslip.errors import UserError
 from openslip.evaluation.knn import vote
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from shard_files import write_pairs
 
-from openslip.data.mixture import Mixture
-from openslip.data.shards import ShardSource
 from openslip.data.source import Source
+from openslip.data.sources.mixture import Mixture
+from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 
 

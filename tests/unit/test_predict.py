@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import openslip
-from openslip.checkpoint import build_model, read, write
 from openslip.errors import UserError
+from openslip.inference.checkpoint import build_model, read, write
+from openslip.inference.formats.slip import to_published
+from openslip.inference.predict import LoadedModel, ZeroShotClassifier, load, strip
 from openslip.models.dual_encoder import DualEncoder
-from openslip.predict import LoadedModel, ZeroShotClassifier, load, strip
-from openslip.tokenizer import Tokenizer
-from openslip.weights.slip import to_published
+from openslip.text.clip_bpe import Tokenizer
 
 LABELS = ["man kicking", "man sleeping", "dog"]
 TEMPLATES = ["a picture of a {}.", "a {} in a movie."]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from openslip.training.callbacks.predictions import ROWS, prediction_table
+from openslip.training.logging.predictions import ROWS, prediction_table
 
 
 def test_names_and_probabilities_stand_beside_the_sample():

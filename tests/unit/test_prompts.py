@@ -12,14 +12,14 @@ from evaluation_models import CLASSNAMES, CPU, TEMPLATES, dual_encoder, tokenize
 from torch.utils.flop_counter import FlopCounterMode
 
 from openslip.errors import UserError
-from openslip.evaluation.prompts import (
+from openslip.inference.prompts import (
     class_embeddings,
     encode_texts,
     imagenet_classnames,
     imagenet_templates,
     read_lines,
 )
-from openslip.tokenizer import text_lengths
+from openslip.text.clip_bpe import text_lengths
 
 
 def test_class_embeddings_equal_a_float64_loop_over_padded_prompts():
@@ -96,7 +96,7 @@ def test_imagenet_lists_equal_open_clips():
 
 def test_imagenet_lists_do_not_import_open_clip():
     code = (
-        "import sys; from openslip.evaluation.prompts import imagenet_classnames; imagenet_classnames(); "
+        "import sys; from openslip.inference.prompts import imagenet_classnames; imagenet_classnames(); "
         "sys.exit('open_clip' in sys.modules)"
     )
     source = Path(__file__).parents[2] / "src"

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from openslip.data import transfer
-from openslip.data.address import is_remote, shown
-from openslip.data.remote import ShardCache
+from openslip.data.remote import transfer
+from openslip.data.remote.address import is_remote, shown
+from openslip.data.remote.cache import ShardCache
 from openslip.errors import DataError, UserError
 
 

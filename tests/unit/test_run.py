@@ -7,7 +7,7 @@ import pytest
 from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError, UserError
-from openslip.training.run import open_run, run_name
+from openslip.run.folder import open_run, run_name
 
 
 def config(tmp_path: Path, **changes) -> dict:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from shard_files import jpeg, write_pairs, write_tar
 
-from openslip.data.captions import CaptionFields, UniformCaption
-from openslip.data.scan import ShardSamples, scan_shard
-from openslip.data.tar import BLOCK
+from openslip.data.captions.policy import CaptionFields, UniformCaption
+from openslip.data.index.scan import ShardSamples, scan_shard
+from openslip.data.index.tar import BLOCK
 from openslip.errors import UserError
 
 PICTURE = jpeg(0)

@@ -13,12 +13,12 @@ from braceexpand import braceexpand
 from shard_files import jpeg, write_pairs, write_tar
 from webdataset.compat import WebDataset
 
-from openslip.data import shards as shards_module
-from openslip.data.captions import CaptionFields, CaptionPolicy, FirstCaption, UniformCaption
-from openslip.data.image_folder import ImageFolder
-from openslip.data.index import Shard
-from openslip.data.remote import ShardCache
-from openslip.data.shards import ShardSource, expand
+from openslip.data.captions.policy import CaptionFields, CaptionPolicy, FirstCaption, UniformCaption
+from openslip.data.index.index import Shard
+from openslip.data.remote.cache import ShardCache
+from openslip.data.sources import shards as shards_module
+from openslip.data.sources.image_folder import ImageFolder
+from openslip.data.sources.shards import ShardSource, expand
 from openslip.errors import DataError, UserError
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from openslip.config import compose_config
+from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.training.slurm_tasks import check_tasks
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from openslip import train
-from openslip.config import compose_config
+from openslip.commands import train
+from openslip.commands.train import check_root_values, main, planned_schedule
+from openslip.config.compose import compose_config
 from openslip.errors import UserError
-from openslip.train import check_root_values, main, planned_schedule
-from openslip.training.run import run_name
+from openslip.run.folder import run_name
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import torchvision
 from PIL import Image
 from published import simclr_augment
 
-from openslip.data.augment import Augment, normalise
-from openslip.data.decode import PillowDecoder
-from openslip.data.views import EvalTransform, View, random_box
+from openslip.data.image.augment import Augment, normalise
+from openslip.data.image.crop import EvalTransform, View, random_box
+from openslip.data.image.decode import PillowDecoder
 from openslip.errors import UserError
 
 T: Any = torchvision.transforms  # its types know of tensors only

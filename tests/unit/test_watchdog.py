@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from openslip.training.watchdog import phase, step_clock
+from openslip.run.watchdog import phase, step_clock
 
 
 def test_the_clock_of_the_steps_stands_still_in_a_phase_even_if_it_fails(monkeypatch: pytest.MonkeyPatch):

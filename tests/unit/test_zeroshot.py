@@ -21,13 +21,13 @@ from evaluation_models import (
 )
 from ranks import Ranks
 
-from openslip.data.decode import open_image
+from openslip.data.image.decode import open_image
 from openslip.data.source import Sample
 from openslip.errors import UserError
 from openslip.evaluation import evaluation as module
 from openslip.evaluation.evaluation import evaluating, rank_batches
-from openslip.evaluation.prompts import class_embeddings
 from openslip.evaluation.zeroshot import ZeroShot
+from openslip.inference.prompts import class_embeddings
 
 
 def naive_ranking(count: int) -> tuple[list[list[int]], list[list[float]]]:

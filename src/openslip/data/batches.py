@@ -7,12 +7,12 @@ import torch
 from torch.utils.data import Dataset
 
 from openslip.data.bad_samples import BadSample
-from openslip.data.decode import Decoder
+from openslip.data.image.crop import View
+from openslip.data.image.decode import Decoder
 from openslip.data.order import Order, Randomness
 from openslip.data.source import Sample, Source
-from openslip.data.views import View
 from openslip.errors import DataError, UserError
-from openslip.tokenizer import Tokenizer, text_lengths
+from openslip.text.clip_bpe import Tokenizer, text_lengths
 
 ATTEMPTS = 10  # samples tried in the place of one that is bad
 NEAR_ATTEMPTS = 5  # of them in the same shard, which is open

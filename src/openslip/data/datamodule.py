@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Sampler
 from openslip import signals
 from openslip.data.bad_samples import BadSamples
 from openslip.data.batches import Batches, Plan
-from openslip.data.decode import Decoder
+from openslip.data.image.crop import View
+from openslip.data.image.decode import Decoder
 from openslip.data.order import VERSION, Order
 from openslip.data.source import Source
-from openslip.data.views import View
 from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import UserError
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 
 BUDGET_EVERY = 16  # steps after which ranks add up their bad samples
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from openslip import signals
-from openslip.data.decode import open_image
+from openslip.data.image.crop import EvalTransform
+from openslip.data.image.decode import open_image
 from openslip.data.source import Source
-from openslip.data.views import EvalTransform
 from openslip.distributed import any_rank, gather, rank, world_size
 from openslip.errors import UserError
 

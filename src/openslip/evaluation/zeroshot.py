@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openslip.data.decode import open_image
+from openslip.data.image.crop import EvalTransform
+from openslip.data.image.decode import open_image
 from openslip.data.source import Source
-from openslip.data.views import EvalTransform
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches, top1_line
-from openslip.evaluation.prompts import check_prompts, class_embeddings
+from openslip.inference.prompts import check_prompts, class_embeddings
 from openslip.models.dual_encoder import DualEncoder
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 
 TEXTS_PER_BATCH = 256  # prompts are some 10 tokens long: on a CPU larger batches fall out of the cache
 NUM_PICTURES = 16

@@ -8,8 +8,8 @@ from torch import Tensor
 from openslip.distributed import gather, rank
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
-from openslip.objectives.batch_norm import projection_head
 from openslip.objectives.clip import unit_length
+from openslip.objectives.heads import projection_head
 from openslip.objectives.objective import Objective
 from openslip.objectives.tiled import is_large, tiled_nt_xent
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from openslip.models.dual_encoder import DualEncoder
-from openslip.objectives.batch_norm import projection_head
 from openslip.objectives.clip import clamp_logit_scale, clip_loss
+from openslip.objectives.heads import projection_head
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import nt_xent
 

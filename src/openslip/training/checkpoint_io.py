@@ -10,11 +10,11 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
-from openslip.checkpoint import read, why_unwritten
-from openslip.checkpoint_folder import finish, forget_after, newest_whole, saved
 from openslip.distributed import from_first_rank, rank
 from openslip.durable import Hashing, durable
 from openslip.errors import CheckpointError
+from openslip.inference.checkpoint import read, why_unwritten
+from openslip.run.checkpoints import finish, forget_after, newest_whole, saved
 
 PAUSES = (1.0, 4.0)  # seconds before each new attempt: file servers recover
 HEADROOM = 2  # times the size must be free: a disk that full fills up elsewhere as well

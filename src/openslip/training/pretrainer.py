@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from openslip.data.datamodule import DataModule
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine, param_groups
-from openslip.training.clip import clip_gradients
 from openslip.training.finite import marked
+from openslip.training.gradients import clip_gradients
 from openslip.training.microbatch import even_slices, loss_in_slices
 
 

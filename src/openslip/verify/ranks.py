@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from openslip.inference.formats import slip
 from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, term_parts, worst
 from openslip.verify.recording import (
     DTYPES,
@@ -23,7 +24,6 @@ from openslip.verify.recording import (
     read_batch,
     read_run,
 )
-from openslip.weights import slip
 
 
 def rank_rows(folder: Path, dtype: str) -> list[Row]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openslip.checkpoint import build_model
+from openslip.inference.checkpoint import build_model
+from openslip.inference.formats import slip
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
 from openslip.objectives.clip import CLIP
@@ -21,9 +22,8 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
 from openslip.optim import WarmupCosine, param_groups
-from openslip.tokenizer import text_lengths
+from openslip.text.clip_bpe import text_lengths
 from openslip.verify.deviation import ZERO_GRADIENT, Arrays
-from openslip.weights import slip
 
 Model = DualEncoder | ImageEncoder
 _ROUNDING_SAMPLES = 8

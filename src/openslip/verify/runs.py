@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from openslip.inference.formats import slip
 from openslip.optim import param_groups
 from openslip.verify.deviation import (
     TOLERANCES,
@@ -25,7 +26,6 @@ from openslip.verify.deviation import (
     worst,
 )
 from openslip.verify.recording import Driven, Run, Trajectory, build, find_driven, loss_rounding, read_run, train
-from openslip.weights import slip
 
 
 def run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:

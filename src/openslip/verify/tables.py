@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from openslip.checkpoint import build_model
+from openslip.inference.checkpoint import build_model
+from openslip.inference.formats import slip
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
 from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.optim import WarmupCosine
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 from openslip.verify.deviation import Part, Row, exactly, rate_part, same_names, worst
 from openslip.verify.recording import PUBLISHED_HYPER, Model
 from openslip.verify.runs import decay_parts, decayed_names
-from openslip.weights import slip
 
 
 def schedule_rows(folder: Path) -> list[Row]:

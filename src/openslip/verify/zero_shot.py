@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openslip.data.views import EvalTransform
-from openslip.evaluation.prompts import class_embeddings
+from openslip.data.image.crop import EvalTransform
+from openslip.inference.formats import slip
+from openslip.inference.prompts import class_embeddings
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import unit_length
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 from openslip.verify.deviation import TOLERANCES, Arrays, Part, Row, Trio, relative, worst
 from openslip.verify.recording import DTYPES, Run, as_array, build, precision, read_arrays, read_run
-from openslip.weights import slip
 
 _BATCH_SIZE = 4
 

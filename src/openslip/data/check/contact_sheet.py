@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from openslip.data.decode import open_image
+from openslip.data.image.decode import open_image
 from openslip.data.source import Source
 from openslip.durable import durable
 from openslip.errors import UserError

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from openslip.data.decode import open_image
+from openslip.data.image.decode import open_image
 from openslip.data.source import Source
 from openslip.errors import UserError
-from openslip.tokenizer import Tokenizer
+from openslip.text.clip_bpe import Tokenizer
 
 SAMPLES_PER_PART = 64
 

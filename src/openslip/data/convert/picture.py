@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from openslip.data.convert.record import Picture, PictureFile, PictureSlice
-from openslip.data.decode import FORMATS, MAX_PIXELS, to_rgb
+from openslip.data.image.decode import FORMATS, MAX_PIXELS, to_rgb
 from openslip.errors import UserError
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by more of them

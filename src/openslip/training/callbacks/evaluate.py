@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 
 from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import Evaluation
-from openslip.training import watchdog
-from openslip.training.callbacks.metrics import log, samples_seen
-from openslip.training.callbacks.predictions import log_predictions
+from openslip.run import watchdog
+from openslip.training.logging.metrics import log, samples_seen
+from openslip.training.logging.predictions import log_predictions
 from openslip.training.pretrainer import Pretrainer
 
 

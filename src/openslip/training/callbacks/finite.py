@@ -10,7 +10,7 @@ from torch import Tensor
 from openslip.distributed import all_max
 from openslip.errors import NonFiniteError
 from openslip.training.finite import is_finite
-from openslip.training.late import Late
+from openslip.training.logging.late import Late
 from openslip.training.pretrainer import Pretrainer
 
 

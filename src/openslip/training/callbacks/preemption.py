@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 
 from openslip import signals, slurm
-from openslip.checkpoint_folder import saved
 from openslip.distributed import any_rank, from_first_rank, of_all_ranks
+from openslip.run.checkpoints import saved
 from openslip.training.callbacks.save import save
 from openslip.training.pretrainer import Pretrainer
 

@@ -11,7 +11,7 @@ import torch
 from openslip.data.datamodule import DataModule
 from openslip.distributed import of_all_ranks, rank
 from openslip.errors import CheckpointError
-from openslip.training.csv_logger import CsvLogger
+from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from openslip.checkpoint_folder import file_name
 from openslip.distributed import from_first_rank
 from openslip.errors import CheckpointError
-from openslip.training import watchdog
+from openslip.run import watchdog
+from openslip.run.checkpoints import file_name
 from openslip.training.callbacks.finite import refuse_non_finite
-from openslip.training.callbacks.metrics import Metrics
 from openslip.training.checkpoint_io import DurableCheckpointIO
-from openslip.training.csv_logger import CsvLogger
+from openslip.training.logging.csv_logger import CsvLogger
+from openslip.training.logging.metrics import Metrics
 from openslip.training.pretrainer import Pretrainer
 
 

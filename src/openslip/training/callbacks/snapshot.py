@@ -13,8 +13,8 @@ from torch import Tensor
 from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import evaluating
 from openslip.models.dual_encoder import DualEncoder
-from openslip.tokenizer import Tokenizer
-from openslip.training import watchdog
+from openslip.run import watchdog
+from openslip.text.clip_bpe import Tokenizer
 from openslip.training.pretrainer import Pretrainer
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from openslip.training import watchdog
+from openslip.run import watchdog
 
 
 class Watch(pl.Callback):

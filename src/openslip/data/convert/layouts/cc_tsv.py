@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openslip.data.convert import metadata as files
 from openslip.data.convert.record import LeftOut, PictureFile, Record, below
-from openslip.data.image_folder import SUFFIXES
+from openslip.data.sources.image_folder import SUFFIXES
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openslip.data.convert.record import LeftOut, PictureFile, Record
-from openslip.data.image_folder import SUFFIXES, folder_names
+from openslip.data.sources.image_folder import SUFFIXES, folder_names
 from openslip.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record
-from openslip.data.tar import Problems, walk
+from openslip.data.index.tar import Problems, walk
 from openslip.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")

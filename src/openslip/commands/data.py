@@ -1,0 +1,203 @@
+"""`openslip data index | check | convert`."""
+
+import argparse
+import difflib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "convert": "another layout of a collection to tar shards: openslip data convert table pictures.csv shards",
+    "index": "scan shards once, so that training starts at once: openslip data index shards",
+    "check": "what a collection holds: openslip data check shards --decode --contact-sheet sheet.png",
+}
+TARGET = (
+    "a data config (cc3m, yfcc15m, ...) with overrides such as data.source.shards=..., or paths and addresses of shards"
+)
+
+
+def show_commands(program: str, commands: dict[str, str]) -> None:
+    """What `--help` alone prints."""
+    print(f"usage: {program} COMMAND ...\n")
+    for name, purpose in commands.items():
+        print(f"  {name:8} {purpose}")
+    print(f"\n{program} COMMAND --help says more.")
+
+
+def data(arguments: list[str]) -> int:
+    """One of the data commands."""
+    from openslip.errors import UserError
+
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        show_commands("openslip data", COMMANDS)
+        return 0
+    commands = {"convert": convert, "index": index, "check": check}
+    if command not in commands:
+        raise UserError(f"unknown command data {command}; one of: {', '.join(COMMANDS)}")
+    return commands[command](rest)
+
+
+def convert(arguments: list[str]) -> int:
+    """Writes shards; the same command goes on where it was interrupted."""
+    from rich.console import Console
+
+    from openslip.data.convert import descriptions
+    from openslip.data.convert.convert import QUALITY, SAMPLES_PER_SHARD
+    from openslip.data.convert.convert import convert as write_shards
+    from openslip.data.convert.progress import shown
+
+    purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in descriptions().items())
+    parser = argparse.ArgumentParser(
+        "openslip data convert",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{COMMANDS['convert']}\n\n"
+        f"layouts, each with options of its own (openslip data convert LAYOUT --help):\n{purposes}",
+    )
+    parser.add_argument("layout", metavar="LAYOUT", help="one of those above")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the collection's folder or table")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
+    parser.add_argument("--resize", type=int, metavar="SIDE", help="short side of larger pictures, such as 256")
+    parser.add_argument("--quality", type=int, default=QUALITY, help=f"of JPEGs encoded anew, {QUALITY}")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that write shards, 2")
+    parser.add_argument("--name", default="shard", help="of the shards: NAME-000000.tar")
+    own = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
+    for name, (kind, many, purpose) in own.items():
+        flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
+        parser.add_argument(
+            flag,
+            dest=name,
+            type=kind,
+            metavar="PATH" if kind is Path else "TEXT",
+            action="append" if many else "store",
+            help=purpose,
+        )
+    options = vars(parser.parse_args(arguments))
+
+    with shown(Console(stderr=True)) as bar:
+        totals = write_shards(
+            options["layout"],
+            options["root"],
+            options["out"],
+            options={name: options[name] for name in own},
+            samples_per_shard=options["samples_per_shard"],
+            resize=options["resize"],
+            quality=options["quality"],
+            workers=options["workers"],
+            name=options["name"],
+            on_shard=bar,
+        )
+    print(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
+    if totals.left_out:
+        print(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
+    return 0
+
+
+def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
+    """The keyword parameters of a layout's `records`: type, whether they may be repeated, and purpose."""
+    from openslip.data.convert.convert import find_records
+
+    records = find_records(layout)
+    purposes = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(records) or "", re.MULTILINE))
+    found = {}
+    for name, parameter in inspect.signature(records).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            written = str(parameter.annotation)
+            found[name] = (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
+    return found
+
+
+def index(arguments: list[str]) -> int:
+    """Scans, and tells what was found."""
+    parser = argparse.ArgumentParser("openslip data index", description=COMMANDS["index"])
+    parser.add_argument("target", nargs="+", help=TARGET)
+    add_requirement(parser)
+    options = parser.parse_args(arguments)
+
+    from openslip.data.sources.shards import ShardSource
+
+    source = open_source(options.target, options.require)
+    for line in source.problems:
+        print(f"left out: {line}")
+    print(
+        f"{len(source)} samples" + (f" in {len(source.index.parts)} shards" if isinstance(source, ShardSource) else "")
+    )
+    if isinstance(source, ShardSource):
+        print(f"index: {source.index.folder}")
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    """Reads every sample and prints figures."""
+    parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
+    parser.add_argument("target", nargs="+", help=TARGET)
+    add_requirement(parser)
+    parser.add_argument(
+        "--expected", type=number, metavar="N", help="samples of the whole collection; configs know theirs"
+    )
+    parser.add_argument("--decode", action="store_true", help="decode every picture and list those that cannot be")
+    parser.add_argument("--limit", type=number, metavar="N", help="look at N evenly spaced samples")
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="FILE", help="draw 24 pictures with their captions: .png, .jpg"
+    )
+    parser.add_argument("--unreadable", type=Path, metavar="FILE", help="write all samples that cannot be used: .jsonl")
+    parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
+    options = parser.parse_args(arguments)
+
+    from openslip.config.compose import build, compose_config
+    from openslip.data.check import check as check_source
+
+    source = open_source(options.target, options.require)
+    report = check_source(
+        source,
+        build(compose_config("train", [])[0]["tokenizer"]),
+        expected_samples=options.expected or source.expected_samples,
+        decode=options.decode,
+        limit=options.limit,
+        num_workers=options.workers,
+        contact_sheet=options.contact_sheet,
+        unreadable_list=options.unreadable,
+    )
+    print("\n".join(report.lines()))
+    for file in (options.contact_sheet, options.unreadable):
+        if file is not None:
+            print(f"{'written':22}{file}")
+    return 0
+
+
+def number(word: str) -> int:
+    """A whole number of 0 or more."""
+    value = int(word)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{word}: expected 0 or more")
+    return value
+
+
+def add_requirement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require",
+        choices=("caption", "label", "null"),
+        default="caption",
+        help="what a sample must have to count; null: the picture alone (a config says it itself)",
+    )
+
+
+def open_source(target: list[str], require: str) -> Any:
+    """The source of a data config, or of shards named by path."""
+    from openslip.config.compose import build, compose_config, config_folder
+    from openslip.data.sources.shards import ShardSource
+    from openslip.errors import UserError
+
+    first, *more = target
+    known = [path.stem for path in (config_folder() / "data").glob("*.yaml")]
+    if first not in known and not Path(first).exists() and (near := difflib.get_close_matches(first, known, n=1)):
+        raise UserError(f"{first}: neither a path nor a data config; did you mean {near[0]}?")
+    config, _ = compose_config("train", [f"data={first}", *more] if first in known else [])
+    if first in known:
+        return build(config["data"]["source"])
+    required = None if require == "null" else require
+    return ShardSource(shards=target, require=required, cache=build(config["shard_cache"]))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,105 @@
+"""What may be wrong with a machine or its runs before hours of training find out; looks, and changes nothing."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from openslip.run.checkpoints import damage, saved
+
+FREE_DISK = 20e9  # bytes: three ViT-L checkpoints with their optimizer
+SHARED_MEMORY = 1e9  # bytes: decoded batches of a few workers
+OPEN_FILES = 4096  # shards, sockets and tensors between processes
+
+
+class Finding(NamedTuple):
+    """A line of the report; `advice` says what to do, and is empty where all is well."""
+
+    subject: str
+    state: str
+    advice: str = ""
+
+    def line(self) -> str:
+        return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}" + (
+            f": {self.advice}" if self.advice else ""
+        )
+
+
+def examine(runs_folder: Path) -> list[Finding]:
+    """The machine, and every run in the folder."""
+    return [versions(), devices(), threads(), *folders(runs_folder), shared_memory(), open_files(), *runs(runs_folder)]
+
+
+def versions() -> Finding:
+    named = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pytorch-lightning", "timm")}
+    return Finding("versions", f"python {platform.python_version()}, " + ", ".join(map(" ".join, named.items())))
+
+
+def devices() -> Finding:
+    if not torch.cuda.is_available():
+        advice = "" if torch.version.cuda is None else "this torch is built for CUDA but finds no GPU: see nvidia-smi"
+        return Finding("devices", "CPU alone", advice)
+    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return Finding("devices", ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in found))
+
+
+def threads() -> Finding:
+    cores, used = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    advice = f"threads that wait for each other are slow: export OMP_NUM_THREADS={cores}" if used > cores else ""
+    return Finding("threads", f"{used} of torch on {cores} cores", advice)
+
+
+def folders(runs_folder: Path) -> list[Finding]:
+    place = next(folder for folder in (runs_folder, *runs_folder.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    advice = "" if free > FREE_DISK else "a save needs twice its size free: make room or set runs_dir="
+    if not os.access(place, os.W_OK):
+        advice = "it cannot be written: set runs_dir="
+    temporary = Path(tempfile.gettempdir())
+    return [
+        Finding("disk", f"{free / 1e9:.1f} GB free in {place}", advice),
+        Finding("TMPDIR", f"{temporary}, {shutil.disk_usage(temporary).free / 1e9:.1f} GB free"),
+    ]
+
+
+def shared_memory() -> Finding:
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return Finding("shared memory", "no /dev/shm")
+    free = shutil.disk_usage(place).free
+    advice = (
+        "" if free > SHARED_MEMORY else "data.num_workers > 0 may fail: docker run --shm-size=8g, or data.num_workers=0"
+    )
+    return Finding("shared memory", f"{free / 1e9:.1f} GB free", advice)
+
+
+def open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    advice = "" if soft >= OPEN_FILES else f"raise it: ulimit -n {max(min(hard, 65536), OPEN_FILES)}"
+    return Finding("open files", f"{soft} allowed", advice)
+
+
+def runs(folder: Path) -> list[Finding]:
+    """Each run with its state, and each of its checkpoints that is not what was written."""
+    found = []
+    for run in sorted(path.parent for path in folder.glob("*/config.yaml")):
+        checkpoints = saved(run / "checkpoints")
+        problems = {checkpoint: problem for checkpoint in checkpoints if (problem := damage(checkpoint))}
+        sound = [checkpoint.step for checkpoint in checkpoints if checkpoint not in problems]
+        state = "finished" if (run / "result.json").exists() else "unfinished"
+        state += f", sound checkpoints at steps {', '.join(map(str, sound))}" if sound else ", no sound checkpoint"
+        advice = ""
+        if problems and not sound:
+            advice = "it cannot go on: restore a checkpoint from a copy, or delete the folder"
+        found.append(Finding(f"run {run.name}", state, advice))
+        for checkpoint, problem in problems.items():
+            found.append(
+                Finding(f"run {run.name}", f"{checkpoint.path.name} is damaged, {problem}", "it is passed over")
+            )
+    return found

@@ -1,0 +1,47 @@
+"""`openslip sweep model=clip_tiny,slip_tiny seed=0,1 hydra/launcher=submitit_slurm`: one run per combination.
+
+Hydra's own multirun, so that its sweepers and launchers work as they are; each of its jobs is `openslip train` with the
+settings of its combination, in a process of its own: ranks that Lightning starts repeat the command of their process.
+"""
+
+import signal
+import subprocess
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+
+from openslip import signals
+from openslip.config.compose import config_folder
+
+
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="sweep")
+def main(config: DictConfig) -> None:
+    """Trains one combination; `config` is not used, because the run composes its own as on the command line."""
+    job = HydraConfig.get()
+    folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    command = [sys.executable, "-m", "openslip.commands.main", "train", *job.overrides.task]
+    code = run([*command, *(f"--config-dir={folder}" for folder in folders)])
+    if code == signals.EXIT_CODE or -code in signals.STOPPING:
+        sys.exit(signals.EXIT_CODE)  # whoever stops a run stops the sweep
+    if code:
+        raise CompactHydraException(f"the run ended with exit code {code}, and has said why")
+
+
+def run(command: list[str]) -> int:
+    """The command's exit code; signals are passed on, instead of ending or requeueing what has not been saved."""
+    process = subprocess.Popen(command)
+    handlers = {
+        number: signal.signal(number, lambda received, _: process.send_signal(received)) for number in signals.STOPPING
+    }
+    code = process.wait()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return code
+
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "--multirun")  # told by the config, a mistake in another setting is reported as the lack of it
+    main()

@@ -1,0 +1,266 @@
+"""`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
+
+import logging
+import sys
+import warnings
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+
+from openslip.config.compose import build, compose_config, first_line
+from openslip.config.parts import build_parts, load_tower_weights
+from openslip.data.image.crop import EvalTransform
+from openslip.errors import UserError
+from openslip.numbers import is_number, is_whole
+from openslip.optim import WarmupCosine
+from openslip.report import write_report
+from openslip.run import watchdog
+from openslip.run.checkpoints import saved
+from openslip.run.folder import Run, open_run, run_name, without_secrets
+from openslip.slurm import is_first
+from openslip.training.callbacks.evaluate import Evaluate
+from openslip.training.callbacks.preemption import Preemption, finish_wandb
+from openslip.training.callbacks.resume import Resume
+from openslip.training.callbacks.watch import Watch
+from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.logging.csv_logger import CsvLogger
+from openslip.training.precision import choose_precision, choose_tf32
+from openslip.training.pretrainer import Pretrainer
+from openslip.training.sizing.example import example_batch
+from openslip.training.sizing.micro_batch_size import ChooseSlices
+from openslip.training.slurm_tasks import check_tasks
+
+NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
+
+
+def main(arguments: list[str]) -> None:
+    """Trains what the config says and leaves `runs/<name>/`."""
+    for word in arguments:  # before a group of settings stands in its way
+        if word.startswith("trainer.strategy") and "fsdp" in word.lower():
+            raise UserError(f"{word}: {NO_FSDP}")
+    config, choices = compose_config("train", arguments)
+    check_root_values(config)
+    check_tasks(config["trainer"])
+    name = run_name(config, chosen(choices))
+    # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
+    config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
+    run = open_run(config, name, main_process=is_first())
+    if run.state == "finished":
+        say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
+        say(*run.result()["lines"])
+        return
+    if run.state == "unfinished":
+        say(f"{run.folder} is not finished: this command goes on with it")
+    watchdog.start(config["watchdog"])
+    fit(config, run)
+
+
+def fit(config: dict[str, Any], run: Run) -> None:
+    quiet_lightning()
+    pl.seed_everything(config["seed"], verbose=False)
+
+    parts = build_parts(config)
+    resumed = run.checkpoints if saved(run.checkpoints) else None
+    if resumed is None:  # else the run's own checkpoint holds every tower
+        load_tower_weights(parts.model, config["towers"])
+    data = build(
+        config["data"],
+        views=parts.views,
+        tokenizer=parts.tokenizer,
+        mean=config["mean"],
+        std=config["std"],
+        global_batch_size=config["global_batch_size"],
+        seed=config["seed"],
+        bad_samples_file=run.folder / "bad_samples.jsonl",
+    )
+    if is_first():
+        found, expected = len(data.source), data.source.expected_samples
+        share = f" of {expected}, {100 * found // expected} %" if expected else ""
+        drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != found else ""
+        say(f"data: {found} samples{share}{drawn}")
+        for problem in data.source.problems:
+            say(f"data: {problem}")
+        if data.order.dropped:
+            say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
+    evaluations = {name: build(evaluation) for name, evaluation in config["evaluation"].items()}
+
+    settings = config["trainer"]
+    optim = config["optim"]
+    schedule = planned_schedule(config, data.steps_per_epoch)
+
+    transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
+    choose_slices = config["micro_batch_size"] == "auto"
+    longest = partial(example_batch, {}, parts.tokenizer)
+    pretrainer = Pretrainer(
+        model=parts.model,
+        objective=parts.objective,
+        optimizer=build(optim["optimizer"]),
+        weight_decay=optim["weight_decay"],
+        layer_decay=optim["layer_decay"],
+        clip_norm=optim["clip_norm"],
+        ema_decay=optim["ema_decay"],
+        schedule=schedule,
+        micro_batch_size=None if choose_slices else config["micro_batch_size"],
+        description={
+            "format": 1,
+            "architecture": config["model"],
+            "tokenizer": parts.tokenizer.settings() if parts.tokenizer else None,
+            "transform": transform.settings(),
+        },
+    )
+
+    evaluate = Evaluate(evaluations=evaluations, every_n_epochs=config["evaluate_every_n_epochs"])
+    loggers = [CsvLogger(run.folder / "metrics.csv"), *start_loggers(config, run)]
+    choose_tf32(config["tf32"])
+    trainer = build(
+        settings | {"max_steps": schedule.total_steps, "max_epochs": -1},
+        # The order in which they do their part at the end of a step: whoever saves comes after whoever changes state.
+        callbacks=[
+            *([ChooseSlices(run.folder / "micro_batch_size.json", longest)] if choose_slices else []),
+            *(build(callback) for callback in config["callbacks"].values()),
+            evaluate,
+            Preemption(),
+            Watch(),
+            Resume(resumes=resumed is not None),
+        ],
+        logger=loggers,
+        plugins=[DurableCheckpointIO()],
+        default_root_dir=str(run.folder),
+    )
+    if resumed is None:  # else Lightning, in a SLURM job, would load a hpc_ckpt_N.ckpt that lies in the run's folder
+        trainer._checkpoint_connector._user_managed = True
+    try:
+        trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
+            "lower data.num_workers; the same command goes on"
+        ) from error
+    finally:
+        end_launched_ranks(trainer)
+        finish_wandb(trainer)  # else the next run of this process would go on in it
+
+    if trainer.is_global_zero:
+        headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
+        report = write_report(run.folder)
+        lines = [*headlines, f"report: {report}"]
+        if bad := data.bad_samples.total():
+            files = ", ".join(map(str, data.bad_samples.files()))
+            lines.insert(0, f"data: {bad} bad samples were replaced: {files}")
+        run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
+        say(*lines)
+
+
+def end_launched_ranks(trainer: pl.Trainer) -> None:
+    """Lightning kills this process when it sees one of its children end first, whatever was being written here."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        ranks = [*launcher.procs]
+        launcher.procs.clear()  # its observer looks at this list
+        failed = sys.exc_info()[0] is not None
+        for process in ranks:
+            if failed:
+                process.kill()
+            process.wait()
+
+
+def quiet_lightning() -> None:
+    """Its notes about devices, products and its own deprecations are not about the run."""
+    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # on every login node
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # towers.*.locked
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
+    warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch")
+
+
+def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
+    """The run's length in steps: `trainer.max_steps`, else `trainer.max_epochs` times the steps of an epoch."""
+    max_steps, max_epochs = settings["max_steps"], settings["max_epochs"]
+    if max_steps is None and max_epochs is None:
+        raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
+    return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
+
+
+def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate over the whole run, whose length it knows."""
+    optim = config["optim"]
+    warmup_steps = optim["warmup_steps"]
+    if warmup_steps is None:
+        warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
+    total_steps = planned_steps(config["trainer"], steps_per_epoch)
+    return build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
+
+
+def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
+    """The configured loggers beside the CSV file; one that does not start is named and left out, never fatal."""
+    started = []
+    for name, logger_config in config["logger"].items():
+        try:
+            # Other ranks than the first log nothing, and may not see the folder.
+            own = {"name": run.folder.name, "version": run.identifier() if is_first() else run.folder.name}
+            named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
+            logger = build(logger_config, save_dir=str(run.folder), **named)
+            logger.log_hyperparams(without_secrets(config))
+        except Exception as error:
+            say(f"logger {name} did not start and is left out: {error}")
+        else:
+            started.append(logger)
+    return started
+
+
+def check_root_values(config: dict[str, Any]) -> None:
+    """The root's plain values, before anything is built from them."""
+    for key in ("global_batch_size", "image_size"):
+        if not is_whole(config[key]) or config[key] < 1:
+            raise UserError(f"{key}={config[key]}: expected a whole number of at least 1, e.g. {key}=64")
+    micro = config["micro_batch_size"]
+    if micro not in (None, "auto") and (not is_whole(micro) or micro < 1):
+        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, auto, or null for one slice")
+    if not isinstance(config["tf32"], bool):
+        raise UserError(f"tf32={config['tf32']}: expected true or false")
+    if not is_whole(config["seed"]) or config["seed"] < 0:
+        raise UserError(f"seed={config['seed']}: expected a whole number of at least 0, e.g. seed=0")
+    trainer = config["trainer"]
+    for key, value in (("max_steps", trainer["max_steps"]), ("max_epochs", trainer["max_epochs"])):
+        if value is not None and (not is_whole(value) or value < 1):
+            raise UserError(f"trainer.{key}={value}: expected a whole number of at least 1, or null")
+    for name, callback in config["callbacks"].items():
+        for key, value in callback.items():
+            if key.startswith("every_n_") and (not is_whole(value) or value < 1):
+                raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
+    for phase, seconds in config["watchdog"].items():
+        if not is_number(seconds) or seconds <= 0:
+            raise UserError(f"watchdog.{phase}={seconds}: expected seconds, e.g. watchdog.{phase}=3600")
+    share = config["plan"]["utilisation"]
+    if not is_number(share) or not 0 < share <= 1:
+        raise UserError(f"plan.utilisation={share}: expected a share of the peak, e.g. plan.utilisation=0.4")
+    if "fsdp" in str(trainer["strategy"]).lower():
+        raise UserError(f"trainer.strategy={trainer['strategy']}: {NO_FSDP}")
+    optim = config["optim"]
+    for key, low, high in (("layer_decay", 0, 1), ("ema_decay", 0, 1), ("clip_norm", 0, float("inf"))):
+        value = optim[key]
+        if value is not None and (not is_number(value) or not low < value < high):
+            raise UserError(f"optim.{key}={value}: expected a number between {low} and {high}, or null")
+    if config["resume"] not in ("auto", "never"):
+        raise UserError(f"resume={config['resume']}: expected auto or never")
+
+
+def chosen(choices: dict[str, str]) -> str:
+    """The part of a run's name that a person recognises."""
+    if choices["experiment"] != "None":
+        return choices["experiment"].replace("/", "-")
+    return f"{choices['model']}-{choices['data']}"
+
+
+def say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()

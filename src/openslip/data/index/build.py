@@ -1,0 +1,304 @@
+"""The index of a list of shards: found where it is up to date, else made, by one process for all.
+
+What any index in the same home knows of an unchanged shard is taken over, so that neither a collection that grows nor
+a scan that was cut short begins anew.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from openslip.data.captions.policy import CaptionPolicy
+from openslip.data.index.index import Entry, Index, Shard, read_journal, whole
+from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, scan_shard
+from openslip.errors import UserError
+
+FORMAT = 1
+NAME = ".openslip-index"
+MAX_SCANS = 8  # at the same time; more only wait for the disk
+WORTH_PROCESSES = 1 << 30  # bytes of shards, below which starting processes takes longer than the scan
+
+Progress = Callable[[int, int], None]  # shards done, samples found
+
+
+def open_index(
+    shards: list[Shard],
+    captions: CaptionPolicy,
+    require: str | None,
+    *,
+    cache_folder: Path,
+    fetch: Callable[[str], int],
+    progress: Progress,
+) -> Index:
+    """The index of these shards: from disk where they are unchanged, else scanned now.
+
+    Args:
+        shards: at least one.
+        captions: what counts as one.
+        require: `caption`, `label` or None.
+        cache_folder: for an index that cannot lie beside its shards.
+        fetch: a descriptor of a shard that lies elsewhere.
+        progress: told after every shard.
+
+    Raises:
+        UserError: a shard is missing, damaged or cut off.
+    """
+    homes = [cache_folder] if shards[0].path is None else [shards[0].path.parent / NAME, cache_folder]
+    states = [state(shard) for shard in shards]
+    for home in homes:
+        stamps = stamps_of(shards, states, captions, home, cache_folder)
+        folder = home / name_of(stamps)
+        if whole(folder, stamps):
+            return Index(folder, shards, require)
+    home = next((home for home in homes if writable(home)), None)
+    if home is None:
+        tried = " nor to ".join(map(str, homes))
+        raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
+    stamps = stamps_of(shards, states, captions, home, cache_folder)
+    folder = home / name_of(stamps)
+    with locked(folder.with_suffix(".lock")) as alone:
+        if not whole(folder, stamps):  # else another process has been first
+            shutil.rmtree(folder, ignore_errors=True)  # damaged, as by a power failure
+            try:
+                build(folder, shards, stamps, states, captions, fetch, progress, alone=alone)
+            except FileNotFoundError:  # a process of another node was first, and has tidied up
+                if not whole(folder, stamps):
+                    raise
+    return Index(folder, shards, require)
+
+
+State = tuple[int, int]  # size and time in nanoseconds
+
+
+def state(shard: Shard) -> State:
+    """Of a file, what changes when it does; of one that lies elsewhere, nothing."""
+    if shard.path is None:
+        return -1, 0
+    try:
+        found = shard.path.stat()
+    except OSError as error:
+        raise UserError(f"shard {shard.name}: {error.strerror}; check data.source.shards") from error
+    return found.st_size, found.st_mtime_ns
+
+
+def stamps_of(
+    shards: list[Shard], states: list[State], captions: CaptionPolicy, home: Path, cache_folder: Path
+) -> list[str]:
+    """What tells each shard that was scanned and is unchanged; beside the shards, it moves with them."""
+    stamps = []
+    for shard, (size, mtime_ns) in zip(shards, states, strict=True):
+        if shard.path is None:
+            address = hashlib.sha256(shard.address.encode()).hexdigest()  # it may hold credentials
+            stamps.append(f"{FORMAT} {captions!r} {address} {shard.version}")
+        else:
+            path = shard.path.absolute()
+            where = path if home == cache_folder else os.path.relpath(path, home.parent.absolute())
+            stamps.append(f"{FORMAT} {captions!r} {where} {size} {mtime_ns}")
+    return stamps
+
+
+def name_of(stamps: list[str]) -> str:
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+
+
+def writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """One process at a time; the lock of one that dies is released.
+
+    False where the file system knows no locks: each process then scans into a folder of its own.
+    """
+    with path.open("w") as file:
+        alone = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            alone = False
+        yield alone
+
+
+def build(
+    folder: Path,
+    shards: list[Shard],
+    stamps: list[str],
+    states: list[State],
+    captions: CaptionPolicy,
+    fetch: Callable[[str], int],
+    progress: Progress,
+    *,
+    alone: bool,
+) -> None:
+    """Writes a complete index under its name; until then what was scanned lies in a folder beside it."""
+    known = known_shards(folder.parent)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    total = 0
+    with (
+        (partial / "rows").open("wb") as rows_file,
+        (partial / "labels").open("wb") as labels_file,
+        (partial / "keys").open("wb") as keys_file,
+        (partial / "shards.jsonl").open("w", encoding="utf-8") as journal,
+        (partial / "caption").open("wb") as caption_file,
+        (partial / "label").open("wb") as label_file,
+    ):
+        found = samples_of(shards, [known.get(each) for each in stamps], captions, fetch)
+        for done, (each, (_, mtime_ns), (size, samples)) in enumerate(zip(stamps, states, found, strict=True), start=1):
+            captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
+            labelled = np.flatnonzero(samples.labels >= 0)
+            counts = {"samples": len(samples.rows), "caption": len(captioned), "label": len(labelled)}
+            digest = digest_of(samples.rows.tobytes(), samples.labels.tobytes(), samples.keys)
+            key_bytes = len(samples.keys)
+            entry = Entry(each, size, mtime_ns, counts, key_bytes, digest, samples.captions, samples.problems)
+            rows_file.write(samples.rows.tobytes())
+            labels_file.write(samples.labels.tobytes())
+            keys_file.write(samples.keys)
+            caption_file.write((captioned + total).astype("<u4").tobytes())
+            label_file.write((labelled + total).astype("<u4").tobytes())
+            for file in (rows_file, labels_file, keys_file):
+                file.flush()  # before the line that says that it is there
+            journal.write(json.dumps({**vars(entry), "problems": vars(entry.problems)}) + "\n")
+            journal.flush()
+            total += len(samples.rows)
+            progress(done, total)
+        for file in (rows_file, labels_file, keys_file, journal, caption_file, label_file):
+            file.flush()
+            os.fsync(file.fileno())  # the folder's name will say that they are whole
+    for requirement in REQUIREMENTS:
+        if (partial / requirement).stat().st_size == 4 * total:  # all samples meet it
+            (partial / requirement).unlink()
+    if (partial / "label").exists() and (partial / "label").stat().st_size == 0:
+        (partial / "labels").unlink()
+    partial.chmod(0o755)  # mkdtemp made it private
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if not folder.is_dir():  # else a process of another node was first, with the same content
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+    if alone:
+        for each in folder.parent.glob("*.partial-*"):
+            if each.name.startswith(folder.name) or abandoned(each):
+                shutil.rmtree(each, ignore_errors=True)
+
+
+def abandoned(partial: Path) -> bool:
+    """Whether no process is scanning into it."""
+    with partial.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+class Known(NamedTuple):
+    """Where another index holds what a scan of a shard found."""
+
+    folder: Path
+    entry: Entry
+    row: int  # the first of its rows
+    key: int  # the first byte of its keys
+
+
+def known_shards(home: Path) -> dict[str, Known]:
+    """All shards in the indexes of a home, complete or not, by stamp."""
+    known = {}
+    for journal in home.glob("*/shards.jsonl"):
+        row = key = 0
+        for entry in read_journal(journal.parent):
+            known[entry.stamp] = Known(journal.parent, entry, row, key)
+            row += entry.counts["samples"]
+            key += entry.key_bytes
+    return known
+
+
+def samples_of(
+    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], int]
+) -> Iterator[tuple[int, ShardSamples]]:
+    """Size and samples of each shard, in order: taken over from another index, else scanned."""
+    new = [shard for shard, each in zip(shards, known, strict=True) if each is None and shard.path is not None]
+    num_scans = min(os.cpu_count() or 1, len(new), MAX_SCANS)
+    worth = sum(shard.path.stat().st_size for shard in new if shard.path) >= WORTH_PROCESSES
+    with ExitStack() as stack:
+        scans: Iterator[tuple[int, ShardSamples]]
+        if num_scans > 1 and worth:
+            pool = stack.enter_context(ProcessPoolExecutor(num_scans, mp_context=get_context("spawn")))
+            scans = pool.map(scan, new, [captions] * len(new))
+        else:
+            scans = (scan(shard, captions) for shard in new)
+        elsewhere = [shard for shard, each in zip(shards, known, strict=True) if each is None and shard.path is None]
+        fetched = fetched_ahead(elsewhere, fetch, stack)
+        for shard, each in zip(shards, known, strict=True):
+            samples = None if each is None else take_over(each)
+            if samples is not None:
+                yield samples
+            elif each is not None:  # it was known, but what was known is damaged
+                yield scan(shard, captions, None if shard.path else fetch(shard.address))
+            else:
+                yield next(scans) if shard.path else scan(shard, captions, next(fetched))
+
+
+def fetched_ahead(shards: list[Shard], fetch: Callable[[str], int], stack: ExitStack) -> Iterator[int]:
+    """Descriptors, in order; the next shard is fetched while this one is scanned."""
+    if not shards:
+        return
+    thread = stack.enter_context(ThreadPoolExecutor(1))
+    following = thread.submit(fetch, shards[0].address)
+    for shard in [*shards[1:], None]:
+        descriptor = following.result()
+        if shard is not None:
+            following = thread.submit(fetch, shard.address)
+        yield descriptor
+
+
+def scan(shard: Shard, captions: CaptionPolicy, descriptor: int | None = None) -> tuple[int, ShardSamples]:
+    """Size and samples of a file, or of what a descriptor has open."""
+    file = shard.path if descriptor is None else descriptor
+    assert file is not None
+    size = os.stat(file).st_size
+    return size, scan_shard(file, shard.name, captions)
+
+
+def take_over(known: Known) -> tuple[int, ShardSamples] | None:
+    """What an index holds of a shard, or None where it is not whole, as after a power failure."""
+    entry = known.entry
+    count = entry.counts["samples"]
+    rows = slice_of(known.folder / "rows", known.row * ROW.itemsize, count * ROW.itemsize)
+    labels = slice_of(known.folder / "labels", known.row * LABEL.itemsize, count * LABEL.itemsize)
+    labels = labels or np.full(count, -1, LABEL).tobytes()  # no file: none of them has one
+    keys = slice_of(known.folder / "keys", known.key, entry.key_bytes)
+    if digest_of(rows, labels, keys) != entry.digest:
+        return None
+    table, own_labels = np.frombuffer(rows, ROW), np.frombuffer(labels, LABEL)
+    samples = ShardSamples(table, own_labels, keys, entry.captions, entry.problems)
+    return entry.size, samples
+
+
+def slice_of(path: Path, offset: int, length: int) -> bytes:
+    """What of it there is."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def digest_of(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -1,0 +1,166 @@
+"""Where every sample of a collection lies: one table on disk that all processes map; `index_build` writes it.
+
+Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, a folder per list
+of shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, if there are any, `labels`; `caption` and `label`:
+places of the samples that have one, unless all do. A folder gets its name when it is complete. A scan that was cut
+short continues where it stopped, and what any folder there knows of an unchanged shard is taken over: a collection
+that grows is not scanned again.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW
+from openslip.data.index.tar import Problems, printable
+
+
+class Shard(NamedTuple):
+    """A tar file.
+
+    Attributes:
+        name: path, or address without credentials.
+        path: None for one that lies elsewhere and is to be fetched.
+        address: of that one.
+        version: what its server says of it; a file is known by its size and time.
+    """
+
+    name: str
+    path: Path | None
+    address: str
+    version: str
+
+
+class Index:
+    """The samples that meet a requirement, in shard order. Memory-mapped: the processes of a node share it.
+
+    Args:
+        folder: as `open_index` finds or writes it.
+        shards: those that it is of, in order.
+        require: `caption`, `label` or None.
+
+    Attributes:
+        parts: how many of the samples each shard has.
+        problems: of the samples and members that were left out or mended.
+        states: size and time of each file when it was scanned; time 0 of those that lie elsewhere.
+        fingerprint: sha256 of shard names and sizes, rows, labels, keys and captions, and the requirement.
+    """
+
+    def __init__(self, folder: Path, shards: list[Shard], require: str | None) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.require = require
+        entries = read_journal(folder)
+        self.states = [(entry.size, entry.mtime_ns) for entry in entries]
+        counted = require or "samples"
+        self.parts: Int64[np.ndarray, " shards"] = np.array([entry.counts[counted] for entry in entries], np.int64)
+        self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # of the shards, in `rows`
+        self.key_starts = np.cumsum([0, *(entry.key_bytes for entry in entries)]).tolist()
+        self.rows = mapped(folder / "rows", ROW)
+        self.labels = mapped(folder / "labels", LABEL) if (folder / "labels").exists() else None
+        self.keys = mapped(folder / "keys", np.dtype(np.uint8))
+        places = folder / str(require)
+        self.places = mapped(places, np.dtype("<u4")) if places.exists() else None
+        self.problems = Problems()
+        for shard, entry in zip(shards, entries, strict=True):
+            for reason, count in entry.problems.counts.items():
+                self.problems.add(reason, f"{shard.name}:{entry.problems.first[reason]}", count)
+        for reasons in (reasons for other, reasons in REQUIREMENTS.items() if other != require):
+            for reason in reasons:
+                self.problems.counts.pop(reason, None)
+        digest = hashlib.sha256(str(require).encode())
+        for shard, entry in zip(shards, entries, strict=True):
+            digest.update(f"{Path(shard.name).name} {entry.size} {entry.digest} {entry.captions}\n".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.places is None else len(self.places)
+
+    def find(self, index: int) -> tuple[int, int]:
+        """A sample's shard and its place in `rows`."""
+        place = index if self.places is None else int(self.places[index])
+        return bisect_right(self.ends, place), place
+
+    def label(self, place: int) -> int | None:
+        label = -1 if self.labels is None else int(self.labels[place])
+        return None if label < 0 else label
+
+    def key(self, index: int) -> str:
+        shard, place = self.find(index)
+        first = place == (self.ends[shard - 1] if shard else 0)
+        start = 0 if first else int(self.rows[place - 1]["key_end"])
+        base = self.key_starts[shard]
+        return printable(self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index, (self.folder, self.shards, self.require)  # mapped anew where it is unpickled, not copied
+
+
+def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    empty = path.stat().st_size == 0  # which cannot be mapped
+    return np.empty(0, dtype) if empty else np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the journal: what a scan found in a shard.
+
+    Attributes:
+        stamp: of the shard when it was scanned.
+        size: in bytes.
+        mtime_ns: its time.
+        counts: of samples, and of those that meet each requirement.
+        key_bytes: length of its part of `keys`.
+        digest: sha256 of its rows, labels and keys.
+        captions: sha256 of its captions.
+        problems: found in it.
+    """
+
+    stamp: str
+    size: int
+    mtime_ns: int
+    counts: dict[str, int]
+    key_bytes: int
+    digest: str
+    captions: str
+    problems: Problems
+
+
+def read_journal(folder: Path) -> list[Entry]:
+    """The shards that were scanned to the end; a line that was cut short ends it."""
+    entries = []
+    for line in (folder / "shards.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            fields = json.loads(line)
+            problems = fields.pop("problems")
+            entries.append(Entry(**fields, problems=Problems(Counter(problems["counts"]), problems["first"])))
+        except (ValueError, TypeError, KeyError):
+            break
+    return entries
+
+
+def whole(folder: Path, stamps: list[str]) -> bool:
+    """Whether a complete index lies there, by the sizes of its files."""
+    try:
+        entries = read_journal(folder)
+        counts = Counter[str]()
+        for entry in entries:
+            counts.update(entry.counts)
+        total = counts["samples"]
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    except OSError:
+        return False
+    return (
+        [entry.stamp for entry in entries] == stamps
+        and sizes.get("rows") == total * ROW.itemsize
+        and sizes.get("keys") == sum(entry.key_bytes for entry in entries)
+        and sizes.get("labels", 0) == (total * LABEL.itemsize if counts["label"] else 0)
+        and all(sizes.get(requirement, 4 * total) == 4 * counts[requirement] for requirement in REQUIREMENTS)
+    )

@@ -1,0 +1,173 @@
+"""One shard's samples: its members grouped by key, each sample classified, by headers, captions and labels alone."""
+
+import hashlib
+import mmap
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from openslip.data.captions.policy import CaptionPolicy, read_captions
+from openslip.data.index.tar import BLOCK, Problems, walk
+from openslip.errors import UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, "txt", "json", "cls"))
+PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can run a program
+
+# Per sample, 28 bytes: where its members lie in its shard, in blocks (size 0: it has none), and where its key ends
+# among the shard's keys.
+ROW = np.dtype(
+    [
+        ("image", "<u4"),
+        ("image_size", "<u4"),
+        ("txt", "<u4"),
+        ("txt_size", "<u4"),
+        ("json", "<u4"),
+        ("json_size", "<u4"),
+        ("key_end", "<u4"),
+    ]
+)
+LABEL = np.dtype("<i4")  # -1: it has none
+
+MAX_MEMBER = (1 << 32) - 1
+
+Extent = tuple[int, int]  # offset and length in the shard
+NOTHING: Extent = (0, 0)
+
+# What a source may require of a sample, and the reasons for which it then leaves samples out.
+REQUIREMENTS: dict[str, tuple[str, ...]] = {"caption": ("no caption", "empty caption"), "label": ("no label",)}
+
+
+class ShardSamples(NamedTuple):
+    """All samples of a shard that have a picture, in the order of their first member."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    keys: bytes
+    captions: str  # sha256 of all texts
+    problems: Problems
+
+
+def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSamples:
+    """Reads a shard's headers, captions and labels.
+
+    Args:
+        file: uncompressed; a path, or a descriptor, which is closed.
+        name: what errors call it, such as its address.
+        captions: what counts as one.
+
+    Raises:
+        UserError: the shard is missing, empty, compressed, damaged or cut off; names it and the offset.
+    """
+    problems, texts = Problems(), hashlib.sha256()
+    try:
+        with open(file, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise UserError(f"shard {name} is empty (0 bytes): download or write it again")
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        with data:
+            if sys.platform == "linux":
+                data.madvise(mmap.MADV_SEQUENTIAL)  # the disk streams; a wait for every header would take longer
+            rows, labels, keys = classify(group(name, data, problems), data, captions, problems, texts)
+    except OSError as error:
+        raise UserError(f"shard {name}: {error.strerror}; check data.source.shards") from error
+    table = np.array(rows, ROW)
+    table["key_end"] = np.cumsum([len(key) for key in keys])
+    if unlabelled := np.flatnonzero(np.array(labels, LABEL) < 0).tolist():
+        problems.add("no label", keys[unlabelled[0]].decode(), len(unlabelled))
+    if not keys:
+        problems.add("shard without a sample", "")
+    return ShardSamples(table, np.array(labels, LABEL), b"".join(keys), texts.hexdigest(), problems)
+
+
+def classify(
+    groups: dict[str, dict[str, Extent]],
+    data: mmap.mmap,
+    captions: CaptionPolicy,
+    problems: Problems,
+    texts: "hashlib._Hash",
+) -> tuple[list[tuple[int, ...]], list[int], list[bytes]]:
+    """Rows, labels and keys of the samples with a picture; what is missing or odd is counted."""
+    rows, labels, keys = [], [], []
+    for key, members in groups.items():
+        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+        if image is None:
+            problems.add("no picture", key)
+            continue
+        txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
+        found: tuple[str, ...] = ()
+        if txt[1] or fields[1]:
+            text = data[txt[0] : sum(txt)]
+            content = data[fields[0] : sum(fields)]
+            try:
+                found = read_captions(captions, text, content)
+            except (ValueError, RecursionError):
+                problems.add("json that cannot be read, so only txt was used", key)
+                content, fields = b"", NOTHING
+                found = read_captions(captions, text, b"")
+            if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
+                problems.add("caption that is not UTF-8, used with its bad bytes replaced", key)
+            # What adds nothing is not read again for each sample.
+            if fields[1] and read_captions(captions, text, b"") == found:
+                fields = NOTHING
+            elif txt[1] and read_captions(captions, b"", content) == found:
+                txt = NOTHING
+            texts.update("\n".join(found).encode("utf-8", "surrogatepass"))
+        if not found:
+            txt = fields = NOTHING
+            problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
+        label = -1
+        if "cls" in members:
+            offset, length = members["cls"]
+            digits = data[offset : offset + length].strip()
+            if digits.isdigit() and len(digits) < 10:
+                label = int(digits)
+            else:
+                problems.add("cls that holds no class number such as 0", key)
+        rows.append((*in_blocks(image), *in_blocks(txt), *in_blocks(fields), 0))
+        labels.append(label)
+        keys.append(key.encode())
+    return rows, labels, keys
+
+
+def in_blocks(extent: Extent) -> Extent:
+    return extent[0] // BLOCK, extent[1]
+
+
+def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str, Extent]]:
+    """A shard's members by key, then suffix; the key is the path up to the first dot of its last part, as webdataset's.
+
+    The first of two members of one name counts. Names are never used as paths.
+    """
+    groups: dict[str, dict[str, Extent]] = {}
+    for raw, start, length in walk(shard, data, problems):
+        try:
+            name = raw.decode().removeprefix("./")
+        except UnicodeDecodeError:
+            problems.add("bad name (not UTF-8)", repr(raw))
+            continue
+        folder, slash, file = name.rpartition("/")
+        stem, _, suffix = file.partition(".")
+        suffix = suffix.lower()
+        if name.startswith("/") or (".." in name and ".." in name.split("/")):
+            problems.add("bad name (leads out of its folder)", name)
+        elif not stem:
+            continue  # hidden files, such as macOS's ._name
+        elif suffix in KNOWN_SUFFIXES and length > MAX_MEMBER:
+            problems.add("member of 4 GiB or more", name)
+        elif suffix not in KNOWN_SUFFIXES:
+            last = suffix.rpartition(".")[2]
+            if last in PICKLES:
+                problems.add("pickle, which is never read", name)
+            elif last != suffix and last in KNOWN_SUFFIXES:
+                problems.add("bad name (a dot in the key)", name)
+        else:
+            members = groups.setdefault(folder + slash + stem, {})
+            if suffix in members:
+                problems.add("duplicate key, of which the first was used", name)
+            else:
+                members[suffix] = (start, length)
+    return groups

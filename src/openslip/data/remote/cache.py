@@ -1,0 +1,236 @@
+"""Remote shards through a folder on a local disk that all processes of a machine share and that never outgrows a bound.
+
+A file under its final name is whole. `.NAME.part` is a download under way: its process holds a lock on it, which dies
+with the process, and its length is the room it has been given (0 while it waits for room).
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import SimpleQueue
+from urllib.parse import urlsplit
+
+from openslip.data.remote.address import shown
+from openslip.data.remote.transfer import Identity, ask, attempt, copy
+from openslip.errors import UserError
+
+WAIT_FOR_ROOM = 0.2
+ASKED_AT_ONCE = 16
+OURS = re.compile(r"[0-9a-f]{16}-")  # how our files' names begin: no other file in the folder is ever deleted
+
+
+def cache_folder() -> Path:
+    """Where files lie that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip"
+
+
+class ShardCache:
+    """Local copies of remote shards; the least recently used make room for new ones.
+
+    Safe for any number of processes and threads: each shard is downloaded once. An identity is asked for once and kept,
+    also by copies of this object in other processes; a shard that no longer has it is an error.
+
+    Args:
+        folder: on a local disk; None: `shards` in the user's cache folder.
+        max_bytes: bound of the folder's content, downloads under way included.
+    """
+
+    def __init__(self, *, folder: str | Path | None, max_bytes: int) -> None:
+        self.folder = cache_folder() / "shards" if folder is None else Path(folder).expanduser()
+        self.max_bytes = max_bytes
+        self.identities: dict[str, Identity] = {}
+        self.prefetcher: _Prefetcher | None = None
+
+    def identity(self, address: str) -> Identity:
+        """Size and version of a remote shard.
+
+        Raises:
+            UserError: it is not there or cannot be reached.
+        """
+        if address not in self.identities:
+            self.identities[address] = attempt(address, lambda: ask(address))
+        return self.identities[address]
+
+    def identify(self, addresses: Iterable[str]) -> list[Identity]:
+        """Of many shards at once."""
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+            return list(threads.map(self.identity, addresses))
+
+    def open(self, address: str) -> int:
+        """A descriptor to read the shard from, downloaded if need be; it outlives the deletion of the local copy.
+
+        Raises:
+            UserError: the shard cannot be had, or there is no room for it.
+        """
+        identity = self.identity(address)
+        with self._folder_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = None
+            while descriptor is None:
+                descriptor = self._open_whole(address, identity)
+                if descriptor is None:
+                    descriptor = self._download(address, identity)
+        return descriptor
+
+    def fetch(self, address: str) -> Path:
+        """The local copy, downloaded if need be. Another process may delete it at any time; `open` cannot lose it."""
+        os.close(self.open(address))
+        return self.path(address)
+
+    def prefetch(self, address: str) -> None:
+        """Downloads it in the background, one after the other; errors appear when it is fetched."""
+        if self.prefetcher is None or not self.prefetcher.is_alive():  # a forked process has the object, not the thread
+            self.prefetcher = _Prefetcher(self)
+            self.prefetcher.start()
+        self.prefetcher.wanted.put(address)
+
+    def path(self, address: str) -> Path:
+        """Where the local copy lies or would lie."""
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(address).path.rpartition("/")[2])[-100:]
+        digest = hashlib.sha256(f"{address} {self.identity(address)}".encode()).hexdigest()
+        return self.folder / f"{digest[:16]}-{name}"
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "prefetcher": None}
+
+    def _open_whole(self, address: str, identity: Identity) -> int | None:
+        path = self.path(address)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        if os.fstat(descriptor).st_size == identity.size:
+            os.utime(descriptor)
+            return descriptor
+        os.close(descriptor)
+        with self._lock():  # somebody cut it off
+            path.unlink(missing_ok=True)
+        return None
+
+    def _download(self, address: str, identity: Identity) -> int | None:
+        """The new file's descriptor, or None if another process had begun first: look again."""
+        path = self.path(address)
+        part = path.with_name(f".{path.name}.part")
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+        whole = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, part):  # else whoever had the lock has finished it or given up
+                try:
+                    if not path.exists():
+                        self._reserve(address, identity.size, descriptor, part)
+                        copy(address, identity, descriptor)
+                        os.fsync(descriptor)
+                        with self._lock():
+                            os.replace(part, path)
+                        whole = True
+                finally:
+                    if not whole:
+                        part.unlink(missing_ok=True)
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile shares the lock
+            if not whole:
+                os.close(descriptor)
+        return descriptor if whole else None
+
+    def _reserve(self, address: str, size: int, descriptor: int, part: Path) -> None:
+        """Waits until the bound leaves room for the part, and takes it."""
+        if size > self.max_bytes:
+            raise UserError(
+                f"shard {shown(address)} has {size:,} bytes, more than the {self.max_bytes:,} of "
+                f"shard_cache.max_bytes for {self.folder}: raise it"
+            )
+        while True:
+            with self._lock():
+                if self._make_room(size, part):
+                    os.ftruncate(descriptor, size)
+                    return
+            time.sleep(WAIT_FOR_ROOM)  # all that is left are downloads of other processes
+
+    def _make_room(self, size: int, part: Path) -> bool:
+        """Deletes what dead processes left, then whole shards, the least recently used first, as far as needed."""
+        under_way, shards = 0, []
+        for path in self.folder.iterdir():
+            if path == part or not OURS.match(path.name.removeprefix(".")):
+                continue
+            if path.name.startswith("."):
+                under_way += _reserved(path)
+            else:
+                status = path.stat()
+                shards.append((status.st_mtime_ns, status.st_size, path))
+        if under_way + size > self.max_bytes:  # however much is deleted
+            return False
+        used = under_way + sum(shard_size for _, shard_size, _ in shards)
+        for _, freed, path in sorted(shards):
+            if used + size <= self.max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            used -= freed
+        return True
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Whole files appear and disappear under this lock alone."""
+        with (self.folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _folder_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = "name another shard_cache.folder"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                remedy = f"free disk space, or lower shard_cache.max_bytes={self.max_bytes:,}, or {remedy}"
+            raise UserError(f"shard cache {self.folder} cannot be written ({error.strerror}): {remedy}") from error
+
+
+class _Prefetcher(threading.Thread):
+    """One download after the other; dies with the process."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        super().__init__(daemon=True, name="prefetch shards")
+        self.cache = cache
+        self.wanted: SimpleQueue[str] = SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            address = self.wanted.get()
+            with suppress(UserError):
+                self.cache.fetch(address)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _reserved(part: Path) -> int:
+    """Bytes that a download under way takes; what a dead process left is deleted and takes none."""
+    try:
+        descriptor = os.open(part, os.O_RDWR)
+    except FileNotFoundError:
+        return 0
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(descriptor, part):
+            part.unlink()
+        return 0
+    except BlockingIOError:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)

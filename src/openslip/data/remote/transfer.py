@@ -1,0 +1,167 @@
+"""Files at addresses: what a server says of one, and all of its content, tried again where that helps."""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import aiohttp
+import fsspec
+from fsspec.implementations.http import HTTPFileSystem
+from fsspec.spec import AbstractFileSystem
+
+from openslip.data.remote.address import shown
+from openslip.errors import DataError, UserError
+
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+WAITS = (1, 2, 4, 8)  # seconds before each further attempt
+BLOCK = 1 << 22
+# The first of these that a server states tells whether a file has changed.
+VERSION_FIELDS = ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "updated")
+TEMPORARY_REFUSALS = (408, 429)
+
+T = TypeVar("T")
+
+
+class Identity(NamedTuple):
+    """What a server says of a file; another identity is another content.
+
+    Attributes:
+        size: bytes.
+        version: its checksum or time of change, empty where the server states none.
+    """
+
+    size: int
+    version: str
+
+
+def ask(address: str) -> Identity:
+    """What the server states, in one request."""
+    system, path = connect(address)
+    info = system.info(path)
+    if info["size"] is None:
+        raise UserError(
+            f"shard {shown(address)}: the server does not state its size, so that a broken download could not be told "
+            "from a whole one; download it and give its path"
+        )
+    version = next((str(info[field]) for field in VERSION_FIELDS if info.get(field)), "")
+    return Identity(info["size"], version)
+
+
+def copy(address: str, identity: Identity, descriptor: int) -> None:
+    """The whole content into an open file; a broken download is gone on with where it broke."""
+    done = 0
+
+    def go_on() -> None:
+        nonlocal done
+        now = ask(address)
+        if now != identity:
+            raise DataError(
+                f"shard {shown(address)} has changed since the run began ({identity.size:,} bytes then, "
+                f"{now.size:,} now): leave the shards of a run as they are, or start another run"
+            )
+        stream, done = open_at(address, done)
+        with stream:
+            while block := stream.read(BLOCK):
+                if done + len(block) > identity.size:
+                    done = 0
+                    raise ConnectionError(f"more than the {identity.size:,} bytes that the server stated")
+                try:
+                    write(descriptor, block, done)
+                except OSError as error:
+                    raise _LocalError(error) from error
+                done += len(block)
+        if done < identity.size:
+            raise ConnectionError(f"it broke off at {done:,} of {identity.size:,} bytes")
+
+    try:
+        attempt(address, go_on)
+    except _LocalError as local:
+        raise local.error from None
+
+
+class _LocalError(Exception):
+    """The local disk's OSError, which is not tried again as the network's are."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def write(descriptor: int, block: bytes, offset: int) -> None:
+    rest = memoryview(block)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def open_at(address: str, offset: int) -> tuple[Any, int]:
+    """A stream of the content and the offset at which it begins: 0 where a server cannot begin elsewhere."""
+    system, path = connect(address)
+    if isinstance(system, HTTPFileSystem):
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        stream: Any = system.open(path, block_size=0, headers=headers)
+        return stream, offset if stream.r.status == 206 else 0
+    stream = system.open(path, block_size=BLOCK, cache_type="none")
+    stream.seek(offset)
+    return stream, offset
+
+
+def connect(address: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an address and the path in it.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    scheme = address.partition("://")[0]
+    options = {}
+    if scheme in ("http", "https"):
+        # aiohttp's own limit is five minutes for a whole file; and it ignores proxies unless told.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+    try:
+        return fsspec.url_to_fs(address, **options)
+    except ImportError as error:
+        package = PACKAGES.get(scheme, "aiohttp")
+        raise UserError(
+            f"shard {shown(address)}: addresses of {scheme}:// need a package: pip install {package}"
+        ) from error
+
+
+def attempt(address: str, action: Callable[[], T]) -> T:
+    """The action's result; what may pass is tried again after growing waits."""
+    for number in range(len(WAITS) + 1):
+        try:
+            return action()
+        except (UserError, _LocalError):
+            raise
+        except Exception as error:  # every file system has its own types
+            cause = error.__cause__ or error  # fsspec calls any failed request a missing file
+            if number < len(WAITS) and may_pass(cause):
+                time.sleep(WAITS[number])
+                continue
+            tried = "" if number == 0 else f", tried {number + 1} times"
+            raise UserError(
+                f"shard {shown(address)} cannot be fetched ({reason(cause, address)}{tried}): "
+                "check the address in data.source.shards, the network and your access"
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def may_pass(error: BaseException) -> bool:
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status >= 500 or error.status in TEMPORARY_REFUSALS
+    return not isinstance(error, (FileNotFoundError, PermissionError, aiohttp.InvalidURL))
+
+
+def reason(error: BaseException, address: str) -> str:
+    """In a few words and without any address but the shown one, because others may hold credentials."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"HTTP {error.status} {error.message}"
+    if isinstance(error, FileNotFoundError):
+        return "not found"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return re.sub(r"\w+://[^\s\"']+", shown(address), " ".join(text.split()))

@@ -1,0 +1,217 @@
+"""Image-caption tar shards (webdataset's layout) as a source, read by offset."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Literal
+
+from braceexpand import braceexpand
+from rich.console import Console
+from rich.progress import Progress
+
+from openslip.data.captions.policy import CaptionPolicy, UniformCaption, read_captions
+from openslip.data.index.build import open_index
+from openslip.data.index.index import Shard
+from openslip.data.index.tar import BLOCK
+from openslip.data.remote.address import SCHEMES, is_remote, shown
+from openslip.data.remote.cache import ShardCache, cache_folder
+from openslip.data.source import Collection, Sample, Source
+from openslip.errors import DataError, UserError
+
+MAX_OPEN = 64  # a file that is open keeps its space, even where the cache has deleted it
+ALL_CAPTIONS = UniformCaption()
+
+
+class ShardSource(Source):
+    """Members `KEY.jpg|jpeg|png|webp`, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
+
+    Args:
+        shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
+        require: what a sample must have to count: `caption`, `label`, or null for the picture alone.
+        captions: what counts as a caption.
+        expected_samples: of the whole collection, as published.
+        cache: for shards at addresses.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: str | list[str],
+        require: Literal["caption", "label"] | None,
+        captions: CaptionPolicy = ALL_CAPTIONS,
+        expected_samples: int | None = None,
+        cache: ShardCache | None = None,
+    ) -> None:
+        if require not in (None, "caption", "label"):
+            raise UserError(f"data.source.require={require}: expected caption, label or null")
+        self.captions = captions
+        self.expected_samples = expected_samples
+        self.cache = cache
+        self.files: dict[int, _File] = {}
+        self.ahead: ThreadPoolExecutor | None = None
+        found = expand(shards)
+        if elsewhere := [shard for shard in found if shard.path is None]:
+            identities = self.remote(elsewhere[0]).identify([shard.address for shard in elsewhere])
+            versions = {each.address: str(identity) for each, identity in zip(elsewhere, identities, strict=True)}
+            found = [shard._replace(version=versions.get(shard.address, "")) for shard in found]
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task("indexing shards", total=len(found))
+            self.index = open_index(
+                found,
+                captions,
+                require,
+                cache_folder=cache_folder() / "index",
+                fetch=lambda address: self.remote(elsewhere[0]).open(address),
+                progress=lambda done, samples: bar.update(
+                    task, completed=done, description=f"indexing shards, {samples} samples"
+                ),
+            )
+        self.problems = self.index.problems.lines()
+        if not len(self.index):
+            met = "; ".join(self.problems) or "no pictures at all"
+            wanted = {
+                "caption": f"a picture and, under the same KEY, KEY.txt or KEY.json with what {captions!r} takes for "
+                "captions; without any, only simclr can be trained (data.source.require=null)",
+                "label": "a picture and its class number in KEY.cls, under the same KEY",
+                None: "a picture KEY.jpg, .jpeg, .png or .webp",
+            }[require]
+            raise UserError(f"shard {found[0].name}: no usable sample here or after ({met}); each needs {wanted}")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.index.fingerprint
+
+    @property
+    def collections(self) -> tuple[Collection, ...]:
+        return (Collection(self.index.parts, 1.0),)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        shard, place = self.index.find(index)
+        image, image_size, txt, txt_size, fields, fields_size, _ = self.index.rows[place].item()
+        return Sample(
+            key=f"{self.index.shards[shard].name}:{self.index.key(index)}",
+            image=self.read(shard, image, image_size),
+            captions=read_captions(
+                self.captions, self.read(shard, txt, txt_size), self.read(shard, fields, fields_size)
+            ),
+            label=self.index.label(place),
+        )
+
+    def read(self, shard: int, block: int, length: int) -> bytes:
+        """Not from a memory map: where a file has become shorter, that would end the process without a word."""
+        if length == 0:
+            return b""
+        name = self.index.shards[shard].name
+        try:
+            file = self.files.get(shard)
+            if file is None:
+                if len(self.files) >= MAX_OPEN:
+                    self.files.pop(next(iter(self.files)), None)
+                file = self.files[shard] = _File(self.open(shard))
+            content = os.pread(file.descriptor, length, block * BLOCK)
+        except DataError:
+            raise
+        except UserError as error:  # it could not be fetched: that is not the sample's fault
+            raise DataError(str(error)) from error
+        except OSError as error:
+            raise DataError(
+                f"shard {name} cannot be read any more ({error.strerror}): the same command goes on"
+            ) from error
+        if len(content) != length:
+            raise DataError(
+                f"shard {name} has become shorter since the run began (at offset {block * BLOCK}): "
+                "leave the shards of a run as they are"
+            )
+        return content
+
+    def open(self, shard: int) -> int:
+        """A descriptor of a shard's file; one that lies elsewhere is fetched first."""
+        found = self.index.shards[shard]
+        if found.path is None:
+            return self.remote(found).open(found.address)
+        descriptor = os.open(found.path, os.O_RDONLY)
+        status = os.fstat(descriptor)
+        if (status.st_size, status.st_mtime_ns) != self.index.states[shard]:
+            os.close(descriptor)
+            raise DataError(f"shard {found.name} is another file than when the run began: leave the shards as they are")
+        return descriptor
+
+    def remote(self, shard: Shard) -> ShardCache:
+        if self.cache is None:
+            raise UserError(f"shard {shard.name}: an address needs data.source.cache, a folder for local copies")
+        return self.cache
+
+    def prefetch(self, index: int, /) -> None:
+        """Fetches the sample's shard, or asks the system to read it ahead; neither is waited for."""
+        shard, _ = self.index.find(index)
+        found = self.index.shards[shard]
+        if found.path is None:
+            self.remote(found).prefetch(found.address)
+        elif sys.platform == "linux":
+            self.ahead = self.ahead or ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+            self.ahead.submit(read_ahead, found.path)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "files": {}, "ahead": None}  # each process opens its own
+
+
+class _File:
+    """Closed when nothing reads it any more, so that one thread cannot close what another reads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+def read_ahead(path: Path) -> None:
+    """Into the system's page cache, where the processes that decode will find it."""
+    with suppress(OSError):  # a hint; who reads the samples will say what is wrong
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        os.close(descriptor)
+
+
+def expand(shards: str | list[str]) -> list[Shard]:
+    """All shards, in the order of the list and of names within a folder.
+
+    Raises:
+        UserError: nothing there, an address of an unknown kind, or a `pipe:` command, which is never run.
+    """
+    found = []
+    for pattern in [shards] if isinstance(shards, str) else shards:
+        if pattern.strip().startswith("pipe:"):
+            raise UserError("shards 'pipe:...': pipe: would run a command and is refused; give paths of tar files")
+        if "://" in pattern and not is_remote(pattern):
+            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise UserError(f"shards {shown(pattern)}: expected paths, or addresses that begin with {kinds}")
+        try:
+            words = list(braceexpand(pattern))
+        except ValueError as error:
+            raise UserError(
+                f"shards {shown(pattern)}: its braces do not match, as in train-{{000..099}}.tar"
+            ) from error
+        for word in words:
+            if is_remote(word):
+                found.append(Shard(shown(word), None, word, ""))
+                continue
+            path = Path(word).expanduser()
+            if path.is_dir():
+                paths = sorted(path.glob("*.tar"))
+            elif has_magic(word):
+                paths = [Path(name) for name in sorted(glob(str(path)))]
+            else:
+                paths = [path]
+            if not paths:
+                raise UserError(f"shards {word}: no .tar file there; check data.source.shards")
+            found += [Shard(str(path), path, "", "") for path in paths]
+    if not found:
+        raise UserError("shards: an empty list; give data.source.shards a brace pattern, a folder, or a list of them")
+    return found

@@ -1,0 +1,236 @@
+"""Training checkpoints of the published CLIP, SLIP and SimCLR in our names: docs/NUMERICS.md#weights."""
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from openslip.errors import UserError
+from openslip.inference.checkpoint import build_model
+
+T = TypeVar("T")
+
+# Published prefix, ours (as in our run checkpoints: what the model holds, and what the objective holds).
+_NAMES = (
+    ("visual.", "model.image_tower.trunk."),
+    ("image_projection", "model.image_projection"),
+    ("text_projection", "model.text_projection"),
+    ("logit_scale", "model.logit_scale"),
+    ("token_embedding.", "model.text_tower.token_embedding."),
+    ("positional_embedding", "model.text_tower.positional_embedding"),
+    ("ln_final.", "model.text_tower.ln_final."),
+    ("transformer.resblocks.{n}.ln_1.", "model.text_tower.blocks.{n}.ln_1."),
+    ("transformer.resblocks.{n}.attn.in_proj_", "model.text_tower.blocks.{n}.attention.in_proj."),
+    ("transformer.resblocks.{n}.attn.out_proj.", "model.text_tower.blocks.{n}.attention.out_proj."),
+    ("transformer.resblocks.{n}.ln_2.", "model.text_tower.blocks.{n}.ln_2."),
+    ("transformer.resblocks.{n}.mlp.c_fc.", "model.text_tower.blocks.{n}.fc1."),
+    ("transformer.resblocks.{n}.mlp.c_proj.", "model.text_tower.blocks.{n}.fc2."),
+    ("image_mlp.layer1.", "objective.head.0."),
+    ("image_mlp.bn1.", "objective.head.1."),
+    ("image_mlp.layer2.", "objective.head.3."),
+    ("image_mlp.bn2.", "objective.head.4."),
+    ("image_mlp.layer3.", "objective.head.6."),
+)
+# The weights do not tell the head count; the published ViT-S has 12, where timm's of the same shapes has 6.
+PUBLISHED_IMAGE_HEADS = {"VITS16": 12, "VITB16": 12, "VITL16": 16}
+# What the published models were trained with: docs/NUMERICS.md#truncation, #special-text.
+PUBLISHED_TOKENIZER = {"truncation": "drop_end", "special_text": "token"}
+PUBLISHED_TRANSFORM = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_SMALL_WIDTH = 384
+_HEAD_WIDTH = 64
+_TIMM_NAMES = {384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
+_LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); a checkpoint's own value is loaded over it
+
+
+def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The architecture in our config form and the model's weights in our names; the SSL head is left behind.
+
+    Raises:
+        UserError: keys that no published model has, keys that are missing, shapes that do not fit together.
+    """
+    published = state_dict(raw)
+    shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
+    ours = from_published(published)
+    architecture = read_architecture(shapes, image_heads=image_heads(shapes, model_name(raw)), text_heads=None)
+    with torch.device("meta"):
+        expected = build_model(architecture).state_dict()
+    state = {name.removeprefix("model."): tensor for name, tensor in ours.items() if name.startswith("model.")}
+    if unknown := sorted(set(state) - set(expected)):
+        raise UserError(f"checkpoint has unknown keys {_listed(published_name('model.' + name) for name in unknown)}")
+    if missing := sorted(set(expected) - set(state)):
+        raise UserError(f"checkpoint lacks the keys {_listed(published_name('model.' + name) for name in missing)}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"checkpoint key {published_name('model.' + name)} has shape {list(tensor.shape)}; "
+                f"its other keys ask for {list(expected[name].shape)}"
+            )
+    return architecture, state
+
+
+def is_published(raw: Mapping[str, Any]) -> bool:
+    """Whether this is a training checkpoint of the published code, by its keys."""
+    state = raw.get("state_dict", raw)
+    return isinstance(state, Mapping) and any(str(name).removeprefix("module.") == "visual.cls_token" for name in state)
+
+
+def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights under their published names, without the `module.` that data parallelism leaves."""
+    state = raw.get("state_dict", raw)
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if "visual.cls_token" not in tensors:
+        raise UserError(
+            "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; "
+            f"its keys begin with {_listed(list(tensors or raw)[:3])}"
+        )
+    return tensors
+
+
+def model_name(raw: Mapping[str, Any]) -> str | None:
+    """What the run called its model (`SLIP_VITB16`), from `args` as a Namespace or a dict; None without."""
+    arguments = raw.get("args")
+    if isinstance(arguments, Namespace):
+        arguments = vars(arguments)
+    name = arguments.get("model") if isinstance(arguments, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
+    """Attention heads of the image tower: the published ones by name or width, else one per 64 channels."""
+    size = name.rsplit("_", 1)[-1] if name else None
+    if size in PUBLISHED_IMAGE_HEADS:
+        return PUBLISHED_IMAGE_HEADS[size]
+    width = _shape(shapes, "visual.cls_token", 3)[-1]
+    if width == _SMALL_WIDTH:
+        return PUBLISHED_IMAGE_HEADS["VITS16"]
+    return _one_per_64(width, "visual.cls_token")
+
+
+def read_architecture(
+    shapes: Mapping[str, Sequence[int]], *, image_heads: int, text_heads: int | None
+) -> dict[str, Any]:
+    """The model of these published names and shapes in our config form; without text keys an image tower.
+
+    Args:
+        shapes: of every key, without `module.`.
+        image_heads: heads of the image tower.
+        text_heads: heads of the text tower, None for one per 64 channels as published.
+    """
+    width, channels, patch, _ = _shape(shapes, "visual.patch_embed.proj.weight", 4)
+    side = (_shape(shapes, "visual.pos_embed", 3)[1] - 1) ** 0.5
+    if side != int(side) or channels != 3:
+        raise UserError(
+            f"checkpoint keys visual.pos_embed {list(shapes['visual.pos_embed'])} and "
+            f"visual.patch_embed.proj.weight {list(shapes['visual.patch_embed.proj.weight'])}: "
+            "expected a square grid of RGB patches"
+        )
+    if width % image_heads:
+        raise UserError(f"checkpoint's image tower is {width} wide, which {image_heads} heads do not divide")
+    image_tower = {
+        "_target_": "openslip.models.timm_tower.TimmTower",
+        "name": _TIMM_NAMES.get(width, "vit_base_patch16_224"),
+        "image_size": int(side) * patch,
+        "arguments": {
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": _depth(shapes, "visual.blocks."),
+            "num_heads": image_heads,
+        },
+    }
+    if all(name.startswith(("visual.", "image_mlp.")) for name in shapes):
+        return {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": image_tower}
+    vocab_size, text_width = _shape(shapes, "token_embedding.weight", 2)
+    return {
+        "_target_": "openslip.models.dual_encoder.DualEncoder",
+        "image_tower": image_tower,
+        "text_tower": {
+            "_target_": "openslip.models.text_transformer.TextTransformer",
+            "vocab_size": vocab_size,
+            "context_length": _shape(shapes, "positional_embedding", 2)[0],
+            "width": text_width,
+            "depth": _depth(shapes, "transformer.resblocks."),
+            "heads": text_heads or _one_per_64(text_width, "token_embedding.weight"),
+        },
+        "embed_dim": _shape(shapes, "image_projection", 2)[1],
+        "logit_scale_init": _LOGIT_SCALE_INIT,
+    }
+
+
+def from_published(state: Mapping[str, T]) -> dict[str, T]:
+    """Published names to ours, `model.` and `objective.` first as in our run checkpoints; any values."""
+    names = {name: our_name(name) for name in state}
+    if unknown := [name for name, ours in names.items() if ours is None]:
+        raise UserError(f"checkpoint has unknown keys {_listed(unknown)}")
+    return {ours: state[name] for name, ours in names.items() if ours is not None}
+
+
+def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers of a model and its objective under their published names, sharing memory with them.
+
+    Parameters come as themselves, so that their gradients can be read.
+    """
+    named: dict[str, Tensor] = {}
+    for prefix, module in (("model", model), ("objective", objective)):
+        persistent = module.state_dict(keep_vars=True)
+        named |= {f"{prefix}.{name}": tensor for name, tensor in persistent.items()}
+    return {published_name(name): tensor for name, tensor in named.items()}
+
+
+def our_name(published: str) -> str | None:
+    """`visual.norm.bias` to `model.image_tower.trunk.norm.bias`; None for a name no published model has."""
+    return _translate(published, _TO_OURS)
+
+
+def published_name(ours: str) -> str:
+    """The way back; the published code has no counterpart to other names, which is an error of ours."""
+    name = _translate(ours, _TO_PUBLISHED)
+    assert name is not None, ours
+    return name
+
+
+def _translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, target in table:
+        if match := pattern.fullmatch(name):
+            n, rest = match.groupdict().get("n", ""), match["rest"]
+            return target.replace("{n}", n) + rest
+    return None
+
+
+def _pattern(prefix: str) -> re.Pattern[str]:
+    rest = r"(?P<rest>.+)" if prefix.endswith((".", "_")) else r"(?P<rest>)"
+    return re.compile(re.escape(prefix).replace(r"\{n\}", r"(?P<n>\d+)") + rest)
+
+
+_TO_OURS = [(_pattern(published), ours) for published, ours in _NAMES]
+_TO_PUBLISHED = [(_pattern(ours), published) for published, ours in _NAMES]
+
+
+def _shape(shapes: Mapping[str, Sequence[int]], name: str, ndim: int) -> tuple[int, ...]:
+    if name not in shapes:
+        raise UserError(f"checkpoint lacks the keys {name}")
+    if len(shapes[name]) != ndim:
+        raise UserError(f"checkpoint key {name} has shape {list(shapes[name])}; expected {ndim} dimensions")
+    return tuple(shapes[name])
+
+
+def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
+    numbers = [name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)]
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
+
+
+def _one_per_64(width: int, key: str) -> int:
+    if width % _HEAD_WIDTH:
+        raise UserError(
+            f"checkpoint key {key} has width {width}, which does not tell the number of attention heads; "
+            f"expected a multiple of {_HEAD_WIDTH}"
+        )
+    return width // _HEAD_WIDTH
+
+
+def _listed(names: Any, limit: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(str(name) for name in names[:limit]) + more

@@ -1,0 +1,169 @@
+"""What a step measured, for the loggers and as one live line."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from openslip.data.datamodule import DataModule
+from openslip.distributed import world_size
+from openslip.errors import UserError
+from openslip.numbers import is_number
+from openslip.run import watchdog
+from openslip.training.callbacks.finite import Finite
+from openslip.training.logging.csv_logger import CsvLogger
+from openslip.training.logging.late import LateFigures
+from openslip.training.logging.status_line import StatusLine
+from openslip.training.pretrainer import Pretrainer
+from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops, peak_tflops
+from openslip.training.sizing.memory import peak_memory
+
+COUNTED_SAMPLES = 8  # whose operations are counted: enough captions for their mean length
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step whose figures are still on their way from the device, and what the host knew of it."""
+
+    step: int
+    figures: LateFigures
+    known: Mapping[str, float | int]
+
+
+class Metrics(pl.Callback):
+    """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, speed, memory, time left.
+
+    On a GPU they are read one step later, so that no step waits for them. What the data module tells (bad samples,
+    captions that were cut off, time spent waiting for data) and the peak memory are of the first rank. Speeds and the
+    time left are of steps alone: the clock starts when the first batch is set up, and stands still in evaluations and
+    saves.
+
+    Args:
+        every_n_steps: how often, and after the first step and the last.
+        devices: peaks of GPUs, `{word of the name: {tflops: ...}}`.
+        peak_tflops: a number, of a device that the table lacks, or None; without either there is no utilisation.
+
+    Raises:
+        UserError: `peak_tflops` is no number above 0.
+    """
+
+    def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: Any) -> None:
+        if peak_tflops is not None and not (is_number(peak_tflops) and 0 < peak_tflops < float("inf")):
+            raise UserError(
+                f"callbacks.metrics.peak_tflops={peak_tflops}: expected the device's dense 16-bit peak in TFLOP/s, a "
+                "number above 0, or null for the table in configs/devices"
+            )
+        self.every_n_steps = every_n_steps
+        self.devices = devices
+        self.peak_tflops: float | None = peak_tflops
+        self.line = StatusLine(every_n_steps=every_n_steps)
+        self.flops: float | None = None  # of training, per sample
+        self.peak: float | None = None  # of a device, per second
+        self.measured: Measured | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        peak = self.peak_tflops or peak_tflops(pl_module.device, self.devices)
+        self.peak = peak and 1e12 * peak
+        assert isinstance(pl_module, Pretrainer)
+        self.first_step = self.last_step = pl_module.step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        if pl_module.step > self.first_step:
+            return
+        if self.peak is not None:
+            some = {key: column[:COUNTED_SAMPLES] for key, column in batch.items()}
+            with trainer.precision_plugin.forward_context():
+                self.flops = TRAINING_OVER_FORWARD * forward_flops(pl_module.objective, pl_module.model, some)
+        self.started = self.last_time = watchdog.step_clock()
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self.last_waited = data.waited if isinstance(data, DataModule) else 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretrainer)
+        self.write(trainer, pl_module)
+        step, total = pl_module.step, pl_module.schedule.total_steps
+        if step % self.every_n_steps and step != total and step != 1:
+            return
+        figures = {f"train/{name}": term for name, term in pl_module.terms.items()}
+        logit_scale = getattr(pl_module.model, "logit_scale", None)
+        if logit_scale is not None:
+            figures["train/logit_scale"] = logit_scale.detach().exp()
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Finite):
+                figures["train/skipped"] = callback.skipped
+        global_batch_size = len(next(iter(batch.values()))) * world_size()
+        known: dict[str, float | int] = {**samples_seen(trainer, step), "train/lr": pl_module.schedule(step - 1)}
+        known |= self.speed(trainer, pl_module, step, global_batch_size)
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, DataModule):
+            known |= data.figures()
+        self.measured = Measured(step, LateFigures(figures), known)
+        if pl_module.device.type != "cuda":  # a CPU has its figures at once
+            self.write(trainer, pl_module)
+
+    def speed(self, trainer: pl.Trainer, pl_module: Pretrainer, step: int, global_batch_size: int) -> dict[str, float]:
+        """Since the step that was measured before."""
+        now = watchdog.step_clock()
+        seconds = max(now - self.last_time, 1e-9)
+        samples = (step - self.last_step) * global_batch_size / seconds
+        remaining = (now - self.started) / (step - self.first_step) * (pl_module.schedule.total_steps - step)
+        speed = {
+            "samples_per_second": samples,
+            "samples_per_second_per_device": samples / world_size(),
+            "peak_memory_gb": peak_memory(pl_module.device) / 1e9,
+            "eta_hours": remaining / 3600,
+        }
+        if self.flops is not None and self.peak is not None:
+            speed["mfu_percent"] = 100 * self.flops * samples / world_size() / self.peak
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, DataModule):
+            speed["data_wait_percent"] = 100 * (data.waited - self.last_waited) / seconds
+            self.last_waited = data.waited
+        self.last_time, self.last_step = now, step
+        return {f"speed/{key}": value for key, value in speed.items()}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.write(trainer, pl_module)
+
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs and shows what was measured last, once."""
+        assert isinstance(pl_module, Pretrainer)
+        if self.measured is None:
+            return
+        measured, self.measured = self.measured, None
+        logged = {**measured.figures.read(), **measured.known}
+        log(trainer, logged, measured.step)
+        if trainer.is_global_zero:
+            self.line.show(measured.step, pl_module.schedule.total_steps, logged)
+
+
+def log(trainer: pl.Trainer, metrics: Mapping[str, float | int], step: int) -> None:
+    """Figures of a step to all loggers."""
+    send(trainer, step, lambda logger: logger.log_metrics(dict(metrics), step))
+
+
+def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) -> None:
+    """To all loggers; one that fails is named and dropped, but for the CSV file, which every run must have."""
+    for logger in list(trainer.loggers):
+        try:
+            to_logger(logger)
+        except Exception as error:
+            if isinstance(logger, CsvLogger):
+                raise
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
+            sys.stderr.write(f"\nlogger {type(logger).__name__} failed at step {step} and is dropped: {error}\n")
+
+
+def samples_seen(trainer: pl.Trainer, step: int) -> dict[str, int]:
+    """The x-axis on which runs with different batch sizes compare."""
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return {"samples_seen": step * data.order.global_batch_size} if isinstance(data, DataModule) else {}

@@ -1,9 +1,0 @@
-"""What the configs say, for tests that need the published numbers."""
-
-from openslip.config import build, compose_config
-from openslip.data.augment import SimCLRAugment
-
-
-def simclr_augment() -> SimCLRAugment:
-    """With the published strengths."""
-    return build(compose_config("train", [])[0]["views"]["strong"]["augment"])

@@ -1,0 +1,115 @@
+"""What goes wrong in a run, at a step that the environment names, because a run's config tells it from others."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from openslip.data.image.crop import EvalTransform
+from openslip.data.source import Source
+from openslip.evaluation.evaluation import Evaluation, labelled_batches
+from openslip.objectives.slip import SLIP
+from openslip.training import checkpoint_io
+
+
+def here(kind: str, step: int) -> bool:
+    """`DISTURB="signal 7 0"`: the kind, at that step, on that rank; `DISTURB="nan 3-5 1"` from step to step."""
+    wanted, steps, rank = os.environ.get("DISTURB", "none 0 0").split()
+    first, _, last = steps.partition("-")
+    in_time = int(first) <= step <= int(last or first)
+    return wanted == kind and in_time and rank in ("all", os.environ.get("RANK", "0"))
+
+
+class Disturb(pl.Callback):
+    """`signal`, `kill_worker`, or `stuck`, in a step, or `stuck_setup`, `stuck_save`.
+
+    `STEPS_MADE` names a file that gets a byte for every step; `RECORD` begins the name of one for each rank, which
+    gets the samples of every step and a hash of the weights after it.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if "IMPATIENT" in os.environ:  # a disk that is full in a test stays so
+            checkpoint_io.PAUSES = (0.1, 0.1)
+        if here("stuck_setup", 0):
+            time.sleep(1000)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        step = pl_module.step + 1
+        if here("signal", step):
+            sys.stderr.write(f"signal at {time.monotonic()}\n")
+            os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGTERM)))
+        if here("stuck", step):
+            time.sleep(1000)
+        if here("kill_worker", step):
+            workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            os.kill(int(workers[0]), signal.SIGKILL)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if "STEPS_MADE" in os.environ:
+            with Path(os.environ["STEPS_MADE"]).open("ab") as file:
+                file.write(b".")
+        if "RECORD" in os.environ:
+            digest = hashlib.sha256()
+            for tensor in pl_module.state_dict().values():
+                digest.update(tensor.numpy().tobytes())
+            line = {"step": pl_module.step, "samples": batch["index"].tolist(), "weights": digest.hexdigest()}
+            with Path(f"{os.environ['RECORD']}-rank{os.environ.get('RANK', '0')}").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if here("stuck_save", pl_module.step):
+            time.sleep(1000)
+
+
+class LongEvaluation(Evaluation):
+    """Goes through its batches as every evaluation does; `evaluation` or `stuck_evaluation` in one of them."""
+
+    def __init__(self, *, source: Source, transform: EvalTransform) -> None:
+        self.source, self.transform = source, transform
+        self.arrays = {}
+
+    def run(self, model: Any, device: torch.device) -> dict[str, float]:
+        total = 0.0
+        batches = labelled_batches(self.source, self.transform, batch_size=8, num_workers=0, device=device)
+        for number, (image, _) in enumerate(batches):
+            if here("evaluation", number):
+                os.kill(os.getpid(), signal.SIGTERM)
+            if here("stuck_evaluation", number):
+                time.sleep(1000)
+            total += float(image.double().sum())
+        return {"sum": total}
+
+    def headline(self, figures: dict[str, float]) -> str:
+        return f"sum {figures['sum']}"
+
+
+class NaN(SLIP):
+    """`nan`: the loss of one rank is not finite, although its gradients would be."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.step = 0
+
+    def loss(self, model: Any, features: dict[str, torch.Tensor], /) -> dict[str, torch.Tensor]:
+        terms = super().loss(model, features)
+        self.step += 1
+        if here("nan", self.step):
+            terms["loss"] = terms["loss"] + torch.nan
+        return terms
+
+
+class Float64(SLIP):
+    """The same in float64, where rounding is too small to be mistaken for a difference."""
+
+    def setup(self, model: Any) -> None:
+        super().setup(model)
+        model.double()
+        self.double()
+        model.image_tower.register_forward_pre_hook(lambda tower, arguments: (arguments[0].double(),))

@@ -1,0 +1,218 @@
+"""What the tests run on two ranks."""
+
+from typing import Any
+
+import open_clip.loss
+import torch
+import torch.distributed as dist
+from data_modules import data_module
+from pretraining import pretrainer
+from small_models import small_batch, small_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from openslip.data.sources.shards import ShardSource
+from openslip.distributed import gather
+from openslip.errors import DataError, UserError
+from openslip.objectives.clip import clip_loss
+from openslip.objectives.objective import Objective
+from openslip.objectives.simclr import nt_xent
+from openslip.training.callbacks.finite import Finite
+from openslip.training.logging.late import LateFigures
+from openslip.training.microbatch import loss_in_slices
+from openslip.training.towers import prepare_towers
+from openslip.verify.split_step import in_tiles
+
+
+def rank_slice(x: Tensor) -> Tensor:
+    if not dist.is_initialized():
+        return x
+    return x.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+    return x
+
+
+def step_gradients(
+    method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int], towers: dict | None = None
+) -> dict[str, Tensor]:
+    """Loss, gradients (averaged over ranks as DDP does) and running statistics of one step."""
+    model, objective = small_model(method, gather_with_grad=gather_with_grad)
+    prepare_towers(model, towers or {})
+    batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
+    terms = loss_in_slices(objective, model, batch, slice_sizes)
+    terms["loss"].backward()
+    found = {f"term.{name}": mean_over_ranks(term.detach().clone()) for name, term in terms.items()}
+    for part, module in (("model", model), ("objective", objective)):
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                assert parameter.grad is None, name
+                continue
+            assert parameter.grad is not None, name
+            found[f"gradient.{part}.{name}"] = mean_over_ranks(parameter.grad)
+        for name, buffer in module.named_buffers():
+            found[f"buffer.{part}.{name}"] = buffer
+    return found
+
+
+def step_gradients_in_tiles(tile: int | None, *arguments: Any) -> dict[str, Tensor]:
+    """Of `step_gradients`, with its losses in tiles."""
+    with in_tiles(tile):
+        return step_gradients(*arguments)
+
+
+def state_after(
+    num_steps: int, tile: int | None, method: str, gather_with_grad: bool, global_batch: int, slice_sizes: list[int]
+) -> dict[str, Tensor]:
+    """Weights and statistics after some steps of AdamW, gradients averaged over ranks as DDP does."""
+    model, objective = small_model(method, gather_with_grad=gather_with_grad)
+    parameters = [*model.parameters(), *objective.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
+    with in_tiles(tile):
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            loss_in_slices(objective, model, batch, slice_sizes)["loss"].backward()
+            for parameter in parameters:
+                assert parameter.grad is not None
+                mean_over_ranks(parameter.grad)
+            optimizer.step()
+            objective.after_step(model)
+    state = {**model.state_dict(prefix="model."), **objective.state_dict(prefix="objective.")}
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+class Stepped(nn.Module):
+    """What DDP wraps: the loss of a batch in slices."""
+
+    def __init__(self, model: nn.Module, objective: Objective, slice_sizes: list[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.slice_sizes = slice_sizes
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return loss_in_slices(self.objective, self.model, batch, self.slice_sizes)["loss"]
+
+
+def ddp_gradients(method: str, global_batch: int, slice_sizes: list[int], towers: dict) -> dict[str, Tensor]:
+    """Gradients as DDP reduces them."""
+    model, objective = small_model(method)
+    prepare_towers(model, towers)
+    wrapped = DistributedDataParallel(Stepped(model, objective, slice_sizes), broadcast_buffers=False)
+    wrapped({key: rank_slice(value) for key, value in small_batch(global_batch).items()}).backward()
+    return {
+        f"gradient.{name}": parameter.grad
+        for name, parameter in wrapped.module.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def clip_loss_and_gradients(
+    image: Tensor, text: Tensor, gather_with_grad: bool, tile: int | None = None
+) -> tuple[Tensor, ...]:
+    """Ours: the mean loss, the gradients of this rank's features and of the scale, and the mean accuracy."""
+    image, text = rank_slice(image).clone().requires_grad_(), rank_slice(text).clone().requires_grad_()
+    scale = torch.tensor(14.3, dtype=image.dtype, requires_grad=True)
+    with in_tiles(tile):
+        loss, accuracy = clip_loss(image, text, scale, gather_with_grad=gather_with_grad)
+        loss.backward()
+    assert image.grad is not None
+    assert text.grad is not None
+    assert scale.grad is not None
+    return (
+        mean_over_ranks(loss.detach().clone()),
+        image.grad,
+        text.grad,
+        mean_over_ranks(scale.grad),
+        mean_over_ranks(accuracy),
+    )
+
+
+def open_clip_loss_and_gradients(image: Tensor, text: Tensor, gather_with_grad: bool) -> tuple[Tensor, ...]:
+    """open_clip's, with its flags for the same function."""
+    image, text = rank_slice(image).clone().requires_grad_(), rank_slice(text).clone().requires_grad_()
+    scale = torch.tensor(14.3, dtype=image.dtype, requires_grad=True)
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    loss_function = open_clip.loss.ClipLoss(
+        local_loss=True, gather_with_grad=gather_with_grad, rank=rank, world_size=world
+    )
+    unit_image = torch.nn.functional.normalize(image, dim=-1)
+    unit_text = torch.nn.functional.normalize(text, dim=-1)
+    loss = loss_function(unit_image, unit_text, scale)
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    assert image.grad is not None
+    assert text.grad is not None
+    assert scale.grad is not None
+    return mean_over_ranks(loss.detach().clone()), image.grad, text.grad, mean_over_ranks(scale.grad)
+
+
+def nt_xent_and_gradients(z1: Tensor, z2: Tensor, tile: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean loss, the gradients of this rank's views, and the mean accuracy."""
+    z1, z2 = rank_slice(z1).clone().requires_grad_(), rank_slice(z2).clone().requires_grad_()
+    with in_tiles(tile):
+        loss, accuracy = nt_xent(z1, z2, 0.1)
+        loss.backward()
+    assert z1.grad is not None
+    assert z2.grad is not None
+    return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad, mean_over_ranks(accuracy)
+
+
+def refuses_a_tower_that_mixes_samples() -> bool:
+    model, objective = small_model("clip")
+    model.image_tower.mixes_samples = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    batch = {key: rank_slice(value) for key, value in small_batch(4).items()}
+    try:
+        loss_in_slices(objective, model, batch, [2])
+    except UserError as error:
+        return "trainer.devices" in str(error)
+    return False
+
+
+def bad_samples_of_an_epoch(folder: str, budget: float) -> str:
+    """What ends an epoch over shards with damaged pictures on this rank, or nothing."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    source = ShardSource(shards=folder, require="caption")
+    datamodule = data_module(source, tokenizer=None, global_batch_size=6, bad_sample_budget=budget)
+    datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
+    try:
+        for batch in datamodule.train_dataloader():
+            datamodule.on_after_batch_transfer(batch, 0)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def gradient_beside_a_gather() -> Tensor:
+    """Of `y` in the sum of (gather(x) + 3 y)^2, where both terms are given one and the same gradient tensor."""
+    x = torch.ones(1, 2, requires_grad=True)
+    y = torch.zeros(dist.get_world_size(), 2, requires_grad=True)
+    (gather(x, with_grad=True) + 3 * y).square().sum().backward()
+    assert y.grad is not None
+    return y.grad
+
+
+def skipped_under_a_scaler() -> list[bool]:
+    """Of three steps, in whose second the loss of the second rank is not finite."""
+    finite = Finite(stop_after=10)
+    finite.scaled = True
+    found = []
+    for bad_rank in (None, 1, None):
+        module = pretrainer("clip", steps=1)
+        module.terms = {"loss": torch.tensor(torch.nan if dist.get_rank() == bad_rank else 1.0)}
+        trainer: Any = None  # it is asked nothing
+        finite.on_before_optimizer_step(trainer, module, torch.optim.SGD(module.parameters()))
+        assert module.skipped is not None
+        found.append(bool(module.skipped))
+    return found
+
+
+def late_figures() -> dict[str, float]:
+    rank = dist.get_rank()
+    return LateFigures({"loss": torch.tensor(1.0 + rank), "acc": torch.tensor(50.0 * rank)}).read()
