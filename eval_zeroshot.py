@@ -3,7 +3,7 @@
 import sys
 
 from openslip.commands.eval import main
-from openslip.config.compose import run_entry_point
+from openslip.errors import run_entry_point
 
 if __name__ == "__main__":
     sys.exit(run_entry_point(main, sys.argv[1:]))

@@ -7,6 +7,6 @@ from openslip import signals
 if __name__ == "__main__":
     signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
     from openslip.commands.train import main
-    from openslip.config.compose import run_entry_point
+    from openslip.errors import run_entry_point
 
     sys.exit(run_entry_point(main, sys.argv[1:]))

@@ -37,7 +37,8 @@ from rates import Rates, Row, Work, show, write_json
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_pil_image
 
-from openslip.config.compose import build, compose_config
+from openslip.config.build import build
+from openslip.config.compose import compose_config
 from openslip.data.datamodule import DataModule
 from openslip.data.image.augment import Augment
 from openslip.data.image.crop import View

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from openslip.config.compose import build, compose_config
+from openslip.config.build import build
+from openslip.config.compose import compose_config
 from openslip.models.attention import fused_is_fastest, varlen_is_possible
 from openslip.optim import param_groups
 from openslip.text.clip_bpe import text_lengths

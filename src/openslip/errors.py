@@ -1,4 +1,8 @@
-"""The errors a user can cause and mend: entry points print the message alone and leave with its exit code."""
+"""Errors that a user can cause and fix: entry points print the message alone and leave with its exit code."""
+
+import sys
+import traceback
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -23,3 +27,26 @@ class CheckpointError(UserError):
     """A checkpoint cannot be written, or none can be read."""
 
     exit_code = 5
+
+
+def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    """Run an entry point: a user's mistake is one line and its exit code; debug=true shows the traceback."""
+    try:
+        return main([word for word in arguments if word not in ("debug=true", "debug=false")]) or 0
+    except UserError as error:
+        if "debug=true" in arguments:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except Exception as error:
+        if "debug=true" in arguments:
+            traceback.print_exc()
+            return 1
+        sys.stderr.write(f"error: {type(error).__name__}: {first_line(error)} (debug=true shows the traceback)\n")
+        return 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""`python -m openslip.commands.sweep` on this machine: ranks of its runs, runs that fail, and signals."""
+"""`openslip sweep` on this machine: ranks of its runs, runs that fail, and signals."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ SHORT = [
 
 def start(place: Path, *settings: str) -> subprocess.Popen:
     with (place / "log").open("w") as log:
-        command = [sys.executable, "-m", "openslip.commands.sweep", *SHORT, *settings]
+        command = [sys.executable, "-m", "openslip", "sweep", *SHORT, *settings]
         return subprocess.Popen(command, cwd=place, stdout=log, stderr=log)
 
 

@@ -157,7 +157,7 @@ def test_a_traceback_only_with_debug(workplace: Path):
 
 def test_a_sweep_makes_one_run_for_each_combination(workplace: Path):
     sweep = [*SHORT, "trainer.max_steps=2", "evaluation=none", "seed=3,4", "runs_dir=swept"]
-    command = [sys.executable, "-m", "openslip.commands.sweep", *sweep]
+    command = [sys.executable, "-m", "openslip", "sweep", *sweep]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     configs = [yaml.safe_load(path.read_text()) for path in (workplace / "swept").glob("*/config.yaml")]

@@ -23,7 +23,7 @@ def test_the_wheel_trains_and_predicts_outside_the_clone(tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
 
     def openslip(*arguments: str) -> str:
-        command = [sys.executable, "-m", "openslip.commands.main", *arguments]
+        command = [sys.executable, "-m", "openslip", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -11,7 +11,7 @@ from shard_files import jpeg
 from small_disk import remount, tmpfs  # noqa: F401
 from trainings import RUN, Training, assert_ended_as, newest, steps_saved, two_ranks
 
-from openslip.commands.main import run as openslip
+from openslip.__main__ import run as openslip
 from openslip.durable import Hashing
 from openslip.inference.checkpoint import read
 from openslip.run.checkpoints import file_name, finish, newest_whole

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from openslip.config.compose import build, compose_config, config_folder
+from openslip.config.build import build
+from openslip.config.compose import compose_config
+from openslip.config.defaults import config_folder
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.objective import Objective

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from openslip.commands.main import run
+from openslip.__main__ import run
+from openslip.config.build import build_parts
 from openslip.config.compose import compose_config
-from openslip.config.parts import build_parts
 from openslip.plan import amount, curve, hours, number_of_devices, number_of_samples, values
 from openslip.training.sizing.cost import StepCost, StepMemory
 
@@ -21,7 +21,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.chdir(folder)
         patch.setenv("OPENSLIP_DATA", str(folder / "nowhere"))
         lines: list[str] = []
-        patch.setattr("openslip.plan.say", lambda *said: lines.extend(said))
+        patch.setattr("openslip.commands.plan.say", lambda *said: lines.extend(said))
         assert run(["plan", "data=cc3m", "trainer.precision=32-true", "trainer=cpu", "optim.ema_decay=0.99"]) == 0
         assert not list(folder.iterdir())
     return "\n".join(lines)

@@ -8,8 +8,8 @@ import torch
 from shard_files import write_pairs
 from trainings import SMALL, Training
 
+from openslip.config.build import build_parts, load_tower_weights
 from openslip.config.compose import compose_config
-from openslip.config.parts import build_parts, load_tower_weights
 from openslip.errors import UserError
 from openslip.inference.checkpoint import build_model, read, write
 from openslip.run.checkpoints import newest_whole

@@ -8,7 +8,7 @@ import torch
 from small_models import METHODS, small_batch, small_model
 from torch import Tensor, nn
 
-from openslip.commands.main import main
+from openslip.__main__ import main
 from openslip.errors import UserError
 from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective

@@ -175,7 +175,7 @@ def test_a_sweep_submits_one_job_for_each_combination(cluster: Cluster, place: P
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason='pip install "openslip[slurm]" brings it')
     settings = in_place(place, "trainer.max_steps=5", "trainer=slurm", "seed=0,1")
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
-    cluster.run(sys.executable, "-m", "openslip.commands.sweep", *settings, *launcher)
+    cluster.run(sys.executable, "-m", "openslip", "sweep", *settings, *launcher)
     runs = [path.parent for path in (place / "runs").glob("*/result.json")]
     assert len({weights_hash(run) for run in runs}) == 2
 
@@ -184,7 +184,7 @@ def test_a_job_of_a_sweep_that_is_signalled_saves_and_goes_on(cluster: Cluster, 
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason='pip install "openslip[slurm]" brings it')
     settings = in_place(place, *SLOW, "trainer.max_steps=60", "trainer=slurm", "name=swept", "seed=0")
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
-    command = [sys.executable, "-m", "openslip.commands.sweep", *settings, *launcher]
+    command = [sys.executable, "-m", "openslip", "sweep", *settings, *launcher]
     with (place / "job-0.out").open("w") as log:
         sweep = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=log, stderr=log)
     run = place / "runs" / "swept"

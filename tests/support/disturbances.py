@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from openslip.data.image.crop import EvalTransform
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
 from openslip.evaluation.evaluation import Evaluation, labelled_batches
 from openslip.objectives.slip import SLIP

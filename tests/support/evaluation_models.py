@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from openslip.data.image.crop import EvalTransform
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Sample, Source
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.knn import KNN

@@ -1,6 +1,7 @@
 """What the configs say, for tests that need the published numbers."""
 
-from openslip.config.compose import build, compose_config
+from openslip.config.build import build
+from openslip.config.compose import compose_config
 from openslip.data.image.augment import SimCLRAugment
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from openslip import signals
 from openslip.commands.train import main
-from openslip.config.compose import run_entry_point
+from openslip.errors import run_entry_point
 from openslip.inference.checkpoint import read
 from openslip.run.checkpoints import newest_whole, saved
 
@@ -44,7 +44,7 @@ EVALUATED = [
     ),
     *(
         "+evaluation.long.source.require=label",
-        "+evaluation.long.transform._target_=openslip.data.image.crop.EvalTransform",
+        "+evaluation.long.transform._target_=openslip.data.image.eval_transform.EvalTransform",
     ),
     "+evaluation.long.transform={size: 32, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
 ]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from openslip import __version__
-from openslip.commands.main import COMMANDS, main, run
+from openslip.__main__ import commands, main, run
 from openslip.inference.checkpoint import build_model, write
 from openslip.text.clip_bpe import Tokenizer
 
@@ -63,7 +63,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_help_and_version_need_no_torch():
     for argument in ("--help", "--version"):
         code = (
-            "import sys; from openslip.commands.main import run; assert run([sys.argv[1]]) == 0; "
+            "import sys; from openslip.__main__ import run; assert run([sys.argv[1]]) == 0; "
             "assert not {'torch', 'timm', 'hydra', 'numpy'} & set(sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=False)
@@ -73,8 +73,19 @@ def test_help_and_version_need_no_torch():
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert run([]) == 0
     printed = capsys.readouterr().out
-    assert set(COMMANDS) == {"train", "eval", "data", "predict", "strip", "verify", "plan", "report", "doctor"}
-    assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in COMMANDS)
+    assert set(commands()) == {
+        "train",
+        "eval",
+        "data",
+        "predict",
+        "strip",
+        "verify",
+        "plan",
+        "report",
+        "doctor",
+        "sweep",
+    }
+    assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in commands())
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from shard_files import jpeg, write_pairs
 
+from openslip.__main__ import run
 from openslip.commands.data import layout_options
-from openslip.commands.main import run
 from openslip.data.convert import descriptions
 
 
@@ -104,9 +104,7 @@ def test_every_layout_tells_its_options(layout: str, capsys: pytest.CaptureFixtu
 
 
 def test_help_needs_no_torch():
-    script = (
-        "import sys; from openslip.commands.main import run; run(['data', '--help']); assert 'torch' not in sys.modules"
-    )
+    script = "import sys; from openslip.__main__ import run; run(['data', '--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "contact-sheet" in done.stdout

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from openslip.commands import train
-from openslip.commands.train import check_root_values, main, planned_schedule
+from openslip.commands.train import main, planned_schedule
+from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.run.folder import run_name

@@ -11,8 +11,9 @@ from PIL import Image
 from published import simclr_augment
 
 from openslip.data.image.augment import Augment, normalise
-from openslip.data.image.crop import EvalTransform, View, random_box
+from openslip.data.image.crop import View, random_box
 from openslip.data.image.decode import PillowDecoder
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 
 T: Any = torchvision.transforms  # its types know of tensors only

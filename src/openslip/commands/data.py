@@ -1,4 +1,4 @@
-"""`openslip data index | check | convert`."""
+"""Convert, index and check datasets: openslip data convert | index | check."""
 
 import argparse
 import difflib
@@ -17,21 +17,15 @@ TARGET = (
 )
 
 
-def show_commands(program: str, commands: dict[str, str]) -> None:
-    """What `--help` alone prints."""
-    print(f"usage: {program} COMMAND ...\n")
-    for name, purpose in commands.items():
-        print(f"  {name:8} {purpose}")
-    print(f"\n{program} COMMAND --help says more.")
-
-
-def data(arguments: list[str]) -> int:
-    """One of the data commands."""
+def main(arguments: list[str]) -> int:
+    """Run one of the data commands."""
     from openslip.errors import UserError
 
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        show_commands("openslip data", COMMANDS)
+        print("usage: openslip data COMMAND ...\n")
+        print("\n".join(f"  {name:8} {purpose}" for name, purpose in COMMANDS.items()))
+        print("\nopenslip data COMMAND --help says more.")
         return 0
     commands = {"convert": convert, "index": index, "check": check}
     if command not in commands:
@@ -148,7 +142,8 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
     options = parser.parse_args(arguments)
 
-    from openslip.config.compose import build, compose_config
+    from openslip.config.build import build
+    from openslip.config.compose import compose_config
     from openslip.data.check import check as check_source
 
     source = open_source(options.target, options.require)
@@ -188,7 +183,9 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
 
 def open_source(target: list[str], require: str) -> Any:
     """The source of a data config, or of shards named by path."""
-    from openslip.config.compose import build, compose_config, config_folder
+    from openslip.config.build import build
+    from openslip.config.compose import compose_config
+    from openslip.config.defaults import config_folder
     from openslip.data.sources.shards import ShardSource
     from openslip.errors import UserError
 

@@ -1,5 +1,6 @@
-"""What may be wrong with a machine or its runs before hours of training find out; looks, and changes nothing."""
+"""Find what may be wrong with this machine, its runs and their checkpoints, or a dataset; changes nothing."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from openslip.commands.data import TARGET, add_requirement, open_source
 from openslip.run.checkpoints import damage, saved
 
 FREE_DISK = 20e9  # bytes: three ViT-L checkpoints with their optimizer
@@ -29,6 +31,24 @@ class Finding(NamedTuple):
         return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}" + (
             f": {self.advice}" if self.advice else ""
         )
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line per finding, with what to do about it."""
+    parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
+    parser.add_argument("collection", nargs="*", help=f"{TARGET}; scanned if it has no index yet")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs")
+    add_requirement(parser)
+    options = parser.parse_args(arguments)
+
+    for finding in examine(options.runs):
+        print(finding.line())
+    if options.collection:
+        source = open_source(options.collection, options.require)
+        print(f"{'ok':8}{'collection':16}{len(source)} samples, indexed")
+        for problem in source.problems:
+            print(f"{'warning':8}{'collection':16}left out: {problem}")
+    return 0
 
 
 def examine(runs_folder: Path) -> list[Finding]:

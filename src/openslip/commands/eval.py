@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from openslip.config.compose import build, compose_config
+from openslip.config.build import build
+from openslip.config.compose import compose_config
 from openslip.inference.predict import load
 
 

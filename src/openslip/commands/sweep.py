@@ -1,4 +1,4 @@
-"""`openslip sweep model=clip_tiny,slip_tiny seed=0,1 hydra/launcher=submitit_slurm`: one run per combination.
+"""One run per combination of settings: openslip sweep model=clip_tiny,slip_tiny seed=0,1 hydra/launcher=submitit_slurm.
 
 Hydra's own multirun, so that its sweepers and launchers work as they are; each of its jobs is `openslip train` with the
 settings of its combination, in a process of its own: ranks that Lightning starts repeat the command of their process.
@@ -14,15 +14,22 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from openslip import signals
-from openslip.config.compose import config_folder
+from openslip.config.defaults import config_folder
+
+
+def main(arguments: list[str]) -> None:
+    """Run Hydra's multirun with these words."""
+    # Said here and not by the config, with which a mistake in another setting is reported as the lack of it.
+    sys.argv = ["openslip sweep", "--multirun", *arguments]
+    combination()
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="sweep")
-def main(config: DictConfig) -> None:
+def combination(config: DictConfig) -> None:
     """Trains one combination; `config` is not used, because the run composes its own as on the command line."""
     job = HydraConfig.get()
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
-    command = [sys.executable, "-m", "openslip.commands.main", "train", *job.overrides.task]
+    command = [sys.executable, "-m", "openslip", "train", *job.overrides.task]
     code = run([*command, *(f"--config-dir={folder}" for folder in folders)])
     if code == signals.EXIT_CODE or -code in signals.STOPPING:
         sys.exit(signals.EXIT_CODE)  # whoever stops a run stops the sweep
@@ -40,8 +47,3 @@ def run(command: list[str]) -> int:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return code
-
-
-if __name__ == "__main__":
-    sys.argv.insert(1, "--multirun")  # told by the config, a mistake in another setting is reported as the lack of it
-    main()

@@ -9,11 +9,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from openslip.config.compose import build, compose_config, first_line
-from openslip.config.parts import build_parts, load_tower_weights
-from openslip.data.image.crop import EvalTransform
-from openslip.errors import UserError
-from openslip.numbers import is_number, is_whole
+from openslip.config.build import build, build_parts, load_tower_weights
+from openslip.config.check import NO_FSDP, check_root_values
+from openslip.config.compose import compose_config
+from openslip.data.image.eval_transform import EvalTransform
+from openslip.errors import UserError, first_line
 from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.run import watchdog
@@ -31,8 +31,6 @@ from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.example import example_batch
 from openslip.training.sizing.micro_batch_size import ChooseSlices
 from openslip.training.slurm_tasks import check_tasks
-
-NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
 
 
 def main(arguments: list[str]) -> None:
@@ -215,43 +213,6 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
         else:
             started.append(logger)
     return started
-
-
-def check_root_values(config: dict[str, Any]) -> None:
-    """The root's plain values, before anything is built from them."""
-    for key in ("global_batch_size", "image_size"):
-        if not is_whole(config[key]) or config[key] < 1:
-            raise UserError(f"{key}={config[key]}: expected a whole number of at least 1, e.g. {key}=64")
-    micro = config["micro_batch_size"]
-    if micro not in (None, "auto") and (not is_whole(micro) or micro < 1):
-        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, auto, or null for one slice")
-    if not isinstance(config["tf32"], bool):
-        raise UserError(f"tf32={config['tf32']}: expected true or false")
-    if not is_whole(config["seed"]) or config["seed"] < 0:
-        raise UserError(f"seed={config['seed']}: expected a whole number of at least 0, e.g. seed=0")
-    trainer = config["trainer"]
-    for key, value in (("max_steps", trainer["max_steps"]), ("max_epochs", trainer["max_epochs"])):
-        if value is not None and (not is_whole(value) or value < 1):
-            raise UserError(f"trainer.{key}={value}: expected a whole number of at least 1, or null")
-    for name, callback in config["callbacks"].items():
-        for key, value in callback.items():
-            if key.startswith("every_n_") and (not is_whole(value) or value < 1):
-                raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
-    for phase, seconds in config["watchdog"].items():
-        if not is_number(seconds) or seconds <= 0:
-            raise UserError(f"watchdog.{phase}={seconds}: expected seconds, e.g. watchdog.{phase}=3600")
-    share = config["plan"]["utilisation"]
-    if not is_number(share) or not 0 < share <= 1:
-        raise UserError(f"plan.utilisation={share}: expected a share of the peak, e.g. plan.utilisation=0.4")
-    if "fsdp" in str(trainer["strategy"]).lower():
-        raise UserError(f"trainer.strategy={trainer['strategy']}: {NO_FSDP}")
-    optim = config["optim"]
-    for key, low, high in (("layer_decay", 0, 1), ("ema_decay", 0, 1), ("clip_norm", 0, float("inf"))):
-        value = optim[key]
-        if value is not None and (not is_number(value) or not low < value < high):
-            raise UserError(f"optim.{key}={value}: expected a number between {low} and {high}, or null")
-    if config["resume"] not in ("auto", "never"):
-        raise UserError(f"resume={config['resume']}: expected auto or never")
 
 
 def chosen(choices: dict[str, str]) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from openslip import signals
-from openslip.data.image.crop import EvalTransform
 from openslip.data.image.decode import open_image
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
 from openslip.distributed import any_rank, gather, rank, world_size
 from openslip.errors import UserError

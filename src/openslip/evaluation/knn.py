@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from openslip.data.image.crop import EvalTransform
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches, top1_line

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from openslip.data.image.crop import EvalTransform
 from openslip.data.image.decode import open_image
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import evaluating
 from openslip.inference.checkpoint import build_model, checkpoint_file, read, write

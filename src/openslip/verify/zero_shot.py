@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openslip.data.image.crop import EvalTransform
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.inference.formats import slip
 from openslip.inference.prompts import class_embeddings
 from openslip.models.dual_encoder import DualEncoder

@@ -1,12 +1,11 @@
-"""Pictures to tensors: the random crops of training, and the one deterministic transform of evaluation."""
+"""The random crops of training, and what becomes of them on the training device."""
 
 import math
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
-from PIL import Image
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from openslip.data.image.augment import Augment, normalise
@@ -86,28 +85,3 @@ def random_box(width: int, height: int, scale: tuple[float, float], rng: np.rand
     crop_height = min(height, round(width * 4 / 3))
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
-
-
-class EvalTransform:
-    """Short side to `size` (bilinear, antialiased), centre crop, normalise; equal to torchvision's four transforms."""
-
-    def __init__(self, *, size: int, mean: list[float], std: list[float]) -> None:
-        self.size = size
-        self.mean = mean
-        self.std = std
-        self._mean = torch.tensor(mean).view(3, 1, 1)
-        self._std = torch.tensor(std).view(3, 1, 1)
-
-    def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
-        width, height = image.size
-        short = min(width, height)
-        width, height = int(self.size * width / short), int(self.size * height / short)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        image = image.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return pixels.float().div_(255).sub_(self._mean).div_(self._std).contiguous()
-
-    def settings(self) -> dict[str, int | list[float]]:
-        """The constructor's arguments, plain, for checkpoints."""
-        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}

@@ -1,17 +1,30 @@
-"""What a training config describes, built: model, objective, and what their batches are made of."""
+"""What a config describes, built: any `_target_`, and the parts of a training step."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from torch import nn
 
-from openslip.config.compose import build
+from openslip.config.explain import full_key
 from openslip.data.image.crop import View
-from openslip.errors import UserError
+from openslip.errors import UserError, first_line
 from openslip.inference.predict import load
 from openslip.objectives.objective import Objective
 from openslip.text.clip_bpe import Tokenizer
 from openslip.training.towers import prepare_towers
+
+
+def build(config: dict[str, Any], **extra: Any) -> Any:
+    """The object whose `_target_` a config names; its mistakes name the key."""
+    try:
+        return instantiate(config, _convert_="all", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(f"{config.get('_target_')}: {first_line(cause or error)}{full_key(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""`openslip COMMAND`: finds `commands/COMMAND.py` by its name, and imports nothing slow before that."""
+
+import ast
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+from openslip import __version__, signals
+from openslip.errors import run_entry_point
+
+HYDRA = ("train", "eval", "plan")  # commands whose arguments are settings
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code; a user's mistake is one line and 1."""
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        show_commands("openslip", commands())
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command not in commands():
+        near = difflib.get_close_matches(command, commands(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(commands())}"
+        print(f"error: unknown command {command}; {hint}", file=sys.stderr)
+        return 1
+    if command in HYDRA and {"-h", "--help"} & set(rest):
+        print(f"usage: openslip {command} [KEY=VALUE ...] [--config-dir DIR] [debug=true]\n\n{commands()[command]}")
+        print("Every key and its meaning: configs/train.yaml and configs/eval.yaml, or the README.")
+        return 0
+    if command == "train":
+        signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
+    entry = importlib.import_module(f"openslip.commands.{command}").main
+    try:
+        return run_entry_point(entry, rest)
+    except SystemExit as stop:  # argparse has said what is wrong
+        return 1 if stop.code == 2 else int(stop.code or 0)
+
+
+def commands() -> dict[str, str]:
+    """Each command with the first line of its file's docstring; imports none of them."""
+    files = sorted((Path(__file__).parent / "commands").glob("[a-z]*.py"))
+    return {
+        path.stem: (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0] for path in files
+    }
+
+
+def show_commands(program: str, commands: dict[str, str]) -> None:
+    """Print what `--help` alone shows."""
+    print(f"usage: {program} COMMAND ...\n")
+    for name, purpose in commands.items():
+        print(f"  {name:8} {purpose}")
+    print(f"\n{program} COMMAND --help says more.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What a run will cost: openslip plan model=slip_vitb16 data=yfcc15m."""
+
+from pathlib import Path
+
+import torch
+
+from openslip.commands.train import planned_schedule, say
+from openslip.config.build import build, build_parts
+from openslip.config.check import check_root_values
+from openslip.config.compose import compose_config
+from openslip.data.order import local_batch_size
+from openslip.errors import UserError
+from openslip.plan import (
+    TIMED_SHARE,
+    checkpoints,
+    flops,
+    hours,
+    length,
+    memories,
+    number_of_devices,
+    number_of_samples,
+    parameters,
+    room,
+    values,
+)
+from openslip.training.precision import choose_precision, choose_tf32, on_gpu
+from openslip.training.sizing.cost import StepMemory, measure_step
+from openslip.training.sizing.example import example_batch
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the plan of the run that `openslip train` with the same words would make."""
+    config, _ = compose_config("train", arguments)
+    check_root_values(config)
+    settings = config["trainer"]
+    precision = choose_precision(settings["precision"], settings["accelerator"])
+    choose_tf32(config["tf32"])
+    device = torch.device("cuda" if on_gpu(settings["accelerator"]) else "cpu")
+    local = local_batch_size(config["global_batch_size"], number_of_devices(settings, device))
+    for options in config["towers"].values():
+        options["compile"] = False  # a compiler would be timed, and not the steps
+    samples = number_of_samples(config["data"]["source"])
+    steps_per_epoch = samples // config["global_batch_size"]
+    if not steps_per_epoch:
+        raise UserError(
+            f"global_batch_size={config['global_batch_size']} is more than the collection's {samples} samples: lower it"
+        )
+    schedule = planned_schedule(config, steps_per_epoch)
+    say(*length(config, samples, steps_per_epoch, schedule), "")
+
+    torch.manual_seed(config["seed"])
+    parts = build_parts(config)
+    parts.objective.setup(parts.model)
+    say(*parameters(parts), "")
+    cost = measure_step(
+        parts.model,
+        parts.objective,
+        lambda size: example_batch(parts.views, parts.tokenizer, size),
+        config["global_batch_size"],
+        build(config["optim"]["optimizer"]),
+        precision,
+        device,
+        TIMED_SHARE * room(device),
+    )
+    memory = StepMemory(
+        trained=values(parts, trained=True),
+        locked=values(parts, trained=False),
+        averaged=sum(p.numel() for p in parts.model.parameters()) if config["optim"]["ema_decay"] is not None else 0,
+        pixels=sum(3 * view.size**2 for view in parts.views.values()),
+        activations=cost.activation_bytes,
+    )
+    say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")
+    say(*hours(cost, memory, schedule.total_steps, config, device, precision))

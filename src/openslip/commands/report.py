@@ -1,0 +1,16 @@
+"""Write a run's report page again: openslip report runs/NAME."""
+
+import argparse
+from pathlib import Path
+
+from openslip.report import write_report
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page of a run from what lies in its folder."""
+    parser = argparse.ArgumentParser("openslip report", description=__doc__)
+    parser.add_argument("run", type=Path, help="runs/NAME")
+    options = parser.parse_args(arguments)
+
+    print(write_report(options.run))
+    return 0

@@ -1,0 +1,18 @@
+"""Keep only what inference needs of a checkpoint: openslip strip runs/NAME small.ckpt."""
+
+import argparse
+
+from openslip.inference.predict import strip
+
+
+def main(arguments: list[str]) -> int:
+    """Write a smaller file that predicts the same."""
+    parser = argparse.ArgumentParser("openslip strip", description=__doc__)
+    parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
+    parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
+    options = parser.parse_args(arguments)
+
+    before, after = strip(options.source, options.target, allow=options.allow)
+    print(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
+    return 0

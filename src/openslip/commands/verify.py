@@ -1,0 +1,62 @@
+"""Compare this machine's numbers with recorded ones, or any split of a batch with the whole batch (--splits)."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from openslip.config.build import build, build_parts
+from openslip.config.check import check_root_values
+from openslip.config.compose import compose_config
+from openslip.errors import UserError
+from openslip.training.sizing.example import example_batch
+from openslip.verify import verify
+from openslip.verify import verify_splits as verify_step
+from openslip.verify.split_step import StepParts
+from openslip.verify.splits import GLOBAL_BATCH
+
+
+def main(arguments: list[str]) -> int:
+    """Compare our numbers with recorded ones, or splits of a batch with the whole batch."""
+    if "--splits" in arguments and not {"-h", "--help"} & set(arguments):
+        return verify_splits([word for word in arguments if word != "--splits"])
+    parser = argparse.ArgumentParser(
+        "openslip verify",
+        description=__doc__,
+        epilog="openslip verify --splits [KEY=VALUE ...]: 1 process and 2 ranks x 1, 2 and 5 slices, losses plain and "
+        "in tiles, make the same gradients, statistics and weights with your config, in float64",
+    )
+    parser.add_argument("folder", type=Path, help="recorded figures")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
+    options = parser.parse_args(arguments)
+
+    return verify(options.folder, options.device, options.dtype)
+
+
+def verify_splits(arguments: list[str]) -> int:
+    """Compare splits of a batch with the whole batch, for a training config."""
+    config, _ = compose_config("train", arguments)
+    check_root_values(config)
+    for kind, options in config["towers"].items():
+        if options["compile"] is True:
+            raise UserError(
+                f"towers.{kind}.compile=true: splits are compared in eager code, since compiling changes rounding "
+                "alone; set it to false for this comparison"
+            )
+    torch.manual_seed(config["seed"])
+    parts = build_parts(config)
+    parts.objective.setup(parts.model)
+    lengths = None
+    if parts.tokenizer is not None:
+        lengths = [2 + place % (parts.tokenizer.context_length - 1) for place in range(GLOBAL_BATCH)]
+    batch = example_batch(parts.views, parts.tokenizer, GLOBAL_BATCH, lengths=lengths)
+    optim = config["optim"]
+    step = StepParts(
+        model=parts.model,
+        objective=parts.objective,
+        optimizer=build(optim["optimizer"]),
+        weight_decay=optim["weight_decay"],
+        layer_decay=optim["layer_decay"],
+    )
+    return verify_step(step, batch)
