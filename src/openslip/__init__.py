@@ -1,18 +1,25 @@
 """OpenSLIP trains, reproduces, evaluates and serves the CLIP, SimCLR and SLIP family."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openslip.inference.predict import ZeroShotClassifier, load
+    from openslip.inference.bundle import Bundle
+    from openslip.inference.classifier import ZeroShotClassifier
+    from openslip.inference.load import load
 
-__all__ = ["ZeroShotClassifier", "load"]
+__all__ = ["Bundle", "ZeroShotClassifier", "load"]
 __version__ = "0.1.0"
+
+_HOMES = {"Bundle": "bundle", "ZeroShotClassifier": "classifier", "load": "load"}
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import: only who predicts waits for it
     if name in __all__:
-        from openslip.inference import predict
-
-        return getattr(predict, name)
+        return getattr(importlib.import_module(f"openslip.inference.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'openslip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""`python eval_zeroshot.py` and `openslip eval`: a checkpoint and evaluations -> a table and JSON."""
+"""Evaluate a checkpoint: openslip eval checkpoint=runs/NAME evaluation=imagenet."""
 
 import json
 import sys
@@ -7,35 +7,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from openslip.config.build import build
+from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
-from openslip.inference.predict import load
+from openslip.inference.load import load
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluates a checkpoint with the same objects that training uses; its tokenizer and transform come with it."""
+    """Run the evaluations that training uses; tokenizer and transform come with the checkpoint."""
     config, _ = compose_config("eval", arguments)
-    loaded = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]))
-    transform = loaded.transform.settings()
-    tokenizer = loaded.tokenizer and {"_target_": "openslip.text.clip_bpe.Tokenizer", **loaded.tokenizer.settings()}
-    values = {
-        "image_size": transform["size"],
-        "mean": transform["mean"],
-        "std": transform["std"],
-        "tokenizer": tokenizer,
-    }
-    config, _ = compose_config("eval", arguments, values)
-
+    bundle = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]), format=config["format"])
     results, lines = {}, []
-    for name, evaluation_config in config["evaluation"].items():
-        evaluation = build(evaluation_config)
-        results[name] = evaluation.run(loaded.model, loaded.device)
+    for name, evaluation in build_evaluations(config["evaluation"]).items():
+        results[name] = evaluation.run(bundle)
         lines.append(evaluation.headline(results[name]))
 
     show(results)
     output = Path(config["output"] or default_output(config["checkpoint"], list(results)))
     output.write_text(json.dumps({"checkpoint": str(config["checkpoint"]), "metrics": results}, indent=1) + "\n")
-    sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"figures: {output}"]))
+    sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"metrics: {output}"]))
 
 
 def default_output(checkpoint: str, evaluations: list[str]) -> Path:
@@ -45,7 +34,7 @@ def default_output(checkpoint: str, evaluations: list[str]) -> Path:
 
 
 def show(results: dict[str, dict[str, float]]) -> None:
-    """One row per figure."""
+    """Print one row per metric."""
     table = Table("evaluation", "metric", "value")
     for name, metrics in results.items():
         for metric, value in metrics.items():

@@ -9,6 +9,7 @@ from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.order import local_batch_size
+from openslip.data.view import example_batch
 from openslip.errors import UserError
 from openslip.plan import (
     TIMED_SHARE,
@@ -25,7 +26,6 @@ from openslip.plan import (
 )
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 from openslip.training.sizing.cost import StepMemory, measure_step
-from openslip.training.sizing.example import example_batch
 
 
 def main(arguments: list[str]) -> None:
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     cost = measure_step(
         parts.model,
         parts.objective,
-        lambda size: example_batch(parts.views, parts.tokenizer, size),
+        lambda size: example_batch(parts.views, size),
         config["global_batch_size"],
         build(config["optim"]["optimizer"]),
         precision,
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
         trained=values(parts, trained=True),
         locked=values(parts, trained=False),
         averaged=sum(p.numel() for p in parts.model.parameters()) if config["optim"]["ema_decay"] is not None else 0,
-        pixels=sum(3 * view.size**2 for view in parts.views.values()),
+        pixels=sum(column.nbytes for column in example_batch(parts.views, 1).values()) // 4,
         activations=cost.activation_bytes,
     )
     say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")

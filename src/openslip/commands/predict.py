@@ -3,7 +3,8 @@
 import argparse
 import json
 
-from openslip.inference.predict import ZeroShotClassifier, load
+from openslip.inference.classifier import ZeroShotClassifier
+from openslip.inference.load import load
 from openslip.inference.prompts import read_lines
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from openslip.inference.predict import strip
+from openslip.inference.strip import strip
 
 
 def main(arguments: list[str]) -> int:

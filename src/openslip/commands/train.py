@@ -9,11 +9,14 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from openslip.config.build import build, build_parts, load_tower_weights
+from openslip.config.build import build, build_evaluations, build_parts, load_tower_weights, settled
 from openslip.config.check import NO_FSDP, check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.view import example_batch
 from openslip.errors import UserError, first_line
+from openslip.inference.bundle import Bundle
+from openslip.inference.formats.openslip import describe
 from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.run import watchdog
@@ -28,7 +31,6 @@ from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
-from openslip.training.sizing.example import example_batch
 from openslip.training.sizing.micro_batch_size import ChooseSlices
 from openslip.training.slurm_tasks import check_tasks
 
@@ -40,6 +42,7 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{word}: {NO_FSDP}")
     config, choices = compose_config("train", arguments)
     check_root_values(config)
+    config = settled(config)
     check_tasks(config["trainer"])
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
@@ -62,13 +65,10 @@ def fit(config: dict[str, Any], run: Run) -> None:
     parts = build_parts(config)
     resumed = run.checkpoints if saved(run.checkpoints) else None
     if resumed is None:  # else the run's own checkpoint holds every tower
-        load_tower_weights(parts.model, config["towers"])
+        load_tower_weights(parts.model, config["towers"], tuple(config["allow"]))
     data = build(
         config["data"],
         views=parts.views,
-        tokenizer=parts.tokenizer,
-        mean=config["mean"],
-        std=config["std"],
         global_batch_size=config["global_batch_size"],
         seed=config["seed"],
         bad_samples_file=run.folder / "bad_samples.jsonl",
@@ -82,7 +82,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
             say(f"data: {problem}")
         if data.order.dropped:
             say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
-    evaluations = {name: build(evaluation) for name, evaluation in config["evaluation"].items()}
+    evaluations = build_evaluations(config["evaluation"])
 
     settings = config["trainer"]
     optim = config["optim"]
@@ -90,7 +90,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
     choose_slices = config["micro_batch_size"] == "auto"
-    longest = partial(example_batch, {}, parts.tokenizer)
+    varying = {name: view for name, view in parts.views.items() if view.cost_varies}
+    longest = partial(example_batch, varying)
     pretrainer = Pretrainer(
         model=parts.model,
         objective=parts.objective,
@@ -101,15 +102,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
         ema_decay=optim["ema_decay"],
         schedule=schedule,
         micro_batch_size=None if choose_slices else config["micro_batch_size"],
-        description={
-            "format": 1,
-            "architecture": config["model"],
-            "tokenizer": parts.tokenizer.settings() if parts.tokenizer else None,
-            "transform": transform.settings(),
-        },
+        description=describe(config["model"], parts.tokenizer, transform),
     )
 
-    evaluate = Evaluate(evaluations=evaluations, every_n_epochs=config["evaluate_every_n_epochs"])
+    bundle = partial(Bundle, tokenizer=parts.tokenizer, transform=transform, architecture=config["model"])
+    evaluate = Evaluate(evaluations=evaluations, bundle=bundle, every_n_epochs=config["evaluate_every_n_epochs"])
     loggers = [CsvLogger(run.folder / "metrics.csv"), *start_loggers(config, run)]
     choose_tf32(config["tf32"])
     trainer = build(

@@ -8,8 +8,8 @@ import torch
 from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
+from openslip.data.view import example_batch
 from openslip.errors import UserError
-from openslip.training.sizing.example import example_batch
 from openslip.verify import verify
 from openslip.verify import verify_splits as verify_step
 from openslip.verify.split_step import StepParts
@@ -47,10 +47,7 @@ def verify_splits(arguments: list[str]) -> int:
     torch.manual_seed(config["seed"])
     parts = build_parts(config)
     parts.objective.setup(parts.model)
-    lengths = None
-    if parts.tokenizer is not None:
-        lengths = [2 + place % (parts.tokenizer.context_length - 1) for place in range(GLOBAL_BATCH)]
-    batch = example_batch(parts.views, parts.tokenizer, GLOBAL_BATCH, lengths=lengths)
+    batch = example_batch(parts.views, GLOBAL_BATCH, varied=True)
     optim = config["optim"]
     step = StepParts(
         model=parts.model,

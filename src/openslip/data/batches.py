@@ -1,4 +1,4 @@
-"""A step's samples to a batch: one decode each -> views, a caption; what cannot be used is replaced."""
+"""The samples of a step as a batch: one decode each, then every view; what cannot be used is replaced."""
 
 from typing import Any, NamedTuple
 
@@ -7,19 +7,18 @@ import torch
 from torch.utils.data import Dataset
 
 from openslip.data.bad_samples import BadSample
-from openslip.data.image.crop import View
 from openslip.data.image.decode import Decoder
 from openslip.data.order import Order, Randomness
-from openslip.data.source import Sample, Source
+from openslip.data.source import Source
+from openslip.data.view import DecodedImage, DecodedSample, View
 from openslip.errors import DataError, UserError
-from openslip.text.clip_bpe import Tokenizer, text_lengths
 
 ATTEMPTS = 10  # samples tried in the place of one that is bad
 NEAR_ATTEMPTS = 5  # of them in the same shard, which is open
 
 
 class Plan(NamedTuple):
-    """What one rank does in a step."""
+    """The samples of one rank in a step."""
 
     epoch: int
     step: int
@@ -32,75 +31,53 @@ class Notes(NamedTuple):
     epoch: int
     step: int
     bad: list[BadSample]
-    captions: int
-    truncated: int
 
 
 class Batches(Dataset):
-    """A plan to a batch of uint8 views, their drawn parameters, and token ids: one decode per sample."""
+    """A plan to the collated columns of every view, with one decode per sample."""
 
-    def __init__(
-        self,
-        source: Source,
-        order: Order,
-        views: dict[str, View],
-        decoder: Decoder,
-        tokenizer: Tokenizer | None,
-    ) -> None:
+    def __init__(self, source: Source, order: Order, views: dict[str, View], decoder: Decoder) -> None:
         self.source = source
         self.order = order
         self.views = views
         self.decoder = decoder
-        self.tokenizer = tokenizer
+        self.needs_caption = any(view.needs_caption for view in views.values())
         self.generator = Randomness(order.seed)
 
     def __getitem__(self, index: Plan) -> dict[str, Any]:
         epoch, step, planned = index
-        columns: dict[str, list[np.ndarray]] = {}
-        captions, used, bad = [], [], []
+        drawn: dict[str, list[dict[str, Any]]] = {name: [] for name in self.views}
+        used: list[int] = []
+        bad: list[BadSample] = []
         for place in planned.tolist():
-            found, sample, picture = self.load(epoch, place, bad)
+            found, sample = self.load(epoch, place, bad)
             used.append(found)
             for name, view in self.views.items():
-                pixels, parameters = view(picture, self.decoder, self.generator(epoch, place, name))
-                columns.setdefault(name, []).append(pixels)
-                if parameters is not None:
-                    columns.setdefault(f"{name}_parameters", []).append(parameters)
-            if self.tokenizer is not None:
-                rng = self.generator(epoch, place, "text")
-                several = len(sample.captions) > 1
-                captions.append(sample.captions[rng.integers(len(sample.captions)) if several else 0])
-        batch: dict[str, Any] = {name: torch.from_numpy(np.stack(column)) for name, column in columns.items()}
-        batch["index"] = torch.tensor(used)
-        truncated = 0
-        if self.tokenizer is not None:
-            text, cut_off = self.tokenizer.encode_rows(captions)
-            truncated = int(cut_off.sum())
-            batch["text_length"] = text_lengths(text)
-            batch["text"] = text[:, : int(batch["text_length"].max())].contiguous()
-        batch["notes"] = Notes(epoch, step, bad, len(captions), truncated)
-        return batch
+                drawn[name].append(view.draw(sample, self.generator(epoch, place, name)))
+        columns = {name: view.collate(drawn[name]) for name, view in self.views.items()}
+        return {"index": torch.tensor(used), "notes": Notes(epoch, step, bad), **columns}
 
-    def load(self, epoch: int, planned: int, bad: list[BadSample]) -> tuple[int, Sample, Any]:
-        """A planned sample and its picture, or those of a substitute that depends on seed, epoch and sample alone."""
+    def load(self, epoch: int, planned: int, bad: list[BadSample]) -> tuple[int, DecodedSample]:
+        """A planned sample, decoded, or a substitute that depends on seed, epoch and sample alone."""
         index, problem = planned, ("", "")
         for attempt in range(ATTEMPTS + 1):
-            key = f"sample {index}"
+            name = f"sample {index}"
             try:
                 sample = self.source[index]
-                key = sample.key
-                picture = self.decoder.decode(sample.image, sample.key)
-                if self.tokenizer is not None and not sample.captions:
+                name = sample.key
+                pixels = self.decoder.decode(sample.image, sample.key)
+                if self.needs_caption and not sample.captions:
                     raise UserError(f"{sample.key}: no caption that is not empty; only simclr can be trained on it")
             except DataError:
                 raise
             except UserError as error:
-                problem = problem if attempt else (key, str(error))
+                problem = problem if attempt else (name, str(error))
                 rng = self.generator(epoch, planned, f"substitute {attempt}")
                 near = attempt < NEAR_ATTEMPTS
                 index = int(rng.integers(*(self.order.part_of(planned) if near else self.order.collection_of(planned))))
             else:
                 if attempt:
                     bad.append(BadSample(planned, *problem, sample.key))
-                return index, sample, picture
+                image = DecodedImage(pixels, self.decoder)
+                return index, DecodedSample(sample.key, image, sample.captions, sample.label)
         raise DataError(f"{problem[1]}; nor could {ATTEMPTS} samples be used in its place. Check data.source")

@@ -13,29 +13,23 @@ from torch.utils.data import DataLoader, Sampler
 from openslip import signals
 from openslip.data.bad_samples import BadSamples
 from openslip.data.batches import Batches, Plan
-from openslip.data.image.crop import View
 from openslip.data.image.decode import Decoder
 from openslip.data.order import VERSION, Order
 from openslip.data.source import Source
+from openslip.data.view import View, key
 from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import UserError
-from openslip.text.clip_bpe import Tokenizer
 
 BUDGET_EVERY = 16  # steps after which ranks add up their bad samples
 
 
 class DataModule(pl.LightningDataModule):
-    """Batches of the views that an objective asks for.
-
-    A batch holds `[B, 3, S, S]` per view, `text` [B, L] trimmed to its longest caption, `text_length` [B], `index` [B].
+    """Batches of the views that an objective names, and `index` [B], the samples' places in the source.
 
     Args:
-        source: the collection.
+        source: the dataset.
         views: batch key to view.
-        decoder: what decodes and crops; another one gives slightly other pixels.
-        tokenizer: None for objectives without text; captions are then neither needed nor drawn.
-        mean: of the normalisation, per channel.
-        std: likewise.
+        decoder: decodes and crops; another one gives slightly other pixels.
         global_batch_size: samples per step over all ranks.
         seed: decides the order, the crops and the captions; nothing else does.
         shuffle_window: shards whose samples are shuffled together.
@@ -50,9 +44,6 @@ class DataModule(pl.LightningDataModule):
         source: Source,
         views: dict[str, View],
         decoder: Decoder,
-        tokenizer: Tokenizer | None,
-        mean: list[float],
-        std: list[float],
         global_batch_size: int,
         seed: int,
         shuffle_window: int,
@@ -72,15 +63,13 @@ class DataModule(pl.LightningDataModule):
             seed=seed,
             shuffle_window=shuffle_window,
         )
-        self.batches = Batches(source, self.order, views, decoder, tokenizer)
+        self.batches = Batches(source, self.order, views, decoder)
         self.views = views
-        self.mean = mean
-        self.std = std
         self.bad_sample_budget = bad_sample_budget
         self.bad_samples_file = bad_samples_file
         self.num_workers = num_workers
         self.consumed = 0  # steps of the run; the pretrainer counts on, `load_state_dict` sets it
-        self.captions = self.truncated = 0
+        self.statistics: dict[str, tuple[int, int]] = {}  # by column: how many samples of how many
         self.loader: Loader | None = None
         self.bad_samples = BadSamples(None, rank=0, budget=1.0, samples_per_epoch=0)
 
@@ -120,23 +109,29 @@ class DataModule(pl.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """All but the notes, the views' parameters and the lengths: read on the CPU, they cost the device no wait."""
-        stays = ("notes", "text_length")
-        return {
-            name: column if name in stays or name.endswith("_parameters") else column.to(device, non_blocking=True)
-            for name, column in batch.items()
-        }
+        """Move all but what the views keep on the CPU."""
+        moved = {"notes": batch["notes"], "index": batch["index"].to(device, non_blocking=True)}
+        for name, view in self.views.items():
+            moved[name] = {
+                suffix: column if suffix in view.on_cpu else column.to(device, non_blocking=True)
+                for suffix, column in batch[name].items()
+            }
+        return moved
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
-        """Augments and normalises on the device, from uint8 and the parameters that came with each view."""
-        notes = batch.pop("notes")
-        self.captions += notes.captions
-        self.truncated += notes.truncated
+        """Finish each view on the device, from the columns that its worker made."""
+        notes = batch["notes"]
         self.bad_samples.record(notes.epoch, notes.step, notes.bad)
         self.check_budget(notes.step)
+        finished = {"index": batch["index"]}
         for name, view in self.views.items():
-            batch[name] = view.finish(batch[name], batch.pop(f"{name}_parameters", None), self.mean, self.std)
-        return batch
+            columns = batch[name]
+            for suffix in view.statistics:
+                column = columns.pop(suffix)
+                count, samples = self.statistics.get(suffix, (0, 0))
+                self.statistics[suffix] = count + int(column.sum()), samples + len(column)
+            finished |= {key(name, suffix): column for suffix, column in view.finish(columns).items()}
+        return finished
 
     def check_budget(self, step: int) -> None:
         """Ends the run on all ranks alike where an epoch has had more bad samples than it may."""
@@ -144,11 +139,9 @@ class DataModule(pl.LightningDataModule):
             self.bad_samples.check(sum(of_all_ranks(self.bad_samples.in_epoch)))
 
     def figures(self) -> dict[str, float]:
-        """Of this rank: samples replaced in this epoch, and the share of captions that were cut off, in per cent."""
-        found = {"data/bad_samples": float(self.bad_samples.in_epoch)}
-        if self.captions:
-            found["data/truncated"] = 100 * self.truncated / self.captions
-        return found
+        """Of this rank: samples replaced in this epoch, and the views' statistics in per cent, since the start."""
+        shares = {f"data/{name}": 100 * count / samples for name, (count, samples) in self.statistics.items()}
+        return {"data/bad_samples": float(self.bad_samples.in_epoch), **shares}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands: the same on all ranks, under 200 bytes as JSON."""

@@ -3,35 +3,32 @@
 After `run`, `KNN.arrays` holds `labels` and `predictions`, int64 [N]: N test samples in the source's order.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
 from openslip.errors import UserError
-from openslip.evaluation.evaluation import Evaluation, evaluating, gather_batches, labelled_batches, top1_line
-from openslip.models.dual_encoder import DualEncoder
-from openslip.models.image_encoder import ImageEncoder
+from openslip.evaluation.evaluation import Evaluation, top1_line
+from openslip.evaluation.features import gather_batches, image_batches
+from openslip.inference.bundle import Bundle, evaluating
 
 
 class KNN(Evaluation):
-    """Share of test pictures that their nearest training pictures give the right label, in per cent.
+    """Share of test images that their nearest training images give the right label, in per cent.
 
-    Neighbours are found by cosine of the image tower's features, before any projection. Figures: `top1`,
-    `chance` (one of the training pictures' classes), `num_samples`.
+    Neighbours are found by cosine of the image tower's features, before any projection. Metrics: `top1`, `chance` (one
+    of the training images' classes), `num_samples`.
 
     Args:
         title: what the headline calls it.
-        train: pictures with labels to search.
-        test: pictures with labels to classify.
-        transform: the one for test pictures.
+        train: images with labels to search.
+        test: images with labels to classify.
         k: neighbours that vote (200 in the paper).
         temperature: a neighbour's vote weighs exp(cosine / temperature) (0.07 in the paper).
-        batch_size: pictures per forward pass.
-        num_workers: processes that decode pictures; 0 decodes in this one.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; 0 decodes in this one.
 
     Raises:
         UserError: here on an impossible k or temperature, in `run` on a sample without a label.
@@ -43,14 +40,13 @@ class KNN(Evaluation):
         title: str,
         train: Source,
         test: Source,
-        transform: EvalTransform,
         k: int,
         temperature: float,
         batch_size: int,
         num_workers: int,
     ) -> None:
         if not 1 <= k <= len(train):
-            raise UserError(f"knn k={k}: expected 1 to {len(train)}, the number of training pictures")
+            raise UserError(f"knn k={k}: expected 1 to {len(train)}, the number of training images")
         if temperature <= 0:
             raise UserError(f"knn temperature={temperature}: expected more than 0 (0.07 in the paper)")
         if len(test) == 0:
@@ -58,24 +54,18 @@ class KNN(Evaluation):
         self.title = title
         self.train = train
         self.test = test
-        self.transform = transform
         self.k = k
         self.temperature = temperature
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.arrays: dict[str, np.ndarray] = {}
 
-    def headline(self, figures: dict[str, float]) -> str:
-        """Top-1 beside chance."""
-        return top1_line(self.title, figures)
+    def headline(self, metrics: dict[str, float]) -> str:
+        return top1_line(self.title, metrics)
 
-    def run(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Encode both sources, then let neighbours vote."""
-        if not isinstance(model, DualEncoder | ImageEncoder):
-            raise UserError(f"knn needs a DualEncoder or ImageEncoder, not {type(model).__name__}")
-        with evaluating(model, device):
-            train_features, train_labels = self._encode(model, self.train, device)
-            test_features, test_labels = self._encode(model, self.test, device)
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        with evaluating(bundle.model, bundle.device):
+            train_features, train_labels = self.encode(bundle, self.train)
+            test_features, test_labels = self.encode(bundle, self.test)
             predictions = torch.cat(
                 [
                     vote(queries, train_features, train_labels, k=self.k, temperature=self.temperature)
@@ -89,15 +79,13 @@ class KNN(Evaluation):
             "num_samples": float(len(test_labels)),
         }
 
-    def _encode(self, model: DualEncoder | ImageEncoder, source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
-        features = [torch.empty(0, model.image_tower.width, device=device)]
-        labels = [torch.empty(0, dtype=torch.int64, device=device)]
-        for image, label in labelled_batches(
-            source, self.transform, batch_size=self.batch_size, num_workers=self.num_workers, device=device
-        ):
-            features.append(F.normalize(model.image_tower(image), dim=-1))
+    def encode(self, bundle: Bundle, source: Source) -> tuple[Tensor, Tensor]:
+        """Unit-length tower features and labels of a whole source."""
+        features, labels = [], []
+        for image, label in image_batches(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers):
+            features.append(F.normalize(bundle.model.image_tower(image), dim=-1))
             labels.append(label)
-        gathered = [gather_batches(torch.cat(rows), len(source), self.batch_size) for rows in (features, labels)]
+        gathered = [gather_batches(rows, len(source), self.batch_size, bundle.device) for rows in (features, labels)]
         return gathered[0], gathered[1]
 
 

@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from openslip.distributed import gather, rank
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.objective import Objective
-from openslip.objectives.tiled import is_large, tiled_info_nce
+from openslip.objectives.similarity import Features
+from openslip.objectives.tiled import tiled_info_nce
+from openslip.objectives.tiles import is_large
 
 
 class CLIP(Objective):
@@ -32,41 +33,26 @@ class CLIP(Objective):
         }
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
-        loss, accuracy = clip_loss(
-            features["image"], features["text"], model.logit_scale.exp(), gather_with_grad=self.gather_with_grad
-        )
+        image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
+        loss, accuracy = info_nce(image, text, model.logit_scale.exp())
         return {"loss": loss, "clip_loss": loss, "clip_acc": accuracy}
 
     def after_step(self, model: DualEncoder, /) -> None:
         clamp_logit_scale(model, self.max_logit_scale)
 
 
-def clip_loss(
-    image_features: Float[Tensor, "local embed"],
-    text_features: Float[Tensor, "local embed"],
-    scale: Float[Tensor, ""],
-    *,
-    gather_with_grad: bool,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def info_nce(image: Features, text: Features, scale: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy of image-to-text and text-to-image over the global batch, and the accuracy in per cent.
 
-    Features need not be normalised. `scale` is exp(logit_scale). For this rank's rows; the mean over ranks is the loss.
+    `scale` is exp(logit_scale). Of this rank's rows; the mean over ranks is the loss.
     """
-    with torch.autocast(image_features.device.type, enabled=False):  # bf16 logits at scale 55 are off by 1e-2
-        image, text = unit_length(image_features), unit_length(text_features)
-        if is_large(len(image)):
-            return tiled_info_nce(image, text, scale, gather_with_grad=gather_with_grad)
-        logits_per_image = scale * image @ gather(text, with_grad=gather_with_grad).T  # [local, world]
-        logits_per_text = scale * text @ gather(image, with_grad=gather_with_grad).T
-        labels = rank() * len(image) + torch.arange(len(image), device=image.device)
-        loss = (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_text, labels)) / 2
-        accuracy = 100 * (logits_per_image.detach().argmax(dim=-1) == labels).to(loss.dtype).mean()
+    if is_large(len(image.local)):
+        return tiled_info_nce(image, text, scale)
+    logits_per_image = scale * image.local @ text.all.T  # [local, world]
+    logits_per_text = scale * text.local @ image.all.T
+    loss = (F.cross_entropy(logits_per_image, image.places) + F.cross_entropy(logits_per_text, text.places)) / 2
+    accuracy = 100 * (logits_per_image.detach().argmax(dim=-1) == image.places).to(loss.dtype).mean()
     return loss, accuracy
-
-
-def unit_length(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
-    """Rows of length 1, in float32 at least."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
 @torch.no_grad()

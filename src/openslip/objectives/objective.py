@@ -1,9 +1,12 @@
-"""Contract: an objective in two halves, so that any split of the global batch gives the same update."""
+"""Contract: an objective in two halves, so that any split of the global batch makes the same update."""
 
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Objective(nn.Module, ABC):
@@ -14,18 +17,24 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, model: Any, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
-        """Per-sample features of any slice of the batch: nothing here may mix samples."""
+        """Per-sample features of any part of the batch: nothing here may mix samples."""
 
     @abstractmethod
     def loss(self, model: Any, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         """Named scalars with `"loss"` the total, from the features of the whole local batch.
 
         All that mixes samples happens here: gathers over ranks, heads with batch norm, queues. The mean over ranks of
-        `"loss"` is the loss of the global batch.
+        `"loss"` is the loss of the global batch. Autocast is off, and 16-bit features have been cast to float32.
         """
 
     def setup(self, model: Any, /) -> None:
         """Called once, before the optimizer is made: heads take their width from the model, teachers copy it."""
 
     def after_step(self, model: Any, /) -> None:
-        """Called after every optimizer step: clamps, EMA teachers."""
+        """Called after every optimizer step: clamps, EMA teachers, queues."""
+
+    def terms(self, model: Any, features: dict[str, Tensor], /) -> dict[str, Tensor]:
+        """What `loss` returns, called as the framework calls it, whatever the precision of the run."""
+        device = next(iter(features.values())).device
+        with torch.autocast(device.type, enabled=False):
+            return self.loss(model, {key: x.float() if x.dtype in HALF else x for key, x in features.items()})

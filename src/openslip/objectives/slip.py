@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from openslip.models.dual_encoder import DualEncoder
-from openslip.objectives.clip import clamp_logit_scale, clip_loss
+from openslip.objectives.clip import clamp_logit_scale, info_nce
 from openslip.objectives.heads import projection_head
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import nt_xent
+from openslip.objectives.similarity import Features
 
 
 class SLIP(Objective):
@@ -52,10 +53,10 @@ class SLIP(Objective):
         }
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
-        clip, clip_acc = clip_loss(
-            features["image"], features["text"], model.logit_scale.exp(), gather_with_grad=self.gather_with_grad
-        )
-        z1, z2 = self.head(features["aug1"]), self.head(features["aug2"])  # each view its own batch statistics
+        image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
+        clip, clip_acc = info_nce(image, text, model.logit_scale.exp())
+        # Each view has its own batch statistics.
+        z1, z2 = (Features(self.head(features[name]), gather_with_grad=True) for name in ("aug1", "aug2"))
         ssl, ssl_acc = nt_xent(z1, z2, self.ssl_temperature)
         return {
             "loss": clip + self.ssl_scale * ssl,

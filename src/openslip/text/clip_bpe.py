@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ftfy
 import numpy as np
 import regex
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from openslip.errors import UserError
+from openslip.text.tokenizer import Tokenizer
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+_NUM_SYMBOLS = 49406  # bytes and merges; the special ids follow
 # ftfy does not change a text made of these alone, but for the ends of its lines.
 _PLAIN_ASCII = regex.compile(r"[\t\n\r\x20-\x7e]*+")
 _MAX_CACHED = 1 << 17  # chunks and words; about 20 MB
@@ -39,30 +41,22 @@ class _Vocabulary(NamedTuple):
     words: dict[str, bytes]  # ASCII words of one symbol -> its id, packed
 
 
-def text_lengths(text: Int[Tensor, "B L"]) -> Int[Tensor, " B"]:
-    """Position of the pooled token, plus one: the end token is the largest id, so it is the first maximum."""
-    return text.argmax(dim=-1) + 1
-
-
-class Tokenizer:
-    """Captions to padded rows of ids: start, byte pairs, end, zeros.
+class ClipBpe(Tokenizer):
+    """CLIP's byte pairs: start, ids of the lower-cased text, end, and zeros as padding.
 
     Args:
         context_length: ids per row.
-        truncation: what an over-long caption keeps: `keep_end` (its last id is the end token) or
-            `drop_end` (no end token, as the published SLIP cuts; it is then pooled at position 0).
-        special_text: a literal `<|endoftext|>` in a caption is ordinary text (`plain`) or the end token
-            itself (`token`, as in the published SLIP).
+        truncation: what an over-long text keeps: `keep_end` (its last id is the end token) or `drop_end` (no end token,
+            as published SLIP truncates; CLIP pools the largest id, which is then the start token at position 0).
+        special_text: a literal `<|endoftext|>` in a text is ordinary text (`plain`) or the end token itself
+            (`token`, as in published SLIP).
+        mask_token: adds `<|mask|>` before the start and the end token, whose ids it shifts by one, as in DeCLIP.
 
     Raises:
         UserError: an argument has no meaning, or the vocabulary is not installed.
     """
 
-    vocab_size = 49408
-    start_token = 49406
-    end_token = 49407
-
-    def __init__(self, *, context_length: int, truncation: str, special_text: str) -> None:
+    def __init__(self, *, context_length: int, truncation: str, special_text: str, mask_token: bool = False) -> None:
         if context_length < 2:
             raise UserError(f"tokenizer.context_length={context_length}: expected at least 2 (start and end)")
         if truncation not in ("keep_end", "drop_end"):
@@ -72,56 +66,58 @@ class Tokenizer:
         self.context_length = context_length
         self.truncation = truncation
         self.special_text = special_text
-        self._start, self._end = _pack([self.start_token]), _pack([self.end_token])
+        self.mask_token = mask_token
+        start = _NUM_SYMBOLS + mask_token
+        self.special_ids = {"pad": 0, "start": start, "end": start + 1} | ({"mask": _NUM_SYMBOLS} if mask_token else {})
+        self.vocab_size = start + len(_SPECIALS)
+        self._start, self._end = _pack([start]), _pack([start + 1])
         specials: dict[str, bytes] = {}
         if special_text == "token":
             specials.update(zip(_SPECIALS, (self._start, self._end), strict=True))
         self._cache = _Cache(_read_vocabulary(), specials)
 
-    def settings(self) -> dict[str, int | str]:
-        """The constructor's arguments, for a checkpoint."""
+    def settings(self) -> dict[str, Any]:
         return {
             "context_length": self.context_length,
             "truncation": self.truncation,
             "special_text": self.special_text,
+            "mask_token": self.mask_token,
         }
 
-    def __getstate__(self) -> dict[str, int | str]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.settings()
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
 
-    def encode(self, caption: str) -> list[int]:
-        """Ids of a caption, any number of them, without start and end."""
-        return array("H", b"".join(map(self._cache.__getitem__, _clean(caption).split()))).tolist()
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text, any number of them, without start and end."""
+        return array("H", self._pack_text(_clean(text).split())).tolist()
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, for reports: lower-case, words and signs set apart; start, end and padding are left out."""
+    def num_tokens(self, text: str, /) -> int:
+        return len(self.tokenize(text)) + 2
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """Lower-case text, words and signs set apart."""
         symbols, byte_of = _read_vocabulary().symbols, {s: b for b, s in enumerate(_byte_symbols())}
-        text = "".join(symbols[i] for i in ids if 0 < i < self.start_token).replace("</w>", " ")
+        text = "".join(symbols[i] for i in ids if 0 < i < _NUM_SYMBOLS).replace("</w>", " ")
         return bytes(byte_of.get(symbol, ord(" ")) for symbol in text).decode("utf-8", "replace").strip()
 
-    def __call__(self, captions: str | Sequence[str]) -> Int[Tensor, "B L"]:
-        """One row per caption; a single string makes one row."""
-        return self.encode_rows([captions] if isinstance(captions, str) else captions)[0]
-
-    def encode_rows(self, captions: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, " B"]]:
-        """One row per caption, and which captions did not fit into theirs."""
+    def encode(self, texts: Sequence[str], /) -> tuple[Int[Tensor, "texts length"], Int[Tensor, " texts"]]:
         width = _ID_BYTES * self.context_length
-        room = width - 2 * _ID_BYTES
-        kept = room if self.truncation == "keep_end" else width
-        ids_of = self._cache.__getitem__
+        kept = width - 2 * _ID_BYTES if self.truncation == "keep_end" else width
         rows: list[bytes] = []
-        truncated: list[bool] = []
-        for caption in captions:
-            # Every chunk makes an id, so what follows this many of them is cut off in any case.
-            chunks = _clean(caption).split(None, self.context_length - 1)
-            ids = b"".join(map(ids_of, chunks[: self.context_length - 1]))
+        for text in texts:
+            # Every chunk makes an id, so what follows this many of them is truncated in any case.
+            chunks = _clean(text).split(None, self.context_length - 1)
+            ids = self._pack_text(chunks[: self.context_length - 1])
             rows.append((self._start + ids[:kept] + self._end)[:width].ljust(width, b"\0"))
-            truncated.append(len(ids) > room)
-        text = np.frombuffer(b"".join(rows), np.uint16).reshape(len(rows), self.context_length)
-        return torch.from_numpy(text.astype(np.int64)), torch.tensor(truncated, dtype=torch.bool)
+        packed = np.frombuffer(b"".join(rows), np.uint16).reshape(len(rows), self.context_length)
+        ids = torch.from_numpy(packed.astype(np.int64))
+        return ids, ids.argmax(dim=1) + 1  # the end token has the largest id
+
+    def _pack_text(self, chunks: list[str]) -> bytes:
+        return b"".join(map(self._cache.__getitem__, chunks))
 
 
 class _Cache(dict[str, bytes]):
@@ -207,12 +203,11 @@ def _read_vocabulary() -> _Vocabulary:
             f"{file}: the vocabulary cannot be read ({error}): pip install --force-reinstall open_clip_torch"
         ) from error
     alphabet = sorted(_byte_symbols())  # printable ones come first
-    num_merges = Tokenizer.vocab_size - 2 * len(alphabet) - len(_SPECIALS)
+    num_merges = _NUM_SYMBOLS - 2 * len(alphabet)
     pairs = [(first, second) for first, second in (line.split() for line in lines[1 : num_merges + 1])]
-    symbols = (*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in pairs), *_SPECIALS)
+    symbols = (*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in pairs))
     ids = {symbol: index for index, symbol in enumerate(symbols)}
-    assert len(ids) == Tokenizer.vocab_size
-    assert ids[_SPECIALS[1]] == Tokenizer.end_token
+    assert len(ids) == _NUM_SYMBOLS
     # Every symbol is what merging makes of its own letters (a test), but only ASCII letters stand for themselves.
     endings = ((symbol.removesuffix("</w>"), i) for symbol, i in ids.items() if symbol.endswith("</w>"))
     return _Vocabulary(

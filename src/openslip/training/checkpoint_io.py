@@ -13,7 +13,7 @@ from torch import Tensor
 from openslip.distributed import from_first_rank, rank
 from openslip.durable import Hashing, durable
 from openslip.errors import CheckpointError
-from openslip.inference.checkpoint import read, why_unwritten
+from openslip.inference.files import read, why_unwritten
 from openslip.run.checkpoints import finish, forget_after, newest_whole, saved
 
 PAUSES = (1.0, 4.0)  # seconds before each new attempt: file servers recover

@@ -25,10 +25,10 @@ def loss_in_slices(
     if len(slice_sizes) > 1 or world_size() > 1:
         refuse_mixing_layers(model)
     if len(slice_sizes) == 1:
-        return objective.loss(model, objective.encode(model, batch))
+        return objective.terms(model, objective.encode(model, batch))
     parts = split(batch, slice_sizes)
     features = [encode_without_activations(objective, model, part) for part in parts]
-    return objective.loss(model, {key: torch.cat([part[key] for part in features]) for key in features[0]})
+    return objective.terms(model, {key: torch.cat([part[key] for part in features]) for key in features[0]})
 
 
 def encode_without_activations(objective: Objective, model: nn.Module, part: dict[str, Tensor]) -> dict[str, Tensor]:

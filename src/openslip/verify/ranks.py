@@ -121,7 +121,7 @@ def _step(run: Run, rank: int, world: int, dtype: str, *, gather_with_grad: bool
     objective.to(DTYPES[dtype])
     batch = {key: rows.chunk(world)[rank] for key, rows in read_batch(run, 0, "cpu", DTYPES[dtype]).items()}
     with precision("cpu", dtype):
-        terms = objective.loss(model, objective.encode(model, batch))
+        terms = objective.terms(model, objective.encode(model, batch))
         terms["loss"].backward()
     gradients = {}
     for name, tensor in slip.to_published(model, objective).items():

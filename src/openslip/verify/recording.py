@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openslip.inference.checkpoint import build_model
+from openslip.inference.architecture import build_model
 from openslip.inference.formats import slip
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
@@ -22,7 +22,6 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
 from openslip.optim import WarmupCosine, param_groups
-from openslip.text.clip_bpe import text_lengths
 from openslip.verify.deviation import ZERO_GRADIENT, Arrays
 
 Model = DualEncoder | ImageEncoder
@@ -144,7 +143,7 @@ def read_batch(run: Run, index: int, device: str, dtype: torch.dtype) -> dict[st
     for key, array in run.group(f"batch{index}/").items():
         tensor = torch.from_numpy(array).to(device)
         if key == "text":
-            batch["text_length"] = text_lengths(tensor)
+            batch["text_length"] = tensor.argmax(dim=1) + 1  # the published code pools the largest id
             batch["text"] = tensor[:, : int(batch["text_length"].max())]
         else:
             batch[key] = tensor.to(dtype)
@@ -219,7 +218,7 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
         with precision(device, dtype):
             features = objective.encode(model, batches[step % len(batches)])
             outputs = outputs or _outputs(model, objective, features)
-            terms = objective.loss(model, features)
+            terms = objective.terms(model, features)
             terms["loss"].backward()
         gradients = {name: as_array(tensor.grad) for name, tensor in state.items() if tensor.grad is not None}
         first = first or gradients
@@ -249,7 +248,7 @@ def loss_rounding(run: Run) -> dict[str, float]:
             model, objective = build(run, init, gather_with_grad=True)
             model.to(dtype)
             objective.to(dtype)
-            terms = objective.loss(model, objective.encode(model, read_batch(run, 0, "cpu", dtype)))
+            terms = objective.terms(model, objective.encode(model, read_batch(run, 0, "cpu", dtype)))
             found.append({name: float(value) for name, value in terms.items()})
         for name, value in found[0].items():
             squares.setdefault(name, []).append((value - found[1][name]) ** 2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openslip.distributed import all_sum, world_size
-from openslip.objectives import tiled
+from openslip.objectives import tiles
 from openslip.objectives.objective import Objective
 from openslip.optim import param_groups
 from openslip.training.microbatch import loss_in_slices
@@ -88,9 +88,9 @@ def quantities(parts: StepParts, batch: Batch, slices: Sequence[int], tile: int 
 @contextmanager
 def in_tiles(size: int | None) -> Iterator[None]:
     """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
-    before = tiled.PLAIN_UP_TO, tiled.CPU_TILE
-    tiled.PLAIN_UP_TO, tiled.CPU_TILE = (1 << 62, 0) if size is None else (0, size)
+    before = tiles.PLAIN_UP_TO, tiles.CPU_TILE
+    tiles.PLAIN_UP_TO, tiles.CPU_TILE = (1 << 62, 0) if size is None else (0, size)
     try:
         yield
     finally:
-        tiled.PLAIN_UP_TO, tiled.CPU_TILE = before
+        tiles.PLAIN_UP_TO, tiles.CPU_TILE = before

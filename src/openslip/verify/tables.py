@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from openslip.inference.checkpoint import build_model
+from openslip.inference.architecture import build_model
 from openslip.inference.formats import slip
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
@@ -14,7 +14,7 @@ from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.optim import WarmupCosine
-from openslip.text.clip_bpe import Tokenizer
+from openslip.text.clip_bpe import ClipBpe
 from openslip.verify.deviation import Part, Row, exactly, rate_part, same_names, worst
 from openslip.verify.recording import PUBLISHED_HYPER, Model
 from openslip.verify.runs import decay_parts, decayed_names
@@ -84,10 +84,10 @@ def _build(state: dict[str, list[int]], num_heads: int) -> tuple[Model, Objectiv
 def tokenizer_rows(folder: Path) -> list[Row]:
     """Ids of each caption with both published switches."""
     recorded = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer = Tokenizer(context_length=recorded["context_length"], **slip.PUBLISHED_TOKENIZER)
+    tokenizer = ClipBpe(context_length=recorded["context_length"], **slip.PUBLISHED_TOKENIZER)
     parts = []
     for caption, ids in zip(recorded["captions"], recorded["ids"], strict=True):
-        ours = tokenizer(caption)[0].tolist()
+        ours = tokenizer.encode([caption])[0][0].tolist()
         differing = sum(a != b for a, b in zip(ours, ids, strict=False)) + abs(len(ours) - len(ids))
         parts.append(exactly(f"differing ids of {caption[:30]!r}", differing))
     return [worst("token ids", parts)]

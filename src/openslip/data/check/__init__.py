@@ -15,7 +15,7 @@ from openslip.data.check.report import Report
 from openslip.data.check.unreadable import Unreadable, line, list_file
 from openslip.data.source import Source
 from openslip.errors import UserError
-from openslip.text.clip_bpe import Tokenizer
+from openslip.text.tokenizer import Tokenizer
 
 
 def check(

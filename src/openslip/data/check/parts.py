@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from openslip.data.image.decode import open_image
 from openslip.data.source import Source
 from openslip.errors import UserError
-from openslip.text.clip_bpe import Tokenizer
+from openslip.text.tokenizer import Tokenizer
 
 SAMPLES_PER_PART = 64
 
@@ -59,7 +59,7 @@ class Parts(Dataset):
             row["captions"] = len(sample.captions)
             captions += [
                 # Start and end take a place each.
-                (digest(caption.encode("utf-8", "surrogatepass")), len(self.tokenizer.encode(caption)) + 2)
+                (digest(caption.encode("utf-8", "surrogatepass")), self.tokenizer.num_tokens(caption))
                 for caption in sample.captions
             ]
             if self.decode:

@@ -1,54 +1,56 @@
 """The random crops of training, and what becomes of them on the training device."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
-from torch import Tensor
 
 from openslip.data.image.augment import Augment, normalise
-from openslip.data.image.decode import Box, Decoder
+from openslip.data.image.decode import Box
+from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
 
 
-class View:
-    """One random resized crop of a decoded picture, and what becomes of it on the training device.
+class RandomResizedCrop(View):
+    """One random crop of the decoded image as NAME [B, 3, size, size], augmented and normalised on the training device.
 
     The crop is torchvision's RandomResizedCrop: bilinear with antialiasing, ratio 3/4 to 4/3.
 
     Args:
         size: side of the square crop, in pixels.
-        scale: least and most share of the picture's area, (0.08, 1) in SimCLR, (0.5, 1) for SLIP's image view.
-        augment: draws its parameters with the crop and is applied by `finish`; None: the crop alone.
+        scale: least and most share of the image's area, (0.08, 1) in SimCLR, (0.5, 1) for SLIP's image view.
+        augment: draws its parameters with the crop and is applied on the device; None: the crop alone.
+        mean: of the normalisation, per channel.
+        std: of the normalisation, per channel.
     """
 
-    def __init__(self, *, size: int, scale: tuple[float, float] | list[float], augment: Augment | None) -> None:
-        low, high = scale
-        if not 0 < low <= high:
+    on_cpu = ("parameters",)
+
+    def __init__(
+        self, *, size: int, scale: Sequence[float], augment: Augment | None, mean: list[float], std: list[float]
+    ) -> None:
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise UserError(f"view scale={list(scale)}: expected [low, high] with 0 < low <= high, such as [0.08, 1]")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise UserError(f"{name}={values}: expected three numbers, one per colour channel")
         self.size = size
-        self.scale = (float(low), float(high))
+        self.scale = (float(scale[0]), float(scale[1]))
         self.augment = augment
+        self.mean = mean
+        self.std = std
 
-    def __call__(
-        self, picture: Any, decoder: Decoder, rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "3 size size"], Float32[np.ndarray, " parameters"] | None]:
-        """The crop of what `decoder` decoded, and the augmentation's parameters."""
-        box = random_box(*decoder.size(picture), self.scale, rng)
-        return decoder.crop(picture, box, self.size), None if self.augment is None else self.augment.draw(rng)
+    def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The crop in uint8, and the augmentation's parameters."""
+        drawn = {"": sample.image.crop(random_box(*sample.image.size, self.scale, rng), self.size)}
+        return drawn if self.augment is None else drawn | {"parameters": self.augment.draw(rng)}
 
-    def finish(
-        self,
-        images: UInt8[Tensor, "batch 3 size size"],
-        parameters: Float32[Tensor, "batch parameters"] | None,
-        mean: list[float],
-        std: list[float],
-    ) -> Float32[Tensor, "batch 3 size size"]:
-        """Augments and normalises a batch on its device; the parameters stay on the CPU."""
+    def finish(self, columns: Columns) -> Columns:
+        """Augments and normalises; the parameters stay on the CPU."""
+        images, parameters = columns[""], columns.get("parameters")
         if images.is_cpu:
-            # The cache holds one picture, which therefore goes through the whole chain before the next. The batch's
+            # The cache holds one image, which therefore goes through the whole chain before the next. The batch's
             # memory is numpy's, which asks for huge pages: the faults of small ones cost as much as half the chain.
             length, finished = 1, torch.from_numpy(np.empty(images.shape, np.float32))
         else:
@@ -58,8 +60,11 @@ class View:
             x = images[part].float().div_(255)
             if self.augment is not None and parameters is not None:
                 x = self.augment(x, parameters[part])
-            normalise(x, mean, std, out=finished[part])
-        return finished
+            normalise(x, self.mean, self.std, out=finished[part])
+        return {"": finished}
+
+    def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
+        return {"": torch.randn(size, 3, self.size, self.size, generator=generator)}
 
 
 _LOG_RATIO = math.log(4 / 3)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -28,5 +28,9 @@ class EvalTransform:
         return pixels.float().div_(255).sub_(self._mean).div_(self._std).contiguous()
 
     def settings(self) -> dict[str, int | list[float]]:
-        """The constructor's arguments, plain, for checkpoints."""
+        """The constructor's arguments, plain, from which a checkpoint rebuilds the transform."""
         return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+
+    def undo(self, images: Float[Tensor, "images 3 height width"]) -> UInt8[np.ndarray, "images 3 height width"]:
+        """Pixels of normalised images, for reports."""
+        return (images * self._std + self._mean).mul(255).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -1,15 +1,20 @@
-"""Training checkpoints of the published CLIP, SLIP and SimCLR in our names: docs/NUMERICS.md#weights."""
+"""Training checkpoints of facebookresearch/SLIP (CLIP, SLIP, SimCLR): docs/NUMERICS.md#weights."""
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
-from openslip.inference.checkpoint import build_model
+from openslip.inference.architecture import build_model
+from openslip.inference.bundle import Bundle
+from openslip.inference.files import peek
+from openslip.text.clip_bpe import ClipBpe
 
 T = TypeVar("T")
 
@@ -37,7 +42,7 @@ _NAMES = (
 # The weights do not tell the head count; the published ViT-S has 12, where timm's of the same shapes has 6.
 PUBLISHED_IMAGE_HEADS = {"VITS16": 12, "VITB16": 12, "VITL16": 16}
 # What the published models were trained with: docs/NUMERICS.md#truncation, #special-text.
-PUBLISHED_TOKENIZER = {"truncation": "drop_end", "special_text": "token"}
+PUBLISHED_TOKENIZER: dict[str, Any] = {"truncation": "drop_end", "special_text": "token"}
 PUBLISHED_TRANSFORM = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _SMALL_WIDTH = 384
 _HEAD_WIDTH = 64
@@ -45,12 +50,31 @@ _TIMM_NAMES = {384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: 
 _LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); a checkpoint's own value is loaded over it
 
 
-def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The architecture in our config form and the model's weights in our names; the SSL head is left behind.
+def detect(path: Path) -> bool:
+    """Whether these are the keys of the published code's models."""
+    content = peek(path)
+    state = content.get("state_dict", content)
+    return isinstance(state, Mapping) and any(str(name).removeprefix("module.") == "visual.cls_token" for name in state)
+
+
+def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
+    """The model, with the published tokenizer settings; the SSL head is not needed for inference.
 
     Raises:
         UserError: keys that no published model has, keys that are missing, shapes that do not fit together.
     """
+    architecture, state = import_checkpoint(peek(path))
+    model = build_model(architecture)
+    model.load_state_dict(state)
+    tokenizer = None
+    if "text_tower" in architecture:
+        tokenizer = ClipBpe(**PUBLISHED_TOKENIZER, context_length=architecture["text_tower"]["context_length"])
+    transform = EvalTransform(**PUBLISHED_TRANSFORM | {"size": architecture["image_tower"]["image_size"]})
+    return Bundle(model, tokenizer, transform, architecture, torch.device("cpu"))
+
+
+def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The architecture in our config form and the model's weights in our names, without the SSL head."""
     published = state_dict(raw)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
     ours = from_published(published)
@@ -69,12 +93,6 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
                 f"its other keys ask for {list(expected[name].shape)}"
             )
     return architecture, state
-
-
-def is_published(raw: Mapping[str, Any]) -> bool:
-    """Whether this is a training checkpoint of the published code, by its keys."""
-    state = raw.get("state_dict", raw)
-    return isinstance(state, Mapping) and any(str(name).removeprefix("module.") == "visual.cls_token" for name in state)
 
 
 def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Runs the configured evaluations during training and at its end, on all ranks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytorch_lightning as pl
 
 from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import Evaluation
+from openslip.inference.bundle import Bundle
 from openslip.run import watchdog
 from openslip.training.logging.metrics import log, samples_seen
 from openslip.training.logging.predictions import log_predictions
@@ -18,11 +20,15 @@ class Evaluate(pl.Callback):
 
     Args:
         evaluations: name to evaluation.
+        bundle: model and device to what an evaluation takes.
         every_n_epochs: 0 for the end of the run only.
     """
 
-    def __init__(self, *, evaluations: dict[str, Evaluation], every_n_epochs: int) -> None:
+    def __init__(
+        self, *, evaluations: dict[str, Evaluation], bundle: Callable[..., Bundle], every_n_epochs: int
+    ) -> None:
         self.evaluations = evaluations
+        self.bundle = bundle
         self.every_n_epochs = every_n_epochs
         self.results: dict[str, dict[str, float]] = {}
         self.evaluated_step = 0
@@ -54,7 +60,7 @@ class Evaluate(pl.Callback):
     def evaluate(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         for name, evaluation in self.evaluations.items():
             with watchdog.phase("evaluation"):
-                self.results[name] = evaluation.run(pl_module.evaluated, pl_module.device)
+                self.results[name] = evaluation.run(self.bundle(model=pl_module.evaluated, device=pl_module.device))
                 logged = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
                 log(trainer, {**samples_seen(trainer, pl_module.step), **logged}, pl_module.step)
                 log_predictions(trainer, name, evaluation.arrays, pl_module.step)

@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from openslip.durable import write_arrays
-from openslip.evaluation.evaluation import evaluating
+from openslip.inference.bundle import evaluating
 from openslip.models.dual_encoder import DualEncoder
 from openslip.run import watchdog
-from openslip.text.clip_bpe import Tokenizer
+from openslip.text.tokenizer import Tokenizer
 from openslip.training.pretrainer import Pretrainer
 
 

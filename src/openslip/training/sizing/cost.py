@@ -112,7 +112,7 @@ def measure_step(
         """Seconds of the passes over the batch, and of the update."""
         started = finished(device)
         with in_precision():
-            loss = objective.loss(model, objective.encode(model, batch))["loss"]
+            loss = objective.terms(model, objective.encode(model, batch))["loss"]
         loss.backward()
         passed = finished(device)
         optimizer.step()

@@ -1,0 +1,105 @@
+"""Contract: a view makes one or more batch keys of a sample, in the loader's worker and then on the training device.
+
+An objective's config names its views; a view called `text` makes the key `text` and, of its column `length`, the key
+`text_length`. Image and text views are alike.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from openslip.data.image.decode import Box, Decoder, PillowDecoder
+
+Columns = dict[str, Tensor]  # by suffix; "" is the key itself
+
+
+class DecodedImage(NamedTuple):
+    """An image's pixels as its decoder holds them."""
+
+    pixels: Any
+    decoder: Decoder
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.decoder.size(self.pixels)
+
+    def crop(self, box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
+        """A box (left, top, right, bottom) scaled to a square of `side` pixels, bilinear with antialiasing."""
+        return self.decoder.crop(self.pixels, box, side)
+
+
+class DecodedSample(NamedTuple):
+    """What a view is made of; `captions` is empty and `label` None where the dataset has none."""
+
+    key: str
+    image: DecodedImage
+    captions: tuple[str, ...]
+    label: int | None
+
+
+class View(ABC):
+    """How the columns of one view are drawn, collated and finished; only `draw` must be written.
+
+    Attributes:
+        needs_caption: whether a sample without captions is of no use; it is then replaced.
+        on_cpu: columns that stay on the CPU, where reading them costs no synchronisation (lengths, parameters).
+        statistics: columns of zeros and ones whose mean is logged as `data/COLUMN` in per cent, and no more.
+        cost_varies: whether samples differ in what they cost, as captions of different lengths do.
+    """
+
+    needs_caption: bool = False
+    on_cpu: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    cost_varies: bool = False
+
+    @abstractmethod
+    def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
+        """One sample's columns by suffix; all randomness comes from `rng`, which is the sample's and the view's own."""
+
+    def collate(self, drawn: list[dict[str, Any]]) -> Columns:
+        """The columns of a batch of drawn samples, still in the worker."""
+        return {suffix: torch.from_numpy(np.stack([each[suffix] for each in drawn])) for suffix in drawn[0]}
+
+    def finish(self, columns: Columns) -> Columns:
+        """The batch's columns as the objective gets them, on the training device."""
+        return columns
+
+    def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
+        """Finished columns of `size` samples of noise: what costs and equalities are measured on.
+
+        Args:
+            size: number of samples.
+            generator: of the noise.
+            varied: samples of different cost; else each costs the most that any can.
+        """
+        drawn = []
+        for place in range(size):
+            pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
+            rng = np.random.default_rng(int(torch.randint(1 << 31, (), generator=generator)))
+            words = " ".join(["a"] * (1 + place if varied else 1000))
+            image = DecodedImage(Image.fromarray(pixels), PillowDecoder())
+            drawn.append(self.draw(DecodedSample(f"noise {place}", image, (words,), 0), rng))
+        columns = self.finish(self.collate(drawn))
+        return {suffix: column for suffix, column in columns.items() if suffix not in self.statistics}
+
+
+def key(name: str, suffix: str) -> str:
+    """The batch key of a view's column."""
+    return f"{name}_{suffix}" if suffix else name
+
+
+def example_batch(views: Mapping[str, View], size: int, *, varied: bool = False) -> dict[str, Tensor]:
+    """A finished batch of noise on the CPU, the same one every time; `varied` as in `View.example`."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {"index": torch.arange(size)}
+    for name, view in views.items():
+        columns = view.example(size, generator, varied=varied)
+        batch |= {key(name, suffix): column for suffix, column in columns.items()}
+    return batch

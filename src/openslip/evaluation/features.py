@@ -1,0 +1,139 @@
+"""Features of images and texts, computed by all ranks together and the same as in one process."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from openslip import signals
+from openslip.data.image.decode import open_image
+from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.source import Source
+from openslip.distributed import any_rank, gather, of_all_ranks, rank, world_size
+from openslip.errors import UserError
+from openslip.inference.bundle import Bundle, evaluating
+
+TEXTS_PER_BATCH = 256  # prompts are some 10 tokens long: on a CPU larger batches fall out of the cache
+
+
+def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
+    """Unit-length features in the order of `texts`; the ranks share the work, so all of them must call this.
+
+    Texts are encoded in the order of their lengths and cut to the longest of their batch, so that little padding is
+    multiplied.
+    """
+    ids, lengths = bundle.need_tokenizer().encode(texts)
+    order = lengths.argsort(stable=True)
+    with evaluating(bundle.model, bundle.device):
+        encoded = []
+        for batch in rank_batches(len(ids), TEXTS_PER_BATCH):
+            rows = order[batch]
+            trimmed = ids[rows, : int(lengths[rows].max())]
+            encoded.append(bundle.model.encode_text(trimmed.to(bundle.device), lengths[rows]))
+        in_length_order = gather_batches(encoded, len(ids), TEXTS_PER_BATCH, bundle.device)
+        return F.normalize(in_length_order[order.argsort().to(bundle.device)], dim=-1)
+
+
+def image_batches(
+    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
+) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
+    """This rank's transformed images and their labels, on the device, in the order of `rank_batches`.
+
+    Args:
+        bundle: whose transform and device are used.
+        source: of the images.
+        batch_size: images per batch.
+        num_workers: processes that decode; 0 decodes in this one.
+        labels: whether a sample without a label is an error; else its label is -1.
+
+    Raises:
+        UserError: a sample has no label, or its image cannot be read.
+        Preempted: a signal has asked some rank to stop.
+    """
+    loader = DataLoader(
+        _Images(source, bundle.transform, labels),
+        batch_sampler=rank_batches(len(source), batch_size),
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=bundle.device.type == "cuda",
+        worker_init_fn=signals.ignore,
+        generator=torch.Generator(),  # without its own, the loader draws from the training's
+    )
+    batches = iter(loader)
+    for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
+        if any_rank(signals.received() is not None):
+            raise signals.Preempted
+        batch = next(batches, None)
+        if batch is None:  # this rank's share is one batch shorter, yet it is asked as often
+            return
+        if isinstance(batch, UserError):
+            raise batch
+        image, label = batch
+        yield image.to(bundle.device, non_blocking=True), label.to(bundle.device, non_blocking=True)
+
+
+def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:
+    """This rank's batches of rows.
+
+    Batch b belongs to rank b modulo the world size, and none is padded: every batch holds the same rows as in one
+    process, so its arithmetic is the same to the last bit.
+    """
+    starts = range(0, num_rows, batch_size)[rank() :: world_size()]
+    return [list(range(start, min(start + batch_size, num_rows))) for start in starts]
+
+
+def gather_batches(
+    batches: list[Tensor], num_rows: int, batch_size: int, device: torch.device
+) -> Shaped[Tensor, "all ..."]:
+    """The rows of all ranks' batches of `rank_batches` in their original order, on every rank."""
+    if world_size() == 1:
+        return torch.cat(batches)
+    # A rank without a batch does not know what a row is.
+    shape, dtype = next(row for row in of_all_ranks(batches and (batches[0].shape[1:], batches[0].dtype)) if row)
+    batches_per_rank = math.ceil(math.ceil(num_rows / batch_size) / world_size())
+    padded = torch.zeros(batches_per_rank * batch_size, *shape, dtype=dtype, device=device)
+    if batches:
+        rows = torch.cat(batches)
+        padded[: len(rows)] = rows
+    gathered = gather(padded, with_grad=False).view(world_size(), batches_per_rank, batch_size, *shape)
+    # Only the very last batch can be short, so padding stands behind all rows once batches are back in order.
+    return gathered.transpose(0, 1).reshape(-1, *shape)[:num_rows]
+
+
+_Item = tuple[Tensor, int] | UserError
+
+
+class _Images(Dataset):
+    # An error is returned, not raised: the loader would wrap one from a worker in a page of traceback.
+    def __init__(self, source: Source, transform: EvalTransform, labels: bool) -> None:
+        self.source = source
+        self.transform = transform
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> _Item:
+        try:
+            sample = self.source[index]
+            if self.labels and sample.label is None:
+                return UserError(
+                    f"sample {sample.key!r} has no label: this evaluation needs a .cls file beside every "
+                    "image, or a folder of images per class"
+                )
+            if sample.label is not None and sample.label < 0:
+                return UserError(f"sample {sample.key!r} has label {sample.label}: expected 0 or more")
+            return self.transform(open_image(sample.image, sample.key)), -1 if sample.label is None else sample.label
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | UserError:
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels)

@@ -1,0 +1,106 @@
+"""Checkpoint files, read without running anything that stands in them, and written whole or not at all."""
+
+import argparse
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openslip.durable import durable
+from openslip.errors import UserError
+from openslip.run.checkpoints import newest_whole, saved
+
+# What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
+# command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
+    argparse.Namespace,
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"},
+]
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The file itself, or the newest whole checkpoint of a run's folder; other folders are returned as they are.
+
+    Raises:
+        UserError: nothing lies there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"checkpoint {path}: no such file; give a run's folder (runs/NAME) or a checkpoint file")
+    return newest_whole(path / "checkpoints").path if saved(path / "checkpoints") else path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The dict that `torch.save` wrote, on the CPU.
+
+    Raises:
+        UserError: no checkpoint, or one that names anything beyond tensors, numbers and settings.
+    """
+    if path.is_dir():
+        raise UserError(f"checkpoint {path}: a folder without checkpoints; give a run's folder or a checkpoint file")
+    if path.suffix == ".safetensors":
+        raise UserError(f"checkpoint {path} is a safetensors file, which holds no settings: give the checkpoint itself")
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
+        raise UserError(f"checkpoint {path}: {_why_unreadable(path, str(error))}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a checkpoint's dict")
+    return content
+
+
+@lru_cache(maxsize=1)
+def peek(path: Path) -> dict[str, Any]:
+    """What `read` gives, and an empty dict where it gives nothing; kept while formats are asked in turn.
+
+    `peek.cache_clear()` frees it.
+    """
+    try:
+        return read(path)
+    except UserError:
+        return {}
+
+
+def _why_unreadable(path: Path, message: str) -> str:
+    # The message names one, which is all there is for files before the zip format.
+    named = set(re.findall(r"GLOBAL ([\w.]+) (?:whose|was)", message))
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            named |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # too damaged to list them
+        named |= set()
+    if named:
+        return f"it names {', '.join(sorted(named))}, which could run code, so it is refused and nothing was run"
+    size = path.stat().st_size
+    return f"cannot be read as a checkpoint ({size:,} bytes; cut off, damaged, or another kind of file)"
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Save through a temporary file in the same folder, so that `path` is always a whole checkpoint.
+
+    Raises:
+        UserError: the folder cannot be written or is full; what stood at `path` is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with durable(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {path} could not be written ({why_unwritten(error)}): free space or choose another folder"
+        ) from error
+
+
+def why_unwritten(error: OSError | RuntimeError) -> str:
+    """The operating system's reason; torch raises an error of its own while it handles that one."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    return str(cause.strerror) if isinstance(cause, OSError) else str(error).splitlines()[0]

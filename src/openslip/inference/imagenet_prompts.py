@@ -1,0 +1,43 @@
+"""ImageNet's class names and prompt templates, as OpenAI curated them; the tables come with open_clip."""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from openslip.errors import UserError
+
+
+def imagenet_classnames() -> list[str]:
+    """ImageNet-1k's names as OpenAI curated them, in label order."""
+    return list(_open_clip_metadata().IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates(count: int) -> list[str]:
+    """OpenAI's 80 ImageNet templates, the best 7 of them (published SLIP), or `a photo of a {}.` alone.
+
+    Raises:
+        UserError: another count.
+    """
+    if count == 80:
+        return [template("{}") for template in _open_clip_metadata().OPENAI_IMAGENET_TEMPLATES]
+    if count == 7:
+        return [template("{}") for template in _open_clip_metadata().SIMPLE_IMAGENET_TEMPLATES]
+    if count == 1:
+        return ["a photo of a {}."]
+    raise UserError(f"imagenet_templates count={count}: expected 80, 7 or 1")
+
+
+@cache
+def _open_clip_metadata() -> ModuleType:
+    # Importing open_clip itself takes seconds; this one file of it holds data only.
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise UserError("ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch")
+    path = Path(package.origin).with_name("zero_shot_metadata.py")
+    spec = importlib.util.spec_from_file_location("openslip_zero_shot_metadata", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{path}: not there, but ImageNet's names are read from it: pip install -U open_clip_torch")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
