@@ -39,19 +39,28 @@ from torchvision.transforms.functional import to_pil_image
 
 from openslip.config.build import build
 from openslip.config.compose import compose_config
+from openslip.data.captions.choice import Caption
 from openslip.data.datamodule import DataModule
 from openslip.data.image.augment import Augment
-from openslip.data.image.crop import View
+from openslip.data.image.crop import RandomResizedCrop
 from openslip.data.image.decode import PillowDecoder, TurboDecoder
 from openslip.data.sources.shards import ShardSource
-from openslip.text.clip_bpe import Tokenizer
+from openslip.data.view import DecodedImage, DecodedSample, View
+from openslip.text.clip_bpe import ClipBpe
 
 PER_CORE = "images/s/core"
 
 AUGMENT: Augment = build(compose_config("train", [])[0]["views"]["strong"]["augment"])  # the published strengths
-STRONG = View(size=SIZE, scale=(0.08, 1.0), augment=AUGMENT)
-THREE_VIEWS = {"image": View(size=SIZE, scale=(0.5, 1.0), augment=None), "aug1": STRONG, "aug2": STRONG}
-ONE_VIEW = {"image": View(size=SIZE, scale=(0.9, 1.0), augment=None)}  # open_clip's crop, which it scales bicubically
+TOKENIZER = ClipBpe(context_length=77, truncation="keep_end", special_text="plain")
+
+
+def crop(low: float, augment: Augment | None = None) -> RandomResizedCrop:
+    return RandomResizedCrop(size=SIZE, scale=(low, 1.0), augment=augment, mean=MEAN, std=STD)
+
+
+STRONG, CAPTION = crop(0.08, AUGMENT), Caption(tokenizer=TOKENIZER)
+THREE_VIEWS = {"image": crop(0.5), "aug1": STRONG, "aug2": STRONG, "text": CAPTION}
+ONE_VIEW = {"image": crop(0.9), "text": CAPTION}  # open_clip's crop, which it scales bicubically
 
 
 class Size(NamedTuple):
@@ -68,8 +77,8 @@ FULL = Size(pairs=256, batch=32, rounds=9, captions=8192, indexed=20_000)
 QUICK = Size(pairs=64, batch=16, rounds=3, captions=1024, indexed=4_000)
 
 
-def tokenizer() -> Tokenizer:
-    return Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
+def tokenizer() -> ClipBpe:
+    return ClipBpe(context_length=77, truncation="keep_end", special_text="plain")
 
 
 def data_module(shards: Path, views: dict[str, View], batch: int, num_workers: int = 0) -> DataModule:
@@ -77,9 +86,6 @@ def data_module(shards: Path, views: dict[str, View], batch: int, num_workers: i
         source=ShardSource(shards=str(shards), require="caption"),
         views=views,
         decoder=TurboDecoder(),
-        tokenizer=tokenizer(),
-        mean=MEAN,
-        std=STD,
         global_batch_size=batch,
         seed=0,
         shuffle_window=16,
@@ -217,14 +223,15 @@ def measure_parts(pairs: list[Pair], size: Size) -> Iterator[Row]:
     # The same crops for both, as the augmentation draws its own parameters for each.
     rng = np.random.default_rng(0)
     decoder = TurboDecoder()
-    drawn = [STRONG(decoder.decode(pair.original, ""), decoder, rng) for pair in pairs[: size.batch]]
-    images = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
+    decoded = [DecodedImage(decoder.decode(pair.original, ""), decoder) for pair in pairs[: size.batch]]
+    columns = STRONG.collate([STRONG.draw(DecodedSample("", image, (), None), rng) for image in decoded])
+    images = columns[""]
     as_pillow = [to_pil_image(image) for image in images]
     published_augment = Compose(published_chain())
 
     def finish() -> int:
         parameters = torch.from_numpy(np.stack([AUGMENT.draw(rng) for _ in images]))
-        return len(STRONG.finish(images, parameters, MEAN, STD))
+        return len(STRONG.finish({"": images, "parameters": parameters})[""])
 
     published, ours = "published augmentation of a crop", "our augmentation of a crop, on the CPU"
     rates = Rates({published: for_each(as_pillow, published_augment), ours: finish}, 2 * size.rounds)
@@ -279,13 +286,13 @@ def measure_tokenizer(size: Size) -> Iterator[Row]:
     for name, texts, bar in (("prompts", prompts, 15), ("prose", prose, 4)):
         parts = [texts[place : place + 256] for place in range(0, len(texts), 256)]
         fresh_theirs = iter([SimpleTokenizer() for _ in range(rounds + 1)])  # one for the warm-up
-        fresh_ours = iter([tokenizer() for _ in range(rounds + 1)])
+        fresh_ours = iter([tokenizer().encode for _ in range(rounds + 1)])
         cold, warm = f"{name}, cold", f"{name}, warm"
         works: dict[str, Work] = {
             f"open_clip tokenizer, {cold}": partial(tokenize, fresh_theirs, parts),
             f"our tokenizer, {cold}": partial(tokenize, fresh_ours, parts),
             f"open_clip tokenizer, {warm}": partial(tokenize, cycle([SimpleTokenizer()]), parts),
-            f"our tokenizer, {warm}": partial(tokenize, cycle([tokenizer()]), parts),
+            f"our tokenizer, {warm}": partial(tokenize, cycle([tokenizer().encode]), parts),
         }
         rates = Rates(works, rounds)
         for state in (cold, warm):
@@ -293,9 +300,11 @@ def measure_tokenizer(size: Size) -> Iterator[Row]:
             yield rates.row(f"our tokenizer, {state}", "captions/s/core", f"open_clip tokenizer, {state}", bar)
 
 
-def tokenize(tokenizers: Iterator[Callable[[list[str]], torch.Tensor]], parts: list[list[str]]) -> int:
-    ids = next(tokenizers)
-    return sum(len(ids(part)) for part in parts)
+def tokenize(tokenizers: Iterator[Callable[[list[str]], Any]], parts: list[list[str]]) -> int:
+    encode = next(tokenizers)
+    for part in parts:
+        encode(part)
+    return sum(map(len, parts))
 
 
 def main() -> None:

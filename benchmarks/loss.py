@@ -20,9 +20,8 @@ from open_clip.loss import ClipLoss
 from rates import Rates, Row, cpu_seconds, show, write_json
 from torch import Tensor
 
-from openslip.objectives import tiled
-from openslip.objectives.clip import clip_loss
-from openslip.objectives.simclr import nt_xent
+from openslip.objectives import clip, simclr, tiles
+from openslip.objectives.similarity import Features
 
 BOUND_MB = 1000.0
 SCALE = 1 / 0.07
@@ -47,7 +46,8 @@ class Measured(NamedTuple):
 
 def info_nce(image: Tensor, text: Tensor) -> Tensor:
     scale = torch.tensor(SCALE, requires_grad=True)
-    return clip_loss(image, text, scale, gather_with_grad=True)[0]
+    images, texts = (Features(x, gather_with_grad=True) for x in (image, text))
+    return clip.info_nce(images, texts, scale)[0]
 
 
 def open_clip_loss(image: Tensor, text: Tensor) -> Tensor:
@@ -58,7 +58,8 @@ def open_clip_loss(image: Tensor, text: Tensor) -> Tensor:
 
 
 def simclr_loss(z1: Tensor, z2: Tensor) -> Tensor:
-    return nt_xent(z1, z2, TEMPERATURE)[0]
+    view1, view2 = (Features(z, gather_with_grad=True) for z in (z1, z2))
+    return simclr.nt_xent(view1, view2, TEMPERATURE)[0]
 
 
 LOSSES = {"InfoNCE": info_nce, "NT-Xent": simclr_loss}
@@ -71,7 +72,7 @@ def work(case: Case, form: str) -> Callable[[], int]:
     loss = open_clip_loss if form == "open_clip" else LOSSES[case.loss]
 
     def run() -> int:
-        tiled.PLAIN_UP_TO = 0 if form == "tiles" else 1 << 62
+        tiles.PLAIN_UP_TO = 0 if form == "tiles" else 1 << 62
         loss(first, second).backward()
         first.grad = second.grad = None
         return case.rows

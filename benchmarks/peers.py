@@ -17,9 +17,9 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 from webdataset.tariterators import tarfile_to_samples
 
-from openslip.data.image.crop import View
 from openslip.data.image.decode import Decoder
-from openslip.text.clip_bpe import Tokenizer
+from openslip.data.view import DecodedImage, DecodedSample, View
+from openslip.text.clip_bpe import ClipBpe
 
 SIZE = 224
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -106,18 +106,18 @@ def open_clip_pipeline(shards: list[str], batch_size: int) -> Iterator[Tensor]:
 
 
 def webdataset_with_ours(
-    shards: list[str], batch_size: int, view: View, decoder: Decoder, tokenizer: Tokenizer
+    shards: list[str], batch_size: int, view: View, decoder: Decoder, tokenizer: ClipBpe
 ) -> Iterator[Tensor]:
     """One pass of webdataset's reading and batching around our decoder, crop and tokenizer, without shuffling."""
     rng = np.random.default_rng(0)
 
     def load(sample: dict) -> tuple[np.ndarray, str]:
-        pixels, _ = view(decoder.decode(sample["jpg"], sample["__key__"]), decoder, rng)
-        return pixels, sample["txt"].decode("utf-8")
+        image = DecodedImage(decoder.decode(sample["jpg"], sample["__key__"]), decoder)
+        return view.draw(DecodedSample("", image, (), None), rng)[""], sample["txt"].decode("utf-8")
 
     def collate(samples: list[tuple[np.ndarray, str]]) -> tuple[Tensor, Tensor]:
         pixels, captions = zip(*samples, strict=True)
-        return torch.from_numpy(np.stack(pixels)), tokenizer(captions)
+        return torch.from_numpy(np.stack(pixels)), tokenizer.encode(captions)[0]
 
     batched = filters.batched(batch_size, collation_fn=collate, partial=False)
     for _, text in DataPipeline(SimpleShardList(shards), tarfile_to_samples(), filters.map(load), batched):

@@ -31,7 +31,6 @@ from openslip.config.build import build
 from openslip.config.compose import compose_config
 from openslip.models.attention import fused_is_fastest, varlen_is_possible
 from openslip.optim import param_groups
-from openslip.text.clip_bpe import text_lengths
 from openslip.training.microbatch import loss_in_slices
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
@@ -92,7 +91,7 @@ def make_batch(size: int, device: str) -> dict[str, Tensor]:
     text[:, 0] = 49406
     text[torch.arange(size), lengths - 1] = 49407
     text[torch.arange(CONTEXT) >= lengths[:, None]] = 0
-    return {**batch, "text": text.to(device), "text_length": text_lengths(text)}
+    return {**batch, "text": text.to(device), "text_length": lengths}
 
 
 def contestant(

@@ -13,7 +13,7 @@ from trainings import RUN, Training, assert_ended_as, newest, steps_saved, two_r
 
 from openslip.__main__ import run as openslip
 from openslip.durable import Hashing
-from openslip.inference.checkpoint import read
+from openslip.inference.files import read
 from openslip.run.checkpoints import file_name, finish, newest_whole
 
 

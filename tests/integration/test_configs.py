@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openslip.config.build import build
+from openslip.config.build import build, build_evaluations, settled
 from openslip.config.compose import compose_config
 from openslip.config.defaults import config_folder
 from openslip.errors import UserError
@@ -73,21 +73,19 @@ def compose_with(files: dict[str, str], monkeypatch: pytest.MonkeyPatch, argumen
 
 def build_all(config: dict[str, Any]) -> None:
     """What `openslip.commands.train` builds, in its order, the model on the meta device."""
+    config = settled(config)
     views = {name: build(view) for name, view in config["objective"].pop("views").items()}
-    tokenizer = build(config["tokenizer"]) if config["tokenizer"] else None
+    config["objective"].pop("model", None)
     data = build(
         config["data"],
         views=views,
-        tokenizer=tokenizer,
-        mean=config["mean"],
-        std=config["std"],
         global_batch_size=2,
         seed=0,
         bad_samples_file=None,
     )
     assert data.steps_per_epoch >= 1
-    for evaluation in config["evaluation"].values():
-        assert isinstance(build(evaluation), Evaluation)
+    for evaluation in build_evaluations(config["evaluation"]).values():
+        assert isinstance(evaluation, Evaluation)
     with torch.device("meta"):
         model = build(config["model"])
         objective = build(config["objective"])
@@ -115,7 +113,7 @@ def test_every_tower_builds(path: Path):
     kind = "text_tower" if path.stem.startswith("text") else "image_tower"
     config, _ = compose_config("train", [f"model/tower@model.{kind}={path.stem}", "image_size=224"])
     with torch.device("meta"):
-        assert build(config["model"][kind]).width > 0
+        assert build(settled(config)["model"][kind]).width > 0
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -129,7 +127,8 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
         assert config["objective"]["gather_with_grad"] is False
         assert config["tokenizer"]["truncation"] == "drop_end"
         assert config["tokenizer"]["special_text"] == "token"
-        assert config["model"]["text_tower"]["context_length"] == 77
+        assert settled(config)["model"]["text_tower"]["context_length"] == 77
+        assert settled(config)["model"]["text_tower"]["vocab_size"] == 49408
     build_all(config)
 
 

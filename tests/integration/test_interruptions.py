@@ -28,7 +28,7 @@ from trainings import (
 )
 from wandb_files import history
 
-from openslip.inference.checkpoint import read
+from openslip.inference.files import read
 from openslip.run.checkpoints import newest_whole
 
 

@@ -15,16 +15,15 @@ from on_ranks import bad_samples_of_an_epoch
 from ranks import Ranks
 from shard_files import jpeg, write_pairs, write_tar
 from small_models import small_model
+from views import caption_view, crop_view, flattened
 
 from openslip.data.datamodule import DataModule
-from openslip.data.image.crop import View
 from openslip.data.image.decode import PillowDecoder, TurboDecoder
 from openslip.data.source import Source
 from openslip.data.sources.mixture import Mixture
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import DataError, UserError
 from openslip.optim import WarmupCosine
-from openslip.text.clip_bpe import Tokenizer
 from openslip.training.pretrainer import Pretrainer
 
 BATCH = 12
@@ -53,11 +52,12 @@ def play(
     seen: Seen = []
     stop = datamodule.consumed + steps
     while datamodule.consumed < stop:
-        for batch in itertools.islice(loader, stop - datamodule.consumed):
+        for raw in itertools.islice(loader, stop - datamodule.consumed):
+            batch = flattened(raw)
             assert (batch["notes"].epoch, batch["notes"].step) == divmod(
                 datamodule.consumed, datamodule.steps_per_epoch
             )
-            ready = datamodule.on_after_batch_transfer(dict(batch), 0)  # as on the device: part of what is compared
+            ready = datamodule.on_after_batch_transfer(raw, 0)  # as on the device: part of what is compared
             for place, sample in enumerate(batch["index"].tolist()):
                 digest = hashlib.sha256()
                 for name in ("image", "aug1"):
@@ -183,8 +183,8 @@ def pretrainer() -> Pretrainer:
 
 
 def pairs(source: Source, num_workers: int = 0) -> DataModule:
-    view = View(size=16, scale=(0.08, 1.0), augment=None)
-    return data_module(source, num_workers, views={"aug1": view, "aug2": view}, tokenizer=None)
+    view = crop_view(16, (0.08, 1.0))
+    return data_module(source, num_workers, views={"aug1": view, "aug2": view})
 
 
 def trainer(tmp_path: Path, steps: int, keys: Keys) -> pl.Trainer:
@@ -336,12 +336,12 @@ def test_odd_captions_become_ids_that_end_at_the_pooled_position(tmp_path: Path)
     source = ShardSource(shards=str(write_tar(tmp_path / "a.tar", members)), require="caption")
     assert len(source) == BATCH
     loader = data_module(source).train_dataloader()
-    batch = next(iter(loader))
+    batch = flattened(next(iter(loader)))
     assert batch["text"].shape[1] <= 77
     for text, length in zip(batch["text"], batch["text_length"].tolist(), strict=True):
-        ends = (text == Tokenizer.end_token).nonzero().flatten().tolist()
+        ends = (text == caption_view().tokenizer.special_ids["end"]).nonzero().flatten().tolist()
         assert ends == [length - 1]
-    assert batch["notes"].truncated == 2
+    assert int(batch["text_truncated"].sum()) == 2
 
 
 def test_a_mixture_draws_its_shares_with_the_same_pixels_after_a_stop(source: ShardSource, tmp_path: Path):

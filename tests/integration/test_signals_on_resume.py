@@ -15,8 +15,6 @@ RUN = [
         "+evaluation.long.source._target_=openslip.data.sources.shards.ShardSource",
         "+evaluation.long.source.require=label",
     ),
-    "+evaluation.long.transform._target_=openslip.data.image.eval_transform.EvalTransform",
-    "+evaluation.long.transform={size: 32, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
 ]
 
 

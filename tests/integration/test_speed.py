@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from data_modules import data_module
 from pretraining import BATCH, Rows, fit
 from shard_files import jpeg
 from torch import Tensor, nn
+from views import MEAN, STD, crop_view
 
-from openslip.data.image.crop import View
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Sample, Source
 from openslip.evaluation.evaluation import Evaluation
+from openslip.inference.bundle import Bundle
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine
 from openslip.training.callbacks.evaluate import Evaluate
@@ -98,12 +101,9 @@ class SlowEvaluation(Evaluation):
         self.clock = clock
         self.arrays = {"some": np.zeros(1)}
 
-    def run(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+    def run(self, bundle: Bundle) -> dict[str, float]:
         self.clock.passes(LONG)
         return {"figure": 1.0}
-
-    def headline(self, figures: dict[str, float]) -> str:
-        raise NotImplementedError
 
 
 class OneProduct(Objective):
@@ -146,10 +146,11 @@ def slow_run(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
             ema_decay=None,
             micro_batch_size=None,
         )
-        views = {"image": View(size=16, scale=(0.5, 1.0), augment=None)}
-        data = data_module(SlowSource(clock), views=views, tokenizer=None)
+        data = data_module(SlowSource(clock), views={"image": crop_view(16, (0.5, 1.0))})
         pretrainer.step = data.consumed = after_step
         steps, rows = SlowSteps(clock), Rows()
+        transform = EvalTransform(size=16, mean=MEAN, std=STD)
+        bundle = partial(Bundle, tokenizer=None, transform=transform, architecture={})
         fit(
             pretrainer,
             STEPS - after_step,
@@ -158,7 +159,7 @@ def slow_run(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
                 Metrics(every_n_steps=every_n_steps, devices={}, peak_tflops=1e-6),
                 Snapshot(num_samples=2, mean=[0.5] * 3, std=[0.5] * 3, tokenizer=None),
                 Save(every_n_steps=3, every_n_epochs=1),
-                Evaluate(evaluations={"slow": SlowEvaluation(clock)}, every_n_epochs=1),
+                Evaluate(evaluations={"slow": SlowEvaluation(clock)}, bundle=bundle, every_n_epochs=1),
             ],
             logger=rows,
             plugins=[DurableCheckpointIO()],

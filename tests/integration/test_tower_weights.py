@@ -11,7 +11,8 @@ from trainings import SMALL, Training
 from openslip.config.build import build_parts, load_tower_weights
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
-from openslip.inference.checkpoint import build_model, read, write
+from openslip.inference.architecture import build_model
+from openslip.inference.files import read, write
 from openslip.run.checkpoints import newest_whole
 
 TINY = [word for word in SMALL if word.startswith("model.")]

@@ -12,7 +12,7 @@ from openslip.__main__ import main
 from openslip.errors import UserError
 from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective
-from openslip.objectives.tiled import is_large
+from openslip.objectives.tiles import is_large
 from openslip.training.microbatch import loss_in_slices
 from openslip.verify import show, split_step, splits
 from openslip.verify.split_step import StepParts

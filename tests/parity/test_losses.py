@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
+from losses import clip_loss, nt_xent
 from on_ranks import clip_loss_and_gradients, nt_xent_and_gradients, open_clip_loss_and_gradients
 from ranks import Ranks
+from small_models import small_model
 from torch import Tensor
-
-from openslip.objectives.clip import clip_loss
-from openslip.objectives.simclr import nt_xent
 
 
 def random_features(rows: int = 8, dim: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -101,11 +100,18 @@ def test_nt_xent_on_two_ranks_equals_one_process(two_ranks: Ranks):
     torch.testing.assert_close(torch.cat([r[2] for r in ranks]) / 2, grad2, rtol=1e-10, atol=1e-12)
 
 
-def test_logits_stay_float32_under_autocast():
-    image, text = (feature.float() for feature in random_features(rows=64))
-    scale = torch.tensor(55.0)
-    exact, _ = clip_loss(image, text, scale, gather_with_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_loss_is_computed_in_float32_under_autocast_whatever_its_features(dtype: torch.dtype):
+    model, objective = small_model("clip")
+    model.float().logit_scale.data.fill_(4.0)  # pyright: ignore
+    image, text = (feature.to(dtype) for feature in random_features(rows=64))
+    exact, _ = clip_loss(image.double(), text.double(), torch.tensor(4.0).double().exp(), gather_with_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        autocast, _ = clip_loss(image, text, scale, gather_with_grad=True)
-    assert autocast.dtype == torch.float32
-    torch.testing.assert_close(autocast, exact, rtol=1e-6, atol=0)
+        loss = objective.terms(model, {"image": image, "text": text})["loss"]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_float64_features_stay_float64():
+    image, text = random_features(rows=8)
+    assert clip_loss(image, text, torch.tensor(3.0).double(), gather_with_grad=True)[0].dtype == torch.float64

@@ -16,10 +16,9 @@ from torch import Tensor
 
 import openslip
 from openslip.errors import UserError
-from openslip.inference.formats.slip import from_published, import_checkpoint, is_published, our_name, published_name
-from openslip.inference.predict import strip
+from openslip.inference.formats.slip import detect, from_published, import_checkpoint, our_name, published_name
+from openslip.inference.strip import strip
 from openslip.models.dual_encoder import DualEncoder
-from openslip.text.clip_bpe import text_lengths
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published"
 # Widths from which the heads can be read, since they are multiples of 64.
@@ -101,6 +100,7 @@ def test_a_published_vit_small_loads_strips_to_its_weights_and_predicts_the_same
         "context_length": 77,
         "truncation": "drop_end",
         "special_text": "token",
+        "mask_token": False,
     }
     dims = replace(SMALL, image_size=224, vision_width=384, vision_depth=12, vision_heads=12)
     dims = replace(dims, text_width=512, text_heads=8, text_layers=12)
@@ -110,9 +110,9 @@ def test_a_published_vit_small_loads_strips_to_its_weights_and_predicts_the_same
         image = again.transform(picture)[None]
         expected = encode_image(state, dims, image) @ state["image_projection"]
         torch.testing.assert_close(model.encode_image(image), expected, rtol=1e-3, atol=1e-4)
-        text = again.tokenizer(labels[:1])
+        text, lengths = again.tokenizer.encode(labels[:1])
         expected = encode_text(state, dims, text)
-        found = model.encode_text(text, text_lengths(text))
+        found = model.encode_text(text, lengths)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -184,11 +184,17 @@ def test_keys_that_do_not_fit_are_named():
         import_checkpoint({"state_dict": state | {"text_projection": torch.ones(3, 3)}})
     with pytest.raises(UserError, match=r"no visual\.cls_token"):
         import_checkpoint({"state_dict": {"conv1.weight": torch.ones(1)}})
-    assert not is_published({"state_dict": {"conv1.weight": torch.ones(1)}})
     narrow = small_state("simclr")
     narrow["visual.cls_token"] = torch.ones(1, 1, 100)
     with pytest.raises(UserError, match="width 100"):
         import_checkpoint({"state_dict": narrow})
+
+
+def test_other_files_are_not_taken_for_published_ones(tmp_path: Path):
+    torch.save({"state_dict": {"conv1.weight": torch.ones(1)}}, tmp_path / "other.pt")
+    torch.save(training_checkpoint(small_state(), None), tmp_path / "slip.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    assert [detect(tmp_path / name) for name in ("other.pt", "slip.pt", "text.pt")] == [False, True, False]
 
 
 class Evil:

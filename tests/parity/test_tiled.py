@@ -1,19 +1,19 @@
 """Losses in tiles against their plain forms, open_clip's, and the papers' formulas as float64 loops."""
 
 import math
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from losses import clip_loss, nt_xent
 from on_ranks import clip_loss_and_gradients, in_tiles, nt_xent_and_gradients, open_clip_loss_and_gradients
 from ranks import Ranks
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from openslip.objectives import tiled
-from openslip.objectives.clip import clip_loss
-from openslip.objectives.simclr import nt_xent
+from openslip.objectives import tiles
 
 TILES = [1, 4, 7, 64]  # of 13 rows: none divides them but 1, and the last is larger
 
@@ -139,7 +139,7 @@ def test_a_feature_that_is_no_number_shows_in_the_loss():
 
 
 def test_tiles_begin_where_logits_are_many(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiled, "PLAIN_UP_TO", 25 * 25)
+    monkeypatch.setattr(tiles, "PLAIN_UP_TO", 25 * 25)
     image, text = pairs(26)
     image.requires_grad_()
 
@@ -164,9 +164,7 @@ MEMORY = """
 from pathlib import Path
 
 import torch
-
-from openslip.objectives.clip import clip_loss
-from openslip.objectives.simclr import nt_xent
+from losses import clip_loss, nt_xent
 
 torch.set_num_threads(1)
 
@@ -192,5 +190,6 @@ print(kib("VmHWM") - before)  # getrusage would begin with what the parent proce
 
 def test_memory_is_linear_in_the_batch():
     # One matrix of 8192 x 8192 logits in float32 is 256 MiB; features and gradients of this width take 1 MiB each.
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 32 * 1024

@@ -13,7 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from openslip.errors import UserError
 from openslip.text import clip_bpe as module
-from openslip.text.clip_bpe import Tokenizer, text_lengths
+from openslip.text.clip_bpe import ClipBpe
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text(encoding="utf-8"))
 WORDS = [
@@ -62,42 +62,42 @@ def odd_captions(num_captions: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def published() -> Tokenizer:
-    return Tokenizer(context_length=77, truncation="drop_end", special_text="token")
+def published() -> ClipBpe:
+    return ClipBpe(context_length=77, truncation="drop_end", special_text="token")
 
 
 @pytest.fixture(scope="module")
-def plain() -> Tokenizer:
-    return Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
+def plain() -> ClipBpe:
+    return ClipBpe(context_length=77, truncation="keep_end", special_text="plain")
 
 
-def test_every_recorded_caption_has_the_published_ids(published: Tokenizer):
+def test_every_recorded_caption_has_the_published_ids(published: ClipBpe):
     assert len(RECORDED["captions"]) == 36
-    assert torch.equal(published(RECORDED["captions"]), torch.tensor(RECORDED["ids"]))
+    assert torch.equal(published.encode(RECORDED["captions"])[0], torch.tensor(RECORDED["ids"]))
 
 
 @pytest.mark.parametrize("num_captions", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_odd_captions_have_the_ids_of_open_clip(plain: Tokenizer, num_captions: int):
+def test_odd_captions_have_the_ids_of_open_clip(plain: ClipBpe, num_captions: int):
     captions = odd_captions(num_captions)
     assert len(captions) == num_captions
     reference = SimpleTokenizer(context_length=77)
-    assert [caption for caption in captions if plain.encode(caption) != reference.encode(caption)] == []
-    assert torch.equal(plain(captions[:300]), reference(captions[:300]))
+    assert [caption for caption in captions if plain.tokenize(caption) != reference.encode(caption)] == []
+    assert torch.equal(plain.encode(captions[:300])[0], reference(captions[:300]))
 
 
-def test_a_second_pass_through_the_cache_changes_nothing(plain: Tokenizer):
+def test_a_second_pass_through_the_cache_changes_nothing(plain: ClipBpe):
     captions = odd_captions(120)
-    fresh = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
-    assert torch.equal(fresh(captions), plain(captions))
-    assert torch.equal(fresh(captions), plain(captions))
+    fresh = ClipBpe(context_length=77, truncation="keep_end", special_text="plain")
+    assert torch.equal(fresh.encode(captions)[0], plain.encode(captions)[0])
+    assert torch.equal(fresh.encode(captions)[0], plain.encode(captions)[0])
 
 
-def test_the_cache_stays_bounded_and_exact(monkeypatch: pytest.MonkeyPatch, plain: Tokenizer):
+def test_the_cache_stays_bounded_and_exact(monkeypatch: pytest.MonkeyPatch, plain: ClipBpe):
     limit = len(module._read_vocabulary().words) + 8
     monkeypatch.setattr(module, "_MAX_CACHED", limit)
-    small = Tokenizer(context_length=77, truncation="keep_end", special_text="plain")
+    small = ClipBpe(context_length=77, truncation="keep_end", special_text="plain")
     captions = odd_captions(120)
-    assert torch.equal(small(captions), plain(captions))
+    assert torch.equal(small.encode(captions)[0], plain.encode(captions)[0])
     assert len(small._cache) == limit
 
 
@@ -119,39 +119,51 @@ def test_most_captions_need_no_full_cleaning(monkeypatch: pytest.MonkeyPatch, en
     assert module._clean(f"Salt{ending}").split()[0] == "salt"
 
 
+START, END = 49406, 49407
+
+
 @pytest.mark.parametrize("literal", ["<|endoftext|>", "<|startoftext|>", "<|EndOfText|>", *SPELLED])
-def test_special_tokens_in_a_caption_stay_plain_text(plain: Tokenizer, literal: str):
-    ids = plain.encode(f"a {literal} b")
-    assert max(ids) < Tokenizer.start_token
-    assert text_lengths(plain(f"a {literal} b")).item() == len(ids) + 2
+def test_special_tokens_in_a_caption_stay_plain_text(plain: ClipBpe, literal: str):
+    ids = plain.tokenize(f"a {literal} b")
+    assert max(ids) < START
+    assert plain.encode([f"a {literal} b"])[1].tolist() == [len(ids) + 2]
 
 
-def test_special_tokens_in_a_caption_become_ids_where_asked(published: Tokenizer):
-    assert published.encode("<|startoftext|> <|EndOfText|>") == [Tokenizer.start_token, Tokenizer.end_token]
-    assert max(published.encode("<start_of_text> <end_of_text>")) < Tokenizer.start_token
+def test_special_tokens_in_a_caption_become_ids_where_asked(published: ClipBpe):
+    assert published.tokenize("<|startoftext|> <|EndOfText|>") == [START, END]
+    assert max(published.tokenize("<start_of_text> <end_of_text>")) < START
 
 
-def test_an_over_long_caption_keeps_its_end_token(plain: Tokenizer):
-    text = plain("a dog " * 60)
-    assert text.shape == (1, 77)
-    assert text[0, -1] == Tokenizer.end_token
-    assert text_lengths(text).tolist() == [77]
+def test_an_over_long_caption_keeps_its_end_token(plain: ClipBpe):
+    ids, lengths = plain.encode(["a dog " * 60])
+    assert ids.shape == (1, 77)
+    assert ids[0, -1] == END
+    assert lengths.tolist() == [77]
 
 
-def test_the_published_cut_pools_over_long_captions_at_the_start_token(published: Tokenizer):
-    text = published(["a dog " * 60, "a dog"])
-    assert Tokenizer.end_token not in text[0]
-    assert text_lengths(text).tolist() == [1, 4]
+def test_the_published_cut_pools_over_long_captions_at_the_start_token(published: ClipBpe):
+    ids, lengths = published.encode(["a dog " * 60, "a dog"])
+    assert END not in ids[0]
+    assert lengths.tolist() == [1, 4]
 
 
 @pytest.mark.parametrize("truncation", ["keep_end", "drop_end"])
-def test_captions_that_were_cut_off_are_told(truncation: str):
-    tokenizer = Tokenizer(context_length=8, truncation=truncation, special_text="plain")
+def test_a_caption_is_truncated_where_it_has_more_tokens_than_the_context(truncation: str):
+    tokenizer = ClipBpe(context_length=8, truncation=truncation, special_text="plain")
     captions = ["", "dog " * 6, "dog " * 7, "a dog " * 500, "dog-dog-dog", "dog-dog-dog-dog", "x" * 10_000]
-    text, truncated = tokenizer.encode_rows(captions)
-    assert torch.equal(text, tokenizer(captions))
-    assert truncated.tolist() == [len(tokenizer.encode(caption)) > 6 for caption in captions]
-    assert truncated.tolist() == [False, False, True, True, False, True, True]
+    truncated = [tokenizer.num_tokens(caption) > tokenizer.context_length for caption in captions]
+    assert truncated == [len(tokenizer.tokenize(caption)) > 6 for caption in captions]
+    assert truncated == [False, False, True, True, False, True, True]
+
+
+def test_the_mask_token_stands_before_the_start_and_the_end_as_in_declip():
+    masking = ClipBpe(context_length=8, truncation="keep_end", special_text="plain", mask_token=True)
+    ids, lengths = masking.encode(["a dog"])
+    assert masking.special_ids == {"pad": 0, "mask": 49406, "start": 49407, "end": 49408}
+    assert masking.vocab_size == 49409
+    assert ids.tolist() == [[49407, 320, 1929, 49408, 0, 0, 0, 0]]
+    assert lengths.tolist() == [4]
+    assert masking.decode([49407, 320, 49406, 1929, 49408, 0]) == "a dog"
 
 
 @pytest.mark.parametrize(
@@ -159,33 +171,33 @@ def test_captions_that_were_cut_off_are_told(truncation: str):
     ["", " \t\n", "\x00", "&#0;", "\x00" * 10_000, "x" * 10_000, "a dog " * 2_000, "😀" * 10_000, "&amp;" * 2_000,
      "<end_of_text>", "<|endoftext|>", "a <|startoftext|><|endoftext|> b", "<end_of_text> " * 1_000],
 )  # fmt: skip
-def test_any_caption_ends_with_its_only_end_token(plain: Tokenizer, caption: str):
-    text = plain(caption)
+def test_any_caption_ends_with_its_only_end_token(plain: ClipBpe, caption: str):
+    text, lengths = plain.encode([caption])
     assert text.shape == (1, 77)
-    length = int(text_lengths(text))
-    assert (text == Tokenizer.end_token).nonzero().tolist() == [[0, length - 1]]
+    length = int(lengths)
+    assert (text == END).nonzero().tolist() == [[0, length - 1]]
     assert text[0, length:].count_nonzero() == 0
 
 
-def test_a_caption_that_just_fits_is_cut_nowhere(plain: Tokenizer, published: Tokenizer):
-    assert len(plain.encode("dog " * 75)) == 75
-    assert torch.equal(plain("dog " * 75), published("dog " * 75))
-    assert torch.equal(plain("dog " * 76), plain("dog " * 75))
+def test_a_caption_that_just_fits_is_cut_nowhere(plain: ClipBpe, published: ClipBpe):
+    assert len(plain.tokenize("dog " * 75)) == 75
+    assert torch.equal(plain.encode(["dog " * 75])[0], published.encode(["dog " * 75])[0])
+    assert torch.equal(plain.encode(["dog " * 76])[0], plain.encode(["dog " * 75])[0])
 
 
 def test_ids_are_int64_rows_padded_with_zeros():
-    text = Tokenizer(context_length=8, truncation="keep_end", special_text="plain")(["a dog", ""])
+    text = ClipBpe(context_length=8, truncation="keep_end", special_text="plain").encode(["a dog", ""])[0]
     assert text.dtype == torch.int64
     assert text.tolist() == [[49406, 320, 1929, 49407, 0, 0, 0, 0], [49406, 49407, 0, 0, 0, 0, 0, 0]]
 
 
-def test_no_caption_makes_no_row(plain: Tokenizer):
-    assert plain([]).shape == (0, 77)
+def test_no_caption_makes_no_row(plain: ClipBpe):
+    assert plain.encode([])[0].shape == (0, 77)
 
 
-def test_settings_rebuild_the_tokenizer_and_so_does_pickle(published: Tokenizer):
+def test_settings_rebuild_the_tokenizer_and_so_does_pickle(published: ClipBpe):
     settings: Any = published.settings()
-    assert Tokenizer(**settings)(RECORDED["captions"]).equal(published(RECORDED["captions"]))
+    assert ClipBpe(**settings).encode(RECORDED["captions"])[0].equal(published.encode(RECORDED["captions"])[0])
     packed = pickle.dumps(published)
     assert len(packed) < 500  # neither the vocabulary nor the cache travels to a worker
     assert pickle.loads(packed).settings() == published.settings()
@@ -193,7 +205,7 @@ def test_settings_rebuild_the_tokenizer_and_so_does_pickle(published: Tokenizer)
 
 def test_a_merge_makes_symbols_of_higher_rank_only():
     merges = module._read_vocabulary().merges
-    assert len(set(merges.values())) == len(merges) == Tokenizer.start_token - 512
+    assert len(set(merges.values())) == len(merges) == START - 512
     assert all(half < joined for pair, joined in merges.items() for half in pair if half >= 512)
 
 
@@ -215,4 +227,4 @@ def test_a_word_of_one_symbol_is_what_its_letters_merge_to():
 def test_a_wrong_setting_is_named(change: dict, message: str):
     settings: dict[str, Any] = {"context_length": 77, "truncation": "keep_end", "special_text": "plain"}
     with pytest.raises(UserError, match=message):
-        Tokenizer(**settings | change)
+        ClipBpe(**settings | change)

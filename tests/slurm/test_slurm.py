@@ -14,7 +14,7 @@ from slurm_cluster import PATH, ROOT, Cluster, Job, wait_until
 from trainings import SMALL, Training, two_ranks, weights_hash
 
 from openslip.commands.eval import main as evaluate
-from openslip.inference.checkpoint import read
+from openslip.inference.files import read
 from openslip.run.checkpoints import newest_whole
 
 pytestmark = pytest.mark.slurm

@@ -3,12 +3,11 @@
 from typing import Any
 
 from published import simclr_augment
+from views import caption_view, crop_view
 
 from openslip.data.datamodule import DataModule
-from openslip.data.image.crop import View
 from openslip.data.image.decode import TurboDecoder
 from openslip.data.source import Source
-from openslip.text.clip_bpe import Tokenizer
 
 
 def data_module(source: Source, num_workers: int = 0, **changes: Any) -> DataModule:
@@ -16,13 +15,11 @@ def data_module(source: Source, num_workers: int = 0, **changes: Any) -> DataMod
     settings: dict[str, Any] = {
         "source": source,
         "views": {
-            "image": View(size=16, scale=(0.5, 1.0), augment=None),
-            "aug1": View(size=16, scale=(0.08, 1.0), augment=simclr_augment()),
+            "image": crop_view(16, (0.5, 1.0)),
+            "aug1": crop_view(16, (0.08, 1.0), simclr_augment()),
+            "text": caption_view(),
         },
         "decoder": TurboDecoder(),
-        "tokenizer": Tokenizer(context_length=77, truncation="keep_end", special_text="plain"),
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.2, 0.2, 0.2],
         "global_batch_size": 12,
         "seed": 0,
         "shuffle_window": 2,

@@ -12,9 +12,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
-from openslip.evaluation.evaluation import Evaluation, labelled_batches
+from openslip.evaluation.evaluation import Evaluation
+from openslip.evaluation.features import image_batches
+from openslip.inference.bundle import Bundle
 from openslip.objectives.slip import SLIP
 from openslip.training import checkpoint_io
 
@@ -71,13 +72,12 @@ class Disturb(pl.Callback):
 class LongEvaluation(Evaluation):
     """Goes through its batches as every evaluation does; `evaluation` or `stuck_evaluation` in one of them."""
 
-    def __init__(self, *, source: Source, transform: EvalTransform) -> None:
-        self.source, self.transform = source, transform
-        self.arrays = {}
+    def __init__(self, *, source: Source) -> None:
+        self.source = source
 
-    def run(self, model: Any, device: torch.device) -> dict[str, float]:
+    def run(self, bundle: Bundle) -> dict[str, float]:
         total = 0.0
-        batches = labelled_batches(self.source, self.transform, batch_size=8, num_workers=0, device=device)
+        batches = image_batches(bundle, self.source, batch_size=8, num_workers=0)
         for number, (image, _) in enumerate(batches):
             if here("evaluation", number):
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -86,8 +86,8 @@ class LongEvaluation(Evaluation):
             total += float(image.double().sum())
         return {"sum": total}
 
-    def headline(self, figures: dict[str, float]) -> str:
-        return f"sum {figures['sum']}"
+    def headline(self, metrics: dict[str, float]) -> str:
+        return f"sum {metrics['sum']}"
 
 
 class NaN(SLIP):

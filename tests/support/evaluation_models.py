@@ -8,17 +8,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from torch import nn
 
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Sample, Source
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.knn import KNN
 from openslip.evaluation.zeroshot import ZeroShot
+from openslip.inference.bundle import Bundle
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.text_transformer import TextTransformer
 from openslip.models.timm_tower import TimmTower
-from openslip.text.clip_bpe import Tokenizer
+from openslip.text.clip_bpe import ClipBpe
 
 CPU = torch.device("cpu")
 CLASSNAMES = [
@@ -56,8 +58,8 @@ class Pictures(Source):
         return f"{self.count} {self.seed}"
 
 
-def tokenizer() -> Tokenizer:
-    return Tokenizer(context_length=24, truncation="keep_end", special_text="plain")
+def tokenizer() -> ClipBpe:
+    return ClipBpe(context_length=24, truncation="keep_end", special_text="plain")
 
 
 def transform() -> EvalTransform:
@@ -71,7 +73,7 @@ def image_tower() -> TimmTower:
 
 def dual_encoder() -> DualEncoder:
     torch.manual_seed(0)
-    text = TextTransformer(vocab_size=Tokenizer.vocab_size, context_length=24, width=16, depth=2, heads=2)
+    text = TextTransformer(vocab_size=49408, context_length=24, width=16, depth=2, heads=2)
     return DualEncoder(image_tower=image_tower(), text_tower=text, embed_dim=12, logit_scale_init=2.6593)
 
 
@@ -80,14 +82,16 @@ def image_encoder() -> ImageEncoder:
     return ImageEncoder(image_tower=image_tower())
 
 
+def bundle(model: nn.Module) -> Bundle:
+    return Bundle(model, tokenizer() if isinstance(model, DualEncoder) else None, transform(), {}, CPU)
+
+
 def zero_shot(source: Source, *, batch_size: int = 4, num_workers: int = 0) -> ZeroShot:
     return ZeroShot(
         title="zero-shot top-1",
         source=source,
         classnames=CLASSNAMES,
         templates=TEMPLATES,
-        tokenizer=tokenizer(),
-        transform=transform(),
         batch_size=batch_size,
         num_workers=num_workers,
         attributes=ATTRIBUTES,
@@ -99,7 +103,6 @@ def knn(train: Source, test: Source, *, batch_size: int = 4, k: int = 5) -> KNN:
         title="k-NN top-1",
         train=train,
         test=test,
-        transform=transform(),
         k=k,
         temperature=0.07,
         batch_size=batch_size,
@@ -113,7 +116,7 @@ def run_on_this_rank(name: str, count: int, path: str) -> tuple[dict[str, float]
     source = Logged(count, log)
     evaluation: Evaluation = zero_shot(source) if name == "zeroshot" else knn(Pictures(9, seed=1), source)
     torch.manual_seed(0)
-    figures = evaluation.run(dual_encoder(), CPU)
+    figures = evaluation.run(bundle(dual_encoder()))
     return figures, evaluation.arrays, log.read_text().split() if log.exists() else []
 
 

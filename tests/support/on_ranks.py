@@ -6,17 +6,17 @@ import open_clip.loss
 import torch
 import torch.distributed as dist
 from data_modules import data_module
+from losses import clip_loss, nt_xent
 from pretraining import pretrainer
 from small_models import small_batch, small_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from views import crop_view
 
 from openslip.data.sources.shards import ShardSource
 from openslip.distributed import gather
 from openslip.errors import DataError, UserError
-from openslip.objectives.clip import clip_loss
 from openslip.objectives.objective import Objective
-from openslip.objectives.simclr import nt_xent
 from openslip.training.callbacks.finite import Finite
 from openslip.training.logging.late import LateFigures
 from openslip.training.microbatch import loss_in_slices
@@ -179,7 +179,9 @@ def bad_samples_of_an_epoch(folder: str, budget: float) -> str:
     """What ends an epoch over shards with damaged pictures on this rank, or nothing."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     source = ShardSource(shards=folder, require="caption")
-    datamodule = data_module(source, tokenizer=None, global_batch_size=6, bad_sample_budget=budget)
+    datamodule = data_module(
+        source, views={"image": crop_view(16, (0.5, 1.0))}, global_batch_size=6, bad_sample_budget=budget
+    )
     datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
     try:
         for batch in datamodule.train_dataloader():

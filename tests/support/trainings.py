@@ -16,7 +16,7 @@ from typing import Any
 from openslip import signals
 from openslip.commands.train import main
 from openslip.errors import run_entry_point
-from openslip.inference.checkpoint import read
+from openslip.inference.files import read
 from openslip.run.checkpoints import newest_whole, saved
 
 _context = multiprocessing.get_context("forkserver")
@@ -42,11 +42,7 @@ EVALUATED = [
         "+evaluation.long.source._target_=openslip.data.sources.shards.ShardSource",
         "+evaluation.long.source.shards=0.tar",
     ),
-    *(
-        "+evaluation.long.source.require=label",
-        "+evaluation.long.transform._target_=openslip.data.image.eval_transform.EvalTransform",
-    ),
-    "+evaluation.long.transform={size: 32, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
+    "+evaluation.long.source.require=label",
 ]
 
 

@@ -15,9 +15,9 @@ from openslip.data.check.figures import quantile
 from openslip.data.check.report import Report, shortened
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
-from openslip.text.clip_bpe import Tokenizer
+from openslip.text.clip_bpe import ClipBpe
 
-TOKENIZER = Tokenizer(context_length=8, truncation="keep_end", special_text="plain")
+TOKENIZER = ClipBpe(context_length=8, truncation="keep_end", special_text="plain")
 
 
 class Listed(Source):

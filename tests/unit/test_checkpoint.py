@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from openslip.errors import UserError
-from openslip.inference.checkpoint import build_model, read, write
+from openslip.inference.architecture import build_model
+from openslip.inference.files import checkpoint_file, read, write
 from openslip.models.image_encoder import ImageEncoder
 
 TOWER: dict[str, Any] = {
@@ -73,7 +74,7 @@ def test_what_is_no_whole_checkpoint_is_named(tmp_path: Path):
         with pytest.raises(UserError, match=name):
             read(tmp_path / name)
     with pytest.raises(UserError, match="missing"):
-        read(tmp_path / "missing.pt")
+        checkpoint_file(tmp_path / "missing.pt")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(UserError, match="list"):
         read(tmp_path / "list.pt")

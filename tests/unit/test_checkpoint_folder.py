@@ -12,7 +12,7 @@ import torch
 from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError
-from openslip.inference.checkpoint import read
+from openslip.inference.files import read
 from openslip.run.checkpoints import LINK, damage, file_name, newest_whole, saved
 from openslip.training import checkpoint_io
 from openslip.training.checkpoint_io import DurableCheckpointIO, check_space

@@ -12,8 +12,8 @@ from PIL import Image
 
 from openslip import __version__
 from openslip.__main__ import commands, main, run
-from openslip.inference.checkpoint import build_model, write
-from openslip.text.clip_bpe import Tokenizer
+from openslip.inference.architecture import build_model
+from openslip.inference.files import write
 
 LABELS = ["man kicking", "man sleeping", "dog"]
 ARCHITECTURE: dict[str, Any] = {
@@ -26,7 +26,7 @@ ARCHITECTURE: dict[str, Any] = {
     },
     "text_tower": {
         "_target_": "openslip.models.text_transformer.TextTransformer",
-        "vocab_size": Tokenizer.vocab_size,
+        "vocab_size": 49408,
         "context_length": 77,
         "width": 16,
         "depth": 1,

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 import openslip
 from openslip.errors import UserError
-from openslip.inference.checkpoint import build_model, read, write
+from openslip.inference.architecture import build_model
+from openslip.inference.bundle import Bundle
+from openslip.inference.classifier import ZeroShotClassifier
+from openslip.inference.files import read, write
 from openslip.inference.formats.slip import to_published
-from openslip.inference.predict import LoadedModel, ZeroShotClassifier, load, strip
+from openslip.inference.load import load
+from openslip.inference.strip import strip
 from openslip.models.dual_encoder import DualEncoder
-from openslip.text.clip_bpe import Tokenizer
 
 LABELS = ["man kicking", "man sleeping", "dog"]
 TEMPLATES = ["a picture of a {}.", "a {} in a movie."]
@@ -31,7 +34,7 @@ TOWER = {
 }
 TEXT = {
     "_target_": "openslip.models.text_transformer.TextTransformer",
-    "vocab_size": Tokenizer.vocab_size,
+    "vocab_size": 49408,
     "context_length": 77,
     "width": 64,
     "depth": 2,
@@ -82,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(run: Path) -> LoadedModel:
+def loaded(run: Path) -> Bundle:
     return load(run)
 
 
@@ -100,14 +103,14 @@ def same_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> b
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_folder_and_its_file_give_the_trained_model(run: Path, loaded: LoadedModel):
+def test_a_run_folder_and_its_file_give_the_trained_model(run: Path, loaded: Bundle):
     expected = read(run / "checkpoints" / "last.ckpt")["state_dict"]
     trained = {key.removeprefix("model."): w for key, w in expected.items() if key.startswith("model.")}
     assert same_weights(loaded.model.state_dict(), trained)
     assert same_weights(load(run / "checkpoints" / "last.ckpt").model.state_dict(), trained)
     assert not loaded.model.training
     assert loaded.tokenizer is not None
-    assert loaded.tokenizer.settings() == TOKENIZER
+    assert loaded.tokenizer.settings() == {**TOKENIZER, "mask_token": False}
     assert loaded.transform.settings() == TRANSFORM
 
 
@@ -125,7 +128,7 @@ def unit(vector: list[float]) -> list[float]:
     return [x / norm for x in vector]
 
 
-def test_probabilities_are_those_of_the_formula_written_out(loaded: LoadedModel, pictures: list[Path]):
+def test_probabilities_are_those_of_the_formula_written_out(loaded: Bundle, pictures: list[Path]):
     found = ZeroShotClassifier(loaded, LABELS, TEMPLATES)(pictures[0])
     model, tokenizer = loaded.model, loaded.tokenizer
     assert isinstance(model, DualEncoder)
@@ -135,8 +138,8 @@ def test_probabilities_are_those_of_the_formula_written_out(loaded: LoadedModel,
         for label in LABELS:
             prompts = []
             for template in TEMPLATES:
-                text = tokenizer(template.replace("{}", label))  # all 77 tokens, one prompt at a time
-                length = torch.tensor([text[0].tolist().index(Tokenizer.end_token) + 1])
+                text, _ = tokenizer.encode([template.replace("{}", label)])  # all 77 tokens, one prompt at a time
+                length = torch.tensor([text[0].tolist().index(49407) + 1])
                 prompts.append(unit(model.encode_text(text, length)[0].tolist()))
             classes.append(unit([sum(column) / len(prompts) for column in zip(*prompts, strict=True)]))
         image = loaded.transform(Image.open(pictures[0]).convert("RGB"))
@@ -149,7 +152,7 @@ def test_probabilities_are_those_of_the_formula_written_out(loaded: LoadedModel,
     assert max(expected.values()) - min(expected.values()) > 1e-3  # else any order would do
 
 
-def test_a_list_gives_one_ranking_per_picture_in_order(loaded: LoadedModel, pictures: list[Path]):
+def test_a_list_gives_one_ranking_per_picture_in_order(loaded: Bundle, pictures: list[Path]):
     classifier = ZeroShotClassifier(loaded, LABELS, TEMPLATES)
     rankings = classifier([pictures[0], str(pictures[1]), Image.open(pictures[2])])
     assert len(rankings) == 3
@@ -158,7 +161,7 @@ def test_a_list_gives_one_ranking_per_picture_in_order(loaded: LoadedModel, pict
     assert classifier([]) == []
 
 
-def test_text_is_encoded_once(loaded: LoadedModel, pictures: list[Path]):
+def test_text_is_encoded_once(loaded: Bundle, pictures: list[Path]):
     assert isinstance(loaded.model, DualEncoder)
     calls: list[int] = []
     hook = loaded.model.text_tower.register_forward_hook(lambda *_: calls.append(1))
@@ -175,14 +178,12 @@ def test_text_is_encoded_once(loaded: LoadedModel, pictures: list[Path]):
     ("labels", "templates", "message"),
     [([], TEMPLATES, "empty"), (LABELS, [], "empty"), (LABELS, ["a picture."], r"a picture\.")],
 )
-def test_prompts_that_cannot_be_made_are_refused(
-    loaded: LoadedModel, labels: list[str], templates: list[str], message: str
-):
+def test_prompts_that_cannot_be_made_are_refused(loaded: Bundle, labels: list[str], templates: list[str], message: str):
     with pytest.raises(UserError, match=message):
         ZeroShotClassifier(loaded, labels, templates)
 
 
-def test_what_is_no_picture_is_named(loaded: LoadedModel, tmp_path: Path):
+def test_what_is_no_picture_is_named(loaded: Bundle, tmp_path: Path):
     classifier = ZeroShotClassifier(loaded, LABELS, TEMPLATES)
     (tmp_path / "notes.jpg").write_text("no picture")
     for name in ("notes.jpg", "missing.jpg"):
@@ -194,7 +195,7 @@ def test_a_model_without_text_tower_loads_and_refuses_labels(tmp_path: Path):
     make_run(tmp_path / "simclr", IMAGE_ONLY)
     loaded = load(tmp_path / "simclr")
     assert loaded.tokenizer is None
-    with pytest.raises(UserError, match="no text tower"):
+    with pytest.raises(UserError, match="need a text tower"):
         ZeroShotClassifier(loaded, LABELS, TEMPLATES)
 
 
@@ -206,7 +207,7 @@ def test_a_published_checkpoint_gives_its_weights_and_published_settings(
     make_published(tmp_path / "published.pt", model, name)
     loaded = load(tmp_path / "published.pt")
     assert same_weights(loaded.model.state_dict(), model.state_dict())
-    published = {"context_length": 77, "truncation": "drop_end", "special_text": "token"}
+    published = {"context_length": 77, "truncation": "drop_end", "special_text": "token", "mask_token": False}
     assert (loaded.tokenizer and loaded.tokenizer.settings()) == (published if architecture is DUAL else None)
     mean_std = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert loaded.transform.settings() == {"size": 32, **mean_std}
@@ -214,7 +215,7 @@ def test_a_published_checkpoint_gives_its_weights_and_published_settings(
 
 @pytest.mark.parametrize("kind", ["run", "published"])
 def test_a_stripped_file_predicts_the_same_and_is_as_large_as_its_weights(
-    kind: str, run: Path, loaded: LoadedModel, pictures: list[Path], tmp_path: Path
+    kind: str, run: Path, loaded: Bundle, pictures: list[Path], tmp_path: Path
 ):
     source = run
     if kind == "published":
@@ -245,7 +246,7 @@ def test_a_part_of_a_larger_storage_is_stripped_alone(tmp_path: Path):
 
 
 def test_a_folder_without_checkpoint_and_an_unknown_file_are_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"last\.ckpt"):
+    with pytest.raises(UserError, match="a folder without checkpoints"):
         load(tmp_path)
     torch.save({"weights": {}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt.*weights"):

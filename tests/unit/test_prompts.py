@@ -3,35 +3,37 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluation_models import CLASSNAMES, CPU, TEMPLATES, dual_encoder, tokenizer
+from evaluation_models import CLASSNAMES, TEMPLATES, bundle, dual_encoder, tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from openslip.errors import UserError
-from openslip.inference.prompts import (
-    class_embeddings,
-    encode_texts,
-    imagenet_classnames,
-    imagenet_templates,
-    read_lines,
-)
-from openslip.text.clip_bpe import text_lengths
+from openslip.evaluation import features
+from openslip.evaluation.features import text_features
+from openslip.inference import bundle as bundle_module
+from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
+from openslip.inference.prompts import class_embeddings, read_lines
+from openslip.models.dual_encoder import DualEncoder
+
+
+def encode(model: DualEncoder) -> Callable[[list[str]], torch.Tensor]:
+    return lambda texts: text_features(bundle(model), texts)
 
 
 def test_class_embeddings_equal_a_float64_loop_over_padded_prompts():
     model = dual_encoder().double()
-    with torch.no_grad():
-        ours = class_embeddings(model, tokenizer(), CLASSNAMES, TEMPLATES, CPU, batch_size=4)
+    ours = class_embeddings(encode(model), CLASSNAMES, TEMPLATES)
     for row, name in zip(ours, CLASSNAMES, strict=True):
         mean = [0.0] * 12
         for template in TEMPLATES:
-            text = tokenizer()(template.format(name))
+            text, length = tokenizer().encode([template.format(name)])
             with torch.no_grad():
-                feature = model.encode_text(text, text_lengths(text))[0].tolist()
+                feature = model.encode_text(text, length)[0].tolist()
             norm = math.sqrt(sum(x * x for x in feature))
             mean = [m + x / norm / len(TEMPLATES) for m, x in zip(mean, feature, strict=True)]
         norm = math.sqrt(sum(x * x for x in mean))
@@ -39,23 +41,23 @@ def test_class_embeddings_equal_a_float64_loop_over_padded_prompts():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_texts_come_back_in_their_order_for_any_batch_size(batch_size: int):
-    model, texts = (
-        dual_encoder().double(),
-        ["a", "a b c d e f g", "a b", "the same", "x y z x y z x y z", "the same"],
-    )
-    with torch.no_grad():
-        together = encode_texts(model, tokenizer(), texts, CPU, batch_size)
-        alone = torch.cat([encode_texts(model, tokenizer(), [text], CPU, 1) for text in texts])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+def test_texts_come_back_in_their_order_for_any_batch_size(batch_size: int, monkeypatch: pytest.MonkeyPatch):
+    model = dual_encoder().double()
+    texts = ["a", "a b c d e f g", "a b", "the same", "x y z x y z x y z", "the same"]
+    alone = torch.cat([encode(model)([text]) for text in texts])
+    monkeypatch.setattr(features, "TEXTS_PER_BATCH", batch_size)
+    torch.testing.assert_close(encode(model)(texts), alone, rtol=0, atol=1e-12)
+    monkeypatch.setattr(bundle_module, "BATCH_SIZE", batch_size)
+    torch.testing.assert_close(bundle(model).encode_text(texts).double(), alone, rtol=0, atol=1e-6)
 
 
-def test_texts_cost_no_more_beside_longer_ones():
+def test_texts_cost_no_more_beside_longer_ones(monkeypatch: pytest.MonkeyPatch):
     model, texts = dual_encoder(), ["a"] * 8 + ["one two three four five six seven eight nine"] * 8
 
     def flops(batch_size: int) -> int:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            encode_texts(model, tokenizer(), texts, CPU, batch_size)
+        monkeypatch.setattr(features, "TEXTS_PER_BATCH", batch_size)
+        with FlopCounterMode(display=False) as counter:
+            encode(model)(texts)
         return counter.get_total_flops()
 
     assert flops(16) == flops(8)
@@ -63,10 +65,8 @@ def test_texts_cost_no_more_beside_longer_ones():
 
 def test_a_name_with_braces_is_taken_as_it_is():
     model = dual_encoder()
-    with torch.no_grad():
-        ours = class_embeddings(model, tokenizer(), ["set {a}"], ["a {}"], CPU, batch_size=4)
-        direct = encode_texts(model, tokenizer(), ["a set {a}"], CPU, batch_size=4)
-    torch.testing.assert_close(ours, torch.nn.functional.normalize(direct, dim=-1))
+    ours = class_embeddings(encode(model), ["set {a}"], ["a {}"])
+    torch.testing.assert_close(ours, encode(model)(["a set {a}"]))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_name_with_braces_is_taken_as_it_is():
 )
 def test_useless_prompts_are_refused(names: list[str], templates: list[str], message: str):
     with pytest.raises(UserError, match=message):
-        class_embeddings(dual_encoder(), tokenizer(), names, templates, CPU, batch_size=4)
+        class_embeddings(encode(dual_encoder()), names, templates)
 
 
 def test_imagenet_lists_equal_open_clips():
@@ -96,7 +96,7 @@ def test_imagenet_lists_equal_open_clips():
 
 def test_imagenet_lists_do_not_import_open_clip():
     code = (
-        "import sys; from openslip.inference.prompts import imagenet_classnames; imagenet_classnames(); "
+        "import sys; from openslip.inference.imagenet_prompts import imagenet_classnames; imagenet_classnames(); "
         "sys.exit('open_clip' in sys.modules)"
     )
     source = Path(__file__).parents[2] / "src"

@@ -9,15 +9,15 @@ import torch
 import torchvision
 from PIL import Image
 from published import simclr_augment
+from views import MEAN, STD, crop_view, drawn
 
 from openslip.data.image.augment import Augment, normalise
-from openslip.data.image.crop import View, random_box
-from openslip.data.image.decode import PillowDecoder
+from openslip.data.image.crop import RandomResizedCrop, random_box
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.view import Columns
 from openslip.errors import UserError
 
 T: Any = torchvision.transforms  # its types know of tensors only
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 DATA = Path(__file__).parents[1] / "data"
 
 
@@ -56,15 +56,15 @@ def test_the_settings_of_the_evaluation_transform_make_it_again():
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0)])
 @pytest.mark.parametrize("shape", [(40, 40), (120, 50), (33, 77), (500, 3), (3, 500)])
 def test_a_crop_is_torchvisions_at_the_same_box(scale: tuple[float, float], shape: tuple[int, int]):
-    image, view = picture(*shape), View(size=32, scale=scale, augment=None)
+    image, view = picture(*shape), crop_view(32, scale)
     for seed in range(5):
         left, top, right, bottom = random_box(*shape, scale, np.random.default_rng(seed))
-        pixels, parameters = view(image, PillowDecoder(), np.random.default_rng(seed))
+        columns = drawn(view, image, np.random.default_rng(seed))
         expected = T.functional.resized_crop(
             image, top, left, bottom - top, right - left, [32, 32], T.InterpolationMode.BILINEAR
         )
-        assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(expected))
-        assert parameters is None
+        assert columns.keys() == {""}
+        assert np.array_equal(columns[""].transpose(1, 2, 0), np.asarray(expected))
 
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0)])
@@ -123,52 +123,45 @@ def test_parameters_of_the_augmentation_come_with_the_crop():
         def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
             return images
 
-    view = View(size=8, scale=[0.5, 1.0], augment=Two())
-    _, parameters = view(picture(20, 20), PillowDecoder(), np.random.default_rng(0))
-    assert parameters is not None
-    assert parameters.shape == (2,)
+    columns = drawn(crop_view(8, [0.5, 1.0], Two()), picture(20, 20), np.random.default_rng(0))
+    assert columns["parameters"].shape == (2,)
 
 
-@pytest.mark.parametrize("scale", [(0.0, 1.0), (0.9, 0.5)])
-def test_an_impossible_scale_is_named(scale: tuple[float, float]):
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (0.9, 0.5), (0.9,), (0.1, 0.5, 1.0)])
+def test_an_impossible_scale_is_named(scale: tuple[float, ...]):
     with pytest.raises(UserError, match="view scale="):
-        View(size=8, scale=scale, augment=None)
+        crop_view(8, scale)
 
 
-def cropped(view: View, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def cropped(view: RandomResizedCrop, number: int) -> Columns:
     rng = np.random.default_rng(0)
-    crops = [view(picture(90, 70, seed), PillowDecoder(), rng) for seed in range(number)]
-    drawn = [parameters for _, parameters in crops if parameters is not None]
-    return torch.from_numpy(np.stack([pixels for pixels, _ in crops])), (
-        torch.from_numpy(np.stack(drawn)) if drawn else None
-    )
+    return view.collate([drawn(view, picture(90, 70, seed), rng) for seed in range(number)])
 
 
 def test_a_view_without_augmentation_is_torchvisions_tensor_and_normalisation():
-    view = View(size=32, scale=[0.5, 1.0], augment=None)
-    images, parameters = cropped(view, 5)
-    before = images.clone()
-    expected = torch.stack([T.Normalize(MEAN, STD)(T.ToTensor()(T.ToPILImage()(image))) for image in images])
-    torch.testing.assert_close(view.finish(images, parameters, MEAN, STD), expected, atol=1e-6, rtol=0)
-    assert torch.equal(images, before)
+    view = crop_view(32, [0.5, 1.0])
+    columns = cropped(view, 5)
+    before = columns[""].clone()
+    expected = torch.stack([T.Normalize(MEAN, STD)(T.ToTensor()(T.ToPILImage()(image))) for image in before])
+    torch.testing.assert_close(view.finish(columns)[""], expected, atol=1e-6, rtol=0)
+    assert torch.equal(columns[""], before)
 
 
 def test_a_finished_view_is_augmented_and_then_normalised():
-    view = View(size=32, scale=[0.08, 1.0], augment=simclr_augment())
-    images, parameters = cropped(view, 24)
-    assert parameters is not None
-    expected = normalise(simclr_augment()(images / 255, parameters), MEAN, STD)
-    assert torch.equal(view.finish(images, parameters, MEAN, STD), expected)
+    view = crop_view(32, [0.08, 1.0], simclr_augment())
+    columns = cropped(view, 24)
+    expected = normalise(simclr_augment()(columns[""] / 255, columns["parameters"]), MEAN, STD)
+    assert torch.equal(view.finish(columns)[""], expected)
 
 
 @pytest.mark.parametrize("size", [30, 32, 224])
 def test_not_a_bit_of_a_finished_sample_depends_on_its_batch(size: int):
-    view = View(size=size, scale=[0.08, 1.0], augment=simclr_augment())
-    images, parameters = cropped(view, 64 if size < 100 else 12)
-    assert parameters is not None
-    together = view.finish(images, parameters, MEAN, STD)
-    for length in (1, 3, len(images) // 2):
-        parts = zip(images.split(length), parameters.split(length), strict=True)
-        assert torch.equal(torch.cat([view.finish(*part, MEAN, STD) for part in parts]), together)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(view.finish(images[order], parameters[order], MEAN, STD), together[order])
+    view = crop_view(size, [0.08, 1.0], simclr_augment())
+    columns = cropped(view, 64 if size < 100 else 12)
+    together = view.finish(columns)[""]
+    for length in (1, 3, len(together) // 2):
+        parts = zip(columns[""].split(length), columns["parameters"].split(length), strict=True)
+        finished = [view.finish({"": images, "parameters": parameters})[""] for images, parameters in parts]
+        assert torch.equal(torch.cat(finished), together)
+    order = torch.randperm(len(together), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(view.finish({key: column[order] for key, column in columns.items()})[""], together[order])

@@ -12,10 +12,10 @@ from evaluation_models import (
     CPU,
     TEMPLATES,
     Pictures,
+    bundle,
     dual_encoder,
     image_encoder,
     run_on_this_rank,
-    tokenizer,
     transform,
     zero_shot,
 )
@@ -24,17 +24,17 @@ from ranks import Ranks
 from openslip.data.image.decode import open_image
 from openslip.data.source import Sample
 from openslip.errors import UserError
-from openslip.evaluation import evaluation as module
-from openslip.evaluation.evaluation import evaluating, rank_batches
+from openslip.evaluation import features as module
+from openslip.evaluation.features import rank_batches, text_features
 from openslip.evaluation.zeroshot import ZeroShot
+from openslip.inference.bundle import evaluating
 from openslip.inference.prompts import class_embeddings
 
 
 def naive_ranking(count: int) -> tuple[list[list[int]], list[list[float]]]:
     """Per picture all classes from the most similar, and their probabilities; in float64, one picture at a time."""
     model = dual_encoder().double().eval()
-    with torch.no_grad():
-        classes = class_embeddings(model, tokenizer(), CLASSNAMES, TEMPLATES, CPU, 1).tolist()
+    classes = class_embeddings(lambda texts: text_features(bundle(model), texts), CLASSNAMES, TEMPLATES).tolist()
     rankings, probabilities = [], []
     for index in range(count):
         image = transform()(open_image(Pictures(count)[index].image, "")).double()
@@ -51,7 +51,7 @@ def naive_ranking(count: int) -> tuple[list[list[int]], list[list[float]]]:
 
 def test_figures_and_arrays_equal_a_naive_loop():
     evaluation = zero_shot(Pictures(26))
-    figures = evaluation.run(dual_encoder(), CPU)
+    figures = evaluation.run(bundle(dual_encoder()))
     rankings, probabilities = naive_ranking(26)
     labels = [index % 7 for index in range(26)]
     pairs = list(zip(rankings, labels, strict=True))
@@ -73,7 +73,7 @@ def test_figures_and_arrays_equal_a_naive_loop():
 
 def test_arrays_have_the_documented_types_and_survive_a_file(tmp_path: Path):
     evaluation = zero_shot(Pictures(26))
-    evaluation.run(dual_encoder(), CPU)
+    evaluation.run(bundle(dual_encoder()))
     np.savez(tmp_path / "arrays.npz", **evaluation.arrays)  # pyright: ignore[reportArgumentType]
     with np.load(tmp_path / "arrays.npz", allow_pickle=False) as file:
         arrays = dict(file)
@@ -97,7 +97,7 @@ def test_arrays_have_the_documented_types_and_survive_a_file(tmp_path: Path):
 
 def test_kept_pictures_are_the_ones_the_model_sees():
     evaluation = zero_shot(Pictures(26))
-    evaluation.run(dual_encoder(), CPU)
+    evaluation.run(bundle(dual_encoder()))
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (transform().mean, transform().std))
     for pixels, index in zip(evaluation.arrays["pictures"], evaluation.arrays["picture_indices"], strict=True):
         seen = transform()(open_image(Pictures(26)[int(index)].image, ""))
@@ -110,12 +110,10 @@ def test_few_classes_have_no_top5():
         source=Pictures(6, labels=[0, 1, 0, 1, 1, 1]),
         classnames=["one", "two"],
         templates=["{}"],
-        tokenizer=tokenizer(),
-        transform=transform(),
         batch_size=4,
         num_workers=0,
     )
-    figures = evaluation.run(dual_encoder(), CPU)
+    figures = evaluation.run(bundle(dual_encoder()))
     assert set(figures) == {"top1", "chance", "num_samples"}
     assert figures["chance"] == 50
     assert evaluation.arrays["top_classes"].shape == (6, 2)
@@ -130,18 +128,16 @@ def test_equal_cosines_rank_by_index():
         source=Pictures(6, labels=[0] * 6),
         classnames=["one", "two", "three"],
         templates=["{}"],
-        tokenizer=tokenizer(),
-        transform=transform(),
         batch_size=4,
         num_workers=0,
     )
-    assert evaluation.run(model, CPU)["top1"] == 100
+    assert evaluation.run(bundle(model))["top1"] == 100
     assert evaluation.arrays["top_classes"].tolist() == [[0, 1, 2]] * 6
 
 
 def test_same_figures_with_loader_processes():
     alone, workers = zero_shot(Pictures(11)), zero_shot(Pictures(11), num_workers=2)
-    assert alone.run(dual_encoder(), CPU) == workers.run(dual_encoder(), CPU)
+    assert alone.run(bundle(dual_encoder())) == workers.run(bundle(dual_encoder()))
     np.testing.assert_array_equal(alone.arrays["top_probabilities"], workers.arrays["top_probabilities"])
 
 
@@ -151,10 +147,10 @@ def test_figures_in_training_equal_those_afterwards():
     modes = {name: part.training for name, part in model.named_modules()}
     with torch.autocast("cpu", torch.bfloat16):
         in_training = zero_shot(Pictures(11))
-        figures = in_training.run(model, CPU)
+        figures = in_training.run(bundle(model))
     assert {name: part.training for name, part in model.named_modules()} == modes, "the mode of every module is back"
     afterwards = zero_shot(Pictures(11))
-    assert afterwards.run(dual_encoder().eval(), CPU) == figures
+    assert afterwards.run(bundle(dual_encoder().eval())) == figures
     for name in in_training.arrays:
         np.testing.assert_array_equal(in_training.arrays[name], afterwards.arrays[name], err_msg=name)
 
@@ -165,7 +161,7 @@ def test_training_randomness_is_untouched(num_workers: int):
     torch.manual_seed(5)
     np.random.seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # pyright: ignore
-    evaluation.run(model, CPU)
+    evaluation.run(bundle(model))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # pyright: ignore
     assert torch.is_grad_enabled()
@@ -198,13 +194,14 @@ def test_ranks_cover_every_row_once_without_padding(
     assert sorted(batch for share in shares for batch in share) == alone, "batches are those of one process"
 
     # What every rank would send, put back in order on each.
-    sent, rows = [], torch.empty(0, 1)
+    sent: list[torch.Tensor] = []
+    rows: list[list[torch.Tensor]] = [[torch.tensor(batch).view(-1, 1) for batch in share] for share in shares]
+    monkeypatch.setattr(module, "of_all_ranks", lambda own: [own, (torch.Size([1]), torch.int64)])
     monkeypatch.setattr(module, "gather", lambda x, with_grad: sent.append(x) or x.repeat(world, 1))
-    for share in shares:
-        rows = torch.tensor([row for batch in share for row in batch]).view(-1, 1)
-        module.gather_batches(rows, count, batch_size)
+    for own in rows:
+        module.gather_batches(own, count, batch_size, CPU)
     monkeypatch.setattr(module, "gather", lambda x, with_grad: torch.cat(sent))
-    assert module.gather_batches(rows, count, batch_size).flatten().tolist() == list(range(count))
+    assert module.gather_batches(rows[-1], count, batch_size, CPU).flatten().tolist() == list(range(count))
 
 
 @pytest.mark.parametrize("name", ["zeroshot", "knn"])
@@ -229,14 +226,14 @@ def test_headline_names_chance():
 
 def test_a_label_beyond_the_names_is_refused_with_both_numbers():
     with pytest.raises(UserError, match=r"label 7 is outside the 7 class names \(0 to 6\)"):
-        zero_shot(Pictures(3, labels=[0, 7, 1])).run(dual_encoder(), CPU)
+        zero_shot(Pictures(3, labels=[0, 7, 1])).run(bundle(dual_encoder()))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(("label", "message"), [(None, "has no label"), (-1, "has label -1: expected 0 or more")])
 def test_a_sample_without_a_label_is_named_in_one_line(num_workers: int, label: int | None, message: str):
     with pytest.raises(UserError, match=message) as caught:
-        zero_shot(Pictures(3, labels=[0, label, 1]), num_workers=num_workers).run(dual_encoder(), CPU)
+        zero_shot(Pictures(3, labels=[0, label, 1]), num_workers=num_workers).run(bundle(dual_encoder()))
     assert "'picture1'" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -248,12 +245,12 @@ def test_a_damaged_picture_is_named():
             return Sample(sample.key, sample.image[:40] if index == 2 else sample.image, (), sample.label)
 
     with pytest.raises(UserError, match="picture2: cannot be decoded"):
-        zero_shot(Damaged(3)).run(dual_encoder(), CPU)
+        zero_shot(Damaged(3)).run(bundle(dual_encoder()))
 
 
 def test_a_model_without_text_tower_is_refused():
-    with pytest.raises(UserError, match="needs a text tower and a tokenizer, which this ImageEncoder has not"):
-        zero_shot(Pictures(3)).run(image_encoder(), CPU)
+    with pytest.raises(UserError, match="need a text tower and a tokenizer, and ImageEncoder has neither"):
+        zero_shot(Pictures(3)).run(bundle(image_encoder()))
 
 
 @pytest.mark.parametrize(
@@ -271,8 +268,6 @@ def test_a_useless_setting_is_refused_before_anything_runs(change: dict, message
         "source": Pictures(3),
         "classnames": CLASSNAMES,
         "templates": TEMPLATES,
-        "tokenizer": tokenizer(),
-        "transform": transform(),
         "batch_size": 4,
         "num_workers": 0,
     }

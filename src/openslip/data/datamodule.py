@@ -125,7 +125,7 @@ class DataModule(pl.LightningDataModule):
         self.check_budget(notes.step)
         finished = {"index": batch["index"]}
         for name, view in self.views.items():
-            columns = batch[name]
+            columns = dict(batch[name])
             for suffix in view.statistics:
                 column = columns.pop(suffix)
                 count, samples = self.statistics.get(suffix, (0, 0))

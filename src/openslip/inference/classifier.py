@@ -36,6 +36,8 @@ class ZeroShotClassifier:
 
     def rank(self, images: Sequence[ImageLike]) -> list[Ranking]:
         """One ranking per image."""
+        if not images:
+            return []
         logits = self.bundle.model.logit_scale.detach().exp() * self.bundle.encode_image(images) @ self.classes.T
         probabilities, places = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
         return [

@@ -12,7 +12,7 @@ import torch
 
 from openslip.durable import durable
 from openslip.errors import UserError
-from openslip.run.checkpoints import newest_whole, saved
+from openslip.run.checkpoints import LINK, newest_whole, saved
 
 # What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
 # command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
@@ -35,7 +35,10 @@ def checkpoint_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise UserError(f"checkpoint {path}: no such file; give a run's folder (runs/NAME) or a checkpoint file")
-    return newest_whole(path / "checkpoints").path if saved(path / "checkpoints") else path
+    folder = path / "checkpoints"
+    if saved(folder):
+        return newest_whole(folder).path
+    return folder / LINK if (folder / LINK).exists() else path
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -43,13 +44,13 @@ def load(
     return Bundle(bundle.model, bundle.tokenizer, bundle.transform, bundle.architecture, place)
 
 
-def find_format(file: Path, name: str | None) -> formats.Format:
+def find_format(file: Path, name: str | None) -> ModuleType:
     """The module that reads this file: the named one, else the first that knows its content."""
     known = formats.names()
     if name is not None:
         target = f"openslip.inference.formats.{name}" if name in known else name
         try:
-            return importlib.import_module(target)  # pyright: ignore[reportReturnType]
+            return importlib.import_module(target)
         except ImportError as error:
             raise UserError(
                 f"format={name}: cannot be imported ({error}); expected {', '.join(known)}, or a module of your own"

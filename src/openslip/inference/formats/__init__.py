@@ -6,19 +6,8 @@ keys by name; `write(bundle, path)`, where it makes sense, writes it.
 """
 
 import importlib
-from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
-
-from openslip.inference.bundle import Bundle
-
-
-class Format(Protocol):
-    """A module of this folder."""
-
-    def detect(self, path: Path, /) -> bool: ...
-
-    def read(self, path: Path, /, *, allow: Collection[str]) -> Bundle: ...
+from types import ModuleType
 
 
 def names() -> list[str]:
@@ -26,6 +15,6 @@ def names() -> list[str]:
     return sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
 
 
-def load(name: str) -> Format:
+def load(name: str) -> ModuleType:
     """The module of a format."""
-    return importlib.import_module(f"openslip.inference.formats.{name}")  # pyright: ignore[reportReturnType]
+    return importlib.import_module(f"openslip.inference.formats.{name}")

@@ -1,0 +1,215 @@
+"""What `openslip.load` returns, the formats it knows, and the classes that a file may name."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_models import Pictures, bundle, dual_encoder, image_encoder
+from PIL import Image
+
+import openslip
+from openslip.data.image.decode import open_image
+from openslip.errors import UserError
+from openslip.inference import formats
+from openslip.inference.architecture import build_model, build_tokenizer
+from openslip.inference.bundle import Bundle
+from openslip.inference.files import write
+from openslip.inference.formats.openslip import FORMAT, describe
+from openslip.inference.formats.openslip import write as write_bundle
+
+TEXTS = ["a red ring", "one", "there is a large striped blue cross here", "a red ring"]
+
+
+def images(count: int) -> list[bytes]:
+    return [Pictures(count)[index].image for index in range(count)]
+
+
+def architecture() -> dict:
+    arguments = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    tower = {"_target_": "openslip.models.timm_tower.TimmTower", "name": "vit_small_patch16_224", "image_size": 16}
+    return {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": {**tower, "arguments": arguments}}
+
+
+def small_bundle() -> Bundle:
+    torch.manual_seed(0)
+    return Bundle(
+        build_model(architecture()), None, bundle(image_encoder()).transform, architecture(), torch.device("cpu")
+    )
+
+
+def test_features_are_of_unit_length_in_the_order_of_what_was_given():
+    model = bundle(dual_encoder())
+    together, alone = model.encode_text(TEXTS), torch.cat([model.encode_text([text]) for text in TEXTS])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(4))
+    files = images(5)
+    pixels = torch.stack([model.transform(open_image(file, "")) for file in files])
+    features = model.encode_image(files)
+    torch.testing.assert_close(features, model.encode_image(pixels), rtol=0, atol=1e-6)
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(5))
+
+
+def test_similarity_is_the_cosine_of_every_image_with_every_text():
+    model = bundle(dual_encoder())
+    found = model.similarity(images(3), TEXTS)
+    for row, image in zip(found, model.encode_image(images(3)).tolist(), strict=True):
+        for cosine, text in zip(row.tolist(), model.encode_text(TEXTS).tolist(), strict=True):
+            assert cosine == pytest.approx(sum(a * b for a, b in zip(image, text, strict=True)), abs=1e-6)
+
+
+def test_images_may_be_paths_bytes_or_pil_images(tmp_path: Path):
+    model, file = bundle(dual_encoder()), images(1)[0]
+    (tmp_path / "a.png").write_bytes(file)
+    with Image.open(tmp_path / "a.png") as picture:
+        features = model.encode_image([tmp_path / "a.png", str(tmp_path / "a.png"), file, picture])
+    assert all(torch.equal(features[0], other) for other in features[1:])
+
+
+def test_one_string_in_place_of_texts_is_refused():
+    with pytest.raises(
+        UserError, match=r"expected a list of texts, got the string 'a red ring': write \['a red ring'\]"
+    ):
+        bundle(dual_encoder()).encode_text("a red ring")
+
+
+def test_texts_need_a_text_tower():
+    with pytest.raises(UserError, match="ImageEncoder has neither"):
+        bundle(image_encoder()).encode_text(TEXTS)
+
+
+def test_training_modes_and_random_state_are_left_alone():
+    model = bundle(dual_encoder().train())
+    before = torch.get_rng_state()
+    model.similarity(images(2), TEXTS)
+    assert model.model.training
+    assert model.model.image_tower.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_written_loads_with_the_same_features(tmp_path: Path):
+    written = small_bundle()
+    write_bundle(written, tmp_path / "model.ckpt")
+    loaded = openslip.load(tmp_path / "model.ckpt")
+    assert torch.equal(loaded.encode_image(images(3)), written.encode_image(images(3)))
+    assert loaded.architecture == written.architecture
+
+
+def test_a_file_of_the_first_format_has_clips_tokenizer(tmp_path: Path):
+    written = small_bundle()
+    state = {f"model.{name}": tensor for name, tensor in written.model.state_dict().items()}
+    settings = {"context_length": 12, "truncation": "drop_end", "special_text": "token"}
+    entry = describe(written.architecture, None, written.transform) | {"format": 1, "tokenizer": settings}
+    write(tmp_path / "old.ckpt", {"openslip": entry, "state_dict": state})
+    tokenizer = openslip.load(tmp_path / "old.ckpt").tokenizer
+    assert tokenizer is not None
+    assert tokenizer.settings() == {**settings, "mask_token": False}
+
+
+@pytest.mark.parametrize("number", [FORMAT + 1, "2", None, 0])
+def test_a_format_number_that_is_not_known_is_refused(tmp_path: Path, number: object):
+    entry = describe(architecture(), None, small_bundle().transform) | {"format": number}
+    write(tmp_path / "new.ckpt", {"openslip": entry, "state_dict": {}})
+    with pytest.raises(UserError, match=rf"has format {number}, and this version reads 1 to {FORMAT}"):
+        openslip.load(tmp_path / "new.ckpt")
+
+
+def test_a_tokenizer_is_stored_with_its_class():
+    tokenizer = bundle(dual_encoder()).tokenizer
+    described = describe({}, tokenizer, small_bundle().transform)["tokenizer"]
+    again = build_tokenizer(described)
+    assert tokenizer is not None
+    assert again is not None
+    assert again.settings() == tokenizer.settings()
+
+
+@pytest.mark.parametrize(
+    "target", ["openslip.text.clip_bpe.Path", "openslip.data.sources.shards.ShardSource", "os.system"]
+)
+def test_a_file_cannot_name_another_class_as_its_tokenizer(target: str):
+    with pytest.raises(UserError, match="refused"):
+        build_tokenizer({"_target_": target})
+
+
+def test_every_model_class_of_the_package_may_be_named_and_others_by_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tower = """
+import torch
+from openslip.models.tower import Tower
+class Mean(Tower):
+    def __init__(self, *, width):
+        super().__init__()
+        self.width = width
+        self.linear = torch.nn.Linear(3, width)
+    def tokens(self, x, /):
+        raise NotImplementedError
+    def forward(self, x, /):
+        return self.linear(x.mean(dim=(2, 3)))
+"""
+    (tmp_path / "mean_tower.py").write_text(tower)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    described = {**architecture(), "image_tower": {"_target_": "mean_tower.Mean", "width": 7}}
+    with pytest.raises(UserError, match=r"allow it by name \(allow=\[mean_tower\.Mean\]\)"):
+        build_model(described)
+    assert "mean_tower" not in sys.modules  # refused before anything was imported
+    assert build_model(described, ("mean_tower.Mean",)).image_tower.width == 7  # pyright: ignore
+
+
+FOREIGN = '''
+"""Weights in an npz of my own."""
+import numpy as np
+import torch
+from openslip.data.image.eval_transform import EvalTransform
+from openslip.inference.architecture import build_model
+from openslip.inference.bundle import Bundle
+
+def detect(path):
+    return path.suffix == ".npz"
+
+def read(path, *, allow):
+    architecture = ARCHITECTURE
+    model = build_model(architecture, allow)
+    with np.load(path, allow_pickle=False) as arrays:
+        model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+    transform = EvalTransform(size=16, mean=[0.5] * 3, std=[0.5] * 3)
+    return Bundle(model, None, transform, architecture, torch.device("cpu"))
+'''
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    (tmp_path / "my_npz.py").write_text(FOREIGN.replace("ARCHITECTURE", repr(architecture())))
+    arrays = {name: tensor.numpy() for name, tensor in small_bundle().model.state_dict().items()}
+    np.savez(tmp_path / "weights.npz", allow_pickle=False, **arrays)
+    return tmp_path
+
+
+def same_weights(loaded: Bundle) -> bool:
+    ours = small_bundle().model.state_dict()
+    return all(torch.equal(tensor, ours[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_a_format_of_ones_own_is_a_module_that_reads(foreign: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(foreign))
+    assert same_weights(openslip.load(foreign / "weights.npz", format="my_npz"))
+    with pytest.raises(UserError, match="format=your_npz: cannot be imported"):
+        openslip.load(foreign / "weights.npz", format="your_npz")
+
+
+def test_a_file_in_the_folder_of_formats_is_found_by_content(foreign: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = foreign / "formats"
+    shutil.copytree(Path(formats.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(foreign / "my_npz.py", folder)
+    monkeypatch.setattr(formats, "__file__", str(folder / "__init__.py"))
+    monkeypatch.setattr(formats, "__path__", [str(folder)])
+    assert formats.names() == ["my_npz", "openslip", "slip"]
+    assert same_weights(openslip.load(foreign / "weights.npz"))
+
+
+def test_a_file_in_no_known_format_is_told_its_keys(tmp_path: Path):
+    torch.save({"weights": {}, "epoch": 3}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"in none of the known formats \(openslip, slip\); its keys: weights, epoch"):
+        openslip.load(tmp_path / "other.pt")
