@@ -185,7 +185,7 @@ def open_source(target: list[str], require: str) -> Any:
     """The source of a data config, or of shards named by path."""
     from openslip.config.build import build
     from openslip.config.compose import compose_config
-    from openslip.config.defaults import config_folder
+    from openslip.config.search_path import config_folder
     from openslip.data.sources.shards import ShardSource
     from openslip.errors import UserError
 

@@ -14,7 +14,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from openslip import signals
-from openslip.config.defaults import config_folder
+from openslip.config.search_path import config_folder
 
 
 def main(arguments: list[str]) -> None:

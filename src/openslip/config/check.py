@@ -1,5 +1,7 @@
 """Whether the values of a config are of the right kind, before anything is built of them."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from openslip.config.defaults import default_values, flatten
@@ -9,7 +11,7 @@ from openslip.numbers import is_number, is_whole
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
 
 
-def check_kinds(name: str, overrides: list[str], resolved: dict[str, Any]) -> None:
+def check_kinds(name: str, overrides: list[str], folders: Sequence[Path], resolved: dict[str, Any]) -> None:
     """A word where the default is a number, or something else than true or false, is refused by its key.
 
     `auto` and null stand for a number in many places; whoever reads the value knows in which.
@@ -19,7 +21,7 @@ def check_kinds(name: str, overrides: list[str], resolved: dict[str, Any]) -> No
     groups = [word for word in overrides if word.partition("=")[0] not in given]
     if not any(isinstance(value, str | bool) and value != "auto" for value in given.values()):
         return
-    defaults = default_values(name, groups)
+    defaults = default_values(name, groups, folders)
     for key, value in given.items():
         default = defaults.get(key)
         if isinstance(default, bool) and not isinstance(value, bool):

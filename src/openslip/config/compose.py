@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from openslip.config.check import check_kinds
-from openslip.config.defaults import config_folder
+from openslip.config.defaults import composed
 from openslip.config.explain import explain
 from openslip.errors import UserError, first_line
 
@@ -39,12 +38,9 @@ def compose_config(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: no such folder")
-    if folders:
-        overrides.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in folders) + "]")
     overrides = [parsed(override) for override in overrides]
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            config = compose(name, overrides, return_hydra_config=True)
+        config = composed(name, overrides, folders)
         choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
         with open_dict(config):
             del config["hydra"]
@@ -54,7 +50,7 @@ def compose_config(
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(resolved, dict)
         resolved = {str(key): value for key, value in resolved.items()}
-        check_kinds(name, overrides, resolved)
+        check_kinds(name, overrides, folders, resolved)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
     return resolved, choices

@@ -1,24 +1,26 @@
-"""Where the config files lie, and what they say before anything is overridden."""
+"""A root config as Hydra composes it, and what it says before anything is overridden."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-
-def config_folder() -> Path:
-    """`configs/` of the wheel, or of the clone."""
-    packaged = Path(__file__).parents[1] / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
+from openslip.config.search_path import config_folder, search_path
 
 
-def default_values(name: str, overrides: list[str]) -> dict[str, Any]:
-    """Every dotted key of a root config with its unresolved value."""
+def composed(name: str, overrides: list[str], folders: Sequence[Path] = ()) -> Any:
+    """A root config as OmegaConf's, unresolved, with Hydra's own settings under `hydra`; `folders` hold the user's."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        plain = OmegaConf.to_container(compose(name, overrides), resolve=False)
-    assert isinstance(plain, dict)
-    return flatten(plain)
+        return compose(name, [*overrides, search_path(folders)], return_hydra_config=True)
+
+
+def default_values(name: str, overrides: list[str], folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """Every dotted key of a root config with its unresolved value."""
+    config = OmegaConf.to_container(composed(name, overrides, folders), resolve=False)
+    assert isinstance(config, dict)
+    return flatten({key: value for key, value in config.items() if key != "hydra"})
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:

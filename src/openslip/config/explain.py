@@ -15,6 +15,11 @@ def explain(error: Exception, name: str) -> str:
         group, option = unknown_option.groups()
         options = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
         near = difflib.get_close_matches(option, options, n=1)
+        composed_model = re.search(r"In 'model/([^']+)': ", message)
+        if composed_model and group in ("method", "size"):
+            model = composed_model.group(1)
+            hint = f"did you mean model={model.replace(option, near[0])}? " if near else ""
+            return f"model={model}: no such file, and {group} {option} is unknown; {hint}one of: {', '.join(options)}"
         hint = f"did you mean {group}={near[0]}? " if near else ""
         return f"{group}={option} is unknown; {hint}one of: {', '.join(options)}"
     missing_group = re.search(r"Could not override '([^']+)'", message)
