@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from openslip.config.build import Parts, build
+from openslip.config.check import is_whole
 from openslip.errors import UserError
-from openslip.numbers import is_whole
 from openslip.optim import WarmupCosine
 from openslip.training.sizing.cost import StepCost, StepMemory
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
@@ -24,7 +24,7 @@ def number_of_samples(source: dict[str, Any]) -> int:
     if "sources" in source:
         parts = source["sources"].items()
         return sum(round(source["weights"][name] * number_of_samples(part)) for name, part in parts)
-    return source.get("expected_samples") or len(build(source))
+    return source.get("expected_samples") or len(build(source, "data.source"))
 
 
 def is_expected(source: dict[str, Any]) -> bool:

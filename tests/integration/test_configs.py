@@ -11,7 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from openslip.config.build import build
+from openslip.config.build import build, build_parts
+from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.config.search_path import config_folder
 from openslip.errors import UserError
@@ -204,7 +205,7 @@ def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):
         config, choices = compose_config("train", [f"--config-dir={tmp_path}", f"model={model}"])
         assert (choices["model"], config["model"]["embed_dim"]) == (model, embed_dim)
         assert config["objective"]["_target_"] == "openslip.objectives.slip.SLIP"
-    with pytest.raises(UserError, match=r"method my_won is unknown; did you mean model=my_own_mini\?"):
+    with pytest.raises(UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, my_own, "):
         compose_config("train", [f"--config-dir={tmp_path}", "model=my_won_mini"])
 
 
@@ -241,8 +242,8 @@ def test_every_experiment_says_what_to_expect_and_how_to_run_it(experiment: str)
     ("argument", "said"),
     [
         ("model=slip_vitb17", "did you mean model=slip_vitb16"),
-        ("model=slip_vitb17", "size vitb17 is unknown"),
-        ("model=slpi_vitb16", "method slpi is unknown; did you mean model=slip_vitb16"),
+        ("model=slip_vitb17", "size vitb17 is none of: tiny, vitb16, vitl16, vits16"),
+        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, simclr, slip"),
         ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_tiny, clip_vitb16"),
         ("trainer.max_stpes=3", "did you mean trainer.max_steps"),
         ("sede=3", "did you mean seed"),
@@ -272,6 +273,79 @@ def test_a_value_of_another_kind_is_refused_by_its_key(words: list[str], said: s
     with pytest.raises(UserError) as caught:
         compose_config("train", words)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["views.weak.scale=[0.9]"], "views.weak.scale=[0.9]: expected 2 numbers, e.g. views.weak.scale=[0.9, 1.0]"),
+        (["views.weak.scale=0.9"], "views.weak.scale=0.9: expected 2 numbers"),
+        (["views.weak.scale=[a,b]"], "views.weak.scale=['a', 'b']: expected 2 numbers"),
+        (["views.strong.augment.blur_sigma=[0.1]"], "views.strong.augment.blur_sigma=[0.1]: expected 2 numbers"),
+        (["optim.optimizer.betas=[0.9]"], "optim.optimizer.betas=[0.9]: expected 2 numbers"),
+        (["mean=[0.5]"], "mean=[0.5]: expected 3 numbers, e.g. mean=[0.485, 0.456, 0.406]"),
+        (["mean=auto"], "mean=auto: expected 3 numbers"),
+        (["image_size=[224]"], "image_size=[224]: expected a number, e.g. image_size=32"),
+        (["views.weak.size=[224]"], "views.weak.size=[224]: expected a number"),  # its default is ${image_size}
+        (["seed={a:1}"], "seed={'a': 1}: expected a number"),
+        (["data=mixture", "data.source.weights=3"], "data.source.weights=3: expected settings, each by its own key"),
+        (["views.weak=3"], "views.weak=3: expected settings, each by its own key, such as views.weak.size="),
+        (["ssl_head=3"], "ssl_head=3: expected settings"),
+        (["ssl_head={hidden:a}"], "ssl_head.hidden=a: expected a number"),
+        (["watchdog=3"], "watchdog=3: expected settings"),
+        (["plan.device_counts=3"], "plan.device_counts=3: expected a list, e.g. plan.device_counts=[1, 8, 64]"),
+        (["evaluation=folder", "evaluation.folder.templates=a {}"], "templates=a {}: expected a list"),
+        (["optim=3"], "optim=3: expected the name of a file in configs/optim/"),
+        (["model=null"], "model=null: expected the name of a file in configs/model/"),
+    ],
+)
+def test_a_value_of_another_shape_is_refused_by_its_key(words: list[str], said: str):
+    with pytest.raises(UserError) as caught:
+        compose_config("train", [*words, "evaluation.folder.source.root=x"] if "folder" in words[0] else words)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_of_cases_have_any_length():
+    words = ["plan.device_counts=[4]", "data=cc3m", "data.source.shards=[a.tar,b.tar]", "trainer.devices=[0,1]"]
+    words += ["evaluation=folder", "evaluation.folder.source.root=x", "evaluation.folder.templates=['a {}','b {}']"]
+    config, _ = compose_config("train", words)
+    assert (config["plan"]["device_counts"], config["trainer"]["devices"]) == ([4], [0, 1])
+    assert config["data"]["source"]["shards"] == ["a.tar", "b.tar"]
+    assert config["evaluation"]["folder"]["templates"] == ["a {}", "b {}"]
+    assert compose_config("eval", ["checkpoint=x", "allow=[a.B,c.D]"])[0]["allow"] == ["a.B", "c.D"]
+
+
+def check_and_build(config: dict[str, Any]) -> None:
+    check_root_values(config)
+    with torch.device("meta"):
+        build_parts(config)
+    build(config["optim"]["optimizer"], "optim.optimizer")([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("mean: [0.5]", "mean=[0.5]: expected three numbers, for red, green and blue"),
+        ("watchdog: 3", "watchdog=3: expected settings"),
+        ("views: {weak: {scale: [0.9]}}", r"objective.views.image: openslip.*scale=[0.9]"),
+        ("views: {weak: 3}", "objective.views.image=3: expected settings with a _target_"),
+        ("views: {strong: {augment: {blur_sigma: [0.1]}}}", "augment.blur_sigma=[0.1]: expected [least, most]"),
+        ("model: {embed_dim: [2]}", "model: openslip.models.dual_encoder.DualEncoder(embed_dim=[2], "),
+        ("model: {image_tower: {name: 3}}", "model.image_tower: openslip.models.timm_tower.TimmTower(name=3, "),
+        ("optim: {optimizer: {betas: [0.9]}}", "optim.optimizer: torch.optim.AdamW(lr=0.0008, betas=[0.9], "),
+        ("optim: {optimizer: {_target_: torch.optim.Adan}}", "No module named 'torch.optim.Adan'"),
+    ],
+)
+def test_a_file_with_a_value_of_another_shape_is_an_error_that_names_its_key(tmp_path: Path, written: str, said: str):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{written}\n")
+    config, _ = compose_config("train", ["--config-dir", str(tmp_path), "experiment=mine"])
+    with pytest.raises(UserError) as caught:
+        check_and_build(config)
+    for part in said.split(".*"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_auto_null_and_numbers_stand_where_a_number_is_the_default():

@@ -149,7 +149,7 @@ def check(arguments: list[str]) -> int:
     source = open_source(options.target, options.require)
     report = check_source(
         source,
-        build(compose_config("train", [])[0]["tokenizer"]),
+        build(compose_config("train", [])[0]["tokenizer"], "tokenizer"),
         expected_samples=options.expected or source.expected_samples,
         decode=options.decode,
         limit=options.limit,
@@ -195,6 +195,6 @@ def open_source(target: list[str], require: str) -> Any:
         raise UserError(f"{first}: neither a path nor a data config; did you mean {near[0]}?")
     config, _ = compose_config("train", [f"data={first}", *more] if first in known else [])
     if first in known:
-        return build(config["data"]["source"])
+        return build(config["data"]["source"], "data.source")
     required = None if require == "null" else require
-    return ShardSource(shards=target, require=required, cache=build(config["shard_cache"]))  # pyright: ignore[reportArgumentType]
+    return ShardSource(shards=target, require=required, cache=build(config["shard_cache"], "shard_cache"))  # pyright: ignore[reportArgumentType]

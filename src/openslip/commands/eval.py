@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
     results, lines = {}, []
     for name, evaluation_config in config["evaluation"].items():
-        evaluation = build(evaluation_config)
+        evaluation = build(evaluation_config, f"evaluation.{name}")
         results[name] = evaluation.run(loaded.model, loaded.device)
         lines.append(evaluation.headline(results[name]))
 

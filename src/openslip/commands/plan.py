@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         parts.objective,
         lambda size: example_batch(parts.views, parts.tokenizer, size),
         config["global_batch_size"],
-        build(config["optim"]["optimizer"]),
+        build(config["optim"]["optimizer"], "optim.optimizer"),
         precision,
         device,
         TIMED_SHARE * room(device),

@@ -55,7 +55,7 @@ def verify_splits(arguments: list[str]) -> int:
     step = StepParts(
         model=parts.model,
         objective=parts.objective,
-        optimizer=build(optim["optimizer"]),
+        optimizer=build(optim["optimizer"], "optim.optimizer"),
         weight_decay=optim["weight_decay"],
         layer_decay=optim["layer_decay"],
     )

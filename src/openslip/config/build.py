@@ -1,13 +1,16 @@
 """What a config describes, built: any `_target_`, and the parts of a training step."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from openslip.config.explain import full_key
+from openslip.config.check import lookup
 from openslip.data.image.crop import View
 from openslip.errors import UserError, first_line
 from openslip.inference.predict import load
@@ -16,15 +19,46 @@ from openslip.text.clip_bpe import Tokenizer
 from openslip.training.towers import prepare_towers
 
 
-def build(config: dict[str, Any], **extra: Any) -> Any:
-    """The object whose `_target_` a config names; its mistakes name the key."""
+def build(config: Any, key: str = "", /, **extra: Any) -> Any:
+    """The object whose `_target_` a config names.
+
+    Args:
+        config: settings with a `_target_`; with `_partial_`, what is returned is still to be called.
+        key: of these settings in the whole config, for messages.
+        extra: further arguments.
+
+    Raises:
+        UserError: whatever the constructor raises, with its key, its name and the arguments that the config gives.
+    """
+    if not isinstance(config, dict) or "_target_" not in config:
+        raise UserError(f"{key}={config}: expected settings with a _target_")
     try:
-        return instantiate(config, _convert_="all", **extra)
+        built = instantiate(config, _convert_="all", **extra)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"{config.get('_target_')}: {first_line(cause or error)}{full_key(error)}") from error
+        cause = error.__cause__ or error
+        if "Error locating target" in str(error):
+            cause = cause.__cause__ or cause
+        nested = re.search(r"full_key: (\S+)", str(error))
+        path = nested.group(1) if nested else ""
+        inner = lookup(config, path)
+        raise _error(cause, inner if isinstance(inner, dict) else config, f"{key}.{path}".strip(".")) from error
+    return partial(_call, built, config, key) if isinstance(built, partial) else built
+
+
+def _call(function: Callable[..., Any], config: dict[str, Any], key: str, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise _error(error, config, key) from error
+
+
+def _error(error: BaseException, config: dict[str, Any], key: str) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    parts = (name for name, value in config.items() if isinstance(value, dict) and "_target_" in value)
+    given = config.keys() - parts - {"_target_", "_partial_"}
+    arguments = ", ".join(f"{name}={config[name]}" for name in config if name in given)
+    return UserError(f"{f'{key}: ' if key else ''}{config['_target_']}({arguments}): {first_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -40,13 +74,13 @@ class Parts:
 def build_parts(config: dict[str, Any]) -> Parts:
     """The parts; the objective is not yet set up for the model, and no data is looked at."""
     objective_config = {key: value for key, value in config["objective"].items() if key != "views"}
-    model, objective = build(config["model"]), build(objective_config)
+    model, objective = build(config["model"], "model"), build(objective_config, "objective")
     prepare_towers(model, config["towers"])
     return Parts(
         model=model,
         objective=objective,
-        views={name: build(view) for name, view in config["objective"]["views"].items()},
-        tokenizer=build(config["tokenizer"]) if config["tokenizer"] else None,
+        views={name: build(view, f"objective.views.{name}") for name, view in config["objective"]["views"].items()},
+        tokenizer=build(config["tokenizer"], "tokenizer") if config["tokenizer"] else None,
     )
 
 

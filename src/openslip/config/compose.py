@@ -1,5 +1,6 @@
 """Composes a run's config; with the rest of this folder, all that knows of Hydra."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from openslip.config.check import check_kinds
-from openslip.config.defaults import composed
+from openslip.config.check import check_shapes
+from openslip.config.defaults import composed, is_choice, plain
 from openslip.config.explain import explain
 from openslip.errors import UserError, first_line
 
@@ -38,33 +39,30 @@ def compose_config(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: no such folder")
-    overrides = [parsed(override) for override in overrides]
+    overrides = [parsed(override, folders) for override in overrides]
     try:
-        config = composed(name, overrides, folders)
-        choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+        config, choices = composed(name, overrides, folders)
         with open_dict(config):
-            del config["hydra"]
             config.update(values or {})
+        check_shapes(name, overrides, folders, plain(config, resolve=False))
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        assert isinstance(resolved, dict)
-        resolved = {str(key): value for key, value in resolved.items()}
-        check_kinds(name, overrides, folders, resolved)
+        return plain(config, resolve=True), choices
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
-    return resolved, choices
 
 
-def parsed(override: str) -> str:
+def parsed(override: str, folders: Sequence[Path]) -> str:
     """An override that Hydra can read: a value with braces, such as a shard pattern, gets its quotes here."""
-    key, equals, value = override.partition("=")
+    key, equals, text = override.partition("=")
     reason = "" if equals or override.startswith("~") else f"write {key}=VALUE"
-    for candidate in () if reason else (override, f'{key}="{value}"') if "[" not in value else (override,):
+    for candidate in () if reason else (override, f'{key}="{text}"') if "[" not in text else (override,):
         try:
-            OverridesParser.create().parse_override(candidate)
+            value = OverridesParser.create().parse_override(candidate).value()
         except HydraException as error:
             reason = first_line(error)
-        else:
-            return candidate
+            continue
+        if equals and is_choice(override, folders) and (value is None or isinstance(value, int | float)):
+            raise UserError(f"{override}: expected the name of a file in configs/{key.partition('@')[0]}/")
+        return candidate
     raise UserError(f"{override}: not of the form key=value ({reason})")
