@@ -180,7 +180,8 @@ def test_a_tower_is_replaced_in_a_composed_model():
 
 
 def test_the_objective_says_at_which_scale_the_logits_start():
-    assert compose_config("train", ["+objective.model.logit_scale_init=2.3"])[0]["model"]["logit_scale_init"] == 2.3
+    config, _ = compose_config("train", ["+objective.model.logit_scale_init=2.3"])
+    assert build_parts(config).model.get_parameter("logit_scale").item() == pytest.approx(2.3)
 
 
 def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):

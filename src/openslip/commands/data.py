@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "convert": "another layout of a collection to tar shards: openslip data convert table pictures.csv shards",
+    "convert": "another layout of a dataset to tar shards: openslip data convert table images.csv shards",
     "index": "scan shards once, so that training starts at once: openslip data index shards",
-    "check": "what a collection holds: openslip data check shards --decode --contact-sheet sheet.png",
+    "check": "what a dataset holds: openslip data check shards --decode --contact-sheet sheet.png",
 }
 TARGET = (
     "a data config (cc3m, yfcc15m, ...) with overrides such as data.source.shards=..., or paths and addresses of shards"
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
 
 def convert(arguments: list[str]) -> int:
-    """Writes shards; the same command goes on where it was interrupted."""
+    """Write shards; the same command resumes where it was interrupted."""
     from rich.console import Console
 
     from openslip.data.convert import descriptions
@@ -50,10 +50,12 @@ def convert(arguments: list[str]) -> int:
         f"layouts, each with options of its own (openslip data convert LAYOUT --help):\n{purposes}",
     )
     parser.add_argument("layout", metavar="LAYOUT", help="one of those above")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="the collection's folder or table")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the dataset's folder or table")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
-    parser.add_argument("--resize", type=int, metavar="SIDE", help="short side of larger pictures, such as 256")
-    parser.add_argument("--quality", type=int, default=QUALITY, help=f"of JPEGs encoded anew, {QUALITY}")
+    parser.add_argument(
+        "--resize", type=int, metavar="SIDE", help="short side to which larger images are resized, such as 256"
+    )
+    parser.add_argument("--quality", type=int, default=QUALITY, help=f"of JPEGs that are encoded again, {QUALITY}")
     parser.add_argument(
         "--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
     )
@@ -106,7 +108,7 @@ def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
 
 
 def index(arguments: list[str]) -> int:
-    """Scans, and tells what was found."""
+    """Scan shards and print what they hold."""
     parser = argparse.ArgumentParser("openslip data index", description=COMMANDS["index"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
@@ -126,17 +128,17 @@ def index(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """Reads every sample and prints figures."""
+    """Read every sample and print statistics."""
     parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
     parser.add_argument(
-        "--expected", type=number, metavar="N", help="samples of the whole collection; configs know theirs"
+        "--expected", type=number, metavar="N", help="samples of the whole dataset; configs state theirs"
     )
-    parser.add_argument("--decode", action="store_true", help="decode every picture and list those that cannot be")
+    parser.add_argument("--decode", action="store_true", help="decode every image and list those that fail")
     parser.add_argument("--limit", type=number, metavar="N", help="look at N evenly spaced samples")
     parser.add_argument(
-        "--contact-sheet", type=Path, metavar="FILE", help="draw 24 pictures with their captions: .png, .jpg"
+        "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
     )
     parser.add_argument("--unreadable", type=Path, metavar="FILE", help="write all samples that cannot be used: .jsonl")
     parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
@@ -177,7 +179,7 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="what a sample must have to count; null: the picture alone (a config says it itself)",
+        help="what a sample must have to count; null: the image alone (a config states its own)",
     )
 
 

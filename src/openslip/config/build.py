@@ -55,10 +55,11 @@ def _call(function: Callable[..., Any], config: dict[str, Any], key: str, *argum
 def _error(error: BaseException, config: dict[str, Any], key: str) -> UserError:
     if isinstance(error, UserError):
         return error
-    parts = (name for name, value in config.items() if isinstance(value, dict) and "_target_" in value)
-    given = config.keys() - parts - {"_target_", "_partial_"}
-    arguments = ", ".join(f"{name}={config[name]}" for name in config if name in given)
-    return UserError(f"{f'{key}: ' if key else ''}{config['_target_']}({arguments}): {first_line(error)}")
+    given = {name: value for name, value in config.items() if name not in ("_target_", "_partial_")}
+    plain = [
+        f"{name}={value}" for name, value in given.items() if not (isinstance(value, dict) and "_target_" in value)
+    ]
+    return UserError(f"{f'{key}: ' if key else ''}{config.get('_target_')}({', '.join(plain)}): {first_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Parts:
 
 def build_parts(config: dict[str, Any]) -> Parts:
     """The parts; the objective is not yet set up for the model, and no data is looked at."""
-    objective_config = {key: value for key, value in config["objective"].items() if key != "views"}
+    # Its views are built here, and model configs have read what it wants of the model.
+    objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
     model, objective = build(config["model"], "model"), build(objective_config, "objective")
     prepare_towers(model, config["towers"])
     return Parts(

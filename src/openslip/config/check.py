@@ -1,6 +1,7 @@
 """Whether the values of a config are of the right kind, before anything is built of them."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,25 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
         for part in value:
             yield from mismatches(f"{key}.{part}", value[part], default.get(part))
         return
-    said = f"{key}={value}: expected"
+    example = f"e.g. {key}={default}"
     if isinstance(default, dict):
-        names = [name for name in default if name != "_target_"]
-        yield f"{said} settings, each by its own key" + "".join(f", such as {key}.{name}=" for name in names[:1])
+        first = next((name for name in default if name != "_target_"), "NAME")
+        valid, expected = False, f"settings, each by its own key, such as {key}.{first}="
     elif isinstance(default, bool):
-        if not isinstance(value, bool):
-            yield f"{said} true or false"
+        valid, expected = isinstance(value, bool), "true or false"
     elif is_number(default):
-        if not is_number(value) and value != "auto" and not (key == "trainer.devices" and isinstance(value, list)):
-            yield f"{said} a number, e.g. {key}={default}"
+        listed = key == "trainer.devices" and isinstance(value, list)
+        valid, expected = is_number(value) or value == "auto" or listed, f"a number, {example}"
     elif isinstance(default, list):
         # A list of whole numbers or words names cases, as many as wanted; one of fractions is a pair, a colour, ...
-        count = f"{len(default)} numbers" if any(isinstance(number, float) for number in default) else "a list"
-        if (
-            not isinstance(value, list)
-            or (any(map(is_number, default)) and not all(map(is_number, value)))
-            or (count != "a list" and len(value) != len(default))
-        ):
-            yield f"{said} {count}, e.g. {key}={default}"
-    elif isinstance(value, dict) and default != "auto":
-        yield f"{said} one value, e.g. {key}={default}"
+        fixed = any(isinstance(number, float) for number in default)
+        valid = isinstance(value, list) and (len(value) == len(default) or not fixed)
+        valid = valid and (not any(map(is_number, default)) or all(map(is_number, value)))
+        expected = f"{len(default)} numbers, {example}" if fixed else f"a list, {example}"
+    else:
+        valid, expected = default == "auto" or not isinstance(value, dict), f"one value, {example}"
+    if not valid:
+        yield f"{key}={value}: expected {expected}"
 
 
 def check_root_values(config: dict[str, Any]) -> None:
@@ -85,51 +84,51 @@ def check_root_values(config: dict[str, Any]) -> None:
     for key in ("trainer", "optim", "callbacks", "watchdog", "plan"):
         if not isinstance(config[key], dict):
             raise UserError(f"{key}={config[key]}: expected settings, each by its own key; see configs/train.yaml")
-    for key, value, valid, expected in _root_values(config):
-        if not valid:
-            raise UserError(f"{key}={value}: {expected}")
-
-
-def _root_values(config: dict[str, Any]) -> Iterator[tuple[str, Any, bool, str]]:
-    trainer = config["trainer"]
-    for key in ("global_batch_size", "image_size"):
-        value = config[key]
-        yield key, value, _is_count(value), f"expected a whole number of at least 1, e.g. {key}=64"
-    value = config["micro_batch_size"]
-    valid = value in (None, "auto") or _is_count(value)
-    yield "micro_batch_size", value, valid, "expected a whole number of at least 1, auto, or null for the whole batch"
-    value = config["seed"]
-    yield "seed", value, is_whole(value) and value >= 0, "expected a whole number of at least 0, e.g. seed=0"
-    yield "tf32", config["tf32"], isinstance(config["tf32"], bool), "expected true or false"
-    yield "resume", config["resume"], config["resume"] in ("auto", "never"), "expected auto or never"
-    for key in ("mean", "std"):
-        value = config[key]
-        valid = isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
-        yield key, value, valid, f"expected three numbers, for red, green and blue, e.g. {key}=[0.5, 0.5, 0.5]"
-    for key in ("max_steps", "max_epochs"):
-        value = trainer[key]
-        yield (
-            f"trainer.{key}",
-            value,
-            value is None or _is_count(value),
-            "expected a whole number of at least 1, or null",
-        )
-    yield "trainer.strategy", trainer["strategy"], "fsdp" not in str(trainer["strategy"]).lower(), NO_FSDP
+    count, colour = "a whole number of at least 1", "three numbers, for red, green and blue"
+    checks = {
+        "global_batch_size": (is_count, f"{count}, e.g. global_batch_size=64"),
+        "image_size": (is_count, f"{count}, e.g. image_size=224"),
+        "micro_batch_size": (
+            lambda x: x == "auto" or _or_null(is_count)(x),
+            f"{count}, auto, or null for the whole batch",
+        ),
+        "seed": (lambda x: is_whole(x) and x >= 0, "a whole number of at least 0, e.g. seed=0"),
+        "tf32": (lambda x: isinstance(x, bool), "true or false"),
+        "resume": (lambda x: x in ("auto", "never"), "auto or never"),
+        "mean": (_is_colour, colour),
+        "std": (_is_colour, colour),
+        "trainer.max_steps": (_or_null(is_count), f"{count}, or null"),
+        "trainer.max_epochs": (_or_null(is_count), f"{count}, or null"),
+        "trainer.strategy": (lambda x: "fsdp" not in str(x).lower(), f"ddp; {NO_FSDP}"),
+        "plan.utilisation": (lambda x: x == 1 or _up_to(1.0)(x), "a share of the peak, e.g. plan.utilisation=0.4"),
+        "optim.layer_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
+        "optim.ema_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
+        "optim.clip_norm": (_or_null(_up_to(math.inf)), "a number between 0 and inf, or null"),
+    }
+    for phase in config["watchdog"]:
+        checks[f"watchdog.{phase}"] = (_up_to(math.inf), f"seconds, e.g. watchdog.{phase}=3600")
     for name, callback in config["callbacks"].items():
-        for key, value in callback.items() if isinstance(callback, dict) else ():
+        for key in callback if isinstance(callback, dict) else ():
             if key.startswith("every_n_"):
-                yield f"callbacks.{name}.{key}", value, _is_count(value), "expected a whole number of at least 1"
-    for phase, value in config["watchdog"].items():
-        valid = is_number(value) and value > 0
-        yield f"watchdog.{phase}", value, valid, f"expected seconds, e.g. watchdog.{phase}=3600"
-    value = config["plan"]["utilisation"]
-    valid = is_number(value) and 0 < value <= 1
-    yield "plan.utilisation", value, valid, "expected a share of the peak, e.g. plan.utilisation=0.4"
-    for key, high in (("layer_decay", 1), ("ema_decay", 1), ("clip_norm", float("inf"))):
-        value = config["optim"][key]
-        valid = value is None or (is_number(value) and 0 < value < high)
-        yield f"optim.{key}", value, valid, f"expected a number between 0 and {high}, or null"
+                checks[f"callbacks.{name}.{key}"] = (is_count, count)
+    for key, (valid, expected) in checks.items():
+        value = lookup(config, key)
+        if not valid(value):
+            raise UserError(f"{key}={value}: expected {expected}")
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number of at least 1."""
     return is_whole(value) and value >= 1
+
+
+def _up_to(high: float) -> Callable[[Any], bool]:
+    return lambda value: is_number(value) and 0 < value < high
+
+
+def _or_null(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or valid(value)
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))

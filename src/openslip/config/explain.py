@@ -17,29 +17,24 @@ def explain(error: Exception, name: str) -> str:
         group, option = unknown_option.groups()
         options = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
         near = difflib.get_close_matches(option, options, n=1)
-        composed_model = re.search(r"In 'model/([^']+)': ", message)
-        if composed_model and group in ("method", "size"):
-            model = composed_model.group(1)
-            hint = f"did you mean model={model.replace(option, near[0])}? " if near else ""
-            return f"model={model} is unknown; {hint}{group} {option} is none of: {', '.join(options)}"
+        model = re.search(r"In 'model/([^']+)': ", message)
+        if model and group in ("method", "size"):
+            hint = f"did you mean model={model[1].replace(option, near[0])}? " if near else ""
+            return f"model={model[1]} is unknown; {hint}{group} {option} is none of: {', '.join(options)}"
         hint = f"did you mean {group}={near[0]}? " if near else ""
         return f"{group}={option} is unknown; {hint}one of: {', '.join(options)}"
     missing_group = re.search(r"Could not override '([^']+)'", message)
     unknown_key = re.search(r"Key '([^']+)' is not in struct", message)
     if unknown_key or missing_group:
-        match = unknown_key or missing_group
-        assert match
-        path = re.search(r"full_key: (\S+)", message)
-        key = path.group(1) if path else match.group(1)
+        path = re.search(r"full_key: (\S+)", message) or unknown_key or missing_group
+        assert path
+        key = path[1]
         near = difflib.get_close_matches(key, list(dotted_keys(default_config(name))), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
         return f"config key {key} is unknown; {hint}"
-    missing = re.search(r"Missing mandatory value: (\S+)", message)
-    if missing:
-        return f"config key {missing.group(1)} has no value: add {missing.group(1)}=VALUE"
     unfit = re.search(r"Error merging override (\S+)", message)
     if unfit:
-        return f"{unfit.group(1)}: expected settings, each by its own key; see configs/"
+        return f"{unfit[1]}: expected settings, each by its own key; see configs/"
     return first_line(error)
 
 
