@@ -39,9 +39,9 @@ def number_of_devices(settings: dict[str, Any], device: torch.device) -> int:
         UserError: another word.
     """
     wanted = settings["devices"]
-    here = torch.cuda.device_count() if device.type == "cuda" else 1
+    present = torch.cuda.device_count() if device.type == "cuda" else 1
     if wanted in ("auto", -1, "-1"):
-        return here * settings["num_nodes"]
+        return present * settings["num_nodes"]
     if isinstance(wanted, list):
         return len(wanted) * settings["num_nodes"]
     if not is_count(wanted):
@@ -84,10 +84,10 @@ def parameters(parts: Parts) -> list[str]:
     """Lines about the parameters of each part of the model, and of what only training needs."""
     rows = [(name, child) for name, child in parts.model.named_children()]
     counted = [(name, sum(p.numel() for p in module.parameters())) for name, module in rows]
-    own = sum(p.numel() for p in parts.model.parameters(recurse=False))
+    others = sum(p.numel() for p in parts.model.parameters(recurse=False))
     training = sum(p.numel() for p in parts.objective.parameters())
-    model = own + sum(count for _, count in counted)
-    counted += [("projections and scale", own)] * (own > 0)
+    model = others + sum(count for _, count in counted)
+    counted += [("projections and scale", others)] * (others > 0)
     lines = [f"  {name:24}{count / 1e6:10.2f} M" for name, count in counted]
     return [f"parameters                {model / 1e6:10.2f} M, and {training / 1e6:.2f} M in training only", *lines]
 
@@ -127,13 +127,15 @@ def hours(
     cost: StepCost, memory: StepMemory, steps: int, config: dict[str, Any], device: torch.device, precision: str
 ) -> list[str]:
     """Hours on this machine, from the steps that were timed, and on GPUs at a stated utilisation."""
-    here = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    machine = (
+        f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    )
     total, local = steps * config["global_batch_size"], config["global_batch_size"]
     utilisation, counts = config["plan"]["utilisation"], config["plan"]["device_counts"]
     again = 1 + is_split(memory, local, room(device)) / TRAINING_OVER_FORWARD
     seconds = total * cost.seconds * again + steps * cost.update_seconds
     lines = [
-        f"this machine, one process ({here}, {precision}): {total / seconds:.2f} samples/s by two steps of "
+        f"this machine, one process ({machine}, {precision}): {total / seconds:.2f} samples/s by two steps of "
         f"{cost.samples}, {amount(seconds / 3600)} for the run{' *' * (again > 1)}",
         f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak (*: in micro-batches, with one more forward pass):",
         f"  {'':6}" + "".join(f"{f'{count} x  ':>16}" for count in counts),

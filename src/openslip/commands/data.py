@@ -61,8 +61,8 @@ def convert(arguments: list[str]) -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that write shards, 2")
     parser.add_argument("--name", default="shard", help="of the shards: NAME-000000.tar")
-    own = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
-    for name, (kind, many, purpose) in own.items():
+    extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
+    for name, (kind, many, purpose) in extra.items():
         flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
         parser.add_argument(
             flag,
@@ -79,7 +79,7 @@ def convert(arguments: list[str]) -> int:
             options["layout"],
             options["root"],
             options["out"],
-            options={name: options[name] for name in own},
+            options={name: options[name] for name in extra},
             samples_per_shard=options["samples_per_shard"],
             resize=options["resize"],
             quality=options["quality"],
@@ -99,12 +99,12 @@ def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
 
     records = find_records(layout)
     purposes = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(records) or "", re.MULTILINE))
-    found = {}
+    options = {}
     for name, parameter in inspect.signature(records).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             written = str(parameter.annotation)
-            found[name] = (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
-    return found
+            options[name] = (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
+    return options
 
 
 def index(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What a config describes, built: any `_target_`, and the parts of a training step."""
+"""Builds what a config describes: any `_target_`, and the parts of a training step."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from openslip.training.towers import prepare_towers
 
 
 def build(config: Any, key: str = "", /, **extra: Any) -> Any:
-    """The object whose `_target_` a config names.
+    """Build the object whose `_target_` a config names.
 
     Args:
         config: settings with a `_target_`; with `_partial_`, what is returned is still to be called.
@@ -73,7 +73,7 @@ class Parts:
 
 
 def build_parts(config: dict[str, Any]) -> Parts:
-    """The parts; the objective is not yet set up for the model, and no data is looked at."""
+    """Build the parts; the objective is not yet set up for the model, and no data is read."""
     # Its views are built here, and model configs have read what it wants of the model.
     objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
     model, objective = build(config["model"], "model"), build(objective_config, "objective")
@@ -87,7 +87,7 @@ def build_parts(config: dict[str, Any]) -> Parts:
 
 
 def load_tower_weights(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
-    """Towers start as those of the checkpoints that the config's `towers` names. Zhai et al. 2021, arXiv:2111.07991.
+    """Copy the towers of the checkpoints that the config's `towers` names. Zhai et al. 2021, arXiv:2111.07991.
 
     Raises:
         UserError: no such file, or its tower is of another shape.
@@ -96,13 +96,12 @@ def load_tower_weights(model: nn.Module, options: dict[str, dict[str, Any]]) -> 
         path = wanted["weights"]
         if path is None:
             continue
-        found = load(path).model
-        there, here = (dict(each.named_children()).get(f"{kind}_tower") for each in (found, model))
-        if there is None or here is None:
-            which = f"{path} has" if there is None else "the model to be trained has"
+        stored, tower = (dict(owner.named_children()).get(f"{kind}_tower") for owner in (load(path).model, model))
+        if stored is None or tower is None:
+            which = f"{path} has" if stored is None else "the model to be trained has"
             raise UserError(f"towers.{kind}.weights={path}: {which} no {kind} tower; set it to null")
         try:
-            here.load_state_dict(there.state_dict())
+            tower.load_state_dict(stored.state_dict())
         except RuntimeError as error:
             differences = str(error).splitlines()[1:]
             raise UserError(

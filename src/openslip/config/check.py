@@ -1,4 +1,4 @@
-"""Whether the values of a config are of the right kind, before anything is built of them."""
+"""Checks the values of a config before anything is built of them."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ def is_whole(value: Any) -> bool:
 
 
 def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], config: dict[str, Any]) -> None:
-    """What the command line says has the shape of the default that it replaces.
+    """Check that values on the command line have the shape of the defaults that they replace.
 
     Args:
         name: the root config's.
@@ -47,7 +47,7 @@ def lookup(config: Any, key: str) -> Any:
 
 
 def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
-    """Where a value differs in shape from its default; null, `auto` and interpolations may stand for anything."""
+    """Yield where a value differs in shape from its default; null, `auto` and interpolations may stand for anything."""
     if any(x is None or (isinstance(x, str) and ("${" in x or x == "???")) for x in (value, default)):
         return
     if isinstance(default, dict) and isinstance(value, dict):
@@ -76,7 +76,7 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
 
 
 def check_root_values(config: dict[str, Any]) -> None:
-    """The root's values and those of the training loop, wherever they were written.
+    """Check the values of the root and of the training loop, from files as well as from the command line.
 
     Raises:
         UserError: names the key, its value and what was expected.

@@ -1,4 +1,4 @@
-"""Composes a run's config; with the rest of this folder, all that knows of Hydra."""
+"""Composes a run's config; Hydra is read by this folder and by commands alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from openslip.errors import UserError, first_line
 def compose_config(
     name: str, arguments: list[str], values: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The resolved config as plain dicts and lists, and the option chosen in each group.
+    """Compose a config: resolved, as plain dicts and lists, and the option chosen in each group.
 
     Args:
         name: of the root config, `train` or `eval`.
@@ -53,7 +53,7 @@ def compose_config(
 
 
 def parsed(override: str, folders: Sequence[Path]) -> str:
-    """An override that Hydra can read: a value with braces, such as a shard pattern, gets its quotes here."""
+    """Make an override readable for Hydra: a value with braces, such as a shard pattern, gets quotes."""
     key, equals, text = override.partition("=")
     reason = "" if equals or override.startswith("~") else f"write {key}=VALUE"
     for candidate in () if reason else (override, f'{key}="{text}"') if "[" not in text else (override,):

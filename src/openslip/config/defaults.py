@@ -1,4 +1,4 @@
-"""A root config as Hydra composes it, and what it says before anything is overridden."""
+"""Root configs as Hydra composes them, with overrides and without."""
 
 from collections.abc import Sequence
 from functools import cache

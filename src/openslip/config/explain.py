@@ -1,4 +1,4 @@
-"""Errors of Hydra and of constructors as one line that names the key, the value and what to write instead."""
+"""Errors of Hydra as one line that names the key, the value and what to write instead."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from openslip.errors import first_line
 
 
 def explain(error: Exception, name: str) -> str:
-    """What Hydra found wrong with a config, as one line that names the key, the value and what to write instead."""
+    """Explain an error of Hydra in one line."""
     message = str(error)
     unknown_option = re.search(r"Could not find '([^']+)/([^'/]+)'", message)
     if unknown_option:
@@ -39,7 +39,7 @@ def explain(error: Exception, name: str) -> str:
 
 
 def dotted_keys(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every key of a config and of the groups in it."""
+    """Yield every key of a config, those of groups included."""
     for key, value in config.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):

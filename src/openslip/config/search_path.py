@@ -17,7 +17,7 @@ def config_folder() -> Path:
 
 
 def search_path(folders: Sequence[Path]) -> str:
-    """The override that adds folders of the user's own configs, and the composed models, to `configs/`."""
+    """The override by which Hydra also looks in folders of the user's own and composes models."""
     return f"hydra.searchpath={[*(f'file://{folder}' for folder in folders), 'models://']}"
 
 

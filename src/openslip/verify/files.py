@@ -50,14 +50,14 @@ def _unpack(path: Path) -> Arrays:
     files = {path.name.split(".")[0]: Arrays()}
     (arrays,) = files.values()
     for name, (dtype, shape, terms) in json.loads(head).items():
-        own, steps = np.split(steps, [math.prod(shape)])
-        predicted = np.zeros(own.shape)
+        distances, steps = np.split(steps, [math.prod(shape)])
+        predicted = np.zeros(distances.shape)
         for term in terms:
             file, key = term[1:].split("/", 1)
             if file not in files:
                 files[file] = read_arrays(path.with_name(f"{file}.npz"))
             predicted += (1 if term[0] == "+" else -1) * files[file][key].ravel()
-        array = from_ordinal(ordinal(predicted.astype(np.float32)) + own)
+        array = from_ordinal(ordinal(predicted.astype(np.float32)) + distances)
         arrays[name] = array.astype(dtype).reshape(shape)
     return arrays
 

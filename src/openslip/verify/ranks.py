@@ -76,11 +76,11 @@ def compare_ranks(recorded: Arrays, runs: Sequence[Run], repeated: RepeatedOnRan
         for rank, ours in enumerate(ranks):
             losses_recorded = _floats(recorded, f"{run.name}/rank{rank}/loss/")
             terms = Trio(*(_floats(ours, f"{d}/published/{run.name}/loss/") for d in _dtypes(dtype)))
-            found = term_parts(
+            new_losses, new_accuracies = term_parts(
                 losses_recorded, terms, tolerances, tolerances.loss, batch, noise=noise, where=f" on rank {rank}"
             )
-            losses += found[0]
-            accuracies += found[1]
+            losses += new_losses
+            accuracies += new_accuracies
         rows += [worst(f"{label}: loss terms", losses), worst(f"{label}: accuracies (per cent)", accuracies)]
         for mode, suffix, truth in (
             ("published", "", _under(recorded, f"{run.name}/grad/")),
@@ -102,16 +102,16 @@ def _floats(arrays: Arrays, prefix: str) -> dict[str, float]:
 def _rank_main(rank: int, world: int, folder: str, names: Sequence[str], dtypes: Sequence[str], scratch: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
-    found: Arrays = {}
+    arrays: Arrays = {}
     for name in names:
         run = read_run(Path(folder), name)
         for dtype in dtypes:
             for mode in ("published", "with_grad"):
                 prefix = f"{dtype}/{mode}/{name}"
                 terms, gradients = _step(run, rank, world, dtype, gather_with_grad=mode == "with_grad")
-                found |= {f"{prefix}/loss/{key}": value for key, value in terms.items()}
-                found |= {f"{prefix}/grad/{key}": value for key, value in gradients.items()}
-    np.savez(Path(scratch) / f"rank{rank}.npz", allow_pickle=False, **found)
+                arrays |= {f"{prefix}/loss/{key}": value for key, value in terms.items()}
+                arrays |= {f"{prefix}/grad/{key}": value for key, value in gradients.items()}
+    np.savez(Path(scratch) / f"rank{rank}.npz", allow_pickle=False, **arrays)
     dist.destroy_process_group()
 
 

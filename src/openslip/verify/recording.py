@@ -238,15 +238,15 @@ def loss_rounding(run: Run) -> dict[str, float]:
             if array.dtype.kind == "f":
                 moved = array * (1 + 1e-3 * rng.standard_normal(array.shape))
                 init[name] = np.asarray(moved, dtype=array.dtype)
-        found: list[dict[str, float]] = []
+        losses: list[dict[str, float]] = []
         for dtype in (torch.float32, torch.float64):
             model, objective = build(run, init, gather_with_grad=True)
             model.to(dtype)
             objective.to(dtype)
             terms = objective.loss(model, objective.encode(model, read_batch(run, 0, "cpu", dtype)))
-            found.append({name: float(value) for name, value in terms.items()})
-        for name, value in found[0].items():
-            squares.setdefault(name, []).append((value - found[1][name]) ** 2)
+            losses.append({name: float(value) for name, value in terms.items()})
+        for name, value in losses[0].items():
+            squares.setdefault(name, []).append((value - losses[1][name]) ** 2)
     return {name: math.sqrt(sum(values) / len(values)) for name, values in squares.items()}
 
 

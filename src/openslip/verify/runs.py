@@ -78,7 +78,7 @@ def compare_run(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Ro
 def _dims_row(run: Run) -> Row:
     init = {name: array.shape for name, array in run.group("init/").items()}
     patch = init["visual.patch_embed.proj.weight"]
-    found = {
+    sizes = {
         "batch": run.batch_size,
         "image_size": round((init["visual.pos_embed"][1] - 1) ** 0.5) * patch[-1],
         "patch": patch[-1],
@@ -86,7 +86,7 @@ def _dims_row(run: Run) -> Row:
         "vision_depth": _depth(init, "visual.blocks."),
     }
     if run.has_text:
-        found |= {
+        sizes |= {
             "embed_dim": init["image_projection"][1],
             "context": init["positional_embedding"][0],
             "vocab": init["token_embedding.weight"][0],
@@ -94,13 +94,13 @@ def _dims_row(run: Run) -> Row:
             "text_layers": _depth(init, "transformer.resblocks."),
         }
     if run.has_head:
-        found |= {
+        sizes |= {
             "ssl_mlp": init["image_mlp.layer1.weight"][0],
             "ssl_emb": init["image_mlp.layer3.weight"][0],
         }
     parts = [
         Part(f"{key}={run.dims[key]}, arrays {value}", float(abs(run.dims[key] - value)), 0.0)
-        for key, value in found.items()
+        for key, value in sizes.items()
         if key in run.dims
     ]
     return worst(f"{run.name}: dims of the arrays", parts)
@@ -154,7 +154,7 @@ def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
         terms = _terms(trio, step)
         for key in entry:
             noise[key] = max(noise.get(key, 0.0), abs(terms.single[key] - terms.exact[key]))
-        found = term_parts(
+        new_losses, new_accuracies = term_parts(
             entry,
             terms,
             tolerances,
@@ -164,8 +164,8 @@ def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
             where=f" at step {step}",
             scales=usual,
         )
-        losses += found[0]
-        accuracies += found[1]
+        losses += new_losses
+        accuracies += new_accuracies
     return [
         rate_row,
         worst(f"{label}: loss terms, logit scale", losses),
@@ -216,10 +216,10 @@ def _state_rows(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Ro
 def decayed_names(model: nn.Module, objective: nn.Module) -> tuple[list[str], list[str]]:
     """Names of decayed and of undecayed parameters in our optimizer, as published code names them."""
     names = {id(tensor): name for name, tensor in slip.to_published(model, objective).items()}
-    found: dict[bool, list[str]] = {True: [], False: []}
+    by_decay: dict[bool, list[str]] = {True: [], False: []}
     for group in param_groups([model, objective], weight_decay=1.0):
-        found[group["weight_decay"] > 0] += [names[id(parameter)] for parameter in group["params"]]
-    return found[True], found[False]
+        by_decay[group["weight_decay"] > 0] += [names[id(parameter)] for parameter in group["params"]]
+    return by_decay[True], by_decay[False]
 
 
 def decay_parts(ours: tuple[list[str], list[str]], decay: list[str], no_decay: list[str]) -> list[Part]:

@@ -113,13 +113,13 @@ def record(arrays: Iterable[Quantity], folder: Path) -> None:
         np.save(folder / kind / f"{name}.npy", array, allow_pickle=False)
 
 
-def compared(split: Split, found: Iterable[Quantity], expected: Path) -> list[Row]:
+def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list[Row]:
     """The largest relative deviation of each kind of quantity, and the tensor that has it."""
     files = {str(path.relative_to(expected)) for path in expected.glob("*/*.npy")}
     apart: dict[str, dict[str, float]] = defaultdict(dict)
     sizes: dict[str, dict[str, float]] = defaultdict(dict)
     unmatched = set(files)
-    for kind, name, array in found:
+    for kind, name, array in computed:
         file = f"{kind}/{name}.npy"
         unmatched ^= {file}
         if file in files:

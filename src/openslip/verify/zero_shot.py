@@ -71,8 +71,8 @@ def _classify(run: Run, recorded: Arrays, device: str, dtype: str) -> Arrays:
         images = model.encode_image(torch.from_numpy(recorded["images"]).to(device, DTYPES[dtype]))
     logits = unit_length(images).double() @ classes.double().T
     probabilities = (model.logit_scale.double().exp() * logits).softmax(dim=-1)
-    found = {"class_embeddings": classes, "logits": logits, "probabilities": probabilities}
-    return {key: as_array(value) for key, value in found.items()}
+    results = {"class_embeddings": classes, "logits": logits, "probabilities": probabilities}
+    return {key: as_array(value) for key, value in results.items()}
 
 
 def _transform_row(recorded: Arrays, tolerance: float) -> Row:
@@ -81,10 +81,10 @@ def _transform_row(recorded: Arrays, tolerance: float) -> Row:
     blue = 127 + 127 * np.sin(x / 9) * np.cos(y / 7)
     image = Image.fromarray(np.stack([red, green, blue], axis=-1).round().astype(np.uint8))
     pixels = as_array(EvalTransform(**slip.PUBLISHED_TRANSFORM)(image))
-    found = {
+    ours = {
         "eval_transform_mean": pixels.mean(axis=(1, 2)),
         "eval_transform_std": pixels.std(axis=(1, 2), ddof=1),
         "eval_transform_rows": pixels[:, ::37, ::29],
     }
-    parts = [Part(key, relative(array, recorded[key]), tolerance) for key, array in found.items() if key in recorded]
+    parts = [Part(key, relative(array, recorded[key]), tolerance) for key, array in ours.items() if key in recorded]
     return worst("evaluation transform", parts)
