@@ -1,20 +1,13 @@
 """What docs/ADDING.md shows works as it stands, in a folder of its own, and touches no existing file."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-import openslip
 from openslip.config.build import build, build_parts
 from openslip.config.compose import compose_config
 from openslip.data.datamodule import DataModule
@@ -47,7 +40,9 @@ def importable(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Steps:
     """Two steps of a config in one precision: loss terms and the first step's gradients."""
 
-    def __init__(self, project: Path, words: list[str], dtype: torch.dtype, micro_batch_size: int | None = None) -> None:
+    def __init__(
+        self, project: Path, words: list[str], dtype: torch.dtype, micro_batch_size: int | None = None
+    ) -> None:
         arguments = ["--config-dir", str(project / "configs"), *COMMON, *words]
         config, _ = compose_config("train", arguments)
         torch.manual_seed(0)
