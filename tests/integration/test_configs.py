@@ -328,7 +328,7 @@ def check_and_build(config: dict[str, Any]) -> None:
     [
         ("mean: [0.5]", "mean=[0.5]: expected three numbers, for red, green and blue"),
         ("watchdog: 3", "watchdog=3: expected settings"),
-        ("views: {weak: {scale: [0.9]}}", r"objective.views.image: openslip.*scale=[0.9]"),
+        ("views: {weak: {scale: [0.9]}}", r"objective.views.image.scale=[0.9]: expected [low, high]"),
         ("views: {weak: 3}", "objective.views.image=3: expected settings with a _target_"),
         ("views: {strong: {augment: {blur_sigma: [0.1]}}}", "augment.blur_sigma=[0.1]: expected [least, most]"),
         ("model: {embed_dim: [2]}", "model: openslip.models.dual_encoder.DualEncoder(embed_dim=[2], "),
