@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.optim import param_groups
 from openslip.training.microbatch import loss_in_slices
@@ -110,7 +111,7 @@ def test_a_locked_tower_runs_once_for_a_slice_that_is_encoded_twice(method: str)
     passes = {"image": 0, "text": 0}
     for kind, inner in (
         ("image", model.image_tower.get_submodule("trunk.blocks.0")),
-        ("text", model.text_tower.ln_final),
+        ("text", model.text_tower.get_submodule("ln_final")),
     ):
         inner.register_forward_hook(lambda *_, kind=kind: passes.update({kind: passes[kind] + 1}))
     loss_in_slices(objective, model, small_batch(6), [4, 2])["loss"].backward()
@@ -211,6 +212,6 @@ def test_unfit_options_are_named(method: str, changed: dict[str, Any], message: 
 
 
 def test_a_backbone_without_patches_refuses_to_drop_them():
-    tower = TimmTower(name="resnet18", image_size=32, arguments={})
+    model = ImageEncoder(image_tower=TimmTower(name="resnet18", image_size=32, arguments={}))
     with pytest.raises(UserError, match=r"towers.image.patch_dropout=0.5: TimmTower has no patches"):
-        tower.drop_patches(0.5)
+        prepare_towers(model, options(**DROPPING))

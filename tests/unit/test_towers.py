@@ -22,8 +22,11 @@ def test_tokens_and_pooled_feature_have_the_contracts_shapes(name: str):
     tower = TimmTower(name=name, image_size=56, arguments=TOWERS[name]).eval()
     x = torch.rand(2, 3, 56, 56)
     with torch.no_grad():
-        assert tower.tokens(x).ndim == 3
-        assert tower.tokens(x).shape[::2] == (2, tower.width)
+        features, mask = tower.tokens(x)
+        assert features.ndim == 3
+        assert features.shape[::2] == (2, tower.token_width)
+        assert mask.shape == features.shape[:2]
+        assert mask.all()
         assert tower(x).shape == (2, tower.width)
 
 
@@ -104,8 +107,9 @@ def test_the_last_block_costs_keys_and_values_alone():
 def test_tokens_are_still_all_of_them():
     tower = vision_transformer({}).eval()
     x = torch.rand(2, 3, 32, 32)
-    assert tower.tokens(x).shape == (2, 17, 24)
-    torch.testing.assert_close(tower.tokens(x)[:, 0], tower(x), rtol=1e-5, atol=1e-6)
+    features = tower.tokens(x).features
+    assert features.shape == (2, 17, 24)
+    torch.testing.assert_close(features[:, 0], tower(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_tower_that_mixes_samples_is_refused_on_two_ranks(two_ranks: Ranks):

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from openslip.models.text_transformer import TextTransformer
 from openslip.models.tower import Tower
 
 
@@ -12,15 +11,13 @@ class DualEncoder(nn.Module):
     """Images and captions as vectors of one space; features are normalised where they are compared, not here.
 
     Args:
-        image_tower: any `Tower`.
-        text_tower: the text transformer.
+        image_tower: any tower of images.
+        text_tower: any tower of token ids.
         embed_dim: size of the joint space.
         logit_scale_init: initial log of the factor on the cosines (2.6593 = ln(1/0.07) in the paper).
     """
 
-    def __init__(
-        self, *, image_tower: Tower, text_tower: TextTransformer, embed_dim: int, logit_scale_init: float
-    ) -> None:
+    def __init__(self, *, image_tower: Tower, text_tower: Tower, embed_dim: int, logit_scale_init: float) -> None:
         super().__init__()
         self.image_tower = image_tower
         self.text_tower = text_tower

@@ -3,19 +3,19 @@
 Padding is never multiplied: all layers see one row per real token, and the last block computes the pooled ones alone.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from openslip.models.attention import attention, compute_dtype, varlen_attention, varlen_is_possible
 from openslip.models.packing import Buckets, Packing, pack
+from openslip.models.tower import Tokens, Tower
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(Tower):
     """Token ids to the feature at each caption's pooled position, after the final norm.
 
     Args:
@@ -26,8 +26,7 @@ class TextTransformer(nn.Module):
         heads: attention heads per block.
     """
 
-    locked = False
-    gradient_checkpointing = False
+    dynamic_shapes = True  # each batch has another number of tokens
 
     def __init__(self, *, vocab_size: int, context_length: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -54,42 +53,47 @@ class TextTransformer(nn.Module):
             nn.init.normal_(block.fc1.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(block.fc2.weight, std=residual_std)
 
-    def train(self, mode: bool = True) -> "TextTransformer":
-        return super().train(mode and not self.locked)
-
-    def lock(self) -> None:
-        """No gradients, and eval mode for good."""
-        self.locked = True
-        self.requires_grad_(False).eval()
-
-    def checkpoint_blocks(self) -> None:
-        """Blocks keep their input alone and run again in the backward pass."""
-        self.gradient_checkpointing = True
-
-    def compile_blocks(self) -> None:
-        """Each block by `torch.compile`, for any number of tokens; names of parameters stay."""
-        for block in self.blocks:
-            block.compile(dynamic=True)
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        return list(self.blocks)
 
     def forward(
-        self, text: Int[Tensor, "batch length"], text_length: Int[Tensor, " batch"], /
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /
     ) -> Float[Tensor, "batch width"]:
-        """`text_length` is the pooled position + 1; later tokens do not matter. On the CPU it costs no wait."""
-        dtype = compute_dtype(self.positional_embedding)
-        in_buckets = not varlen_is_possible(text.device, dtype, self.head_dim)
-        packing = pack(text_length, text.shape[1], text.device, longest=self.context_length, in_buckets=in_buckets)
-        ids = text.flatten().index_select(0, packing.tokens)
-        x = self.token_embedding(ids) + F.embedding(packing.positions, self.positional_embedding)  # [rows, width]
+        """`lengths` are the pooled positions + 1; later tokens do not matter. On the CPU they cost no wait."""
+        packing = self.pack(ids, lengths)
         *before, last = self.blocks
+        x = self.embed(ids, packing)
         for block in before:
-            x = checkpointed(block, x, packing) if self.gradient_checkpointing else block(x, packing)
+            x = self.run(block, x, packing)
         x = last(x, packing, pooled=True)
         return self.ln_final(x).index_select(0, packing.unsorted)
 
+    def tokens(self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /) -> Tokens:
+        """Features of the tokens up to the pooled one, zeros after it."""
+        return self.pooled_and_tokens(ids, lengths)[1]
 
-def checkpointed(block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
-    y: Any = checkpoint(block, x, packing, use_reentrant=False)
-    return y
+    def pooled_and_tokens(
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /
+    ) -> tuple[Float[Tensor, "batch width"], Tokens]:
+        packing = self.pack(ids, lengths)
+        x = self.embed(ids, packing)
+        for block in self.blocks:
+            x = self.run(block, x, packing)
+        x = self.ln_final(x)
+        pooled = x.index_select(0, packing.last).index_select(0, packing.unsorted)
+        features = x.new_zeros(ids.numel(), self.width).index_copy(0, packing.tokens, x)
+        mask = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device).index_fill(0, packing.tokens, True)
+        return pooled, Tokens(features.view(*ids.shape, -1), mask.view(ids.shape))
+
+    def pack(self, ids: Tensor, lengths: Tensor) -> Packing:
+        """Where the tokens of these captions lie among the rows of the blocks."""
+        in_buckets = not varlen_is_possible(ids.device, compute_dtype(self.positional_embedding), self.head_dim)
+        return pack(lengths, ids.shape[1], ids.device, longest=self.context_length, in_buckets=in_buckets)
+
+    def embed(self, ids: Tensor, packing: Packing) -> Float[Tensor, "rows width"]:
+        """Token and position embeddings of the real tokens."""
+        packed = ids.flatten().index_select(0, packing.tokens)
+        return self.token_embedding(packed) + F.embedding(packing.positions, self.positional_embedding)
 
 
 class Block(nn.Module):

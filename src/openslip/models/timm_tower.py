@@ -1,22 +1,20 @@
 """Any timm backbone as an image tower, its classifier removed."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import timm
-import torch
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from openslip.errors import UserError
 from openslip.models.attention import compute_dtype, fused_is_fastest
-from openslip.models.class_token import class_token_alone, pools_class_token
-from openslip.models.tower import Tower
+from openslip.models.class_token import LastBlock, pools_class_token
+from openslip.models.tower import Tokens, Tower, unpadded
 
 # Arguments with which timm opens or fetches another file.
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -48,33 +46,47 @@ class TimmTower(Tower):
         self.trunk = trunk
         self.width = trunk.num_features
         self.mixes_samples = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
-        self.gradient_checkpointing = False
-        self.last_block: Callable[[Any, Tensor], Tensor] | None = (
-            class_token_alone if pools_class_token(trunk) else None
-        )
+        self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
             # timm 0.5 (the published code) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
             nn.init.trunc_normal_(trunk.cls_token, std=0.02)
 
-    def tokens(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch tokens features"]:
-        self.choose_kernel(x)
+    def forward(self, images: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
         trunk: Any = self.trunk
-        features = trunk.forward_features(x)
-        if features.ndim == 3:
-            return features
-        channels_last = features if features.shape[-1] == self.width else features.permute(0, 2, 3, 1)  # Swin | CNNs
-        return channels_last.flatten(1, 2)
+        return trunk.forward_head(self.features(images, class_token_alone=self.last_block is not None))
 
-    def forward(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
-        self.choose_kernel(x)
+    def tokens(self, images: Float[Tensor, "batch channels height width"], /) -> Tokens:
+        return self.as_tokens(self.features(images))
+
+    def pooled_and_tokens(
+        self, images: Float[Tensor, "batch channels height width"], /
+    ) -> tuple[Float[Tensor, "batch features"], Tokens]:
         trunk: Any = self.trunk
-        if self.last_block is None:
-            return trunk(x)
-        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x))))
+        features = self.features(images)
+        return trunk.forward_head(features), self.as_tokens(features)
+
+    def features(self, images: Tensor, *, class_token_alone: bool = False) -> Any:
+        """What timm's `forward_features` returns, or that of the class token alone."""
+        self.choose_kernel(images)
+        trunk: Any = self.trunk
+        if not self.repeated_blocks():
+            return trunk.forward_features(images)
+        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
         *before, last = trunk.blocks
         for block in before:
-            x = checkpointed(block, x) if self.gradient_checkpointing else block(x)
-        return trunk.forward_head(trunk.norm(self.last_block(last, x)))
+            x = self.run(block, x)
+        # The last block's activations would be made again at once, so where few are kept it is not checkpointed.
+        x = self.last_block(last, x) if class_token_alone and self.last_block is not None else self.run(last, x)
+        return trunk.norm(x)
+
+    def as_tokens(self, features: Any) -> Tokens:
+        """One row per token; timm has feature maps too, with channels before or after height and width."""
+        if not isinstance(features, Tensor):
+            raise UserError(f"{type(self.trunk).__name__} has no one sequence of tokens; take another backbone")
+        if features.ndim == 4:
+            channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            features = (features if channels_last else features.permute(0, 2, 3, 1)).flatten(1, 2)
+        return unpadded(features)
 
     def choose_kernel(self, x: Tensor) -> None:
         """Tells timm's attention layers whether to use the fused kernel."""
@@ -83,8 +95,15 @@ class TimmTower(Tower):
             if isinstance(module, Attention):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """Those of timm's plain vision transformer; other backbones run, and checkpoint, what they have themselves."""
+        return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
+
     def checkpoint_blocks(self) -> None:
         trunk: Any = self.trunk
+        if self.repeated_blocks():
+            super().checkpoint_blocks()
+            return
         try:
             trunk.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):  # timm's ways to say that this backbone cannot
@@ -96,23 +115,14 @@ class TimmTower(Tower):
             super().drop_patches(rate)
         self.trunk.patch_drop = PatchDropout(rate, num_prefix_tokens=self.trunk.num_prefix_tokens)
 
-    def compile_blocks(self) -> None:
-        """Block by block where it is a vision transformer, since all of them share one compiled form."""
-        if self.last_block is None:
-            self.trunk.compile()
-            return
-        self.last_block = torch.compile(class_token_alone)
-        for block in self.trunk.blocks:
-            block.compile()
-
-
-def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    y: Any = checkpoint(block, x, use_reentrant=False)
-    return y
+    def compiled_modules(self) -> Iterable[nn.Module]:
+        blocks = self.repeated_blocks()
+        last = [] if self.last_block is None else [self.last_block]
+        return [*blocks, *last] if blocks else self.trunk.children()
 
 
 def create(name: str, image_size: int, arguments: dict) -> nn.Module:
-    """The backbone without its classifier; convolutional ones take pictures of any size and are told none."""
+    """The backbone without its classifier; convolutional ones take images of any size and are told none."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
     except TypeError as error:

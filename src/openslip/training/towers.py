@@ -1,11 +1,11 @@
 """What a run does to its towers before it trains them. None of it is part of the model, so no checkpoint names it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from openslip.errors import UserError
-from openslip.models.text_transformer import TextTransformer
 from openslip.models.tower import Tower
 from openslip.numbers import is_number
 
@@ -22,17 +22,21 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
         if not any(wanted.values()):
             continue
         tower = children.get(f"{kind}_tower")
-        if not isinstance(tower, Tower | TextTransformer):
+        if not isinstance(tower, Tower):
             asked = ", ".join(f"towers.{kind}.{key}" for key, value in wanted.items() if value)
             raise UserError(f"{asked}: {type(model).__name__} has no {kind} tower that could; leave it at its default")
-        if wanted["locked"]:
-            tower.lock()
-        if wanted["gradient_checkpointing"]:
-            tower.checkpoint_blocks()
-        if isinstance(tower, Tower) and wanted["patch_dropout"]:
-            tower.drop_patches(wanted["patch_dropout"])
-        if wanted["compile"]:
-            tower.compile_blocks()
+        actions: dict[str, Callable[[Any], None]] = {
+            "locked": lambda _, tower=tower: tower.lock(),
+            "gradient_checkpointing": lambda _, tower=tower: tower.checkpoint_blocks(),
+            "patch_dropout": tower.drop_patches,
+            "compile": lambda _, tower=tower: tower.compile_blocks(),
+        }
+        for key, act in actions.items():
+            if value := wanted.get(key):
+                try:
+                    act(value)
+                except UserError as error:
+                    raise UserError(f"towers.{kind}.{key}={str(value).lower()}: {error}") from error
 
 
 def check_values(kind: str, wanted: dict[str, Any]) -> None:
