@@ -148,7 +148,8 @@ def _build(description: Any) -> Any:
     target = description["_target_"]
     part = _CLASSES.get(target) or _import(target)
     expected = inspect.signature(part).parameters
-    if unknown := fields.keys() ^ expected.keys():
+    required = {name for name, parameter in expected.items() if parameter.default is parameter.empty}
+    if unknown := (fields.keys() - expected.keys()) | (required - fields.keys()):
         raise UserError(
             f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(unknown))}"
         )
