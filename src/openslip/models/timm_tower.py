@@ -4,11 +4,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import timm
+import torch
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from openslip.errors import UserError
@@ -29,7 +31,7 @@ class TimmTower(Tower):
         arguments: further arguments of that timm model.
 
     Raises:
-        UserError: no such name, or an argument that would bring weights from elsewhere.
+        UserError: no such name, an argument that would bring weights from elsewhere, or no vector per image.
     """
 
     def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
@@ -44,12 +46,17 @@ class TimmTower(Tower):
             )
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
-        self.width = trunk.num_features
+        self.width = pooled_width(trunk, name, image_size, arguments.get("in_chans", 3))
         self.mixes_samples = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
             # timm 0.5 (the published code) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
             nn.init.trunc_normal_(trunk.cls_token, std=0.02)
+
+    @property
+    def token_width(self) -> int:
+        trunk: Any = self.trunk
+        return trunk.num_features
 
     def forward(self, images: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
         trunk: Any = self.trunk
@@ -129,3 +136,19 @@ def create(name: str, image_size: int, arguments: dict) -> nn.Module:
         if "img_size" not in str(error):
             raise
         return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+
+
+def pooled_width(trunk: nn.Module, name: str, image_size: int, channels: int) -> int:
+    """Size of the pooled feature, found by a pass on the meta device, where nothing is computed."""
+    weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
+    try:
+        with torch.no_grad():
+            images = torch.empty(2, channels, image_size, image_size, device="meta")
+            pooled = functional_call(trunk.eval(), weights, images)
+    except Exception as error:  # whatever timm says
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"tower {name} does not take images of {image_size} pixels ({reason})") from error
+    trunk.train()
+    if not isinstance(pooled, Tensor) or pooled.ndim != 2:
+        raise UserError(f"tower {name} does not pool its tokens: leave global_pool in its arguments at the default")
+    return pooled.shape[1]
