@@ -8,8 +8,8 @@ from on_ranks import ddp_gradients, step_gradients
 from ranks import Ranks
 from small_models import small_batch, small_model
 from torch import Tensor, nn
+from tower_options import options
 
-from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
@@ -23,16 +23,6 @@ COMPILED = {"image.compile": True, "text.compile": True}
 DROPPING = {"image.patch_dropout": 0.5}
 LOCKED = {"image.locked": True, "image.weights": "runs/earlier"}
 LOCKED_TEXT = {"text.locked": True, "text.weights": "runs/earlier"}
-
-
-def options(**changed: Any) -> dict[str, dict[str, Any]]:
-    """The defaults of `towers`, with dotted keys changed."""
-    towers = compose_config("train", [])[0]["towers"]
-    for key, value in changed.items():
-        kind, name = key.split(".")
-        assert name in towers[kind]
-        towers[kind][name] = value
-    return towers
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9) -> None:

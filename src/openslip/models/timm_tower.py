@@ -11,7 +11,6 @@ from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from openslip.errors import UserError
 from openslip.models.attention import compute_dtype, fused_is_fastest
@@ -47,7 +46,6 @@ class TimmTower(Tower):
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
         self.width = pooled_width(trunk, name, image_size, arguments.get("in_chans", 3))
-        self.mixes_samples = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
             # timm 0.5 (the published code) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token

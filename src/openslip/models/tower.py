@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openslip.errors import UserError
+from openslip.models.batch_norm import mixes_samples
 
 
 class Tokens(NamedTuple):
@@ -53,6 +54,11 @@ class Tower(nn.Module, ABC):
     def pooled_and_tokens(self, *inputs: Any, **_: Any) -> tuple[Float[Tensor, "batch width"], Tokens]:
         """What `forward` and `tokens` return, here in two passes; override it where one pass makes both."""
         return self(*inputs), self.tokens(*inputs)
+
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether a sample's features depend on the rest of the batch, as those of batch norm in training do."""
+        return any(mixes_samples(layer) for layer in self.modules())
 
     def views(self, *views: Float[Tensor, "batch ..."]) -> tuple[Float[Tensor, "batch width"], ...]:
         """Features of several views of the same images, in one pass where sizes agree and no layer mixes samples."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import world_size
 from openslip.errors import UserError
+from openslip.models.batch_norm import is_synchronised, mixes_samples
 from openslip.objectives.objective import Objective
 from openslip.training.locked_features import LockedFeatures
 
@@ -23,7 +24,7 @@ def loss_in_slices(
 ) -> dict[str, Tensor]:
     """The objective's terms on the whole local batch, encoded in slices of the given sizes."""
     if len(slice_sizes) > 1 or world_size() > 1:
-        refuse_mixing_layers(model)
+        refuse_mixing_layers(model, len(slice_sizes))
     if len(slice_sizes) == 1:
         return objective.loss(model, objective.encode(model, batch))
     parts = split(batch, slice_sizes)
@@ -63,16 +64,21 @@ def slice_size(batch_size: int, slices: int) -> int:
 
 
 def mixing_layers(model: nn.Module) -> list[str]:
-    """Names of the towers that mix the samples of a batch as they are: batch norm in training mode."""
-    return [
-        name for name, module in model.named_modules() if getattr(module, "mixes_samples", False) and module.training
-    ]
+    """Names of the layers that mix the samples of a batch as they are: batch norm in training mode."""
+    return [name for name, layer in model.named_modules() if mixes_samples(layer)]
 
 
-def refuse_mixing_layers(model: nn.Module) -> None:
-    """A tower with batch norm would see each slice's own statistics instead of the batch's."""
+def refuse_mixing_layers(model: nn.Module, slices: int) -> None:
+    """Batch norm would see the statistics of each micro-batch, or of each rank, instead of the global batch's."""
     for name in mixing_layers(model):
-        raise UserError(
-            f"micro_batch_size or trainer.devices splits the batch, but {name} has batch norm, which mixes its "
-            "samples: set micro_batch_size=null and trainer.devices=1, or use a tower without batch norm"
-        )
+        tower, layer = name.partition(".")[0], model.get_submodule(name)
+        if slices > 1:
+            raise UserError(
+                f"micro_batch_size splits the batch, whose statistics the batch norm of {tower} needs: set "
+                "micro_batch_size=null, or freeze the tower (towers.*.locked=true with towers.*.weights)"
+            )
+        if not is_synchronised(layer):
+            raise UserError(
+                f"trainer.devices splits the batch, and {name} ({type(layer).__name__}) mixes the samples of each "
+                "rank alone: set trainer.devices=1, or use PyTorch's BatchNorm or timm's BatchNormAct2d"
+            )

@@ -6,12 +6,15 @@ from typing import Any
 from torch import nn
 
 from openslip.errors import UserError
+from openslip.models.batch_norm import synchronise
 from openslip.models.tower import Tower
 from openslip.numbers import is_number
 
 
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
-    """Locks, checkpoints, thins and compiles the model's towers as the config's `towers` says, except `weights`.
+    """Lock, checkpoint, thin and compile the model's towers as the config's `towers` says, except `weights`.
+
+    Their batch norms become those of the global batch.
 
     Raises:
         UserError: a value is unfit, or the model has no such tower, or the tower cannot do it.
@@ -37,6 +40,7 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
                     act(value)
                 except UserError as error:
                     raise UserError(f"towers.{kind}.{key}={str(value).lower()}: {error}") from error
+    synchronise(model, runs_again=any(wanted["gradient_checkpointing"] for wanted in options.values()))
 
 
 def check_values(kind: str, wanted: dict[str, Any]) -> None:
