@@ -239,5 +239,5 @@ def test_a_copy_runs_its_own_weights(kind: str):
 
 
 def test_a_tower_without_blocks_cannot_checkpoint_them():
-    with pytest.raises(UserError, match="Own has no blocks to checkpoint; set it to false"):
+    with pytest.raises(UserError, match="gradient_checkpointing=true: Own has no blocks to checkpoint"):
         Own().checkpoint_blocks()

@@ -16,7 +16,7 @@ from openslip.distributed import all_sum, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """PyTorch's batch norms, for inputs of any size.
+    """Stands for PyTorch's batch norms, whose inputs may have any number of dimensions.
 
     Attributes:
         runs_again: gradient checkpointing may run the layer a second time, in the backward pass.
@@ -29,7 +29,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 class GlobalBatchNormAct(_BatchNorm):
-    """timm's `BatchNormAct2d`: batch norm, then dropout and an activation."""
+    """Stands for timm's `BatchNormAct2d`: batch norm, then dropout and an activation."""
 
     runs_again: bool = False
     drop: nn.Module

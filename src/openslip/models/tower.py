@@ -83,18 +83,15 @@ class Tower(nn.Module, ABC):
         return checkpoint(block, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(*inputs)
 
     def checkpoint_blocks(self) -> None:
-        """Turn gradient checkpointing on.
-
-        Raises:
-            UserError: the tower names no blocks.
-        """
+        """Turn gradient checkpointing on."""
         if not self.repeated_blocks():
-            raise UserError(f"{type(self).__name__} has no blocks to checkpoint; set it to false")
+            name = type(self).__name__
+            raise UserError(f"gradient_checkpointing=true: {name} has no blocks to checkpoint; set it to false")
         self.gradient_checkpointing = True
 
     def drop_patches(self, rate: float) -> None:
         """In training each image loses this share of its patches, drawn anew: Li et al. 2022, arXiv:2212.00794."""
-        raise UserError(f"{type(self).__name__} has no patches to leave out; set it to 0")
+        raise UserError(f"patch_dropout={rate}: {type(self).__name__} has no patches to leave out; set it to 0")
 
     def compiled_modules(self) -> Iterable[nn.Module]:
         """What is compiled: the blocks, or each child where there are none, since `tokens` does not call the tower."""

@@ -1,6 +1,5 @@
 """What a run does to its towers before it trains them. None of it is part of the model, so no checkpoint names it."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -28,18 +27,17 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
         if not isinstance(tower, Tower):
             asked = ", ".join(f"towers.{kind}.{key}" for key, value in wanted.items() if value)
             raise UserError(f"{asked}: {type(model).__name__} has no {kind} tower that could; leave it at its default")
-        actions: dict[str, Callable[[Any], None]] = {
-            "locked": lambda _, tower=tower: tower.lock(),
-            "gradient_checkpointing": lambda _, tower=tower: tower.checkpoint_blocks(),
-            "patch_dropout": tower.drop_patches,
-            "compile": lambda _, tower=tower: tower.compile_blocks(),
-        }
-        for key, act in actions.items():
-            if value := wanted.get(key):
-                try:
-                    act(value)
-                except UserError as error:
-                    raise UserError(f"towers.{kind}.{key}={str(value).lower()}: {error}") from error
+        try:
+            if wanted["locked"]:
+                tower.lock()
+            if wanted["gradient_checkpointing"]:
+                tower.checkpoint_blocks()
+            if wanted.get("patch_dropout"):
+                tower.drop_patches(wanted["patch_dropout"])
+            if wanted["compile"]:
+                tower.compile_blocks()
+        except UserError as error:
+            raise UserError(f"towers.{kind}.{error}") from error
     synchronise(model, runs_again=any(wanted["gradient_checkpointing"] for wanted in options.values()))
 
 
