@@ -22,7 +22,7 @@ def pools_class_token(trunk: nn.Module) -> bool:
 
 
 class LastBlock(nn.Module):
-    """`block(x)[:, :1]`: one query, and the network for one token. It has no weights of its own."""
+    """Computes `block(x)[:, :1]` with one query, and the network for one token; it has no weights of its own."""
 
     def forward(self, block: Block, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch 1 width"]:
         attn = block.attn

@@ -71,7 +71,7 @@ class TimmTower(Tower):
         return trunk.forward_head(features), self.as_tokens(features)
 
     def features(self, images: Tensor, *, class_token_alone: bool = False) -> Any:
-        """What timm's `forward_features` returns, or that of the class token alone."""
+        """Return timm's `forward_features`, or those of the class token alone."""
         self.choose_kernel(images)
         trunk: Any = self.trunk
         if not self.repeated_blocks():
@@ -85,7 +85,7 @@ class TimmTower(Tower):
         return trunk.norm(x)
 
     def as_tokens(self, features: Any) -> Tokens:
-        """One row per token; timm has feature maps too, with channels before or after height and width."""
+        """Bring timm's features to one row per token; maps have their channels before or after height and width."""
         if not isinstance(features, Tensor):
             raise UserError(f"{type(self.trunk).__name__} has no one sequence of tokens; take another backbone")
         if features.ndim == 4:
@@ -94,14 +94,14 @@ class TimmTower(Tower):
         return unpadded(features)
 
     def choose_kernel(self, x: Tensor) -> None:
-        """Tells timm's attention layers whether to use the fused kernel."""
+        """Tell timm's attention layers whether to use the fused kernel."""
         fused = fused_is_fastest(x.device, compute_dtype(x))
         for module in self.trunk.modules():
             if isinstance(module, Attention):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """Those of timm's plain vision transformer; other backbones run, and checkpoint, what they have themselves."""
+        """The blocks of timm's plain vision transformer; other backbones run, and checkpoint, theirs themselves."""
         return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
 
     def checkpoint_blocks(self) -> None:

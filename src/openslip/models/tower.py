@@ -52,7 +52,7 @@ class Tower(nn.Module, ABC):
         """The pooled feature."""
 
     def pooled_and_tokens(self, *inputs: Any, **_: Any) -> tuple[Float[Tensor, "batch width"], Tokens]:
-        """What `forward` and `tokens` return, here in two passes; override it where one pass makes both."""
+        """Return what `forward` and `tokens` do, here in two passes; override it where one pass makes both."""
         return self(*inputs), self.tokens(*inputs)
 
     @property
@@ -75,7 +75,7 @@ class Tower(nn.Module, ABC):
         self.requires_grad_(False).eval()
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """The modules that the tower calls by `run`: what is checkpointed and compiled."""
+        """The modules that the tower calls by `run`, which are checkpointed and compiled."""
         return ()
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
@@ -94,7 +94,7 @@ class Tower(nn.Module, ABC):
         raise UserError(f"patch_dropout={rate}: {type(self).__name__} has no patches to leave out; set it to 0")
 
     def compiled_modules(self) -> Iterable[nn.Module]:
-        """What is compiled: the blocks, or each child where there are none, since `tokens` does not call the tower."""
+        """The blocks, or each child where there are none: compiling the tower itself would miss `tokens`."""
         return self.repeated_blocks() or self.children()
 
     def compile_blocks(self) -> None:

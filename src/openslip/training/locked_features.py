@@ -1,4 +1,4 @@
-"""What locked towers return in the first pass of a micro-batch, for the pass that encodes it again."""
+"""Outputs of locked towers, kept from the first pass of a micro-batch for the pass that encodes it again."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _METHODS = ("forward", "tokens", "pooled_and_tokens")
 
 
 class LockedFeatures:
-    """Features of one micro-batch. They need no graph: keeping them takes a vector, or a sequence, per sample."""
+    """Keeps the outputs for one micro-batch. They need no graph: a vector, or a sequence of them, per sample."""
 
     def __init__(self, model: nn.Module) -> None:
         self.returned: dict[Tower, list[Any]] = {
@@ -21,7 +21,7 @@ class LockedFeatures:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Inside, what locked towers return is kept."""
+        """Keep what locked towers return inside this context."""
         inside: set[Tower] = set()
 
         def keeping(tower: Tower, method: Callable) -> Callable:
@@ -40,7 +40,7 @@ class LockedFeatures:
 
     @contextmanager
     def given_again(self) -> Iterator[None]:
-        """Inside, locked towers do not run, and return what was kept in the same order."""
+        """Let locked towers return what was kept, in the same order, without running inside this context."""
 
         def giving(kept: Iterator[Any]) -> Callable:
             return lambda *inputs: next(kept)
@@ -51,7 +51,7 @@ class LockedFeatures:
 
 @contextmanager
 def methods(replaced: dict[Tower, list[Callable]]) -> Iterator[None]:
-    """Inside, these towers run these functions in place of their methods."""
+    """Replace the towers' methods by these functions inside this context."""
     for tower, functions in replaced.items():
         for name, function in zip(_METHODS, functions, strict=True):
             setattr(tower, name, function)

@@ -1,4 +1,4 @@
-"""What a run does to its towers before it trains them. None of it is part of the model, so no checkpoint names it."""
+"""Options that a run applies to its towers. They are no part of the model, so no checkpoint names them."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
 
 
 def check_values(kind: str, wanted: dict[str, Any]) -> None:
-    """Before anything is done to a tower."""
+    """Check the options of a tower before any is applied."""
     for key, value in wanted.items():
         if key == "weights":
             if value is not None and not isinstance(value, str):
