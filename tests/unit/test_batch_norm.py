@@ -191,6 +191,7 @@ def test_a_compiled_layer_counts_a_batch_once(runs_again: bool):
         graphs += 1
         return graph.forward
 
+    torch._dynamo.reset()  # earlier tests may have filled the cache of compiled forms
     compiled.compile(backend=counting)
     run = partial(checkpoint, compiled, use_reentrant=False) if runs_again else compiled
     for _ in range(2):
