@@ -27,7 +27,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in blocks:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
-    assert len(blocks) == 19
+    assert len(blocks) == 17
     return folder
 
 
@@ -88,7 +88,7 @@ ADDITIONS = {
     "sigmoid": ["model=clip_tiny", "objective=sigmoid_pairs"],
     "queue": ["model=simclr_tiny", "objective=teacher_queue"],
     "crops": ["model=clip_tiny", "objective=crops_and_captions", "tokenizer.mask_token=true"],
-    "image tower": ["model=clip_tiny", "model/tower@model.image_tower=small_cnn"],
+    "image tower": ["model=clip_tiny", "model/tower@model.image_tower=conv_net"],
     "text tower": ["model=clip_tiny", "model/tower@model.text_tower=gru_text", "tokenizer=word_ids"],
 }
 

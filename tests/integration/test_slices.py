@@ -132,8 +132,7 @@ def test_want_of_memory_is_known_by_what_libraries_say(message: str, expected: b
 
 def test_a_tower_that_mixes_samples_is_not_sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     little_memory(monkeypatch, 1)
-    made = pretrainer("slip", steps=1)
-    made.model.image_tower.mixes_samples = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    made = pretrainer("slip", steps=1, image="batch norm")
     fit(made, 1, callbacks=[ChooseSlices(tmp_path / "micro_batch_size.json", longest)])
     assert made.micro_batch_size == BATCH
 

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from on_ranks import gradient_beside_a_gather, state_after, step_gradients, step_gradients_in_tiles
+from on_ranks import ddp_gradients, gradient_beside_a_gather, state_after, step_gradients, step_gradients_in_tiles
 from ranks import Ranks
 from small_models import METHODS, small_batch, small_model
+from tower_options import options
 
 from openslip.errors import UserError
 from openslip.training.microbatch import even_slices, loss_in_slices
+from openslip.training.towers import prepare_towers
 
 GLOBAL_BATCH = 12
 TILES = [None, 5]  # losses in their plain form, and in tiles that do not divide the batch
@@ -81,8 +83,51 @@ def test_slices_cover_the_batch():
     assert even_slices(3, 8) == [3]
 
 
-def test_a_tower_with_batch_norm_refuses_slices():
-    model, objective = small_model("clip")
-    model.image_tower.mixes_samples = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    with pytest.raises(UserError, match="micro_batch_size"):
+WITH_BATCH_NORM = ("batch norm", "batch norm with activation")
+
+
+@pytest.mark.parametrize("method", ["clip", "slip"])
+@pytest.mark.parametrize("image", WITH_BATCH_NORM)
+def test_two_ranks_share_the_batch_norm_of_a_tower(two_ranks: Ranks, image: str, method: str):
+    whole = step_gradients(method, True, GLOBAL_BATCH, [12], image=image)
+    buffers = [name for name in whole if name.startswith("buffer.model.image_tower")]
+    assert {name.rpartition(".")[2] for name in buffers} == {"running_mean", "running_var", "num_batches_tracked"}
+    for rank in two_ranks(step_gradients, method, True, GLOBAL_BATCH, [6], {}, image):
+        assert_equal(rank, whole)
+    for rank in two_ranks(ddp_gradients, method, GLOBAL_BATCH, [6], {}, image):
+        assert_equal(rank, {name: value for name, value in whole.items() if name.startswith("gradient.")})
+
+
+@pytest.mark.parametrize("image", WITH_BATCH_NORM)
+def test_weights_and_statistics_of_a_tower_with_batch_norm_are_equal_after_steps(two_ranks: Ranks, image: str):
+    # Long enough for an error to grow, short enough that rounding does not: Adam divides by small gradients
+    whole = state_after(5, None, "slip", True, GLOBAL_BATCH, [12], image)
+    for rank in two_ranks(state_after, 5, None, "slip", True, GLOBAL_BATCH, [6], image):
+        assert_equal(rank, whole, 1e-7)
+
+
+def test_a_checkpointed_tower_counts_a_batch_of_two_ranks_once(two_ranks: Ranks):
+    towers = options(**{"image.gradient_checkpointing": True})
+    whole = step_gradients("clip", True, GLOBAL_BATCH, [12], image="batch norm")
+    assert_equal(step_gradients("clip", True, GLOBAL_BATCH, [12], towers, "batch norm"), whole)
+    for rank in two_ranks(step_gradients, "clip", True, GLOBAL_BATCH, [6], towers, "batch norm"):
+        assert_equal(rank, whole)
+
+
+@pytest.mark.parametrize("image", WITH_BATCH_NORM)
+def test_a_frozen_tower_with_batch_norm_allows_every_split(two_ranks: Ranks, image: str):
+    towers = options(**{"image.locked": True, "image.weights": "runs/earlier"})
+    whole = step_gradients("slip", True, GLOBAL_BATCH, [12], towers, image)
+    assert_equal(step_gradients("slip", True, GLOBAL_BATCH, [5, 1, 6], towers, image), whole)
+    for rank in two_ranks(step_gradients, "slip", True, GLOBAL_BATCH, [2, 4], towers, image):
+        assert_equal(rank, whole)
+
+
+@pytest.mark.parametrize("image", WITH_BATCH_NORM)
+def test_a_tower_with_batch_norm_refuses_slices(image: str):
+    model, objective = small_model("clip", image=image)
+    prepare_towers(model, {})
+    with pytest.raises(UserError, match=r"micro_batch_size splits the batch, .* image_tower needs: set") as raised:
         loss_in_slices(objective, model, small_batch(4), [2, 2])
+    assert "\n" not in str(raised.value)
+    loss_in_slices(objective, model, small_batch(4), [4])

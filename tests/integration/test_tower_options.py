@@ -8,10 +8,11 @@ from on_ranks import ddp_gradients, step_gradients
 from ranks import Ranks
 from small_models import small_batch, small_model
 from torch import Tensor, nn
+from tower_options import options
 
-from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.optim import param_groups
 from openslip.training.microbatch import loss_in_slices
@@ -22,16 +23,6 @@ COMPILED = {"image.compile": True, "text.compile": True}
 DROPPING = {"image.patch_dropout": 0.5}
 LOCKED = {"image.locked": True, "image.weights": "runs/earlier"}
 LOCKED_TEXT = {"text.locked": True, "text.weights": "runs/earlier"}
-
-
-def options(**changed: Any) -> dict[str, dict[str, Any]]:
-    """The defaults of `towers`, with dotted keys changed."""
-    towers = compose_config("train", [])[0]["towers"]
-    for key, value in changed.items():
-        kind, name = key.split(".")
-        assert name in towers[kind]
-        towers[kind][name] = value
-    return towers
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9) -> None:
@@ -110,7 +101,7 @@ def test_a_locked_tower_runs_once_for_a_slice_that_is_encoded_twice(method: str)
     passes = {"image": 0, "text": 0}
     for kind, inner in (
         ("image", model.image_tower.get_submodule("trunk.blocks.0")),
-        ("text", model.text_tower.ln_final),
+        ("text", model.text_tower.get_submodule("ln_final")),
     ):
         inner.register_forward_hook(lambda *_, kind=kind: passes.update({kind: passes[kind] + 1}))
     loss_in_slices(objective, model, small_batch(6), [4, 2])["loss"].backward()
@@ -211,6 +202,6 @@ def test_unfit_options_are_named(method: str, changed: dict[str, Any], message: 
 
 
 def test_a_backbone_without_patches_refuses_to_drop_them():
-    tower = TimmTower(name="resnet18", image_size=32, arguments={})
+    model = ImageEncoder(image_tower=TimmTower(name="resnet18", image_size=32, arguments={}))
     with pytest.raises(UserError, match=r"towers.image.patch_dropout=0.5: TimmTower has no patches"):
-        tower.drop_patches(0.5)
+        prepare_towers(model, options(**DROPPING))

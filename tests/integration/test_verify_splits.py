@@ -1,5 +1,6 @@
 """`openslip verify --splits` passes what is exact and notices what is not."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective
 from openslip.objectives.tiles import is_large
 from openslip.training.microbatch import loss_in_slices
+from openslip.training.towers import prepare_towers
 from openslip.verify import show, split_step, splits
 from openslip.verify.split_step import StepParts
 from openslip.verify.splits import GLOBAL_BATCH, IN_ONE_PROCESS, ON_RANKS, TILE, WHOLE, refuse_randomness, split_rows
@@ -77,6 +79,21 @@ def test_every_split_is_within_tolerance(method: str, capsys: pytest.CaptureFixt
     assert all(row.ok for row in rows), [row for row in rows if not row.ok]
     assert show(rows, "here") == 0
     assert f"{len(rows)} of {len(rows)} quantities within tolerance (here)" in capsys.readouterr().out
+
+
+def test_a_tower_with_batch_norm_passes_on_ranks_and_skips_micro_batches():
+    model, objective = small_model("slip", image="batch norm")
+    with pytest.raises(UserError, match=r"trainer\.devices .* \(BatchNorm2d\) mixes the samples of each rank alone"):
+        split_rows(parts(model, objective), small_batch(GLOBAL_BATCH))
+    prepare_towers(model, {})
+    without_blocks = dataclasses.replace(parts(model, objective), layer_decay=None)
+    *rows, skipped = split_rows(without_blocks, small_batch(GLOBAL_BATCH))
+    kinds = ("loss terms", "gradients", "statistics", "weights")
+    whole = [split for split in SPLITS if len(split.sizes) == 1]
+    assert [row.quantity for row in rows] == [f"{split}: {kind}" for split in whole for kind in kinds]
+    assert all(row.ok for row in rows), [row for row in rows if not row.ok]
+    assert skipped.line(0).endswith("image_tower has batch norm that is not frozen")
+    assert skipped.deviation is None
 
 
 def test_faults_are_noticed_where_they_are_and_nowhere_else(capsys: pytest.CaptureFixture[str]):

@@ -56,8 +56,10 @@ class Rows(Logger):
         self.rows.append((step, metrics))
 
 
-def pretrainer(method: str, *, steps: int, dtype: torch.dtype = torch.float64, **options: Any) -> Pretrainer:
-    model, objective = small_model(method)
+def pretrainer(
+    method: str, *, steps: int, dtype: torch.dtype = torch.float64, image: str = "vit", **options: Any
+) -> Pretrainer:
+    model, objective = small_model(method, image=image)
     settings: dict[str, Any] = {
         "weight_decay": 0.1,
         "layer_decay": None,

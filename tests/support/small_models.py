@@ -15,16 +15,18 @@ from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
 
 METHODS = ("clip", "simclr", "slip")
+IMAGE_TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_small_patch16_224", {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}),
+    "batch norm": ("resnet18", {"channels": [8, 8, 8, 16], "layers": [1, 1, 1, 1], "stem_width": 8}),
+    "batch norm with activation": ("test_efficientnet", {}),
+}
 
 
-def small_model(method: str, *, gather_with_grad: bool = True) -> tuple[nn.Module, Objective]:
-    """The same weights for the same method, in float64."""
+def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit") -> tuple[nn.Module, Objective]:
+    """The same weights for the same method and image tower, in float64."""
     torch.manual_seed(0)
-    tower = TimmTower(
-        name="vit_small_patch16_224",
-        image_size=16,
-        arguments={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
-    )
+    name, arguments = IMAGE_TOWERS[image]
+    tower = TimmTower(name=name, image_size=16, arguments=arguments)
     objective: Objective
     model: Any
     if method == "simclr":

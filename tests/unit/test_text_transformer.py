@@ -1,22 +1,45 @@
-"""The packed text tower against the plain one: padded rows, every token through every layer."""
+"""The packed text tower against the same function written out, and against open_clip's."""
 
+from functools import partial
+from typing import Any
+
+import open_clip.transformer
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openslip.models import text_transformer
-from openslip.models.text_transformer import Block, TextTransformer, quick_gelu
+from openslip.errors import UserError
+from openslip.models import attention, text_transformer
+from openslip.models.text_transformer import Block, TextTransformer
 
 CONTEXT = 21
 LENGTHS = (5, 1, 21, 8, 5, 9, 16, 17, 2)  # 1: pooled at the start token, as over-long captions under drop_end
 TOLERANCES = [(torch.float32, 5e-6), (torch.float64, 1e-9)]
 
 
-def tower(dtype: torch.dtype) -> TextTransformer:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "causal mean": {"pooling": "mean", "activation": "gelu"},
+    "first": {"causal": False, "pooling": "first", "activation": "gelu"},
+    "mean": {"causal": False, "pooling": "mean", "norm_eps": 1e-3},
+    "siglip": {"causal": False, "activation": "gelu_tanh", "norm_eps": 1e-6},
+}
+GELUS = {
+    "quick_gelu": lambda x: x / (1 + (-1.702 * x).exp()),
+    "gelu": lambda x: x / 2 * (1 + (x / 2**0.5).erf()),
+    "gelu_tanh": lambda x: x / 2 * (1 + ((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)).tanh()),
+}
+
+
+def tower(dtype: torch.dtype, **arguments: Any) -> TextTransformer:
     torch.manual_seed(0)
-    return TextTransformer(vocab_size=40, context_length=CONTEXT, width=32, depth=3, heads=4).to(dtype)
+    made = TextTransformer(vocab_size=40, context_length=CONTEXT, width=32, depth=3, heads=4, **arguments).to(dtype)
+    for name, parameter in made.named_parameters():
+        if "bias" in name:  # zeros would hide a bias that is left out
+            nn.init.normal_(parameter, std=0.2)
+    return made
 
 
 def captions(lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Tensor]:
@@ -24,18 +47,36 @@ def captions(lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Tensor]:
     return text, torch.tensor(lengths)
 
 
-def padded(tower: TextTransformer, text: Tensor, length: Tensor) -> Tensor:
-    """The same function on padded rows, attention written out."""
-    x = tower.token_embedding(text) + tower.positional_embedding[: text.shape[1]]
-    later = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool).triu(1)
-    for block in tower.blocks:
-        assert isinstance(block, Block)
-        heads = block.attention.heads
-        q, k, v = block.attention.in_proj(block.ln_1(x)).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(later, float("-inf"))
-        x = x + block.attention.out_proj((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
-        x = x + block.fc2(quick_gelu(block.fc1(block.ln_2(x))))
-    return tower.ln_final(x)[torch.arange(len(text)), length - 1]
+def one_by_one(tower: TextTransformer, text: Tensor, length: Tensor, **arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    """The same function, written out caption by caption, head by head and query by query; and all token features."""
+    chosen = {"activation": "quick_gelu", "causal": True, "pooling": "last", "norm_eps": 1e-5} | arguments
+
+    def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        variance = centred.square().mean(dim=-1, keepdim=True)
+        return centred / (variance + chosen["norm_eps"]).sqrt() * layer.weight + layer.bias
+
+    pooled, features = [], []
+    for ids, count in zip(text, length.tolist(), strict=True):
+        x = tower.token_embedding(ids[:count]) + tower.positional_embedding[:count]
+        for block in tower.blocks:
+            assert isinstance(block, Block)
+            q, k, v = block.attention.in_proj(norm(block.ln_1, x)).split(32, dim=1)
+            heads = []
+            for head in range(4):
+                own = slice(8 * head, 8 * (head + 1))
+                rows = []
+                for i in range(count):
+                    seen = i + 1 if chosen["causal"] else count
+                    weights = (k[:seen, own] @ q[i, own] / 8**0.5).exp()
+                    rows.append(weights / weights.sum() @ v[:seen, own])
+                heads.append(torch.stack(rows))
+            x = x + block.attention.out_proj(torch.cat(heads, dim=1))
+            x = x + block.fc2(GELUS[chosen["activation"]](block.fc1(norm(block.ln_2, x))))
+        x = norm(tower.ln_final, x)
+        pooled.append({"last": x[-1], "first": x[0], "mean": x.mean(dim=0)}[chosen["pooling"]])
+        features.append(x)
+    return torch.stack(pooled), features
 
 
 def with_gradients(tower: TextTransformer, features: Tensor) -> list[Tensor]:
@@ -52,22 +93,104 @@ def assert_equal(found: list[Tensor], expected: list[Tensor], tolerance: float) 
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-def test_packed_captions_equal_padded_ones(dtype: torch.dtype, tolerance: float):
-    model, (text, length) = tower(dtype), captions()
-    expected = with_gradients(model, padded(model, text, length))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_captions_equal_those_written_out(variant: str, dtype: torch.dtype, tolerance: float):
+    model, (text, length) = tower(dtype, **VARIANTS[variant]), captions()
+    expected = with_gradients(model, one_by_one(model, text, length, **VARIANTS[variant])[0])
     assert_equal(with_gradients(model, model(text, length)), expected, tolerance)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_token_features_equal_those_written_out(variant: str):
+    model, (text, length) = tower(torch.float64, **VARIANTS[variant]), captions()
+    pooled, features = one_by_one(model, text, length, **VARIANTS[variant])
+    found, tokens = model.pooled_and_tokens(text, length)
+    assert torch.equal(tokens.mask, torch.arange(CONTEXT) < length[:, None])
+    assert not tokens.features[~tokens.mask].any()
+    expected = with_gradients(model, torch.cat([pooled, *features]))
+    # The rows of the captions, one after the other
+    assert_equal(with_gradients(model, torch.cat([found, tokens.features[tokens.mask]])), expected, 1e-9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_open_clips_transformer_is_the_same_function(variant: str):
+    arguments = {"activation": "quick_gelu", "causal": True, "pooling": "last", "norm_eps": 1e-5} | VARIANTS[variant]
+    activations = {
+        "quick_gelu": open_clip.transformer.QuickGELU,
+        "gelu": nn.GELU,
+        "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    }
+    model, (text, length) = tower(torch.float64, **arguments), captions(tuple(len(LENGTHS) * [CONTEXT]))
+    theirs = open_clip.transformer.TextTransformer(
+        context_length=CONTEXT,
+        vocab_size=40,
+        width=32,
+        heads=4,
+        layers=3,
+        output_dim=32,
+        no_causal_mask=not arguments["causal"],
+        pool_type="none" if arguments["pooling"] == "mean" else arguments["pooling"],
+        proj_type="none",
+        act_layer=activations[arguments["activation"]],
+        norm_layer=partial(nn.LayerNorm, eps=arguments["norm_eps"]),  # pyright: ignore[reportArgumentType]
+    ).double()
+    theirs.load_state_dict({open_clip_name(name): value for name, value in model.state_dict().items()})
+    expected = theirs(text)
+    expected = expected.mean(dim=1) if arguments["pooling"] == "mean" else expected
+    found = model(text, length)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
+    truth = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, truth.pop(open_clip_name(name)), rtol=1e-9, atol=1e-9)
+    assert not truth
+
+
+def open_clip_name(name: str) -> str:
+    name = name.replace("blocks.", "transformer.resblocks.").replace("attention.in_proj.", "attn.in_proj_")
+    return name.replace("attention.", "attn.").replace("fc1", "mlp.c_fc").replace("fc2", "mlp.c_proj")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_plain_products_equal_the_fused_kernel(variant: str, monkeypatch: pytest.MonkeyPatch):
+    model, (text, length) = tower(torch.float64, **VARIANTS[variant]), captions()
+    expected = with_gradients(
+        model, torch.cat([model(text, length), model.tokens(text, length).features.flatten(0, 1)])
+    )
+    monkeypatch.setattr(attention, "fused_is_fastest", lambda *_: False)
+    found = torch.cat([model(text, length), model.tokens(text, length).features.flatten(0, 1)])
+    assert_equal(with_gradients(model, found), expected, 1e-5)  # their softmax is made in float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pooling": "first"}, "pooling=first with causal=true"),
+        ({"pooling": "argmax"}, "pooling=argmax: expected one of last, first, mean"),
+        ({"activation": "relu"}, "activation=relu: expected one of quick_gelu, gelu, gelu_tanh"),
+        ({"heads": 5}, "heads=5 do not divide width=32"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_named(arguments: dict[str, Any], message: str):
+    sizes: dict[str, Any] = {"vocab_size": 9, "context_length": 4, "width": 32, "depth": 1, "heads": 4}
+    with pytest.raises(UserError, match=message):
+        TextTransformer(**sizes | arguments)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-def test_a_caption_alone_equals_itself_among_others(dtype: torch.dtype, tolerance: float):
-    model, (text, length) = tower(dtype), captions()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_caption_alone_equals_itself_among_others(variant: str, dtype: torch.dtype, tolerance: float):
+    model, (text, length) = tower(dtype, **VARIANTS[variant]), captions()
     alone = torch.cat([model(text[i : i + 1, : length[i]], length[i : i + 1]) for i in range(len(text))])
     expected = with_gradients(model, model(text, length))
     assert_equal(with_gradients(model, alone), expected, tolerance)
 
 
-def test_what_stands_after_the_pooled_token_does_not_matter():
-    model, (text, length) = tower(torch.float32), captions()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_stands_after_the_pooled_token_does_not_matter(variant: str):
+    model, (text, length) = tower(torch.float32, **VARIANTS[variant]), captions()
     other = text.where(torch.arange(CONTEXT) < length[:, None], 39)
     assert torch.equal(model(text, length), model(other, length))
 
@@ -78,8 +201,9 @@ def test_a_length_beyond_the_row_is_refused():
         model(text[:, :20], length)
 
 
-def test_no_padding_token_is_multiplied():
-    model, (text, length) = tower(torch.float32), captions()
+@pytest.mark.parametrize("variant", ["published", "first", "siglip"])
+def test_no_padding_token_is_multiplied(variant: str):
+    model, (text, length) = tower(torch.float32, **VARIANTS[variant]), captions()
     rows: dict[str, int] = {}
 
     def count(name: str, module: nn.Module) -> None:
@@ -109,7 +233,8 @@ def test_work_grows_with_the_tokens_alone():
     assert flops(8, length.clamp(max=4)) < 0.75 * flops(8, length.clamp(max=8))
 
 
-def test_packed_rows_are_handed_to_a_varlen_kernel_as_it_wants_them(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_rows_are_handed_to_a_varlen_kernel_as_it_wants_them(variant: str, monkeypatch: pytest.MonkeyPatch):
     # The kernel runs on GPUs alone; this one does the same sequence by sequence.
     def sequence_by_sequence(
         q: Tensor,
@@ -132,16 +257,19 @@ def test_packed_rows_are_handed_to_a_varlen_kernel_as_it_wants_them(monkeypatch:
             parts.append(F.scaled_dot_product_attention(asking, asked, told, is_causal=causal).transpose(0, 1))
         return torch.cat(parts)
 
-    model, (text, length) = tower(torch.float64), captions()
-    expected = with_gradients(model, padded(model, text, length))
+    model, (text, length) = tower(torch.float64, **VARIANTS[variant]), captions()
+    pooled, features = one_by_one(model, text, length, **VARIANTS[variant])
     monkeypatch.setattr(text_transformer, "varlen_is_possible", lambda *_: True)
     monkeypatch.setattr(text_transformer, "varlen_attention", sequence_by_sequence)
-    assert_equal(with_gradients(model, model(text, length)), expected, 1e-9)
+    assert_equal(with_gradients(model, model(text, length)), with_gradients(model, pooled), 1e-9)
+    found = model.tokens(text, length)
+    assert_equal([found.features[found.mask]], [torch.cat(features)], 1e-9)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpus_kernels_equal_the_cpus():
-    model, (text, length) = tower(torch.float32), captions()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_gpus_kernels_equal_the_cpus(variant: str):
+    model, (text, length) = tower(torch.float32, **VARIANTS[variant]), captions()
     expected = with_gradients(model, model(text, length))
     model, text = model.cuda(), text.cuda()
     in_float32 = [x.cpu() for x in with_gradients(model, model(text, length))]

@@ -128,7 +128,7 @@ def test_parameters_of_the_augmentation_come_with_the_crop():
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.9, 0.5), (0.9,), (0.1, 0.5, 1.0)])
 def test_an_impossible_scale_is_named(scale: tuple[float, ...]):
-    with pytest.raises(UserError, match="^scale="):
+    with pytest.raises(UserError, match=r"^scale="):
         crop_view(8, scale)
 
 

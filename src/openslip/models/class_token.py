@@ -12,7 +12,7 @@ _KNOWN = {"qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop"}
 
 
 def pools_class_token(trunk: nn.Module) -> bool:
-    """Whether `class_token_alone` is the last block of this backbone; timm's variants of the block are other types."""
+    """Whether `LastBlock` is exact for this backbone; timm's variants of the block are other types."""
     if type(trunk) is not VisionTransformer or trunk.global_pool != "token" or len(trunk.blocks) == 0:
         return False
     block = trunk.blocks[-1]
@@ -21,16 +21,18 @@ def pools_class_token(trunk: nn.Module) -> bool:
     return all(name in _KNOWN or isinstance(part, nn.Identity) for name, part in block.attn.named_children())
 
 
-def class_token_alone(block: Block, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch 1 width"]:
-    """`block(x)[:, :1]`: one query, and the network for one token."""
-    attn = block.attn
-    assert isinstance(attn, Attention)
-    width = attn.num_heads * attn.head_dim
-    y = block.norm1(x)
-    q_weight, kv_weight = attn.qkv.weight.split([width, 2 * width])
-    q_bias, kv_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split([width, 2 * width])
-    q = F.linear(y[:, :1], q_weight, q_bias).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
-    k, v = F.linear(y, kv_weight, kv_bias).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    y = attention(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).flatten(2)  # [batch, 1, width]
-    x = x[:, :1] + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(y))))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+class LastBlock(nn.Module):
+    """Computes `block(x)[:, :1]` with one query, and the network for one token; it has no weights of its own."""
+
+    def forward(self, block: Block, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch 1 width"]:
+        attn = block.attn
+        assert isinstance(attn, Attention)
+        width = attn.num_heads * attn.head_dim
+        y = block.norm1(x)
+        q_weight, kv_weight = attn.qkv.weight.split([width, 2 * width])
+        q_bias, kv_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split([width, 2 * width])
+        q = F.linear(y[:, :1], q_weight, q_bias).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
+        k, v = F.linear(y, kv_weight, kv_bias).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        y = attention(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).flatten(2)  # [batch, 1, width]
+        x = x[:, :1] + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(y))))
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

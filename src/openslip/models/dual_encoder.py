@@ -1,10 +1,9 @@
-"""Two towers, two projections into a joint space, one learnable temperature. Radford et al. 2021, arXiv:2103.00020."""
+"""Two towers, their projections into one space, a learnable temperature. Radford et al. 2021, arXiv:2103.00020."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from openslip.models.text_transformer import TextTransformer
 from openslip.models.tower import Tower
 
 
@@ -12,27 +11,43 @@ class DualEncoder(nn.Module):
     """Images and captions as vectors of one space; features are normalised where they are compared, not here.
 
     Args:
-        image_tower: any `Tower`.
-        text_tower: the text transformer.
+        image_tower: any tower of images.
+        text_tower: any tower of token ids.
         embed_dim: size of the joint space.
         logit_scale_init: initial log of the factor on the cosines (2.6593 = ln(1/0.07) in the paper).
+        projection_bias: adds a bias to both projections, zero at first.
+        logit_bias_init: initial value of what is added to the logits (-10 in SigLIP); None for no such parameter.
     """
 
     def __init__(
-        self, *, image_tower: Tower, text_tower: TextTransformer, embed_dim: int, logit_scale_init: float
+        self,
+        *,
+        image_tower: Tower,
+        text_tower: Tower,
+        embed_dim: int,
+        logit_scale_init: float,
+        projection_bias: bool = False,
+        logit_bias_init: float | None = None,
     ) -> None:
         super().__init__()
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = nn.Parameter(torch.empty(image_tower.width, embed_dim))
         self.text_projection = nn.Parameter(torch.empty(text_tower.width, embed_dim))
+        self.image_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias else None
+        self.text_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias else None
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale_init)))
+        self.logit_bias = None if logit_bias_init is None else nn.Parameter(torch.tensor(float(logit_bias_init)))
         nn.init.normal_(self.image_projection, std=image_tower.width**-0.5)
         nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
 
     def project_image(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embed"]:
-        """Tower features into the joint space."""
-        return features @ self.image_projection
+        """Features of the image tower into the joint space."""
+        return project(features, self.image_projection, self.image_projection_bias)
+
+    def project_text(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embed"]:
+        """Features of the text tower into the joint space."""
+        return project(features, self.text_projection, self.text_projection_bias)
 
     def encode_image(self, image: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """Images into the joint space, not normalised."""
@@ -42,4 +57,9 @@ class DualEncoder(nn.Module):
         self, text: Int[Tensor, "batch length"], text_length: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch embed"]:
         """Captions into the joint space, not normalised; `text_length` is the pooled position + 1."""
-        return self.text_tower(text, text_length) @ self.text_projection
+        return self.project_text(self.text_tower(text, text_length))
+
+
+def project(features: Tensor, projection: Tensor, bias: Tensor | None) -> Tensor:
+    projected = features @ projection
+    return projected if bias is None else projected + bias

@@ -69,7 +69,7 @@ def pack(
     starts = ends - lengths
     positions = torch.arange(int(ends[-1])) - starts.repeat_interleave(lengths)
 
-    def there(x: Tensor) -> Tensor:
+    def to_device(x: Tensor) -> Tensor:
         return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
     buckets = None
@@ -85,16 +85,16 @@ def pack(
         last_place = (lengths - 1).repeat_interleave(padded)
         buckets = Buckets(
             shapes=shapes,
-            rows=there(starts.repeat_interleave(padded) + place.minimum(last_place)),
-            real=there(place <= last_place),
-            places=there(padded_starts.repeat_interleave(lengths) + positions),
+            rows=to_device(starts.repeat_interleave(padded) + place.minimum(last_place)),
+            real=to_device(place <= last_place),
+            places=to_device(padded_starts.repeat_interleave(lengths) + positions),
         )
     return Packing(
-        tokens=there(order.repeat_interleave(lengths) * row_length + positions),
-        positions=there(positions),
-        starts=there(torch.cat([starts, ends[-1:]]).int()),
-        last=there(ends - 1),
-        unsorted=there(order.argsort()),
+        tokens=to_device(order.repeat_interleave(lengths) * row_length + positions),
+        positions=to_device(positions),
+        starts=to_device(torch.cat([starts, ends[-1:]]).int()),
+        last=to_device(ends - 1),
+        unsorted=to_device(order.argsort()),
         longest=longest,
         buckets=buckets,
     )

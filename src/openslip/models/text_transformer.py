@@ -1,22 +1,33 @@
-"""CLIP's causal text transformer, initialised as published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
+"""CLIP's text transformer, initialised as published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
 
 Padding is never multiplied: all layers see one row per real token, and the last block computes the pooled ones alone.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from openslip.errors import UserError
 from openslip.models.attention import attention, compute_dtype, varlen_attention, varlen_is_possible
 from openslip.models.packing import Buckets, Packing, pack
+from openslip.models.tower import Tokens, Tower
 
 
-class TextTransformer(nn.Module):
-    """Token ids to the feature at each caption's pooled position, after the final norm.
+def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """CLIP's approximation x * sigmoid(1.702 x), which the published text tower uses."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+POOLINGS = ("last", "first", "mean")
+
+
+class TextTransformer(Tower):
+    """Token ids to a feature of each caption, after the final norm; by default the published one of CLIP and SLIP.
 
     Args:
         vocab_size: number of token ids.
@@ -24,20 +35,46 @@ class TextTransformer(nn.Module):
         width: size of a token feature, and of the output.
         depth: number of blocks.
         heads: attention heads per block.
+        activation: of the blocks' networks: `quick_gelu`, `gelu`, or its approximation `gelu_tanh`.
+        causal: whether a token sees those before it alone, or its whole caption.
+        pooling: the feature of the caption's `last` token (position length - 1) or `first`, or the `mean` of all.
+        norm_eps: added to the variance in layer norms.
+
+    Raises:
+        UserError: an unknown word, or arguments that contradict each other.
     """
 
-    locked = False
-    gradient_checkpointing = False
+    dynamic_shapes = True  # each batch has another number of tokens
 
-    def __init__(self, *, vocab_size: int, context_length: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        width: int,
+        depth: int,
+        heads: int,
+        activation: str = "quick_gelu",
+        causal: bool = True,
+        pooling: str = "last",
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
+        for key, value, known in (("activation", activation, ACTIVATIONS), ("pooling", pooling, POOLINGS)):
+            if value not in known:
+                raise UserError(f"{key}={value}: expected one of {', '.join(known)}")
+        if causal and pooling == "first":
+            raise UserError("pooling=first with causal=true: the first token sees no other one; set causal=false")
+        if width % heads:
+            raise UserError(f"heads={heads} do not divide width={width}")
         self.width = width
+        self.pooling = pooling
         self.head_dim = width // heads
         self.context_length = context_length
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.ln_final = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads, activation, causal, norm_eps) for _ in range(depth))
+        self.ln_final = nn.LayerNorm(width, eps=norm_eps)
         self.initialise()
 
     def initialise(self) -> None:
@@ -54,73 +91,87 @@ class TextTransformer(nn.Module):
             nn.init.normal_(block.fc1.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(block.fc2.weight, std=residual_std)
 
-    def train(self, mode: bool = True) -> "TextTransformer":
-        return super().train(mode and not self.locked)
-
-    def lock(self) -> None:
-        """No gradients, and eval mode for good."""
-        self.locked = True
-        self.requires_grad_(False).eval()
-
-    def checkpoint_blocks(self) -> None:
-        """Blocks keep their input alone and run again in the backward pass."""
-        self.gradient_checkpointing = True
-
-    def compile_blocks(self) -> None:
-        """Each block by `torch.compile`, for any number of tokens; names of parameters stay."""
-        for block in self.blocks:
-            block.compile(dynamic=True)
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        return list(self.blocks)
 
     def forward(
-        self, text: Int[Tensor, "batch length"], text_length: Int[Tensor, " batch"], /
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /
     ) -> Float[Tensor, "batch width"]:
-        """`text_length` is the pooled position + 1; later tokens do not matter. On the CPU it costs no wait."""
-        dtype = compute_dtype(self.positional_embedding)
-        in_buckets = not varlen_is_possible(text.device, dtype, self.head_dim)
-        packing = pack(text_length, text.shape[1], text.device, longest=self.context_length, in_buckets=in_buckets)
-        ids = text.flatten().index_select(0, packing.tokens)
-        x = self.token_embedding(ids) + F.embedding(packing.positions, self.positional_embedding)  # [rows, width]
+        """Tokens from position `lengths` on do not matter. On the CPU `lengths` cost no wait for the device."""
+        if self.pooling == "mean":
+            return self.pooled_and_tokens(ids, lengths)[0]
+        packing = self.pack(ids, lengths)
+        return self.rows(ids, packing, self.pooled_rows(packing)).index_select(0, packing.unsorted)
+
+    def tokens(self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /) -> Tokens:
+        """Features of the tokens before position `lengths`, zeros from it on."""
+        return self.pooled_and_tokens(ids, lengths)[1]
+
+    def pooled_and_tokens(
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /
+    ) -> tuple[Float[Tensor, "batch width"], Tokens]:
+        packing = self.pack(ids, lengths)
+        x = self.rows(ids, packing)
+        features = x.new_zeros(ids.numel(), self.width).index_copy(0, packing.tokens, x).view(*ids.shape, -1)
+        mask = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device).index_fill(0, packing.tokens, True)
+        mask = mask.view(ids.shape)
+        if self.pooling == "mean":
+            pooled = features.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        else:
+            pooled = x.index_select(0, self.pooled_rows(packing)).index_select(0, packing.unsorted)
+        return pooled, Tokens(features, mask)
+
+    def rows(self, ids: Tensor, packing: Packing, pooled: Tensor | None = None) -> Float[Tensor, "rows width"]:
+        """Features of all real tokens, or of the rows `pooled`, each of which sees its whole caption."""
+        packed = ids.flatten().index_select(0, packing.tokens)
+        x = self.token_embedding(packed) + F.embedding(packing.positions, self.positional_embedding)
         *before, last = self.blocks
         for block in before:
-            x = checkpointed(block, x, packing) if self.gradient_checkpointing else block(x, packing)
-        x = last(x, packing, pooled=True)
-        return self.ln_final(x).index_select(0, packing.unsorted)
+            x = self.run(block, x, packing)
+        # The last block's activations would be made again at once, so where few are kept it is not checkpointed.
+        x = self.run(last, x, packing) if pooled is None else last(x, packing, pooled)
+        return self.ln_final(x)
 
+    def pooled_rows(self, packing: Packing) -> Int[Tensor, " captions"]:
+        return packing.last if self.pooling == "last" else packing.starts[:-1]
 
-def checkpointed(block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
-    y: Any = checkpoint(block, x, packing, use_reentrant=False)
-    return y
+    def pack(self, ids: Tensor, lengths: Tensor) -> Packing:
+        """Where the tokens of these captions lie among the rows of the blocks."""
+        in_buckets = not varlen_is_possible(ids.device, compute_dtype(self.positional_embedding), self.head_dim)
+        return pack(lengths, ids.shape[1], ids.device, longest=self.context_length, in_buckets=in_buckets)
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then a GELU network of four times the width."""
+    """Pre-norm residual block: attention, then a network of four times the width."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, activation: str, causal: bool, norm_eps: float) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attention = CausalAttention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
+        self.activation = activation
+        self.ln_1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = SelfAttention(width, heads, causal)
+        self.ln_2 = nn.LayerNorm(width, eps=norm_eps)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(
-        self, x: Float[Tensor, "rows width"], packing: Packing, *, pooled: bool = False
+        self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"] | None = None
     ) -> Float[Tensor, "rows_or_captions width"]:
-        """All tokens, or the last one of each caption."""
+        """All tokens, or the rows `pooled`, one of each caption."""
         y = self.ln_1(x)
-        if pooled:
-            x = x.index_select(0, packing.last) + self.attention.last(y, packing)
-        else:
+        if pooled is None:
             x = x + self.attention(y, packing)
-        return x + self.fc2(quick_gelu(self.fc1(self.ln_2(x))))
+        else:
+            x = x.index_select(0, pooled) + self.attention.pooled(y, packing, pooled)
+        return x + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.ln_2(x))))
 
 
-class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a token sees itself and those of its caption before it."""
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each caption; where it is causal, to the tokens up to the query."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
@@ -128,39 +179,46 @@ class CausalAttention(nn.Module):
         qkv = self.in_proj(x).unflatten(1, (3, self.heads, -1))  # [rows, 3, heads, dim]
         if packing.buckets is None:
             q, k, v = qkv.unbind(1)
-            y = varlen_attention(q, k, v, packing.starts, packing.starts, packing.longest, packing.longest, causal=True)
+            starts, longest = packing.starts, packing.longest
+            y = varlen_attention(q, k, v, starts, starts, longest, longest, causal=self.causal)
         else:
-            y = causal_in_buckets(qkv, packing.buckets)
+            y = attention_in_buckets(qkv, packing.buckets, causal=self.causal)
         return self.out_proj(y.flatten(1))
 
-    def last(self, x: Float[Tensor, "rows width"], packing: Packing) -> Float[Tensor, "captions width"]:
-        """What `forward` gives for the last token of each caption, which sees the whole caption."""
+    def pooled(
+        self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"]
+    ) -> Float[Tensor, "captions width"]:
+        """What `forward` gives for one token of each caption, if that token sees the whole caption."""
         width = x.shape[1]
         q_weight, kv_weight = self.in_proj.weight.split([width, 2 * width])
         q_bias, kv_bias = self.in_proj.bias.split([width, 2 * width])
-        q = F.linear(x.index_select(0, packing.last), q_weight, q_bias).unflatten(1, (self.heads, -1))
+        q = F.linear(x.index_select(0, pooled), q_weight, q_bias).unflatten(1, (self.heads, -1))
         kv = F.linear(x, kv_weight, kv_bias).unflatten(1, (2, self.heads, -1))  # [rows, 2, heads, dim]
         if packing.buckets is None:
             k, v = kv.unbind(1)
             one_each = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
             y = varlen_attention(q, k, v, one_each, packing.starts, 1, packing.longest, causal=False)
         else:
-            y = last_in_buckets(q, kv, packing.buckets)
+            y = pooled_in_buckets(q, kv, packing.buckets)
         return self.out_proj(y.flatten(1))
 
 
 @torch.compiler.disable()  # each batch has other buckets, so a compiled form would never be used twice
-def causal_in_buckets(qkv: Float[Tensor, "rows 3 heads dim"], buckets: Buckets) -> Float[Tensor, "rows heads dim"]:
-    parts = qkv.index_select(0, buckets.rows).split([captions * length for captions, length in buckets.shapes])
+def attention_in_buckets(
+    qkv: Float[Tensor, "rows 3 heads dim"], buckets: Buckets, *, causal: bool
+) -> Float[Tensor, "rows heads dim"]:
+    sizes = [captions * length for captions, length in buckets.shapes]
+    parts = zip(buckets.shapes, qkv.index_select(0, buckets.rows).split(sizes), buckets.real.split(sizes), strict=True)
     attended = []
-    for shape, part in zip(buckets.shapes, parts, strict=True):
+    for shape, part, real in parts:
         q, k, v = part.unflatten(0, shape).permute(2, 0, 3, 1, 4)  # [captions, heads, length, dim]
-        attended.append(attention(q, k, v, causal=True).transpose(1, 2).flatten(0, 1))
+        mask = None if causal else real.view(shape)[:, None, None]  # a real query comes before all padding
+        attended.append(attention(q, k, v, mask, causal=causal).transpose(1, 2).flatten(0, 1))
     return torch.cat(attended).index_select(0, buckets.places)
 
 
 @torch.compiler.disable()
-def last_in_buckets(
+def pooled_in_buckets(
     q: Float[Tensor, "captions heads dim"], kv: Float[Tensor, "rows 2 heads dim"], buckets: Buckets
 ) -> Float[Tensor, "captions heads dim"]:
     sizes = [captions * length for captions, length in buckets.shapes]
@@ -177,8 +235,3 @@ def last_in_buckets(
         y = attention(queries[:, :, None], k, v, real.view(shape)[:, None, None])
         attended.append(y[:, :, 0])
     return torch.cat(attended)
-
-
-def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """CLIP's approximation x * sigmoid(1.702 x), which the published text tower uses."""
-    return x * torch.sigmoid(1.702 * x)

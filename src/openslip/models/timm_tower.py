@@ -1,6 +1,6 @@
 """Any timm backbone as an image tower, its classifier removed."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import timm
@@ -10,13 +10,12 @@ from timm.layers.attention import Attention
 from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+from torch.func import functional_call
 
 from openslip.errors import UserError
 from openslip.models.attention import compute_dtype, fused_is_fastest
-from openslip.models.class_token import class_token_alone, pools_class_token
-from openslip.models.tower import Tower
+from openslip.models.class_token import LastBlock, pools_class_token
+from openslip.models.tower import Tokens, Tower, unpadded
 
 # Arguments with which timm opens or fetches another file.
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -31,7 +30,7 @@ class TimmTower(Tower):
         arguments: further arguments of that timm model.
 
     Raises:
-        UserError: no such name, or an argument that would bring weights from elsewhere.
+        UserError: no such name, an argument that would bring weights from elsewhere, or no vector per image.
     """
 
     def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
@@ -46,45 +45,70 @@ class TimmTower(Tower):
             )
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
-        self.width = trunk.num_features
-        self.mixes_samples = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
-        self.gradient_checkpointing = False
-        self.last_block: Callable[[Any, Tensor], Tensor] | None = (
-            class_token_alone if pools_class_token(trunk) else None
-        )
+        self.width = pooled_width(trunk, name, image_size, arguments.get("in_chans", 3))
+        self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
             # timm 0.5 (the published code) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
             nn.init.trunc_normal_(trunk.cls_token, std=0.02)
 
-    def tokens(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch tokens features"]:
-        self.choose_kernel(x)
+    @property
+    def token_width(self) -> int:
         trunk: Any = self.trunk
-        features = trunk.forward_features(x)
-        if features.ndim == 3:
-            return features
-        channels_last = features if features.shape[-1] == self.width else features.permute(0, 2, 3, 1)  # Swin | CNNs
-        return channels_last.flatten(1, 2)
+        return trunk.num_features
 
-    def forward(self, x: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
-        self.choose_kernel(x)
+    def forward(self, images: Float[Tensor, "batch channels height width"], /) -> Float[Tensor, "batch features"]:
         trunk: Any = self.trunk
-        if self.last_block is None:
-            return trunk(x)
-        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x))))
+        return trunk.forward_head(self.features(images, class_token_alone=self.last_block is not None))
+
+    def tokens(self, images: Float[Tensor, "batch channels height width"], /) -> Tokens:
+        return self.as_tokens(self.features(images))
+
+    def pooled_and_tokens(
+        self, images: Float[Tensor, "batch channels height width"], /
+    ) -> tuple[Float[Tensor, "batch features"], Tokens]:
+        trunk: Any = self.trunk
+        features = self.features(images)
+        return trunk.forward_head(features), self.as_tokens(features)
+
+    def features(self, images: Tensor, *, class_token_alone: bool = False) -> Any:
+        """Return timm's `forward_features`, or those of the class token alone."""
+        self.choose_kernel(images)
+        trunk: Any = self.trunk
+        if not self.repeated_blocks():
+            return trunk.forward_features(images)
+        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
         *before, last = trunk.blocks
         for block in before:
-            x = checkpointed(block, x) if self.gradient_checkpointing else block(x)
-        return trunk.forward_head(trunk.norm(self.last_block(last, x)))
+            x = self.run(block, x)
+        # The last block's activations would be made again at once, so where few are kept it is not checkpointed.
+        x = self.last_block(last, x) if class_token_alone and self.last_block is not None else self.run(last, x)
+        return trunk.norm(x)
+
+    def as_tokens(self, features: Any) -> Tokens:
+        """Bring timm's features to one row per token; maps have their channels before or after height and width."""
+        if not isinstance(features, Tensor):
+            raise UserError(f"{type(self.trunk).__name__} has no one sequence of tokens; take another backbone")
+        if features.ndim == 4:
+            channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            features = (features if channels_last else features.permute(0, 2, 3, 1)).flatten(1, 2)
+        return unpadded(features)
 
     def choose_kernel(self, x: Tensor) -> None:
-        """Tells timm's attention layers whether to use the fused kernel."""
+        """Tell timm's attention layers whether to use the fused kernel."""
         fused = fused_is_fastest(x.device, compute_dtype(x))
         for module in self.trunk.modules():
             if isinstance(module, Attention):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """The blocks of timm's plain vision transformer; other backbones run, and checkpoint, theirs themselves."""
+        return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
+
     def checkpoint_blocks(self) -> None:
         trunk: Any = self.trunk
+        if self.repeated_blocks():
+            super().checkpoint_blocks()
+            return
         try:
             trunk.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):  # timm's ways to say that this backbone cannot
@@ -96,26 +120,33 @@ class TimmTower(Tower):
             super().drop_patches(rate)
         self.trunk.patch_drop = PatchDropout(rate, num_prefix_tokens=self.trunk.num_prefix_tokens)
 
-    def compile_blocks(self) -> None:
-        """Block by block where it is a vision transformer, since all of them share one compiled form."""
-        if self.last_block is None:
-            self.trunk.compile()
-            return
-        self.last_block = torch.compile(class_token_alone)
-        for block in self.trunk.blocks:
-            block.compile()
-
-
-def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    y: Any = checkpoint(block, x, use_reentrant=False)
-    return y
+    def compiled_modules(self) -> Iterable[nn.Module]:
+        blocks = self.repeated_blocks()
+        last = [] if self.last_block is None else [self.last_block]
+        return [*blocks, *last] if blocks else self.trunk.children()
 
 
 def create(name: str, image_size: int, arguments: dict) -> nn.Module:
-    """The backbone without its classifier; convolutional ones take pictures of any size and are told none."""
+    """The backbone without its classifier; convolutional ones take images of any size and are told none."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
         return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+
+
+def pooled_width(trunk: nn.Module, name: str, image_size: int, channels: int) -> int:
+    """Size of the pooled feature, found by a pass on the meta device, where nothing is computed."""
+    weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
+    try:
+        with torch.no_grad():
+            images = torch.empty(2, channels, image_size, image_size, device="meta")
+            pooled = functional_call(trunk.eval(), weights, images)
+    except Exception as error:  # whatever timm says
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"tower {name} does not take images of {image_size} pixels ({reason})") from error
+    trunk.train()
+    if not isinstance(pooled, Tensor) or pooled.ndim != 2:
+        raise UserError(f"tower {name} does not pool its tokens: leave global_pool in its arguments at the default")
+    return pooled.shape[1]

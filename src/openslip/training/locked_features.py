@@ -1,4 +1,4 @@
-"""Features of locked towers, kept from the pass that makes them for the one that encodes a slice again."""
+"""Outputs of locked towers, kept from the first pass of a micro-batch for the pass that encodes it again."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,48 +6,58 @@ from typing import Any
 
 from torch import nn
 
+from openslip.models.tower import Tower
+
+_METHODS = ("forward", "tokens", "pooled_and_tokens")
+
 
 class LockedFeatures:
-    """Of one slice. They need no graph, so keeping them costs a vector per sample; a second pass, the whole tower."""
+    """Keeps the outputs for one micro-batch. They need no graph: a vector, or a sequence of them, per sample."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.features: dict[nn.Module, list[Any]] = {
-            module: [] for module in model.modules() if getattr(module, "locked", False)
+        self.returned: dict[Tower, list[Any]] = {
+            module: [] for module in model.modules() if isinstance(module, Tower) and module.locked
         }
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Inside, what locked towers give is kept."""
+        """Keep what locked towers return inside this context."""
+        inside: set[Tower] = set()
 
-        def keeping(run: Callable, features: list[Any]) -> Callable:
-            def forward(*inputs: Any) -> Any:
-                features.append(run(*inputs))
-                return features[-1]
+        def keeping(tower: Tower, method: Callable) -> Callable:
+            def call(*inputs: Any) -> Any:
+                if tower in inside:  # one of its methods calls another
+                    return method(*inputs)
+                inside.add(tower)
+                self.returned[tower].append(method(*inputs))
+                inside.remove(tower)
+                return self.returned[tower][-1]
 
-            return forward
+            return call
 
-        with forwards({tower: keeping(tower.forward, features) for tower, features in self.features.items()}):
+        with methods({tower: [keeping(tower, getattr(tower, name)) for name in _METHODS] for tower in self.returned}):
             yield
 
     @contextmanager
     def given_again(self) -> Iterator[None]:
-        """Inside, locked towers do not run, and give what was kept in the same order."""
+        """Let locked towers return what was kept, in the same order, without running inside this context."""
 
-        def giving(features: list[Any]) -> Callable:
-            again = iter(features)
-            return lambda *inputs: next(again)
+        def giving(kept: Iterator[Any]) -> Callable:
+            return lambda *inputs: next(kept)
 
-        with forwards({tower: giving(features) for tower, features in self.features.items()}):
+        with methods({tower: len(_METHODS) * [giving(iter(kept))] for tower, kept in self.returned.items()}):
             yield
 
 
 @contextmanager
-def forwards(replaced: dict[nn.Module, Callable]) -> Iterator[None]:
-    """Inside, these modules run these functions in place of their own."""
-    for module, forward in replaced.items():
-        module.forward = forward
+def methods(replaced: dict[Tower, list[Callable]]) -> Iterator[None]:
+    """Replace the towers' methods by these functions inside this context."""
+    for tower, functions in replaced.items():
+        for name, function in zip(_METHODS, functions, strict=True):
+            setattr(tower, name, function)
     try:
         yield
     finally:
-        for module in replaced:
-            del module.forward
+        for tower in replaced:
+            for name in _METHODS:
+                delattr(tower, name)

@@ -1,7 +1,7 @@
-"""The batch-exact step: slices of a batch are encoded one by one, the loss sees them whole.
+"""The batch-exact step: micro-batches are encoded one by one, and the loss sees the whole batch.
 
-Non-reentrant checkpoints store no activations of a slice and re-encode it in the backward pass, so memory falls with
-the slice and the update stays that of the whole batch.
+Non-reentrant checkpoints store no activations of a micro-batch and encode it again in the backward pass: memory falls
+with the micro-batch, and the update stays that of the whole batch.
 Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
 """
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import world_size
 from openslip.errors import UserError
+from openslip.models.batch_norm import is_synchronised, mixes_samples
 from openslip.objectives.objective import Objective
 from openslip.training.locked_features import LockedFeatures
 
@@ -21,9 +22,9 @@ from openslip.training.locked_features import LockedFeatures
 def loss_in_slices(
     objective: Objective, model: nn.Module, batch: dict[str, Tensor], slice_sizes: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The objective's terms on the whole local batch, encoded in slices of the given sizes."""
+    """The objective's terms on the whole local batch, encoded in micro-batches of the given sizes."""
     if len(slice_sizes) > 1 or world_size() > 1:
-        refuse_mixing_layers(model)
+        refuse_mixing_layers(model, len(slice_sizes))
     if len(slice_sizes) == 1:
         return objective.terms(model, objective.encode(model, batch))
     parts = split(batch, slice_sizes)
@@ -32,9 +33,9 @@ def loss_in_slices(
 
 
 def encode_without_activations(objective: Objective, model: nn.Module, part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`objective.encode`, run again when the backward pass needs it; random states are replayed.
+    """Run `objective.encode`, and once more when the backward pass needs it; random states are replayed.
 
-    What locked towers gave is kept: it needs no graph, and a second pass would be most of their work.
+    Outputs of locked towers are kept: they need no graph, and a second pass would be most of the work.
     """
     locked = LockedFeatures(model)
     features: Any = checkpoint(
@@ -44,13 +45,13 @@ def encode_without_activations(objective: Objective, model: nn.Module, part: dic
 
 
 def split(batch: dict[str, Tensor], slice_sizes: Sequence[int]) -> list[dict[str, Tensor]]:
-    """The batch's tensors cut along their first dimension."""
+    """Split the batch's tensors along their first dimension."""
     columns = {key: value.split(list(slice_sizes)) for key, value in batch.items()}
     return [{key: column[i] for key, column in columns.items()} for i in range(len(slice_sizes))]
 
 
 def even_slices(batch_size: int, micro_batch_size: int | None) -> list[int]:
-    """Slices of `micro_batch_size`, the last one shorter; one slice where it is None."""
+    """Sizes of the micro-batches, the last one smaller; one for the whole batch where `micro_batch_size` is None."""
     if micro_batch_size is None:
         return [batch_size]
     full, rest = divmod(batch_size, micro_batch_size)
@@ -58,21 +59,26 @@ def even_slices(batch_size: int, micro_batch_size: int | None) -> list[int]:
 
 
 def slice_size(batch_size: int, slices: int) -> int:
-    """Samples per slice where a batch is cut into so many slices, as even as can be."""
+    """Samples per micro-batch where a batch is split into so many, as evenly as possible."""
     return -(-batch_size // slices)
 
 
 def mixing_layers(model: nn.Module) -> list[str]:
-    """Names of the towers that mix the samples of a batch as they are: batch norm in training mode."""
-    return [
-        name for name, module in model.named_modules() if getattr(module, "mixes_samples", False) and module.training
-    ]
+    """Names of the layers that mix the samples of a batch in their present mode, such as batch norm in training."""
+    return [name for name, layer in model.named_modules() if mixes_samples(layer)]
 
 
-def refuse_mixing_layers(model: nn.Module) -> None:
-    """A tower with batch norm would see each slice's own statistics instead of the batch's."""
+def refuse_mixing_layers(model: nn.Module, slices: int) -> None:
+    """Refuse layers that would mix the samples of a micro-batch, or of a rank, instead of the global batch's."""
     for name in mixing_layers(model):
-        raise UserError(
-            f"micro_batch_size or trainer.devices splits the batch, but {name} has batch norm, which mixes its "
-            "samples: set micro_batch_size=null and trainer.devices=1, or use a tower without batch norm"
-        )
+        tower, layer = name.partition(".")[0], model.get_submodule(name)
+        if slices > 1:
+            raise UserError(
+                f"micro_batch_size splits the batch, whose statistics the batch norm of {tower} needs: set "
+                "micro_batch_size=null, or freeze the tower (towers.*.locked=true with towers.*.weights)"
+            )
+        if not is_synchronised(layer):
+            raise UserError(
+                f"trainer.devices splits the batch, and {name} ({type(layer).__name__}) mixes the samples of each "
+                "rank alone: set trainer.devices=1, or use PyTorch's BatchNorm or timm's BatchNormAct2d"
+            )

@@ -1,17 +1,19 @@
-"""What a run does to its towers before it trains them. None of it is part of the model, so no checkpoint names it."""
+"""Options that a run applies to its towers. They are no part of the model, so no checkpoint names them."""
 
 from typing import Any
 
 from torch import nn
 
 from openslip.errors import UserError
-from openslip.models.text_transformer import TextTransformer
+from openslip.models.batch_norm import synchronise
 from openslip.models.tower import Tower
 from openslip.numbers import is_number
 
 
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
-    """Locks, checkpoints, thins and compiles the model's towers as the config's `towers` says, except `weights`.
+    """Lock, checkpoint, thin and compile the model's towers as the config's `towers` says, except `weights`.
+
+    Their batch norms become those of the global batch.
 
     Raises:
         UserError: a value is unfit, or the model has no such tower, or the tower cannot do it.
@@ -22,21 +24,25 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
         if not any(wanted.values()):
             continue
         tower = children.get(f"{kind}_tower")
-        if not isinstance(tower, Tower | TextTransformer):
+        if not isinstance(tower, Tower):
             asked = ", ".join(f"towers.{kind}.{key}" for key, value in wanted.items() if value)
             raise UserError(f"{asked}: {type(model).__name__} has no {kind} tower that could; leave it at its default")
-        if wanted["locked"]:
-            tower.lock()
-        if wanted["gradient_checkpointing"]:
-            tower.checkpoint_blocks()
-        if isinstance(tower, Tower) and wanted["patch_dropout"]:
-            tower.drop_patches(wanted["patch_dropout"])
-        if wanted["compile"]:
-            tower.compile_blocks()
+        try:
+            if wanted["locked"]:
+                tower.lock()
+            if wanted["gradient_checkpointing"]:
+                tower.checkpoint_blocks()
+            if wanted.get("patch_dropout"):
+                tower.drop_patches(wanted["patch_dropout"])
+            if wanted["compile"]:
+                tower.compile_blocks()
+        except UserError as error:
+            raise UserError(f"towers.{kind}.{error}") from error
+    synchronise(model, runs_again=any(wanted["gradient_checkpointing"] for wanted in options.values()))
 
 
 def check_values(kind: str, wanted: dict[str, Any]) -> None:
-    """Before anything is done to a tower."""
+    """Check the options of a tower before any is applied."""
     for key, value in wanted.items():
         if key == "weights":
             if value is not None and not isinstance(value, str):

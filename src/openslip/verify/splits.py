@@ -9,7 +9,7 @@ import math
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from openslip.errors import UserError
+from openslip.training.microbatch import mixing_layers, refuse_mixing_layers
 from openslip.verify.deviation import ZERO_GRADIENT, Row
 from openslip.verify.split_step import Batch, Float64Copy, Quantity, StepParts, quantities
 
@@ -75,17 +76,29 @@ def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
         batch: of `GLOBAL_BATCH` samples.
 
     Raises:
-        UserError: the model draws at random while it trains, or mixes the samples of a micro-batch.
+        UserError: the model draws at random while it trains, or mixes the samples of each rank alone.
     """
     batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
     refuse_randomness(parts, batch)
+    model = Float64Copy(parts).model
+    refuse_mixing_layers(model, slices=1)
+    mixing = mixing_layers(model)
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected"
         record(quantities(parts, batch, WHOLE.sizes, WHOLE.tile), expected)
         rows = []
-        for split in IN_ONE_PROCESS:
+        for split in allowed(IN_ONE_PROCESS, mixing):
             rows += compared(split, quantities(parts, batch, split.sizes, split.tile), expected)
-        return rows + rows_on_ranks(parts, batch, Path(scratch))
+        rows += rows_on_ranks(parts, batch, allowed(ON_RANKS, mixing), Path(scratch))
+    if mixing:
+        tower = mixing[0].partition(".")[0]
+        rows.append(Row.skipped("micro-batches", f"training refuses them: {tower} has batch norm that is not frozen"))
+    return rows
+
+
+def allowed(splits: Sequence[Split], mixing: list[str]) -> list[Split]:
+    """Without micro-batches where layers of the model mix samples, as in training."""
+    return [split for split in splits if not mixing or len(split.sizes) == 1]
 
 
 def refuse_randomness(parts: StepParts, batch: Batch) -> None:
@@ -146,9 +159,9 @@ def is_rounding(gradient: Path) -> np.ndarray:
     return np.asarray(np.abs(np.load(gradient, allow_pickle=False)) < ZERO_GRADIENT)
 
 
-def rows_on_ranks(parts: StepParts, batch: Batch, scratch: Path) -> list[Row]:
-    """Rows of every split in `ON_RANKS`, made by gloo processes; the worst rank counts."""
-    spawn(_rank_main, (parts, batch, max(1, torch.get_num_threads() // RANKS), scratch), nprocs=RANKS)
+def rows_on_ranks(parts: StepParts, batch: Batch, splits: list[Split], scratch: Path) -> list[Row]:
+    """Rows of these splits, made by gloo processes; the worst rank counts."""
+    spawn(_rank_main, (parts, batch, splits, max(1, torch.get_num_threads() // RANKS), scratch), nprocs=RANKS)
     of_ranks: dict[str, list[Row]] = defaultdict(list)
     for rank in range(RANKS):
         for row in json.loads((scratch / f"rank{rank}.json").read_text()):
@@ -156,13 +169,13 @@ def rows_on_ranks(parts: StepParts, batch: Batch, scratch: Path) -> list[Row]:
     return [max(rows, key=lambda row: row.deviation or 0.0) for rows in of_ranks.values()]
 
 
-def _rank_main(rank: int, parts: StepParts, batch: Batch, threads: int, scratch: Path) -> None:
+def _rank_main(rank: int, parts: StepParts, batch: Batch, splits: list[Split], threads: int, scratch: Path) -> None:
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, about names that its older versions need
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=RANKS)
     local = {key: value.chunk(RANKS)[rank] for key, value in batch.items()}
     rows = []
-    for split in ON_RANKS:
+    for split in splits:
         rows += compared(split, quantities(parts, local, split.sizes, split.tile), scratch / "expected")
     (scratch / f"rank{rank}.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
     dist.barrier()

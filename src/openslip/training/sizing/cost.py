@@ -99,8 +99,7 @@ def measure_step(
         return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
     model, objective = model.to(device).train(), objective.to(device).train()
-    one = on_device(1)  # `encode` mixes no samples
-    flops = forward_flops(objective, model, one)
+    flops = forward_flops(objective, model, on_device(min(SIZES)))  # batch norm takes no single sample
     with in_precision():
         activations = activation_bytes(objective, model, on_device(max(SIZES)))
     budget = TIMED_FLOPS[device.type] / (TRAINING_OVER_FORWARD * flops)

@@ -1,0 +1,169 @@
+"""Batch norm over the samples of all ranks. Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
+
+`torch.nn.SyncBatchNorm` refuses tensors on the CPU, and the variance here is centred: E[x^2] - E[x]^2 cancels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from openslip.distributed import all_sum, world_size
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Stands for PyTorch's batch norms, whose inputs may have any number of dimensions.
+
+    Attributes:
+        runs_again: gradient checkpointing may run the layer a second time, in the backward pass.
+    """
+
+    runs_again: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return batch_norm(self, input)
+
+
+class GlobalBatchNormAct(_BatchNorm):
+    """Stands for timm's `BatchNormAct2d`: batch norm, then dropout and an activation."""
+
+    runs_again: bool = False
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return self.act(self.drop(batch_norm(self, input)))
+
+
+_SYNCHRONISED = (GlobalBatchNorm, GlobalBatchNormAct)
+_SUCCESSORS: dict[type[nn.Module], type[nn.Module]] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), GlobalBatchNorm),
+    BatchNormAct2d: GlobalBatchNormAct,
+}
+
+
+def synchronise(model: nn.Module, *, runs_again: bool) -> None:
+    """Turn the batch norms of a model into those of the global batch; their parameters and buffers stay."""
+    for layer in model.modules():
+        if type(layer) in _SUCCESSORS:
+            layer.__class__ = _SUCCESSORS[type(layer)]
+        if isinstance(layer, _SYNCHRONISED):
+            layer.runs_again = runs_again
+
+
+def mixes_samples(layer: nn.Module) -> bool:
+    """Whether what a layer makes of a sample depends on the others of its batch."""
+    if isinstance(layer, _BatchNorm):
+        return layer.training or layer.running_mean is None
+    # Relatives such as EvoNorm-B have a running variance too; a frozen batch norm has it, and nothing to train.
+    has_weights = next(layer.parameters(recurse=False), None) is not None
+    return layer.training and has_weights and "running_var" in dict(layer.named_buffers(recurse=False))
+
+
+def is_synchronised(layer: nn.Module) -> bool:
+    """Whether a layer that mixes samples mixes those of all ranks."""
+    return layer.training and isinstance(layer, _SYNCHRONISED)
+
+
+def batch_norm(layer: GlobalBatchNorm | GlobalBatchNormAct, x: Tensor) -> Tensor:
+    """`x` normalised by the statistics of the global batch in training, by the running ones in evaluation."""
+    if not layer.training:
+        mean, variance = layer.running_mean, layer.running_var
+        return F.batch_norm(x, mean, variance, layer.weight, layer.bias, mean is None, 0.0, layer.eps)
+    if torch.compiler.is_compiling() and world_size() == 1 and not layer.runs_again:
+        return _in_one_process(layer, x, updates=True)
+    return _in_training(layer, x)
+
+
+@torch.compiler.disable()
+def _in_training(layer: _BatchNorm, x: Tensor) -> Tensor:
+    # In the backward pass a layer runs because its activations were not kept; its statistics have been counted.
+    updates = torch._C._current_graph_task_id() == -1
+    if world_size() == 1:
+        return _in_one_process(layer, x, updates=updates)
+    with torch.no_grad():
+        mean, variance, count = global_statistics(at_least_float32(x))
+        if updates:
+            update_running(layer, mean, variance, count)
+    weight = torch.ones_like(mean) if layer.weight is None else layer.weight
+    bias = torch.zeros_like(mean) if layer.bias is None else layer.bias
+    y: Any = _Normalise.apply(x, weight, bias, mean, torch.rsqrt(variance + layer.eps), count)
+    return y
+
+
+def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
+    mean, variance = layer.running_mean, layer.running_var
+    if not updates:  # the kernel's update goes to copies
+        mean, variance = (None if running is None else running.clone() for running in (mean, variance))
+    elif layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+    return F.batch_norm(x, mean, variance, layer.weight, layer.bias, True, _momentum(layer), layer.eps)
+
+
+def global_statistics(
+    x: Float[Tensor, "local channels *size"],
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, ""]]:
+    """Mean, biased variance and count of the values of a channel over all ranks, differentiable."""
+    dims = [0, *range(2, x.ndim)]
+    values = x.numel() // x.shape[1]
+    if values * world_size() < 2:
+        raise ValueError("batch norm needs a global batch of at least 2 samples, got 1: raise global_batch_size")
+    # `new_full`, because `new_tensor` would copy from the host and wait
+    sums = all_sum(torch.cat([x.sum(dim=dims), x.new_full((1,), float(values))]))
+    mean, count = sums[:-1] / sums[-1], sums[-1]
+    variance = all_sum((x - per_channel(mean, x)).square().sum(dim=dims)) / count
+    return mean, variance, count
+
+
+@torch.no_grad()
+def update_running(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    """As PyTorch does it: the variance with n / (n - 1)."""
+    if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
+        return
+    layer.num_batches_tracked.add_(1)
+    momentum = _momentum(layer)
+    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
+    layer.running_var.lerp_((variance * count / (count - 1)).to(layer.running_var.dtype), momentum)
+
+
+def _momentum(layer: _BatchNorm) -> float:
+    """The newest batch's share of the running statistics, which without a momentum are means over all batches."""
+    if layer.momentum is None and layer.num_batches_tracked is not None:
+        return 1 / float(layer.num_batches_tracked)
+    return layer.momentum or 0.0
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def per_channel(statistic: Float[Tensor, " channels"], x: Tensor) -> Tensor:
+    """Shaped to broadcast over the samples and the size of `x`."""
+    return statistic.view(-1, *(x.ndim - 2) * (1,))
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalises by statistics of which `x` is a part, and keeps `x` alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        normal = (at_least_float32(x) - per_channel(mean, x)) * per_channel(scale, x)
+        return (normal * per_channel(weight, x) + per_channel(bias, x)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, mean, scale, count = ctx.saved_tensors
+        normal = (at_least_float32(x) - per_channel(mean, x)) * per_channel(scale, x)
+        g = at_least_float32(gradient)
+        dims = [0, *range(2, x.ndim)]
+        of_weight, of_bias = (g * normal).sum(dim=dims), g.sum(dim=dims)
+        # All ranks' losses depend on this rank's samples, by way of the mean and the variance.
+        by_variance, by_mean = all_sum(torch.stack([of_weight, of_bias])) / count
+        of_x = g - per_channel(by_mean, x) - normal * per_channel(by_variance, x)
+        of_x = of_x * per_channel(scale * weight, x)
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None, None

@@ -1,0 +1,82 @@
+"""The dual encoder: any two towers, optional biases, and the parameters of before where there are none."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from openslip.models.dual_encoder import DualEncoder
+from openslip.models.tower import Tokens, Tower, unpadded
+from openslip.optim import param_groups
+
+
+class Linear(Tower):
+    """One linear map, for images as well as for texts."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.map = torch.nn.Linear(inputs, width)
+
+    def tokens(self, x: Tensor, lengths: Tensor | None = None, /) -> Tokens:
+        return unpadded(self.map(x.flatten(1).float())[:, None])
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, /) -> Tensor:
+        return self.tokens(x).features[:, 0]
+
+
+def dual_encoder(**arguments: Any) -> DualEncoder:
+    torch.manual_seed(0)
+    image_tower, text_tower = Linear(12, 5), Linear(4, 7)
+    return DualEncoder(image_tower=image_tower, text_tower=text_tower, embed_dim=3, logit_scale_init=2.0, **arguments)
+
+
+IMAGES, TEXTS, LENGTHS = torch.rand(6, 3, 2, 2), torch.randint(0, 9, (6, 4)), torch.full((6,), 4)
+
+
+def test_without_options_the_parameters_are_those_of_the_published_model():
+    model = dual_encoder()
+    names = [name for name, _ in model.named_parameters() if "tower" not in name]
+    assert names == ["image_projection", "text_projection", "logit_scale"]
+    assert model.logit_bias is None
+    assert [name for name in model.state_dict() if "tower" not in name] == names
+
+
+def test_options_add_parameters_and_draw_no_random_numbers():
+    plain, model = dual_encoder(), dual_encoder(projection_bias=True, logit_bias_init=-10.0)
+    drawn = torch.rand(3)
+    dual_encoder()
+    assert torch.equal(torch.rand(3), drawn)
+    added = {"image_projection_bias", "text_projection_bias", "logit_bias"}
+    assert model.state_dict().keys() - plain.state_dict().keys() == added
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert model.logit_bias is not None
+    assert model.logit_bias.item() == -10
+    assert model.logit_bias.shape == ()
+    assert torch.equal(model.encode_image(IMAGES), plain.encode_image(IMAGES))
+    undecayed = param_groups([model], 0.1)[1]
+    assert undecayed["weight_decay"] == 0
+    ids = {id(parameter) for parameter in undecayed["params"]}
+    assert all(id(model.get_parameter(name)) in ids for name in added)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_projection_is_a_linear_layer(bias: bool):
+    model = dual_encoder(projection_bias=bias)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    for kind, found in (
+        ("image", model.encode_image(IMAGES)),
+        ("text", model.encode_text(TEXTS, LENGTHS)),
+    ):
+        tower, inputs = (model.image_tower, (IMAGES,)) if kind == "image" else (model.text_tower, (TEXTS, LENGTHS))
+        layer = torch.nn.Linear(tower.width, 3, bias=bias)
+        layer.weight = torch.nn.Parameter(model.get_parameter(f"{kind}_projection").T)
+        if bias:
+            layer.bias = model.get_parameter(f"{kind}_projection_bias")
+        features = tower(*inputs)
+        torch.testing.assert_close(found, layer(features), rtol=1e-5, atol=1e-6)
+        project = model.project_image if kind == "image" else model.project_text
+        assert torch.equal(found, project(features))
