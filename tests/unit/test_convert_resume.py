@@ -17,9 +17,8 @@ from PIL import Image
 from rich.console import Console
 from shard_files import jpeg
 
+from openslip.data.convert.manifest import Entry, Totals
 from openslip.data.convert.progress import shown
-from openslip.data.convert.shard import Entry
-from openslip.data.convert.totals import Totals
 from openslip.errors import UserError
 
 COMMAND = """
@@ -232,5 +231,5 @@ def test_on_a_terminal_there_is_one_live_line(tmp_path: Path):
     stream = io.StringIO()
     with shown(Console(file=stream, force_terminal=True, width=120)) as on_shard:
         entry = Entry("shard-000000.tar", 5, 10, "", "", {})
-        on_shard(entry, Totals.of([entry]))
+        on_shard(entry, Totals([entry]))
     assert "in all 1 shards, 5 samples" in stream.getvalue()

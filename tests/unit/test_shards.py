@@ -255,5 +255,5 @@ def test_a_folder_without_classes_or_pictures_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="no class folders"):
         ImageFolder(root=str(tmp_path))
     (tmp_path / "cat").mkdir()
-    with pytest.raises(UserError, match="hold no picture"):
+    with pytest.raises(UserError, match="hold no image"):
         ImageFolder(root=str(tmp_path))

@@ -2,7 +2,6 @@
 
 import hashlib
 import mmap
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openslip.data.captions.policy import CaptionPolicy, read_captions
-from openslip.data.index.tar import BLOCK, Problems, walk
+from openslip.data.index.tar import BLOCK, Problems, map_shard, walk
 from openslip.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -34,7 +33,7 @@ LABEL = np.dtype("<i4")  # -1: it has none
 
 MAX_MEMBER = (1 << 32) - 1
 
-Extent = tuple[int, int]  # offset and length in the shard
+Extent = tuple[int, int]  # offset in blocks, and length in bytes
 NOTHING: Extent = (0, 0)
 
 # What a source may require of a sample, and the reasons for which it then leaves samples out.
@@ -42,17 +41,23 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {"caption": ("no caption", "empty cap
 
 
 class ShardSamples(NamedTuple):
-    """All samples of a shard that have a picture, in the order of their first member."""
+    """All samples of a shard that have an image, in the order of their first member."""
 
+    size: int  # of the shard in bytes
     rows: np.ndarray
     labels: np.ndarray
     keys: bytes
     captions: str  # sha256 of all texts
     problems: Problems
 
+    @property
+    def digest(self) -> str:
+        """Sha256 of rows, labels and keys."""
+        return hashlib.sha256(self.rows.tobytes() + self.labels.tobytes() + self.keys).hexdigest()
+
 
 def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSamples:
-    """Reads a shard's headers, captions and labels.
+    """Read a shard's headers, captions and labels.
 
     Args:
         file: uncompressed; a path, or a descriptor, which is closed.
@@ -64,13 +69,10 @@ def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSam
     """
     problems, texts = Problems(), hashlib.sha256()
     try:
-        with open(file, "rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise UserError(f"shard {name} is empty (0 bytes): download or write it again")
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        with data:
+        with map_shard(file, name) as data:
             if sys.platform == "linux":
                 data.madvise(mmap.MADV_SEQUENTIAL)  # the disk streams; a wait for every header would take longer
+            size = len(data)
             rows, labels, keys = classify(group(name, data, problems), data, captions, problems, texts)
     except OSError as error:
         raise UserError(f"shard {name}: {error.strerror}; check data.source.shards") from error
@@ -80,7 +82,7 @@ def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSam
         problems.add("no label", keys[unlabelled[0]].decode(), len(unlabelled))
     if not keys:
         problems.add("shard without a sample", "")
-    return ShardSamples(table, np.array(labels, LABEL), b"".join(keys), texts.hexdigest(), problems)
+    return ShardSamples(size, table, np.array(labels, LABEL), b"".join(keys), texts.hexdigest(), problems)
 
 
 def classify(
@@ -90,7 +92,11 @@ def classify(
     problems: Problems,
     texts: "hashlib._Hash",
 ) -> tuple[list[tuple[int, ...]], list[int], list[bytes]]:
-    """Rows, labels and keys of the samples with a picture; what is missing or odd is counted."""
+    """Rows, labels and keys of the samples with an image; what is missing or odd is counted."""
+
+    def read(extent: Extent) -> bytes:
+        return data[extent[0] * BLOCK : extent[0] * BLOCK + extent[1]]
+
     rows, labels, keys = [], [], []
     for key, members in groups.items():
         image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
@@ -100,8 +106,7 @@ def classify(
         txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
         found: tuple[str, ...] = ()
         if txt[1] or fields[1]:
-            text = data[txt[0] : sum(txt)]
-            content = data[fields[0] : sum(fields)]
+            text, content = read(txt), read(fields)
             try:
                 found = read_captions(captions, text, content)
             except (ValueError, RecursionError):
@@ -121,20 +126,15 @@ def classify(
             problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
         label = -1
         if "cls" in members:
-            offset, length = members["cls"]
-            digits = data[offset : offset + length].strip()
+            digits = read(members["cls"]).strip()
             if digits.isdigit() and len(digits) < 10:
                 label = int(digits)
             else:
                 problems.add("cls that holds no class number such as 0", key)
-        rows.append((*in_blocks(image), *in_blocks(txt), *in_blocks(fields), 0))
+        rows.append((*image, *txt, *fields, 0))
         labels.append(label)
         keys.append(key.encode())
     return rows, labels, keys
-
-
-def in_blocks(extent: Extent) -> Extent:
-    return extent[0] // BLOCK, extent[1]
 
 
 def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str, Extent]]:
@@ -169,5 +169,5 @@ def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str
             if suffix in members:
                 problems.add("duplicate key, of which the first was used", name)
             else:
-                members[suffix] = (start, length)
+                members[suffix] = (start // BLOCK, length)
     return groups
