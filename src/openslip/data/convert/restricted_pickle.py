@@ -99,6 +99,5 @@ def load(file: IO[bytes], path: Path) -> Any:
             "expected lists, tuples, dicts, texts and numbers"
         ) from error
     except Exception as error:  # whatever a damaged or hostile file provokes
-        raise UserError(
-            f"{path} cannot be read as a pickle ({type(error).__name__}: {first_line(error)}): write or download it again"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path} cannot be read as a pickle ({reason}): write or download it again") from error
