@@ -20,7 +20,7 @@ def config_text(folder: Path) -> str:
 
 
 def environment(folder: Path) -> str:
-    """What the run ran on, as a table."""
+    """A table of what the run ran on."""
     try:
         environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     except OSError as error:
