@@ -161,7 +161,7 @@ def test_ranks_share_out_each_global_batch_without_changing_a_sample(source: Sha
 def test_a_global_batch_that_the_ranks_do_not_divide_is_refused_at_the_start(source: ShardSource):
     with pytest.raises(UserError, match="global_batch_size=12 cannot be divided among 5 ranks: use 10"):
         rank_batches(source, 0, 5)
-    with pytest.raises(UserError, match="global_batch_size=62 is more than the collection's 61 samples"):
+    with pytest.raises(UserError, match="global_batch_size=62 is more than the dataset's 61 samples"):
         data(source, batch=62)
 
 
