@@ -10,31 +10,19 @@ from jaxtyping import Int64
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is said of it.
+    """One image and what is said of it."""
 
-    Attributes:
-        key: names the sample in errors and reports.
-        image: encoded.
-        captions: all that training may draw, none where the dataset has only labels.
-        label: class index, None where the dataset has only captions.
-    """
-
-    key: str
-    image: bytes
-    captions: tuple[str, ...]
-    label: int | None
+    key: str  # names the sample in errors and reports
+    image: bytes  # encoded
+    captions: tuple[str, ...]  # all that training may draw, none where the dataset has only labels
+    label: int | None  # class index, None where the dataset has only captions
 
 
 class Collection(NamedTuple):
-    """Consecutive samples of a source that are drawn together.
+    """Consecutive samples of a source that are drawn together."""
 
-    Attributes:
-        parts: lengths of the runs of samples that are stored together, such as shards; an epoch permutes these first.
-        weight: the share that an epoch draws, 1 for every sample.
-    """
-
-    parts: Int64[np.ndarray, " parts"]
-    weight: float
+    parts: Int64[np.ndarray, " parts"]  # lengths of runs that are stored together, such as shards; permuted first
+    weight: float  # the share that an epoch draws, 1 for every sample
 
 
 class Source(ABC):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,11 @@ from typing import IO
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch.utils.data import DataLoader
 
 from openslip.data.check.contact_sheet import write_contact_sheet
-from openslip.data.check.parts import CAPTION, SAMPLE, Part, Parts
+from openslip.data.check.parts import CAPTION, SAMPLE, Parts
 from openslip.data.check.report import caption_rows, image_rows, number, share
 from openslip.data.source import Source
 from openslip.durable import durable
@@ -55,11 +56,13 @@ def check(
         raise UserError(f"limit={limit}: expected the number of samples to look at, at least 1")
     if contact_sheet is not None:  # first, so that a name which cannot be written costs no hours
         write_contact_sheet(source, contact_sheet)
-    places = evenly_spaced(len(source), len(source) if limit is None else limit)
+    count = min(len(source), limit or len(source))
+    places = np.arange(count) * len(source) // max(count, 1)
     samples, captions, start = np.zeros(len(places), SAMPLE), [np.empty(0, CAPTION)], 0
     reasons, words, first = Counter[str](), dict[str, str](), list[str]()
     with list_file(unreadable_list) as file:
-        for part in read_parts(Parts(source, tokenizer, places, decode), num_workers):
+        parts = DataLoader(Parts(source, tokenizer, places, decode), batch_size=None, num_workers=num_workers)
+        for part in track(parts, "checking", console=Console(stderr=True), disable=not sys.stderr.isatty()):
             samples[start : start + len(part.samples)] = part.samples
             start += len(part.samples)
             captions.append(part.captions)
@@ -90,23 +93,6 @@ def check(
         )
     ]
     return [f"{label:{LABEL_WIDTH}}{text}".rstrip() for label, text in rows]
-
-
-def evenly_spaced(num_samples: int, wanted: int) -> np.ndarray:
-    """Places of at most `wanted` samples."""
-    wanted = min(wanted, num_samples)
-    return np.arange(wanted) * num_samples // max(wanted, 1)
-
-
-def read_parts(parts: Parts, num_workers: int) -> Iterator[Part]:
-    """All parts in order; on a terminal, a bar counts samples."""
-    console = Console(stderr=True)
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("checking", total=len(parts.places))
-        for part in DataLoader(parts, batch_size=None, num_workers=num_workers):
-            progress.advance(task, len(part.samples))
-            yield part
 
 
 @contextmanager

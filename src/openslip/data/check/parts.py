@@ -20,17 +20,11 @@ CAPTION = np.dtype([("text", "<u8"), ("tokens", "<u4")])
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples in order.
+    """Some samples in order."""
 
-    Attributes:
-        samples: of dtype SAMPLE; image 0: it could not be read; width 0: not decoded.
-        captions: of dtype CAPTION, in the order of the samples.
-        unreadable: key and reason.
-    """
-
-    samples: np.ndarray
-    captions: np.ndarray
-    unreadable: list[tuple[str, str]]
+    samples: np.ndarray  # of dtype SAMPLE; image 0: it could not be read; width 0: not decoded
+    captions: np.ndarray  # of dtype CAPTION, in the order of the samples
+    unreadable: list[tuple[str, str]]  # key and reason
 
 
 class Parts(Dataset):

@@ -15,23 +15,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """A written shard, as the manifest keeps it.
-
-    Attributes:
-        name: of the file.
-        samples: in it.
-        bytes: its size.
-        sha256: of its bytes.
-        records: sha256 of the records it was made of, so that a changed dataset is noticed.
-        left_out: number of records that were left out, by reason.
-    """
+    """A written shard, as the manifest keeps it."""
 
     name: str
     samples: int
     bytes: int
-    sha256: str
-    records: str
-    left_out: dict[str, int]
+    sha256: str  # of the file
+    records: str  # sha256 of the records it was made of, so that a changed dataset is noticed
+    left_out: dict[str, int]  # number of records that were left out, by reason
 
 
 class Totals:
@@ -56,19 +47,12 @@ class Totals:
 
 @dataclass
 class Manifest:
-    """The complete shards, which are always the first ones, in order.
+    """The complete shards, which are always the first ones, in order."""
 
-    Attributes:
-        made_of: layout, root and options; another value of any of them would give other bytes.
-        shards: entries, in order.
-        left_out_bytes: how much of left_out.jsonl belongs to them.
-        is_complete: whether the dataset gives no further shard.
-    """
-
-    made_of: dict[str, Any]
+    made_of: dict[str, Any]  # layout, root and options; another value of any of them would give other bytes
     shards: list[Entry] = field(default_factory=list)
-    left_out_bytes: int = 0
-    is_complete: bool = False
+    left_out_bytes: int = 0  # how much of left_out.jsonl belongs to the shards
+    is_complete: bool = False  # the dataset gives no further shard
 
     def save(self, path: Path) -> None:
         totals = Totals(self.shards)

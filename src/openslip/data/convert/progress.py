@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from openslip.data.convert.manifest import Entry, Totals
 
@@ -15,9 +14,8 @@ def shown(console: Console) -> Iterator[Callable[[Entry, Totals], None]]:
     if not console.is_terminal:
         yield lambda entry, totals: console.print(line(entry, totals), soft_wrap=True, highlight=False)
         return
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("first shard", total=None)
-        yield lambda entry, totals: bar.update(task, description=line(entry, totals))
+    with console.status("first shard") as status:
+        yield lambda entry, totals: status.update(line(entry, totals))
 
 
 def line(entry: Entry, totals: Totals) -> str:

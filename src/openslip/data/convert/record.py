@@ -41,21 +41,13 @@ Picture = PictureFile | PictureSlice | PictureInZip
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sample to be written.
+    """One sample to be written."""
 
-    Attributes:
-        key: the dataset's own name for it; need not be unique or fit for a file name.
-        picture: where its bytes are.
-        captions: in order, or by name, such as `title` and `description`.
-        label: class number.
-        fields: more to keep in KEY.json; values as JSON has them.
-    """
-
-    key: str
+    key: str  # the dataset's own name for it; need not be unique or fit for a file name
     picture: Picture
-    captions: tuple[str, ...] | dict[str, str] = ()
+    captions: tuple[str, ...] | dict[str, str] = ()  # in order, or by name, such as `title` and `description`
     label: int | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)  # more to keep in KEY.json
 
 
 @dataclass(frozen=True, slots=True)

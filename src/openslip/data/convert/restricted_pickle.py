@@ -33,9 +33,6 @@ class _Dtype:
 class _Array(list):
     """An array as nested lists."""
 
-    def __init__(self, *_reconstruct: Any) -> None:
-        super().__init__()
-
     def __setstate__(self, state: Sequence[Any]) -> None:
         _, shape, dtype, is_fortran, data = state
         self[:] = _nested(data if isinstance(data, list) else dtype.values(data), shape, "F" if is_fortran else "C")
@@ -45,30 +42,17 @@ def _nested(values: list[Any], shape: tuple[int, ...], order: Literal["C", "F"])
     return np.fromiter(values, object, len(values)).reshape(shape, order=order).tolist()
 
 
-def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> list[Any]:
-    return _nested(dtype.values(bytes(data)), shape, order)
-
-
-def _scalar(dtype: _Dtype, data: bytes) -> Any:
-    (value,) = dtype.values(data)
-    return value
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode("latin-1")  # how protocols before 3 write bytes
-
-
 _ANSWERS: dict[str, Any] = {
-    "_codecs.encode": _encode,
+    "_codecs.encode": lambda text, encoding: text.encode("latin-1"),  # how protocols before 3 write bytes
     "numpy.dtype": _Dtype,
     "numpy.ndarray": _Array,
     **{
         f"numpy.{core}.{name}": answer
         for core in ("core", "_core")
         for name, answer in (
-            ("multiarray._reconstruct", _Array),
-            ("multiarray.scalar", _scalar),
-            ("numeric._frombuffer", _from_buffer),
+            ("multiarray._reconstruct", lambda *array: _Array()),
+            ("multiarray.scalar", lambda dtype, data: dtype.values(data)[0]),
+            ("numeric._frombuffer", lambda data, dtype, *shape_order: _nested(dtype.values(bytes(data)), *shape_order)),
         )
     },
 }

@@ -21,28 +21,16 @@ from openslip.data.index.tar import Problems, printable
 
 
 class Shard(NamedTuple):
-    """A tar file.
+    """A tar file, on a local disk or remote."""
 
-    Attributes:
-        name: path, or address without credentials.
-        path: None for a remote shard, which has to be fetched.
-        address: of a remote shard.
-        version: of a remote shard, as its server states it; a file is identified by its size and time.
-    """
-
-    name: str
-    path: Path | None
-    address: str
-    version: str
+    name: str  # path, or address without credentials
+    path: Path | None  # None for a remote shard, which has to be fetched
+    address: str  # of a remote shard
+    version: str  # of a remote shard, as its server states it; a file is identified by its size and time
 
 
 class Index:
     """The samples that meet a requirement, in shard order. Memory-mapped: the processes of a node share it.
-
-    Args:
-        folder: of the index, as `open_index` finds or writes it.
-        shards: in order.
-        require: `caption`, `label` or None.
 
     Attributes:
         parts: number of these samples in each shard.
@@ -106,26 +94,15 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the journal: what a scan found in a shard.
+    """A line of the journal: what a scan found in a shard."""
 
-    Attributes:
-        stamp: identifies the shard as it was scanned.
-        size: of the shard in bytes.
-        mtime_ns: time of the shard's file.
-        counts: of samples, and of those that meet each requirement.
-        key_bytes: length of the shard's part of `keys`.
-        digest: sha256 of rows, labels and keys.
-        captions: sha256 of the captions.
-        problems: of the shard.
-    """
-
-    stamp: str
-    size: int
+    stamp: str  # identifies the shard as it was scanned
+    size: int  # of the shard in bytes
     mtime_ns: int
-    counts: dict[str, int]
+    counts: dict[str, int]  # of samples, and of those that meet each requirement
     key_bytes: int
-    digest: str
-    captions: str
+    digest: str  # sha256 of rows, labels and keys
+    captions: str  # sha256 of the captions
     problems: Problems
 
 

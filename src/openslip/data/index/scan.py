@@ -18,17 +18,8 @@ PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can ru
 
 # Per sample, 28 bytes: where its members lie in its shard, in blocks (size 0: it has none), and where its key ends
 # among the shard's keys.
-ROW = np.dtype(
-    [
-        ("image", "<u4"),
-        ("image_size", "<u4"),
-        ("txt", "<u4"),
-        ("txt_size", "<u4"),
-        ("json", "<u4"),
-        ("json_size", "<u4"),
-        ("key_end", "<u4"),
-    ]
-)
+ROW_FIELDS = ("image", "image_size", "txt", "txt_size", "json", "json_size", "key_end")
+ROW = np.dtype([(name, "<u4") for name in ROW_FIELDS])
 LABEL = np.dtype("<i4")  # -1: it has none
 
 MAX_MEMBER = (1 << 32) - 1
@@ -68,12 +59,22 @@ def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSam
         UserError: the shard is missing, empty, compressed, damaged or cut off; names it and the offset.
     """
     problems, texts = Problems(), hashlib.sha256()
+    rows, labels, keys = [], [], []
     try:
         with map_shard(file, name) as data:
             if sys.platform == "linux":
                 data.madvise(mmap.MADV_SEQUENTIAL)  # the disk streams; a wait for every header would take longer
             size = len(data)
-            rows, labels, keys = classify(group(name, data, problems), data, captions, problems, texts)
+            for key, members in group(name, data, problems).items():
+                image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+                if image is None:
+                    problems.add("no picture", key)
+                    continue
+                txt, fields, found = used_texts(key, members, data, captions, problems)
+                texts.update("\n".join(found).encode("utf-8", "surrogatepass"))
+                rows.append((*image, *txt, *fields, 0))
+                labels.append(label_of(key, members, data, problems))
+                keys.append(key.encode())
     except OSError as error:
         raise UserError(f"shard {name}: {error.strerror}; check data.source.shards") from error
     table = np.array(rows, ROW)
@@ -85,56 +86,42 @@ def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSam
     return ShardSamples(size, table, np.array(labels, LABEL), b"".join(keys), texts.hexdigest(), problems)
 
 
-def classify(
-    groups: dict[str, dict[str, Extent]],
-    data: mmap.mmap,
-    captions: CaptionPolicy,
-    problems: Problems,
-    texts: "hashlib._Hash",
-) -> tuple[list[tuple[int, ...]], list[int], list[bytes]]:
-    """Rows, labels and keys of the samples with an image; what is missing or odd is counted."""
+def used_texts(
+    key: str, members: dict[str, Extent], data: mmap.mmap, captions: CaptionPolicy, problems: Problems
+) -> tuple[Extent, Extent, tuple[str, ...]]:
+    """A sample's txt and json, if they add captions, and these captions; other members are not read for each sample."""
+    txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
+    text, content = read(data, txt), read(data, fields)
+    try:
+        found = read_captions(captions, text, content)
+    except (ValueError, RecursionError):
+        problems.add("json that cannot be read, so only txt was used", key)
+        content, fields = b"", NOTHING
+        found = read_captions(captions, text, b"")
+    if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
+        problems.add("caption that is not UTF-8, used with its bad bytes replaced", key)
+    if not found:
+        problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
+        return NOTHING, NOTHING, ()
+    if fields[1] and read_captions(captions, text, b"") == found:
+        fields = NOTHING
+    elif txt[1] and read_captions(captions, b"", content) == found:
+        txt = NOTHING
+    return txt, fields, found
 
-    def read(extent: Extent) -> bytes:
-        return data[extent[0] * BLOCK : extent[0] * BLOCK + extent[1]]
 
-    rows, labels, keys = [], [], []
-    for key, members in groups.items():
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        if image is None:
-            problems.add("no picture", key)
-            continue
-        txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
-        found: tuple[str, ...] = ()
-        if txt[1] or fields[1]:
-            text, content = read(txt), read(fields)
-            try:
-                found = read_captions(captions, text, content)
-            except (ValueError, RecursionError):
-                problems.add("json that cannot be read, so only txt was used", key)
-                content, fields = b"", NOTHING
-                found = read_captions(captions, text, b"")
-            if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
-                problems.add("caption that is not UTF-8, used with its bad bytes replaced", key)
-            # What adds nothing is not read again for each sample.
-            if fields[1] and read_captions(captions, text, b"") == found:
-                fields = NOTHING
-            elif txt[1] and read_captions(captions, b"", content) == found:
-                txt = NOTHING
-            texts.update("\n".join(found).encode("utf-8", "surrogatepass"))
-        if not found:
-            txt = fields = NOTHING
-            problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
-        label = -1
-        if "cls" in members:
-            digits = read(members["cls"]).strip()
-            if digits.isdigit() and len(digits) < 10:
-                label = int(digits)
-            else:
-                problems.add("cls that holds no class number such as 0", key)
-        rows.append((*image, *txt, *fields, 0))
-        labels.append(label)
-        keys.append(key.encode())
-    return rows, labels, keys
+def label_of(key: str, members: dict[str, Extent], data: mmap.mmap, problems: Problems) -> int:
+    if "cls" in members:
+        digits = read(data, members["cls"]).strip()
+        if digits.isdigit() and len(digits) < 10:
+            return int(digits)
+        problems.add("cls that holds no class number such as 0", key)
+    return -1
+
+
+def read(data: mmap.mmap, extent: Extent) -> bytes:
+    block, length = extent
+    return data[block * BLOCK : block * BLOCK + length]
 
 
 def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str, Extent]]:

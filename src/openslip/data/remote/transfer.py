@@ -26,15 +26,10 @@ T = TypeVar("T")
 
 
 class Identity(NamedTuple):
-    """What a server says of a file; another identity is another content.
+    """What a server says of a file; another identity is another content."""
 
-    Attributes:
-        size: bytes.
-        version: its checksum or time of change, empty where the server states none.
-    """
-
-    size: int
-    version: str
+    size: int  # bytes
+    version: str  # checksum or time of change, empty where the server states none
 
 
 def ask(address: str) -> Identity:
