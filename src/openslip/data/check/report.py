@@ -1,6 +1,7 @@
 """The arrays of all samples as rows of text. Quantiles are values that occur, not means of two."""
 
 import numpy as np
+from rich.filesize import decimal
 
 from openslip.data.source import Source
 
@@ -57,8 +58,8 @@ def image_rows(source: Source, places: np.ndarray, samples: np.ndarray) -> Rows:
     for row in duplicates[:PAIRS]:
         rows.append(("  the same", f"{source[int(places[row])].key} = {source[int(places[earliest[row]])].key}"))
     if len(samples):
-        median, p99 = map(size, quantiles(samples["bytes"], 50, 99))
-        total = size(int(samples["bytes"].sum(dtype=np.int64)))
+        median, p99 = map(decimal, quantiles(samples["bytes"], 50, 99))
+        total = decimal(int(samples["bytes"].sum(dtype=np.int64)))
         rows.append(("image bytes", f"median {median}, p99 {p99}, all {total}"))
     decoded = samples[samples["width"] > 0]
     if len(decoded):
@@ -80,13 +81,6 @@ def number(value: int) -> str:
 
 def share(part: int, whole: int) -> str:
     return f"{number(part)} of {number(whole)}, {100 * part / max(whole, 1):.1f} %"
-
-
-def size(num_bytes: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{num_bytes / 1000:.1f} kB"
 
 
 def shortened(text: str) -> str:

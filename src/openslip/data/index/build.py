@@ -231,42 +231,29 @@ def samples_of(
     shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], int]
 ) -> Iterator[ShardSamples]:
     """The samples of each shard, in order: taken over from another index, else scanned."""
+
+    def scan(shard: Shard) -> ShardSamples:
+        return scan_shard(shard.path or fetch(shard.address), shard.name, captions)
+
     new = [shard for shard, taken in zip(shards, known, strict=True) if taken is None]
     local = [shard for shard in new if shard.path is not None]
     num_scans = min(os.cpu_count() or 1, len(local), MAX_SCANS)
     with ExitStack() as stack:
         if num_scans > 1 and sum(state(shard)[0] for shard in local) >= WORTH_PROCESSES:
             pool = stack.enter_context(ProcessPoolExecutor(num_scans, mp_context=get_context("spawn")))
-            scans = pool.map(scan, local, [captions] * len(local))
+            local_scans = pool.map(
+                scan_shard, *zip(*((shard.path, shard.name, captions) for shard in local), strict=True)
+            )
         else:
-            scans = (scan(shard, captions) for shard in local)
-        thread = stack.enter_context(ThreadPoolExecutor(1))
-        fetched = fetched_ahead([shard for shard in new if shard.path is None], fetch, thread)
+            local_scans = map(scan, local)
+        threads = ThreadPoolExecutor(2)  # one shard is fetched while another is scanned
+        stack.callback(threads.shutdown, cancel_futures=True)
+        remote_scans = threads.map(scan, (shard for shard in new if shard.path is None))
         for shard, taken in zip(shards, known, strict=True):
-            samples = taken and take_over(taken)
-            if samples is not None:
-                yield samples
-            elif taken is not None:  # what was known is damaged
-                yield scan(shard, captions, None if shard.path else fetch(shard.address))
+            if taken is None:
+                yield next(local_scans if shard.path else remote_scans)
             else:
-                yield next(scans) if shard.path else scan(shard, captions, next(fetched))
-
-
-def fetched_ahead(shards: list[Shard], fetch: Callable[[str], int], thread: ThreadPoolExecutor) -> Iterator[int]:
-    """Descriptors, in order; the next shard is fetched while this one is scanned."""
-    futures = (thread.submit(fetch, shard.address) for shard in shards)
-    following = next(futures, None)
-    while following is not None:
-        descriptor = following.result()
-        following = next(futures, None)
-        yield descriptor
-
-
-def scan(shard: Shard, captions: CaptionPolicy, descriptor: int | None = None) -> ShardSamples:
-    """The samples of a shard's file, or of a remote shard that a descriptor has open."""
-    file = shard.path if descriptor is None else descriptor
-    assert file is not None
-    return scan_shard(file, shard.name, captions)
+                yield take_over(taken) or scan(shard)  # None: what was known is damaged
 
 
 def take_over(known: Known) -> ShardSamples | None:

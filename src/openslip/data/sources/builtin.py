@@ -108,19 +108,6 @@ def attributes() -> dict[str, list[str]]:
     return {name: list(values) for name, values in zip(ATTRIBUTES, columns, strict=True)}
 
 
-def templates() -> list[str]:
-    """Prompts for the candidates."""
-    return [
-        "a {}.",
-        "a photo of a {}.",
-        "a picture of a {}.",
-        "a drawing of a {}.",
-        "there is a {} here.",
-        "this is a {}.",
-        "a {} in the picture.",
-    ]
-
-
 def write(root: Path, *, shuffle_captions: bool = False) -> Path:
     """Write the set unless it is there, and return its folder.
 
