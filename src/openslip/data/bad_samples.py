@@ -23,7 +23,6 @@ class BadSamples:
 
     Args:
         file: of the first rank, gets a line of JSON per bad sample; None writes none.
-        rank: of this process.
         budget: share of an epoch's samples that may be bad.
         samples_per_epoch: of all ranks.
     """
@@ -51,11 +50,7 @@ class BadSamples:
                 file.writelines(json.dumps({"epoch": epoch, "step": step, **sample._asdict()}) + "\n" for sample in bad)
 
     def check(self, in_epoch: int) -> None:
-        """End the run where the epoch's bad samples, added up over the ranks, exceed the budget.
-
-        Raises:
-            DataError: on every rank, since all are told the same number.
-        """
+        """End the run, on every rank, where the epoch's bad samples, added up over the ranks, exceed the budget."""
         allowed = int(self.budget * self.samples_per_epoch)
         if in_epoch > allowed:
             raise DataError(

@@ -22,9 +22,6 @@ def write_report(run_folder: Path) -> Path:
 
     Reads `metrics.csv`, `config.yaml`, `env.json`, `arrays/views.npz`, `arrays/similarity.npz`, and any other
     `arrays/NAME.npz` as the arrays of the evaluation NAME (`openslip.evaluation.zeroshot` lists them).
-
-    Raises:
-        UserError: the folder is not a run's.
     """
     if not any((run_folder / name).is_file() for name in ("metrics.csv", "config.yaml")):
         raise UserError(

@@ -48,9 +48,6 @@ def check(
         num_workers: processes that read; 0 reads in this one.
         contact_sheet: image file to draw images and captions in.
         unreadable_list: JSON lines file of all samples that cannot be read or, if `decode`, decoded.
-
-    Raises:
-        UserError: an argument has no meaning, or a file cannot be written.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: expected the number of samples to look at, at least 1")

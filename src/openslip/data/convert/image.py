@@ -21,12 +21,7 @@ class UnusableError(Exception):
 
 
 def read_image(picture: Picture) -> bytes:
-    """The image's bytes.
-
-    Raises:
-        UnusableError: there is no such image.
-        UserError: the storage fails; what lies on it may be fine, so nothing is left out for that.
-    """
+    """The image's bytes; failing storage is a UserError, because what lies on it may be fine."""
     try:
         match picture:
             case PictureFile(path):
@@ -59,15 +54,8 @@ def convert_image(data: bytes, resize: int | None, quality: int) -> tuple[str, b
     """Suffix and bytes of an image in a shard; a JPEG, PNG or WebP that need not be scaled down keeps its bytes.
 
     Every image is decoded, so that what lies in a shard can be. EXIF is not carried over: its rotation is ignored in
-    training, and the pixels are stored as they are.
-
-    Args:
-        data: the image, encoded.
-        resize: short side in pixels of images that are larger; None scales none.
-        quality: JPEG quality of images that are encoded anew.
-
-    Raises:
-        UnusableError: not an image, cut off, or more pixels than training takes.
+    training, and the pixels are stored as they are. `resize` is the short side in pixels of images that are larger, and
+    `quality` the JPEG quality of those that are encoded anew.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

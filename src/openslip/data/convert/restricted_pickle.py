@@ -70,11 +70,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(file: IO[bytes], path: Path) -> Any:
-    """The pickle at the file's position, arrays as lists.
-
-    Raises:
-        UserError: the pickle names anything else (nothing was run), or is damaged.
-    """
+    """The pickle at the file's position, arrays as lists; one that names anything else is refused."""
     try:
         return _Unpickler(file).load()
     except _RefusedError as error:

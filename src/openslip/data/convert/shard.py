@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -30,11 +31,7 @@ class Task:
 
 
 def write_shard(task: Task) -> tuple[Entry, list[str]]:
-    """Write a shard that is not complete yet; return its entry and a JSON line for each record left out just now.
-
-    Raises:
-        UserError: the dataset has changed since, or something cannot be read or written.
-    """
+    """Write a shard that is not complete yet; return its entry and a JSON line for each record left out just now."""
     records = hashlib.sha256(repr(task.records).encode("utf-8", "surrogatepass")).hexdigest()
     if task.known is not None:
         if task.known.records != records:
@@ -65,14 +62,10 @@ def write_shard(task: Task) -> tuple[Entry, list[str]]:
 
 
 def is_complete(path: Path, entry: Entry) -> bool:
-    try:
-        with path.open("rb") as file:
-            return (
-                os.fstat(file.fileno()).st_size == entry.bytes
-                and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-            )
-    except OSError:
-        return False
+    with suppress(OSError), path.open("rb") as file:
+        has_size = os.fstat(file.fileno()).st_size == entry.bytes
+        return has_size and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+    return False
 
 
 def members(record: Record | LeftOut, task: Task) -> dict[str, Any]:

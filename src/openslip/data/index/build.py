@@ -50,9 +50,6 @@ def open_index(
         cache_folder: for an index that cannot lie beside its shards.
         fetch: gives a descriptor of a remote shard.
         progress: called after every shard.
-
-    Raises:
-        UserError: a shard is missing, damaged or cut off.
     """
     homes = [cache_folder] if shards[0].path is None else [shards[0].path.parent / NAME, cache_folder]
     states = [state(shard) for shard in shards]

@@ -18,8 +18,7 @@ PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can ru
 
 # Per sample, 28 bytes: where its members lie in its shard, in blocks (size 0: it has none), and where its key ends
 # among the shard's keys.
-ROW_FIELDS = ("image", "image_size", "txt", "txt_size", "json", "json_size", "key_end")
-ROW = np.dtype([(name, "<u4") for name in ROW_FIELDS])
+ROW = np.dtype([(name, "<u4") for name in ("image", "image_size", "txt", "txt_size", "json", "json_size", "key_end")])
 LABEL = np.dtype("<i4")  # -1: it has none
 
 MAX_MEMBER = (1 << 32) - 1
@@ -48,16 +47,7 @@ class ShardSamples(NamedTuple):
 
 
 def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSamples:
-    """Read a shard's headers, captions and labels.
-
-    Args:
-        file: uncompressed; a path, or a descriptor, which is closed.
-        name: what errors call it, such as its address.
-        captions: what counts as one.
-
-    Raises:
-        UserError: the shard is missing, empty, compressed, damaged or cut off; names it and the offset.
-    """
+    """The samples of a path or descriptor, which is closed; errors call the shard by `name`, and tell the offset."""
     problems, texts = Problems(), hashlib.sha256()
     rows, labels, keys = [], [], []
     try:

@@ -61,11 +61,7 @@ class ShardCache:
             return list(threads.map(self.identity, addresses))
 
     def open(self, address: str) -> int:
-        """A descriptor to read the shard from, downloaded if need be; it outlives the deletion of the local copy.
-
-        Raises:
-            UserError: the shard cannot be fetched, or there is no room for it.
-        """
+        """A descriptor to read the shard from, downloaded if need be; it outlives the deletion of the local copy."""
         identity = self.identity(address)
         descriptor = None
         try:
@@ -195,10 +191,9 @@ class ShardCache:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _reserved(part: Path) -> int:

@@ -103,12 +103,7 @@ def connect(address: str) -> tuple[AbstractFileSystem, str]:
 
 
 def attempt(address: str, action: Callable[[], T]) -> T:
-    """The action's result; what may pass is tried again after growing waits.
-
-    Raises:
-        UserError: the action's own, or because the file cannot be fetched.
-        OSError: the local disk's.
-    """
+    """The action's result; after an error that may pass, it is tried again, with growing waits."""
     for number in range(len(WAITS) + 1):
         try:
             return action()
