@@ -204,7 +204,7 @@ def test_captions_are_drawn_evenly_and_anew_each_epoch():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_collection_without_a_readable_picture_is_one_line_that_names_one(tmp_path: Path, num_workers: int):
-    path = write_pairs(tmp_path / "a.tar", 12, picture=jpeg(0)[:300])
+    path = write_pairs(tmp_path / "a.tar", 12, image=jpeg(0)[:300])
     source = ShardSource(shards=str(path), require="caption")
     with pytest.raises(DataError) as refusal:
         epochs(data(source, num_workers))

@@ -1,4 +1,4 @@
-"""What `openslip data check` prints: collections whose every figure is known."""
+"""What `openslip data check` prints: datasets of which every number is known."""
 
 import io
 import json
@@ -64,8 +64,8 @@ def look(
 
 
 def known() -> Listed:
-    """Eight samples: two equal pictures twice over, two that are damaged, captions of 3 to 12 tokens."""
-    pictures = [jpeg(0, 300, 240), jpeg(1, 300, 240), jpeg(0, 300, 240), jpeg(2, 100, 500), jpeg(1, 300, 240)]
+    """Eight samples: two equal images twice over, two that are damaged, captions of 3 to 12 tokens."""
+    images = [jpeg(0, 300, 240), jpeg(1, 300, 240), jpeg(0, 300, 240), jpeg(2, 100, 500), jpeg(1, 300, 240)]
     damaged = [jpeg(3)[:-200], jpeg(4)[:-210], jpeg(5, 300, 240)]
     captions = [
         ("a dog", "a cat"),
@@ -80,13 +80,13 @@ def known() -> Listed:
     return Listed(
         [
             Sample(key=f"k{place}", image=image, captions=texts, label=None)
-            for place, (image, texts) in enumerate(zip(pictures + damaged, captions, strict=True))
+            for place, (image, texts) in enumerate(zip(images + damaged, captions, strict=True))
         ],
         problems=("2 x no picture, first a.tar:x",),
     )
 
 
-def test_every_figure_of_a_known_collection():
+def test_every_line_of_a_known_dataset():
     lines = look(known(), expected_samples=12, decode=True)
     sizes = sorted(len(sample.image) for sample in known().samples if sample is not None)
     assert lines[:-4] == [
@@ -133,7 +133,7 @@ def test_worker_processes_find_the_same():
     assert look(source, num_workers=2) == look(source)
 
 
-def test_figures_equal_those_of_a_loop():
+def test_numbers_equal_those_of_a_loop():
     rng = np.random.default_rng(1)
     samples = [
         Sample(key=f"k{place}", image=rng.bytes(1), captions=(f"word {number}",), label=None)
@@ -154,7 +154,7 @@ def test_figures_equal_those_of_a_loop():
     assert [text for label, text in lines if label == "most frequent"] == frequent
 
 
-def test_a_quick_look_says_so_in_every_figure():
+def test_a_quick_look_says_so_in_every_line():
     samples: list[Sample | None] = [
         Sample(key=str(place), image=bytes([place]), captions=(f"caption {place}",), label=None) for place in range(100)
     ]
@@ -183,12 +183,12 @@ def test_samples_that_cannot_be_read_are_counted_and_listed(tmp_path: Path):
         look(Listed(samples), unreadable_list=tmp_path / "none" / "list.jsonl")
 
 
-def test_a_collection_with_labels_alone_has_no_caption_figures():
+def test_a_dataset_with_labels_alone_has_no_caption_lines():
     source = Listed([Sample(key="a", image=jpeg(0), captions=(), label=3)])
     assert ("captions", "none") in look(source)
 
 
-def test_an_empty_collection_is_reported():
+def test_an_empty_dataset_is_reported():
     assert look(Listed([]), decode=True)[0] == ("samples", "0")
 
 
@@ -213,7 +213,7 @@ CAPTIONS = (
 )
 
 
-def test_the_contact_sheet_shows_the_pictures_in_order(tmp_path: Path):
+def test_the_contact_sheet_shows_the_images_in_order(tmp_path: Path):
     def plain(colour: tuple[int, int, int]) -> bytes:
         file = io.BytesIO()
         Image.new("RGB", (50, 100), colour).save(file, "PNG")
@@ -234,7 +234,7 @@ def test_the_contact_sheet_shows_the_pictures_in_order(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
-def test_small_broken_and_captionless_collections_have_a_contact_sheet(tmp_path: Path):
+def test_small_broken_and_captionless_datasets_have_a_contact_sheet(tmp_path: Path):
     samples = [Sample(key="a", image=b"none", captions=(), label=1), None]
     write_contact_sheet(Listed(samples), tmp_path / "sheet.jpg")
     with Image.open(tmp_path / "sheet.jpg") as sheet:

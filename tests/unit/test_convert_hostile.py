@@ -1,4 +1,4 @@
-"""Nothing in a collection runs, leads out of its folder or ends a conversion; what cannot be used is counted."""
+"""Nothing in a dataset runs, leads out of its folder or ends a conversion; what cannot be used is counted."""
 
 import io
 import json
@@ -99,14 +99,14 @@ def test_an_object_array_of_raw_bytes_is_refused(tmp_path: Path):
     "name", ["../../x", "/etc/passwd", "a/../../x", ".", "..", "a/../..", "", "./../x", "//etc/passwd"]
 )
 def test_paths_do_not_lead_out_of_their_folder(name: str):
-    assert below(Path("/data/pictures"), name) is None
+    assert below(Path("/data/images"), name) is None
 
 
 @pytest.mark.parametrize("name", ["x", "a/b", "./a//b", "a/../b", "..a", "a/...", "猫"])
 def test_paths_inside_are_taken(name: str):
-    found = below(Path("/data/pictures"), name)
+    found = below(Path("/data/images"), name)
     assert found is not None
-    assert found.startswith("/data/pictures/")
+    assert found.startswith("/data/images/")
 
 
 def test_lists_from_elsewhere_choose_no_file_outside(tmp_path: Path):
@@ -148,7 +148,7 @@ def test_names_in_a_zip_archive_lead_nowhere(tmp_path: Path):
     assert sorted(tmp_path.parent.rglob("escaped.jpg")) == before
 
 
-def test_odd_pictures_are_counted_by_reason(tmp_path: Path):
+def test_odd_images_are_counted_by_reason(tmp_path: Path):
     folder = tmp_path / "in" / "class"
     folder.mkdir(parents=True)
     good = jpeg(1, 300, 200)
