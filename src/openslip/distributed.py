@@ -73,6 +73,11 @@ def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x if world_size() == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
 
 
+def mean_over_ranks(total: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Float[Tensor, ""]:
+    """This rank's total over the count of all ranks, scaled so that its mean over ranks is the global mean."""
+    return total * world_size() / all_sum(count.to(total.dtype)).clamp(min=1)
+
+
 @cache
 def _cpu_group() -> Any:
     """Agreements between processes cost the device no wait; the first call is made by all ranks, as every later one."""

@@ -1,4 +1,4 @@
-"""What a run will cost before it runs; data need not be there where the config tells its size."""
+"""What a run will cost before it runs; where the config states the number of samples, no data is needed."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from openslip.config.build import Parts, build
+from openslip.config.check import is_count
 from openslip.errors import UserError
-from openslip.numbers import is_whole
 from openslip.optim import WarmupCosine
 from openslip.training.sizing.cost import StepCost, StepMemory
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
@@ -20,43 +20,43 @@ COLUMNS, ROWS = 60, 6
 
 
 def number_of_samples(source: dict[str, Any]) -> int:
-    """Of the whole collection as its config says, else counted where it lies."""
+    """Samples of the dataset as its config states them, else as counted in the files."""
     if "sources" in source:
         parts = source["sources"].items()
         return sum(round(source["weights"][name] * number_of_samples(part)) for name, part in parts)
-    return source.get("expected_samples") or len(build(source))
+    return source.get("expected_samples") or len(build(source, "data.source"))
 
 
 def is_expected(source: dict[str, Any]) -> bool:
-    """Whether any part of the number of samples is what the config says."""
+    """Whether any part of the number of samples is taken from the config."""
     return bool(source.get("expected_samples")) or any(map(is_expected, source.get("sources", {}).values()))
 
 
 def number_of_devices(settings: dict[str, Any], device: torch.device) -> int:
-    """Over all nodes; `auto` and -1 are all that this machine has.
+    """Devices over all nodes; `auto` and -1 mean all that this machine has.
 
     Raises:
         UserError: another word.
     """
     wanted = settings["devices"]
-    here = torch.cuda.device_count() if device.type == "cuda" else 1
+    present = torch.cuda.device_count() if device.type == "cuda" else 1
     if wanted in ("auto", -1, "-1"):
-        return here * settings["num_nodes"]
+        return present * settings["num_nodes"]
     if isinstance(wanted, list):
         return len(wanted) * settings["num_nodes"]
-    if not is_whole(wanted) or wanted < 1:
+    if not is_count(wanted):
         raise UserError(f"trainer.devices={wanted}: expected a number of devices, a list of theirs, or auto")
     return wanted * settings["num_nodes"]
 
 
 def values(parts: Parts, *, trained: bool) -> int:
-    """How many numbers the model and the objective hold that are trained, or that are not."""
+    """Number of parameters of model and objective that are trained, or that are not."""
     modules = (parts.model, parts.objective)
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad is trained)
 
 
 def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule: WarmupCosine) -> list[str]:
-    """Steps, epochs and the learning rate."""
+    """Lines about steps, epochs and the learning rate."""
     batch, steps = config["global_batch_size"], schedule.total_steps
     return [
         f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch"
@@ -81,19 +81,19 @@ def curve(values: list[float]) -> list[str]:
 
 
 def parameters(parts: Parts) -> list[str]:
-    """Of each part of the model, and of what only training needs."""
+    """Lines about the parameters of each part of the model, and of what only training needs."""
     rows = [(name, child) for name, child in parts.model.named_children()]
     counted = [(name, sum(p.numel() for p in module.parameters())) for name, module in rows]
-    own = sum(p.numel() for p in parts.model.parameters(recurse=False))
+    others = sum(p.numel() for p in parts.model.parameters(recurse=False))
     training = sum(p.numel() for p in parts.objective.parameters())
-    model = own + sum(count for _, count in counted)
-    counted += [("projections and scale", own)] * (own > 0)
+    model = others + sum(count for _, count in counted)
+    counted += [("projections and scale", others)] * (others > 0)
     lines = [f"  {name:24}{count / 1e6:10.2f} M" for name, count in counted]
     return [f"parameters                {model / 1e6:10.2f} M, and {training / 1e6:.2f} M in training only", *lines]
 
 
 def flops(cost: StepCost) -> list[str]:
-    """Of one sample, with captions that fill the context."""
+    """A line about the FLOPs of one sample, with captions that fill the context."""
     forward = cost.forward_flops
     return [
         f"FLOPs per sample (captions fill the context): forward {forward / 1e9:.2f} G, "
@@ -102,18 +102,18 @@ def flops(cost: StepCost) -> list[str]:
 
 
 def memories(memory: StepMemory, local: int) -> list[str]:
-    """At several slice sizes of this device's part of the batch."""
+    """Lines about the memory at several micro-batch sizes of this device's part of the batch."""
     sizes = sorted({size for size in (1, 16, 64, 256, 1024, local) if size <= local})
     lines = [f"  micro_batch_size={size:<8}{memory.bytes(size, local) / 1e9:8.2f} GB" for size in sizes]
     return [
         f"memory per device for its {local:,} samples of a step: {memory.fixed / 1e9:.2f} GB of weights, gradients and "
-        "AdamW's moments, the batch's pixels, a slice's activations; without the loss",
+        "AdamW's moments, the batch's pixels, a micro-batch's activations; without the loss",
         *lines,
     ]
 
 
 def checkpoints(memory: StepMemory, runs: Path) -> list[str]:
-    """Their size against the free disk."""
+    """A line about the size of checkpoints against the free disk."""
     folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     needed = 3 * memory.checkpoint  # two are kept while the next is written
@@ -126,16 +126,18 @@ def checkpoints(memory: StepMemory, runs: Path) -> list[str]:
 def hours(
     cost: StepCost, memory: StepMemory, steps: int, config: dict[str, Any], device: torch.device, precision: str
 ) -> list[str]:
-    """Here, from the steps that were timed, and on GPUs at a stated utilisation."""
-    here = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    """Hours on this machine, from the steps that were timed, and on GPUs at a stated utilisation."""
+    machine = (
+        f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    )
     total, local = steps * config["global_batch_size"], config["global_batch_size"]
     utilisation, counts = config["plan"]["utilisation"], config["plan"]["device_counts"]
-    again = 1 + sliced(memory, local, room(device)) / TRAINING_OVER_FORWARD
+    again = 1 + is_split(memory, local, room(device)) / TRAINING_OVER_FORWARD
     seconds = total * cost.seconds * again + steps * cost.update_seconds
     lines = [
-        f"this machine, one process ({here}, {precision}): {total / seconds:.2f} samples/s by two steps of "
+        f"this machine, one process ({machine}, {precision}): {total / seconds:.2f} samples/s by two steps of "
         f"{cost.samples}, {amount(seconds / 3600)} for the run{' *' * (again > 1)}",
-        f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak (*: in slices, with one more forward pass):",
+        f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak (*: in micro-batches, with one more forward pass):",
         f"  {'':6}" + "".join(f"{f'{count} x  ':>16}" for count in counts),
     ]
     # Blocks that are checkpointed run forward once more; a tower that is not counts as well, so this is the most.
@@ -148,7 +150,7 @@ def hours(
             if not local:
                 cells.append(f"{'-  ':>16}")
                 continue
-            again = sliced(memory, local, 1e9 * row["memory_gb"])
+            again = is_split(memory, local, 1e9 * row["memory_gb"])
             work = total * (passes + again) * cost.forward_flops
             duration = amount(work / (count * 1e12 * row["tflops"] * utilisation) / 3600)
             cells.append(f"{duration + (' *' if again else '  '):>16}")
@@ -156,13 +158,13 @@ def hours(
     return lines
 
 
-def sliced(memory: StepMemory, local: int, room: float) -> bool:
+def is_split(memory: StepMemory, local: int, room: float) -> bool:
     """Whether a device's part of the batch does not fit in one piece, as `micro_batch_size=auto` sees it."""
     return memory.bytes(local, local) > (1 - HEADROOM) * room
 
 
 def room(device: torch.device) -> float:
-    """Bytes of this machine's device."""
+    """Bytes of memory of this machine's device."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(available_memory() or "inf")

@@ -1,4 +1,4 @@
-"""The wheel works without the clone: it carries its configs, trains and predicts."""
+"""The wheel works without the clone: it carries its configs and recordings, trains, predicts and verifies."""
 
 import os
 import subprocess
@@ -35,3 +35,4 @@ def test_the_wheel_trains_and_predicts_outside_the_clone(tmp_path: Path):
     predicted = openslip("predict", "red.png", "--checkpoint", "runs/w", "--labels", "red ring,blue ring")
     assert "red ring" in predicted
     assert "%" in predicted
+    assert "76 of 76 quantities within tolerance" in openslip("verify")

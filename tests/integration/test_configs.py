@@ -1,5 +1,6 @@
 """Every option of every config group composes and builds; so does every experiment."""
 
+import math
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from openslip.config.build import build, build_evaluations, settled
+from openslip.config.build import build, build_evaluations, build_parts, settled
+from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
-from openslip.config.defaults import config_folder
+from openslip.config.search_path import config_folder
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.objective import Objective
@@ -22,8 +25,12 @@ OPTIONS = [
     (group, path.stem)
     for group in GROUPS
     for path in sorted((config_folder() / group).glob("*.yaml"))
-    if group not in ("experiment", "recipe")  # recipes are parts of models and experiments
+    if group not in ("experiment", "recipe", "method", "size")  # recipes, methods and sizes are parts of models
 ]
+MODELS = [
+    f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")
+]
+OPTIONS += [("model", model) for model in MODELS]
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {
@@ -116,6 +123,98 @@ def test_every_tower_builds(path: Path):
         assert build(settled(config)["model"][kind]).width > 0
 
 
+# What published SLIP says of each method and size (SLIP section 4; models.py and main.py), and ours for tiny.
+METHOD_ROWS = {  # objective, lr, weight decay, what it is evaluated by
+    "clip": ("openslip.objectives.clip.CLIP", 5e-4, 0.5, "builtin"),
+    "simclr": ("openslip.objectives.simclr.SimCLR", 3.2e-3, 0.1, "builtin_knn"),
+    "slip": ("openslip.objectives.slip.SLIP", 3e-3, 0.1, "builtin"),
+}
+TINY = {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
+SIZE_ROWS = {  # timm's name and arguments; text width, depth, heads; width of the joint space; of the head; batch
+    "tiny": ("vit_small_patch16_224", TINY, (64, 1, 2), 64, 256, 64),
+    "vits16": ("vit_small_patch16_224", {"num_heads": 12}, (512, 12, 8), 512, 4096, 4096),
+    "vitb16": ("vit_base_patch16_224", {}, (512, 12, 8), 512, 4096, 4096),
+    "vitl16": ("vit_large_patch16_224", {}, (512, 12, 8), 512, 4096, 4096),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_is_its_method_and_its_size(model: str):
+    config, choices = compose_config("train", [f"model={model}"])
+    method, size = model.split("_")
+    objective, lr, weight_decay, evaluation = METHOD_ROWS[method]
+    name, arguments, text, embed_dim, hidden, batch = SIZE_ROWS[size]
+    if size == "tiny":
+        lr, weight_decay = 8e-4, 0.1
+    assert choices["model"] == model
+    assert config["objective"]["_target_"] == objective
+    assert (config["optim"]["lr"], config["optim"]["weight_decay"]) == (lr, weight_decay)
+    assert config["optim"]["warmup_steps"] == (50 if size == "tiny" else None)
+    assert list(config["evaluation"]) == [evaluation]
+    assert (config["global_batch_size"], config["ssl_head"]["hidden"]) == (batch, hidden)
+    assert config["image_size"] == (32 if size == "tiny" else 224)
+    assert config["trainer"]["max_epochs"] == (None if size == "tiny" else 25)
+    assert next(iter(config["model"])) == "image_tower"  # towers draw their initial weights in the order of the keys
+    tower = config["model"].pop("image_tower")
+    assert (tower["name"], tower["arguments"]) == (name, arguments)
+    if method == "simclr":
+        assert config["model"] == {"_target_": "openslip.models.image_encoder.ImageEncoder"}
+        assert config["tokenizer"] is None
+    else:
+        tower = config["model"].pop("text_tower")
+        assert (tower["width"], tower["depth"], tower["heads"]) == text
+        assert config["model"]["embed_dim"] == embed_dim
+        assert config["model"]["logit_scale_init"] == pytest.approx(math.log(1 / 0.07), abs=1e-15)
+
+
+def test_a_tower_is_replaced_in_a_composed_model():
+    words = ["model=slip_vitb16", "model/tower@model.image_tower=vit_tiny", "model/tower@model.text_tower=text_tiny"]
+    config, choices = compose_config("train", words)
+    assert choices["model"] == "slip_vitb16"
+    assert config["model"]["image_tower"]["arguments"]["depth"] == 4
+    assert (config["model"]["text_tower"]["width"], config["model"]["embed_dim"]) == (64, 512)
+    with pytest.raises(UserError, match=r"model/tower@model\.text_tower is unknown"):
+        compose_config("train", ["model=simclr_tiny", "model/tower@model.text_tower=text_512"])
+
+
+def test_the_objective_says_at_which_scale_the_logits_start():
+    config, _ = compose_config("train", ["+objective.model.logit_scale_init=2.3"])
+    assert build_parts(config).model.get_parameter("logit_scale").item() == pytest.approx(2.3)
+
+
+def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):
+    for group in ("method", "size", "model"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "method" / "my_own.yaml").write_text(
+        (config_folder() / "method" / "clip.yaml").read_text().replace("/objective: clip", "/objective: slip")
+    )
+    (tmp_path / "size" / "mini.yaml").write_text(
+        "# @package _global_\ndefaults: [/recipe@_global_: tiny, /model/tower@model.image_tower: vit_tiny, "
+        "/model/tower@model.text_tower: text_tiny, _self_]\nmodel: {embed_dim: 7}\n"
+    )
+    (tmp_path / "model" / "slip_vitb16.yaml").write_text(
+        "# @package _global_\ndefaults: [slip_tiny, _self_]\nmodel: {embed_dim: 5}\n"
+    )
+    expected = {"my_own_vitb16": 512, "my_own_mini": 7, "slip_mini": 7, "slip_vitb16": 5}
+    for model, embed_dim in expected.items():
+        config, choices = compose_config(
+            "train", ["--config-dir", str(tmp_path), f"model={model}", "model.embed_dim=9"]
+        )
+        assert config["model"]["embed_dim"] == 9
+        config, choices = compose_config("train", [f"--config-dir={tmp_path}", f"model={model}"])
+        assert (choices["model"], config["model"]["embed_dim"]) == (model, embed_dim)
+        assert config["objective"]["_target_"] == "openslip.objectives.slip.SLIP"
+    with pytest.raises(UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, my_own, "):
+        compose_config("train", [f"--config-dir={tmp_path}", "model=my_won_mini"])
+
+
+def test_a_sweep_composes_the_models_that_training_composes():
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        swept = compose("sweep", ["model=slip_vitb16"], return_hydra_config=True)
+    assert swept.hydra.runtime.choices.model == "slip_vitb16"
+    assert swept.model.image_tower.name == "vit_base_patch16_224"
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, experiment: str):
     monkeypatch.chdir(Path(files["folder"]))
@@ -143,6 +242,9 @@ def test_every_experiment_says_what_to_expect_and_how_to_run_it(experiment: str)
     ("argument", "said"),
     [
         ("model=slip_vitb17", "did you mean model=slip_vitb16"),
+        ("model=slip_vitb17", "size vitb17 is none of: tiny, vitb16, vitl16, vits16"),
+        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, simclr, slip"),
+        ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_tiny, clip_vitb16"),
         ("trainer.max_stpes=3", "did you mean trainer.max_steps"),
         ("sede=3", "did you mean seed"),
         ("nothing_like_it=3", "nothing_like_it is unknown"),
@@ -171,6 +273,79 @@ def test_a_value_of_another_kind_is_refused_by_its_key(words: list[str], said: s
     with pytest.raises(UserError) as caught:
         compose_config("train", words)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["views.weak.scale=[0.9]"], "views.weak.scale=[0.9]: expected 2 numbers, e.g. views.weak.scale=[0.9, 1.0]"),
+        (["views.weak.scale=0.9"], "views.weak.scale=0.9: expected 2 numbers"),
+        (["views.weak.scale=[a,b]"], "views.weak.scale=['a', 'b']: expected 2 numbers"),
+        (["views.strong.augment.blur_sigma=[0.1]"], "views.strong.augment.blur_sigma=[0.1]: expected 2 numbers"),
+        (["optim.optimizer.betas=[0.9]"], "optim.optimizer.betas=[0.9]: expected 2 numbers"),
+        (["mean=[0.5]"], "mean=[0.5]: expected 3 numbers, e.g. mean=[0.485, 0.456, 0.406]"),
+        (["mean=auto"], "mean=auto: expected 3 numbers"),
+        (["image_size=[224]"], "image_size=[224]: expected a number, e.g. image_size=32"),
+        (["views.weak.size=[224]"], "views.weak.size=[224]: expected a number"),  # its default is ${image_size}
+        (["seed={a:1}"], "seed={'a': 1}: expected a number"),
+        (["data=mixture", "data.source.weights=3"], "data.source.weights=3: expected settings, each by its own key"),
+        (["views.weak=3"], "views.weak=3: expected settings, each by its own key, such as views.weak.size="),
+        (["ssl_head=3"], "ssl_head=3: expected settings"),
+        (["ssl_head={hidden:a}"], "ssl_head.hidden=a: expected a number"),
+        (["watchdog=3"], "watchdog=3: expected settings"),
+        (["plan.device_counts=3"], "plan.device_counts=3: expected a list, e.g. plan.device_counts=[1, 8, 64]"),
+        (["evaluation=folder", "evaluation.folder.templates=a {}"], "templates=a {}: expected a list"),
+        (["optim=3"], "optim=3: expected the name of a file in configs/optim/"),
+        (["model=null"], "model=null: expected the name of a file in configs/model/"),
+    ],
+)
+def test_a_value_of_another_shape_is_refused_by_its_key(words: list[str], said: str):
+    with pytest.raises(UserError) as caught:
+        compose_config("train", [*words, "evaluation.folder.source.root=x"] if "folder" in words[0] else words)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_of_cases_have_any_length():
+    words = ["plan.device_counts=[4]", "data=cc3m", "data.source.shards=[a.tar,b.tar]", "trainer.devices=[0,1]"]
+    words += ["evaluation=folder", "evaluation.folder.source.root=x", "evaluation.folder.templates=['a {}','b {}']"]
+    config, _ = compose_config("train", words)
+    assert (config["plan"]["device_counts"], config["trainer"]["devices"]) == ([4], [0, 1])
+    assert config["data"]["source"]["shards"] == ["a.tar", "b.tar"]
+    assert config["evaluation"]["folder"]["templates"] == ["a {}", "b {}"]
+    assert compose_config("eval", ["checkpoint=x", "allow=[a.B,c.D]"])[0]["allow"] == ["a.B", "c.D"]
+
+
+def check_and_build(config: dict[str, Any]) -> None:
+    check_root_values(config)
+    with torch.device("meta"):
+        build_parts(config)
+    build(config["optim"]["optimizer"], "optim.optimizer")([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("mean: [0.5]", "mean=[0.5]: expected three numbers, for red, green and blue"),
+        ("watchdog: 3", "watchdog=3: expected settings"),
+        ("views: {weak: {scale: [0.9]}}", r"objective.views.image.scale=[0.9]: expected [low, high]"),
+        ("views: {weak: 3}", "objective.views.image=3: expected settings with a _target_"),
+        ("views: {strong: {augment: {blur_sigma: [0.1]}}}", "augment.blur_sigma=[0.1]: expected [least, most]"),
+        ("model: {embed_dim: [2]}", "model: openslip.models.dual_encoder.DualEncoder(embed_dim=[2], "),
+        ("model: {image_tower: {name: 3}}", "model.image_tower: openslip.models.timm_tower.TimmTower(name=3, "),
+        ("optim: {optimizer: {betas: [0.9]}}", "optim.optimizer: torch.optim.AdamW(lr=0.0008, betas=[0.9], "),
+        ("optim: {optimizer: {_target_: torch.optim.Adan}}", "No module named 'torch.optim.Adan'"),
+    ],
+)
+def test_a_file_with_a_value_of_another_shape_is_an_error_that_names_its_key(tmp_path: Path, written: str, said: str):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{written}\n")
+    config, _ = compose_config("train", ["--config-dir", str(tmp_path), "experiment=mine"])
+    with pytest.raises(UserError) as caught:
+        check_and_build(config)
+    for part in said.split(".*"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_auto_null_and_numbers_stand_where_a_number_is_the_default():

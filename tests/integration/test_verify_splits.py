@@ -26,7 +26,7 @@ SPLITS = (*IN_ONE_PROCESS, *ON_RANKS)
 
 
 class Mixing(CLIP):
-    """Centres the features of a slice, which an objective must not do in `encode`."""
+    """Centres the features of a micro-batch, which an objective must not do in `encode`."""
 
     def encode(self, model: nn.Module, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
         return {key: x - x.mean(dim=0) for key, x in super().encode(model, batch).items()}  # pyright: ignore
@@ -54,16 +54,16 @@ def clip(objective: type[CLIP]) -> StepParts:
     return parts(small_model("clip")[0], objective(gather_with_grad=True, max_logit_scale=4.6))
 
 
-def test_splits_cover_the_batch_in_one_two_and_five_slices_plain_and_in_tiles():
-    assert WHOLE.slices == (GLOBAL_BATCH,)
+def test_splits_cover_the_batch_in_one_two_and_five_micro_batches_plain_and_in_tiles():
+    assert WHOLE.sizes == (GLOBAL_BATCH,)
     for some, ranks in (((WHOLE, *IN_ONE_PROCESS), 1), (ON_RANKS, 2)):
         assert {split.ranks for split in some} == {ranks}
-        assert {ranks * sum(split.slices) for split in some} == {GLOBAL_BATCH}
-        assert {(split.tile, len(split.slices)) for split in some} == {
+        assert {ranks * sum(split.sizes) for split in some} == {GLOBAL_BATCH}
+        assert {(split.tile, len(split.sizes)) for split in some} == {
             *((None, 1), (None, 2), (None, 5)),
             *((TILE, 1), (TILE, 5)),
         }
-        assert all(len(set(split.slices)) > 1 for split in some if len(split.slices) > 1)
+        assert all(len(set(split.sizes)) > 1 for split in some if len(split.sizes) > 1)
         assert all(GLOBAL_BATCH // ranks % split.tile for split in some if split.tile)
 
 
@@ -89,13 +89,13 @@ def test_faults_are_noticed_where_they_are_and_nowhere_else(capsys: pytest.Captu
     assert capsys.readouterr().out.count("OUT") == len(expected)
 
 
-def test_an_objective_that_mixes_the_samples_of_a_slice_is_noticed(monkeypatch: pytest.MonkeyPatch):
+def test_an_objective_that_mixes_the_samples_of_a_micro_batch_is_noticed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(splits, "rows_on_ranks", lambda *_: [])
     rows = split_rows(clip(Mixing), small_batch(GLOBAL_BATCH))
     assert {row.quantity for row in rows if not row.ok} == {
         f"{split}: {kind}"
         for split in IN_ONE_PROCESS
-        if len(split.slices) > 1
+        if len(split.sizes) > 1
         for kind in ("loss terms", "gradients", "weights")
     }
 
@@ -154,17 +154,17 @@ def test_the_command_proves_a_config_and_says_what_it_covers(capsys: pytest.Capt
 def test_the_command_fails_where_one_split_has_another_gradient(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def off_in_two_slices(objective: Objective, model: nn.Module, batch: Any, slices: tuple[int, ...]) -> Any:
-        terms = loss_in_slices(objective, model, batch, slices)
-        if len(slices) == 2:
+    def off_in_two_micro_batches(objective: Objective, model: nn.Module, batch: Any, sizes: tuple[int, ...]) -> Any:
+        terms = loss_in_slices(objective, model, batch, sizes)
+        if len(sizes) == 2:
             terms["loss"].register_hook(lambda gradient: gradient * (1 + 1e-6))
         return terms
 
-    monkeypatch.setattr(split_step, "loss_in_slices", off_in_two_slices)
+    monkeypatch.setattr(split_step, "loss_in_slices", off_in_two_micro_batches)
     monkeypatch.setattr(splits, "rows_on_ranks", lambda *_: [])  # other processes would not see the fault
     assert verify_splits(*TINY) == 1
     out = [line for line in capsys.readouterr().out.splitlines() if "OUT" in line]
-    assert [line.split("  ")[0] for line in out] == ["1 process x 2 slices (5+7): gradients"]
+    assert [line.split("  ")[0] for line in out] == ["1 process x 2 micro-batches (5+7): gradients"]
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])

@@ -1,6 +1,4 @@
 import argparse
-import gzip
-import json
 import math
 import os
 from dataclasses import replace
@@ -19,8 +17,9 @@ from openslip.errors import UserError
 from openslip.inference.formats.slip import detect, from_published, import_checkpoint, our_name, published_name
 from openslip.inference.strip import strip
 from openslip.models.dual_encoder import DualEncoder
+from openslip.verify.files import RECORDINGS, read_json
 
-PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+OFFICIAL = read_json(RECORDINGS / "official_models.json")
 # Widths from which the heads can be read, since they are multiples of 64.
 SMALL = Dims(
     batch=4,
@@ -41,11 +40,6 @@ SMALL = Dims(
     ssl_scale=1.0,
     epochs=1,
 )
-
-
-def official(name: str) -> dict[str, Any]:
-    with gzip.open(PUBLISHED / "official_models.json.gz") as file:
-        return json.loads(file.read())[name]
 
 
 def training_checkpoint(state: dict[str, Tensor], arguments: Any) -> dict[str, Any]:
@@ -73,7 +67,7 @@ def test_a_published_vit_small_loads_strips_to_its_weights_and_predicts_the_same
     torch.manual_seed(0)
     noise = torch.randn(1_000_003)  # drawing 105 million numbers would take seconds
     state = {}
-    for name, shape in official("SLIP_VITS16")["state"].items():
+    for name, shape in OFFICIAL["SLIP_VITS16"]["state"].items():
         count = math.prod(shape)
         gain = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
         state[name] = gain * noise.repeat(count // len(noise) + 1)[:count].view(shape)
@@ -141,10 +135,8 @@ def test_arguments_of_any_form_load(arguments: Any, heads: int):
 
 
 def test_heads_are_read_by_name_and_by_width():
-    with gzip.open(PUBLISHED / "official_models.json.gz") as file:
-        models = json.loads(file.read())
     for name in ("SLIP_VITS16", "CLIP_VITB16", "SIMCLR_VITL16"):
-        model = models[name]
+        model = OFFICIAL[name]
         with torch.device("meta"):
             state = {key: torch.empty(shape) for key, shape in model["state"].items()}
         for arguments in (argparse.Namespace(model=name), None):
@@ -162,7 +154,7 @@ def test_heads_are_read_by_name_and_by_width():
 
 @pytest.mark.parametrize("name", ["CLIP_VITB16", "SLIP_VITS16", "SIMCLR_VITL16"])
 def test_every_published_name_maps_to_ours_and_back(name: str):
-    names = list(official(name)["state"])
+    names = list(OFFICIAL[name]["state"])
     ours = from_published(dict.fromkeys(names))
     assert len(ours) == len(names)
     assert [published_name(key) for key in ours] == names

@@ -1,9 +1,7 @@
 # ruff: noqa: RUF001
 import html
-import json
 import pickle
 import random
-from pathlib import Path
 from typing import Any
 
 import ftfy
@@ -14,8 +12,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from openslip.errors import UserError
 from openslip.text import clip_bpe as module
 from openslip.text.clip_bpe import ClipBpe
+from openslip.verify.files import RECORDINGS, read_json
 
-RECORDED = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text(encoding="utf-8"))
+RECORDED = read_json(RECORDINGS / "tokenizer.json")
 WORDS = [
     "a",
     "photo",

@@ -1,4 +1,3 @@
-import gzip
 import json
 import re
 import shutil
@@ -9,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_folder import METHODS, OTHER_DIMS, unpack_published, write_folder
+from pack_recordings import FILES, pack
+from reference_folder import METHODS, OTHER_DIMS, write_folder
 
+from openslip.__main__ import run as openslip
 from openslip.errors import UserError
 from openslip.verify import compare, verify
 from openslip.verify.deviation import TOLERANCES, Row
+from openslip.verify.files import RECORDINGS, packed, read_arrays, read_json
 from openslip.verify.ranks import compare_ranks, repeat_on_ranks
-from openslip.verify.recording import Run, find_driven, read_arrays, read_run, train
+from openslip.verify.recording import Run, find_driven, read_run, train
 from openslip.verify.runs import Repeated, compare_run, repeat_run, run_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
 from openslip.verify.zero_shot import zero_shot_rows
-
-DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,16 +32,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("published")
-    unpack_published(DATA / "published", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other")
-    captions = json.loads((DATA / "tokenizer.json").read_text())
+    captions = read_json(RECORDINGS / "tokenizer.json")
     write_folder(folder, dims=OTHER_DIMS, seed=3, num_batches=3, steps=5, captions=captions)
     return folder
 
@@ -56,8 +49,8 @@ def out_of_tolerance(rows: list[Row]) -> set[str]:
     return {row.quantity for row in rows if not row.ok}
 
 
-def test_we_compute_what_the_published_code_computed(published: Path, capsys: pytest.CaptureFixture[str]):
-    assert verify(published, "cpu", "float32") == 0
+def test_we_compute_what_the_published_code_computed(capsys: pytest.CaptureFixture[str]):
+    assert openslip(["verify"]) == 0
     printed = capsys.readouterr().out
     assert "76 of 76 quantities within tolerance" in printed
     assert "skipped" not in printed
@@ -91,8 +84,20 @@ def test_bfloat16_is_within_its_stated_tolerances(other: Path):
     assert out_of_tolerance(run_rows(other, "slip", "cpu", "bfloat16")) == set()
 
 
-def test_the_zero_gradient_list_is_what_the_mathematics_says(published: Path):
-    run = read_run(published, "simclr")
+def test_packed_recordings_are_the_recordings_bit_by_bit(other: Path, tmp_path: Path):
+    pack(other, tmp_path)
+    for file in FILES:
+        (there, here) = (read_arrays(folder / f"{file}.npz") for folder in (other, tmp_path))
+        assert list(there) == list(here)
+        for key, array in there.items():
+            assert (array.dtype, array.shape) == (here[key].dtype, here[key].shape)
+            assert array.tobytes() == here[key].tobytes(), key
+        assert packed(tmp_path / f"{file}.npz").stat().st_size < (other / f"{file}.npz").stat().st_size
+    assert read_json(tmp_path / "official_models.json") == read_json(other / "official_models.json")
+
+
+def test_the_zero_gradient_list_is_what_the_mathematics_says():
+    run = read_run(RECORDINGS, "simclr")
     driven = find_driven(run, train(run, "cpu", "float64"))
     found = {name: mask for name, mask in driven.zero.items() if mask.any()}
     width = run.dims["vision_width"]
@@ -306,8 +311,6 @@ def test_what_cannot_be_verified_is_named(tmp_path: Path):
 
 
 def test_the_nine_published_models_have_the_parameters_of_the_paper_code():
-    with gzip.open(DATA / "published" / "official_models.json.gz") as file:
-        recorded = json.loads(file.read())
-    counts = {name: model["parameters"] for name, model in recorded.items()}
+    counts = {name: model["parameters"] for name, model in read_json(RECORDINGS / "official_models.json").items()}
     assert counts["SLIP_VITB16"] == 170_616_321
     assert len(counts) == 9

@@ -47,7 +47,7 @@ class Ranks:
 def serve(rank: int, world_size: int, store: str, tasks: Any, results: Any) -> None:
     warnings.simplefilter("error")  # as pytest has it in its own process
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor would sync heads' buffers
-    warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated")  # open_clip's
+    warnings.filterwarnings("ignore", r"`?torch\.distributed\.[\w.]*all_gather\w*`? is deprecated")  # open_clip's
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     while (task := tasks.get()) is not None:

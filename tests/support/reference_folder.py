@@ -4,10 +4,8 @@ Everything is spelled out on a dict of tensors under the published names, from t
 README: attention as a softmax over explicit products, ranks as rows of one big batch.
 """
 
-import gzip
 import json
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -457,26 +455,3 @@ def _official() -> dict:
             "heads": heads,
         }
     return models
-
-
-def unpack_published(source: Path, folder: Path) -> None:
-    """The published recordings as a folder of the format; where they are kept, equal arrays stand once."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for path in source.glob("*.npz"):
-        with np.load(path, allow_pickle=False) as file:
-            parts[path.stem] = {key: file[key] for key in file.files}
-    batches = {key: array for i in range(4) for key, array in parts[f"batch{i}"].items()}
-    initial = parts["slip_init"]
-    for method in METHODS:
-        own = parts[f"{method}_step"] | parts[f"{method}_grad"] | parts[f"{method}_final"]
-        states = [key.removeprefix("final/") for key in own if key.startswith("final/")]
-        init = {f"init/{name}": initial[f"init/{name}"] for name in states} | parts.get(f"{method}_init", {})
-        np.savez(folder / f"{method}.npz", allow_pickle=False, **batches, **init, **own)
-    ranks = {key: array for method in METHODS for key, array in parts[f"{method}_ranks"].items()}
-    np.savez(folder / "two_ranks.npz", allow_pickle=False, **ranks)
-    np.savez(folder / "zero_shot.npz", allow_pickle=False, **parts["zero_shot"])
-    shutil.copy(source / "meta.json", folder)
-    shutil.copy(source.parent / "lr_schedules.json", folder)
-    shutil.copy(source.parent / "tokenizer.json", folder)
-    with gzip.open(source / "official_models.json.gz") as file:
-        (folder / "official_models.json").write_bytes(file.read())

@@ -59,7 +59,7 @@ def test_truncated_captions_are_told():
 
 
 def test_edits_delete_and_swap_words_and_invent_none():
-    text = "a small red ring on a large blue cross"
+    text: str = "a small red ring on a large blue cross"
     edited = [RandomEdits(delete=0.3, swap=0.2)(text, np.random.default_rng(seed)).split() for seed in range(500)]
     words = Counter(text.split())
     assert all(not Counter(each) - words and each for each in edited)

@@ -1,8 +1,5 @@
 """Learning rate and parameter groups against the published tables."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from small_models import small_model
@@ -11,8 +8,9 @@ from openslip.errors import UserError
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.optim import WarmupCosine, is_decayed, param_groups
+from openslip.verify.files import RECORDINGS, read_json
 
-RECIPES = json.loads((Path(__file__).parents[1] / "data" / "lr_schedules.json").read_text())
+RECIPES = read_json(RECORDINGS / "lr_schedules.json")
 
 
 @pytest.mark.parametrize("name", RECIPES)

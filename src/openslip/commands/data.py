@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "convert": "another layout of a collection to tar shards: openslip data convert table pictures.csv shards",
+    "convert": "another layout of a dataset to tar shards: openslip data convert table images.csv shards",
     "index": "scan shards once, so that training starts at once: openslip data index shards",
-    "check": "what a collection holds: openslip data check shards --decode --contact-sheet sheet.png",
+    "check": "what a dataset holds: openslip data check shards --decode --contact-sheet sheet.png",
 }
 TARGET = (
     "a data config (cc3m, yfcc15m, ...) with overrides such as data.source.shards=..., or paths and addresses of shards"
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
 
 def convert(arguments: list[str]) -> int:
-    """Writes shards; the same command goes on where it was interrupted."""
+    """Write shards; the same command resumes where it was interrupted."""
     from rich.console import Console
 
     from openslip.data.convert import descriptions
@@ -50,17 +50,19 @@ def convert(arguments: list[str]) -> int:
         f"layouts, each with options of its own (openslip data convert LAYOUT --help):\n{purposes}",
     )
     parser.add_argument("layout", metavar="LAYOUT", help="one of those above")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="the collection's folder or table")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the dataset's folder or table")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
-    parser.add_argument("--resize", type=int, metavar="SIDE", help="short side of larger pictures, such as 256")
-    parser.add_argument("--quality", type=int, default=QUALITY, help=f"of JPEGs encoded anew, {QUALITY}")
+    parser.add_argument(
+        "--resize", type=int, metavar="SIDE", help="short side to which larger images are resized, such as 256"
+    )
+    parser.add_argument("--quality", type=int, default=QUALITY, help=f"of JPEGs that are encoded again, {QUALITY}")
     parser.add_argument(
         "--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that write shards, 2")
     parser.add_argument("--name", default="shard", help="of the shards: NAME-000000.tar")
-    own = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
-    for name, (kind, many, purpose) in own.items():
+    extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
+    for name, (kind, many, purpose) in extra.items():
         flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
         parser.add_argument(
             flag,
@@ -77,7 +79,7 @@ def convert(arguments: list[str]) -> int:
             options["layout"],
             options["root"],
             options["out"],
-            options={name: options[name] for name in own},
+            options={name: options[name] for name in extra},
             samples_per_shard=options["samples_per_shard"],
             resize=options["resize"],
             quality=options["quality"],
@@ -97,16 +99,16 @@ def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
 
     records = find_records(layout)
     purposes = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(records) or "", re.MULTILINE))
-    found = {}
+    options = {}
     for name, parameter in inspect.signature(records).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             written = str(parameter.annotation)
-            found[name] = (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
-    return found
+            options[name] = (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
+    return options
 
 
 def index(arguments: list[str]) -> int:
-    """Scans, and tells what was found."""
+    """Scan shards and print what they hold."""
     parser = argparse.ArgumentParser("openslip data index", description=COMMANDS["index"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
@@ -126,17 +128,17 @@ def index(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """Reads every sample and prints figures."""
+    """Read every sample and print statistics."""
     parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
     parser.add_argument(
-        "--expected", type=number, metavar="N", help="samples of the whole collection; configs know theirs"
+        "--expected", type=number, metavar="N", help="samples of the whole dataset; configs state theirs"
     )
-    parser.add_argument("--decode", action="store_true", help="decode every picture and list those that cannot be")
+    parser.add_argument("--decode", action="store_true", help="decode every image and list those that fail")
     parser.add_argument("--limit", type=number, metavar="N", help="look at N evenly spaced samples")
     parser.add_argument(
-        "--contact-sheet", type=Path, metavar="FILE", help="draw 24 pictures with their captions: .png, .jpg"
+        "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
     )
     parser.add_argument("--unreadable", type=Path, metavar="FILE", help="write all samples that cannot be used: .jsonl")
     parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
@@ -149,7 +151,7 @@ def check(arguments: list[str]) -> int:
     source = open_source(options.target, options.require)
     lines = check_source(
         source,
-        build(compose_config("train", [])[0]["tokenizer"]),
+        build(compose_config("train", [])[0]["tokenizer"], "tokenizer"),
         expected_samples=options.expected or source.expected_samples,
         decode=options.decode,
         limit=options.limit,
@@ -177,7 +179,7 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="what a sample must have to count; null: the picture alone (a config says it itself)",
+        help="what a sample must have to count; null: the image alone (a config states its own)",
     )
 
 
@@ -185,7 +187,7 @@ def open_source(target: list[str], require: str) -> Any:
     """The source of a data config, or of shards named by path."""
     from openslip.config.build import build
     from openslip.config.compose import compose_config
-    from openslip.config.defaults import config_folder
+    from openslip.config.search_path import config_folder
     from openslip.data.sources.shards import ShardSource
     from openslip.errors import UserError
 
@@ -195,6 +197,6 @@ def open_source(target: list[str], require: str) -> Any:
         raise UserError(f"{first}: neither a path nor a data config; did you mean {near[0]}?")
     config, _ = compose_config("train", [f"data={first}", *more] if first in known else [])
     if first in known:
-        return build(config["data"]["source"])
+        return build(config["data"]["source"], "data.source")
     required = None if require == "null" else require
-    return ShardSource(shards=target, require=required, cache=build(config["shard_cache"]))  # pyright: ignore[reportArgumentType]
+    return ShardSource(shards=target, require=required, cache=build(config["shard_cache"], "shard_cache"))  # pyright: ignore[reportArgumentType]

@@ -57,7 +57,7 @@ def examine(runs_folder: Path) -> list[Finding]:
 
 
 def versions() -> Finding:
-    named = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pytorch-lightning", "timm")}
+    named = {name: importlib.metadata.version(name) for name in ("torch", "pytorch-lightning", "timm")}
     return Finding("versions", f"python {platform.python_version()}, " + ", ".join(map(" ".join, named.items())))
 
 

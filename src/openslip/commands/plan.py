@@ -29,7 +29,7 @@ from openslip.training.sizing.cost import StepMemory, measure_step
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the plan of the run that `openslip train` with the same words would make."""
+    """Print the plan of the run that `openslip train` with the same arguments would make."""
     config, _ = compose_config("train", arguments)
     check_root_values(config)
     settings = config["trainer"]
@@ -38,12 +38,12 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cuda" if on_gpu(settings["accelerator"]) else "cpu")
     local = local_batch_size(config["global_batch_size"], number_of_devices(settings, device))
     for options in config["towers"].values():
-        options["compile"] = False  # a compiler would be timed, and not the steps
+        options["compile"] = False  # else the compiler would be timed, not the steps
     samples = number_of_samples(config["data"]["source"])
     steps_per_epoch = samples // config["global_batch_size"]
     if not steps_per_epoch:
         raise UserError(
-            f"global_batch_size={config['global_batch_size']} is more than the collection's {samples} samples: lower it"
+            f"global_batch_size={config['global_batch_size']} is more than the dataset's {samples} samples: lower it"
         )
     schedule = planned_schedule(config, steps_per_epoch)
     say(*length(config, samples, steps_per_epoch, schedule), "")
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         parts.objective,
         lambda size: example_batch(parts.views, size),
         config["global_batch_size"],
-        build(config["optim"]["optimizer"]),
+        build(config["optim"]["optimizer"], "optim.optimizer"),
         precision,
         device,
         TIMED_SHARE * room(device),

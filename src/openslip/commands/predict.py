@@ -17,6 +17,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--template", action="append", help='prompt such as "a {} in a movie."; may be repeated')
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
+    parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
         else [label.strip() for label in options.labels.split(",") if label.strip()]
     )
     classifier = ZeroShotClassifier(
-        load(options.checkpoint, device=options.device, allow=options.allow),
+        load(options.checkpoint, device=options.device, allow=options.allow, format=options.format),
         labels,
         options.template or ("a photo of a {}.",),
     )

@@ -11,8 +11,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
     parser.add_argument("target", metavar="OUT", help="the file to write")
     parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
+    parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
     options = parser.parse_args(arguments)
 
-    before, after = strip(options.source, options.target, allow=options.allow)
+    before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
     print(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0

@@ -14,31 +14,31 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from openslip import signals
-from openslip.config.defaults import config_folder
+from openslip.config.search_path import config_folder
 
 
 def main(arguments: list[str]) -> None:
     """Run Hydra's multirun with these words."""
-    # Said here and not by the config, with which a mistake in another setting is reported as the lack of it.
+    # Not in the config, where an error in another setting would be reported as the lack of this one.
     sys.argv = ["openslip sweep", "--multirun", *arguments]
     combination()
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="sweep")
 def combination(config: DictConfig) -> None:
-    """Trains one combination; `config` is not used, because the run composes its own as on the command line."""
+    """Train one combination; `config` is not used, because the run composes its own as on the command line."""
     job = HydraConfig.get()
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     command = [sys.executable, "-m", "openslip", "train", *job.overrides.task]
     code = run([*command, *(f"--config-dir={folder}" for folder in folders)])
     if code == signals.EXIT_CODE or -code in signals.STOPPING:
-        sys.exit(signals.EXIT_CODE)  # whoever stops a run stops the sweep
+        sys.exit(signals.EXIT_CODE)  # a signal to a run stops the sweep
     if code:
         raise CompactHydraException(f"the run ended with exit code {code}, and has said why")
 
 
 def run(command: list[str]) -> int:
-    """The command's exit code; signals are passed on, instead of ending or requeueing what has not been saved."""
+    """Run a command and return its exit code; signals are passed on to it, so that it saves before it ends."""
     process = subprocess.Popen(command)
     handlers = {
         number: signal.signal(number, lambda received, _: process.send_signal(received)) for number in signals.STOPPING

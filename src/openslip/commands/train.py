@@ -68,6 +68,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         load_tower_weights(parts.model, config["towers"], tuple(config["allow"]))
     data = build(
         config["data"],
+        "data",
         views=parts.views,
         global_batch_size=config["global_batch_size"],
         seed=config["seed"],
@@ -95,7 +96,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     pretrainer = Pretrainer(
         model=parts.model,
         objective=parts.objective,
-        optimizer=build(optim["optimizer"]),
+        optimizer=build(optim["optimizer"], "optim.optimizer"),
         weight_decay=optim["weight_decay"],
         layer_decay=optim["layer_decay"],
         clip_norm=optim["clip_norm"],
@@ -111,10 +112,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
     choose_tf32(config["tf32"])
     trainer = build(
         settings | {"max_steps": schedule.total_steps, "max_epochs": -1},
+        "trainer",
         # The order in which they do their part at the end of a step: whoever saves comes after whoever changes state.
         callbacks=[
             *([ChooseSlices(run.folder / "micro_batch_size.json", longest)] if choose_slices else []),
-            *(build(callback) for callback in config["callbacks"].values()),
+            *(build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()),
             evaluate,
             Preemption(),
             Watch(),
@@ -192,7 +194,7 @@ def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosi
     if warmup_steps is None:
         warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
     total_steps = planned_steps(config["trainer"], steps_per_epoch)
-    return build(optim["schedule"], warmup_steps=warmup_steps, total_steps=total_steps)
+    return build(optim["schedule"], "optim.schedule", warmup_steps=warmup_steps, total_steps=total_steps)
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
@@ -203,7 +205,7 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
             # Other ranks than the first log nothing, and may not see the folder.
             own = {"name": run.folder.name, "version": run.identifier() if is_first() else run.folder.name}
             named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
-            logger = build(logger_config, save_dir=str(run.folder), **named)
+            logger = build(logger_config, f"logger.{name}", save_dir=str(run.folder), **named)
             logger.log_hyperparams(without_secrets(config))
         except Exception as error:
             say(f"logger {name} did not start and is left out: {error}")

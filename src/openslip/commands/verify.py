@@ -12,6 +12,7 @@ from openslip.data.view import example_batch
 from openslip.errors import UserError
 from openslip.verify import verify
 from openslip.verify import verify_splits as verify_step
+from openslip.verify.files import RECORDINGS
 from openslip.verify.split_step import StepParts
 from openslip.verify.splits import GLOBAL_BATCH
 
@@ -23,10 +24,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=__doc__,
-        epilog="openslip verify --splits [KEY=VALUE ...]: 1 process and 2 ranks x 1, 2 and 5 slices, losses plain and "
-        "in tiles, make the same gradients, statistics and weights with your config, in float64",
+        epilog="openslip verify --splits [KEY=VALUE ...]: 1 process and 2 ranks x 1, 2 and 5 micro-batches, losses "
+        "plain and in tiles, give the same gradients, statistics and weights with your config, in float64",
     )
-    parser.add_argument("folder", type=Path, help="recorded figures")
+    parser.add_argument("folder", nargs="?", type=Path, default=RECORDINGS, help="recordings; the published code's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
     options = parser.parse_args(arguments)
@@ -52,7 +53,7 @@ def verify_splits(arguments: list[str]) -> int:
     step = StepParts(
         model=parts.model,
         objective=parts.objective,
-        optimizer=build(optim["optimizer"]),
+        optimizer=build(optim["optimizer"], "optim.optimizer"),
         weight_decay=optim["weight_decay"],
         layer_decay=optim["layer_decay"],
     )

@@ -1,14 +1,16 @@
-"""What a config describes, built: any `_target_`, and the parts of a training step."""
+"""Builds what a config describes: any `_target_`, and the parts of a training step."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from openslip.config.explain import full_key
+from openslip.config.check import lookup
 from openslip.data.view import View
 from openslip.errors import UserError, first_line
 from openslip.evaluation.evaluation import Evaluation
@@ -17,18 +19,51 @@ from openslip.objectives.objective import Objective
 from openslip.text.tokenizer import Tokenizer
 from openslip.training.towers import prepare_towers
 
-SCHEDULE = ("every_n_epochs", "every_n_steps")  # keys of an evaluation's config that are no arguments
+SCHEDULE = {"every_n_epochs", "every_n_steps"}  # keys of an evaluation's config that are no arguments
 
 
-def build(config: dict[str, Any], **extra: Any) -> Any:
-    """The object whose `_target_` a config names; its mistakes name the key."""
+def build(config: Any, key: str = "", /, **extra: Any) -> Any:
+    """Build the object whose `_target_` a config names.
+
+    Args:
+        config: settings with a `_target_`; with `_partial_`, what is returned is still to be called.
+        key: of these settings in the whole config, for messages.
+        extra: further arguments.
+
+    Raises:
+        UserError: whatever the constructor raises, with its key, its name and the arguments that the config gives.
+    """
+    if not isinstance(config, dict) or "_target_" not in config:
+        raise UserError(f"{key}={config}: expected settings with a _target_")
     try:
-        return instantiate(config, _convert_="all", **extra)
+        built = instantiate(config, _convert_="all", **extra)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"{config.get('_target_')}: {first_line(cause or error)}{full_key(error)}") from error
+        cause = error.__cause__ or error
+        if "Error locating target" in str(error):
+            cause = cause.__cause__ or cause
+        nested = re.search(r"full_key: (\S+)", str(error))
+        path = nested.group(1) if nested else ""
+        inner = lookup(config, path)
+        raise _error(cause, inner if isinstance(inner, dict) else config, f"{key}.{path}".strip(".")) from error
+    return partial(_call, built, config, key) if isinstance(built, partial) else built
+
+
+def _call(function: Callable[..., Any], config: dict[str, Any], key: str, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise _error(error, config, key) from error
+
+
+def _error(error: BaseException, config: dict[str, Any], key: str) -> UserError:
+    if isinstance(error, UserError):
+        named = str(error).partition("=")[0] in config  # it begins with an argument, whose full key is known here
+        return type(error)(f"{key}.{error}") if key and named else error
+    given = {name: value for name, value in config.items() if name not in ("_target_", "_partial_")}
+    plain = [
+        f"{name}={value}" for name, value in given.items() if not (isinstance(value, dict) and "_target_" in value)
+    ]
+    return UserError(f"{f'{key}: ' if key else ''}{config.get('_target_')}({', '.join(plain)}): {first_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -42,16 +77,17 @@ class Parts:
 
 
 def build_parts(config: dict[str, Any]) -> Parts:
-    """The parts; the objective is not yet set up for the model, and no data is looked at."""
+    """Build the parts; the objective is not yet set up for the model, and no data is read."""
     config = settled(config)
-    objective = config["objective"]
-    arguments = {key: value for key, value in objective.items() if key not in ("views", "model")}
-    model = build(config["model"])
-    parts = Parts(
+    # Its views are built here, and model configs have read what it wants of the model.
+    objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
+    model, objective = build(config["model"], "model"), build(objective_config, "objective")
+    prepare_towers(model, config["towers"])
+    return Parts(
         model=model,
-        objective=build(arguments),
-        views={name: build(view) for name, view in objective["views"].items()},
-        tokenizer=build(config["tokenizer"]) if config["tokenizer"] else None,
+        objective=objective,
+        views={name: build(view, f"objective.views.{name}") for name, view in config["objective"]["views"].items()},
+        tokenizer=build(config["tokenizer"], "tokenizer") if config["tokenizer"] else None,
     )
     prepare_towers(model, config["towers"])
     return parts
@@ -66,7 +102,7 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
     text_tower = config["model"].get("text_tower")
     if not text_tower or not config["tokenizer"]:
         return config
-    tokenizer = build(config["tokenizer"])
+    tokenizer = build(config["tokenizer"], "tokenizer")
     sizes = {"vocab_size": tokenizer.vocab_size, "context_length": tokenizer.context_length}
     filled = {key: sizes[key] if key in sizes and value == "auto" else value for key, value in text_tower.items()}
     for key, size in sizes.items():
@@ -76,18 +112,18 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
-    """Evaluations by name, each with the schedule of its config."""
+    """Build the evaluations, each with the schedule of its config."""
     evaluations = {}
-    for name, described in config.items():
-        schedule = {key: described[key] for key in SCHEDULE if key in described}
-        evaluations[name] = build({key: value for key, value in described.items() if key not in SCHEDULE})
-        for key, value in schedule.items():
-            setattr(evaluations[name], key, value)
+    for name, options in config.items():
+        arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
+        evaluations[name] = build(arguments, f"evaluation.{name}")
+        for key in SCHEDULE & options.keys():
+            setattr(evaluations[name], key, options[key])
     return evaluations
 
 
 def load_tower_weights(model: nn.Module, options: dict[str, dict[str, Any]], allow: Collection[str] = ()) -> None:
-    """Towers start as those of the checkpoints that the config's `towers` names. Zhai et al. 2021, arXiv:2111.07991.
+    """Copy the towers of the checkpoints that the config's `towers` names. Zhai et al. 2021, arXiv:2111.07991.
 
     Args:
         model: to be trained.
@@ -102,12 +138,12 @@ def load_tower_weights(model: nn.Module, options: dict[str, dict[str, Any]], all
         if path is None:
             continue
         loaded = load(path, allow=allow).model
-        there, here = (dict(each.named_children()).get(f"{kind}_tower") for each in (loaded, model))
-        if there is None or here is None:
-            which = f"{path} has" if there is None else "the model to be trained has"
+        stored, tower = (dict(owner.named_children()).get(f"{kind}_tower") for owner in (loaded, model))
+        if stored is None or tower is None:
+            which = f"{path} has" if stored is None else "the model to be trained has"
             raise UserError(f"towers.{kind}.weights={path}: {which} no {kind} tower; set it to null")
         try:
-            here.load_state_dict(there.state_dict())
+            tower.load_state_dict(stored.state_dict())
         except RuntimeError as error:
             differences = str(error).splitlines()[1:]
             raise UserError(

@@ -1,65 +1,134 @@
-"""Whether the values of a config are of the right kind, before anything is built of them."""
+"""Checks the values of a config before anything is built of them."""
 
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from openslip.config.defaults import default_values, flatten
+from openslip.config.defaults import default_config, is_choice
 from openslip.errors import UserError
-from openslip.numbers import is_number, is_whole
+from openslip.numbers import is_number
 
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
 
 
-def check_kinds(name: str, overrides: list[str], resolved: dict[str, Any]) -> None:
-    """A word where the default is a number, or something else than true or false, is refused by its key.
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number as a person means it: for Python `true` is 1 as well."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    `auto` and null stand for a number in many places; whoever reads the value knows in which.
+
+def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], config: dict[str, Any]) -> None:
+    """Check that values on the command line have the shape of the defaults that they replace.
+
+    Args:
+        name: the root config's.
+        overrides: words of the command line.
+        folders: of the user's own configs.
+        config: composed with these overrides, unresolved.
+
+    Raises:
+        UserError: a word where the default is a number, a number for a list, two numbers for three, ...
     """
-    values = flatten(resolved)
-    given = {key: values[key] for word in overrides if (key := word.partition("=")[0]) in values}
-    groups = [word for word in overrides if word.partition("=")[0] not in given]
-    if not any(isinstance(value, str | bool) and value != "auto" for value in given.values()):
+    choices = tuple(word for word in overrides if is_choice(word, folders))
+    if len(choices) == len(overrides):
         return
-    defaults = default_values(name, groups)
-    for key, value in given.items():
-        default = defaults.get(key)
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise UserError(f"{key}={value}: expected true or false")
-        if is_number(default) and not is_number(value) and value not in (None, "auto"):
-            raise UserError(f"{key}={value}: expected a number, e.g. {key}={default}")
+    defaults = default_config(name, choices, tuple(folders))
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+")
+        for mismatch in mismatches(key, lookup(config, key), lookup(defaults, key)):
+            raise UserError(mismatch)
+
+
+def lookup(config: Any, key: str) -> Any:
+    """The value under a dotted key, or None."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
+    """Yield where a value differs in shape from its default; null, `auto` and interpolations may stand for anything."""
+    if any(x is None or (isinstance(x, str) and ("${" in x or x == "???")) for x in (value, default)):
+        return
+    if isinstance(default, dict) and isinstance(value, dict):
+        for part in value:
+            yield from mismatches(f"{key}.{part}", value[part], default.get(part))
+        return
+    example = f"e.g. {key}={default}"
+    if isinstance(default, dict):
+        first = next((name for name in default if name != "_target_"), "NAME")
+        valid, expected = False, f"settings, each by its own key, such as {key}.{first}="
+    elif isinstance(default, bool):
+        valid, expected = isinstance(value, bool), "true or false"
+    elif is_number(default):
+        listed = key == "trainer.devices" and isinstance(value, list)
+        valid, expected = is_number(value) or value == "auto" or listed, f"a number, {example}"
+    elif isinstance(default, list):
+        # A list of whole numbers or words names cases, as many as wanted; one of fractions is a pair, a colour, ...
+        fixed = any(isinstance(number, float) for number in default)
+        valid = isinstance(value, list) and (len(value) == len(default) or not fixed)
+        valid = valid and (not any(map(is_number, default)) or all(map(is_number, value)))
+        expected = f"{len(default)} numbers, {example}" if fixed else f"a list, {example}"
+    else:
+        valid, expected = default == "auto" or not isinstance(value, dict), f"one value, {example}"
+    if not valid:
+        yield f"{key}={value}: expected {expected}"
 
 
 def check_root_values(config: dict[str, Any]) -> None:
-    """The root's plain values, before anything is built from them."""
-    for key in ("global_batch_size", "image_size"):
-        if not is_whole(config[key]) or config[key] < 1:
-            raise UserError(f"{key}={config[key]}: expected a whole number of at least 1, e.g. {key}=64")
-    micro = config["micro_batch_size"]
-    if micro not in (None, "auto") and (not is_whole(micro) or micro < 1):
-        raise UserError(f"micro_batch_size={micro}: expected a whole number of at least 1, auto, or null for one slice")
-    if not isinstance(config["tf32"], bool):
-        raise UserError(f"tf32={config['tf32']}: expected true or false")
-    if not is_whole(config["seed"]) or config["seed"] < 0:
-        raise UserError(f"seed={config['seed']}: expected a whole number of at least 0, e.g. seed=0")
-    trainer = config["trainer"]
-    for key, value in (("max_steps", trainer["max_steps"]), ("max_epochs", trainer["max_epochs"])):
-        if value is not None and (not is_whole(value) or value < 1):
-            raise UserError(f"trainer.{key}={value}: expected a whole number of at least 1, or null")
+    """Check the values of the root and of the training loop, from files as well as from the command line.
+
+    Raises:
+        UserError: names the key, its value and what was expected.
+    """
+    for key in ("trainer", "optim", "callbacks", "watchdog", "plan"):
+        if not isinstance(config[key], dict):
+            raise UserError(f"{key}={config[key]}: expected settings, each by its own key; see configs/train.yaml")
+    count, colour = "a whole number of at least 1", "three numbers, for red, green and blue"
+    checks = {
+        "global_batch_size": (is_count, f"{count}, e.g. global_batch_size=64"),
+        "image_size": (is_count, f"{count}, e.g. image_size=224"),
+        "micro_batch_size": (
+            lambda x: x == "auto" or _or_null(is_count)(x),
+            f"{count}, auto, or null for the whole batch",
+        ),
+        "seed": (lambda x: is_whole(x) and x >= 0, "a whole number of at least 0, e.g. seed=0"),
+        "tf32": (lambda x: isinstance(x, bool), "true or false"),
+        "resume": (lambda x: x in ("auto", "never"), "auto or never"),
+        "mean": (_is_colour, colour),
+        "std": (_is_colour, colour),
+        "trainer.max_steps": (_or_null(is_count), f"{count}, or null"),
+        "trainer.max_epochs": (_or_null(is_count), f"{count}, or null"),
+        "trainer.strategy": (lambda x: "fsdp" not in str(x).lower(), f"ddp; {NO_FSDP}"),
+        "plan.utilisation": (lambda x: x == 1 or _up_to(1.0)(x), "a share of the peak, e.g. plan.utilisation=0.4"),
+        "optim.layer_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
+        "optim.ema_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
+        "optim.clip_norm": (_or_null(_up_to(math.inf)), "a number between 0 and inf, or null"),
+    }
+    for phase in config["watchdog"]:
+        checks[f"watchdog.{phase}"] = (_up_to(math.inf), f"seconds, e.g. watchdog.{phase}=3600")
     for name, callback in config["callbacks"].items():
-        for key, value in callback.items():
-            if key.startswith("every_n_") and (not is_whole(value) or value < 1):
-                raise UserError(f"callbacks.{name}.{key}={value}: expected a whole number of at least 1")
-    for phase, seconds in config["watchdog"].items():
-        if not is_number(seconds) or seconds <= 0:
-            raise UserError(f"watchdog.{phase}={seconds}: expected seconds, e.g. watchdog.{phase}=3600")
-    share = config["plan"]["utilisation"]
-    if not is_number(share) or not 0 < share <= 1:
-        raise UserError(f"plan.utilisation={share}: expected a share of the peak, e.g. plan.utilisation=0.4")
-    if "fsdp" in str(trainer["strategy"]).lower():
-        raise UserError(f"trainer.strategy={trainer['strategy']}: {NO_FSDP}")
-    optim = config["optim"]
-    for key, low, high in (("layer_decay", 0, 1), ("ema_decay", 0, 1), ("clip_norm", 0, float("inf"))):
-        value = optim[key]
-        if value is not None and (not is_number(value) or not low < value < high):
-            raise UserError(f"optim.{key}={value}: expected a number between {low} and {high}, or null")
-    if config["resume"] not in ("auto", "never"):
-        raise UserError(f"resume={config['resume']}: expected auto or never")
+        for key in callback if isinstance(callback, dict) else ():
+            if key.startswith("every_n_"):
+                checks[f"callbacks.{name}.{key}"] = (is_count, count)
+    for key, (valid, expected) in checks.items():
+        value = lookup(config, key)
+        if not valid(value):
+            raise UserError(f"{key}={value}: expected {expected}")
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number of at least 1."""
+    return is_whole(value) and value >= 1
+
+
+def _up_to(high: float) -> Callable[[Any], bool]:
+    return lambda value: is_number(value) and 0 < value < high
+
+
+def _or_null(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or valid(value)
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))

@@ -1,16 +1,16 @@
-"""Composes a run's config; with the rest of this folder, all that knows of Hydra."""
+"""Composes a run's config; Hydra is read by this folder and by commands alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from openslip.config.check import check_kinds
-from openslip.config.defaults import config_folder
+from openslip.config.check import check_shapes
+from openslip.config.defaults import composed, is_choice, plain
 from openslip.config.explain import explain
 from openslip.errors import UserError, first_line
 
@@ -18,7 +18,7 @@ from openslip.errors import UserError, first_line
 def compose_config(
     name: str, arguments: list[str], values: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The resolved config as plain dicts and lists, and the option chosen in each group.
+    """Compose a config: resolved, as plain dicts and lists, and the option chosen in each group.
 
     Args:
         name: of the root config, `train` or `eval`.
@@ -39,36 +39,30 @@ def compose_config(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: no such folder")
-    if folders:
-        overrides.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in folders) + "]")
-    overrides = [parsed(override) for override in overrides]
+    overrides = [parsed(override, folders) for override in overrides]
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            config = compose(name, overrides, return_hydra_config=True)
-        choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+        config, choices = composed(name, overrides, folders)
         with open_dict(config):
-            del config["hydra"]
             config.update(values or {})
+        check_shapes(name, overrides, folders, plain(config, resolve=False))
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        assert isinstance(resolved, dict)
-        resolved = {str(key): value for key, value in resolved.items()}
-        check_kinds(name, overrides, resolved)
+        return plain(config, resolve=True), choices
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
-    return resolved, choices
 
 
-def parsed(override: str) -> str:
-    """An override that Hydra can read: a value with braces, such as a shard pattern, gets its quotes here."""
-    key, equals, value = override.partition("=")
+def parsed(override: str, folders: Sequence[Path]) -> str:
+    """Make an override readable for Hydra: a value with braces, such as a shard pattern, gets quotes."""
+    key, equals, text = override.partition("=")
     reason = "" if equals or override.startswith("~") else f"write {key}=VALUE"
-    for candidate in () if reason else (override, f'{key}="{value}"') if "[" not in value else (override,):
+    for candidate in () if reason else (override, f'{key}="{text}"') if "[" not in text else (override,):
         try:
-            OverridesParser.create().parse_override(candidate)
+            value = OverridesParser.create().parse_override(candidate).value()
         except HydraException as error:
             reason = first_line(error)
-        else:
-            return candidate
+            continue
+        if equals and is_choice(override, folders) and (value is None or isinstance(value, int | float)):
+            raise UserError(f"{override}: expected the name of a file in configs/{key.partition('@')[0]}/")
+        return candidate
     raise UserError(f"{override}: not of the form key=value ({reason})")

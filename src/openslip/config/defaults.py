@@ -1,32 +1,44 @@
-"""Where the config files lie, and what they say before anything is overridden."""
+"""Root configs as Hydra composes them, with overrides and without."""
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from openslip.config.search_path import config_folder, search_path
 
 
-def config_folder() -> Path:
-    """`configs/` of the wheel, or of the clone."""
-    packaged = Path(__file__).parents[1] / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
-
-
-def default_values(name: str, overrides: list[str]) -> dict[str, Any]:
-    """Every dotted key of a root config with its unresolved value."""
+def composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> tuple[Any, dict[str, str]]:
+    """A root config as OmegaConf's, unresolved, and each group's option; `folders` hold the user's configs."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        plain = OmegaConf.to_container(compose(name, overrides), resolve=False)
-    assert isinstance(plain, dict)
-    return flatten(plain)
+        config = compose(name, [*overrides, search_path(folders)], return_hydra_config=True)
+    choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
 
 
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def plain(config: Any, *, resolve: bool) -> dict[str, Any]:
+    """OmegaConf's config as plain dicts and lists."""
+    return {str(key): value for key, value in OmegaConf.to_container(config, resolve=resolve).items()}  # pyright: ignore
+
+
+@cache
+def default_config(name: str, choices: tuple[str, ...] = (), folders: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A root config in which nothing is overridden but the files chosen in groups."""
+    config, _ = composed(name, choices, folders)
+    try:
+        return plain(config, resolve=True)
+    except OmegaConfBaseException:  # something that only the user can say is used elsewhere
+        return plain(config, resolve=False)
+
+
+def is_choice(override: str, folders: Sequence[Path]) -> bool:
+    """Whether a word of the command line chooses a file of a group, or removes a key, and sets no value."""
+    key = override.partition("=")[0].lstrip("+")
+    in_groups = any((folder / key).is_dir() for folder in (config_folder(), *folders))
+    return in_groups or "/" in key or "@" in key or key.startswith("~")

@@ -1,21 +1,22 @@
-"""Our numbers against a folder of what the published code computed; what equal means: docs/NUMERICS.md#equal.
+"""Our numbers against recordings of what the published code computed; what equal means: docs/NUMERICS.md#equal.
 
-`deviation` says how far two figures are apart, `recording` reads a recorded run and repeats it, and each
+`files` reads recordings, `recording` repeats a recorded run, `deviation` says how far two values are apart, and each
 further file makes the rows of one kind of quantity.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from openslip.errors import UserError
+from openslip.errors import UserError, first_line
 from openslip.verify.deviation import TOLERANCES, Row
+from openslip.verify.files import is_recorded, read_json
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
 from openslip.verify.split_step import StepParts
@@ -45,22 +46,20 @@ def verify_splits(parts: StepParts, batch: dict[str, Tensor]) -> int:
 
 
 def show(rows: list[Row], what: str) -> int:
-    """One line per row and the verdict."""
-    console = Console()
+    """Print one line per row and the verdict; 0 when all are within tolerance, else 1."""
     width = max(len(row.quantity) for row in rows)
-    console.print(f"{'quantity':<{width}}  deviation  tolerance")
+    say = partial(Console().print, soft_wrap=True, markup=False, highlight=False)
+    say(f"{'quantity':<{width}}  deviation  tolerance")
     for row in rows:
-        style = None if row.ok else "red"
-        console.print(row.line(width), style=style, soft_wrap=True, markup=False, highlight=False)
+        say(row.line(width), style=None if row.ok else "red")
     compared = [row for row in rows if row.deviation is not None]
     within = sum(row.ok for row in compared)
-    summary = f"{within} of {len(compared)} quantities within tolerance ({what})"
-    console.print(summary, soft_wrap=True, markup=False, highlight=False)
+    say(f"{within} of {len(compared)} quantities within tolerance ({what})")
     return 0 if within == len(compared) else 1
 
 
 def compare(folder: Path, device: str, dtype: str) -> list[Row]:
-    """Every quantity that the folder records; nothing about its models, batches and figures is assumed.
+    """A row for each quantity that the folder records; models, batches and quantities are read from the folder.
 
     Raises:
         UserError: as `verify`.
@@ -68,11 +67,11 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     if dtype not in TOLERANCES:
         raise UserError(f"dtype={dtype!r}: expected one of {', '.join(TOLERANCES)}")
     if not device.startswith("cpu") and not torch.cuda.is_available():
-        raise UserError(f"device={device!r}: no such device here, since this machine has no CUDA; use cpu")
+        raise UserError(f"device={device!r}: CUDA is not available on this machine; use cpu")
     if dtype == "tf32" and device.startswith("cpu"):
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected the recorded figures of the published code")
+        raise UserError(f"{folder}: no such folder; expected recordings of the published code")
     with _one_thread():
         rows = _rows(folder, device, dtype)
     if all(row.deviation is None for row in rows):
@@ -93,33 +92,32 @@ def _one_thread() -> Iterator[None]:
 
 def _rows(folder: Path, device: str, dtype: str) -> list[Row]:
     rows: list[Row] = []
-    if (folder / "meta.json").is_file():
+    if is_recorded(folder / "meta.json"):
         for name in _run_names(folder, rows):
-            _add(rows, folder, f"{name}.npz", name, lambda name=name: run_rows(folder, name, device, dtype))
-        _add(rows, folder, "two_ranks.npz", "ranks", lambda: rank_rows(folder, dtype))
-        _add(rows, folder, "zero_shot.npz", "zero-shot", lambda: zero_shot_rows(folder, device, dtype))
+            _add(rows, folder / f"{name}.npz", name, lambda name=name: run_rows(folder, name, device, dtype))
+        _add(rows, folder / "two_ranks.npz", "ranks", lambda: rank_rows(folder, dtype))
+        _add(rows, folder / "zero_shot.npz", "zero-shot", lambda: zero_shot_rows(folder, device, dtype))
     else:
         rows.append(Row.skipped("training runs, ranks, zero-shot", "no meta.json"))
-    _add(rows, folder, "lr_schedules.json", "learning-rate tables", lambda: schedule_rows(folder))
-    _add(rows, folder, "official_models.json", "official models", lambda: official_rows(folder))
-    _add(rows, folder, "tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
+    _add(rows, folder / "lr_schedules.json", "learning-rate tables", lambda: schedule_rows(folder))
+    _add(rows, folder / "official_models.json", "official models", lambda: official_rows(folder))
+    _add(rows, folder / "tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
     return rows
 
 
 def _run_names(folder: Path, rows: list[Row]) -> list[str]:
     try:
-        return list(json.loads((folder / "meta.json").read_text())["runs"])
+        return list(read_json(folder / "meta.json")["runs"])
     except (ValueError, KeyError, TypeError) as error:
         rows.append(Row("training runs", math.inf, 0.0, f"meta.json: {type(error).__name__}: {error}"))
         return []
 
 
-def _add(rows: list[Row], folder: Path, file: str, quantity: str, make: Callable[[], list[Row]]) -> None:
-    if not (folder / file).is_file():
-        rows.append(Row.skipped(quantity, f"no {file}"))
+def _add(rows: list[Row], file: Path, quantity: str, make: Callable[[], list[Row]]) -> None:
+    if not is_recorded(file):
+        rows.append(Row.skipped(quantity, f"no {file.name}"))
         return
     try:
         rows.extend(make())
-    except Exception as error:  # a folder that does not fit together is a finding like any other, not a crash
-        message = (str(error) or "no message").splitlines()[0]
-        rows.append(Row(quantity, math.inf, 0.0, f"{file}: {type(error).__name__}: {message}"))
+    except Exception as error:  # files that do not fit together are a row out of tolerance, not a crash
+        rows.append(Row(quantity, math.inf, 0.0, f"{file.name}: {type(error).__name__}: {first_line(error)}"))

@@ -1,4 +1,4 @@
-"""How far our figures are from recorded ones, and how far they may be."""
+"""How far our values are from recorded ones, and how far they may be."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -48,7 +48,7 @@ class Tolerances:
         return max(tolerance, min(_NOISE_FACTOR * noise * self.rounding, self.limit))
 
     def accuracy(self, batch: int) -> float:
-        """In per cent: so many samples of the batch, and the float32 rounding of the figure."""
+        """Largest deviation in per cent: so many samples of the batch, and the float32 rounding of the accuracy."""
         return 1e-3 + self.accuracy_samples * 100 / batch
 
 
@@ -86,7 +86,7 @@ TOO_COARSE = "too coarse a format to compare after AdamW; float32 does"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; without a deviation, what it would compare is absent."""
+    """One line of the table; its deviation is None where nothing was recorded to compare with."""
 
     quantity: str
     deviation: float | None
@@ -102,16 +102,16 @@ class Row:
         return self.deviation is None or self.deviation <= self.tolerance
 
     def line(self, width: int) -> str:
-        """The quantity in a column of this width, then the figures."""
+        """The quantity in a column of this width, its deviation, its tolerance and a note."""
         if self.deviation is None:
             return f"{self.quantity:<{width}}  {'':9}  {'':9}  skipped  {self.note}"
-        figures = f"{self.deviation:9.2e}  {self.tolerance:9.2e}  {'ok' if self.ok else 'OUT':7}"
-        return f"{self.quantity:<{width}}  {figures}  {self.note}".rstrip()
+        verdict = f"{self.deviation:9.2e}  {self.tolerance:9.2e}  {'ok' if self.ok else 'OUT':7}"
+        return f"{self.quantity:<{width}}  {verdict}  {self.note}".rstrip()
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the figures of which a row shows the worst."""
+    """One of the comparisons of which a row shows the worst."""
 
     label: str
     deviation: float
@@ -127,7 +127,7 @@ class Part:
 
 
 def exactly(label: str, difference: int) -> Part:
-    """A part that must not differ at all, in a count."""
+    """A comparison of counts, which must not differ at all."""
     return Part(label, float(difference), 0.0)
 
 
@@ -172,7 +172,7 @@ def rate_part(label: str, ours: float, recorded: float) -> Part:
 
 
 def same_names(label: str, ours: Iterable[str], recorded: Iterable[str]) -> Part:
-    """How many names only one side has."""
+    """A comparison of two sets of names by how many only one of them has."""
     difference = sorted(set(ours) ^ set(recorded))
     return exactly(f"{label}: {', '.join(difference[:3]) or 'the same names'}", len(difference))
 
@@ -188,15 +188,15 @@ def term_parts(
     where: str = "",
     scales: Mapping[str, float] | None = None,
 ) -> tuple[list[Part], list[Part]]:
-    """Losses and accuracies.
+    """Comparisons of losses, and of accuracies.
 
     Args:
-        recorded: figures by name; the accuracies are in per cent.
-        terms: ours.
+        recorded: values by name; the accuracies are in per cent.
+        terms: ours, by the same names.
         tolerances: of the format.
-        tolerance: the one of these losses.
+        tolerance: of these losses.
         batch: number of samples, of which accuracies are shares.
-        noise: what rounding does to each loss; one figure's own distance may be small by luck.
+        noise: what rounding does to each loss; the distance of a single value may be small by luck.
         where: added to the names.
         scales: a loss is measured against its size, or this where it is more.
     """

@@ -1,4 +1,4 @@
-"""Rows of a batch split over ranks: gloo processes of our own on this machine's CPU."""
+"""Rows of a batch split over ranks, which are gloo processes on this machine's CPU."""
 
 import math
 import tempfile
@@ -13,6 +13,7 @@ from torch.multiprocessing.spawn import spawn
 
 from openslip.inference.formats import slip
 from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, term_parts, worst
+from openslip.verify.files import read_arrays
 from openslip.verify.recording import (
     DTYPES,
     Run,
@@ -20,14 +21,13 @@ from openslip.verify.recording import (
     build,
     loss_rounding,
     precision,
-    read_arrays,
     read_batch,
     read_run,
 )
 
 
 def rank_rows(folder: Path, dtype: str) -> list[Row]:
-    """Losses per rank and the averaged gradient: as published (keys detached), and as one process has it."""
+    """Losses per rank and the averaged gradient: as published (keys detached), and as one process computes it."""
     recorded = read_arrays(folder / "two_ranks.npz")
     runs = [read_run(folder, name) for name in dict.fromkeys(key.split("/")[0] for key in recorded)]
     world = 1 + max(int(key.split("/")[1].removeprefix("rank")) for key in recorded if "/rank" in key)
@@ -36,7 +36,7 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class RepeatedOnRanks:
-    """What we compute of batch 0 on several ranks.
+    """Our losses and gradients of batch 0 on several ranks.
 
     Attributes:
         ranks: per rank, losses and gradients under `dtype/mode/run/...`.
@@ -48,7 +48,7 @@ class RepeatedOnRanks:
 
 
 def repeat_on_ranks(folder: Path, runs: Sequence[Run], world: int, dtype: str) -> RepeatedOnRanks:
-    """The recorded computation, made by as many processes."""
+    """Repeat the recorded step on as many processes."""
     names = [run.name for run in runs]
     dtypes = list(dict.fromkeys(_dtypes(dtype)))
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,7 +63,7 @@ def _dtypes(dtype: str) -> tuple[str, str, str]:
 
 
 def compare_ranks(recorded: Arrays, runs: Sequence[Run], repeated: RepeatedOnRanks, dtype: str) -> list[Row]:
-    """The recorded figures against ours."""
+    """The recorded losses and gradients against ours."""
     ranks = repeated.ranks
     tolerances = TOLERANCES[dtype]
     rows = []
@@ -74,13 +74,13 @@ def compare_ranks(recorded: Arrays, runs: Sequence[Run], repeated: RepeatedOnRan
         batch = run.batch_size // len(ranks)
         losses, accuracies = [], []
         for rank, ours in enumerate(ranks):
-            figures = _floats(recorded, f"{run.name}/rank{rank}/loss/")
+            losses_recorded = _floats(recorded, f"{run.name}/rank{rank}/loss/")
             terms = Trio(*(_floats(ours, f"{d}/published/{run.name}/loss/") for d in _dtypes(dtype)))
-            found = term_parts(
-                figures, terms, tolerances, tolerances.loss, batch, noise=noise, where=f" on rank {rank}"
+            new_losses, new_accuracies = term_parts(
+                losses_recorded, terms, tolerances, tolerances.loss, batch, noise=noise, where=f" on rank {rank}"
             )
-            losses += found[0]
-            accuracies += found[1]
+            losses += new_losses
+            accuracies += new_accuracies
         rows += [worst(f"{label}: loss terms", losses), worst(f"{label}: accuracies (per cent)", accuracies)]
         for mode, suffix, truth in (
             ("published", "", _under(recorded, f"{run.name}/grad/")),
@@ -102,16 +102,16 @@ def _floats(arrays: Arrays, prefix: str) -> dict[str, float]:
 def _rank_main(rank: int, world: int, folder: str, names: Sequence[str], dtypes: Sequence[str], scratch: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
-    found: Arrays = {}
+    arrays: Arrays = {}
     for name in names:
         run = read_run(Path(folder), name)
         for dtype in dtypes:
             for mode in ("published", "with_grad"):
                 prefix = f"{dtype}/{mode}/{name}"
                 terms, gradients = _step(run, rank, world, dtype, gather_with_grad=mode == "with_grad")
-                found |= {f"{prefix}/loss/{key}": value for key, value in terms.items()}
-                found |= {f"{prefix}/grad/{key}": value for key, value in gradients.items()}
-    np.savez(Path(scratch) / f"rank{rank}.npz", allow_pickle=False, **found)
+                arrays |= {f"{prefix}/loss/{key}": value for key, value in terms.items()}
+                arrays |= {f"{prefix}/grad/{key}": value for key, value in gradients.items()}
+    np.savez(Path(scratch) / f"rank{rank}.npz", allow_pickle=False, **arrays)
     dist.destroy_process_group()
 
 

@@ -1,7 +1,6 @@
-"""A recorded run: what its folder says, and the same steps made by us."""
+"""A recorded run as its folder describes it, and the same steps repeated by our code."""
 
 import copy
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,11 +22,12 @@ from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
 from openslip.optim import WarmupCosine, param_groups
 from openslip.verify.deviation import ZERO_GRADIENT, Arrays
+from openslip.verify.files import read_arrays, read_json
 
 Model = DualEncoder | ImageEncoder
 _ROUNDING_SAMPLES = 8
 
-# The format's README gives these in words; a run's `hyper` may name others.
+# The README of the recordings gives these in words; a run's `hyper` may name others.
 PUBLISHED_HYPER = {
     "lr_start": 1e-6,
     "lr_end": 1e-5,
@@ -46,7 +46,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One method's recording: `meta.json`'s part and the arrays of its file."""
+    """The recording of one method: its part of `meta.json` and the arrays of its file."""
 
     name: str
     dims: dict[str, Any]
@@ -57,7 +57,7 @@ class Run:
     arrays: Arrays
 
     def group(self, prefix: str) -> Arrays:
-        """The arrays under a prefix such as `init/`, without it."""
+        """The arrays whose names start with a prefix such as `init/`, by the rest of their names."""
         return {key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)}
 
     @property
@@ -88,8 +88,8 @@ class Run:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """The run of this name."""
-    meta = json.loads((folder / "meta.json").read_text())
+    """Read the run of this name."""
+    meta = read_json(folder / "meta.json")
     run = meta["runs"][name]
     return Run(
         name=name,
@@ -100,12 +100,6 @@ def read_run(folder: Path, name: str) -> Run:
         no_decay=run["no_decay"],
         arrays=read_arrays(folder / f"{name}.npz"),
     )
-
-
-def read_arrays(path: Path) -> Arrays:
-    """All arrays of an npz file."""
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
 
 
 def build(run: Run, state: Arrays, *, gather_with_grad: bool) -> tuple[Model, Objective]:
@@ -138,7 +132,7 @@ def _objective(run: Run, *, gather_with_grad: bool) -> Objective:
 
 
 def read_batch(run: Run, index: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A recorded batch as our loader hands it over: captions cut to the longest."""
+    """A recorded batch as our data module yields it: captions cut to the longest."""
     batch: dict[str, Tensor] = {}
     for key, array in run.group(f"batch{index}/").items():
         tensor = torch.from_numpy(array).to(device)
@@ -152,7 +146,7 @@ def read_batch(run: Run, index: int, device: str, dtype: torch.dtype) -> dict[st
 
 @contextmanager
 def precision(device: str, dtype: str) -> Iterator[None]:
-    """Arithmetic of this format: TF32 only where asked for, autocast for bfloat16."""
+    """Compute in this format: TF32 only where asked for, autocast for bfloat16."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -172,7 +166,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the recorded steps give.
+    """What our repetition of the recorded steps gives.
 
     Attributes:
         outputs: of the first step.
@@ -190,7 +184,7 @@ class Trajectory:
 
 
 def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Trajectory:
-    """The recorded steps in this format, from the recorded initial state, moved by `nudge`."""
+    """Repeat the recorded steps in this format from the recorded initial state, moved by `nudge`."""
     init = run.group("init/")
     for name, change in (nudge or {}).items():
         init[name] = np.asarray(init[name] + change)
@@ -225,16 +219,16 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
         largest = {name: np.asarray(np.maximum(abs(g), largest.get(name, 0.0))) for name, g in gradients.items()}
         optimizer.step()
         objective.after_step(model)
-        figures = {name: float(value.detach()) for name, value in terms.items()} | {"lr": rate}
+        values = {name: float(value.detach()) for name, value in terms.items()} | {"lr": rate}
         if isinstance(model, DualEncoder):
-            figures["logit_scale"] = float(model.logit_scale.detach().double().exp())
-        steps.append(figures)
+            values["logit_scale"] = float(model.logit_scale.detach().double().exp())
+        steps.append(values)
     return Trajectory(outputs, first, largest, steps, {name: as_array(tensor) for name, tensor in state.items()})
 
 
 @torch.no_grad()
 def loss_rounding(run: Run) -> dict[str, float]:
-    """What float32 does to each loss of batch 0: root mean square over slightly different initial weights."""
+    """Root mean square rounding of float32 in each loss of batch 0, over slightly different initial weights."""
     rng = np.random.default_rng(0)
     squares: dict[str, list[float]] = {}
     for _ in range(_ROUNDING_SAMPLES):
@@ -243,15 +237,15 @@ def loss_rounding(run: Run) -> dict[str, float]:
             if array.dtype.kind == "f":
                 moved = array * (1 + 1e-3 * rng.standard_normal(array.shape))
                 init[name] = np.asarray(moved, dtype=array.dtype)
-        found: list[dict[str, float]] = []
+        losses: list[dict[str, float]] = []
         for dtype in (torch.float32, torch.float64):
             model, objective = build(run, init, gather_with_grad=True)
             model.to(dtype)
             objective.to(dtype)
             terms = objective.terms(model, objective.encode(model, read_batch(run, 0, "cpu", dtype)))
-            found.append({name: float(value) for name, value in terms.items()})
-        for name, value in found[0].items():
-            squares.setdefault(name, []).append((value - found[1][name]) ** 2)
+            losses.append({name: float(value) for name, value in terms.items()})
+        for name, value in losses[0].items():
+            squares.setdefault(name, []).append((value - losses[1][name]) ** 2)
     return {name: math.sqrt(sum(values) / len(values)) for name, values in squares.items()}
 
 
@@ -282,7 +276,7 @@ class Driven:
 
 
 def find_driven(run: Run, exact: Trajectory) -> Driven:
-    """From the float64 run, and from what moves in it once those elements are moved as far as they can go."""
+    """Find these elements in the float64 run, and what moves when they are moved as far as they can go."""
     zero = {name: np.asarray((g > 0) & (g < ZERO_GRADIENT)) for name, g in exact.largest_gradient.items()}
     schedule = run.schedule()
     strides = [schedule(step) * _adamw_stride(step + 1, *run.hyper["betas"]) for step in range(len(run.trajectory))]

@@ -29,20 +29,20 @@ from openslip.verify.recording import Driven, Run, Trajectory, build, find_drive
 
 
 def run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:
-    """Outputs, losses and gradients of one step, the trajectory, the state after it, the decayed names."""
+    """Rows of one step's outputs, losses and gradients, the trajectory, the state after it, the decayed names."""
     run = read_run(folder, name)
     return compare_run(run, repeat_run(run, device, dtype), TOLERANCES[dtype])
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """What we compute from a recorded run's dims, initial state and batches.
+    """Our computation from a recorded run's dims, initial state and batches.
 
     Attributes:
         steps: the recorded steps.
         rounding: of float32 in each loss.
-        driven: the zero-gradient list.
-        names: decayed and undecayed.
+        driven: elements on the zero-gradient list.
+        names: of decayed and of undecayed parameters.
     """
 
     steps: Trio[Trajectory]
@@ -52,7 +52,7 @@ class Repeated:
 
 
 def repeat_run(run: Run, device: str, dtype: str) -> Repeated:
-    """The recorded computation, made by us."""
+    """Repeat the recorded computation."""
     on_cpu = {other: train(run, "cpu", other) for other in ("float32", "float64")}
     ours = on_cpu.get(dtype) if device == "cpu" else None
     steps = Trio(ours or train(run, device, dtype), on_cpu["float32"], on_cpu["float64"])
@@ -61,7 +61,7 @@ def repeat_run(run: Run, device: str, dtype: str) -> Repeated:
 
 
 def compare_run(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Row]:
-    """The recorded figures against ours."""
+    """The recorded values against ours."""
     steps = repeated.steps
     gradients = Trio(steps.ours.gradients, steps.single.gradients, steps.exact.gradients)
     decay = decay_parts(repeated.names, run.decay, run.no_decay)
@@ -78,7 +78,7 @@ def compare_run(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Ro
 def _dims_row(run: Run) -> Row:
     init = {name: array.shape for name, array in run.group("init/").items()}
     patch = init["visual.patch_embed.proj.weight"]
-    found = {
+    sizes = {
         "batch": run.batch_size,
         "image_size": round((init["visual.pos_embed"][1] - 1) ** 0.5) * patch[-1],
         "patch": patch[-1],
@@ -86,7 +86,7 @@ def _dims_row(run: Run) -> Row:
         "vision_depth": _depth(init, "visual.blocks."),
     }
     if run.has_text:
-        found |= {
+        sizes |= {
             "embed_dim": init["image_projection"][1],
             "context": init["positional_embedding"][0],
             "vocab": init["token_embedding.weight"][0],
@@ -94,13 +94,13 @@ def _dims_row(run: Run) -> Row:
             "text_layers": _depth(init, "transformer.resblocks."),
         }
     if run.has_head:
-        found |= {
+        sizes |= {
             "ssl_mlp": init["image_mlp.layer1.weight"][0],
             "ssl_emb": init["image_mlp.layer3.weight"][0],
         }
     parts = [
         Part(f"{key}={run.dims[key]}, arrays {value}", float(abs(run.dims[key] - value)), 0.0)
-        for key, value in found.items()
+        for key, value in sizes.items()
         if key in run.dims
     ]
     return worst(f"{run.name}: dims of the arrays", parts)
@@ -117,9 +117,9 @@ def _first_step_rows(run: Run, repeated: Repeated, tolerances: Tolerances) -> li
         noise = relative(trio.single.outputs[name], trio.exact.outputs[name])
         deviation = relative(trio.ours.outputs[name], recorded)
         outputs.append(Part(name, deviation, tolerances.allow(tolerances.output, noise)))
-    figures = {name: float(value) for name, value in run.group("loss/").items()}
+    recorded_terms = {name: float(value) for name, value in run.group("loss/").items()}
     losses, accuracies = term_parts(
-        figures, _terms(trio, 0), tolerances, tolerances.loss, run.batch_size, noise=repeated.rounding
+        recorded_terms, _terms(trio, 0), tolerances, tolerances.loss, run.batch_size, noise=repeated.rounding
     )
     return [
         worst(f"{run.name}: outputs", outputs),
@@ -154,7 +154,7 @@ def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
         terms = _terms(trio, step)
         for key in entry:
             noise[key] = max(noise.get(key, 0.0), abs(terms.single[key] - terms.exact[key]))
-        found = term_parts(
+        new_losses, new_accuracies = term_parts(
             entry,
             terms,
             tolerances,
@@ -164,8 +164,8 @@ def _trajectory_rows(run: Run, trio: Trio[Trajectory], tolerances: Tolerances) -
             where=f" at step {step}",
             scales=usual,
         )
-        losses += found[0]
-        accuracies += found[1]
+        losses += new_losses
+        accuracies += new_accuracies
     return [
         rate_row,
         worst(f"{label}: loss terms, logit scale", losses),
@@ -214,14 +214,14 @@ def _state_rows(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Ro
 
 
 def decayed_names(model: nn.Module, objective: nn.Module) -> tuple[list[str], list[str]]:
-    """Our optimizer's two groups under the published names."""
+    """Names of decayed and of undecayed parameters in our optimizer, as published code names them."""
     names = {id(tensor): name for name, tensor in slip.to_published(model, objective).items()}
-    found: dict[bool, list[str]] = {True: [], False: []}
+    by_decay: dict[bool, list[str]] = {True: [], False: []}
     for group in param_groups([model, objective], weight_decay=1.0):
-        found[group["weight_decay"] > 0] += [names[id(parameter)] for parameter in group["params"]]
-    return found[True], found[False]
+        by_decay[group["weight_decay"] > 0] += [names[id(parameter)] for parameter in group["params"]]
+    return by_decay[True], by_decay[False]
 
 
 def decay_parts(ours: tuple[list[str], list[str]], decay: list[str], no_decay: list[str]) -> list[Part]:
-    """Decayed and undecayed names against the recorded ones."""
+    """Comparisons of decayed and undecayed names with the recorded ones."""
     return [same_names("decayed", ours[0], decay), same_names("undecayed", ours[1], no_decay)]

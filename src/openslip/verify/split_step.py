@@ -23,7 +23,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class StepParts:
-    """What a step is made of; each means what it means to `Pretrainer`, and none is changed by a step."""
+    """The parts of a step, as `Pretrainer` takes them; a step changes none of them."""
 
     model: nn.Module
     objective: Objective
@@ -33,7 +33,7 @@ class StepParts:
 
 
 class Quantity(NamedTuple):
-    """An array of a step; it lies in the step's memory, so it is to be used before the next one is asked for."""
+    """An array in the memory of a step, to be used before the next one is asked for."""
 
     kind: str
     name: str
@@ -48,18 +48,18 @@ class Float64Copy(nn.Module):
         self.model, self.objective = copy.deepcopy((parts.model, parts.objective))  # at once: they may share modules
         self.double().train()
 
-    def forward(self, batch: Batch, slices: Sequence[int]) -> dict[str, Tensor]:
-        return loss_in_slices(self.objective, self.model, batch, slices)
+    def forward(self, batch: Batch, sizes: Sequence[int]) -> dict[str, Tensor]:
+        return loss_in_slices(self.objective, self.model, batch, sizes)
 
 
-def quantities(parts: StepParts, batch: Batch, slices: Sequence[int], tile: int | None) -> Iterator[Quantity]:
+def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int | None) -> Iterator[Quantity]:
     """Loss terms and gradients as means over ranks, then statistics and weights after the optimizer's step.
 
     Args:
         parts: of the step.
         batch: of this rank, in float64.
-        slices: samples of each.
-        tile: as in `in_tiles`.
+        sizes: samples of each micro-batch.
+        tile: rows and columns of the losses' tiles; None: their plain form.
     """
     copied = Float64Copy(parts)
     forward = copied
@@ -69,7 +69,7 @@ def quantities(parts: StepParts, batch: Batch, slices: Sequence[int], tile: int 
     for group in optimizer.param_groups:
         group["lr"] *= group["lr_scale"]
     with in_tiles(tile):
-        terms = forward(batch, slices)
+        terms = forward(batch, sizes)
         terms["loss"].backward()
     for name, term in terms.items():
         yield Quantity("loss terms", name, (all_sum(term.detach()) / world_size()).numpy())

@@ -1,4 +1,4 @@
-"""Whether any split of a batch, over slices, ranks and tiles, makes the same update: proved for a config of your own.
+"""Whether any split of a batch, over micro-batches, ranks and tiles, makes the same update with a config of your own.
 
 Everything runs in float64 on this machine's CPU; what equal means: docs/NUMERICS.md#equal.
 """
@@ -23,37 +23,37 @@ from openslip.verify.deviation import ZERO_GRADIENT, Row
 from openslip.verify.split_step import Batch, Float64Copy, Quantity, StepParts, quantities
 
 RANKS = 2
-GLOBAL_BATCH = 12  # the smallest that two ranks can both cut into five uneven slices
+GLOBAL_BATCH = 12  # the smallest that two ranks can both cut into five uneven micro-batches
 TILE = 5  # divides the rows of neither one process nor a rank
 TOLERANCE = 1e-7
 # A tensor whose true gradient is zero holds rounding of the model's size: a share of that is the least to measure by.
 _GRADIENT_FLOOR = 1e-4
 
 COVERED = (
-    "covered: slices, ranks under DDP and losses in tiles against the whole batch in one process, and one step of the "
-    "config's optimizer at its full learning rate\n"
-    "not covered: autocast, torch.compile, other devices, gradient clipping, the schedule, the moving average"
+    "covered: micro-batches, ranks under DDP and losses in tiles against the whole batch in one process, and one step "
+    "of the config's optimizer at its full learning rate\n"
+    "not covered: autocast, torch.compile, other devices, gradient clipping, the schedule, EMA weights"
 )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Of the global batch.
+    """A split of the global batch.
 
     Attributes:
         ranks: 1 is this process.
-        slices: samples of each, on every rank.
+        sizes: samples of each micro-batch, on every rank.
         tile: rows and columns of the losses' tiles; None for their plain form.
     """
 
     ranks: int
-    slices: tuple[int, ...]
+    sizes: tuple[int, ...]
     tile: int | None = None
 
     def __str__(self) -> str:
         where = "1 process" if self.ranks == 1 else f"{self.ranks} ranks"
-        slices = f"{len(self.slices)} slice{'s' * (len(self.slices) > 1)} ({'+'.join(map(str, self.slices))})"
-        return f"{where} x {slices}" + (f" in tiles of {self.tile}" if self.tile else "")
+        count = f"{len(self.sizes)} micro-batch{'es' * (len(self.sizes) > 1)} ({'+'.join(map(str, self.sizes))})"
+        return f"{where} x {count}" + (f" in tiles of {self.tile}" if self.tile else "")
 
 
 WHOLE = Split(1, (12,))
@@ -75,16 +75,16 @@ def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
         batch: of `GLOBAL_BATCH` samples.
 
     Raises:
-        UserError: the model draws at random while it trains, or mixes the samples of a slice.
+        UserError: the model draws at random while it trains, or mixes the samples of a micro-batch.
     """
     batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
     refuse_randomness(parts, batch)
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected"
-        record(quantities(parts, batch, WHOLE.slices, WHOLE.tile), expected)
+        record(quantities(parts, batch, WHOLE.sizes, WHOLE.tile), expected)
         rows = []
         for split in IN_ONE_PROCESS:
-            rows += compared(split, quantities(parts, batch, split.slices, split.tile), expected)
+            rows += compared(split, quantities(parts, batch, split.sizes, split.tile), expected)
         return rows + rows_on_ranks(parts, batch, Path(scratch))
 
 
@@ -106,20 +106,20 @@ def refuse_randomness(parts: StepParts, batch: Batch) -> None:
         )
 
 
-def record(found: Iterable[Quantity], folder: Path) -> None:
-    """A file each, so that no process holds the arrays of two splits."""
-    for kind, name, array in found:
+def record(arrays: Iterable[Quantity], folder: Path) -> None:
+    """Write each quantity to a file of its own, so that no process holds the arrays of two splits."""
+    for kind, name, array in arrays:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         np.save(folder / kind / f"{name}.npy", array, allow_pickle=False)
 
 
-def compared(split: Split, found: Iterable[Quantity], expected: Path) -> list[Row]:
+def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list[Row]:
     """The largest relative deviation of each kind of quantity, and the tensor that has it."""
     files = {str(path.relative_to(expected)) for path in expected.glob("*/*.npy")}
     apart: dict[str, dict[str, float]] = defaultdict(dict)
     sizes: dict[str, dict[str, float]] = defaultdict(dict)
     unmatched = set(files)
-    for kind, name, array in found:
+    for kind, name, array in computed:
         file = f"{kind}/{name}.npy"
         unmatched ^= {file}
         if file in files:
@@ -147,7 +147,7 @@ def is_rounding(gradient: Path) -> np.ndarray:
 
 
 def rows_on_ranks(parts: StepParts, batch: Batch, scratch: Path) -> list[Row]:
-    """Of every split `ON_RANKS`, made by gloo processes of our own; the worst rank counts."""
+    """Rows of every split in `ON_RANKS`, made by gloo processes; the worst rank counts."""
     spawn(_rank_main, (parts, batch, max(1, torch.get_num_threads() // RANKS), scratch), nprocs=RANKS)
     of_ranks: dict[str, list[Row]] = defaultdict(list)
     for rank in range(RANKS):
@@ -163,7 +163,7 @@ def _rank_main(rank: int, parts: StepParts, batch: Batch, threads: int, scratch:
     local = {key: value.chunk(RANKS)[rank] for key, value in batch.items()}
     rows = []
     for split in ON_RANKS:
-        rows += compared(split, quantities(parts, local, split.slices, split.tile), scratch / "expected")
+        rows += compared(split, quantities(parts, local, split.sizes, split.tile), scratch / "expected")
     (scratch / f"rank{rank}.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
     dist.barrier()
     dist.destroy_process_group()

@@ -1,6 +1,5 @@
-"""Rows of what needs no arrays: learning rates, the official models' names and shapes, token ids."""
+"""Rows of learning rates, of the official models' names and shapes, and of token ids."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from openslip.objectives.simclr import SimCLR
 from openslip.optim import WarmupCosine
 from openslip.text.clip_bpe import ClipBpe
 from openslip.verify.deviation import Part, Row, exactly, rate_part, same_names, worst
+from openslip.verify.files import read_json
 from openslip.verify.recording import PUBLISHED_HYPER, Model
 from openslip.verify.runs import decay_parts, decayed_names
 
@@ -23,7 +23,7 @@ from openslip.verify.runs import decay_parts, decayed_names
 def schedule_rows(folder: Path) -> list[Row]:
     """Sampled points of each recipe's learning-rate table."""
     parts = []
-    for name, table in json.loads((folder / "lr_schedules.json").read_text()).items():
+    for name, table in read_json(folder / "lr_schedules.json").items():
         schedule = WarmupCosine(
             lr_start=table["lr_start"],
             lr=table["lr"],
@@ -37,12 +37,12 @@ def schedule_rows(folder: Path) -> list[Row]:
 
 
 def official_rows(folder: Path) -> list[Row]:
-    """Each published model, built here without memory: counts, names, shapes, decay, heads."""
+    """Each published model, built on the meta device: number of parameters, names, shapes, decay, heads."""
     counts, shapes, decays, heads = [], [], [], []
-    for name, recorded in json.loads((folder / "official_models.json").read_text()).items():
+    for name, recorded in read_json(folder / "official_models.json").items():
         state = recorded["state"]
         size = name.rsplit("_", 1)[-1]
-        # For other sizes the head count stands nowhere in the weights, and the folder's word is taken.
+        # The weights of other sizes do not say how many heads there are: the recording does.
         published = size in slip.PUBLISHED_IMAGE_HEADS
         num_heads = slip.image_heads(state, name) if published else recorded["heads"]
         heads.append(exactly(f"{name}: {num_heads}", abs(num_heads - recorded["heads"])))
@@ -82,8 +82,8 @@ def _build(state: dict[str, list[int]], num_heads: int) -> tuple[Model, Objectiv
 
 
 def tokenizer_rows(folder: Path) -> list[Row]:
-    """Ids of each caption with both published switches."""
-    recorded = json.loads((folder / "tokenizer.json").read_text())
+    """Token ids of each caption, with both switches as published."""
+    recorded = read_json(folder / "tokenizer.json")
     tokenizer = ClipBpe(context_length=recorded["context_length"], **slip.PUBLISHED_TOKENIZER)
     parts = []
     for caption, ids in zip(recorded["captions"], recorded["ids"], strict=True):

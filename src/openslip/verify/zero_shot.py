@@ -17,7 +17,8 @@ from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.similarity import unit_length
 from openslip.text.tokenizer import Tokenizer
 from openslip.verify.deviation import TOLERANCES, Arrays, Part, Row, Trio, relative, worst
-from openslip.verify.recording import DTYPES, Run, as_array, build, precision, read_arrays, read_run
+from openslip.verify.files import is_recorded, read_arrays
+from openslip.verify.recording import DTYPES, Run, as_array, build, precision, read_run
 
 
 class RecordedTokens(Tokenizer):
@@ -47,7 +48,7 @@ def zero_shot_rows(folder: Path, device: str, dtype: str) -> list[Row]:
     recorded = read_arrays(folder / "zero_shot.npz")
     tolerances = TOLERANCES[dtype]
     rows = [_transform_row(recorded, tolerances.output if dtype == "float32" else TOLERANCES["float32"].output)]
-    if "text" not in recorded or not (folder / "clip.npz").is_file():
+    if "text" not in recorded or not is_recorded(folder / "clip.npz"):
         return [Row.skipped("zero-shot", "no text in zero_shot.npz, or no clip.npz"), *rows]
     run = read_run(folder, "clip")
     on_cpu = {other: _classify(run, recorded, "cpu", other) for other in ("float32", "float64")}
@@ -78,20 +79,20 @@ def _classify(run: Run, recorded: Arrays, device: str, dtype: str) -> Arrays:
         images = model.encode_image(torch.from_numpy(recorded["images"]).to(device, DTYPES[dtype]))
     logits = unit_length(images).double() @ classes.double().T
     probabilities = (model.logit_scale.double().exp() * logits).softmax(dim=-1)
-    found = {"class_embeddings": classes, "logits": logits, "probabilities": probabilities}
-    return {key: as_array(value) for key, value in found.items()}
+    results = {"class_embeddings": classes, "logits": logits, "probabilities": probabilities}
+    return {key: as_array(value) for key, value in results.items()}
 
 
 def _transform_row(recorded: Arrays, tolerance: float) -> Row:
-    y, x = np.mgrid[0:301, 0:402].astype(np.float64)  # the picture that the format's README describes
+    y, x = np.mgrid[0:301, 0:402].astype(np.float64)  # the image that the README of the recordings describes
     red, green = x * 255 / 401, y * 255 / 300
     blue = 127 + 127 * np.sin(x / 9) * np.cos(y / 7)
-    picture = Image.fromarray(np.stack([red, green, blue], axis=-1).round().astype(np.uint8))
-    pixels = as_array(EvalTransform(**slip.PUBLISHED_TRANSFORM)(picture))
-    found = {
+    image = Image.fromarray(np.stack([red, green, blue], axis=-1).round().astype(np.uint8))
+    pixels = as_array(EvalTransform(**slip.PUBLISHED_TRANSFORM)(image))
+    ours = {
         "eval_transform_mean": pixels.mean(axis=(1, 2)),
         "eval_transform_std": pixels.std(axis=(1, 2), ddof=1),
         "eval_transform_rows": pixels[:, ::37, ::29],
     }
-    parts = [Part(key, relative(array, recorded[key]), tolerance) for key, array in found.items() if key in recorded]
+    parts = [Part(key, relative(array, recorded[key]), tolerance) for key, array in ours.items() if key in recorded]
     return worst("evaluation transform", parts)

@@ -31,7 +31,7 @@ class RandomResizedCrop(View):
         self, *, size: int, scale: Sequence[float], augment: Augment | None, mean: list[float], std: list[float]
     ) -> None:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise UserError(f"view scale={list(scale)}: expected [low, high] with 0 < low <= high, such as [0.08, 1]")
+            raise UserError(f"scale={list(scale)}: expected [low, high] with 0 < low <= high, such as [0.08, 1]")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
                 raise UserError(f"{name}={values}: expected three numbers, one per colour channel")
