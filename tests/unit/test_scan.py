@@ -168,7 +168,7 @@ def test_joined_tar_files_are_refused_instead_of_half_read(tmp_path: Path):
     path = write_pairs(tmp_path / "shard.tar", 2)
     end = len(path.read_bytes().rstrip(b"\0"))
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(UserError, match="goes on after its end marker at offset") as refusal:
+    with pytest.raises(UserError, match="continues after its end marker at offset") as refusal:
         scan(path)
     assert str(-(-end // BLOCK) * BLOCK) in str(refusal.value)
 

@@ -1,7 +1,7 @@
 """The index of a list of shards: found where it is up to date, else made, by one process for all.
 
 What any index in the same home knows of an unchanged shard is taken over, so that neither a dataset that grows nor a
-scan that was cut short begins anew.
+scan that was cut short starts again.
 """
 
 import fcntl

@@ -99,7 +99,7 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
         offset = start + -(-length // BLOCK) * BLOCK
     verify(shard, headers, offsets)
     if data[offset:].strip(b"\0"):
-        refuse(f"goes on after its end marker at offset {offset}, as joined tar files do")
+        refuse(f"continues after its end marker at offset {offset}, as joined tar files do")
     return members
 
 
