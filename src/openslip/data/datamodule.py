@@ -235,9 +235,8 @@ class RankOrder(Sampler[Plan]):
         self.world_size = world_size
         self.consumed = consumed
         self.prefetch = prefetch
-        local_batch_size(
-            order.global_batch_size, world_size
-        )  # refuses what the ranks do not divide before training starts
+        # Refuses what the ranks do not divide before training starts.
+        local_batch_size(order.global_batch_size, world_size)
 
     def __iter__(self) -> Iterator[Plan]:
         epoch, first_step = divmod(self.consumed(), self.order.steps_per_epoch)
