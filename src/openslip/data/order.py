@@ -57,9 +57,8 @@ class Order:
         self.parts = [collection.parts[collection.parts > 0] for collection in collections]
         sizes = [int(parts.sum()) for parts in self.parts]
         self.firsts = np.cumsum([0, *sizes]).tolist()  # first sample of each collection
-        self.starts = [
-            first + np.cumsum(parts) - parts for first, parts in zip(self.firsts, self.parts, strict=False)
-        ]  # first samples of the parts of each collection
+        # First samples of the parts of each collection.
+        self.starts = [first + np.cumsum(parts) - parts for first, parts in zip(self.firsts, self.parts, strict=False)]
         self.drawn = [round(collection.weight * size) for collection, size in zip(collections, sizes, strict=True)]
         for collection, size, drawn in zip(collections, sizes, self.drawn, strict=True):
             if collection.weight > 0 and size and not drawn:
