@@ -113,6 +113,7 @@ def test_a_shard_that_was_damaged_or_deleted_is_written_again(root: Path, undist
     damaged[700] ^= 1
     (undisturbed / "shard-000001.tar").write_bytes(damaged)
     (undisturbed / "shard-000003.tar").unlink()
+    (undisturbed / ".shard-000099.tar.1.tmp").write_bytes(b"what a killed process left")
     run("table", root, undisturbed, samples_per_shard=16, resize=96)
     assert contents(undisturbed) == reference
 
