@@ -161,7 +161,7 @@ def test_ranks_share_out_each_global_batch_without_changing_a_sample(source: Sha
 def test_a_global_batch_that_the_ranks_do_not_divide_is_refused_at_the_start(source: ShardSource):
     with pytest.raises(UserError, match="global_batch_size=12 cannot be divided among 5 ranks: use 10"):
         rank_batches(source, 0, 5)
-    with pytest.raises(UserError, match="global_batch_size=62 is more than the collection's 61 samples"):
+    with pytest.raises(UserError, match="global_batch_size=62 is more than the dataset's 61 samples"):
         data(source, batch=62)
 
 
@@ -204,7 +204,7 @@ def test_captions_are_drawn_evenly_and_anew_each_epoch():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_collection_without_a_readable_picture_is_one_line_that_names_one(tmp_path: Path, num_workers: int):
-    path = write_pairs(tmp_path / "a.tar", 12, picture=jpeg(0)[:300])
+    path = write_pairs(tmp_path / "a.tar", 12, image=jpeg(0)[:300])
     source = ShardSource(shards=str(path), require="caption")
     with pytest.raises(DataError) as refusal:
         epochs(data(source, num_workers))

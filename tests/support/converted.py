@@ -8,8 +8,7 @@ from typing import Any, cast
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from openslip.data.convert.convert import convert
-from openslip.data.convert.shard import Entry
-from openslip.data.convert.totals import Totals
+from openslip.data.convert.manifest import Entry, Totals
 
 Samples = dict[str, dict[str, bytes]]  # by key, then suffix
 

@@ -24,12 +24,12 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], tar_format: int = ta
     return path
 
 
-def write_pairs(path: Path, num_samples: int, first: int = 0, picture: bytes | None = None) -> Path:
+def write_pairs(path: Path, num_samples: int, first: int = 0, image: bytes | None = None) -> Path:
     """Samples `s0000`... with a caption each, and a class number that is their own number."""
     members = []
     for number in range(first, first + num_samples):
         members += [
-            (f"s{number:04}.jpg", jpeg(number) if picture is None else picture),
+            (f"s{number:04}.jpg", jpeg(number) if image is None else image),
             (f"s{number:04}.txt", f"picture number {number}".encode()),
             (f"s{number:04}.cls", str(number).encode()),
         ]

@@ -21,8 +21,8 @@ NUM: dict[builtin.Split, int] = {"train": 600, "unseen": 60, "seen": 60}  # enou
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(builtin, "NUM_PICTURES", NUM)
-    patch.setattr(builtin, "PICTURES_PER_SHARD", 256)
+    patch.setattr(builtin, "NUM_IMAGES", NUM)
+    patch.setattr(builtin, "IMAGES_PER_SHARD", 256)
     yield
     patch.undo()
 
@@ -52,7 +52,7 @@ def test_a_written_set_is_left_alone(root: Path) -> None:
 
 
 def test_a_writing_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(picture: np.ndarray) -> bytes:
+    def fail(image: np.ndarray) -> bytes:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(builtin, "_jpeg", fail)
@@ -160,9 +160,9 @@ def test_shuffled_captions_are_the_same_captions_elsewhere(root: Path) -> None:
     assert all(paired[place].image == shuffled[place].image for place in range(0, len(paired), 50))
 
 
-@pytest.mark.parametrize("shape", builtin.SHAPES)
+@pytest.mark.parametrize("shape", builtin.ATTRIBUTES["shape"])
 def test_a_large_shape_covers_more_than_a_small_one(shape: str) -> None:
-    place = builtin.SHAPES.index(shape)
+    place = builtin.ATTRIBUTES["shape"].index(shape)
     small, large = (builtin.draw(np.array([[size, 0, 0, place]] * 20), np.random.default_rng(0)) for size in (0, 1))
     red = [((image[..., 0].astype(int) - image[..., 2]) > 60).mean() for image in (small, large)]
     assert red[1] > 1.8 * red[0]

@@ -1,4 +1,4 @@
-"""What `openslip data check` prints: collections whose every figure is known."""
+"""What `openslip data check` prints: datasets of which every number is known."""
 
 import io
 import json
@@ -11,8 +11,7 @@ from shard_files import jpeg
 
 from openslip.data.check import check
 from openslip.data.check.contact_sheet import SIDE, draw_contact_sheet, write_contact_sheet
-from openslip.data.check.figures import quantile
-from openslip.data.check.report import Report, shortened
+from openslip.data.check.report import quantiles, shortened
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
 from openslip.text.clip_bpe import ClipBpe
@@ -50,8 +49,8 @@ def look(
     num_workers: int = 0,
     contact_sheet: Path | None = None,
     unreadable_list: Path | None = None,
-) -> Report:
-    return check(
+) -> list[tuple[str, str]]:
+    lines = check(
         source,
         TOKENIZER,
         expected_samples=expected_samples,
@@ -61,15 +60,12 @@ def look(
         contact_sheet=contact_sheet,
         unreadable_list=unreadable_list,
     )
-
-
-def figures(report: Report) -> list[tuple[str, str]]:
-    return [(line[:22].strip(), line[22:]) for line in report.lines()]
+    return [(line[:22].strip(), line[22:]) for line in lines]
 
 
 def known() -> Listed:
-    """Eight samples: two equal pictures twice over, two that are damaged, captions of 3 to 12 tokens."""
-    pictures = [jpeg(0, 300, 240), jpeg(1, 300, 240), jpeg(0, 300, 240), jpeg(2, 100, 500), jpeg(1, 300, 240)]
+    """Eight samples: two equal images twice over, two that are damaged, captions of 3 to 12 tokens."""
+    images = [jpeg(0, 300, 240), jpeg(1, 300, 240), jpeg(0, 300, 240), jpeg(2, 100, 500), jpeg(1, 300, 240)]
     damaged = [jpeg(3)[:-200], jpeg(4)[:-210], jpeg(5, 300, 240)]
     captions = [
         ("a dog", "a cat"),
@@ -84,16 +80,15 @@ def known() -> Listed:
     return Listed(
         [
             Sample(key=f"k{place}", image=image, captions=texts, label=None)
-            for place, (image, texts) in enumerate(zip(pictures + damaged, captions, strict=True))
+            for place, (image, texts) in enumerate(zip(images + damaged, captions, strict=True))
         ],
         problems=("2 x no picture, first a.tar:x",),
     )
 
 
-def test_every_figure_of_a_known_collection():
-    report = look(known(), expected_samples=12, decode=True)
+def test_every_line_of_a_known_dataset():
+    lines = look(known(), expected_samples=12, decode=True)
     sizes = sorted(len(sample.image) for sample in known().samples if sample is not None)
-    lines = figures(report)
     assert lines[:-4] == [
         ("samples", "8 of 12 samples, 66 %"),
         ("left out", "2 x no picture, first a.tar:x"),
@@ -104,14 +99,14 @@ def test_every_figure_of_a_known_collection():
         ("distinct captions", "5 of 8, 62.5 %"),
         ("most frequent", "3 x a dog"),
         ("most frequent", "2 x a cat"),
-        ("duplicate pictures", "2 of 8, 25.0 %: the same bytes as an earlier one"),
+        ("duplicate images", "2 of 8, 25.0 %: the same bytes as an earlier one"),
         ("the same", "k2 = k0"),
         ("the same", "k4 = k1"),
         (
-            "picture bytes",
+            "image bytes",
             f"median {sizes[3] / 1000:.1f} kB, p99 {sizes[-1] / 1000:.1f} kB, all {sum(sizes) / 1000:.1f} kB",
         ),
-        ("picture pixels", "median 300 x 240; 1 of 6, 16.7 %, have a side under 224"),
+        ("image pixels", "median 300 x 240; 1 of 6, 16.7 %, have a side under 224"),
     ]
     assert lines[-4] == ("unreadable", "2 of 8, 25.0 %")
     assert lines[-3][0] == "reason"
@@ -120,10 +115,10 @@ def test_every_figure_of_a_known_collection():
 
 
 def test_without_decoding_nothing_is_said_of_what_decoding_would_show():
-    lines = figures(look(known()))
+    lines = look(known())
     assert lines[0] == ("samples", "8")
-    assert lines[-1] == ("unreadable", "not known: the pictures were not decoded")
-    assert "picture pixels" not in dict(lines)
+    assert lines[-1] == ("unreadable", "not known: the images were not decoded")
+    assert "image pixels" not in dict(lines)
 
 
 def test_worker_processes_find_the_same():
@@ -135,35 +130,35 @@ def test_worker_processes_find_the_same():
         )
     ]
     source = Listed([*samples, None])
-    assert look(source, num_workers=2).lines() == look(source).lines()
+    assert look(source, num_workers=2) == look(source)
 
 
-def test_figures_equal_those_of_a_loop():
+def test_numbers_equal_those_of_a_loop():
     rng = np.random.default_rng(1)
     samples = [
         Sample(key=f"k{place}", image=rng.bytes(1), captions=(f"word {number}",), label=None)
         for place, number in enumerate(rng.integers(0, 30, 500))
     ]
-    report = look(Listed(list(samples)))
-    assert report.captions is not None
+    lines = look(Listed(list(samples)))
     texts = [sample.captions[0] for sample in samples]
     first_at: dict[bytes, str] = {}
     pairs = []
     for sample in samples:
         if first_at.setdefault(sample.image, sample.key) != sample.key:
-            pairs.append((sample.key, first_at[sample.image]))
-    assert report.duplicates.pairs == pairs[:5]
-    assert report.duplicates.count == len(pairs)
-    assert report.captions.distinct == len(set(texts))
+            pairs.append(f"{sample.key} = {first_at[sample.image]}")
+    assert [text for label, text in lines if label == "the same"] == pairs[:5]
+    assert dict(lines)["duplicate images"].startswith(f"{len(pairs)} of 500")
+    assert dict(lines)["distinct captions"].startswith(f"{len(set(texts))} of 500")
     ranked = sorted(set(texts), key=lambda text: (-texts.count(text), texts.index(text)))
-    assert report.captions.frequent == [(text, texts.count(text)) for text in ranked[:5]]
+    frequent = [f"{texts.count(text)} x {text}" for text in ranked[:5]]
+    assert [text for label, text in lines if label == "most frequent"] == frequent
 
 
-def test_a_quick_look_says_so_in_every_figure():
+def test_a_quick_look_says_so_in_every_line():
     samples: list[Sample | None] = [
         Sample(key=str(place), image=bytes([place]), captions=(f"caption {place}",), label=None) for place in range(100)
     ]
-    lines = figures(look(Listed(samples), limit=10, expected_samples=100))
+    lines = look(Listed(samples), limit=10, expected_samples=100)
     assert lines[0] == ("samples", "100 of 100 samples, 100 %")
     assert all(text.endswith("(of 10 evenly spaced samples)") for _, text in lines[1:])
     assert dict(lines)["distinct captions"].startswith("10 of 10")
@@ -176,9 +171,9 @@ def test_samples_that_cannot_be_read_are_counted_and_listed(tmp_path: Path):
         Sample(key=f"a.tar:{place}", image=b"no picture", captions=("x",), label=None) for place in range(12)
     ]
     samples[3] = None
-    report = look(Listed(samples), decode=True, unreadable_list=tmp_path / "list.jsonl")
-    assert report.unreadable.reasons.total() == 12
-    assert len(report.unreadable.first) == 10
+    lines = look(Listed(samples), decode=True, unreadable_list=tmp_path / "list.jsonl")
+    assert dict(lines)["unreadable"] == "12 of 12, 100.0 %"
+    assert [label for label, _ in lines].count("first") == 10
     listed = [json.loads(line) for line in (tmp_path / "list.jsonl").read_text().splitlines()]
     assert [entry["key"] for entry in listed] == ["sample 3" if n == 3 else f"a.tar:{n}" for n in range(12)]
     assert listed[3]["reason"] == "shard a.tar has become shorter"
@@ -188,13 +183,13 @@ def test_samples_that_cannot_be_read_are_counted_and_listed(tmp_path: Path):
         look(Listed(samples), unreadable_list=tmp_path / "none" / "list.jsonl")
 
 
-def test_a_collection_with_labels_alone_has_no_caption_figures():
+def test_a_dataset_with_labels_alone_has_no_caption_lines():
     source = Listed([Sample(key="a", image=jpeg(0), captions=(), label=3)])
-    assert ("captions", "none") in figures(look(source))
+    assert ("captions", "none") in look(source)
 
 
-def test_an_empty_collection_is_reported():
-    assert figures(look(Listed([]), decode=True))[0] == ("samples", "0")
+def test_an_empty_dataset_is_reported():
+    assert look(Listed([]), decode=True)[0] == ("samples", "0")
 
 
 def test_texts_cannot_command_the_terminal():
@@ -204,7 +199,7 @@ def test_texts_cannot_command_the_terminal():
 
 def test_quantiles_are_values_that_occur():
     values = np.array([1, 2, 3, 10])
-    assert [quantile(values, per_cent) for per_cent in (25, 50, 51, 75, 90, 100)] == [1, 2, 3, 3, 10, 10]
+    assert quantiles(values, 25, 50, 51, 75, 90, 100) == [1, 2, 3, 3, 10, 10]
 
 
 CAPTIONS = (
@@ -218,7 +213,7 @@ CAPTIONS = (
 )
 
 
-def test_the_contact_sheet_shows_the_pictures_in_order(tmp_path: Path):
+def test_the_contact_sheet_shows_the_images_in_order(tmp_path: Path):
     def plain(colour: tuple[int, int, int]) -> bytes:
         file = io.BytesIO()
         Image.new("RGB", (50, 100), colour).save(file, "PNG")
@@ -239,7 +234,7 @@ def test_the_contact_sheet_shows_the_pictures_in_order(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
-def test_small_broken_and_captionless_collections_have_a_contact_sheet(tmp_path: Path):
+def test_small_broken_and_captionless_datasets_have_a_contact_sheet(tmp_path: Path):
     samples = [Sample(key="a", image=b"none", captions=(), label=1), None]
     write_contact_sheet(Listed(samples), tmp_path / "sheet.jpg")
     with Image.open(tmp_path / "sheet.jpg") as sheet:

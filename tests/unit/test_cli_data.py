@@ -15,16 +15,16 @@ from openslip.data.convert import descriptions
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """A folder of pictures and a CSV file."""
-    folder = tmp_path / "pictures"
+    """A folder of images and a CSV file."""
+    folder = tmp_path / "images"
     folder.mkdir()
     with (folder / "captions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "caption"])
         for number in range(12):
             (folder / f"{number}.jpg").write_bytes(jpeg(number))
-            writer.writerow([f"{number}.jpg", f"picture number {number}"])
-        writer.writerow(["missing.jpg", "a picture that is not there"])
+            writer.writerow([f"{number}.jpg", f"image number {number}"])
+        writer.writerow(["missing.jpg", "an image that is not there"])
     return folder
 
 
@@ -57,9 +57,7 @@ def test_a_table_becomes_shards_that_are_indexed_and_checked(
     assert sheet.stat().st_size > 1000
 
 
-def test_a_config_names_a_collection(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_config_names_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "cc3m").mkdir()
     write_pairs(tmp_path / "cc3m" / "0.tar", 3)
     monkeypatch.setenv("OPENSLIP_DATA", str(tmp_path))

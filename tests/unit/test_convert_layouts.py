@@ -1,4 +1,4 @@
-"""Every layout: what stands in the collection stands in the shards, read back by webdataset."""
+"""Every layout: what the dataset holds is in the shards, read back by webdataset."""
 
 import csv
 import io
@@ -69,7 +69,7 @@ def yfcc(tmp_path: Path) -> Path:
     return root
 
 
-def test_yfcc_zip_keeps_pictures_titles_and_descriptions(yfcc: Path, tmp_path: Path):
+def test_yfcc_zip_keeps_images_titles_and_descriptions(yfcc: Path, tmp_path: Path):
     with pytest.raises(UserError, match="4 of 7 records were left out"):
         run("yfcc_zip", yfcc, tmp_path / "out")
     samples = samples_of(tmp_path / "out")
@@ -113,7 +113,7 @@ def test_training_reads_titles_and_descriptions(yfcc: Path, tmp_path: Path):
     assert [source[place].captions for place in range(3)] == [("title",), ("猫",), ("A red barn!", "see  or  it")]
 
 
-def test_coco_json_keeps_all_captions_of_a_picture(tmp_path: Path):
+def test_coco_json_keeps_all_captions_of_an_image(tmp_path: Path):
     root, ids = tmp_path / "coco", (9, 25, 30)
     for number in ids:
         put(root / "train2017" / f"{number:012}.jpg", jpeg(number))
@@ -205,7 +205,7 @@ def test_cc_npy_reads_a_matrix_of_paths_and_captions(tmp_path: Path, dtype: Any)
 
 
 @pytest.mark.parametrize("is_cc12m", [False, True])
-def test_cc_tsv_finds_pictures_by_row_or_by_a_third_column(tmp_path: Path, is_cc12m: bool):
+def test_cc_tsv_finds_images_by_row_or_by_a_third_column(tmp_path: Path, is_cc12m: bool):
     root = tmp_path / "cc"
     rows = [("zero", "http://a/0"), ('say "one', "https://a/1"), ("two", "http://a/2"), ("three", "http://a/3")]
     lines = ["\t".join(row[::-1] if is_cc12m else row) for row in rows]

@@ -1,4 +1,4 @@
-"""A conversion that is ended at any moment goes on, and its files are those of one that was not."""
+"""A conversion that is ended at any moment can be resumed, and its files are those of one that was not ended."""
 
 import io
 import json
@@ -17,9 +17,8 @@ from PIL import Image
 from rich.console import Console
 from shard_files import jpeg
 
+from openslip.data.convert.manifest import Entry, Totals
 from openslip.data.convert.progress import shown
-from openslip.data.convert.shard import Entry
-from openslip.data.convert.totals import Totals
 from openslip.errors import UserError
 
 COMMAND = """
@@ -30,15 +29,15 @@ root, out, workers = sys.argv[1:]
 convert("table", Path(root), Path(out), options={}, samples_per_shard=16, resize=96, workers=int(workers),
         on_shard=lambda entry, totals: None)
 """
-NUM_PICTURES = 240  # some seconds' work, of which no process gets far before it is killed
+NUM_IMAGES = 240  # some seconds' work, of which no process gets far before it is killed
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     for number in range(3):
         (root / f"{number}.jpg").write_bytes(jpeg(number, 1_200, 900))
-    rows = [f"{n % 3 if n % 10 else 'missing'}.jpg,picture {n}" for n in range(NUM_PICTURES)]
+    rows = [f"{n % 3 if n % 10 else 'missing'}.jpg,image {n}" for n in range(NUM_IMAGES)]
     (root / "table.csv").write_text("\n".join(["image,caption", *rows]))
     return root
 
@@ -64,7 +63,7 @@ def shards(out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("workers", "moments"), [(1, (0, 5, 10)), (2, (3,))])
-def test_a_killed_conversion_goes_on_to_the_same_bytes(
+def test_a_killed_conversion_resumes_to_the_same_bytes(
     root: Path, undisturbed: Path, tmp_path: Path, workers: int, moments: tuple[int, ...]
 ):
     out, reference = tmp_path / "out", contents(undisturbed)
@@ -105,7 +104,7 @@ def test_a_finished_conversion_is_left_alone(root: Path, undisturbed: Path):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.tar")}
     totals = run("table", root, undisturbed, samples_per_shard=16, resize=96)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.tar")} == before
-    assert (totals.samples, totals.left_out) == (NUM_PICTURES * 9 // 10, {"missing picture": NUM_PICTURES // 10})
+    assert (totals.samples, totals.left_out) == (NUM_IMAGES * 9 // 10, {"missing picture": NUM_IMAGES // 10})
 
 
 def test_a_shard_that_was_damaged_or_deleted_is_written_again(root: Path, undisturbed: Path):
@@ -114,6 +113,7 @@ def test_a_shard_that_was_damaged_or_deleted_is_written_again(root: Path, undist
     damaged[700] ^= 1
     (undisturbed / "shard-000001.tar").write_bytes(damaged)
     (undisturbed / "shard-000003.tar").unlink()
+    (undisturbed / ".shard-000099.tar.1.tmp").write_bytes(b"what a killed process left")
     run("table", root, undisturbed, samples_per_shard=16, resize=96)
     assert contents(undisturbed) == reference
 
@@ -178,7 +178,7 @@ def test_the_manifest_counts_what_the_shards_hold(undisturbed: Path):
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     sizes = {entry["name"]: (entry["samples"], entry["bytes"]) for entry in manifest["shards"]}
     assert sizes == {path.name: (num_samples(path), path.stat().st_size) for path in undisturbed.glob("*.tar")}
-    assert manifest["samples"] == len(samples_of(undisturbed)) == NUM_PICTURES * 9 // 10
+    assert manifest["samples"] == len(samples_of(undisturbed)) == NUM_IMAGES * 9 // 10
     assert manifest["left_out"] == {"missing picture": len(left_out(undisturbed))}
     assert (manifest["resize"], manifest["layout"], manifest["is_complete"]) == (96, "table", True)
 
@@ -190,7 +190,7 @@ def num_samples(path: Path) -> int:
     return sum(member.name.endswith(".jpg") for member in members)
 
 
-def test_a_resized_picture_is_pillows(root: Path, undisturbed: Path):
+def test_a_resized_image_is_pillows(root: Path, undisturbed: Path):
     image = Image.open(root / "1.jpg")
     expected = np.asarray(image.resize((128, 96), Image.Resampling.BICUBIC), np.float64)
     found = np.asarray(Image.open(io.BytesIO(samples_of(undisturbed)["1"]["jpg"])), np.float64)
@@ -198,7 +198,7 @@ def test_a_resized_picture_is_pillows(root: Path, undisturbed: Path):
     assert abs(found - expected).mean() < 1.5
 
 
-def test_smaller_pictures_keep_their_bytes_and_other_formats_become_jpeg(tmp_path: Path):
+def test_smaller_images_keep_their_bytes_and_other_formats_become_jpeg(tmp_path: Path):
     root = tmp_path / "in"
     (root / "c").mkdir(parents=True)
     small, forms = (
@@ -232,5 +232,5 @@ def test_on_a_terminal_there_is_one_live_line(tmp_path: Path):
     stream = io.StringIO()
     with shown(Console(file=stream, force_terminal=True, width=120)) as on_shard:
         entry = Entry("shard-000000.tar", 5, 10, "", "", {})
-        on_shard(entry, Totals.of([entry]))
+        on_shard(entry, Totals([entry]))
     assert "in all 1 shards, 5 samples" in stream.getvalue()

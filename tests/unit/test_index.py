@@ -20,7 +20,7 @@ from openslip.data.index.build import NAME, open_index
 from openslip.data.index.index import Index, Shard
 from openslip.errors import UserError
 
-PICTURE = jpeg(0)
+IMAGE = jpeg(0)
 
 
 def nowhere(address: str) -> int:
@@ -59,7 +59,7 @@ def paths(tmp_path: Path) -> list[Path]:
     return [write_pairs(tmp_path / f"{number}.tar", 3, first=3 * number) for number in range(3)]
 
 
-def test_a_collection_is_scanned_once(paths: list[Path], scanned: list[str]):
+def test_a_dataset_is_scanned_once(paths: list[Path], scanned: list[str]):
     first = opened(paths)
     again = opened(paths)
     assert scanned == ["0.tar", "1.tar", "2.tar"]
@@ -70,7 +70,7 @@ def test_a_collection_is_scanned_once(paths: list[Path], scanned: list[str]):
     assert [first.find(place) for place in (0, 2, 3, 8)] == [(0, 0), (0, 2), (1, 3), (2, 8)]
 
 
-def test_a_collection_that_grows_or_shrinks_is_not_scanned_again(paths: list[Path], scanned: list[str]):
+def test_a_dataset_that_grows_or_shrinks_is_not_scanned_again(paths: list[Path], scanned: list[str]):
     opened(paths[:2])
     assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
     assert keys(opened(paths[1:])) == [f"s{number:04}" for number in range(3, 9)]
@@ -92,7 +92,7 @@ def test_another_caption_policy_is_another_index(paths: list[Path], scanned: lis
     assert len(scanned) == 6
 
 
-def test_a_moved_collection_keeps_its_index_and_its_fingerprint(paths: list[Path], scanned: list[str]):
+def test_a_moved_dataset_keeps_its_index_and_its_fingerprint(paths: list[Path], scanned: list[str]):
     before = opened(paths)
     folder = paths[0].parent
     moved = folder.with_name(folder.name + "-moved")
@@ -105,10 +105,10 @@ def test_a_moved_collection_keeps_its_index_and_its_fingerprint(paths: list[Path
 
 def test_requirements_choose_among_the_same_rows(tmp_path: Path, scanned: list[str]):
     members = [
-        *[("a.jpg", PICTURE), ("a.txt", b"one")],
-        *[("b.jpg", PICTURE), ("b.cls", b"4")],
-        *[("c.jpg", PICTURE), ("c.txt", b" "), ("c.cls", b"5")],
-        ("d.jpg", PICTURE),
+        *[("a.jpg", IMAGE), ("a.txt", b"one")],
+        *[("b.jpg", IMAGE), ("b.cls", b"4")],
+        *[("c.jpg", IMAGE), ("c.txt", b" "), ("c.cls", b"5")],
+        ("d.jpg", IMAGE),
     ]
     paths = [write_tar(tmp_path / "0.tar", members), write_pairs(tmp_path / "1.tar", 2)]
     everything, captioned, labelled = (opened(paths, require) for require in (None, "caption", "label"))
@@ -126,7 +126,7 @@ def test_requirements_choose_among_the_same_rows(tmp_path: Path, scanned: list[s
     assert labelled.problems.lines() == (f"2 x no label, first {paths[0]}:a",)
 
 
-def test_the_fingerprint_changes_with_the_collection_and_with_nothing_else(tmp_path: Path):
+def test_the_fingerprint_changes_with_the_dataset_and_with_nothing_else(tmp_path: Path):
     (tmp_path / "moved").mkdir()
     path = write_pairs(tmp_path / "a.tar", 3)
     first = opened([path]).fingerprint
@@ -134,10 +134,10 @@ def test_the_fingerprint_changes_with_the_collection_and_with_nothing_else(tmp_p
     assert opened([write_pairs(tmp_path / "b.tar", 3)]).fingerprint != first
     assert opened([write_pairs(tmp_path / "moved" / "a.tar", 4)]).fingerprint != first
     assert opened([path, path]).fingerprint != first
-    longer = write_pairs(tmp_path / "moved" / "a.tar", 3, picture=PICTURE + b"\0")
+    longer = write_pairs(tmp_path / "moved" / "a.tar", 3, image=IMAGE + b"\0")
     assert opened([longer]).fingerprint != first
     cat, dog = (
-        opened([write_tar(tmp_path / "moved" / "a.tar", [("a.jpg", PICTURE), ("a.txt", text)])]).fingerprint
+        opened([write_tar(tmp_path / "moved" / "a.tar", [("a.jpg", IMAGE), ("a.txt", text)])]).fingerprint
         for text in (b"cat", b"dog")
     )
     assert cat != dog
@@ -147,7 +147,7 @@ def test_shards_of_one_name_size_and_time_are_told_apart(tmp_path: Path, monkeyp
     paths = []
     for name, text in (("one", b"cat"), ("two", b"the dog")):
         (tmp_path / name).mkdir()
-        members = [("a.jpg", PICTURE + bytes(len(text) == 3)), (f"a{name}.jpg", PICTURE), ("a.txt", text)]
+        members = [("a.jpg", IMAGE + bytes(len(text) == 3)), (f"a{name}.jpg", IMAGE), ("a.txt", text)]
         paths.append(write_tar(tmp_path / name / "0.tar", members))
         os.utime(paths[-1], ns=(10**18, 10**18))
     assert paths[0].stat().st_size == paths[1].stat().st_size
@@ -218,7 +218,7 @@ def test_what_a_crash_left_half_written_is_scanned_again(paths: list[Path], scan
     journal = (partial / "shards.jsonl").read_text()
     (partial / "shards.jsonl").write_text(journal[:-20])
     assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
-    assert scanned[3:] == ["1.tar", "2.tar"]  # the rows of the first are whole
+    assert scanned[3:] == ["1.tar", "2.tar"]  # the rows of the first are complete
 
 
 SCAN = """
@@ -233,7 +233,7 @@ index_build.open_index(shards, UniformCaption(), None, cache_folder=Path("/nowhe
 """
 
 
-def test_a_killed_scan_goes_on_where_it_stopped(paths: list[Path], scanned: list[str]):
+def test_a_killed_scan_resumes_where_it_stopped(paths: list[Path], scanned: list[str]):
     process = subprocess.Popen([sys.executable, "-c", SCAN, *map(str, paths)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
@@ -255,7 +255,7 @@ def test_processes_without_locks_scan_side_by_side_and_agree(paths: list[Path]):
     assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
 
 
-def test_two_processes_scan_a_collection_once(paths: list[Path]):
+def test_two_processes_scan_a_dataset_once(paths: list[Path]):
     commands = [[sys.executable, "-c", SCAN, *map(str, paths)]] * 2
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     printed = [process.communicate(timeout=60)[0] for process in processes]
@@ -280,7 +280,7 @@ def test_a_sample_costs_28_bytes_its_key_and_its_label(tmp_path: Path):
     files = {path.name: path.stat().st_size for path in index.folder.iterdir()}
     journal = files.pop("shards.jsonl")
     assert files == {"rows": 280, "labels": 40, "keys": 50}
-    path = write_tar(tmp_path / "bare.tar", [("a.jpg", PICTURE), ("b.jpg", PICTURE)])
+    path = write_tar(tmp_path / "bare.tar", [("a.jpg", IMAGE), ("b.jpg", IMAGE)])
     bare = {path.name: path.stat().st_size for path in opened([path]).folder.iterdir()}
     assert bare["rows"] == 56
     assert "labels" not in bare

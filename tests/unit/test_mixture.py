@@ -1,4 +1,4 @@
-"""Several collections as one source."""
+"""Several datasets as one source."""
 
 from pathlib import Path
 

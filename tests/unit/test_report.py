@@ -21,12 +21,12 @@ VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
 
 
 class Page(HTMLParser):
-    """Text, addresses, ids and pictures; fails on tags that do not close."""
+    """Text, addresses, ids and images; fails on tags that do not close."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.source = path.read_text(encoding="utf-8")
-        self.text, self.addresses, self.ids, self.pictures, self.tags = "", [], [], [], []
+        self.text, self.addresses, self.ids, self.images, self.tags = "", [], [], [], []
         self._open: list[str] = []
         self.feed(self.source)
         assert not self._open
@@ -38,7 +38,7 @@ class Page(HTMLParser):
         self.ids += [found["id"]] if "id" in found else []
         if tag == "img":
             data = (found["src"] or "").partition("base64,")[2]
-            self.pictures.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
+            self.images.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
         if tag not in VOID:
             self._open.append(tag)
 
@@ -104,17 +104,17 @@ def whole_run(folder: Path, size: int = 20) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "env.json").write_text(json.dumps({"torch": "2.99", "devices": [], "nested": {"key": EVIL}}))
-    pictures = rng.integers(0, 256, (5, 3, size, size), dtype=np.uint8)
+    images = rng.integers(0, 256, (5, 3, size, size), dtype=np.uint8)
     captions = np.array(["one", "two", EVIL, "four", "five"])
-    save(folder, "views", image=pictures, aug1=255 - pictures, aug2=pictures, captions=captions)
+    save(folder, "views", image=images, aug1=255 - images, aug2=images, captions=captions)
     matrix = np.eye(5, dtype=np.float32)
     matrix[0] = [0.1, 0.9, 0, 0, 0]
-    save(folder, "similarity", matrix=matrix, captions=captions, images=pictures)
+    save(folder, "similarity", matrix=matrix, captions=captions, images=images)
     save(folder, "mine", **zero_shot_arrays(size))
     return folder
 
 
-def test_whole_run_has_every_section_and_its_figures(tmp_path: Path):
+def test_whole_run_has_every_section_and_its_metrics(tmp_path: Path):
     path = write_report(whole_run(tmp_path / "first"))
     assert path == tmp_path / "first" / "report.html"
     page = Page(path)
@@ -122,10 +122,10 @@ def test_whole_run_has_every_section_and_its_figures(tmp_path: Path):
         assert text in page.text
     assert "50.0 %" in page.text, "the last logged top-1"
     assert "2 times chance (25.0 %)" in page.text
-    assert "Left out" not in page.text
+    assert "Not available" not in page.text
     assert page.tags.count("svg") == 5, "loss, accuracy, speed, top-1, top-1 by attribute"
-    assert len(page.pictures) == 15 + 5 + 6
-    assert "4 of 5 pictures" in page.text
+    assert len(page.images) == 15 + 5 + 6
+    assert "4 of 5 images" in page.text
     assert "5 of 5 captions" in page.text
 
 
@@ -178,7 +178,7 @@ def test_confusion_counts_equal_a_loop(tmp_path: Path):
     assert "shape 83.3 % right, chance 50.0 %" in page.text
 
 
-def test_right_and_wrong_pictures_are_told_in_words(tmp_path: Path):
+def test_right_and_wrong_images_are_told_in_words(tmp_path: Path):
     page = Page(write_report(whole_run(tmp_path / "run")))
     assert page.text.count("\u2713 right") == 4
     assert page.text.count("\u2717 wrong") == 2
@@ -186,15 +186,15 @@ def test_right_and_wrong_pictures_are_told_in_words(tmp_path: Path):
     assert "75.0 %" in page.text
 
 
-def test_small_pictures_are_kept_to_the_pixel(tmp_path: Path):
+def test_small_images_are_kept_to_the_pixel(tmp_path: Path):
     folder = whole_run(tmp_path / "run")
     page = Page(write_report(folder))
     with np.load(folder / "arrays" / "mine.npz") as file:
         kept = {pixels.transpose(1, 2, 0).tobytes() for pixels in file["pictures"]}
-    assert kept <= {picture.tobytes() for picture in page.pictures}
+    assert kept <= {image.tobytes() for image in page.images}
 
 
-def test_page_stays_small_with_large_pictures(tmp_path: Path):
+def test_page_stays_small_with_large_images(tmp_path: Path):
     folder = whole_run(tmp_path / "run", size=224)
     rng = np.random.default_rng(0)
     many = {"pictures": rng.integers(0, 256, (200, 3, 224, 224), dtype=np.uint8)}
@@ -212,7 +212,7 @@ def test_same_run_gives_the_same_bytes(tmp_path: Path):
     assert not (folder / "report.html.tmp").exists()
 
 
-def test_absent_files_are_named_and_left_out(tmp_path: Path):
+def test_absent_files_are_named(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("seed: 3\n")
     page = Page(write_report(tmp_path))
     for line in (
@@ -225,7 +225,7 @@ def test_absent_files_are_named_and_left_out(tmp_path: Path):
     assert "svg" not in page.tags
 
 
-def test_damaged_files_are_named_and_left_out(tmp_path: Path):
+def test_damaged_files_are_named(tmp_path: Path):
     folder = whole_run(tmp_path / "run")
     (folder / "env.json").write_text("{")
     (folder / "config.yaml").write_text("a: [1")
@@ -239,7 +239,7 @@ def test_damaged_files_are_named_and_left_out(tmp_path: Path):
     assert "env.json cannot be read" in page.text
     assert "arrays/views.npz" in page.text
     assert "does not fit its images and captions" in page.text
-    assert "No pictures and no mistakes here: arrays/mine.npz cannot be read" in page.text
+    assert "No images and no mistakes here: arrays/mine.npz cannot be read" in page.text
     assert "a: [1" in page.text, "a config that is no YAML is shown as it is"
 
 
@@ -258,12 +258,12 @@ def test_damaged_files_are_named_and_left_out(tmp_path: Path):
     ],
     ids=lambda change: "-".join(change),
 )
-def test_arrays_that_do_not_fit_are_left_out(tmp_path: Path, change: dict[str, np.ndarray]):
+def test_arrays_that_do_not_fit_are_skipped(tmp_path: Path, change: dict[str, np.ndarray]):
     folder = whole_run(tmp_path / "run")
     save(folder, "mine", **(zero_shot_arrays() | change))
     page = Page(write_report(folder))
-    assert "No pictures and no mistakes here: arrays/mine.npz does not hold a classification" in page.text
-    assert page.tags.count("svg") == 5, "the logged figures are shown all the same"
+    assert "No images and no mistakes here: arrays/mine.npz does not hold a classification" in page.text
+    assert page.tags.count("svg") == 5, "the logged metrics are shown all the same"
 
 
 def test_nearest_neighbour_arrays_need_no_names(tmp_path: Path):

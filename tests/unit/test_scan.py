@@ -14,7 +14,7 @@ from openslip.data.index.scan import ShardSamples, scan_shard
 from openslip.data.index.tar import BLOCK
 from openslip.errors import UserError
 
-PICTURE = jpeg(0)
+IMAGE = jpeg(0)
 
 
 def scan(path: Path) -> ShardSamples:
@@ -50,38 +50,38 @@ def test_offsets_are_those_of_tarfile(tmp_path: Path, tar_format: int):
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_and_foreign_names_are_read(tmp_path: Path, tar_format: int):
     names = ["n" * 300, "猫" * 60, "short"]
-    path = write_tar(tmp_path / "shard.tar", [(f"{name}.jpg", PICTURE) for name in names], tar_format)
+    path = write_tar(tmp_path / "shard.tar", [(f"{name}.jpg", IMAGE) for name in names], tar_format)
     assert keys(scan(path)) == names
 
 
 def test_samples_are_grouped_by_the_path_up_to_the_first_dot(tmp_path: Path):
-    members = [("./a.JPG", PICTURE), ("./a.txt", b"x"), ("d.e/a.png", PICTURE), ("d.e/a.txt", b"y")]
+    members = [("./a.JPG", IMAGE), ("./a.txt", b"x"), ("d.e/a.png", IMAGE), ("d.e/a.txt", b"y")]
     assert keys(scan(write_tar(tmp_path / "shard.tar", members))) == ["a", "d.e/a"]
 
 
 def test_members_of_a_sample_need_not_be_neighbours(tmp_path: Path):
-    members = [("a.jpg", PICTURE), ("b.jpg", PICTURE), ("a.txt", b"x"), ("b.txt", b"y")]
+    members = [("a.jpg", IMAGE), ("b.jpg", IMAGE), ("a.txt", b"x"), ("b.txt", b"y")]
     assert keys(scan(write_tar(tmp_path / "shard.tar", members))) == ["a", "b"]
 
 
-def test_every_kind_of_bad_sample_is_counted_and_left_out(tmp_path: Path):
+def test_every_kind_of_bad_sample_is_counted_and_skipped(tmp_path: Path):
     members = [
-        ("good.jpg", PICTURE),
+        ("good.jpg", IMAGE),
         ("good.txt", b"a caption"),
         ("good.json", b'{"captions": ["a caption", "another"]}'),
-        ("bare.jpg", PICTURE),
-        ("blank.jpg", PICTURE),
+        ("bare.jpg", IMAGE),
+        ("blank.jpg", IMAGE),
         ("blank.txt", b" \n"),
-        ("zero.jpg", PICTURE),
+        ("zero.jpg", IMAGE),
         ("zero.txt", b""),
         ("words.txt", b"no picture here"),
-        ("good.jpg", PICTURE),
-        ("../../etc/x.jpg", PICTURE),
-        ("/root/x.jpg", PICTURE),
-        ("d.x.jpg", PICTURE),
-        ("latin.jpg", PICTURE),
+        ("good.jpg", IMAGE),
+        ("../../etc/x.jpg", IMAGE),
+        ("/root/x.jpg", IMAGE),
+        ("d.x.jpg", IMAGE),
+        ("latin.jpg", IMAGE),
         ("latin.txt", "café".encode("latin-1")),
-        ("broken.jpg", PICTURE),
+        ("broken.jpg", IMAGE),
         ("broken.txt", b"still here"),
         ("broken.json", b"{"),
         ("evil.pkl", b"cos\nsystem\n"),
@@ -107,7 +107,7 @@ def test_every_kind_of_bad_sample_is_counted_and_left_out(tmp_path: Path):
 
 
 def test_a_label_is_a_class_number(tmp_path: Path):
-    members = [("a.jpg", PICTURE), ("a.cls", b"7\n"), ("b.jpg", PICTURE), ("b.cls", b"cat"), ("c.jpg", PICTURE)]
+    members = [("a.jpg", IMAGE), ("a.cls", b"7\n"), ("b.jpg", IMAGE), ("b.cls", b"cat"), ("c.jpg", IMAGE)]
     path = write_tar(tmp_path / "shard.tar", members)
     samples = scan(path)
     assert samples.labels.tolist() == [7, -1, -1]
@@ -115,7 +115,7 @@ def test_a_label_is_a_class_number(tmp_path: Path):
     assert "2 x no label, first b" in samples.problems.lines()
 
 
-def test_links_and_devices_are_left_out(tmp_path: Path):
+def test_links_and_devices_are_skipped(tmp_path: Path):
     path = tmp_path / "shard.tar"
     with tarfile.open(path, "w") as tar:
         for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
@@ -125,20 +125,20 @@ def test_links_and_devices_are_left_out(tmp_path: Path):
         folder = tarfile.TarInfo("folder")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
-    write_tar(tmp_path / "end.tar", [("a.jpg", PICTURE)])
+    write_tar(tmp_path / "end.tar", [("a.jpg", IMAGE)])
     path.write_bytes(path.read_bytes()[: 5 * BLOCK] + (tmp_path / "end.tar").read_bytes())
     assert keys(scan(path)) == ["a"]
     assert problems(path) == {"link, device or sparse file": 4, "no caption": 1}
 
 
 def test_large_sizes_are_read_from_base_256(tmp_path: Path):
-    path = write_tar(tmp_path / "shard.tar", [("a.jpg", PICTURE)])
+    path = write_tar(tmp_path / "shard.tar", [("a.jpg", IMAGE)])
     content = bytearray(path.read_bytes())
-    content[124:136] = b"\x80" + len(PICTURE).to_bytes(11, "big")
+    content[124:136] = b"\x80" + len(IMAGE).to_bytes(11, "big")
     content[148:156] = b" " * 8
     content[148:156] = f"{sum(content[:BLOCK]):06o}\0 ".encode()
     path.write_bytes(content)
-    assert scan(path).rows["image_size"].tolist() == [len(PICTURE)]
+    assert scan(path).rows["image_size"].tolist() == [len(IMAGE)]
 
 
 @pytest.mark.parametrize("byte", [0, 100, 124, 130, 150, 156, 257, 400])
@@ -168,7 +168,7 @@ def test_joined_tar_files_are_refused_instead_of_half_read(tmp_path: Path):
     path = write_pairs(tmp_path / "shard.tar", 2)
     end = len(path.read_bytes().rstrip(b"\0"))
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(UserError, match="goes on after its end marker at offset") as refusal:
+    with pytest.raises(UserError, match="continues after its end marker at offset") as refusal:
         scan(path)
     assert str(-(-end // BLOCK) * BLOCK) in str(refusal.value)
 
@@ -196,12 +196,12 @@ def test_a_missing_shard_is_named(tmp_path: Path):
 def test_captions_of_txt_and_json_are_joined_and_only_what_adds_something_is_read_again(tmp_path: Path):
     fields = json.dumps({"captions": ["two", " one ", 3, None, ""], "caption": "three"}).encode()
     members = [
-        ("a.jpg", PICTURE),
+        ("a.jpg", IMAGE),
         ("a.txt", b"one\n"),
         ("a.json", fields),
-        ("b.jpg", PICTURE),
+        ("b.jpg", IMAGE),
         ("b.json", b'{"caption": "one"}'),
-        ("c.jpg", PICTURE),
+        ("c.jpg", IMAGE),
         ("c.txt", b"one"),
         ("c.json", b'{"caption": "one", "url": "x"}'),
     ]
@@ -212,9 +212,9 @@ def test_captions_of_txt_and_json_are_joined_and_only_what_adds_something_is_rea
 
 def test_the_policy_decides_what_counts_as_a_caption(tmp_path: Path):
     members = [
-        ("a.jpg", PICTURE),
+        ("a.jpg", IMAGE),
         ("a.txt", b"a name of a file"),
-        ("b.jpg", PICTURE),
+        ("b.jpg", IMAGE),
         ("b.json", b'{"title": "", "description": " a dog "}'),
     ]
     path = write_tar(tmp_path / "a.tar", members)
@@ -226,7 +226,7 @@ def test_the_policy_decides_what_counts_as_a_caption(tmp_path: Path):
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'"text"', b"[1, 2]", b"null", b"\xff\xfe{}", b"1e999999"])
 def test_odd_json_is_never_more_than_a_problem(tmp_path: Path, content: bytes):
-    path = write_tar(tmp_path / "a.tar", [("a.jpg", PICTURE), ("a.txt", b"one"), ("a.json", content)])
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", IMAGE), ("a.txt", b"one"), ("a.json", content)])
     samples = scan(path)
     assert keys(samples) == ["a"]
     assert samples.rows["txt_size"].tolist() == [3]
@@ -262,8 +262,8 @@ def test_pax_numbers_of_any_length_are_survived(tmp_path: Path):
     scan(path)
 
 
-def test_a_member_too_large_for_the_table_is_left_out(tmp_path: Path):
-    path = write_tar(tmp_path / "a.tar", [("a.jpg", PICTURE), ("b.jpg", PICTURE)])
+def test_a_member_too_large_for_the_table_is_skipped(tmp_path: Path):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", IMAGE), ("b.jpg", IMAGE)])
     content = path.read_bytes()
     header = bytearray(content[:BLOCK])
     length = 1 << 32
@@ -284,7 +284,7 @@ def test_an_empty_tar_is_a_line_in_the_report(tmp_path: Path):
 
 
 def test_what_a_terminal_would_obey_is_written_as_escapes(tmp_path: Path):
-    path = write_tar(tmp_path / "a.tar", [("\x1b[2J.jpg", PICTURE), ("a\nb.txt", b"x")], tarfile.GNU_FORMAT)
+    path = write_tar(tmp_path / "a.tar", [("\x1b[2J.jpg", IMAGE), ("a\nb.txt", b"x")], tarfile.GNU_FORMAT)
     lines = scan(path).problems.lines()
     assert any("\\x1b[2J" in line for line in lines)
     assert all(line.isprintable() for line in lines)

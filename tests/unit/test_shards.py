@@ -112,7 +112,7 @@ def test_captions_of_json_are_read(tmp_path: Path):
     assert source[0].captions == ("one", "two", "three")
 
 
-def test_what_was_left_out_is_reported(tmp_path: Path):
+def test_what_was_skipped_is_reported(tmp_path: Path):
     members = [("a.jpg", jpeg(0)), ("a.txt", b"one"), ("b.jpg", jpeg(1))]
     path = write_tar(tmp_path / "a.tar", members)
     assert ShardSource(shards=str(path), require="caption").problems == (f"1 x no caption, first {path}:b",)
@@ -236,7 +236,7 @@ def test_folders_are_classes_in_alphabetical_order(tmp_path: Path):
     for name, number in (("zebra", 0), ("ant", 1), ("cat/inner", 2)):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / f"{number}.JPG").write_bytes(jpeg(number))
-    (tmp_path / "ant" / "notes.txt").write_text("no picture")
+    (tmp_path / "ant" / "notes.txt").write_text("no image")
     source = ImageFolder(root=str(tmp_path))
     assert source.classnames == ["ant", "cat", "zebra"]
     assert [(source[place].label, source[place].image) for place in range(3)] == [
@@ -249,11 +249,11 @@ def test_folders_are_classes_in_alphabetical_order(tmp_path: Path):
     assert ImageFolder(root=str(tmp_path)).fingerprint != before
 
 
-def test_a_folder_without_classes_or_pictures_is_an_error(tmp_path: Path):
+def test_a_folder_without_classes_or_images_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder"):
         ImageFolder(root=str(tmp_path / "none"))
     with pytest.raises(UserError, match="no class folders"):
         ImageFolder(root=str(tmp_path))
     (tmp_path / "cat").mkdir()
-    with pytest.raises(UserError, match="hold no picture"):
+    with pytest.raises(UserError, match="hold no image"):
         ImageFolder(root=str(tmp_path))

@@ -149,7 +149,7 @@ def check(arguments: list[str]) -> int:
     from openslip.data.check import check as check_source
 
     source = open_source(options.target, options.require)
-    report = check_source(
+    lines = check_source(
         source,
         build(compose_config("train", [])[0]["tokenizer"], "tokenizer"),
         expected_samples=options.expected or source.expected_samples,
@@ -159,7 +159,7 @@ def check(arguments: list[str]) -> int:
         contact_sheet=options.contact_sheet,
         unreadable_list=options.unreadable,
     )
-    print("\n".join(report.lines()))
+    print("\n".join(lines))
     for file in (options.contact_sheet, options.unreadable):
         if file is not None:
             print(f"{'written':22}{file}")

@@ -1,6 +1,7 @@
 """Samples that could not be used in training: replaced, written down, and counted against a budget."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from openslip.errors import DataError
 
 
 class BadSample(NamedTuple):
-    """A planned sample, why it could not be used, and what stood in for it."""
+    """A planned sample, why it could not be used, and what replaced it."""
 
     sample: int
     key: str
@@ -22,7 +23,6 @@ class BadSamples:
 
     Args:
         file: of the first rank, gets a line of JSON per bad sample; None writes none.
-        rank: of this process.
         budget: share of an epoch's samples that may be bad.
         samples_per_epoch: of all ranks.
     """
@@ -38,7 +38,7 @@ class BadSamples:
         self._last = ""
 
     def record(self, epoch: int, step: int, bad: list[BadSample]) -> None:
-        """Writes down the bad samples of a step."""
+        """Write down the bad samples of a step."""
         if epoch != self._epoch:
             self._epoch, self.in_epoch = epoch, 0
         if not bad:
@@ -47,47 +47,39 @@ class BadSamples:
         self._last = f"; the last: {bad[-1].reason}"
         if self.file is not None:
             with self.file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"epoch": epoch, "step": step, **each._asdict()}) + "\n" for each in bad)
+                file.writelines(json.dumps({"epoch": epoch, "step": step, **sample._asdict()}) + "\n" for sample in bad)
 
     def check(self, in_epoch: int) -> None:
-        """Whether the bad samples of this epoch, added up over the ranks, are within the budget.
-
-        Raises:
-            DataError: they are more; on every rank, since all are told the same number.
-        """
+        """End the run, on every rank, where the epoch's bad samples, added up over the ranks, exceed the budget."""
         allowed = int(self.budget * self.samples_per_epoch)
         if in_epoch > allowed:
             raise DataError(
                 f"{in_epoch} bad samples in epoch {self._epoch}, {allowed} allowed "
                 f"(data.bad_sample_budget={self.budget}), listed in {self.first_file}{self._last}. "
-                "Allow more and the same command goes on, or mend the collection and begin anew with another name="
+                "Allow more and the same command resumes, or repair the dataset and start again with another name="
             )
 
     def cut_back(self, epoch: int, step: int) -> None:
-        """Drops all ranks' lines of steps that will be made again, from this one on; the first rank does it."""
+        """Discard all ranks' lines of steps that will be repeated, from this one on; the first rank does it."""
         if self.rank:
             return
         self._epoch, self.in_epoch = epoch, 0
         for file in self.files():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _before(line, epoch, step)]
+            kept = []
+            for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+                with suppress(ValueError):  # cut short by a crash
+                    entry = json.loads(line)
+                    if (entry["epoch"], entry["step"]) < (epoch, step):
+                        kept.append(line)
+                        self.in_epoch += entry["epoch"] == epoch
             write_text(file, "".join(kept))
-            self.in_epoch += sum(json.loads(line)["epoch"] == epoch for line in kept)
 
     def total(self) -> int:
-        """Of all ranks in the whole run."""
+        """Bad samples of all ranks in the whole run."""
         return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in self.files())
 
     def files(self) -> list[Path]:
-        """Of all ranks that have met bad samples."""
+        """Files of all ranks that have met bad samples."""
         if self.first_file is None:
             return []
         return sorted(self.first_file.parent.glob(f"{self.first_file.stem}*{self.first_file.suffix}"))
-
-
-def _before(line: str, epoch: int, step: int) -> bool:
-    try:
-        entry = json.loads(line)
-        return (entry["epoch"], entry["step"]) < (epoch, step)
-    except (ValueError, KeyError, TypeError):  # cut short by a crash
-        return False

@@ -14,7 +14,7 @@ from openslip import signals
 from openslip.data.bad_samples import BadSamples
 from openslip.data.batches import Batches, Plan
 from openslip.data.image.decode import Decoder
-from openslip.data.order import VERSION, Order
+from openslip.data.order import VERSION, Order, local_batch_size
 from openslip.data.source import Source
 from openslip.data.view import View, key
 from openslip.distributed import of_all_ranks, world_size
@@ -235,7 +235,8 @@ class RankOrder(Sampler[Plan]):
         self.world_size = world_size
         self.consumed = consumed
         self.prefetch = prefetch
-        order.local_batch_size(world_size)  # refuses what the ranks do not divide before training starts
+        # Refuses what the ranks do not divide before training starts.
+        local_batch_size(order.global_batch_size, world_size)
 
     def __iter__(self) -> Iterator[Plan]:
         epoch, first_step = divmod(self.consumed(), self.order.steps_per_epoch)

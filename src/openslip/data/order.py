@@ -54,36 +54,28 @@ class Order:
     ) -> None:
         if shuffle_window < 1:
             raise UserError(f"data.shuffle_window={shuffle_window}: expected 1 or more shards")
-        if global_batch_size < 1:
-            raise UserError(f"global_batch_size={global_batch_size}: expected 1 or more")
         self.parts = [collection.parts[collection.parts > 0] for collection in collections]
         sizes = [int(parts.sum()) for parts in self.parts]
-        self.firsts = np.cumsum([0, *sizes]).tolist()  # sample of each collection
-        self.drawn = [round(each.weight * size) for each, size in zip(collections, sizes, strict=True)]
-        for each, size, drawn in zip(collections, sizes, self.drawn, strict=True):
-            if each.weight > 0 and size and not drawn:
+        self.firsts = np.cumsum([0, *sizes]).tolist()  # first sample of each collection
+        # First samples of the parts of each collection.
+        self.starts = [first + np.cumsum(parts) - parts for first, parts in zip(self.firsts, self.parts, strict=False)]
+        self.drawn = [round(collection.weight * size) for collection, size in zip(collections, sizes, strict=True)]
+        for collection, size, drawn in zip(collections, sizes, self.drawn, strict=True):
+            if collection.weight > 0 and size and not drawn:
                 raise UserError(
-                    f"a weight of {each.weight} draws none of a collection's {size} samples: raise it, or 0"
+                    f"a weight of {collection.weight} draws none of a dataset's {size} samples: raise it, or give 0"
                 )
         self.num_samples = sum(self.drawn)
         if global_batch_size > self.num_samples:
             raise UserError(
-                f"global_batch_size={global_batch_size} is more than the collection's {self.num_samples} samples: "
-                "lower it"
+                f"global_batch_size={global_batch_size} is more than the dataset's {self.num_samples} samples: lower it"
             )
-        self.part_starts = np.concatenate(
-            [first + np.cumsum(parts) - parts for first, parts in zip(self.firsts, self.parts, strict=False)]
-        )
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.shuffle_window = shuffle_window
         self.steps_per_epoch, self.dropped = divmod(self.num_samples, global_batch_size)
         self._segments: dict[int, Segments] = {}
         self._windows: dict[tuple[int, int], Int64[np.ndarray, " samples"]] = {}
-
-    def local_batch_size(self, world_size: int) -> int:
-        """Samples per step on each rank."""
-        return local_batch_size(self.global_batch_size, world_size)
 
     def global_batch(self, epoch: int, step: int) -> Int64[np.ndarray, " global_batch"]:
         """The samples of a step of an epoch, in canonical order."""
@@ -96,11 +88,11 @@ class Order:
 
     def rank_batch(self, epoch: int, step: int, rank: int, world_size: int) -> Int64[np.ndarray, " local_batch"]:
         """One rank's contiguous part of a global batch."""
-        local = self.local_batch_size(world_size)
+        local = local_batch_size(self.global_batch_size, world_size)
         return self.global_batch(epoch, step)[rank * local : (rank + 1) * local]
 
     def read_ahead(self, epoch: int, step: int) -> list[int]:
-        """First samples of the parts that should be near at a step: its window's, and ever more of the next one's."""
+        """First samples of the parts to prefetch at a step: those of its window, and ever more of the next one's."""
         segments = self.segments(epoch)
         position = step * self.global_batch_size
         first = self.window_at(segments, position) * self.shuffle_window
@@ -109,17 +101,18 @@ class Order:
         share = (position + self.global_batch_size - begin) / size
         stop, ahead = (number + 1) * self.shuffle_window, int(share * self.shuffle_window)
         near = segments.starts[first : stop + ahead].tolist()
-        last = stop >= len(segments.starts)
-        return near + self.segments(epoch + 1).starts[:ahead].tolist() if last else near
+        is_last = stop >= len(segments.starts)
+        return near + self.segments(epoch + 1).starts[:ahead].tolist() if is_last else near
 
     def part_of(self, sample: int) -> tuple[int, int]:
-        """First and last-plus-one sample of the part in which a sample lies."""
-        part = int(np.searchsorted(self.part_starts, sample, side="right"))
-        stop = self.part_starts[part] if part < len(self.part_starts) else self.firsts[-1]
-        return int(self.part_starts[part - 1]), int(stop)
+        """First and last-plus-one sample of the part that holds a sample."""
+        number = bisect_right(self.firsts, sample) - 1
+        part = int(np.searchsorted(self.starts[number], sample, side="right")) - 1
+        start = int(self.starts[number][part])
+        return start, start + int(self.parts[number][part])
 
     def collection_of(self, sample: int) -> tuple[int, int]:
-        """Likewise of its collection."""
+        """First and last-plus-one sample of the collection that holds a sample."""
         number = bisect_right(self.firsts, sample)
         return self.firsts[number - 1], self.firsts[number]
 
@@ -127,31 +120,34 @@ class Order:
         """What an epoch draws, before samples are shuffled.
 
         A collection of which an epoch draws a share is walked through by as many epochs as it has whole shares, then
-        anew in another order of parts. A walk is a circle that begins anywhere, so what fills no share, and is left
-        out, is another part each time.
+        again in another order of parts. A walk is a circle that begins anywhere, so the rest that fills no share, and
+        is skipped, is another part each time.
         """
         if epoch not in self._segments:
-            starts, lengths = [], []
-            for number, (parts, first, drawn) in enumerate(zip(self.parts, self.firsts, self.drawn, strict=False)):
+            segment_starts, segment_lengths = [], []
+            for number, (parts, starts, drawn) in enumerate(zip(self.parts, self.starts, self.drawn, strict=True)):
                 if not drawn:
                     continue
-                walk, turn = divmod(epoch, int(parts.sum()) // drawn)
                 size = int(parts.sum())
+                walk, turn = divmod(epoch, size // drawn)
                 order = permutation(len(parts), self.seed, number, walk, PARTS)
-                own_starts, own_lengths = (first + np.cumsum(parts) - parts)[order], parts[order]
-                own_begins = np.cumsum(own_lengths) - own_lengths
-                begin = 0 if drawn == size else turn * drawn + random_below(size, self.seed, number, walk)
-                for begin_here in (begin % size, begin % size - size):  # the second: what goes over the end
-                    low = np.clip(begin_here - own_begins, 0, own_lengths)
-                    high = np.clip(begin_here + drawn - own_begins, 0, own_lengths)
+                starts, lengths = starts[order], parts[order]
+                begins = np.cumsum(lengths) - lengths
+                begin = 0
+                if drawn < size:
+                    offset = np.random.Philox(key=self.seed, counter=[0, number, walk, BEGIN]).random_raw()
+                    begin = turn * drawn + int(offset % size)
+                for edge in (begin % size, begin % size - size):  # the second: what goes over the end
+                    low = np.clip(edge - begins, 0, lengths)
+                    high = np.clip(edge + drawn - begins, 0, lengths)
                     some = high > low
-                    starts.append((own_starts + low)[some])
-                    lengths.append((high - low)[some])
-            mix = permutation(sum(map(len, starts)), self.seed, 0, epoch, MIX)
-            in_order = np.concatenate(lengths)[mix]
+                    segment_starts.append((starts + low)[some])
+                    segment_lengths.append((high - low)[some])
+            mix = permutation(sum(map(len, segment_starts)), self.seed, 0, epoch, MIX)
+            lengths = np.concatenate(segment_lengths)[mix]
             if len(self._segments) > 1:
                 self._segments.pop(next(iter(self._segments)))
-            self._segments[epoch] = Segments(np.concatenate(starts)[mix], in_order, np.cumsum(in_order))
+            self._segments[epoch] = Segments(np.concatenate(segment_starts)[mix], lengths, np.cumsum(lengths))
         return self._segments[epoch]
 
     def window_at(self, segments: Segments, position: int) -> int:
@@ -166,8 +162,8 @@ class Order:
         """A window's samples, shuffled."""
         if (epoch, number) not in self._windows:
             segments = self.segments(epoch)
-            mine = slice(number * self.shuffle_window, (number + 1) * self.shuffle_window)
-            runs = zip(segments.starts[mine].tolist(), segments.lengths[mine].tolist(), strict=True)
+            own = slice(number * self.shuffle_window, (number + 1) * self.shuffle_window)
+            runs = zip(segments.starts[own].tolist(), segments.lengths[own].tolist(), strict=True)
             samples = np.concatenate([np.arange(start, start + length) for start, length in runs])
             if len(self._windows) > 1:
                 self._windows.pop(next(iter(self._windows)))
@@ -179,20 +175,16 @@ class Order:
 
 
 def permutation(size: int, seed: int, a: int, b: int, stream: int) -> Int64[np.ndarray, " size"]:
-    """From the raw bits of Philox, which numpy keeps stable over its versions, unlike Generator.permutation."""
+    """A permutation from the raw bits of Philox, which stay the same over numpy's versions, unlike its Generator's."""
     bits = np.random.Philox(key=seed, counter=[0, a, b, stream]).random_raw(size)
     return np.argsort(bits, kind="stable")
-
-
-def random_below(limit: int, seed: int, a: int, b: int) -> int:
-    return int(np.random.Philox(key=seed, counter=[0, a, b, BEGIN]).random_raw() % limit)
 
 
 class Randomness:
     """Random numbers of one view of one sample in one epoch: the same in any process, rank or order of work.
 
     One generator, moved to where the numbers of a view begin, since making one takes five times as long. What a call
-    returns is therefore valid until the next call.
+    returns is therefore only valid until the next call.
     """
 
     def __init__(self, seed: int) -> None:

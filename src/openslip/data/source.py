@@ -1,4 +1,4 @@
-"""Contract: a source is a collection of samples with a length, a place for each, and a fingerprint."""
+"""Contract: a source is a dataset of samples with a length, a place for each, and a fingerprint."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,39 +10,27 @@ from jaxtyping import Int64
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what is said of it.
+    """One image and what is said of it."""
 
-    Attributes:
-        key: names the sample in errors and reports.
-        image: the encoded picture.
-        captions: all that training may draw, none where the collection has only labels.
-        label: class index, None where the collection has only captions.
-    """
-
-    key: str
-    image: bytes
-    captions: tuple[str, ...]
-    label: int | None
+    key: str  # names the sample in errors and reports
+    image: bytes  # encoded
+    captions: tuple[str, ...]  # all that training may draw, none where the dataset has only labels
+    label: int | None  # class index, None where the dataset has only captions
 
 
 class Collection(NamedTuple):
-    """Consecutive samples of a source that are drawn together.
+    """Consecutive samples of a source that are drawn together."""
 
-    Attributes:
-        parts: lengths of the runs of samples that lie together, such as shards; the order of an epoch is theirs first.
-        weight: the share that an epoch draws, 1 for every sample.
-    """
-
-    parts: Int64[np.ndarray, " parts"]
-    weight: float
+    parts: Int64[np.ndarray, " parts"]  # lengths of runs that are stored together, such as shards; permuted first
+    weight: float  # the share that an epoch draws, 1 for every sample
 
 
 class Source(ABC):
     """Samples by index. Loader processes get a copy, so a source opens files when first asked and pickles without them.
 
     Attributes:
-        problems: what was left out or mended when the collection was read, one line per kind.
-        expected_samples: of the whole collection, where that is known; some of a published one is often lost.
+        problems: what was skipped or repaired when the dataset was read, one line per kind.
+        expected_samples: of the published dataset, where that is known; some of it is often lost.
     """
 
     problems: tuple[str, ...] = ()
@@ -57,12 +45,12 @@ class Source(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes whenever the collection's content or order does."""
+        """Changes whenever the dataset's content or order does."""
 
     @property
     def collections(self) -> tuple[Collection, ...]:
-        """What an epoch draws from; unless a source knows better, all samples, which lie together."""
+        """What an epoch draws from; by default all samples, as one part."""
         return (Collection(np.array([len(self)]), 1.0),)
 
     def prefetch(self, index: int, /) -> None:  # noqa: B027
-        """Told in the main process, a while before the part with this sample is read; may bring it near."""
+        """Make the sample's part quick to read; called in the main process a while before that part is read."""

@@ -12,14 +12,7 @@ from openslip.report.charts import curves
 from openslip.report.evaluations import evaluation
 from openslip.report.examples import similarity, views
 from openslip.report.page import whole_page
-from openslip.report.run_files import (
-    AbsentError,
-    evaluation_names,
-    evaluation_title,
-    read_arrays,
-    read_config,
-    read_metrics,
-)
+from openslip.report.run_files import AbsentError, at, evaluation_names, read_arrays, read_config, read_metrics
 from openslip.report.settings import config_text, environment
 from openslip.report.summary import header
 
@@ -29,28 +22,25 @@ def write_report(run_folder: Path) -> Path:
 
     Reads `metrics.csv`, `config.yaml`, `env.json`, `arrays/views.npz`, `arrays/similarity.npz`, and any other
     `arrays/NAME.npz` as the arrays of the evaluation NAME (`openslip.evaluation.zeroshot` lists them).
-
-    Raises:
-        UserError: the folder is not a run's.
     """
     if not any((run_folder / name).is_file() for name in ("metrics.csv", "config.yaml")):
         raise UserError(
             f"{run_folder}: not a run's folder, it has neither metrics.csv nor config.yaml; try runs/<name>"
         )
-    config = read_config(run_folder)
-    metrics = read_metrics(run_folder / "metrics.csv")
+    config, metrics = read_config(run_folder), read_metrics(run_folder / "metrics.csv")
+    builders = {"Training": lambda: curves(metrics)}
+    for name in evaluation_names(run_folder, metrics):
+        title = at(config, f"evaluation.{name}.title")
+        heading = f"Evaluation {name}: {title}" if isinstance(title, str) else f"Evaluation {name}"
+        builders[heading] = lambda name=name: evaluation(run_folder, name, metrics)
+    builders |= {
+        "Views": lambda: views(read_arrays(run_folder, "views")),
+        "Images and captions": lambda: similarity(read_arrays(run_folder, "similarity")),
+        "Configuration": lambda: config_text(run_folder),
+        "Environment": lambda: environment(run_folder),
+    }
     sections, absent = [], []
-    for title, build in (
-        ("Training", lambda: curves(metrics)),
-        *(
-            (evaluation_title(name, config), lambda name=name: evaluation(run_folder, name, metrics))
-            for name in evaluation_names(run_folder, metrics)
-        ),
-        ("Views", lambda: views(read_arrays(run_folder, "views"))),
-        ("Images and captions", lambda: similarity(read_arrays(run_folder, "similarity"))),
-        ("Configuration", lambda: config_text(run_folder)),
-        ("Environment", lambda: environment(run_folder)),
-    ):
+    for title, build in builders.items():
         try:
             sections.append((title, build()))
         except AbsentError as reason:

@@ -6,7 +6,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -14,31 +13,44 @@ from openslip.report.pieces import escape, short
 from openslip.report.run_files import AbsentError, Metrics, Series
 
 MAX_POINTS = 800  # of a curve
+SMOOTHED_FROM = 60  # points
+
+# Colours that stand for the page's variables: an inline drawing then follows light and dark.
+INK, MUTED, GRID = "#000001", "#000002", "#000003"
+COLOURS = ["#000011", "#000012", "#000013", "#000014", "#000015", "#000016"]
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line"} | {colour: f"s{n}" for n, colour in enumerate(COLOURS, 1)}
+OPTIONS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "openslip",
+    "font.size": 12,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.labelcolor": MUTED,
+}
 
 
 def curves(metrics: Metrics) -> str:
     """A chart for each thing that training logs."""
     columns = metrics.columns
-
-    def chosen(*names: str) -> dict[str, Series]:
-        return {name.split("/", 1)[1].replace("_", " "): columns[name] for name in names if name in columns}
-
     losses = [name for name in columns if name.startswith("train/") and name.endswith("loss")]
     accuracies = [name for name in columns if name.startswith("train/") and name.endswith("acc")]
-    charts = [
-        ("Loss", chosen(*losses), "", True),
-        ("Accuracy within the batch", chosen(*accuracies), "%", True),
-        ("Logit scale", chosen("train/logit_scale"), "", False),
-        ("Learning rate", chosen("train/lr"), "", False),
-        ("Samples per second", chosen("speed/samples_per_second"), "", True),
-    ]
-    drawn = [
-        chart(title, series, metrics.x_name, unit, smooth=smooth) for title, series, unit, smooth in charts if series
-    ]
+    drawn = []
+    for title, names, unit, smooth in (
+        ("Loss", losses, "", True),
+        ("Accuracy within the batch", accuracies, "%", True),
+        ("Logit scale", ["train/logit_scale"], "", False),
+        ("Learning rate", ["train/lr"], "", False),
+        ("Samples per second", ["speed/samples_per_second"], "", True),
+    ):
+        series = {name.split("/", 1)[1].replace("_", " "): columns[name] for name in names if name in columns}
+        if series:
+            drawn.append(chart(title, series, metrics.x_name, unit, smooth=smooth))
     if not drawn:
         raise AbsentError("there is no metrics.csv, or no training step in it")
-    smoothed = any(len(columns[name].x) >= 60 for name in (*losses, *accuracies))
-    note = "<p>Pale: as measured. Bold: its moving mean.</p>" if smoothed else ""
+    is_smoothed = any(len(columns[name].x) >= SMOOTHED_FROM for name in (*losses, *accuracies))
+    note = "<p>Pale: as logged. Bold: its moving average.</p>" if is_smoothed else ""
     return f'{note}<div class="charts">{"".join(drawn)}</div>'
 
 
@@ -51,44 +63,28 @@ def chart(
     smooth: bool = False,
     level: tuple[str, float] | None = None,
 ) -> str:
-    """Lines over the run as an inline drawing."""
-    # Colours that stand for the page's variables: an inline drawing then follows light and dark.
-    ink, muted, grid = "#000001", "#000002", "#000003"
-    colours = ["#000011", "#000012", "#000013", "#000014", "#000015", "#000016"]
-    options: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "openslip",
-        "font.size": 12,
-        "text.color": ink,
-        "axes.edgecolor": grid,
-        "xtick.color": muted,
-        "ytick.color": muted,
-        "axes.labelcolor": muted,
-        "path.simplify": True,
-    }
-    with mpl.rc_context(options):
+    """Lines over the run as an inline drawing; `level` is a named horizontal line."""
+    with mpl.rc_context(OPTIONS):
         has_legend = len(series) > 1 or level is not None
         figure = Figure(figsize=(4.6, 3.0))
-        FigureCanvasSVG(figure)
         axes = figure.add_axes((0.135, 0.175, 0.85, 0.70 if has_legend else 0.78))
         for place, (name, (x, y)) in enumerate(series.items()):
-            colour = colours[place % len(colours)]
-            x_shown, y_shown = _thin(x, y)
-            if smooth and len(x) >= 60:
-                axes.plot(x_shown, y_shown, color=colour, linewidth=0.8, alpha=0.28)
-                x_shown, y_shown = _thin(x, _moving_mean(y, len(y) // 25))
+            colour = COLOURS[place % len(COLOURS)]
+            shown = np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int)
+            if smooth and len(x) >= SMOOTHED_FROM:
+                axes.plot(x[shown], y[shown], color=colour, linewidth=0.8, alpha=0.28)
+                y = _moving_average(y, len(y) // 25)
             marker = {"marker": "o", "markersize": 3.5} if len(x) <= 25 else {}
-            axes.plot(x_shown, y_shown, color=colour, linewidth=1.8, solid_capstyle="round", label=name, **marker)
+            axes.plot(x[shown], y[shown], color=colour, linewidth=1.8, solid_capstyle="round", label=name, **marker)
         if level is not None:
-            axes.axhline(level[1], color=muted, linewidth=1.2, linestyle=(0, (4, 3)), label=level[0])
-        axes.grid(axis="y", color=grid, linewidth=0.8)
+            axes.axhline(level[1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=level[0])
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_xlabel(x_name, fontsize=11)
         axes.set_xlim(left=0)
         if unit == "%":
@@ -107,26 +103,17 @@ def chart(
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = stream.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    names = {ink: "ink", muted: "muted", grid: "line"} | {c: f"s{i}" for i, c in enumerate(colours, 1)}
-    for colour, name in names.items():
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    for colour, name in VARIABLES.items():
         drawing = drawing.replace(colour, f"var(--{name})")
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     label = escape(f"{title}{f', {unit}' if unit else ''}")
     ends = "; ".join(f"{name} ends at {short(one.last)}" for name, one in series.items())
     drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(title)}: {escape(ends)}"', 1)
     return f'<figure class="card"><figcaption>{label}</figcaption>{drawing}</figure>'
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if len(x) <= MAX_POINTS:
-        return x, y
-    kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))
-    return x[kept], y[kept]
-
-
-def _moving_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Centred; at the ends over what there is."""
+def _moving_average(y: np.ndarray, window: int) -> np.ndarray:
+    """The centred moving average, over fewer points at the ends."""
     total = np.concatenate([[0.0], np.cumsum(y)])
     place = np.arange(len(y))
     half = np.minimum(window // 2, np.minimum(place, len(y) - 1 - place))

@@ -1,41 +1,36 @@
-"""What a classification got right and wrong: confusions, test pictures, frequent mistakes."""
+"""What a classification got right and wrong: confusions, test images, frequent mistakes."""
 
 import numpy as np
 
-from openslip.report.pieces import escape, heat, image_tag, percent
+from openslip.report.pieces import escape, heat, image_tag, matrix, percent
 from openslip.report.run_files import AbsentError, check
 
-MAX_PICTURES = 24
+MAX_IMAGES = 24
 MAX_MATRIX = 24  # rows of a confusion matrix that are still readable
 
 
 def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
-    """What labels and predictions show: confusions, pictures, mistakes."""
-    if not {"labels", "predictions"} <= arrays.keys():
-        raise AbsentError(f"arrays/{name}.npz holds no labels and predictions")
+    """What labels and predictions show: confusions, images, mistakes."""
+    check({"labels", "predictions"} <= arrays.keys(), f"arrays/{name}.npz holds no labels and predictions")
     labels, predictions = arrays["labels"], arrays["predictions"]
     try:
         check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")
         check(min(labels.min(), predictions.min()) >= 0, "a negative label")
-        return [_confusions(arrays), _pictures(arrays), _mistakes(arrays)]
+        classes = arrays.get("classnames", range(int(max(labels.max(), predictions.max())) + 1))
+        names = [str(name) for name in classes]
+        return [_confusions(arrays, names), _images(arrays, names), _mistakes(labels, predictions, names)]
     # A project's own evaluation may mean something else by these names: that must not cost a run its report.
     except (AbsentError, IndexError, KeyError, TypeError, ValueError) as error:
         raise AbsentError(f"arrays/{name}.npz does not hold a classification ({error})") from error
 
 
-def _class_names(arrays: dict[str, np.ndarray]) -> list[str]:
-    if "classnames" in arrays:
-        return [str(name) for name in arrays["classnames"]]
-    return [str(label) for label in range(int(max(arrays["labels"].max(), arrays["predictions"].max())) + 1)]
-
-
-def _confusions(arrays: dict[str, np.ndarray]) -> str:
+def _confusions(arrays: dict[str, np.ndarray], names: list[str]) -> str:
     labels, predictions = arrays["labels"], arrays["predictions"]
-    names = _class_names(arrays)
     tables = []
-    if "attribute_values" in arrays and "attribute_names" in arrays:
+    has_attributes = {"attribute_names", "attribute_values"} <= arrays.keys()
+    if has_attributes:
         for attribute, values in zip(arrays["attribute_names"], arrays["attribute_values"], strict=True):
-            distinct = list(dict.fromkeys(str(value) for value in values))
+            distinct = list(dict.fromkeys(map(str, values)))
             of_class = np.array([distinct.index(str(value)) for value in values])
             if len(distinct) <= MAX_MATRIX:
                 tables.append(_confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class))
@@ -43,7 +38,7 @@ def _confusions(arrays: dict[str, np.ndarray]) -> str:
         tables.append(_confusion("class", names, labels, predictions, np.arange(len(names))))
     if not tables:
         return ""
-    by = "attribute by attribute" if "attribute_values" in arrays else "class by class"
+    by = "attribute by attribute" if has_attributes else "class by class"
     return (
         f"<h3>What is taken for what, {by}</h3><p>Rows: the truth. Columns: what the model says. Per cent of "
         "the row; the diagonal is right.</p>"
@@ -58,7 +53,6 @@ def _confusion(title: str, values: list[str], truth: np.ndarray, said: np.ndarra
     right = 100 * np.trace(counts) / max(counts.sum(), 1)
     share_of_value = np.bincount(of_class, minlength=len(values)) / len(of_class)
     chance = 100 * float(share_of_value[truth].mean())
-    head = "".join(f'<th scope="col"><span>{escape(value)}</span></th>' for value in values)
     rows = []
     for row, value in enumerate(values):
         cells = []
@@ -67,18 +61,16 @@ def _confusion(title: str, values: list[str], truth: np.ndarray, said: np.ndarra
             hint = f"{value} taken for {other}: {counts[row, column]:,} of {totals[row]:,}"
             text = "&ndash;" if not totals[row] else f"{100 * share:.0f}" if counts[row, column] else ""
             cells.append(heat(share, text, hint, diagonal=row == column))
-        rows.append(f'<tr><th scope="row">{escape(value)}</th>{"".join(cells)}</tr>')
-    turned = " turned" if len(values) > 4 else ""
+        rows.append((escape(value), cells))
+    head = (f'<th scope="col"><span>{escape(value)}</span></th>' for value in values)
     return (
         f'<figure class="card"><figcaption><b>{escape(title)}</b> {percent(float(right))} right, '
-        f'chance {percent(chance)}</figcaption><div class="scroll"><table class="matrix{turned}">'
-        f"<thead><tr><td></td>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div></figure>"
+        f'chance {percent(chance)}</figcaption><div class="scroll">'
+        f"{matrix(' turned' if len(values) > 4 else '', head, rows)}</div></figure>"
     )
 
 
-def _mistakes(arrays: dict[str, np.ndarray]) -> str:
-    labels, predictions, names = arrays["labels"], arrays["predictions"], _class_names(arrays)
+def _mistakes(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> str:
     wrong = labels != predictions
     if not wrong.any() or len(names) <= 2:
         return ""
@@ -93,36 +85,33 @@ def _mistakes(arrays: dict[str, np.ndarray]) -> str:
     return (
         "<h3>Most frequent mistakes</h3>"
         '<div class="scroll"><table class="plain"><thead><tr><th>truth</th><th>model says</th>'
-        f'<th class="number">pictures</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<th class="number">images</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
-def _pictures(arrays: dict[str, np.ndarray]) -> str:
+def _images(arrays: dict[str, np.ndarray], names: list[str]) -> str:
     if not {"pictures", "picture_indices", "top_classes", "top_probabilities"} <= arrays.keys():
         return ""
-    names = _class_names(arrays)
     cards = []
-    shown = list(zip(arrays["pictures"], arrays["picture_indices"], strict=True))[:MAX_PICTURES]
-    for pixels, index in shown:
+    for pixels, index in list(zip(arrays["pictures"], arrays["picture_indices"], strict=True))[:MAX_IMAGES]:
         label = int(arrays["labels"][index])
         classes, probabilities = arrays["top_classes"][index], arrays["top_probabilities"][index]
-        right = int(classes[0]) == label
         bars = "".join(
-            f'<li class="{"truth" if int(one) == label else ""}">'
-            f'<span class="name">{escape(names[int(one)])}</span>'
+            f'<li class="{"truth" if one == label else ""}"><span class="name">{escape(names[one])}</span>'
             f'<span class="share">{100 * probability:.1f} %</span>'
             f'<span class="bar"><i style="width:{100 * probability:.1f}%"></i></span></li>'
             for one, probability in zip(classes, probabilities, strict=True)
         )
-        verdict = "&#10003; right" if right else "&#10007; wrong"
-        truth = "" if right else f'<div class="true">is: {escape(names[label])}</div>'
+        kind, verdict, truth = "right", "&#10003; right", ""
+        if classes[0] != label:
+            kind, verdict = "wrong", "&#10007; wrong"
+            truth = f'<div class="true">is: {escape(names[label])}</div>'
         cards.append(
-            f'<figure class="card picture {"right" if right else "wrong"}">{image_tag(pixels, names[label])}'
+            f'<figure class="card image {kind}">{image_tag(pixels, names[label])}'
             f'<div><div class="verdict">{verdict}</div>{truth}<ol class="bars">{bars}</ol></div></figure>'
         )
-    total = len(arrays["labels"])
     return (
-        f"<h3>Test pictures</h3><p>{len(shown)} of {total:,}, evenly spread over the test set, not picked by "
-        "result; the model's most probable names, the true one in green.</p>"
-        f'<div class="pictures">{"".join(cards)}</div>'
+        f"<h3>Test images</h3><p>{len(cards)} of {len(arrays['labels']):,}, evenly spread over the test set, not "
+        "picked by result; the model's most probable names, the true one in green.</p>"
+        f'<div class="images">{"".join(cards)}</div>'
     )

@@ -1,4 +1,4 @@
-"""An evaluation's section: its figures, their charts, and its arrays."""
+"""An evaluation's section: its metrics, their charts, and its arrays."""
 
 import re
 from pathlib import Path
@@ -10,35 +10,29 @@ from openslip.report.run_files import AbsentError, Metrics, Series, read_arrays
 
 
 def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
-    """An evaluation's figures and charts, and what its arrays show."""
+    """An evaluation's metrics and charts, and what its arrays show."""
     prefix = f"eval/{name}/"
     series = {key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)}
-    parts = [_figures(series), _evaluation_charts(series, metrics.x_name)]
+    cells = []
+    for metric, one in series.items():
+        is_share = metric.startswith(("top", "chance"))
+        value = percent(one.last) if is_share else f"{one.last:,.0f}" if metric.startswith("num_") else short(one.last)
+        cells.append(f"<div><dt>{escape(_metric_name(metric))}</dt><dd>{value}</dd></div>")
+    parts = [f'<dl class="metrics">{"".join(cells)}</dl>' if cells else "", _charts(series, metrics.x_name)]
     try:
         parts += classification(read_arrays(folder, name), name)
     except AbsentError as reason:
-        if not any(parts):
+        if not cells:
             raise
-        parts.append(f"<p>No pictures and no mistakes here: {escape(reason)}.</p>")
+        parts.append(f"<p>No images and no mistakes here: {escape(reason)}.</p>")
     return "".join(parts)
-
-
-def _figures(series: dict[str, Series]) -> str:
-    if not series:
-        return ""
-    cells = []
-    for metric, one in series.items():
-        shares = metric.startswith(("top", "chance"))
-        value = percent(one.last) if shares else f"{one.last:,.0f}" if metric.startswith("num_") else short(one.last)
-        cells.append(f"<div><dt>{escape(_metric_name(metric))}</dt><dd>{value}</dd></div>")
-    return f'<dl class="figures">{"".join(cells)}</dl>'
 
 
 def _metric_name(metric: str) -> str:
     return re.sub(r"\btop(\d)", r"top-\1", metric.replace("num_", "").replace("_", " "))
 
 
-def _evaluation_charts(series: dict[str, Series], x_name: str) -> str:
+def _charts(series: dict[str, Series], x_name: str) -> str:
     level = ("chance", series["chance"].last) if "chance" in series else None
     main = {_metric_name(key): one for key, one in series.items() if key in ("top1", "top5")}
     others = {_metric_name(key): one for key, one in series.items() if key.startswith("top1_")}

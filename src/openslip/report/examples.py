@@ -1,8 +1,8 @@
-"""What the model sees: views of the first batch, and pictures against captions."""
+"""What the model sees: views of the first batch, and images against captions."""
 
 import numpy as np
 
-from openslip.report.pieces import escape, heat, image_tag
+from openslip.report.pieces import escape, heat, image_tag, matrix
 from openslip.report.run_files import check
 
 MAX_VIEW_SAMPLES = 8
@@ -16,62 +16,50 @@ def views(arrays: dict[str, np.ndarray]) -> str:
     check(bool(views), "arrays/views.npz holds no view")
     order = {"image": 0, "aug1": 1, "aug2": 2}
     names = sorted(views, key=lambda name: (order.get(name, 3), name))
-    count = min(MAX_VIEW_SAMPLES, *(len(pixels) for pixels in views.values()))
     cards = []
-    for place in range(count):
-        pictures = "".join(
+    for place in range(min(MAX_VIEW_SAMPLES, *map(len, views.values()))):
+        images = "".join(
             f"<div>{image_tag(views[name][place], f'view {name}')}<span>{escape(name)}</span></div>" for name in names
         )
         caption = f"<q>{escape(captions[place])}</q>" if place < len(captions) else ""
-        cards.append(f'<figure class="card sample"><div class="views">{pictures}</div>{caption}</figure>')
+        cards.append(f'<figure class="card sample"><div class="views">{images}</div>{caption}</figure>')
     many = "one view" if len(names) == 1 else f"{len(names)} views"
     caption = ", and the caption that goes with them" if len(captions) else ""
     return (
-        f"<p>Samples of the first batch as the model gets them: {many} of each picture{caption}.</p>"
+        f"<p>Samples of the first batch as the model gets them: {many} of each image{caption}.</p>"
         f'<div class="samples">{"".join(cards)}</div>'
     )
 
 
 def similarity(arrays: dict[str, np.ndarray]) -> str:
-    """The matrix of cosines of pictures with captions."""
-    check(
-        {"matrix", "captions", "images"} <= arrays.keys(),
-        "arrays/similarity.npz lacks matrix, captions or images",
-    )
+    """The matrix of cosines of images with captions."""
+    name = "arrays/similarity.npz"
+    check({"matrix", "captions", "images"} <= arrays.keys(), f"{name} lacks matrix, captions or images")
     full = arrays["matrix"].astype(np.float64)
-    check(
-        full.ndim == 2 and full.shape == (len(arrays["images"]), len(arrays["captions"])) and full.size > 0,
-        "the matrix of arrays/similarity.npz does not fit its images and captions",
-    )
-    check(np.isfinite(full).all(), "the matrix of arrays/similarity.npz is not finite")
+    fits = full.shape == (len(arrays["images"]), len(arrays["captions"])) and full.size > 0
+    check(fits, f"the matrix of {name} does not fit its images and captions")
+    check(np.isfinite(full).all(), f"the matrix of {name} is not finite")
     count = min(MAX_SIMILARITY, len(full))
-    matrix, images, captions = full[:count, :count], arrays["images"][:count], arrays["captions"][:count]
-    low, high = float(matrix.min()), float(matrix.max())
-    found_text = int((matrix.argmax(axis=1) == np.arange(count)).sum())
-    found_image = int((matrix.argmax(axis=0) == np.arange(count)).sum())
-    head = "".join(
-        f'<th scope="col" title="{escape(caption)}">{place}</th>' for place, caption in enumerate(captions, 1)
-    )
+    cosines, images, captions = full[:count, :count], arrays["images"][:count], arrays["captions"][:count]
+    low, high = float(cosines.min()), float(cosines.max())
+    found_text, found_image = (int((cosines.argmax(axis=axis) == np.arange(count)).sum()) for axis in (1, 0))
+    head = [f'<th scope="col" title="{escape(caption)}">{place}</th>' for place, caption in enumerate(captions, 1)]
     rows = []
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        cells = "".join(
+        cells = [
             heat(
-                (matrix[row, column] - low) / ((high - low) or 1),
-                f"{matrix[row, column]:.2f}".replace("0.", ".").replace("-", "&minus;"),
-                f"picture {row + 1} with caption {column + 1}, {other}: cosine {matrix[row, column]:.3f}",
+                (cosine - low) / ((high - low) or 1),
+                f"{cosine:.2f}".replace("0.", ".").replace("-", "&minus;"),
+                f"image {row + 1} with caption {column + 1}, {captions[column]}: cosine {cosine:.3f}",
                 diagonal=row == column,
             )
-            for column, other in enumerate(captions)
-        )
-        rows.append(
-            f'<tr><th scope="row"><div class="who"><b>{row + 1}</b>{image_tag(image, str(caption))}'
-            f"<span>{escape(caption)}</span></div></th>{cells}</tr>"
-        )
+            for column, cosine in enumerate(cosines[row])
+        ]
+        who = f"<b>{row + 1}</b>{image_tag(image, str(caption))}<span>{escape(caption)}</span>"
+        rows.append((f'<div class="who">{who}</div>', cells))
     return (
-        f"<p>Cosine of {count} pictures (rows) with their {count} captions (columns, same numbers): pale is "
+        f"<p>Cosine of {count} images (rows) with their {count} captions (columns, same numbers): pale is "
         f"{low:.2f}, full colour {high:.2f}; own pairs are framed. The own caption is the most similar for "
-        f"<b>{found_text} of {count}</b> pictures, the own picture for <b>{found_image} of {count}</b> "
-        "captions.</p>"
-        f'<div class="card scroll"><table class="matrix similarity"><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<b>{found_text} of {count}</b> images, the own image for <b>{found_image} of {count}</b> "
+        f'captions.</p><div class="card scroll">{matrix(" similarity", head, rows)}</div>'
     )

@@ -1,8 +1,9 @@
-"""What every section is made of: escaped text, short numbers, coloured cells, pictures."""
+"""What every section is made of: escaped text, short numbers, coloured tables, images."""
 
 import base64
 import html
 import io
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -24,9 +25,9 @@ def percent(value: float) -> str:
 
 def short(value: float) -> str:
     """12000 as 12k, 3000000 as 3M."""
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, factor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= limit:
-            return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
+            return f"{value / factor:.4g}{letter}"
     return f"{value:.4g}"
 
 
@@ -39,18 +40,22 @@ def heat(strength: float, text: str, hint: str, *, diagonal: bool) -> str:
     return f'<td class="{classes}" style="--h:{strength:.2f}" title="{escape(hint)}">{text}</td>'
 
 
+def matrix(kind: str, head: Iterable[str], rows: Sequence[tuple[str, Iterable[str]]]) -> str:
+    """A table of heat cells: heads of the columns, and per row its own head and its cells."""
+    body = "".join(f'<tr><th scope="row">{row}</th>{"".join(cells)}</tr>' for row, cells in rows)
+    return f'<table class="matrix{kind}"><thead><tr><td></td>{"".join(head)}</tr></thead><tbody>{body}</tbody></table>'
+
+
 def image_tag(pixels: Pixels, alt: str) -> str:
-    """A picture as an `img` that holds its own data."""
-    check(pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype == np.uint8, "a picture is not uint8 [3, H, W]")
+    """An `img` that holds its own data."""
+    check(pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype == np.uint8, "an image is not uint8 [3, H, W]")
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    stream = io.BytesIO()
-    small = max(image.size) <= 64
-    if small:
-        image.save(stream, "PNG")
-    else:
+    is_small = max(image.size) <= 64
+    kind, shape = ("png", ' class="pixels"') if is_small else ("jpeg", "")
+    if not is_small:
         image.thumbnail((192, 192))
-        image.save(stream, "JPEG", quality=85)
-    kind, shape = ("png", ' class="pixels"') if small else ("jpeg", "")
+    stream = io.BytesIO()
+    image.save(stream, kind, quality=85)
     data = base64.b64encode(stream.getvalue()).decode()
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img{shape} src="data:image/{kind};base64,{data}" alt="{escape(alt)}" {size}>'

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,37 +11,37 @@ import yaml
 
 
 class AbsentError(Exception):
-    """Why a section is left out, in a few words."""
+    """Why a section is not available, in a few words."""
 
 
 def check(condition: bool | np.bool_, reason: str) -> None:
-    """Leave the section out for this reason unless the condition holds."""
+    """Raise AbsentError with the reason unless the condition holds."""
     if not condition:
         raise AbsentError(reason)
 
 
 class Series(NamedTuple):
-    """One logged figure over the run."""
+    """One logged metric over the run."""
 
     x: np.ndarray
     y: np.ndarray
 
     @property
     def last(self) -> float:
-        """Its value at the end."""
         return float(self.y[-1])
 
 
 class Metrics(NamedTuple):
-    """All logged figures, what their x counts, and the last step."""
+    """All logged metrics, what their x counts, and the last step and its x."""
 
     columns: dict[str, Series]
     x_name: str
     step: int | None
+    x: float
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Columns against samples seen; evaluations log steps alone, so other rows tell the samples per step."""
+    """Metrics against samples seen; evaluations log steps alone, so other rows tell the samples per step."""
     rows: list[dict[str, float]] = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -52,16 +53,15 @@ def read_metrics(path: Path) -> Metrics:
     for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "samples_seen")):
         points = [(row["step"] * factor, row[name]) for row in rows if name in row]
         columns[name] = Series(*np.array(points).T)
-    return Metrics(columns, x_name, int(rows[-1]["step"]) if rows else None)
+    step = int(rows[-1]["step"]) if rows else None
+    return Metrics(columns, x_name, step, factor * (step or 0))
 
 
 def _numbers(row: dict[str | Any, str | Any]) -> dict[str, float]:
     numbers = {}
     for name, cell in row.items():
-        try:
+        with suppress(TypeError, ValueError):  # an empty cell, or a row that a crash cut short
             numbers[name] = float(cell)
-        except (TypeError, ValueError):  # an empty cell, or a row that a crash cut short
-            continue
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
@@ -84,25 +84,16 @@ def at(config: Any, path: str) -> Any:
 def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
     """The arrays of `arrays/NAME.npz`."""
     path = folder / "arrays" / f"{name}.npz"
-    if not path.is_file():
-        raise AbsentError(f"there is no arrays/{name}.npz")
+    check(path.is_file(), f"there is no arrays/{name}.npz")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise AbsentError(f"arrays/{name}.npz cannot be read ({error})") from error
     except Exception as error:  # numpy passes on whatever a damaged zip file makes zipfile and zlib raise
-        raise AbsentError(f"arrays/{name}.npz is damaged ({error})") from error
+        raise AbsentError(f"arrays/{name}.npz cannot be read ({error})") from error
 
 
 def evaluation_names(folder: Path, metrics: Metrics) -> list[str]:
-    """The evaluations that logged figures or stored arrays."""
+    """The evaluations that logged metrics or stored arrays."""
     logged = [name.split("/")[1] for name in metrics.columns if name.startswith("eval/") and name.count("/") == 2]
     stored = [path.stem for path in sorted((folder / "arrays").glob("*.npz"))]
     return [name for name in dict.fromkeys([*logged, *stored]) if name not in ("views", "similarity")]
-
-
-def evaluation_title(name: str, config: dict[str, Any]) -> str:
-    """The heading of an evaluation's section."""
-    title = at(config, f"evaluation.{name}.title")
-    return f"Evaluation {name}: {title}" if isinstance(title, str) else f"Evaluation {name}"

@@ -5,26 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from openslip.report.pieces import escape
-from openslip.report.run_files import AbsentError
+from openslip.report.run_files import AbsentError, check
 
 MAX_TEXT = 200_000  # characters of the config
 
 
 def config_text(folder: Path) -> str:
     """The config as it stands in the folder, folded."""
-    try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")[:MAX_TEXT]
-    except OSError as error:
-        raise AbsentError("there is no config.yaml") from error
+    check((folder / "config.yaml").is_file(), "there is no config.yaml")
+    text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")[:MAX_TEXT]
     return f"<details><summary>The resolved config, as it ran</summary><pre>{escape(text)}</pre></details>"
 
 
 def environment(folder: Path) -> str:
-    """What the run ran on, as a table."""
+    """A table of what the run ran on."""
+    check((folder / "env.json").is_file(), "there is no env.json")
     try:
         environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AbsentError("there is no env.json") from error
     except ValueError as error:
         raise AbsentError(f"env.json cannot be read ({error})") from error
     rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in _flat(environment, ""))

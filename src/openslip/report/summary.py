@@ -1,4 +1,4 @@
-"""The top of the page: what ran, and its main figures."""
+"""The top of the page: what ran, and its main metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from openslip.report.run_files import Metrics, at, evaluation_names
 
 
 def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
-    """The choices in one line, and a tile for each main figure."""
+    """The choices in one line, and a tile for each main metric."""
     method = at(config, "objective._target_")
     facts = {
         "method": method.rsplit(".", 1)[-1] if isinstance(method, str) else None,
@@ -28,22 +28,20 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
     for name in evaluation_names(folder, metrics):
         top1, chance = (metrics.columns.get(f"eval/{name}/{metric}") for metric in ("top1", "chance"))
         if top1 is not None:
-            note = f"best {percent(float(top1.y.max()))} while training" if top1.y.max() > top1.last else ""
+            notes = []
             if chance is not None and chance.last > 0:
-                note = f"{top1.last / chance.last:.3g} times chance ({percent(chance.last)})" + (
-                    f"; {note}" if note else ""
-                )
+                notes.append(f"{top1.last / chance.last:.3g} times chance ({percent(chance.last)})")
+            if top1.y.max() > top1.last:
+                notes.append(f"best {percent(float(top1.y.max()))} while training")
             title = at(config, f"evaluation.{name}.title")
-            tiles.append((title if isinstance(title, str) else f"{name} top-1", percent(top1.last), note))
+            label = title if isinstance(title, str) else f"{name} top-1"
+            tiles.append((label, percent(top1.last), "; ".join(notes)))
     loss, speed = metrics.columns.get("train/loss"), metrics.columns.get("speed/samples_per_second")
     if loss is not None:
         tiles.append(("training loss, at the end", f"{loss.last:.4g}", f"{loss.y[0]:.4g} at the start"))
     if metrics.step is not None:
-        seen = next(iter(metrics.columns.values())).x if metrics.columns else np.array([])
-        note = (
-            f"{max(float(series.x[-1]) for series in metrics.columns.values()):,.0f} samples seen" if len(seen) else ""
-        )
-        tiles.append(("steps", f"{metrics.step:,}", note if metrics.x_name == "samples seen" else ""))
+        note = f"{metrics.x:,.0f} samples seen" if metrics.x_name == "samples seen" else ""
+        tiles.append(("steps", f"{metrics.step:,}", note))
     if speed is not None:
         tiles.append(("samples per second", f"{float(np.median(speed.y)):,.4g}", "median over the run"))
     cards = "".join(

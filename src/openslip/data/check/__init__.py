@@ -1,21 +1,29 @@
-"""What a collection holds, exactly: every sample is read once, in parallel, into a few numbers."""
+"""What a dataset holds, exactly: every sample is read once, in parallel, into a few numbers."""
 
+import json
+import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch.utils.data import DataLoader
 
 from openslip.data.check.contact_sheet import write_contact_sheet
-from openslip.data.check.figures import caption_figures, duplicate_figures, picture_figures
-from openslip.data.check.parts import CAPTION, SAMPLE, Part, Parts
-from openslip.data.check.report import Report
-from openslip.data.check.unreadable import Unreadable, line, list_file
+from openslip.data.check.parts import CAPTION, SAMPLE, Parts
+from openslip.data.check.report import caption_rows, image_rows, number, share
 from openslip.data.source import Source
+from openslip.durable import durable
 from openslip.errors import UserError
 from openslip.text.tokenizer import Tokenizer
+
+SHOWN = 10  # of the unreadable samples
+LABEL_WIDTH = 22
 
 
 def check(
@@ -28,62 +36,70 @@ def check(
     num_workers: int,
     contact_sheet: Path | None,
     unreadable_list: Path | None,
-) -> Report:
-    """Looks at the whole collection, or at `limit` evenly spaced samples of it; keeps 22 bytes per sample.
+) -> list[str]:
+    """Read the whole dataset, or `limit` evenly spaced samples of it; return the lines to print.
 
     Args:
-        source: the collection.
+        source: the dataset; 22 bytes are kept per sample, and 12 per caption.
         tokenizer: the one to be trained with; captions are counted in its tokens.
-        expected_samples: of the published collection.
-        decode: decode every picture as well, which takes most of the time.
-        limit: None looks at every sample.
+        expected_samples: of the published dataset.
+        decode: decode every image as well, which takes most of the time.
+        limit: None reads every sample.
         num_workers: processes that read; 0 reads in this one.
-        contact_sheet: picture file to draw pictures and captions in.
-        unreadable_list: JSON lines file of all samples that cannot be read or decoded.
-
-    Raises:
-        UserError: an argument has no meaning, or a file cannot be written.
+        contact_sheet: image file to draw images and captions in.
+        unreadable_list: JSON lines file of all samples that cannot be read or, if `decode`, decoded.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: expected the number of samples to look at, at least 1")
     if contact_sheet is not None:  # first, so that a name which cannot be written costs no hours
         write_contact_sheet(source, contact_sheet)
-    places = evenly_spaced(len(source), len(source) if limit is None else limit)
-    samples, captions, unreadable, start = np.zeros(len(places), SAMPLE), [np.empty(0, CAPTION)], Unreadable(), 0
+    count = min(len(source), limit or len(source))
+    places = np.arange(count) * len(source) // max(count, 1)
+    samples, captions, start = np.zeros(len(places), SAMPLE), [np.empty(0, CAPTION)], 0
+    reasons, words, first = Counter[str](), dict[str, str](), list[str]()
     with list_file(unreadable_list) as file:
-        for part in read_parts(Parts(source, tokenizer, places, decode), num_workers):
+        parts = DataLoader(Parts(source, tokenizer, places, decode), batch_size=None, num_workers=num_workers)
+        for part in track(parts, "checking", console=Console(stderr=True), disable=not sys.stderr.isatty()):
             samples[start : start + len(part.samples)] = part.samples
             start += len(part.samples)
             captions.append(part.captions)
             for key, reason in part.unreadable:
-                unreadable.add(key, reason)
+                # Reasons that differ in their numbers alone are one, in the words of the first.
+                reasons[words.setdefault(re.sub(r"\d+", "0", reason), reason)] += 1
+                if len(first) < SHOWN:
+                    first.append(f"{key}: {reason}")
                 if file is not None:
-                    file.write(line(key, reason))
-    return Report(
-        samples=len(source),
-        looked_at=len(places),
-        expected_samples=expected_samples,
-        left_out=source.problems,
-        captions=caption_figures(source, places, samples, np.concatenate(captions), tokenizer.context_length),
-        duplicates=duplicate_figures(source, places, samples),
-        pictures=picture_figures(samples),
-        decoded=decode,
-        unreadable=unreadable,
-    )
+                    file.write(json.dumps({"key": key, "reason": reason}).encode() + b"\n")
+    rows = [("samples", number(len(source)))]
+    if expected_samples is not None:
+        whole = 100 * len(source) // expected_samples  # rounded down: 100 % is all of them
+        rows = [("samples", f"{number(len(source))} of {number(expected_samples)} samples, {whole} %")]
+    rows += [("left out", problem) for problem in source.problems]
+    unreadable = share(reasons.total(), len(places))
+    if not reasons and not decode:
+        unreadable = "not known: the images were not decoded"
+    note = f"  (of {number(len(places))} evenly spaced samples)" if len(places) < len(source) else ""
+    rows += [
+        (label, text + note)
+        for label, text in (
+            *caption_rows(source, places, samples, np.concatenate(captions), tokenizer.context_length),
+            *image_rows(source, places, samples),
+            ("unreadable", unreadable),
+            *(("  reason", f"{number(times)} x {reason}") for reason, times in reasons.most_common()),
+            *(("  first", text) for text in first),
+        )
+    ]
+    return [f"{label:{LABEL_WIDTH}}{text}".rstrip() for label, text in rows]
 
 
-def evenly_spaced(num_samples: int, wanted: int) -> np.ndarray:
-    """Places of at most `wanted` samples."""
-    wanted = min(wanted, num_samples)
-    return np.arange(wanted) * num_samples // max(wanted, 1)
-
-
-def read_parts(parts: Parts, num_workers: int) -> Iterator[Part]:
-    """In order; on a terminal with a bar that counts samples."""
-    console = Console(stderr=True)
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("checking", total=len(parts.places))
-        for part in DataLoader(parts, batch_size=None, num_workers=num_workers):
-            progress.advance(task, len(part.samples))
-            yield part
+@contextmanager
+def list_file(path: Path | None) -> Iterator[IO[bytes] | None]:
+    """A file that gets its name when it is complete, or None."""
+    if path is None:
+        yield None
+        return
+    try:
+        with durable(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from error

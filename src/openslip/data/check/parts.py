@@ -14,23 +14,17 @@ from openslip.text.tokenizer import Tokenizer
 SAMPLES_PER_PART = 64
 
 # Hashes of 64 bits: among 15 million, two different ones are equal with a chance of 6 in a million.
-SAMPLE = np.dtype([("picture", "<u8"), ("bytes", "<u4"), ("captions", "<u2"), ("width", "<u4"), ("height", "<u4")])
+SAMPLE = np.dtype([("image", "<u8"), ("bytes", "<u4"), ("captions", "<u2"), ("width", "<u4"), ("height", "<u4")])
 CAPTION = np.dtype([("text", "<u8"), ("tokens", "<u4")])
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples in order.
+    """Some samples in order."""
 
-    Attributes:
-        samples: of dtype SAMPLE; picture 0: it could not be read; width 0: not decoded.
-        captions: of dtype CAPTION, those of one sample after those of the other.
-        unreadable: key and reason.
-    """
-
-    samples: np.ndarray
-    captions: np.ndarray
-    unreadable: list[tuple[str, str]]
+    samples: np.ndarray  # of dtype SAMPLE; image 0: it could not be read; width 0: not decoded
+    captions: np.ndarray  # of dtype CAPTION, in the order of the samples
+    unreadable: list[tuple[str, str]]  # key and reason
 
 
 class Parts(Dataset):
@@ -54,14 +48,12 @@ class Parts(Dataset):
             except UserError as error:
                 unreadable.append((f"sample {place}", str(error)))
                 continue
-            row["picture"] = digest(sample.image)
+            row["image"] = digest(sample.image)
             row["bytes"] = len(sample.image)
             row["captions"] = len(sample.captions)
-            captions += [
-                # Start and end take a place each.
-                (digest(caption.encode("utf-8", "surrogatepass")), self.tokenizer.num_tokens(caption))
-                for caption in sample.captions
-            ]
+            for caption in sample.captions:
+                text = digest(caption.encode("utf-8", "surrogatepass"))
+                captions.append((text, self.tokenizer.num_tokens(caption)))
             if self.decode:
                 try:
                     row["width"], row["height"] = open_image(sample.image, sample.key).size

@@ -1,4 +1,4 @@
-"""Other layouts of image-caption collections to tar shards: `descriptions()` names them, `convert.convert` does it."""
+"""Other layouts of image-caption datasets to tar shards: `descriptions()` names them, `convert.convert` does it."""
 
 import ast
 from pathlib import Path

@@ -2,9 +2,9 @@
 
 import difflib
 import fcntl
-import functools
 import importlib
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from openslip.data.convert import descriptions
-from openslip.data.convert.keys import unique
-from openslip.data.convert.manifest import Manifest, read
-from openslip.data.convert.picture import PictureOptions
+from openslip.data.convert.manifest import Entry, Manifest, Totals, read
 from openslip.data.convert.processes import write_shards
-from openslip.data.convert.record import LeftOut, Record
-from openslip.data.convert.shard import Entry, Task
-from openslip.data.convert.totals import Totals
+from openslip.data.convert.record import LeftOut, Record, with_unique_keys
+from openslip.data.convert.shard import Task
+from openslip.durable import sweep
 from openslip.errors import UserError
 
 SAMPLES_PER_SHARD = 10_000  # img2dataset's
@@ -40,46 +38,47 @@ def convert(
     name: str = "shard",
     on_shard: Callable[[Entry, Totals], None],
 ) -> Totals:
-    """Writes `out/NAME-000000.tar ...`, `out/manifest.json` and `out/left_out.jsonl`; goes on where a call was ended.
+    """Write `out/NAME-000000.tar ...`, `out/manifest.json` and `out/left_out.jsonl`; resume an interrupted call.
 
     Args:
         layout: one of `descriptions()`.
-        root: folder of the collection.
+        root: folder of the dataset.
         out: folder of the shards.
-        options: the layout's own, by name; None and those that are absent leave it its default.
-        samples_per_shard: records per shard, of which those left out are missing.
-        resize: short side in pixels of pictures that are larger; None keeps every JPEG, PNG and WebP as it is.
-        quality: JPEG quality of pictures that are encoded anew.
-        workers: processes.
+        options: the layout's own, by name; None leaves an option its default.
+        samples_per_shard: records per shard; those that are left out count.
+        resize: short side in pixels of larger images; None keeps every JPEG, PNG and WebP as it is.
+        quality: JPEG quality of images that are encoded anew.
+        workers: processes that write shards.
         name: of the shards.
         on_shard: called after each shard.
 
     Raises:
-        UserError: an argument, the collection or `out` is not fit for it; nothing of the first shard could be used; or
+        UserError: an argument, the dataset or `out` cannot be used; no record of the first shard could be used; or
             more than half of all records were left out, which is said at the end, with everything written.
     """
-    for key, value, least in (("samples-per-shard", samples_per_shard, 1), ("workers", workers, 1)):
-        if value < least:
-            raise UserError(f"--{key} {value}: expected {least} or more")
-    if resize is not None and resize < 1:
-        raise UserError(f"--resize {resize}: expected the short side in pixels, such as 256")
-    if not 1 <= quality <= 100:
-        raise UserError(f"--quality {quality}: expected 1 to 100")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError(f"--name {name!r}: expected letters, digits, - and _")
+    for is_valid, message in (
+        (samples_per_shard >= 1, f"--samples-per-shard {samples_per_shard}: expected 1 or more"),
+        (workers >= 1, f"--workers {workers}: expected 1 or more"),
+        (resize is None or resize >= 1, f"--resize {resize}: expected the short side in pixels, such as 256"),
+        (1 <= quality <= 100, f"--quality {quality}: expected 1 to 100"),
+        (re.fullmatch(r"[A-Za-z0-9_-]+", name), f"--name {name!r}: expected letters, digits, - and _"),
+    ):
+        if not is_valid:
+            raise UserError(message)
     root, out = root.resolve(), out.resolve()
     walks_folders = "metadata" not in inspect.signature(find_records(layout)).parameters
     if walks_folders and out.is_relative_to(root):
         raise UserError(f"{out} lies in {root}, all of which the layout {layout} reads: choose an OUT elsewhere")
     given = {key: value for key, value in options.items() if value is not None}
-    batches = batched(unique(find_records(layout)(root, **given)), samples_per_shard)
+    records = with_unique_keys(read_records(layout, root, given))
+    batches = iter(lambda: list(islice(records, samples_per_shard)), [])
     first = next(batches, None)  # before anything is written: most mistakes show here
     if first is None:
-        raise UserError(f"{root}: no sample in it; is it a collection in the layout {layout}?")
+        raise UserError(f"{root}: no sample in it; is it a dataset in the layout {layout}?")
     made_of = {
         "layout": layout,
         "root": str(root),
-        "options": {key: plain(value) for key, value in sorted(given.items())},
+        "options": json.loads(json.dumps(given, default=str, sort_keys=True)),
         "samples_per_shard": samples_per_shard,
         "resize": resize,
         "quality": quality,
@@ -88,7 +87,7 @@ def convert(
     with locked(out):
         manifest = prepare(out, made_of)
         tasks = (
-            Task(out / f"{name}-{place:06}.tar", batch, PictureOptions(resize, quality), known)
+            Task(out / f"{name}-{place:06}.tar", batch, resize, quality, known)
             for place, batch in enumerate(chain([first], batches))
             for known in [manifest.shards[place] if place < len(manifest.shards) else None]
         )
@@ -96,39 +95,22 @@ def convert(
 
 
 def find_records(layout: str) -> Callable[..., Iterator[Record | LeftOut]]:
-    """A layout's generator of records; its options are checked by name, and files it cannot read are told by theirs."""
+    """A layout's generator of records."""
     known = descriptions()
     if layout not in known:
         near = difflib.get_close_matches(layout, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
         raise UserError(f"layout {layout}: there is none of this name; {hint}")
-    records = importlib.import_module(f"openslip.data.convert.layouts.{layout}").records
-    allowed = [key for key in inspect.signature(records).parameters if key != "root"]
-
-    @functools.wraps(records)
-    def checked(root: Path, **options: Any) -> Iterator[Record | LeftOut]:
-        for key in options:
-            if key not in allowed:
-                raise UserError(f"layout {layout} has no option {key}; it has {', '.join(allowed) or 'none'}")
-        try:
-            yield from records(root, **options)
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or root}: {error.strerror}; see to it, then the same command works"
-            ) from error
-
-    return checked
+    return importlib.import_module(f"openslip.data.convert.layouts.{layout}").records
 
 
-def batched(records: Iterable[Record | LeftOut], size: int) -> Iterator[list[Record | LeftOut]]:
-    rest = iter(records)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
-def plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, (list, tuple)) else value
+def read_records(layout: str, root: Path, options: dict[str, Any]) -> Iterator[Record | LeftOut]:
+    try:
+        yield from find_records(layout)(root, **options)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or root}: {error.strerror}; correct that and give the same command again"
+        ) from error
 
 
 @contextmanager
@@ -148,26 +130,30 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def prepare(out: Path, made_of: dict[str, Any]) -> Manifest:
-    """The manifest to go on with, after what an ended call left behind was swept away."""
+    """The manifest to resume from; removes what an interrupted call left behind."""
     path = out / "manifest.json"
-    manifest = read(path, made_of.keys())
-    if manifest is None:
-        if any(out.glob("*.tar")):
-            raise UserError(f"{out} holds tar files but no manifest.json, so they are not ours: choose another folder")
+    if path.exists():
+        manifest = read(path, made_of.keys())
+    elif any(out.glob("*.tar")):
+        raise UserError(f"{out} holds tar files but no manifest.json, so they are not ours: choose another folder")
+    else:
         manifest = Manifest(made_of)
-    if manifest.shards:
-        manifest.refuse_others(made_of, out)
-    whole = {entry.name for entry in manifest.shards}
-    for stale in chain(out.glob(".*.tar.*.tmp"), out.glob(".manifest.json.*.tmp"), out.glob("*.tar")):
+    for key, value in made_of.items():
+        if manifest.shards and manifest.made_of[key] != value:
+            raise UserError(
+                f"{out} holds shards made with {key}={manifest.made_of[key]!r}, this command has {key}={value!r}: "
+                "give the same again to resume, or another folder"
+            )
+    complete = {entry.name for entry in manifest.shards}
+    sweep(out, "*.tar")
+    for stale in out.glob("*.tar"):
         name, _, number = stale.stem.rpartition("-")
-        if stale.suffix == ".tmp" or (
-            name == manifest.made_of["name"] and number.isdigit() and stale.name not in whole
-        ):
-            stale.unlink(missing_ok=True)
+        if name == manifest.made_of["name"] and number.isdigit() and stale.name not in complete:
+            stale.unlink()
     manifest.made_of = made_of
     with (out / "left_out.jsonl").open("ab") as file:
         if file.tell() < manifest.left_out_bytes:
-            raise UserError(f"{out}/left_out.jsonl has lost lines: delete {path.name} and the shards to begin anew")
+            raise UserError(f"{out}/left_out.jsonl has lost lines: delete {path.name} and the shards to start again")
         file.truncate(manifest.left_out_bytes)
     manifest.save(path)
     return manifest
@@ -191,12 +177,18 @@ def write(
                     f"{out}: none of the first {sum(entry.left_out.values()):,} records could be used "
                     f"({totals.reasons()}), such as {left_out[0]}; nothing was kept"
                 )
-            record(manifest, out, entry, left_out)
+            with (out / "left_out.jsonl").open("ab") as file:  # before the manifest, which says how many bytes count
+                file.writelines(f"{line}\n".encode() for line in left_out)
+                file.flush()
+                os.fsync(file.fileno())
+                manifest.left_out_bytes = file.tell()
+            manifest.shards.append(entry)
+            manifest.save(out / "manifest.json")
         elif entry != manifest.shards[totals.shards - 1]:
-            raise UserError(f"{out / entry.name} was damaged, and its pictures have changed since: use a new folder")
+            raise UserError(f"{out / entry.name} was damaged, and its images have changed since: use a new folder")
         on_shard(entry, totals)
     if totals.shards < len(manifest.shards):
-        raise UserError(f"{out} holds more shards than the collection now gives: it has changed; use a new folder")
+        raise UserError(f"{out} holds more shards than the dataset now gives: it has changed; use a new folder")
     manifest.is_complete = True
     manifest.save(out / "manifest.json")
     if (num_left_out := totals.left_out.total()) > totals.samples:
@@ -205,14 +197,3 @@ def write(
             f"({totals.reasons()}): see left_out.jsonl there before you train on the rest"
         )
     return totals
-
-
-def record(manifest: Manifest, out: Path, entry: Entry, left_out: list[str]) -> None:
-    """The list first: lines beyond what the manifest counts are cut off by the next call."""
-    with (out / "left_out.jsonl").open("ab") as file:
-        file.writelines(f"{line}\n".encode() for line in left_out)
-        file.flush()
-        os.fsync(file.fileno())
-        manifest.left_out_bytes = file.tell()
-    manifest.shards.append(entry)
-    manifest.save(out / "manifest.json")

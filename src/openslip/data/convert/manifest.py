@@ -1,38 +1,61 @@
-"""OUT/manifest.json: what the shards were made of, and which of them are whole. Only the parent process writes it."""
+"""OUT/manifest.json: what the shards were made of, and which are complete; only the parent process writes it."""
 
 import json
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openslip.data.convert.shard import Entry
-from openslip.data.convert.totals import Totals
 from openslip.durable import write_text
 from openslip.errors import UserError
 
 FORMAT = 1
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A written shard, as the manifest keeps it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str  # of the file
+    records: str  # sha256 of the records it was made of, so that a changed dataset is noticed
+    left_out: dict[str, int]  # number of records that were left out, by reason
+
+
+class Totals:
+    """Sums over shards: their number, samples and bytes, and the records left out by reason."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self.shards = self.samples = self.bytes = 0
+        self.left_out = Counter[str]()
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        self.shards += 1
+        self.samples += entry.samples
+        self.bytes += entry.bytes
+        self.left_out.update(entry.left_out)
+
+    def reasons(self) -> str:
+        """`800 x missing picture, 12 x no caption`, the most frequent first."""
+        return ", ".join(f"{count:,} x {reason}" for reason, count in self.left_out.most_common())
+
+
 @dataclass
 class Manifest:
-    """Whole shards are always the first ones, in order.
+    """The complete shards, which are always the first ones, in order."""
 
-    Attributes:
-        made_of: layout, root and options; another value of any of them would give other bytes.
-        shards: entries, in order.
-        left_out_bytes: how much of left_out.jsonl belongs to them.
-        is_complete: there is no further shard.
-    """
-
-    made_of: dict[str, Any]
+    made_of: dict[str, Any]  # layout, root and options; another value of any of them would give other bytes
     shards: list[Entry] = field(default_factory=list)
-    left_out_bytes: int = 0
-    is_complete: bool = False
+    left_out_bytes: int = 0  # how much of left_out.jsonl belongs to the shards
+    is_complete: bool = False  # the dataset gives no further shard
 
     def save(self, path: Path) -> None:
-        """Atomically."""
-        totals = Totals.of(self.shards)
+        totals = Totals(self.shards)
         content = {
             "format": FORMAT,
             **self.made_of,
@@ -45,23 +68,9 @@ class Manifest:
         }
         write_text(path, json.dumps(content, indent=1))
 
-    def refuse_others(self, made_of: dict[str, Any], out: Path) -> None:
-        for key, value in made_of.items():
-            if self.made_of[key] != value:
-                raise UserError(
-                    f"{out} holds shards made with {key}={self.made_of[key]!r}, this command has {key}={value!r}: "
-                    "give the same again to go on, or another folder"
-                )
 
-
-def read(path: Path, keys: Collection[str]) -> Manifest | None:
-    """The manifest at `path`, None if there is no file; `keys` are those of `made_of`.
-
-    Raises:
-        UserError: no manifest of ours.
-    """
-    if not path.exists():
-        return None
+def read(path: Path, keys: Collection[str]) -> Manifest:
+    """The manifest at `path`; `keys` are those of `made_of`."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:

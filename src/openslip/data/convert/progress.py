@@ -1,24 +1,21 @@
-"""How far a conversion is: a live line on a terminal, a line per shard elsewhere."""
+"""Progress of a conversion: a live line on a terminal, a line per shard elsewhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from openslip.data.convert.shard import Entry
-from openslip.data.convert.totals import Totals
+from openslip.data.convert.manifest import Entry, Totals
 
 
 @contextmanager
 def shown(console: Console) -> Iterator[Callable[[Entry, Totals], None]]:
-    """What to call after each shard."""
+    """A function to call after each shard."""
     if not console.is_terminal:
         yield lambda entry, totals: console.print(line(entry, totals), soft_wrap=True, highlight=False)
         return
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("first shard", total=None)
-        yield lambda entry, totals: bar.update(task, description=line(entry, totals))
+    with console.status("first shard") as status:
+        yield lambda entry, totals: status.update(line(entry, totals))
 
 
 def line(entry: Entry, totals: Totals) -> str:

@@ -1,22 +1,27 @@
-"""What a layout yields: where a sample's picture lies and what is said of it, or why there is no sample."""
+"""What a layout yields: a record of where a sample's image lies and what is said of it, or why there is no sample.
+
+The names of these classes and fields, and the reasons, are hashed into manifests: with other names, a conversion that
+an earlier version began could not be resumed.
+"""
 
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
-    """A file of its own."""
+    """An image in a file of its own."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class PictureSlice:
-    """`size` bytes at `offset` of a file, such as a member of a tar."""
+    """An image in `size` bytes at `offset` of a file, such as a member of a tar."""
 
     path: str
     offset: int
@@ -25,7 +30,7 @@ class PictureSlice:
 
 @dataclass(frozen=True, slots=True)
 class PictureInZip:
-    """A member of a zip archive."""
+    """An image that is a member of a zip archive."""
 
     path: str
     member: str
@@ -36,21 +41,13 @@ Picture = PictureFile | PictureSlice | PictureInZip
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sample to be written.
+    """One sample to be written."""
 
-    Attributes:
-        key: the collection's own name for it; need not be unique or fit for a file name.
-        picture: where its bytes are.
-        captions: in order, or by name, such as `title` and `description`.
-        label: class number.
-        fields: more to keep in KEY.json; values as JSON has them.
-    """
-
-    key: str
+    key: str  # the dataset's own name for it; need not be unique or fit for a file name
     picture: Picture
-    captions: tuple[str, ...] | dict[str, str] = ()
+    captions: tuple[str, ...] | dict[str, str] = ()  # in order, or by name, such as `title` and `description`
     label: int | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)  # more to keep in KEY.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +58,24 @@ class LeftOut:
     reason: str
 
 
+def record_in(
+    folder: Path, relative: str, key: str, captions: tuple[str, ...], fields: dict[str, Any] | None = None
+) -> Record | LeftOut:
+    """The record of an image file below a folder; it is left out where its path leads out of the folder."""
+    path = below(folder, relative)
+    if path is None:
+        return LeftOut(relative, "path that leads out of the collection's folder")
+    return Record(key, PictureFile(path), captions, fields=fields or {})
+
+
+def below(root: Path, relative: str) -> str | None:
+    """The path of `relative` below `root`, None where it leads out: a list from elsewhere must not choose any file."""
+    inside = os.path.normpath(relative)
+    return None if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") else os.path.join(root, inside)
+
+
 def clean(text: str) -> str:
-    """Stripped, and without what UTF-8 or a reader in C cannot hold: lone surrogates and NUL."""
+    """The text stripped, and without what UTF-8 or a reader in C cannot hold: lone surrogates and NUL."""
     return encodable(text.replace("\0", " ")).strip()
 
 
@@ -70,7 +83,22 @@ def encodable(text: str) -> str:
     return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
-def below(root: Path, relative: str) -> str | None:
-    """The path of `relative` below `root`, None where it leads out: a list from elsewhere must not choose any file."""
-    inside = os.path.normpath(relative)
-    return None if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") else os.path.join(root, inside)
+def safe_key(name: str) -> str:
+    """A name as a key: without a dot, where the suffix would start, and not hidden or outside the shard's folder."""
+    plain = re.sub(r"[\x00-\x1f\x7f\\.]", "-", encodable(name).strip())
+    # Readers skip members under folders such as __MACOSX__, so no key begins with an underscore.
+    return "/".join(filter(None, plain.split("/"))).lstrip("_/") or "-"
+
+
+def with_unique_keys(records: Iterable[Record | LeftOut]) -> Iterator[Record | LeftOut]:
+    """Records with safe keys; a key that is taken gets the record's place in the dataset as a suffix.
+
+    Keeps only hashes, about 70 bytes a record. Two keys of one hash only lengthen the second.
+    """
+    taken: set[int] = set()
+    for place, record in enumerate(records):
+        key = safe_key(record.key)
+        while hash(key) in taken:
+            key = f"{key}-{place}"
+        taken.add(hash(key))
+        yield replace(record, key=key)

@@ -12,7 +12,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from openslip.errors import UserError
+from openslip.errors import UserError, first_line
 
 
 class _Dtype:
@@ -33,44 +33,26 @@ class _Dtype:
 class _Array(list):
     """An array as nested lists."""
 
-    def __init__(self, *_reconstruct: Any) -> None:
-        super().__init__()
-
     def __setstate__(self, state: Sequence[Any]) -> None:
         _, shape, dtype, is_fortran, data = state
         self[:] = _nested(data if isinstance(data, list) else dtype.values(data), shape, "F" if is_fortran else "C")
 
 
-def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> list[Any]:
-    return _nested(dtype.values(bytes(data)), shape, order)
-
-
 def _nested(values: list[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> list[Any]:
-    if len(shape) == 1 and shape[0] == len(values):
-        return values
     return np.fromiter(values, object, len(values)).reshape(shape, order=order).tolist()
 
 
-def _scalar(dtype: _Dtype, data: bytes) -> Any:
-    (value,) = dtype.values(data)
-    return value
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode("latin-1")  # how protocols before 3 write bytes
-
-
-_ANSWERS: dict[tuple[str, str], Any] = {
-    ("_codecs", "encode"): _encode,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
+_ANSWERS: dict[str, Any] = {
+    "_codecs.encode": lambda text, encoding: text.encode("latin-1"),  # how protocols before 3 write bytes
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,
     **{
-        (f"numpy.{core}.{module}", name): answer
+        f"numpy.{core}.{name}": answer
         for core in ("core", "_core")
-        for module, name, answer in (
-            ("multiarray", "_reconstruct", _Array),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
+        for name, answer in (
+            ("multiarray._reconstruct", lambda *array: _Array()),
+            ("multiarray.scalar", lambda dtype, data: dtype.values(data)[0]),
+            ("numeric._frombuffer", lambda data, dtype, *shape_order: _nested(dtype.values(bytes(data)), *shape_order)),
         )
     },
 }
@@ -82,20 +64,13 @@ class _RefusedError(Exception):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) not in _ANSWERS:
+        if f"{module}.{name}" not in _ANSWERS:
             raise _RefusedError(f"{module}.{name}")
-        return _ANSWERS[module, name]
-
-    def persistent_load(self, pid: Any, /) -> Any:
-        raise _RefusedError("an object outside the file")
+        return _ANSWERS[f"{module}.{name}"]
 
 
 def load(file: IO[bytes], path: Path) -> Any:
-    """The pickle at the file's position, arrays as lists.
-
-    Raises:
-        UserError: it names anything else (nothing was run), or is damaged.
-    """
+    """The pickle at the file's position, arrays as lists; one that names anything else is refused."""
     try:
         return _Unpickler(file).load()
     except _RefusedError as error:
@@ -104,6 +79,5 @@ def load(file: IO[bytes], path: Path) -> Any:
             "expected lists, tuples, dicts, texts and numbers"
         ) from error
     except Exception as error:  # whatever a damaged or hostile file provokes
-        raise UserError(
-            f"{path} cannot be read as a pickle ({type(error).__name__}: {error}): write or download it again"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path} cannot be read as a pickle ({reason}): write or download it again") from error

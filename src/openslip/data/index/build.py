@@ -1,7 +1,7 @@
 """The index of a list of shards: found where it is up to date, else made, by one process for all.
 
-What any index in the same home knows of an unchanged shard is taken over, so that neither a collection that grows nor
-a scan that was cut short begins anew.
+What any index in the same home knows of an unchanged shard is taken over, so that neither a dataset that grows nor a
+scan that was cut short starts again.
 """
 
 import fcntl
@@ -48,25 +48,25 @@ def open_index(
         captions: what counts as one.
         require: `caption`, `label` or None.
         cache_folder: for an index that cannot lie beside its shards.
-        fetch: a descriptor of a shard that lies elsewhere.
-        progress: told after every shard.
-
-    Raises:
-        UserError: a shard is missing, damaged or cut off.
+        fetch: gives a descriptor of a remote shard.
+        progress: called after every shard.
     """
     homes = [cache_folder] if shards[0].path is None else [shards[0].path.parent / NAME, cache_folder]
     states = [state(shard) for shard in shards]
-    for home in homes:
+
+    def index_in(home: Path) -> tuple[Path, list[str]]:
         stamps = stamps_of(shards, states, captions, home, cache_folder)
-        folder = home / name_of(stamps)
+        return home / hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16], stamps
+
+    for home in homes:
+        folder, stamps = index_in(home)
         if whole(folder, stamps):
             return Index(folder, shards, require)
     home = next((home for home in homes if writable(home)), None)
     if home is None:
         tried = " nor to ".join(map(str, homes))
         raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
-    stamps = stamps_of(shards, states, captions, home, cache_folder)
-    folder = home / name_of(stamps)
+    folder, stamps = index_in(home)
     with locked(folder.with_suffix(".lock")) as alone:
         if not whole(folder, stamps):  # else another process has been first
             shutil.rmtree(folder, ignore_errors=True)  # damaged, as by a power failure
@@ -82,20 +82,20 @@ State = tuple[int, int]  # size and time in nanoseconds
 
 
 def state(shard: Shard) -> State:
-    """Of a file, what changes when it does; of one that lies elsewhere, nothing."""
+    """Size and time of a shard's file; a remote shard is told by its version instead."""
     if shard.path is None:
         return -1, 0
     try:
-        found = shard.path.stat()
+        status = shard.path.stat()
     except OSError as error:
         raise UserError(f"shard {shard.name}: {error.strerror}; check data.source.shards") from error
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def stamps_of(
     shards: list[Shard], states: list[State], captions: CaptionPolicy, home: Path, cache_folder: Path
 ) -> list[str]:
-    """What tells each shard that was scanned and is unchanged; beside the shards, it moves with them."""
+    """What identifies each unchanged shard; relative paths in an index beside its shards let it move with them."""
     stamps = []
     for shard, (size, mtime_ns) in zip(shards, states, strict=True):
         if shard.path is None:
@@ -106,10 +106,6 @@ def stamps_of(
             where = path if home == cache_folder else os.path.relpath(path, home.parent.absolute())
             stamps.append(f"{FORMAT} {captions!r} {where} {size} {mtime_ns}")
     return stamps
-
-
-def name_of(stamps: list[str]) -> str:
-    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
 
 
 def writable(folder: Path) -> bool:
@@ -146,40 +142,39 @@ def build(
     *,
     alone: bool,
 ) -> None:
-    """Writes a complete index under its name; until then what was scanned lies in a folder beside it."""
+    """Write a complete index under its name; until then, what was scanned lies in a folder beside it."""
     known = known_shards(folder.parent)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     total = 0
-    with (
-        (partial / "rows").open("wb") as rows_file,
-        (partial / "labels").open("wb") as labels_file,
-        (partial / "keys").open("wb") as keys_file,
-        (partial / "shards.jsonl").open("w", encoding="utf-8") as journal,
-        (partial / "caption").open("wb") as caption_file,
-        (partial / "label").open("wb") as label_file,
-    ):
-        found = samples_of(shards, [known.get(each) for each in stamps], captions, fetch)
-        for done, (each, (_, mtime_ns), (size, samples)) in enumerate(zip(stamps, states, found, strict=True), start=1):
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context((partial / name).open("wb"))
+            for name in ("rows", "labels", "keys", "caption", "label", "shards.jsonl")
+        }
+        scanned = samples_of(shards, [known.get(stamp) for stamp in stamps], captions, fetch)
+        for done, (stamp, (_, mtime_ns), samples) in enumerate(zip(stamps, states, scanned, strict=True), start=1):
             captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
             labelled = np.flatnonzero(samples.labels >= 0)
             counts = {"samples": len(samples.rows), "caption": len(captioned), "label": len(labelled)}
-            digest = digest_of(samples.rows.tobytes(), samples.labels.tobytes(), samples.keys)
             key_bytes = len(samples.keys)
-            entry = Entry(each, size, mtime_ns, counts, key_bytes, digest, samples.captions, samples.problems)
-            rows_file.write(samples.rows.tobytes())
-            labels_file.write(samples.labels.tobytes())
-            keys_file.write(samples.keys)
-            caption_file.write((captioned + total).astype("<u4").tobytes())
-            label_file.write((labelled + total).astype("<u4").tobytes())
-            for file in (rows_file, labels_file, keys_file):
-                file.flush()  # before the line that says that it is there
-            journal.write(json.dumps({**vars(entry), "problems": vars(entry.problems)}) + "\n")
-            journal.flush()
+            entry = Entry(
+                stamp, samples.size, mtime_ns, counts, key_bytes, samples.digest, samples.captions, samples.problems
+            )
+            for name, content in (
+                ("rows", samples.rows.tobytes()),
+                ("labels", samples.labels.tobytes()),
+                ("keys", samples.keys),
+                ("caption", (captioned + total).astype("<u4").tobytes()),
+                ("label", (labelled + total).astype("<u4").tobytes()),
+                # The last: it says that the others are there.
+                ("shards.jsonl", json.dumps({**vars(entry), "problems": vars(entry.problems)}).encode() + b"\n"),
+            ):
+                files[name].write(content)
+                files[name].flush()
             total += len(samples.rows)
             progress(done, total)
-        for file in (rows_file, labels_file, keys_file, journal, caption_file, label_file):
-            file.flush()
-            os.fsync(file.fileno())  # the folder's name will say that they are whole
+        for file in files.values():
+            os.fsync(file.fileno())  # the folder's name will say that they are complete
     for requirement in REQUIREMENTS:
         if (partial / requirement).stat().st_size == 4 * total:  # all samples meet it
             (partial / requirement).unlink()
@@ -209,7 +204,7 @@ def abandoned(partial: Path) -> bool:
 
 
 class Known(NamedTuple):
-    """Where another index holds what a scan of a shard found."""
+    """Where another index holds what a scan of a shard gave."""
 
     folder: Path
     entry: Entry
@@ -231,74 +226,44 @@ def known_shards(home: Path) -> dict[str, Known]:
 
 def samples_of(
     shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], int]
-) -> Iterator[tuple[int, ShardSamples]]:
-    """Size and samples of each shard, in order: taken over from another index, else scanned."""
-    new = [shard for shard, each in zip(shards, known, strict=True) if each is None and shard.path is not None]
-    num_scans = min(os.cpu_count() or 1, len(new), MAX_SCANS)
-    worth = sum(shard.path.stat().st_size for shard in new if shard.path) >= WORTH_PROCESSES
+) -> Iterator[ShardSamples]:
+    """The samples of each shard, in order: taken over from another index, else scanned."""
+
+    def scan(shard: Shard) -> ShardSamples:
+        return scan_shard(shard.path or fetch(shard.address), shard.name, captions)
+
+    new = [shard for shard, taken in zip(shards, known, strict=True) if taken is None]
+    local = [shard for shard in new if shard.path is not None]
+    num_scans = min(os.cpu_count() or 1, len(local), MAX_SCANS)
     with ExitStack() as stack:
-        scans: Iterator[tuple[int, ShardSamples]]
-        if num_scans > 1 and worth:
+        if num_scans > 1 and sum(state(shard)[0] for shard in local) >= WORTH_PROCESSES:
             pool = stack.enter_context(ProcessPoolExecutor(num_scans, mp_context=get_context("spawn")))
-            scans = pool.map(scan, new, [captions] * len(new))
+            local_scans = pool.map(
+                scan_shard, *zip(*((shard.path, shard.name, captions) for shard in local), strict=True)
+            )
         else:
-            scans = (scan(shard, captions) for shard in new)
-        elsewhere = [shard for shard, each in zip(shards, known, strict=True) if each is None and shard.path is None]
-        fetched = fetched_ahead(elsewhere, fetch, stack)
-        for shard, each in zip(shards, known, strict=True):
-            samples = None if each is None else take_over(each)
-            if samples is not None:
-                yield samples
-            elif each is not None:  # it was known, but what was known is damaged
-                yield scan(shard, captions, None if shard.path else fetch(shard.address))
+            local_scans = map(scan, local)
+        threads = ThreadPoolExecutor(2)  # one shard is fetched while another is scanned
+        stack.callback(threads.shutdown, cancel_futures=True)
+        remote_scans = threads.map(scan, (shard for shard in new if shard.path is None))
+        for shard, taken in zip(shards, known, strict=True):
+            if taken is None:
+                yield next(local_scans if shard.path else remote_scans)
             else:
-                yield next(scans) if shard.path else scan(shard, captions, next(fetched))
+                yield take_over(taken) or scan(shard)  # None: what was known is damaged
 
 
-def fetched_ahead(shards: list[Shard], fetch: Callable[[str], int], stack: ExitStack) -> Iterator[int]:
-    """Descriptors, in order; the next shard is fetched while this one is scanned."""
-    if not shards:
-        return
-    thread = stack.enter_context(ThreadPoolExecutor(1))
-    following = thread.submit(fetch, shards[0].address)
-    for shard in [*shards[1:], None]:
-        descriptor = following.result()
-        if shard is not None:
-            following = thread.submit(fetch, shard.address)
-        yield descriptor
-
-
-def scan(shard: Shard, captions: CaptionPolicy, descriptor: int | None = None) -> tuple[int, ShardSamples]:
-    """Size and samples of a file, or of what a descriptor has open."""
-    file = shard.path if descriptor is None else descriptor
-    assert file is not None
-    size = os.stat(file).st_size
-    return size, scan_shard(file, shard.name, captions)
-
-
-def take_over(known: Known) -> tuple[int, ShardSamples] | None:
-    """What an index holds of a shard, or None where it is not whole, as after a power failure."""
-    entry = known.entry
+def take_over(known: Known) -> ShardSamples | None:
+    """What an index holds of a shard, or None where it is damaged, as after a power failure."""
+    folder, entry, row, key = known
     count = entry.counts["samples"]
-    rows = slice_of(known.folder / "rows", known.row * ROW.itemsize, count * ROW.itemsize)
-    labels = slice_of(known.folder / "labels", known.row * LABEL.itemsize, count * LABEL.itemsize)
-    labels = labels or np.full(count, -1, LABEL).tobytes()  # no file: none of them has one
-    keys = slice_of(known.folder / "keys", known.key, entry.key_bytes)
-    if digest_of(rows, labels, keys) != entry.digest:
+    try:
+        rows = np.fromfile(folder / "rows", ROW, count, offset=row * ROW.itemsize)
+        keys = np.fromfile(folder / "keys", np.uint8, entry.key_bytes, offset=key).tobytes()
+        labels = np.full(count, -1, LABEL)  # no file: none of them has one
+        if (folder / "labels").exists():
+            labels = np.fromfile(folder / "labels", LABEL, count, offset=row * LABEL.itemsize)
+    except OSError:
         return None
-    table, own_labels = np.frombuffer(rows, ROW), np.frombuffer(labels, LABEL)
-    samples = ShardSamples(table, own_labels, keys, entry.captions, entry.problems)
-    return entry.size, samples
-
-
-def slice_of(path: Path, offset: int, length: int) -> bytes:
-    """What of it there is."""
-    if not path.exists():
-        return b""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
-
-
-def digest_of(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    samples = ShardSamples(entry.size, rows, labels, keys, entry.captions, entry.problems)
+    return samples if samples.digest == entry.digest else None

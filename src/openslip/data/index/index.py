@@ -1,10 +1,8 @@
-"""Where every sample of a collection lies: one table on disk that all processes map; `index_build` writes it.
+"""Where every sample of a dataset lies: one table on disk that all processes map; `build` writes it.
 
-Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, a folder per list
-of shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, if there are any, `labels`; `caption` and `label`:
-places of the samples that have one, unless all do. A folder gets its name when it is complete. A scan that was cut
-short continues where it stopped, and what any folder there knows of an unchanged shard is taken over: a collection
-that grows is not scanned again.
+Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, with a folder per
+list of shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, if there are any, `labels`; `caption` and `label`:
+places of the samples that have one, unless all do. A folder gets its name when it is complete.
 """
 
 import hashlib
@@ -23,33 +21,21 @@ from openslip.data.index.tar import Problems, printable
 
 
 class Shard(NamedTuple):
-    """A tar file.
+    """A tar file, on a local disk or remote."""
 
-    Attributes:
-        name: path, or address without credentials.
-        path: None for one that lies elsewhere and is to be fetched.
-        address: of that one.
-        version: what its server says of it; a file is known by its size and time.
-    """
-
-    name: str
-    path: Path | None
-    address: str
-    version: str
+    name: str  # path, or address without credentials
+    path: Path | None  # None for a remote shard, which has to be fetched
+    address: str  # of a remote shard
+    version: str  # of a remote shard, as its server states it; a file is identified by its size and time
 
 
 class Index:
     """The samples that meet a requirement, in shard order. Memory-mapped: the processes of a node share it.
 
-    Args:
-        folder: as `open_index` finds or writes it.
-        shards: those that it is of, in order.
-        require: `caption`, `label` or None.
-
     Attributes:
-        parts: how many of the samples each shard has.
-        problems: of the samples and members that were left out or mended.
-        states: size and time of each file when it was scanned; time 0 of those that lie elsewhere.
+        parts: number of these samples in each shard.
+        problems: of the samples and members that were skipped or repaired.
+        states: size and time of each file when it was scanned; time 0 of remote shards.
         fingerprint: sha256 of shard names and sizes, rows, labels, keys and captions, and the requirement.
     """
 
@@ -69,15 +55,13 @@ class Index:
         places = folder / str(require)
         self.places = mapped(places, np.dtype("<u4")) if places.exists() else None
         self.problems = Problems()
-        for shard, entry in zip(shards, entries, strict=True):
-            for reason, count in entry.problems.counts.items():
-                self.problems.add(reason, f"{shard.name}:{entry.problems.first[reason]}", count)
-        for reasons in (reasons for other, reasons in REQUIREMENTS.items() if other != require):
-            for reason in reasons:
-                self.problems.counts.pop(reason, None)
+        ignored = {reason for other, reasons in REQUIREMENTS.items() if other != require for reason in reasons}
         digest = hashlib.sha256(str(require).encode())
         for shard, entry in zip(shards, entries, strict=True):
             digest.update(f"{Path(shard.name).name} {entry.size} {entry.digest} {entry.captions}\n".encode())
+            for reason, count in entry.problems.counts.items():
+                if reason not in ignored:
+                    self.problems.add(reason, f"{shard.name}:{entry.problems.first[reason]}", count)
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -94,8 +78,8 @@ class Index:
 
     def key(self, index: int) -> str:
         shard, place = self.find(index)
-        first = place == (self.ends[shard - 1] if shard else 0)
-        start = 0 if first else int(self.rows[place - 1]["key_end"])
+        is_first = place == (self.ends[shard - 1] if shard else 0)
+        start = 0 if is_first else int(self.rows[place - 1]["key_end"])
         base = self.key_starts[shard]
         return printable(self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode())
 
@@ -110,31 +94,20 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the journal: what a scan found in a shard.
+    """A line of the journal: what a scan found in a shard."""
 
-    Attributes:
-        stamp: of the shard when it was scanned.
-        size: in bytes.
-        mtime_ns: its time.
-        counts: of samples, and of those that meet each requirement.
-        key_bytes: length of its part of `keys`.
-        digest: sha256 of its rows, labels and keys.
-        captions: sha256 of its captions.
-        problems: found in it.
-    """
-
-    stamp: str
-    size: int
+    stamp: str  # identifies the shard as it was scanned
+    size: int  # of the shard in bytes
     mtime_ns: int
-    counts: dict[str, int]
+    counts: dict[str, int]  # of samples, and of those that meet each requirement
     key_bytes: int
-    digest: str
-    captions: str
+    digest: str  # sha256 of rows, labels and keys
+    captions: str  # sha256 of the captions
     problems: Problems
 
 
 def read_journal(folder: Path) -> list[Entry]:
-    """The shards that were scanned to the end; a line that was cut short ends it."""
+    """The shards that were scanned to the end; the list ends at a line that was cut short."""
     entries = []
     for line in (folder / "shards.jsonl").read_text(encoding="utf-8").splitlines():
         try:
@@ -147,7 +120,7 @@ def read_journal(folder: Path) -> list[Entry]:
 
 
 def whole(folder: Path, stamps: list[str]) -> bool:
-    """Whether a complete index lies there, by the sizes of its files."""
+    """Whether a folder holds a complete index of shards, by the sizes of its files."""
     try:
         entries = read_journal(folder)
         counts = Counter[str]()

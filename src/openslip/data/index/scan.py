@@ -2,7 +2,6 @@
 
 import hashlib
 import mmap
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openslip.data.captions.policy import CaptionPolicy, read_captions
-from openslip.data.index.tar import BLOCK, Problems, walk
+from openslip.data.index.tar import BLOCK, Problems, map_shard, walk
 from openslip.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -19,22 +18,12 @@ PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can ru
 
 # Per sample, 28 bytes: where its members lie in its shard, in blocks (size 0: it has none), and where its key ends
 # among the shard's keys.
-ROW = np.dtype(
-    [
-        ("image", "<u4"),
-        ("image_size", "<u4"),
-        ("txt", "<u4"),
-        ("txt_size", "<u4"),
-        ("json", "<u4"),
-        ("json_size", "<u4"),
-        ("key_end", "<u4"),
-    ]
-)
+ROW = np.dtype([(name, "<u4") for name in ("image", "image_size", "txt", "txt_size", "json", "json_size", "key_end")])
 LABEL = np.dtype("<i4")  # -1: it has none
 
 MAX_MEMBER = (1 << 32) - 1
 
-Extent = tuple[int, int]  # offset and length in the shard
+Extent = tuple[int, int]  # offset in blocks, and length in bytes
 NOTHING: Extent = (0, 0)
 
 # What a source may require of a sample, and the reasons for which it then leaves samples out.
@@ -42,36 +31,40 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {"caption": ("no caption", "empty cap
 
 
 class ShardSamples(NamedTuple):
-    """All samples of a shard that have a picture, in the order of their first member."""
+    """All samples of a shard that have an image, in the order of their first member."""
 
+    size: int  # of the shard in bytes
     rows: np.ndarray
     labels: np.ndarray
     keys: bytes
     captions: str  # sha256 of all texts
     problems: Problems
 
+    @property
+    def digest(self) -> str:
+        """Sha256 of rows, labels and keys."""
+        return hashlib.sha256(self.rows.tobytes() + self.labels.tobytes() + self.keys).hexdigest()
+
 
 def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSamples:
-    """Reads a shard's headers, captions and labels.
-
-    Args:
-        file: uncompressed; a path, or a descriptor, which is closed.
-        name: what errors call it, such as its address.
-        captions: what counts as one.
-
-    Raises:
-        UserError: the shard is missing, empty, compressed, damaged or cut off; names it and the offset.
-    """
+    """The samples of a path or descriptor, which is closed; errors call the shard by `name`, and tell the offset."""
     problems, texts = Problems(), hashlib.sha256()
+    rows, labels, keys = [], [], []
     try:
-        with open(file, "rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise UserError(f"shard {name} is empty (0 bytes): download or write it again")
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        with data:
+        with map_shard(file, name) as data:
             if sys.platform == "linux":
                 data.madvise(mmap.MADV_SEQUENTIAL)  # the disk streams; a wait for every header would take longer
-            rows, labels, keys = classify(group(name, data, problems), data, captions, problems, texts)
+            size = len(data)
+            for key, members in group(name, data, problems).items():
+                image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+                if image is None:
+                    problems.add("no picture", key)
+                    continue
+                txt, fields, found = used_texts(key, members, data, captions, problems)
+                texts.update("\n".join(found).encode("utf-8", "surrogatepass"))
+                rows.append((*image, *txt, *fields, 0))
+                labels.append(label_of(key, members, data, problems))
+                keys.append(key.encode())
     except OSError as error:
         raise UserError(f"shard {name}: {error.strerror}; check data.source.shards") from error
     table = np.array(rows, ROW)
@@ -80,61 +73,45 @@ def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSam
         problems.add("no label", keys[unlabelled[0]].decode(), len(unlabelled))
     if not keys:
         problems.add("shard without a sample", "")
-    return ShardSamples(table, np.array(labels, LABEL), b"".join(keys), texts.hexdigest(), problems)
+    return ShardSamples(size, table, np.array(labels, LABEL), b"".join(keys), texts.hexdigest(), problems)
 
 
-def classify(
-    groups: dict[str, dict[str, Extent]],
-    data: mmap.mmap,
-    captions: CaptionPolicy,
-    problems: Problems,
-    texts: "hashlib._Hash",
-) -> tuple[list[tuple[int, ...]], list[int], list[bytes]]:
-    """Rows, labels and keys of the samples with a picture; what is missing or odd is counted."""
-    rows, labels, keys = [], [], []
-    for key, members in groups.items():
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        if image is None:
-            problems.add("no picture", key)
-            continue
-        txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
-        found: tuple[str, ...] = ()
-        if txt[1] or fields[1]:
-            text = data[txt[0] : sum(txt)]
-            content = data[fields[0] : sum(fields)]
-            try:
-                found = read_captions(captions, text, content)
-            except (ValueError, RecursionError):
-                problems.add("json that cannot be read, so only txt was used", key)
-                content, fields = b"", NOTHING
-                found = read_captions(captions, text, b"")
-            if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
-                problems.add("caption that is not UTF-8, used with its bad bytes replaced", key)
-            # What adds nothing is not read again for each sample.
-            if fields[1] and read_captions(captions, text, b"") == found:
-                fields = NOTHING
-            elif txt[1] and read_captions(captions, b"", content) == found:
-                txt = NOTHING
-            texts.update("\n".join(found).encode("utf-8", "surrogatepass"))
-        if not found:
-            txt = fields = NOTHING
-            problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
-        label = -1
-        if "cls" in members:
-            offset, length = members["cls"]
-            digits = data[offset : offset + length].strip()
-            if digits.isdigit() and len(digits) < 10:
-                label = int(digits)
-            else:
-                problems.add("cls that holds no class number such as 0", key)
-        rows.append((*in_blocks(image), *in_blocks(txt), *in_blocks(fields), 0))
-        labels.append(label)
-        keys.append(key.encode())
-    return rows, labels, keys
+def used_texts(
+    key: str, members: dict[str, Extent], data: mmap.mmap, captions: CaptionPolicy, problems: Problems
+) -> tuple[Extent, Extent, tuple[str, ...]]:
+    """A sample's txt and json, if they add captions, and these captions; other members are not read for each sample."""
+    txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
+    text, content = read(data, txt), read(data, fields)
+    try:
+        found = read_captions(captions, text, content)
+    except (ValueError, RecursionError):
+        problems.add("json that cannot be read, so only txt was used", key)
+        content, fields = b"", NOTHING
+        found = read_captions(captions, text, b"")
+    if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
+        problems.add("caption that is not UTF-8, used with its bad bytes replaced", key)
+    if not found:
+        problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
+        return NOTHING, NOTHING, ()
+    if fields[1] and read_captions(captions, text, b"") == found:
+        fields = NOTHING
+    elif txt[1] and read_captions(captions, b"", content) == found:
+        txt = NOTHING
+    return txt, fields, found
 
 
-def in_blocks(extent: Extent) -> Extent:
-    return extent[0] // BLOCK, extent[1]
+def label_of(key: str, members: dict[str, Extent], data: mmap.mmap, problems: Problems) -> int:
+    if "cls" in members:
+        digits = read(data, members["cls"]).strip()
+        if digits.isdigit() and len(digits) < 10:
+            return int(digits)
+        problems.add("cls that holds no class number such as 0", key)
+    return -1
+
+
+def read(data: mmap.mmap, extent: Extent) -> bytes:
+    block, length = extent
+    return data[block * BLOCK : block * BLOCK + length]
 
 
 def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str, Extent]]:
@@ -169,5 +146,5 @@ def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str
             if suffix in members:
                 problems.add("duplicate key, of which the first was used", name)
             else:
-                members[suffix] = (start, length)
+                members[suffix] = (start // BLOCK, length)
     return groups

@@ -1,12 +1,14 @@
 """Tar files as offsets: a walk over the headers that checks every one.
 
-Python's tarfile and webdataset end silently at a damaged header; this walk refuses to go on.
+Python's tarfile and webdataset end silently at a damaged header; this walk refuses the file.
 Format: POSIX.1-1988 (ustar), with GNU and pax long names.
 """
 
 import mmap
+import os
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -18,7 +20,7 @@ BLOCK = 512  # every header and every member starts at a multiple of this
 
 @dataclass
 class Problems:
-    """What was left out or mended, by reason: how often, and where first."""
+    """What was skipped or repaired, by reason: how often, and where first."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -34,8 +36,16 @@ class Problems:
 
 
 def printable(text: str) -> str:
-    """As it is, or with escapes for what a terminal would obey: names in a tar file can hold anything."""
+    """The text, with escapes where a terminal would obey it: names in a tar file can hold anything."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def map_shard(file: Path | int, shard: str) -> mmap.mmap:
+    """The content of a path or descriptor, which is closed; `shard` is what errors call it."""
+    with open(file, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size == 0:
+            raise UserError(f"shard {shard} is empty (0 bytes): download or write it again")
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, int, int]]:
@@ -43,7 +53,7 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
 
     Checksums are compared at the end, all at once: sums of 512 bytes in Python would take most of the time.
     """
-    found: list[tuple[bytes, int, int]] = []
+    members: list[tuple[bytes, int, int]] = []
     headers: list[bytes] = []
     offsets: list[int] = []
     size, offset = len(data), 0
@@ -67,13 +77,13 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
         if length is None:
             refuse(f"is damaged at offset {offset} (a header without a size; is it a tar file?)")
         kind, start = header[156:157], offset + BLOCK
-        regular = kind in b"07\0"
-        if regular and long_size is not None:
+        is_regular = kind in b"07\0"
+        if is_regular and long_size is not None:
             length = long_size
         if start + length > size:
             refuse(f"is cut off: its member at offset {offset} ends {start + length - size} bytes after the file")
-        if regular:
-            found.append((name_of(header) if long_name is None else long_name, start, length))
+        if is_regular:
+            members.append((name_of(header) if long_name is None else long_name, start, length))
         elif kind == b"L":  # GNU: the next member's long name
             long_name = data[start : start + length].rstrip(b"\0")
         elif kind == b"x":  # pax: attributes of the next member
@@ -89,24 +99,19 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
         offset = start + -(-length // BLOCK) * BLOCK
     verify(shard, headers, offsets)
     if data[offset:].strip(b"\0"):
-        refuse(f"goes on after its end marker at offset {offset}, as joined tar files do")
-    return found
+        refuse(f"continues after its end marker at offset {offset}, as joined tar files do")
+    return members
 
 
 def verify(shard: str, headers: list[bytes], offsets: list[int]) -> None:
-    if not headers:
-        return
+    """Compare the headers' checksums."""
     blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
     own = 8 * ord(" ") - blocks[:, 148:156].sum(axis=1, dtype=np.int64)  # their own field counts as spaces
     sums = np.add.reduceat(blocks.reshape(-1), np.arange(0, blocks.size, BLOCK), dtype=np.int64) + own
     for header, total, offset in zip(headers, sums.tolist(), offsets, strict=True):
-        stated = octal(header[148:156])
-        if stated != total:
-            signed = np.frombuffer(header, np.int8).sum(dtype=np.int64)  # some old writers summed signed bytes
-            signed += 8 * ord(" ") - np.frombuffer(header[148:156], np.int8).sum(dtype=np.int64)
-            if stated != signed:
-                reason = "wrong header checksum" + ("" if offset else "; is it a tar file?")
-                raise UserError(f"shard {shard} is damaged at offset {offset} ({reason}): download or write it again")
+        if octal(header[148:156]) != total:
+            reason = "wrong header checksum" + ("" if offset else "; is it a tar file?")
+            raise UserError(f"shard {shard} is damaged at offset {offset} ({reason}): download or write it again")
 
 
 def octal(field: bytes) -> int | None:

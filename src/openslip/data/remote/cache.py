@@ -1,7 +1,7 @@
 """Remote shards through a folder on a local disk that all processes of a machine share and that never outgrows a bound.
 
-A file under its final name is whole. `.NAME.part` is a download under way: its process holds a lock on it, which dies
-with the process, and its length is the room it has been given (0 while it waits for room).
+A file under its final name is complete. `.NAME.part` is a download in progress: its process holds a lock on it, which
+dies with the process, and its length is the room it has reserved (0 while it waits for room).
 """
 
 import errno
@@ -28,7 +28,7 @@ OURS = re.compile(r"[0-9a-f]{16}-")  # how our files' names begin: no other file
 
 
 def cache_folder() -> Path:
-    """Where files lie that can be made again."""
+    """The user's folder for files that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip"
 
 
@@ -40,45 +40,42 @@ class ShardCache:
 
     Args:
         folder: on a local disk; None: `shards` in the user's cache folder.
-        max_bytes: bound of the folder's content, downloads under way included.
+        max_bytes: bound of the folder's content, downloads in progress included.
     """
 
     def __init__(self, *, folder: str | Path | None, max_bytes: int) -> None:
         self.folder = cache_folder() / "shards" if folder is None else Path(folder).expanduser()
         self.max_bytes = max_bytes
         self.identities: dict[str, Identity] = {}
-        self.prefetcher: _Prefetcher | None = None
+        self.prefetcher: threading.Thread | None = None
 
     def identity(self, address: str) -> Identity:
-        """Size and version of a remote shard.
-
-        Raises:
-            UserError: it is not there or cannot be reached.
-        """
+        """Size and version of a remote shard."""
         if address not in self.identities:
             self.identities[address] = attempt(address, lambda: ask(address))
         return self.identities[address]
 
     def identify(self, addresses: Iterable[str]) -> list[Identity]:
-        """Of many shards at once."""
+        """Size and version of many shards, asked for at once."""
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
             return list(threads.map(self.identity, addresses))
 
     def open(self, address: str) -> int:
-        """A descriptor to read the shard from, downloaded if need be; it outlives the deletion of the local copy.
-
-        Raises:
-            UserError: the shard cannot be had, or there is no room for it.
-        """
+        """A descriptor to read the shard from, downloaded if need be; it outlives the deletion of the local copy."""
         identity = self.identity(address)
-        with self._folder_errors():
+        descriptor = None
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = None
             while descriptor is None:
-                descriptor = self._open_whole(address, identity)
+                descriptor = self._open_complete(address, identity)
                 if descriptor is None:
                     descriptor = self._download(address, identity)
-        return descriptor
+            return descriptor
+        except OSError as error:
+            remedy = "name another shard_cache.folder"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                remedy = f"free disk space, or lower shard_cache.max_bytes={self.max_bytes:,}, or {remedy}"
+            raise UserError(f"shard cache {self.folder} cannot be written ({error.strerror}): {remedy}") from error
 
     def fetch(self, address: str) -> Path:
         """The local copy, downloaded if need be. Another process may delete it at any time; `open` cannot lose it."""
@@ -86,11 +83,12 @@ class ShardCache:
         return self.path(address)
 
     def prefetch(self, address: str) -> None:
-        """Downloads it in the background, one after the other; errors appear when it is fetched."""
+        """Download a shard in the background, one after the other; errors appear when it is fetched."""
         if self.prefetcher is None or not self.prefetcher.is_alive():  # a forked process has the object, not the thread
-            self.prefetcher = _Prefetcher(self)
+            self.wanted: SimpleQueue[str] = SimpleQueue()
+            self.prefetcher = threading.Thread(target=self._prefetch_wanted, daemon=True, name="prefetch shards")
             self.prefetcher.start()
-        self.prefetcher.wanted.put(address)
+        self.wanted.put(address)
 
     def path(self, address: str) -> Path:
         """Where the local copy lies or would lie."""
@@ -99,9 +97,14 @@ class ShardCache:
         return self.folder / f"{digest[:16]}-{name}"
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "prefetcher": None}
+        return {**self.__dict__, "prefetcher": None, "wanted": None}
 
-    def _open_whole(self, address: str, identity: Identity) -> int | None:
+    def _prefetch_wanted(self) -> None:
+        while True:
+            with suppress(UserError):
+                self.fetch(self.wanted.get())
+
+    def _open_complete(self, address: str, identity: Identity) -> int | None:
         path = self.path(address)
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -111,12 +114,12 @@ class ShardCache:
             os.utime(descriptor)
             return descriptor
         os.close(descriptor)
-        with self._lock():  # somebody cut it off
+        with self._lock():  # it was cut off
             path.unlink(missing_ok=True)
         return None
 
     def _download(self, address: str, identity: Identity) -> int | None:
-        """The new file's descriptor, or None if another process had begun first: look again."""
+        """The new file's descriptor, or None if another process had begun first."""
         path = self.path(address)
         part = path.with_name(f".{path.name}.part")
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
@@ -142,7 +145,7 @@ class ShardCache:
         return descriptor if whole else None
 
     def _reserve(self, address: str, size: int, descriptor: int, part: Path) -> None:
-        """Waits until the bound leaves room for the part, and takes it."""
+        """Wait until the bound leaves room for the part, and reserve it."""
         if size > self.max_bytes:
             raise UserError(
                 f"shard {shown(address)} has {size:,} bytes, more than the {self.max_bytes:,} of "
@@ -156,19 +159,19 @@ class ShardCache:
             time.sleep(WAIT_FOR_ROOM)  # all that is left are downloads of other processes
 
     def _make_room(self, size: int, part: Path) -> bool:
-        """Deletes what dead processes left, then whole shards, the least recently used first, as far as needed."""
-        under_way, shards = 0, []
+        """Delete what dead processes left, then complete shards, the least recently used first, as far as needed."""
+        in_progress, shards = 0, []
         for path in self.folder.iterdir():
             if path == part or not OURS.match(path.name.removeprefix(".")):
                 continue
             if path.name.startswith("."):
-                under_way += _reserved(path)
+                in_progress += _reserved(path)
             else:
                 status = path.stat()
                 shards.append((status.st_mtime_ns, status.st_size, path))
-        if under_way + size > self.max_bytes:  # however much is deleted
+        if in_progress + size > self.max_bytes:  # however much is deleted
             return False
-        used = under_way + sum(shard_size for _, shard_size, _ in shards)
+        used = in_progress + sum(shard_size for _, shard_size, _ in shards)
         for _, freed, path in sorted(shards):
             if used + size <= self.max_bytes:
                 break
@@ -178,7 +181,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Whole files appear and disappear under this lock alone."""
+        """The lock under which complete files appear and disappear."""
         with (self.folder / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
@@ -186,41 +189,15 @@ class ShardCache:
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
-    @contextmanager
-    def _folder_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            remedy = "name another shard_cache.folder"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                remedy = f"free disk space, or lower shard_cache.max_bytes={self.max_bytes:,}, or {remedy}"
-            raise UserError(f"shard cache {self.folder} cannot be written ({error.strerror}): {remedy}") from error
-
-
-class _Prefetcher(threading.Thread):
-    """One download after the other; dies with the process."""
-
-    def __init__(self, cache: ShardCache) -> None:
-        super().__init__(daemon=True, name="prefetch shards")
-        self.cache = cache
-        self.wanted: SimpleQueue[str] = SimpleQueue()
-
-    def run(self) -> None:
-        while True:
-            address = self.wanted.get()
-            with suppress(UserError):
-                self.cache.fetch(address)
-
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _reserved(part: Path) -> int:
-    """Bytes that a download under way takes; what a dead process left is deleted and takes none."""
+    """Bytes that a download in progress takes; what a dead process left is deleted and takes none."""
     try:
         descriptor = os.open(part, os.O_RDWR)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Files at addresses: what a server says of one, and all of its content, tried again where that helps."""
 
-import os
+import errno
 import re
 import time
 from collections.abc import Callable
@@ -20,40 +20,36 @@ BLOCK = 1 << 22
 # The first of these that a server states tells whether a file has changed.
 VERSION_FIELDS = ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "updated")
 TEMPORARY_REFUSALS = (408, 429)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 T = TypeVar("T")
 
 
 class Identity(NamedTuple):
-    """What a server says of a file; another identity is another content.
+    """What a server says of a file; another identity is another content."""
 
-    Attributes:
-        size: bytes.
-        version: its checksum or time of change, empty where the server states none.
-    """
-
-    size: int
-    version: str
+    size: int  # bytes
+    version: str  # checksum or time of change, empty where the server states none
 
 
 def ask(address: str) -> Identity:
-    """What the server states, in one request."""
+    """The file's identity, in one request."""
     system, path = connect(address)
     info = system.info(path)
     if info["size"] is None:
         raise UserError(
             f"shard {shown(address)}: the server does not state its size, so that a broken download could not be told "
-            "from a whole one; download it and give its path"
+            "from a complete one; download it and give its path"
         )
     version = next((str(info[field]) for field in VERSION_FIELDS if info.get(field)), "")
     return Identity(info["size"], version)
 
 
 def copy(address: str, identity: Identity, descriptor: int) -> None:
-    """The whole content into an open file; a broken download is gone on with where it broke."""
+    """Copy the whole content into an open file; a broken download is resumed where it broke."""
     done = 0
 
-    def go_on() -> None:
+    def resume() -> None:
         nonlocal done
         now = ask(address)
         if now != identity:
@@ -62,38 +58,18 @@ def copy(address: str, identity: Identity, descriptor: int) -> None:
                 f"{now.size:,} now): leave the shards of a run as they are, or start another run"
             )
         stream, done = open_at(address, done)
-        with stream:
+        with stream, open(descriptor, "r+b", closefd=False) as file:
+            file.seek(done)
             while block := stream.read(BLOCK):
                 if done + len(block) > identity.size:
                     done = 0
                     raise ConnectionError(f"more than the {identity.size:,} bytes that the server stated")
-                try:
-                    write(descriptor, block, done)
-                except OSError as error:
-                    raise _LocalError(error) from error
+                file.write(block)
                 done += len(block)
         if done < identity.size:
             raise ConnectionError(f"it broke off at {done:,} of {identity.size:,} bytes")
 
-    try:
-        attempt(address, go_on)
-    except _LocalError as local:
-        raise local.error from None
-
-
-class _LocalError(Exception):
-    """The local disk's OSError, which is not tried again as the network's are."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def write(descriptor: int, block: bytes, offset: int) -> None:
-    rest = memoryview(block)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
+    attempt(address, resume)
 
 
 def open_at(address: str, offset: int) -> tuple[Any, int]:
@@ -111,11 +87,7 @@ def open_at(address: str, offset: int) -> tuple[Any, int]:
 
 
 def connect(address: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address and the path in it.
-
-    Raises:
-        UserError: its package is not installed.
-    """
+    """The file system of an address and the path in it."""
     scheme = address.partition("://")[0]
     options = {}
     if scheme in ("http", "https"):
@@ -125,20 +97,21 @@ def connect(address: str) -> tuple[AbstractFileSystem, str]:
     try:
         return fsspec.url_to_fs(address, **options)
     except ImportError as error:
-        package = PACKAGES.get(scheme, "aiohttp")
         raise UserError(
-            f"shard {shown(address)}: addresses of {scheme}:// need a package: pip install {package}"
+            f"shard {shown(address)}: addresses of {scheme}:// need a package: pip install {PACKAGES[scheme]}"
         ) from error
 
 
 def attempt(address: str, action: Callable[[], T]) -> T:
-    """The action's result; what may pass is tried again after growing waits."""
+    """The action's result; after an error that may pass, it is tried again, with growing waits."""
     for number in range(len(WAITS) + 1):
         try:
             return action()
-        except (UserError, _LocalError):
+        except UserError:
             raise
         except Exception as error:  # every file system has its own types
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
             cause = error.__cause__ or error  # fsspec calls any failed request a missing file
             if number < len(WAITS) and may_pass(cause):
                 time.sleep(WAITS[number])
@@ -158,7 +131,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def reason(error: BaseException, address: str) -> str:
-    """In a few words and without any address but the shown one, because others may hold credentials."""
+    """The error in a few words and without any address but the shown one, because others may hold credentials."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {error.message}"
     if isinstance(error, FileNotFoundError):

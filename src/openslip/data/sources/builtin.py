@@ -1,4 +1,4 @@
-"""The built-in image-caption set: pictures of four attributes; training never shows some of their combinations."""
+"""The built-in image-caption set: images of four attributes; training never shows some of their combinations."""
 
 import io
 import itertools
@@ -7,7 +7,6 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,18 +19,7 @@ from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 
 Split = Literal["train", "unseen", "seen"]
-Combination = tuple[int, int, int, int]  # places in SIZES, TEXTURES, COLOURS, SHAPES
-
-SIZES = ("small", "large")
-TEXTURES = ("plain", "striped", "checkered")
-COLOURS = ("red", "yellow", "green", "cyan", "blue", "pink")
-SHAPES = ("square", "triangle", "cross", "ring")
-
-FORMAT = 1  # part of the folder's name: a set drawn by other code is another set
-PIXELS = 40
-NUM_PICTURES: dict[Split, int] = {"train": 10_240, "unseen": 1_450, "seen": 1_495}
-PICTURES_PER_SHARD = 2_048
-JPEG_QUALITY = 90
+Combination = tuple[int, int, int, int]  # places in the values of ATTRIBUTES
 
 RGB = {
     "red": (214, 40, 40),
@@ -41,6 +29,19 @@ RGB = {
     "blue": (45, 80, 215),
     "pink": (245, 140, 190),
 }
+ATTRIBUTES = {
+    "size": ("small", "large"),
+    "texture": ("plain", "striped", "checkered"),
+    "colour": tuple(RGB),
+    "shape": ("square", "triangle", "cross", "ring"),
+}
+
+FORMAT = 1  # part of the folder's name: a set drawn by other code is another set
+PIXELS = 40
+NUM_IMAGES: dict[Split, int] = {"train": 10_240, "unseen": 1_450, "seen": 1_495}
+IMAGES_PER_SHARD = 2_048
+JPEG_QUALITY = 90
+
 SYNONYMS = {
     "small": ("small", "small", "little", "tiny"),
     "large": ("large", "large", "big", "huge"),
@@ -63,22 +64,22 @@ SENTENCES = (
     "a {} in the picture",
     "look at this {}",
 )
-DROPPED = 0.05  # share of the captions that leave one attribute unsaid (never the shape)
+DROPPED = 0.05  # share of the captions that leave one attribute out (never the shape)
 
 
 def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
     """One split of the set, written below `root` on first use.
 
-    `train` has captions and labels, `unseen` (combinations that training never shows) and `seen` (other pictures of the
+    `train` has captions and labels, `unseen` (combinations that training never shows) and `seen` (other images of the
     training combinations) have labels alone. A label is a place in `classnames()`.
 
     Args:
         root: folder of the data; the set takes about 50 MB of it.
         split: `train`, `unseen` or `seen`.
-        shuffle_captions: control: every training picture gets the caption of another.
+        shuffle_captions: control: every training image gets the caption of another.
     """
-    if split not in NUM_PICTURES:
-        raise UserError(f"data split {split!r} of the built-in set: expected one of {', '.join(NUM_PICTURES)}")
+    if split not in NUM_IMAGES:
+        raise UserError(f"data split {split!r} of the built-in set: expected one of {', '.join(NUM_IMAGES)}")
     folder = write(Path(root), shuffle_captions=shuffle_captions)
     shards = sorted(str(path) for path in folder.glob(f"{split}-*.tar"))
     return ShardSource(shards=shards, require="caption" if split == "train" else "label")
@@ -86,8 +87,8 @@ def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
 
 def combinations() -> list[Combination]:
     """All of them; a label is a place in this list."""
-    sizes, textures, colours, shapes = (range(len(values)) for values in (SIZES, TEXTURES, COLOURS, SHAPES))
-    return list(itertools.product(sizes, textures, colours, shapes))
+    size, texture, colour, shape = (range(len(values)) for values in ATTRIBUTES.values())
+    return list(itertools.product(size, texture, colour, shape))
 
 
 def is_unseen(combination: Combination) -> bool:
@@ -98,30 +99,13 @@ def is_unseen(combination: Combination) -> bool:
 
 def classnames() -> list[str]:
     """The candidate names of the zero-shot test: all combinations, seen or not."""
-    return [" ".join(values) for values in _values()]
+    return [" ".join(values) for values in itertools.product(*ATTRIBUTES.values())]
 
 
 def attributes() -> dict[str, list[str]]:
     """Per attribute its value for every candidate."""
-    columns = zip(*_values(), strict=True)
-    return dict(zip(("size", "texture", "colour", "shape"), map(list, columns), strict=True))
-
-
-def templates() -> list[str]:
-    """Prompts for the candidates."""
-    return [
-        "a {}.",
-        "a photo of a {}.",
-        "a picture of a {}.",
-        "a drawing of a {}.",
-        "there is a {} here.",
-        "this is a {}.",
-        "a {} in the picture.",
-    ]
-
-
-def _values() -> list[tuple[str, str, str, str]]:
-    return [(SIZES[s], TEXTURES[t], COLOURS[c], SHAPES[h]) for s, t, c, h in combinations()]
+    columns = zip(*itertools.product(*ATTRIBUTES.values()), strict=True)
+    return {name: list(values) for name, values in zip(ATTRIBUTES, columns, strict=True)}
 
 
 def write(root: Path, *, shuffle_captions: bool = False) -> Path:
@@ -130,53 +114,47 @@ def write(root: Path, *, shuffle_captions: bool = False) -> Path:
     Safe to call from several processes at once: each writes a folder of its own, one of them gets the name.
     """
     folder = root / f"builtin-{FORMAT}{'-shuffled' if shuffle_captions else ''}"
-    if folder.is_dir():
-        _verify(folder)
-        return folder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
-    except OSError as error:
-        raise UserError(
-            f"data.source.root {str(root)!r}: cannot be written ({error.strerror}); name a folder that can"
-        ) from None
-    try:
-        for split in NUM_PICTURES:
-            _write_split(partial, split, shuffle_captions)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.glob("*.tar"))}
-        (partial / "manifest.json").write_text(json.dumps(sizes, indent=1) + "\n")
-        partial.chmod(0o755)  # mkdtemp made it private
+    if not folder.is_dir():
         try:
-            os.rename(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same bytes
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    _verify(folder)
+            root.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+        except OSError as error:
+            raise UserError(
+                f"data.source.root {str(root)!r}: cannot be written ({error.strerror}); name a folder that can"
+            ) from None
+        try:
+            for split in NUM_IMAGES:
+                _write_split(partial, split, shuffle_captions)
+            sizes = {path.name: path.stat().st_size for path in sorted(partial.glob("*.tar"))}
+            (partial / "manifest.json").write_text(json.dumps(sizes, indent=1) + "\n")
+            partial.chmod(0o755)  # mkdtemp made it private
+            try:
+                os.rename(partial, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was first, with the same bytes
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        sizes = json.loads((folder / "manifest.json").read_text())
+        is_complete = all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        is_complete = False
+    if not is_complete:
+        raise UserError(f"{folder}: the built-in set there is damaged; delete that folder and run again.")
     return folder
 
 
-def _verify(folder: Path) -> None:
-    try:
-        sizes = json.loads((folder / "manifest.json").read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        whole = False
-    if not whole:
-        raise UserError(f"{folder}: the built-in set there is damaged; delete that folder and run again.")
-
-
 def _write_split(folder: Path, split: Split, shuffle_captions: bool) -> None:
-    labels, captions, pictures = _draw_split(split)
+    labels, captions, images = _draw_split(split)
     if shuffle_captions:
         order = np.random.default_rng(0).permutation(len(captions))
         captions = [captions[place] for place in order]
-    for shard, start in enumerate(range(0, len(labels), PICTURES_PER_SHARD)):
+    for shard, start in enumerate(range(0, len(labels), IMAGES_PER_SHARD)):
         with tarfile.open(folder / f"{split}-{shard:04d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for place in range(start, min(start + PICTURES_PER_SHARD, len(labels))):
+            for place in range(start, min(start + IMAGES_PER_SHARD, len(labels))):
                 key = f"{split}{place:06d}"
-                _add(tar, f"{key}.jpg", _jpeg(pictures[place]))
+                _add(tar, f"{key}.jpg", _jpeg(images[place]))
                 if split == "train":
                     _add(tar, f"{key}.txt", captions[place].encode())
                 _add(tar, f"{key}.cls", str(labels[place]).encode())
@@ -188,28 +166,30 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _jpeg(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
+def _jpeg(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(image).save(stream, "JPEG", quality=JPEG_QUALITY)
     return stream.getvalue()
 
 
-def _draw_split(split: Split) -> tuple[list[int], list[str], UInt8[np.ndarray, "pictures height width 3"]]:
-    """Labels in random order but equal numbers, their captions and their pictures; fixed for all time."""
-    rng = np.random.default_rng([FORMAT, list(NUM_PICTURES).index(split)])
+def _draw_split(split: Split) -> tuple[list[int], list[str], UInt8[np.ndarray, "images height width 3"]]:
+    """Labels in random order but equal numbers, their captions and their images; fixed for all time."""
+    rng = np.random.default_rng([FORMAT, list(NUM_IMAGES).index(split)])
     table = combinations()
-    allowed = [label for label, each in enumerate(table) if is_unseen(each) == (split == "unseen")]
-    labels = rng.permutation(np.resize(np.array(allowed), NUM_PICTURES[split]))
+    allowed = [label for label, combination in enumerate(table) if is_unseen(combination) == (split == "unseen")]
+    labels = rng.permutation(np.resize(np.array(allowed), NUM_IMAGES[split]))
     values = np.array(table)[labels]
-    pictures = [draw(values[start : start + 512], rng) for start in range(0, len(values), 512)]
+    images = [draw(values[start : start + 512], rng) for start in range(0, len(values), 512)]
     captions = [caption(table[label], rng) for label in labels]
-    return labels.tolist(), captions, np.concatenate(pictures)
+    return labels.tolist(), captions, np.concatenate(images)
 
 
 def caption(combination: Combination, rng: np.random.Generator) -> str:
     """A sentence that tells the attributes in one of several ways, and now and then leaves one out."""
-    size, texture, colour, shape = combination
-    words = [_synonym(value, rng) for value in (SIZES[size], TEXTURES[texture], COLOURS[colour], SHAPES[shape])]
+    words = []
+    for values, place in zip(ATTRIBUTES.values(), combination, strict=True):
+        choices = SYNONYMS.get(values[place], (values[place],))
+        words.append(choices[int(rng.integers(len(choices)))])
     noun = words.pop()
     if rng.random() < DROPPED:
         del words[int(rng.integers(len(words)))]
@@ -218,15 +198,10 @@ def caption(combination: Combination, rng: np.random.Generator) -> str:
     return SENTENCES[int(rng.integers(len(SENTENCES)))].format(" ".join([*words, noun]))
 
 
-def _synonym(value: str, rng: np.random.Generator) -> str:
-    choices: Sequence[str] = SYNONYMS.get(value, (value,))
-    return choices[int(rng.integers(len(choices)))]
-
-
 def draw(
-    values: Integer[np.ndarray, "pictures 4"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "pictures height width 3"]:
-    """Pictures of combinations: place, tilt, shades, background and noise differ, and mean nothing."""
+    values: Integer[np.ndarray, "images 4"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "images height width 3"]:
+    """Images of combinations: place, tilt, shades, background and noise differ, and mean nothing."""
     num = len(values)
     size, texture, colour, shape = (column[:, None, None] for column in values.T)
 
@@ -248,19 +223,19 @@ def draw(
     wave_u, wave_v = np.sin(2 * np.pi * u / period + phase_u), np.sin(2 * np.pi * v / period + phase_v)
     dark = np.choose(texture, [np.zeros_like(u), _smooth(-wave_v * period / 6), _smooth(-wave_u * wave_v * period / 4)])
 
-    shade = np.array([RGB[name] for name in COLOURS], np.float32)[colour[:, 0, 0]][:, None, None] / 255  # [N, 1, 1, 3]
+    shade = np.array([*RGB.values()], np.float32)[colour[:, 0, 0]][:, None, None] / 255  # [N, 1, 1, 3]
     shade = shade * uniform(0.8, 1.05)[..., None] + rng.normal(0, 0.03, (num, 1, 1, 3)).astype(np.float32)
     ink = shade * (1 - 0.8 * dark[..., None])
     slope_x, slope_y = uniform(-0.1, 0.1), uniform(-0.1, 0.1)
     light = uniform(0.05, 0.3) + slope_x * (columns / PIXELS - 0.5) + slope_y * (rows / PIXELS - 0.5)
     tint = rng.normal(0, 0.05, (num, 1, 1, 3)).astype(np.float32)
-    picture = (light[..., None] + tint) * (1 - inside[..., None]) + ink * inside[..., None]
-    picture += rng.standard_normal(picture.shape, np.float32) * np.float32(0.02)
-    return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    image = (light[..., None] + tint) * (1 - inside[..., None]) + ink * inside[..., None]
+    image += rng.standard_normal(image.shape, np.float32) * np.float32(0.02)
+    return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _distances(u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
-    """Signed distance to each shape's outline in the order of SHAPES, negative inside; the shapes fill [-1, 1]."""
+    """Signed distance to each shape's outline in the order of ATTRIBUTES, negative inside; the shapes fill [-1, 1]."""
     across, along = abs(u), abs(v)
     square = np.maximum(across, along) - 0.85
     triangle = np.maximum(0.88 * across - 0.47 * v - 0.45, v - 0.8)
@@ -270,5 +245,5 @@ def _distances(u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
 
 
 def _smooth(distance: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Coverage of a pixel by what has this signed distance in pixels: an antialiased edge."""
+    """Coverage of a pixel by a shape at this signed distance in pixels: an antialiased edge."""
     return (0.5 - distance).clip(0, 1)

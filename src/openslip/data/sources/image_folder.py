@@ -1,4 +1,4 @@
-"""Pictures in one folder per class, as ImageNet's validation set is laid out."""
+"""Images in one folder per class, as ImageNet's validation set is laid out."""
 
 import hashlib
 from pathlib import Path
@@ -16,13 +16,10 @@ class ImageFolder(Source):
         self.root = Path(root)
         self.classnames = folder_names(root)
         self.files = [
-            (path, label)
-            for label, name in enumerate(self.classnames)
-            for path in sorted((self.root / name).rglob("*"))
-            if path.suffix.lower() in SUFFIXES
+            (path, label) for label, name in enumerate(self.classnames) for path in image_files(self.root / name)
         ]
         if not self.files:
-            raise UserError(f"{root}: its class folders hold no picture ({', '.join(SUFFIXES)})")
+            raise UserError(f"{root}: its class folders hold no image ({', '.join(SUFFIXES)})")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -41,8 +38,13 @@ def folder_names(root: str) -> list[str]:
     """Names of the class folders, in the order of their labels."""
     path = Path(root)
     if not path.is_dir():
-        raise UserError(f"{root}: no such folder; expected one folder per class with its pictures")
+        raise UserError(f"{root}: no such folder; expected one folder per class with its images")
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise UserError(f"{root}: no class folders; expected one folder per class with its pictures")
+        raise UserError(f"{root}: no class folders; expected one folder per class with its images")
     return names
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images below a folder, in the order of their paths."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]

@@ -1,4 +1,4 @@
-"""Several collections as one source, each with the share of it that an epoch draws."""
+"""Several datasets as one source, each with the share of it that an epoch draws."""
 
 import hashlib
 from bisect import bisect_right
@@ -15,7 +15,7 @@ class Mixture(Source):
     Args:
         sources: name to source.
         weights: name to share: with 0.25, an epoch draws a quarter of the source without replacement, the next epoch
-            the next quarter, and after four it begins anew in another order.
+            the next quarter, and the fifth starts again in another order.
     """
 
     def __init__(self, *, sources: dict[str, Source], weights: dict[str, float | int]) -> None:

@@ -30,10 +30,10 @@ class ShardSource(Source):
 
     Args:
         shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
-        require: what a sample must have to count: `caption`, `label`, or null for the picture alone.
+        require: what a sample must have to count: `caption`, `label`, or null for the image alone.
         captions: what counts as a caption.
-        expected_samples: of the whole collection, as published.
-        cache: for shards at addresses.
+        expected_samples: of the published dataset.
+        cache: local copies of remote shards.
     """
 
     def __init__(
@@ -52,33 +52,35 @@ class ShardSource(Source):
         self.cache = cache
         self.files: dict[int, _File] = {}
         self.ahead: ThreadPoolExecutor | None = None
-        found = expand(shards)
-        if elsewhere := [shard for shard in found if shard.path is None]:
-            identities = self.remote(elsewhere[0]).identify([shard.address for shard in elsewhere])
-            versions = {each.address: str(identity) for each, identity in zip(elsewhere, identities, strict=True)}
-            found = [shard._replace(version=versions.get(shard.address, "")) for shard in found]
+        expanded = expand(shards)
+        if remote := [shard for shard in expanded if shard.path is None]:
+            identities = self.cache_of(remote[0]).identify([shard.address for shard in remote])
+            versions = {shard.address: str(identity) for shard, identity in zip(remote, identities, strict=True)}
+            expanded = [shard._replace(version=versions.get(shard.address, "")) for shard in expanded]
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task("indexing shards", total=len(found))
+            task = bar.add_task("indexing shards", total=len(expanded))
             self.index = open_index(
-                found,
+                expanded,
                 captions,
                 require,
                 cache_folder=cache_folder() / "index",
-                fetch=lambda address: self.remote(elsewhere[0]).open(address),
+                fetch=lambda address: self.cache_of(remote[0]).open(address),
                 progress=lambda done, samples: bar.update(
                     task, completed=done, description=f"indexing shards, {samples} samples"
                 ),
             )
         self.problems = self.index.problems.lines()
         if not len(self.index):
-            met = "; ".join(self.problems) or "no pictures at all"
+            problems = "; ".join(self.problems) or "no images at all"
             wanted = {
-                "caption": f"a picture and, under the same KEY, KEY.txt or KEY.json with what {captions!r} takes for "
+                "caption": f"an image and, under the same KEY, KEY.txt or KEY.json with what {captions!r} takes for "
                 "captions; without any, only simclr can be trained (data.source.require=null)",
-                "label": "a picture and its class number in KEY.cls, under the same KEY",
-                None: "a picture KEY.jpg, .jpeg, .png or .webp",
+                "label": "an image and its class number in KEY.cls, under the same KEY",
+                None: "an image KEY.jpg, .jpeg, .png or .webp",
             }[require]
-            raise UserError(f"shard {found[0].name}: no usable sample here or after ({met}); each needs {wanted}")
+            raise UserError(
+                f"shard {expanded[0].name}: no usable sample here or after ({problems}); each needs {wanted}"
+            )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -104,7 +106,7 @@ class ShardSource(Source):
         )
 
     def read(self, shard: int, block: int, length: int) -> bytes:
-        """Not from a memory map: where a file has become shorter, that would end the process without a word."""
+        """Bytes of a shard; not from a memory map, which would end the process where a file has become shorter."""
         if length == 0:
             return b""
         name = self.index.shards[shard].name
@@ -115,13 +117,11 @@ class ShardSource(Source):
                     self.files.pop(next(iter(self.files)), None)
                 file = self.files[shard] = _File(self.open(shard))
             content = os.pread(file.descriptor, length, block * BLOCK)
-        except DataError:
-            raise
-        except UserError as error:  # it could not be fetched: that is not the sample's fault
+        except UserError as error:  # a shard that cannot be fetched is not the sample's fault
             raise DataError(str(error)) from error
         except OSError as error:
             raise DataError(
-                f"shard {name} cannot be read any more ({error.strerror}): the same command goes on"
+                f"shard {name} cannot be read any more ({error.strerror}): the same command resumes"
             ) from error
         if len(content) != length:
             raise DataError(
@@ -130,39 +130,38 @@ class ShardSource(Source):
             )
         return content
 
-    def open(self, shard: int) -> int:
-        """A descriptor of a shard's file; one that lies elsewhere is fetched first."""
-        found = self.index.shards[shard]
-        if found.path is None:
-            return self.remote(found).open(found.address)
-        descriptor = os.open(found.path, os.O_RDONLY)
+    def open(self, index: int) -> int:
+        """A descriptor of a shard's file; a remote shard is fetched first."""
+        shard = self.index.shards[index]
+        if shard.path is None:
+            return self.cache_of(shard).open(shard.address)
+        descriptor = os.open(shard.path, os.O_RDONLY)
         status = os.fstat(descriptor)
-        if (status.st_size, status.st_mtime_ns) != self.index.states[shard]:
+        if (status.st_size, status.st_mtime_ns) != self.index.states[index]:
             os.close(descriptor)
-            raise DataError(f"shard {found.name} is another file than when the run began: leave the shards as they are")
+            raise DataError(f"shard {shard.name} is another file than when the run began: leave the shards as they are")
         return descriptor
 
-    def remote(self, shard: Shard) -> ShardCache:
+    def cache_of(self, shard: Shard) -> ShardCache:
         if self.cache is None:
             raise UserError(f"shard {shard.name}: an address needs data.source.cache, a folder for local copies")
         return self.cache
 
     def prefetch(self, index: int, /) -> None:
-        """Fetches the sample's shard, or asks the system to read it ahead; neither is waited for."""
-        shard, _ = self.index.find(index)
-        found = self.index.shards[shard]
-        if found.path is None:
-            self.remote(found).prefetch(found.address)
+        """Fetch the sample's shard, or ask the system to read it ahead, without waiting."""
+        shard = self.index.shards[self.index.find(index)[0]]
+        if shard.path is None:
+            self.cache_of(shard).prefetch(shard.address)
         elif sys.platform == "linux":
             self.ahead = self.ahead or ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-            self.ahead.submit(read_ahead, found.path)
+            self.ahead.submit(read_ahead, shard.path)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "files": {}, "ahead": None}  # each process opens its own
 
 
 class _File:
-    """Closed when nothing reads it any more, so that one thread cannot close what another reads."""
+    """An open file, closed when nothing reads it any more, so that one thread cannot close what another reads."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -172,20 +171,16 @@ class _File:
 
 
 def read_ahead(path: Path) -> None:
-    """Into the system's page cache, where the processes that decode will find it."""
-    with suppress(OSError):  # a hint; who reads the samples will say what is wrong
+    """Read a file into the system's page cache, for the processes that decode."""
+    with suppress(OSError):  # a hint; an error appears when the samples are read
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         os.close(descriptor)
 
 
 def expand(shards: str | list[str]) -> list[Shard]:
-    """All shards, in the order of the list and of names within a folder.
-
-    Raises:
-        UserError: nothing there, an address of an unknown kind, or a `pipe:` command, which is never run.
-    """
-    found = []
+    """All shards, in the order of the list and of names within a folder; a `pipe:` command is never run."""
+    expanded = []
     for pattern in [shards] if isinstance(shards, str) else shards:
         if pattern.strip().startswith("pipe:"):
             raise UserError("shards 'pipe:...': pipe: would run a command and is refused; give paths of tar files")
@@ -200,7 +195,7 @@ def expand(shards: str | list[str]) -> list[Shard]:
             ) from error
         for word in words:
             if is_remote(word):
-                found.append(Shard(shown(word), None, word, ""))
+                expanded.append(Shard(shown(word), None, word, ""))
                 continue
             path = Path(word).expanduser()
             if path.is_dir():
@@ -211,7 +206,7 @@ def expand(shards: str | list[str]) -> list[Shard]:
                 paths = [path]
             if not paths:
                 raise UserError(f"shards {word}: no .tar file there; check data.source.shards")
-            found += [Shard(str(path), path, "", "") for path in paths]
-    if not found:
+            expanded += [Shard(str(path), path, "", "") for path in paths]
+    if not expanded:
         raise UserError("shards: an empty list; give data.source.shards a brace pattern, a folder, or a list of them")
-    return found
+    return expanded

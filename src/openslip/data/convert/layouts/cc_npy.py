@@ -1,4 +1,4 @@
-"""CC3M and CC12M as published SLIP reads them: cc3m.npy lists the pictures' paths below ROOT and their captions.
+"""CC3M and CC12M as published SLIP reads them: cc3m.npy lists the images' paths below ROOT and their captions.
 
 An entry is a dict with `image_name` (CC12M) or `image_id` (CC3M) and `captions` (facebookresearch/SLIP datasets.py and
 README), or (path, caption) or (path, captions).
@@ -13,35 +13,38 @@ from numpy.lib import format as npy
 
 from openslip.data.convert import metadata as files
 from openslip.data.convert import restricted_pickle
-from openslip.data.convert.record import LeftOut, PictureFile, Record, below
+from openslip.data.convert.record import LeftOut, Record, record_in
 from openslip.errors import UserError
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """In the order of the file.
+    """Records in the order of the file.
 
     Args:
-        root: the collection's folder.
+        root: the dataset's folder.
         metadata: the file; by default the only .npy in ROOT.
         images: the folder that paths in it start from; by default ROOT.
     """
     path = files.find(root, metadata, "*.npy")
-    folder = files.pictures_folder(root, images)
+    folder = files.images_folder(root, images)
     for place, entry in enumerate(read(path)):
-        name, captions = name_and_captions(entry)
-        if name is None:
-            yield LeftOut(
-                f"entry {place}", "entry that is no {image_name or image_id, captions} and no (path, caption)"
-            )
-        elif (found := below(folder, name)) is None:
-            yield LeftOut(name, "path that leads out of the collection's folder")
-        else:
-            stem, _, suffix = name.rpartition(".")
-            yield Record(stem if "/" not in suffix and stem else name, PictureFile(found), captions)
+        match entry:
+            case (
+                {"image_name": str() | int() as name, "captions": captions}
+                | {"image_id": str() | int() as name, "captions": captions}
+                | (str() | int() as name, captions)
+            ):
+                listed = captions if isinstance(captions, (list, tuple)) else [captions]
+                texts = tuple(caption for caption in listed if isinstance(caption, str))
+                stem, _, suffix = str(name).rpartition(".")
+                yield record_in(folder, str(name), stem if "/" not in suffix and stem else str(name), texts)
+            case _:
+                reason = "entry that is no {image_name or image_id, captions} and no (path, caption)"
+                yield LeftOut(f"entry {place}", reason)
 
 
 def read(path: Path) -> list[Any]:
-    """The array as nested lists. numpy.load would run what the pickle in the file names; this refuses it."""
+    """The array as nested lists; numpy.load would run what the pickle in the file names, which this refuses."""
     with path.open("rb") as file:
         try:
             version = npy.read_magic(file)
@@ -56,17 +59,3 @@ def read(path: Path) -> list[Any]:
     if not isinstance(entries, list):
         raise UserError(f"{path} holds a {type(entries).__name__}, not an array of entries")
     return entries
-
-
-def name_and_captions(entry: Any) -> tuple[str | None, tuple[str, ...]]:
-    match entry:
-        case {"image_name": str() | int() as name, "captions": captions}:
-            pass
-        case {"image_id": str() | int() as name, "captions": captions}:
-            pass
-        case (str() | int() as name, captions):
-            pass
-        case _:
-            return None, ()
-    listed = captions if isinstance(captions, (list, tuple)) else [captions]
-    return str(name), tuple(caption for caption in listed if isinstance(caption, str))

@@ -1,8 +1,8 @@
-"""CC3M and CC12M as Google publishes them: a .tsv of captions and addresses, and the pictures you have downloaded.
+"""CC3M and CC12M as Google publishes them: a .tsv of captions and addresses, and the images you have downloaded.
 
-A row is caption, address (CC3M) or address, caption (CC12M), without a header. Its picture is named by a third column
-that you have added, a path below the folder of the pictures, or else by the row's number: NUMBER.jpg (or another suffix
-of a picture) in that folder itself, counted from 0, with or without leading zeros.
+A row is caption, address (CC3M) or address, caption (CC12M), without a header. Its image is named by a third column
+that you have added, a path below the folder of the images, or else by the row's number: NUMBER.jpg (or another suffix
+of an image) in that folder itself, counted from 0, with or without leading zeros.
 """
 
 import os
@@ -15,15 +15,15 @@ from openslip.data.sources.image_folder import SUFFIXES
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """In the order of the rows; the address goes to KEY.json.
+    """Records in the order of the rows; the address goes to KEY.json.
 
     Args:
-        root: the collection's folder.
+        root: the dataset's folder.
         metadata: the file; by default the only .tsv in ROOT.
-        images: folder of the pictures; by default ROOT/images, or ROOT.
+        images: folder of the images; by default ROOT/images, or ROOT.
     """
     path = files.find(root, metadata, "*.tsv")
-    folder = files.pictures_folder(root, images, "images")
+    folder = files.images_folder(root, images, "images")
     patterns = name_patterns(folder)
     with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, row in enumerate(file):
@@ -33,16 +33,15 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
                 continue
             address, caption = sorted(cells[:2], key=is_address, reverse=True)
             if len(cells) > 2 and cells[2]:
-                found = below(folder, cells[2])
+                image = below(folder, cells[2])
             else:
                 names = [f"{folder}/{number:0{width}}{suffix}" for width, suffix in patterns]
-                found = names[0] if len(names) == 1 else next(filter(os.path.exists, names), "")
-            if found is None:
-                yield LeftOut(str(number), "path that leads out of the collection's folder")
-            elif not found:
-                yield LeftOut(str(number), "missing picture")
+                image = names[0] if len(names) == 1 else next(filter(os.path.exists, names), "")
+            if image:
+                yield Record(f"{number:09}", PictureFile(image), (caption,), fields={"url": address})
             else:
-                yield Record(f"{number:09}", PictureFile(found), (caption,), fields={"url": address})
+                reason = "path that leads out of the collection's folder" if image is None else "missing picture"
+                yield LeftOut(str(number), reason)
 
 
 def is_address(cell: str) -> bool:
@@ -50,11 +49,10 @@ def is_address(cell: str) -> bool:
 
 
 def name_patterns(folder: Path) -> list[tuple[int, str]]:
-    """How the numbered files there are written: digits with leading zeros (0: without), and suffix."""
-    found = set()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            if stem.isdecimal() and stem.isascii() and suffix.lower() in SUFFIXES:
-                found.add((len(stem) if stem[0] == "0" and len(stem) > 1 else 0, suffix))
-    return sorted(found)
+    """How the numbered files in a folder are written: digits with leading zeros (0: without), and suffix."""
+    patterns = set()
+    for name in os.listdir(folder):
+        stem, suffix = os.path.splitext(name)
+        if stem.isdecimal() and stem.isascii() and suffix.lower() in SUFFIXES:
+            patterns.add((len(stem) if stem[0] == "0" and len(stem) > 1 else 0, suffix))
+    return sorted(patterns)

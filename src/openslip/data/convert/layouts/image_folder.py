@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openslip.data.convert.record import LeftOut, PictureFile, Record
-from openslip.data.sources.image_folder import SUFFIXES, folder_names
+from openslip.data.sources.image_folder import folder_names, image_files
 from openslip.errors import UserError
 
 
 def records(root: Path, *, template: str | None = None) -> Iterator[Record | LeftOut]:
-    """In the order of labels, then of paths; keys begin with the class.
+    """Records in the order of labels, then of paths; keys begin with the class.
 
     Args:
         root: folder of the class folders.
@@ -19,10 +19,10 @@ def records(root: Path, *, template: str | None = None) -> Iterator[Record | Lef
         raise UserError(f'--template {template!r}: expected {{}} in it for the class, as in "a photo of a {{}}."')
     for label, name in enumerate(folder_names(str(root))):
         captions = () if template is None else (template.replace("{}", name.replace("_", " ")),)
-        pictures = [path for path in sorted((root / name).rglob("*")) if path.suffix.lower() in SUFFIXES]
-        if not pictures:
+        paths = image_files(root / name)
+        if not paths:
             raise UserError(
-                f"{root / name} holds no picture, but would be class {label}: remove it, or move it out of ROOT"
+                f"{root / name} holds no image, but would be class {label}: remove it, or move it out of ROOT"
             )
-        for path in pictures:
+        for path in paths:
             yield Record(str(path.relative_to(root).with_suffix("")), PictureFile(str(path)), captions, label)

@@ -1,20 +1,20 @@
 """img2dataset's output: folders 00000/ with 000000000.jpg, .txt and .json, or tars of them, which are packed again."""
 
 import json
-import mmap
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record
-from openslip.data.index.tar import Problems, walk
+from openslip.data.index.scan import IMAGE_SUFFIXES
+from openslip.data.index.tar import Problems, map_shard, walk
 from openslip.errors import UserError
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json", "cls")
 
 
 def records(root: Path) -> Iterator[Record | LeftOut]:
-    """In the order of names. A sample's txt and json are kept, and its cls, if other tools have added one."""
+    """Records in the order of names, with a sample's txt and json, and its cls, if other tools have added one."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected img2dataset's output_folder")
     parts = sorted(path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
@@ -25,28 +25,26 @@ def records(root: Path) -> Iterator[Record | LeftOut]:
 
 
 def of_folder(folder: Path) -> Iterator[Record | LeftOut]:
-    groups: dict[str, dict[str, Path]] = {}
+    groups = defaultdict[str, dict[str, Path]](dict)
     for path in sorted(folder.iterdir()):
         suffix = path.suffix[1:].lower()
-        if suffix in (*PICTURES, *TEXTS):
-            groups.setdefault(path.stem, {})[suffix] = path
+        if suffix in (*IMAGE_SUFFIXES, *TEXTS):
+            groups[path.stem][suffix] = path
     for key, members in groups.items():
-        pictures = [PictureFile(str(members[suffix])) for suffix in PICTURES if suffix in members]
+        pictures = [PictureFile(str(members[suffix])) for suffix in IMAGE_SUFFIXES if suffix in members]
         yield sample(key, pictures, {suffix: members[suffix].read_bytes() for suffix in TEXTS if suffix in members})
 
 
 def of_tar(path: Path) -> Iterator[Record | LeftOut]:
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes): download or write it again")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        groups: dict[str, dict[str, slice]] = {}
+    with map_shard(path, str(path)) as data:
+        groups = defaultdict[str, dict[str, slice]](dict)
         for raw, start, size in walk(str(path), data, Problems()):
             folder, slash, name = raw.decode("utf-8", "replace").removeprefix("./").rpartition("/")
             stem, _, suffix = name.partition(".")
-            if stem and suffix.lower() in (*PICTURES, *TEXTS):
-                groups.setdefault(folder + slash + stem, {}).setdefault(suffix.lower(), slice(start, start + size))
+            if stem and suffix.lower() in (*IMAGE_SUFFIXES, *TEXTS):
+                groups[folder + slash + stem].setdefault(suffix.lower(), slice(start, start + size))
         for key, members in groups.items():
-            places = [members[suffix] for suffix in PICTURES if suffix in members]
+            places = [members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members]
             pictures = [PictureSlice(str(path), place.start, place.stop - place.start) for place in places]
             yield sample(key, pictures, {suffix: data[members[suffix]] for suffix in TEXTS if suffix in members})
 
@@ -58,7 +56,7 @@ def sample(key: str, pictures: Sequence[Picture], texts: dict[str, bytes]) -> Re
         fields = json.loads(texts.get("json", b"{}"))
         label = int(texts["cls"]) if "cls" in texts else None
     except (ValueError, RecursionError):
-        return LeftOut(key, "json or cls that cannot be read")
+        fields, label = None, None
     if not isinstance(fields, dict):
         return LeftOut(key, "json or cls that cannot be read")
     captions = [texts["txt"].decode("utf-8", "replace") if "txt" in texts else fields.get("caption")]

@@ -1,7 +1,7 @@
 """YFCC100M as published SLIP reads it: ROOT/images/12/345.zip holds 678.jpg, yfcc15m.pkl the titles and descriptions.
 
 The pickle is a list of (index, title, description); facebookresearch/SLIP make_dataset.py writes it, datasets.py
-`yfcc_loader` finds the pictures. Texts are cleaned as there; of a text that was cleaned before, cleaning again changes
+`yfcc_loader` finds the images. Texts are cleaned as there; of a text that was cleaned before, cleaning again changes
 what still spells a percent escape, and no more.
 """
 
@@ -20,7 +20,7 @@ ADDRESSES = re.compile(r"http\S+|www\S+")
 
 
 def records(root: Path, *, metadata: Path = Path("yfcc15m.pkl")) -> Iterator[Record | LeftOut]:
-    """In the order of the index, so that pictures of one archive are neighbours.
+    """Records in the order of the index, so that images of one archive are neighbours.
 
     Args:
         root: its zip archives are in ROOT/images, or in ROOT itself.
@@ -35,14 +35,13 @@ def records(root: Path, *, metadata: Path = Path("yfcc15m.pkl")) -> Iterator[Rec
         if not isinstance(sample, (tuple, list)) or [*map(type, sample)] != [int, str, str]:
             raise UserError(f"{path}: entry {place} is {sample!r:.80}, not (index, title, description)")
     samples.sort(key=lambda sample: sample[0])
-    folder = files.pictures_folder(root, None, "images")
+    folder = files.images_folder(root, None, "images")
     for index, title, description in samples:
         digits = f"{index:08}"
-        if len(digits) != 8 or index < 0:
-            yield LeftOut(digits, "index that is not between 0 and 99999999")
-            continue
         texts = {"title": clean(title), "description": clean(description)}
-        if any(texts.values()):
+        if not 0 <= index < 10**8:
+            yield LeftOut(digits, "index that is not between 0 and 99999999")
+        elif any(texts.values()):
             picture = PictureInZip(f"{folder}/{digits[:2]}/{digits[2:5]}.zip", f"{digits[5:]}.jpg")
             yield Record(digits, picture, texts)
         else:
