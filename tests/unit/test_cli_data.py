@@ -33,7 +33,9 @@ def test_a_table_becomes_shards_that_are_indexed_and_checked(
 ):
     shards = tmp_path / "shards"
     assert run(["data", "convert", "table", str(table), str(shards), "--samples-per-shard", "5", "--workers", "1"]) == 0
-    said = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[2] == "shard-000002.tar: 2 samples; in all 3 shards, 12 samples, 1 left out"
+    said = captured.out.splitlines()
     assert said[0] == f"12 samples in 3 shards: {shards}"
     assert said[1].startswith("left out: 1 x ")
     again = tmp_path / "again"
