@@ -12,8 +12,7 @@ from openslip.data.view import example_batch
 from openslip.errors import UserError
 from openslip.verify import show, verify
 from openslip.verify.files import RECORDINGS
-from openslip.verify.split_step import StepParts
-from openslip.verify.splits import COVERED, GLOBAL_BATCH, split_rows
+from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
 
 
 def main(arguments: list[str]) -> int:
