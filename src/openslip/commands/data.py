@@ -125,15 +125,11 @@ def check(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
-    parser.add_argument(
-        "--expected", type=number, metavar="N", help="samples of the whole dataset; configs state theirs"
-    )
     parser.add_argument("--decode", action="store_true", help="decode every image and list those that fail")
     parser.add_argument("--limit", type=number, metavar="N", help="look at N evenly spaced samples")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
     )
-    parser.add_argument("--unreadable", type=Path, metavar="FILE", help="write all samples that cannot be used: .jsonl")
     parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
     options = parser.parse_args(arguments)
 
@@ -145,17 +141,14 @@ def check(arguments: list[str]) -> int:
     lines = check_source(
         source,
         build(compose_config("train", [])[0]["tokenizer"], "tokenizer"),
-        expected_samples=options.expected or source.expected_samples,
         decode=options.decode,
         limit=options.limit,
         num_workers=options.workers,
         contact_sheet=options.contact_sheet,
-        unreadable_list=options.unreadable,
     )
     print("\n".join(lines))
-    for file in (options.contact_sheet, options.unreadable):
-        if file is not None:
-            print(f"{'written':22}{file}")
+    if options.contact_sheet:
+        print(f"{'written':22}{options.contact_sheet}")
     return 0
 
 
