@@ -121,6 +121,7 @@ def epochs(shards: Path, views: dict[str, View], batch: int, num_workers: int, c
         loader = module.train_dataloader()
         num_samples = sum(len(each["index"]) for _ in range(count) for each in loader)
         del loader
+        module.loader = None  # the other name of it: only then do its workers end
         assert not multiprocessing.active_children()
         return num_samples
 

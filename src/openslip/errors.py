@@ -18,7 +18,7 @@ class NonFiniteError(UserError):
 
 
 class DataError(UserError):
-    """The collection itself is at fault, and the run had begun."""
+    """The dataset itself is at fault, and the run had begun."""
 
     exit_code = 4
 

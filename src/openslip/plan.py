@@ -16,7 +16,6 @@ from openslip.training.sizing.memory import available_memory
 from openslip.training.sizing.micro_batch_size import HEADROOM
 
 TIMED_SHARE = 0.5  # of the free memory, that the timed batch may take: the optimizer and the loss want some as well
-COLUMNS, ROWS = 60, 6
 
 
 def number_of_samples(source: dict[str, Any]) -> int:
@@ -62,34 +61,19 @@ def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule:
         f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch"
         + " (as its config says; training counts what it finds)" * is_expected(config["data"]["source"]),
         f"{steps:,} steps, {steps / steps_per_epoch:.2f} epochs, {steps * batch:,} samples seen; "
-        f"warm-up {schedule.warmup_steps:,} steps",
-        "",
-        *curve([schedule(step * (steps - 1) // (COLUMNS - 1)) for step in range(COLUMNS)]),
+        f"warm-up {schedule.warmup_steps:,} steps, learning rate {schedule.lr:.1e} at most",
     ]
-
-
-def curve(values: list[float]) -> list[str]:
-    """A text plot of the learning rate, zero at the bottom; the labels are its largest value and its last."""
-    top = max(values)
-    eighths = [round(8 * ROWS * value / top) for value in values]
-    lines = []
-    for row in reversed(range(ROWS)):
-        cells = "".join(" ▁▂▃▄▅▆▇█"[min(max(height - 8 * row, 0), 8)] for height in eighths)
-        label = f"{top:.1e}" if row == ROWS - 1 else f"{values[-1]:.1e}" if row == 0 else ""
-        lines.append(f"{'lr' if row == ROWS - 1 else '':3}{label:>8} |{cells}")
-    return lines
 
 
 def parameters(parts: Parts) -> list[str]:
     """Lines about the parameters of each part of the model, and of what only training needs."""
-    rows = [(name, child) for name, child in parts.model.named_children()]
-    counted = [(name, sum(p.numel() for p in module.parameters())) for name, module in rows]
-    others = sum(p.numel() for p in parts.model.parameters(recurse=False))
-    training = sum(p.numel() for p in parts.objective.parameters())
-    model = others + sum(count for _, count in counted)
-    counted += [("projections and scale", others)] * (others > 0)
-    lines = [f"  {name:24}{count / 1e6:10.2f} M" for name, count in counted]
-    return [f"parameters                {model / 1e6:10.2f} M, and {training / 1e6:.2f} M in training only", *lines]
+    model, training = (sum(p.numel() for p in module.parameters()) for module in (parts.model, parts.objective))
+    towers = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.model.named_children()}
+    lines = {**towers, "projections and scale": model - sum(towers.values())}
+    return [
+        f"parameters                {model / 1e6:10.2f} M, and {training / 1e6:.2f} M in training only",
+        *(f"  {name:24}{count / 1e6:10.2f} M" for name, count in lines.items() if count),
+    ]
 
 
 def flops(cost: StepCost) -> list[str]:

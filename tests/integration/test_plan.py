@@ -10,7 +10,7 @@ import torch
 from openslip.__main__ import run
 from openslip.config.build import build_parts
 from openslip.config.compose import compose_config
-from openslip.plan import amount, curve, hours, number_of_devices, number_of_samples, values
+from openslip.plan import amount, hours, number_of_devices, number_of_samples, values
 from openslip.training.sizing.cost import StepCost, StepMemory
 
 
@@ -29,7 +29,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_length_is_that_of_the_config(plan: str):
     assert "2,905,954 samples, 45,405 steps of 64 an epoch" in plan
-    assert "1,100 steps, 0.02 epochs, 70,400 samples seen; warm-up 50 steps" in plan
+    assert "1,100 steps, 0.02 epochs, 70,400 samples seen; warm-up 50 steps, learning rate 8.0e-04 at most" in plan
 
 
 def test_parameters_are_those_of_the_tiny_model(plan: str):
@@ -114,13 +114,6 @@ def test_samples_of_a_mixture_are_the_shares_of_its_collections():
 def test_a_collection_of_unknown_size_must_be_there(capsys: pytest.CaptureFixture[str]):
     assert run(["plan", "data=webdataset", "data.source.shards=nowhere.tar"]) == 1
     assert "nowhere.tar" in capsys.readouterr().err
-
-
-def test_the_curve_rises_to_its_top_and_falls_to_its_end():
-    rows = curve([0.0, 0.5, 1.0, 0.5, 0.0])
-    assert [row.split("|")[1] for row in rows] == ["  █  ", "  █  ", "  █  ", " ███ ", " ███ ", " ███ "]
-    assert "1.0e+00" in rows[0]
-    assert "0.0e+00" in rows[-1]
 
 
 @pytest.mark.parametrize(

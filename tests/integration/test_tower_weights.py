@@ -8,7 +8,7 @@ import torch
 from shard_files import write_pairs
 from trainings import SMALL, Training
 
-from openslip.config.build import build_parts, load_tower_weights
+from openslip.config.build import build_parts, load_tower_weights, settled
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model
@@ -19,7 +19,7 @@ TINY = [word for word in SMALL if word.startswith("model.")]
 
 
 def parts_config(*words: str) -> dict[str, Any]:
-    return compose_config("train", [*TINY, *words])[0]
+    return settled(compose_config("train", [*TINY, *words])[0])  # a checkpoint holds numbers, never `auto`
 
 
 def write_checkpoint(path: Path, architecture: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -16,9 +16,17 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.tiles import is_large
 from openslip.training.microbatch import loss_in_slices
 from openslip.training.towers import prepare_towers
-from openslip.verify import show, split_step, splits
-from openslip.verify.split_step import StepParts
-from openslip.verify.splits import GLOBAL_BATCH, IN_ONE_PROCESS, ON_RANKS, TILE, WHOLE, refuse_randomness, split_rows
+from openslip.verify import show, splits
+from openslip.verify.splits import (
+    GLOBAL_BATCH,
+    IN_ONE_PROCESS,
+    ON_RANKS,
+    TILE,
+    WHOLE,
+    StepParts,
+    refuse_randomness,
+    split_rows,
+)
 
 TINY = [
     *("model=slip_tiny", "image_size=16", "model.image_tower.arguments.embed_dim=24"),
@@ -123,7 +131,7 @@ def test_model_and_objective_are_left_as_they_were():
     objective.float().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     statistics = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
-    for _ in split_step.quantities(parts(model, objective), small_batch(4), (1, 3), None):
+    for _ in splits.quantities(parts(model, objective), small_batch(4), (1, 3), None):
         pass
     assert not model.training
     assert not objective.training
@@ -136,7 +144,7 @@ def test_weights_are_those_of_the_optimizer_and_its_groups():
     small = parts(*small_model("clip"))
     found = {
         (kind, name): torch.from_numpy(array.copy())
-        for kind, name, array in split_step.quantities(small, small_batch(4), (4,), None)
+        for kind, name, array in splits.quantities(small, small_batch(4), (4,), None)
     }
     name = "model.image_tower.trunk.blocks.1.mlp.fc1.weight"
     weight, gradient = dict(small.model.named_parameters())[name.removeprefix("model.")], found["gradients", name]
@@ -177,7 +185,7 @@ def test_the_command_fails_where_one_split_has_another_gradient(
             terms["loss"].register_hook(lambda gradient: gradient * (1 + 1e-6))
         return terms
 
-    monkeypatch.setattr(split_step, "loss_in_slices", off_in_two_micro_batches)
+    monkeypatch.setattr(splits, "loss_in_slices", off_in_two_micro_batches)
     monkeypatch.setattr(splits, "rows_on_ranks", lambda *_: [])  # other processes would not see the fault
     assert verify_splits(*TINY) == 1
     out = [line for line in capsys.readouterr().out.splitlines() if "OUT" in line]

@@ -160,7 +160,8 @@ def test_every_published_name_maps_to_ours_and_back(name: str):
     assert [published_name(key) for key in ours] == names
     assert our_name("visual.norm.bias") == "model.image_tower.trunk.norm.bias"
     assert our_name("transformer.resblocks.11.mlp.c_fc.weight") == "model.text_tower.blocks.11.fc1.weight"
-    assert our_name("vision.norm.bias") is None
+    with pytest.raises(KeyError, match=r"vision\.norm\.bias"):
+        our_name("vision.norm.bias")
 
 
 def test_keys_that_do_not_fit_are_named():

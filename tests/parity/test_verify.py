@@ -304,8 +304,8 @@ def test_what_cannot_be_verified_is_named(tmp_path: Path):
         verify(tmp_path / "missing", "cpu", "float32")
     with pytest.raises(UserError, match="none of the recordings"):
         verify(tmp_path, "cpu", "float32")
-    with pytest.raises(UserError, match="dtype='float8'"):
-        verify(tmp_path, "cpu", "float8")
+    with pytest.raises(UserError, match="device=abacus is not available"):
+        verify(tmp_path, "abacus", "float32")
     with pytest.raises(UserError, match="tf32"):
         verify(tmp_path, "cpu", "tf32")
 

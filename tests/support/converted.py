@@ -20,7 +20,6 @@ def run(
     *,
     samples_per_shard: int = 3,
     resize: int | None = None,
-    quality: int = 95,
     workers: int = 1,
     on_shard: Callable[[Entry, Totals], None] = lambda entry, totals: None,
     **options: Any,
@@ -32,7 +31,6 @@ def run(
         options=options,
         samples_per_shard=samples_per_shard,
         resize=resize,
-        quality=quality,
         workers=workers,
         on_shard=on_shard,
     )

@@ -21,7 +21,7 @@ from openslip.training.callbacks.finite import Finite
 from openslip.training.logging.late import LateFigures
 from openslip.training.microbatch import loss_in_slices
 from openslip.training.towers import prepare_towers
-from openslip.verify.split_step import in_tiles
+from openslip.verify.splits import in_tiles
 
 
 def rank_slice(x: Tensor) -> Tensor:

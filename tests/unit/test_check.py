@@ -1,7 +1,6 @@
 """What `openslip data check` prints: datasets of which every number is known."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,11 @@ TOKENIZER = ClipBpe(context_length=8, truncation="keep_end", special_text="plain
 class Listed(Source):
     """Samples from a list; None cannot be read."""
 
-    def __init__(self, samples: list[Sample | None], problems: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, samples: list[Sample | None], problems: tuple[str, ...] = (), expected: int | None = None
+    ) -> None:
         self.samples = samples
+        self.expected_samples = expected
         self.problems = problems
 
     def __len__(self) -> int:
@@ -43,22 +45,18 @@ class Listed(Source):
 def look(
     source: Source,
     *,
-    expected_samples: int | None = None,
     decode: bool = False,
     limit: int | None = None,
     num_workers: int = 0,
     contact_sheet: Path | None = None,
-    unreadable_list: Path | None = None,
 ) -> list[tuple[str, str]]:
     lines = check(
         source,
         TOKENIZER,
-        expected_samples=expected_samples,
         decode=decode,
         limit=limit,
         num_workers=num_workers,
         contact_sheet=contact_sheet,
-        unreadable_list=unreadable_list,
     )
     return [(line[:22].strip(), line[22:]) for line in lines]
 
@@ -83,11 +81,12 @@ def known() -> Listed:
             for place, (image, texts) in enumerate(zip(images + damaged, captions, strict=True))
         ],
         problems=("2 x no picture, first a.tar:x",),
+        expected=12,
     )
 
 
 def test_every_line_of_a_known_dataset():
-    lines = look(known(), expected_samples=12, decode=True)
+    lines = look(known(), decode=True)
     sizes = sorted(len(sample.image) for sample in known().samples if sample is not None)
     assert lines[:-4] == [
         ("samples", "8 of 12 samples, 66 %"),
@@ -116,7 +115,7 @@ def test_every_line_of_a_known_dataset():
 
 def test_without_decoding_nothing_is_said_of_what_decoding_would_show():
     lines = look(known())
-    assert lines[0] == ("samples", "8")
+    assert lines[0] == ("samples", "8 of 12 samples, 66 %")
     assert lines[-1] == ("unreadable", "not known: the images were not decoded")
     assert "image pixels" not in dict(lines)
 
@@ -158,7 +157,7 @@ def test_a_quick_look_says_so_in_every_line():
     samples: list[Sample | None] = [
         Sample(key=str(place), image=bytes([place]), captions=(f"caption {place}",), label=None) for place in range(100)
     ]
-    lines = look(Listed(samples), limit=10, expected_samples=100)
+    lines = look(Listed(samples, expected=100), limit=10)
     assert lines[0] == ("samples", "100 of 100 samples, 100 %")
     assert all(text.endswith("(of 10 evenly spaced samples)") for _, text in lines[1:])
     assert dict(lines)["distinct captions"].startswith("10 of 10")
@@ -166,21 +165,17 @@ def test_a_quick_look_says_so_in_every_line():
         look(Listed(samples), limit=0)
 
 
-def test_samples_that_cannot_be_read_are_counted_and_listed(tmp_path: Path):
+def test_samples_that_cannot_be_read_are_counted_and_the_first_ones_named():
     samples: list[Sample | None] = [
         Sample(key=f"a.tar:{place}", image=b"no picture", captions=("x",), label=None) for place in range(12)
     ]
     samples[3] = None
-    lines = look(Listed(samples), decode=True, unreadable_list=tmp_path / "list.jsonl")
+    lines = look(Listed(samples), decode=True)
     assert dict(lines)["unreadable"] == "12 of 12, 100.0 %"
-    assert [label for label, _ in lines].count("first") == 10
-    listed = [json.loads(line) for line in (tmp_path / "list.jsonl").read_text().splitlines()]
-    assert [entry["key"] for entry in listed] == ["sample 3" if n == 3 else f"a.tar:{n}" for n in range(12)]
-    assert listed[3]["reason"] == "shard a.tar has become shorter"
-    assert "not a picture" in listed[0]["reason"]
-    assert [path.name for path in tmp_path.iterdir()] == ["list.jsonl"]
-    with pytest.raises(UserError, match="cannot be written"):
-        look(Listed(samples), unreadable_list=tmp_path / "none" / "list.jsonl")
+    first = [text.partition(": ") for label, text in lines if label == "first"]
+    assert [key for key, _, _ in first] == ["sample 3" if n == 3 else f"a.tar:{n}" for n in range(10)]
+    assert first[3][2] == "shard a.tar has become shorter"
+    assert "not an image" in first[0][2]
 
 
 def test_a_dataset_with_labels_alone_has_no_caption_lines():

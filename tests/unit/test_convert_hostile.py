@@ -316,7 +316,6 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, layout: str, fi
         ({"samples_per_shard": 0}, "--samples-per-shard 0"),
         ({"workers": 0}, "--workers 0"),
         ({"resize": 0}, "--resize 0"),
-        ({"quality": 101}, "--quality 101"),
     ],
 )
 def test_numbers_without_meaning_are_refused(tmp_path: Path, options: dict[str, Any], why: str):

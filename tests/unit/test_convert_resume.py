@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 from converted import contents, left_out, run, samples_of
 from PIL import Image
-from rich.console import Console
 from shard_files import jpeg
 
 from openslip.data.convert.manifest import Entry, Totals
-from openslip.data.convert.progress import shown
 from openslip.errors import UserError
 
 COMMAND = """
@@ -216,21 +214,3 @@ def test_smaller_images_keep_their_bytes_and_other_formats_become_jpeg(tmp_path:
     for key in ("c/d", "c/e"):
         image = Image.open(io.BytesIO(found[key]["jpg"]))
         assert (image.format, image.size) == ("JPEG", (60, 40))
-
-
-def test_elsewhere_than_on_a_terminal_there_is_a_line_per_shard(root: Path, tmp_path: Path):
-    stream = io.StringIO()
-    with shown(Console(file=stream)) as on_shard:
-        run("table", root, tmp_path / "out", samples_per_shard=200, on_shard=on_shard)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 2
-    assert lines[1].startswith("shard-000001.tar: 36 samples")
-    assert lines[1].endswith("in all 2 shards, 216 samples, 24 left out")
-
-
-def test_on_a_terminal_there_is_one_live_line(tmp_path: Path):
-    stream = io.StringIO()
-    with shown(Console(file=stream, force_terminal=True, width=120)) as on_shard:
-        entry = Entry("shard-000000.tar", 5, 10, "", "", {})
-        on_shard(entry, Totals([entry]))
-    assert "in all 1 shards, 5 samples" in stream.getvalue()

@@ -258,5 +258,5 @@ def test_refusing_whole_pictures_of_81_and_196_megapixels_takes_less_than_50_meg
 
 def test_programs_are_never_run_to_decode_a_picture():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(UserError, match="not a picture in one of the formats"):
+    with pytest.raises(UserError, match="not an image in one of the formats"):
         open_image(postscript, "x.eps")

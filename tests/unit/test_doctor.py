@@ -24,15 +24,15 @@ def test_damaged_checkpoints_are_listed_and_nothing_is_changed(tmp_path: Path):
         DurableCheckpointIO().save_checkpoint(content, folder / file_name(step))
     (tmp_path / "first" / "config.yaml").write_text("")
     assert [finding.line() for finding in runs(tmp_path)] == [
-        "ok      run first       unfinished, sound checkpoints at steps 2, 1"
+        "ok      run first       unfinished, valid checkpoints at steps 2, 1"
     ]
     (folder / file_name(2)).write_bytes(b"")
     before = sorted(path.name for path in folder.iterdir())
     run, damaged = runs(tmp_path)
-    assert run.state == "unfinished, sound checkpoints at steps 1"
+    assert run.state == "unfinished, valid checkpoints at steps 1"
     assert damaged.line().startswith("warning run first       step-000002.ckpt is damaged, 0 bytes where")
     (folder / file_name(1)).write_bytes(b"")
-    assert "it cannot go on" in runs(tmp_path)[0].line()
+    assert "it cannot be resumed" in runs(tmp_path)[0].line()
     assert sorted(path.name for path in folder.iterdir()) == before
 
 

@@ -227,7 +227,7 @@ def test_absent_files_are_named(tmp_path: Path):
 
 def test_damaged_files_are_named(tmp_path: Path):
     folder = whole_run(tmp_path / "run")
-    (folder / "env.json").write_text("{")
+    (folder / "env.json").write_text("{1")
     (folder / "config.yaml").write_text("a: [1")
     whole = (folder / "arrays" / "views.npz").read_bytes()
     (folder / "arrays" / "views.npz").write_bytes(whole[: len(whole) // 2])
@@ -236,11 +236,11 @@ def test_damaged_files_are_named(tmp_path: Path):
     with (folder / "metrics.csv").open("a") as file:
         file.write("201,12864,nan,inf,\n202,129")
     page = Page(write_report(folder))
-    assert "env.json cannot be read" in page.text
     assert "arrays/views.npz" in page.text
     assert "does not fit its images and captions" in page.text
     assert "No images and no mistakes here: arrays/mine.npz cannot be read" in page.text
     assert "a: [1" in page.text, "a config that is no YAML is shown as it is"
+    assert "{1" in page.text, "so is an environment that is no JSON"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,9 @@ def main(arguments: list[str]) -> int:
 
 def convert(arguments: list[str]) -> int:
     """Write shards; the same command resumes where it was interrupted."""
-    from rich.console import Console
-
     from openslip.data.convert import descriptions
-    from openslip.data.convert.convert import QUALITY, SAMPLES_PER_SHARD
+    from openslip.data.convert.convert import SAMPLES_PER_SHARD
     from openslip.data.convert.convert import convert as write_shards
-    from openslip.data.convert.progress import shown
 
     purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in descriptions().items())
     parser = argparse.ArgumentParser(
@@ -55,12 +53,10 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument(
         "--resize", type=int, metavar="SIDE", help="short side to which larger images are resized, such as 256"
     )
-    parser.add_argument("--quality", type=int, default=QUALITY, help=f"of JPEGs that are encoded again, {QUALITY}")
     parser.add_argument(
         "--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that write shards, 2")
-    parser.add_argument("--name", default="shard", help="of the shards: NAME-000000.tar")
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     for name, (kind, many, purpose) in extra.items():
         flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
@@ -74,19 +70,16 @@ def convert(arguments: list[str]) -> int:
         )
     options = vars(parser.parse_args(arguments))
 
-    with shown(Console(stderr=True)) as bar:
-        totals = write_shards(
-            options["layout"],
-            options["root"],
-            options["out"],
-            options={name: options[name] for name in extra},
-            samples_per_shard=options["samples_per_shard"],
-            resize=options["resize"],
-            quality=options["quality"],
-            workers=options["workers"],
-            name=options["name"],
-            on_shard=bar,
-        )
+    totals = write_shards(
+        options["layout"],
+        options["root"],
+        options["out"],
+        options={name: options[name] for name in extra},
+        samples_per_shard=options["samples_per_shard"],
+        resize=options["resize"],
+        workers=options["workers"],
+        on_shard=lambda entry, totals: print(f"{entry.name}: {entry.samples:,} samples; {totals}", file=sys.stderr),
+    )
     print(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
     if totals.left_out:
         print(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
@@ -132,15 +125,11 @@ def check(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
-    parser.add_argument(
-        "--expected", type=number, metavar="N", help="samples of the whole dataset; configs state theirs"
-    )
     parser.add_argument("--decode", action="store_true", help="decode every image and list those that fail")
     parser.add_argument("--limit", type=number, metavar="N", help="look at N evenly spaced samples")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
     )
-    parser.add_argument("--unreadable", type=Path, metavar="FILE", help="write all samples that cannot be used: .jsonl")
     parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
     options = parser.parse_args(arguments)
 
@@ -152,17 +141,14 @@ def check(arguments: list[str]) -> int:
     lines = check_source(
         source,
         build(compose_config("train", [])[0]["tokenizer"], "tokenizer"),
-        expected_samples=options.expected or source.expected_samples,
         decode=options.decode,
         limit=options.limit,
         num_workers=options.workers,
         contact_sheet=options.contact_sheet,
-        unreadable_list=options.unreadable,
     )
     print("\n".join(lines))
-    for file in (options.contact_sheet, options.unreadable):
-        if file is not None:
-            print(f"{'written':22}{file}")
+    if options.contact_sheet:
+        print(f"{'written':22}{options.contact_sheet}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Find what may be wrong with this machine, its runs and their checkpoints, or a dataset; changes nothing."""
+"""Find what may be wrong with this machine, its runs and their checkpoints; changes nothing."""
 
 import argparse
 import importlib.metadata
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from openslip.commands.data import TARGET, add_requirement, open_source
 from openslip.run.checkpoints import damage, saved
 
 FREE_DISK = 20e9  # bytes: three ViT-L checkpoints with their optimizer
@@ -28,26 +27,16 @@ class Finding(NamedTuple):
     advice: str = ""
 
     def line(self) -> str:
-        return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}" + (
-            f": {self.advice}" if self.advice else ""
-        )
+        advice = f": {self.advice}" if self.advice else ""
+        return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}{advice}"
 
 
 def main(arguments: list[str]) -> int:
     """Print one line per finding, with what to do about it."""
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
-    parser.add_argument("collection", nargs="*", help=f"{TARGET}; scanned if it has no index yet")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs")
-    add_requirement(parser)
-    options = parser.parse_args(arguments)
-
-    for finding in examine(options.runs):
+    for finding in examine(parser.parse_args(arguments).runs):
         print(finding.line())
-    if options.collection:
-        source = open_source(options.collection, options.require)
-        print(f"{'ok':8}{'collection':16}{len(source)} samples, indexed")
-        for problem in source.problems:
-            print(f"{'warning':8}{'collection':16}left out: {problem}")
     return 0
 
 
@@ -65,8 +54,8 @@ def devices() -> Finding:
     if not torch.cuda.is_available():
         advice = "" if torch.version.cuda is None else "this torch is built for CUDA but finds no GPU: see nvidia-smi"
         return Finding("devices", "CPU alone", advice)
-    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return Finding("devices", ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in found))
+    gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return Finding("devices", ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus))
 
 
 def threads() -> Finding:
@@ -93,10 +82,8 @@ def shared_memory() -> Finding:
     if not place.is_dir():
         return Finding("shared memory", "no /dev/shm")
     free = shutil.disk_usage(place).free
-    advice = (
-        "" if free > SHARED_MEMORY else "data.num_workers > 0 may fail: docker run --shm-size=8g, or data.num_workers=0"
-    )
-    return Finding("shared memory", f"{free / 1e9:.1f} GB free", advice)
+    advice = "data.num_workers > 0 may fail: docker run --shm-size=8g, or data.num_workers=0"
+    return Finding("shared memory", f"{free / 1e9:.1f} GB free", advice if free <= SHARED_MEMORY else "")
 
 
 def open_files() -> Finding:
@@ -107,19 +94,17 @@ def open_files() -> Finding:
 
 def runs(folder: Path) -> list[Finding]:
     """Each run with its state, and each of its checkpoints that is not what was written."""
-    found = []
+    findings = []
     for run in sorted(path.parent for path in folder.glob("*/config.yaml")):
         checkpoints = saved(run / "checkpoints")
         problems = {checkpoint: problem for checkpoint in checkpoints if (problem := damage(checkpoint))}
-        sound = [checkpoint.step for checkpoint in checkpoints if checkpoint not in problems]
+        valid = [checkpoint.step for checkpoint in checkpoints if checkpoint not in problems]
         state = "finished" if (run / "result.json").exists() else "unfinished"
-        state += f", sound checkpoints at steps {', '.join(map(str, sound))}" if sound else ", no sound checkpoint"
-        advice = ""
-        if problems and not sound:
-            advice = "it cannot go on: restore a checkpoint from a copy, or delete the folder"
-        found.append(Finding(f"run {run.name}", state, advice))
+        state += f", valid checkpoints at steps {', '.join(map(str, valid))}" if valid else ", no valid checkpoint"
+        lost = problems and not valid
+        advice = "it cannot be resumed: restore a checkpoint from a copy, or delete the folder" if lost else ""
+        findings.append(Finding(f"run {run.name}", state, advice))
         for checkpoint, problem in problems.items():
-            found.append(
-                Finding(f"run {run.name}", f"{checkpoint.path.name} is damaged, {problem}", "it is passed over")
-            )
-    return found
+            damaged = f"{checkpoint.path.name} is damaged, {problem}"
+            findings.append(Finding(f"run {run.name}", damaged, "it is skipped"))
+    return findings

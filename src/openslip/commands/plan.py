@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from openslip import plan
 from openslip.commands.train import planned_schedule, say
 from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
@@ -11,19 +12,6 @@ from openslip.config.compose import compose_config
 from openslip.data.order import local_batch_size
 from openslip.data.view import example_batch
 from openslip.errors import UserError
-from openslip.plan import (
-    TIMED_SHARE,
-    checkpoints,
-    flops,
-    hours,
-    length,
-    memories,
-    number_of_devices,
-    number_of_samples,
-    parameters,
-    room,
-    values,
-)
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 from openslip.training.sizing.cost import StepMemory, measure_step
 
@@ -36,22 +24,22 @@ def main(arguments: list[str]) -> None:
     precision = choose_precision(settings["precision"], settings["accelerator"])
     choose_tf32(config["tf32"])
     device = torch.device("cuda" if on_gpu(settings["accelerator"]) else "cpu")
-    local = local_batch_size(config["global_batch_size"], number_of_devices(settings, device))
+    local = local_batch_size(config["global_batch_size"], plan.number_of_devices(settings, device))
     for options in config["towers"].values():
         options["compile"] = False  # else the compiler would be timed, not the steps
-    samples = number_of_samples(config["data"]["source"])
+    samples = plan.number_of_samples(config["data"]["source"])
     steps_per_epoch = samples // config["global_batch_size"]
     if not steps_per_epoch:
         raise UserError(
             f"global_batch_size={config['global_batch_size']} is more than the dataset's {samples} samples: lower it"
         )
     schedule = planned_schedule(config, steps_per_epoch)
-    say(*length(config, samples, steps_per_epoch, schedule), "")
+    say(*plan.length(config, samples, steps_per_epoch, schedule), "")
 
     torch.manual_seed(config["seed"])
     parts = build_parts(config)
     parts.objective.setup(parts.model)
-    say(*parameters(parts), "")
+    say(*plan.parameters(parts), "")
     cost = measure_step(
         parts.model,
         parts.objective,
@@ -60,14 +48,21 @@ def main(arguments: list[str]) -> None:
         build(config["optim"]["optimizer"], "optim.optimizer"),
         precision,
         device,
-        TIMED_SHARE * room(device),
+        plan.TIMED_SHARE * plan.room(device),
     )
     memory = StepMemory(
-        trained=values(parts, trained=True),
-        locked=values(parts, trained=False),
+        trained=plan.values(parts, trained=True),
+        locked=plan.values(parts, trained=False),
         averaged=sum(p.numel() for p in parts.model.parameters()) if config["optim"]["ema_decay"] is not None else 0,
         pixels=sum(column.nbytes for column in example_batch(parts.views, 1).values()) // 4,
         activations=cost.activation_bytes,
     )
-    say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")
-    say(*hours(cost, memory, schedule.total_steps, config, device, precision))
+    say(
+        *plan.flops(cost),
+        "",
+        *plan.memories(memory, local),
+        "",
+        *plan.checkpoints(memory, Path(config["runs_dir"])),
+        "",
+    )
+    say(*plan.hours(cost, memory, schedule.total_steps, config, device, precision))

@@ -10,11 +10,9 @@ from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.view import example_batch
 from openslip.errors import UserError
-from openslip.verify import verify
-from openslip.verify import verify_splits as verify_step
+from openslip.verify import show, verify
 from openslip.verify.files import RECORDINGS
-from openslip.verify.split_step import StepParts
-from openslip.verify.splits import GLOBAL_BATCH
+from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
     options = parser.parse_args(arguments)
 
+    torch.set_num_threads(1)  # as the recordings were made, and faster for models of their size
     return verify(options.folder, options.device, options.dtype)
 
 
@@ -57,4 +56,6 @@ def verify_splits(arguments: list[str]) -> int:
         weight_decay=optim["weight_decay"],
         layer_decay=optim["layer_decay"],
     )
-    return verify_step(step, batch)
+    code = show(split_rows(step, batch), "cpu, float64")
+    print(COVERED)
+    return code

@@ -89,8 +89,6 @@ def build_parts(config: dict[str, Any]) -> Parts:
         views={name: build(view, f"objective.views.{name}") for name, view in config["objective"]["views"].items()},
         tokenizer=build(config["tokenizer"], "tokenizer") if config["tokenizer"] else None,
     )
-    prepare_towers(model, config["towers"])
-    return parts
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,27 +14,16 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
 from openslip.distributed import any_rank, gather, of_all_ranks, rank, world_size
 from openslip.errors import UserError
-from openslip.inference.bundle import Bundle, evaluating
+from openslip.inference.bundle import Bundle
 
-TEXTS_PER_BATCH = 256  # prompts are some 10 tokens long: on a CPU larger batches fall out of the cache
+TEXTS_PER_BATCH = 256  # what a rank takes at a time
 
 
 def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
-    """Unit-length features in the order of `texts`; the ranks share the work, so all of them must call this.
-
-    Texts are encoded in the order of their lengths and cut to the longest of their batch, so that little padding is
-    multiplied.
-    """
-    ids, lengths = bundle.need_tokenizer().encode(texts)
-    order = lengths.argsort(stable=True)
-    with evaluating(bundle.model, bundle.device):
-        encoded = []
-        for batch in rank_batches(len(ids), TEXTS_PER_BATCH):
-            rows = order[batch]
-            trimmed = ids[rows, : int(lengths[rows].max())]
-            encoded.append(bundle.model.encode_text(trimmed.to(bundle.device), lengths[rows]))
-        in_length_order = gather_batches(encoded, len(ids), TEXTS_PER_BATCH, bundle.device)
-        return F.normalize(in_length_order[order.argsort().to(bundle.device)], dim=-1)
+    """Unit-length features in the order of `texts`; the ranks share the work, so all of them must call this."""
+    batches = rank_batches(len(texts), TEXTS_PER_BATCH)
+    encoded = [bundle.encode_text([texts[row] for row in batch]) for batch in batches]
+    return gather_batches(encoded, len(texts), TEXTS_PER_BATCH, bundle.device)
 
 
 def image_batches(

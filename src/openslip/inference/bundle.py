@@ -50,7 +50,7 @@ class Bundle:
             if not isinstance(batch, Tensor):
                 batch = torch.stack([self.transform(to_image(image)) for image in batch])
             with evaluating(self.model, self.device):
-                features.append(F.normalize(self.model.encode_image(batch.to(self.device)).float(), dim=-1))
+                features.append(F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1))
         return torch.cat(features)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
@@ -70,8 +70,7 @@ class Bundle:
         for rows in order.split(BATCH_SIZE):
             trimmed = ids[rows, : int(lengths[rows].max())]
             with evaluating(self.model, self.device):
-                encoded = self.model.encode_text(trimmed.to(self.device), lengths[rows])
-                features.append(F.normalize(encoded.float(), dim=-1))
+                features.append(F.normalize(self.model.encode_text(trimmed.to(self.device), lengths[rows]), dim=-1))
         return torch.cat(features)[order.argsort().to(self.device)]
 
     def similarity(

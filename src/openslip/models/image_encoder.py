@@ -13,6 +13,6 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.image_tower = image_tower
 
-    def encode_image(self, image: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
+    def encode_image(self, image: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """Images to tower features, not normalised."""
         return self.image_tower(image)

@@ -1,20 +1,20 @@
 """A run's folder as one self-contained page: no scripts, nothing fetched, light and dark, any screen.
 
-`run_files` reads the folder, `summary` makes the top of the page, `charts`, `evaluations` (with `classification`),
-`examples` and `settings` make its sections out of `pieces`, and `page` puts them together.
+`run_files` reads the folder; `charts`, `evaluations` and `sections` make the page's parts out of `pieces`.
 """
 
+import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from openslip.durable import write_text
 from openslip.errors import UserError
 from openslip.report.charts import curves
 from openslip.report.evaluations import evaluation
-from openslip.report.examples import similarity, views
-from openslip.report.page import whole_page
+from openslip.report.pieces import escape
 from openslip.report.run_files import AbsentError, at, evaluation_names, read_arrays, read_config, read_metrics
-from openslip.report.settings import config_text, environment
-from openslip.report.summary import header
+from openslip.report.sections import header, similarity, text_file, views
 
 
 def write_report(run_folder: Path) -> Path:
@@ -36,8 +36,8 @@ def write_report(run_folder: Path) -> Path:
     builders |= {
         "Views": lambda: views(read_arrays(run_folder, "views")),
         "Images and captions": lambda: similarity(read_arrays(run_folder, "similarity")),
-        "Configuration": lambda: config_text(run_folder),
-        "Environment": lambda: environment(run_folder),
+        "Configuration": lambda: text_file(run_folder, "config.yaml"),
+        "Environment": lambda: text_file(run_folder, "env.json"),
     }
     sections, absent = [], []
     for title, build in builders.items():
@@ -49,3 +49,34 @@ def write_report(run_folder: Path) -> Path:
     path = run_folder / "report.html"
     write_text(path, page)
     return path
+
+
+def whole_page(name: str, header: str, sections: Sequence[tuple[str, str]], absent: Sequence[tuple[str, str]]) -> str:
+    """The document of a header, titled sections, and what is absent for what reason."""
+    links = "".join(
+        f'<a href="#part{place}">{escape(title.split(":")[0])}</a>' for place, (title, _) in enumerate(sections, 1)
+    )
+    body = "".join(
+        f'<section id="part{place}"><h2>{escape(title)}</h2>{content}</section>'
+        for place, (title, content) in enumerate(sections, 1)
+    )
+    # Every drawing calls its parts figure_1, axes_1 and so on: on one page these ids must differ.
+    number = itertools.count(1)
+    body = re.sub(
+        r"<svg.*?</svg>",
+        lambda drawing: re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>d{next(number)}-", drawing[0]),
+        body,
+        flags=re.DOTALL,
+    )
+    reasons = "".join(f"<li>{escape(title)}: {escape(reason)}.</li>" for title, reason in absent)
+    missing = f'<section class="absent"><h2>Not available</h2><ul>{reasons}</ul></section>' if absent else ""
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{escape(name)} - OpenSLIP</title><style>\n{style}</style></head><body><main>"
+        f'<header><div class="eyebrow">OpenSLIP run</div><h1>{escape(name)}</h1>{header}'
+        f"<nav>{links}</nav></header>"
+        f"{body}{missing}</main></body></html>\n"
+    )

@@ -1,12 +1,16 @@
-"""An evaluation's section: its metrics, their charts, and its arrays."""
+"""An evaluation's section: its metrics, their charts, and what a classification got right and wrong."""
 
 import re
 from pathlib import Path
 
+import numpy as np
+
 from openslip.report.charts import chart
-from openslip.report.classification import classification
-from openslip.report.pieces import escape, percent, short
-from openslip.report.run_files import AbsentError, Metrics, Series, read_arrays
+from openslip.report.pieces import escape, heat, image_tag, matrix, percent, short
+from openslip.report.run_files import AbsentError, Metrics, Series, check, read_arrays
+
+MAX_IMAGES = 24
+MAX_MATRIX = 24  # rows of a confusion matrix that are still readable
 
 
 def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
@@ -42,3 +46,111 @@ def _charts(series: dict[str, Series], x_name: str) -> str:
         if lines and max(len(one.x) for one in lines.values()) > 1
     ]
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
+    """What labels and predictions show: confusions, images, mistakes."""
+    check({"labels", "predictions"} <= arrays.keys(), f"arrays/{name}.npz holds no labels and predictions")
+    labels, predictions = arrays["labels"], arrays["predictions"]
+    try:
+        check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")
+        check(min(labels.min(), predictions.min()) >= 0, "a negative label")
+        classes = arrays.get("classnames", range(int(max(labels.max(), predictions.max())) + 1))
+        names = [str(name) for name in classes]
+        return [_confusions(arrays, names), _images(arrays, names), _mistakes(labels, predictions, names)]
+    # A project's own evaluation may mean something else by these names: that must not cost a run its report.
+    except (AbsentError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise AbsentError(f"arrays/{name}.npz does not hold a classification ({error})") from error
+
+
+def _confusions(arrays: dict[str, np.ndarray], names: list[str]) -> str:
+    labels, predictions = arrays["labels"], arrays["predictions"]
+    tables = []
+    has_attributes = {"attribute_names", "attribute_values"} <= arrays.keys()
+    if has_attributes:
+        for attribute, values in zip(arrays["attribute_names"], arrays["attribute_values"], strict=True):
+            distinct = list(dict.fromkeys(map(str, values)))
+            of_class = np.array([distinct.index(str(value)) for value in values])
+            if len(distinct) <= MAX_MATRIX:
+                tables.append(_confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class))
+    elif len(names) <= MAX_MATRIX:
+        tables.append(_confusion("class", names, labels, predictions, np.arange(len(names))))
+    if not tables:
+        return ""
+    by = "attribute by attribute" if has_attributes else "class by class"
+    return (
+        f"<h3>What is taken for what, {by}</h3><p>Rows: the truth. Columns: what the model says. Per cent of "
+        "the row; the diagonal is right.</p>"
+        f'<div class="matrices">{"".join(tables)}</div>'
+    )
+
+
+def _confusion(title: str, values: list[str], truth: np.ndarray, said: np.ndarray, of_class: np.ndarray) -> str:
+    counts = np.zeros((len(values), len(values)), dtype=np.int64)
+    np.add.at(counts, (truth, said), 1)
+    totals = counts.sum(axis=1)
+    right = 100 * np.trace(counts) / max(counts.sum(), 1)
+    share_of_value = np.bincount(of_class, minlength=len(values)) / len(of_class)
+    chance = 100 * float(share_of_value[truth].mean())
+    rows = []
+    for row, value in enumerate(values):
+        cells = []
+        for column, other in enumerate(values):
+            share = counts[row, column] / totals[row] if totals[row] else 0.0
+            hint = f"{value} taken for {other}: {counts[row, column]:,} of {totals[row]:,}"
+            text = "&ndash;" if not totals[row] else f"{100 * share:.0f}" if counts[row, column] else ""
+            cells.append(heat(share, text, hint, diagonal=row == column))
+        rows.append((escape(value), cells))
+    head = (f'<th scope="col"><span>{escape(value)}</span></th>' for value in values)
+    return (
+        f'<figure class="card"><figcaption><b>{escape(title)}</b> {percent(float(right))} right, '
+        f'chance {percent(chance)}</figcaption><div class="scroll">'
+        f"{matrix(' turned' if len(values) > 4 else '', head, rows)}</div></figure>"
+    )
+
+
+def _mistakes(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> str:
+    wrong = labels != predictions
+    if not wrong.any() or len(names) <= 2:
+        return ""
+    pairs, counts = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:10]
+    totals = np.bincount(labels, minlength=len(names))
+    rows = "".join(
+        f"<tr><td>{escape(names[truth])}</td><td>{escape(names[said])}</td>"
+        f'<td class="number">{counts[place]:,} of {totals[truth]:,}</td></tr>'
+        for place, (truth, said) in zip(order, pairs.T[order], strict=True)
+    )
+    return (
+        "<h3>Most frequent mistakes</h3>"
+        '<div class="scroll"><table class="plain"><thead><tr><th>truth</th><th>model says</th>'
+        f'<th class="number">images</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _images(arrays: dict[str, np.ndarray], names: list[str]) -> str:
+    if not {"pictures", "picture_indices", "top_classes", "top_probabilities"} <= arrays.keys():
+        return ""
+    cards = []
+    for pixels, index in list(zip(arrays["pictures"], arrays["picture_indices"], strict=True))[:MAX_IMAGES]:
+        label = int(arrays["labels"][index])
+        classes, probabilities = arrays["top_classes"][index], arrays["top_probabilities"][index]
+        bars = "".join(
+            f'<li class="{"truth" if one == label else ""}"><span class="name">{escape(names[one])}</span>'
+            f'<span class="share">{100 * probability:.1f} %</span>'
+            f'<span class="bar"><i style="width:{100 * probability:.1f}%"></i></span></li>'
+            for one, probability in zip(classes, probabilities, strict=True)
+        )
+        kind, verdict, truth = "right", "&#10003; right", ""
+        if classes[0] != label:
+            kind, verdict = "wrong", "&#10007; wrong"
+            truth = f'<div class="true">is: {escape(names[label])}</div>'
+        cards.append(
+            f'<figure class="card image {kind}">{image_tag(pixels, names[label])}'
+            f'<div><div class="verdict">{verdict}</div>{truth}<ol class="bars">{bars}</ol></div></figure>'
+        )
+    return (
+        f"<h3>Test images</h3><p>{len(cards)} of {len(arrays['labels']):,}, evenly spread over the test set, not "
+        "picked by result; the model's most probable names, the true one in green.</p>"
+        f'<div class="images">{"".join(cards)}</div>'
+    )

@@ -1,14 +1,15 @@
 """How far our values are from recorded ones, and how far they may be."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
+U = TypeVar("U")
 
 _LEARNING_RATE = 1e-9
 ZERO_GRADIENT = 1e-10
@@ -56,29 +57,11 @@ def _coarse(bits: int) -> Tolerances:
     # A pass rounds an activation some ten times on its way; errors of random sign add up to a few units.
     # Twenty steps of AdamW, which divides by the gradient's size, carry that to the size of the updates.
     u = 2.0**-bits
-    return Tolerances(
-        output=8 * u,
-        loss=8 * u,
-        gradient=8 * u,
-        trajectory=None,
-        weight=None,
-        accuracy_samples=2,
-        rounding=u / 2.0**-24,
-        limit=0.25,
-    )
+    return Tolerances(8 * u, 8 * u, 8 * u, None, None, accuracy_samples=2, rounding=u / 2.0**-24, limit=0.25)
 
 
 # The limit is a tenth of 1 %, so that an error of 1 % is always seen.
-_FLOAT32 = Tolerances(
-    output=1e-5,
-    loss=1e-6,
-    gradient=1e-5,
-    trajectory=1e-4,
-    weight=1e-5,
-    accuracy_samples=0,
-    rounding=1.0,
-    limit=1e-3,
-)
+_FLOAT32 = Tolerances(1e-5, 1e-6, 1e-5, 1e-4, 1e-5, accuracy_samples=0, rounding=1.0, limit=1e-3)
 # The recordings are float32: float64 comes no closer to them.
 TOLERANCES = {"float64": _FLOAT32, "float32": _FLOAT32, "tf32": _coarse(11), "bfloat16": _coarse(8)}
 TOO_COARSE = "too coarse a format to compare after AdamW; float32 does"
@@ -139,6 +122,10 @@ class Trio(Generic[T]):
     single: T
     exact: T
 
+    def each(self, take: Callable[[T], U]) -> "Trio[U]":
+        """The trio of what a function gives of each."""
+        return Trio(take(self.ours), take(self.single), take(self.exact))
+
 
 def worst(quantity: str, parts: Iterable[Part], note: str = "") -> Row:
     """The row of the part that is furthest out, measured in its own tolerance."""
@@ -156,11 +143,11 @@ def norm(x: np.ndarray | np.floating) -> float:
     return float(np.sqrt(np.square(x, dtype=np.float64).sum()))
 
 
-def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> float:
-    """Norm of the difference over the norm of the recorded array, or over `floor` where that is more."""
+def relative(ours: np.ndarray, recorded: np.ndarray) -> float:
+    """Norm of the difference over the norm of the recorded array."""
     if ours.shape != recorded.shape:
         return math.inf
-    difference, scale = norm(ours - recorded.astype(np.float64)), max(norm(recorded), floor)
+    difference, scale = norm(ours - recorded.astype(np.float64)), norm(recorded)
     if scale == 0:
         return math.inf if difference else 0.0
     return difference / scale
@@ -177,74 +164,116 @@ def same_names(label: str, ours: Iterable[str], recorded: Iterable[str]) -> Part
     return exactly(f"{label}: {', '.join(difference[:3]) or 'the same names'}", len(difference))
 
 
+def same_shapes(label: str, ours: Mapping[str, Any], recorded: Mapping[str, Any]) -> Part:
+    """A comparison of the names and shapes of arrays, or of recorded shapes."""
+    named = ([f"{name} {list(getattr(x, 'shape', x))}" for name, x in arrays.items()] for arrays in (ours, recorded))
+    return same_names(label, *named)
+
+
 def term_parts(
     recorded: Mapping[str, float],
     terms: Trio[dict[str, float]],
-    tolerances: Tolerances,
     tolerance: float,
-    batch: int,
+    accuracy: float,
     *,
-    noise: Mapping[str, float],
     where: str = "",
     scales: Mapping[str, float] | None = None,
-) -> tuple[list[Part], list[Part]]:
-    """Comparisons of losses, and of accuracies.
+) -> list[Part]:
+    """Comparisons of losses and of accuracies.
 
     Args:
         recorded: values by name; the accuracies are in per cent.
         terms: ours, by the same names.
-        tolerances: of the format.
-        tolerance: of these losses.
-        batch: number of samples, of which accuracies are shares.
-        noise: what rounding does to each loss; the distance of a single value may be small by luck.
+        tolerance: of losses, relative.
+        accuracy: tolerance of accuracies, in per cent.
         where: added to the names.
         scales: a loss is measured against its size, or this where it is more.
     """
-    losses, accuracies = [], []
+    parts = []
     for name, value in recorded.items():
         deviation = abs(terms.ours[name] - value)
-        rounding = abs(terms.single[name] - terms.exact[name])
         if name.endswith("_acc"):
             # Rounding changes sides only where two candidates tie; there float32 and float64 differ as well.
-            accuracies.append(Part(name + where, deviation, tolerances.accuracy(batch) + rounding))
+            ties = abs(terms.single[name] - terms.exact[name])
+            parts.append(Part(name + where, deviation, accuracy + ties))
         else:
             scale = max(abs(value), scales[name] if scales else 0.0) or 1.0
-            rounding = max(rounding, noise.get(name, 0.0))
-            losses.append(Part(name + where, deviation / scale, tolerances.allow(tolerance, rounding / scale)))
-    return losses, accuracies
+            parts.append(Part(name + where, deviation / scale, tolerance))
+    return parts
+
+
+def term_rows(label: str, parts: list[Part], losses: str = "loss terms") -> list[Row]:
+    """A row of the losses and one of the accuracies."""
+    return [
+        worst(f"{label}: {losses}", [part for part in parts if "_acc" not in part.label]),
+        worst(f"{label}: accuracies (per cent)", [part for part in parts if "_acc" in part.label]),
+    ]
+
+
+def array_parts(
+    recorded: Arrays,
+    trio: Trio[Arrays],
+    compared: Arrays,
+    tolerances: Tolerances,
+    tolerance: float,
+    *,
+    floor: float = 0.0,
+    counted: Collection[str] | None = None,
+) -> tuple[Part, list[Part]]:
+    """Comparisons of arrays as one vector, and of each by itself.
+
+    Args:
+        recorded: by name.
+        trio: ours, by the same names.
+        compared: per name, which elements count.
+        tolerances: of the format.
+        tolerance: of these arrays.
+        floor: an array is measured against its norm, or this share of the whole vector's where that is more.
+        counted: the arrays that make the vector; None: all.
+    """
+    measured = {}  # of each array: its norm, that of our deviation, that of rounding
+    for name, array in recorded.items():
+        values = array, trio.ours[name] - array, trio.single[name] - trio.exact[name]
+        measured[name] = [norm(np.where(compared[name], value, 0.0)) for value in values]
+    vector = [norms for name, norms in measured.items() if counted is None or name in counted]
+    size, deviation, noise = np.sqrt(np.square(np.array(vector).reshape(-1, 3)).sum(axis=0)).tolist()
+    size = size or 1.0
+    whole = Part(f"norm {size:.4g}", deviation / size, tolerances.allow(tolerance, noise / size))
+    parts = []
+    for name, (own, difference, rounding) in measured.items():
+        if compared[name].any():
+            scale = max(own, floor * size) or 1.0
+            noises = rounding / scale, noise / size if floor else 0.0
+            parts.append(Part(name, difference / scale, tolerances.allow(tolerance, max(noises))))
+    return whole, parts
+
+
+def rounding_of(gradients: Trio[Arrays]) -> float:
+    """Relative rounding of the gradient as one vector, the measure for losses: that of one number is small by luck."""
+    distances = [norm(gradients.single[name] - exact) for name, exact in gradients.exact.items()]
+    return math.hypot(*distances) / (math.hypot(*map(norm, gradients.exact.values())) or 1.0)
 
 
 def gradient_rows(label: str, recorded: Arrays, gradients: Trio[Arrays], tolerances: Tolerances) -> list[Row]:
     """The model's gradient as one vector, tensor by tensor, and elements that are zero but for rounding."""
     if not recorded:
         return [Row.skipped(f"{label}: gradients", "none recorded")]
-    names = same_names("gradients", gradients.ours, recorded)
-    shapes = [name for name in recorded.keys() & gradients.ours if recorded[name].shape != gradients.ours[name].shape]
-    if names.deviation or shapes:
-        wrong = exactly(f"shapes of {', '.join(shapes[:3])}", len(shapes)) if shapes else names
-        return [worst(f"{label}: gradients", [wrong])]
-    total = _distance(recorded, {name: np.zeros(()) for name in recorded})
-    overall = _distance(gradients.single, gradients.exact) / total
-    tolerance = tolerances.allow(tolerances.gradient, overall)
-    whole = Part(f"norm {total:.4g}", _distance(gradients.ours, recorded) / total, tolerance)
-    tensors, zeros, num_zeros = [], [], 0
-    for name, array in recorded.items():
-        zero = np.abs(gradients.exact[name]) < ZERO_GRADIENT
-        floor = max(norm(array), _GRADIENT_FLOOR * total)
-        difference = gradients.ours[name] - array
-        noise = norm(np.where(zero, 0.0, gradients.single[name] - gradients.exact[name])) / floor
-        deviation = norm(np.where(zero, 0.0, difference)) / floor
-        tensors.append(Part(name, deviation, tolerances.allow(tolerances.gradient, max(noise, overall))))
-        if zero.any():
-            num_zeros += int(zero.sum())
-            zeros.append(Part(name, norm(np.where(zero, difference, 0.0)) / total, tolerances.gradient))
-    note = f"{num_zeros} elements below {ZERO_GRADIENT:g} in float64, against the model's norm"
+    if (names := same_shapes("gradients", gradients.ours, recorded)).deviation:
+        return [worst(f"{label}: gradients", [names])]
+    zero = {name: np.abs(gradients.exact[name]) < ZERO_GRADIENT for name in recorded}
+    nonzero = {name: ~mask for name, mask in zero.items()}
+    tolerance = tolerances.gradient
+    whole, tensors = array_parts(recorded, gradients, nonzero, tolerances, tolerance, floor=_GRADIENT_FLOOR)
+    total = math.hypot(*map(norm, recorded.values()))
+    zeros = [
+        Part(name, norm(np.where(mask, gradients.ours[name] - recorded[name], 0.0)) / total, tolerance)
+        for name, mask in zero.items()
+        if mask.any()
+    ]
+    count = sum(int(mask.sum()) for mask in zero.values())
+    note = f"{count} elements below {ZERO_GRADIENT:g} in float64, against the model's norm"
     return [
         worst(f"{label}: gradient of the model", [whole]),
         worst(f"{label}: gradients by tensor", tensors),
         worst(f"{label}: zero gradients", zeros, note),
     ]
-
-
-def _distance(a: Arrays, b: Arrays) -> float:
-    return math.sqrt(sum(norm(a[name] - b[name]) ** 2 for name in b))

@@ -1,9 +1,7 @@
 """Rows of a batch split over ranks, which are gloo processes on this machine's CPU."""
 
-import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,13 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from openslip.inference.formats import slip
-from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, term_parts, worst
+from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, rounding_of, term_parts, term_rows
 from openslip.verify.files import read_arrays
 from openslip.verify.recording import (
     DTYPES,
     Run,
     as_array,
     build,
-    loss_rounding,
     precision,
     read_batch,
     read_run,
@@ -34,27 +31,13 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
     return compare_ranks(recorded, runs, repeat_on_ranks(folder, runs, world, dtype), dtype)
 
 
-@dataclass(frozen=True)
-class RepeatedOnRanks:
-    """Our losses and gradients of batch 0 on several ranks.
-
-    Attributes:
-        ranks: per rank, losses and gradients under `dtype/mode/run/...`.
-        rounding: per run, of float32 in each loss.
-    """
-
-    ranks: list[Arrays]
-    rounding: dict[str, dict[str, float]]
-
-
-def repeat_on_ranks(folder: Path, runs: Sequence[Run], world: int, dtype: str) -> RepeatedOnRanks:
-    """Repeat the recorded step on as many processes."""
+def repeat_on_ranks(folder: Path, runs: Sequence[Run], world: int, dtype: str) -> list[Arrays]:
+    """Repeat the recorded step on as many processes; per rank, losses and gradients under `dtype/mode/run/...`."""
     names = [run.name for run in runs]
     dtypes = list(dict.fromkeys(_dtypes(dtype)))
     with tempfile.TemporaryDirectory() as scratch:
         spawn(_rank_main, (world, str(folder), names, dtypes, scratch), nprocs=world)
-        ranks = [read_arrays(Path(scratch) / f"rank{rank}.npz") for rank in range(world)]
-    return RepeatedOnRanks(ranks, {run.name: loss_rounding(run) for run in runs})
+        return [read_arrays(Path(scratch) / f"rank{rank}.npz") for rank in range(world)]
 
 
 def _dtypes(dtype: str) -> tuple[str, str, str]:
@@ -62,32 +45,26 @@ def _dtypes(dtype: str) -> tuple[str, str, str]:
     return "float32" if dtype == "tf32" else dtype, "float32", "float64"
 
 
-def compare_ranks(recorded: Arrays, runs: Sequence[Run], repeated: RepeatedOnRanks, dtype: str) -> list[Row]:
+def compare_ranks(recorded: Arrays, runs: Sequence[Run], ranks: list[Arrays], dtype: str) -> list[Row]:
     """The recorded losses and gradients against ours."""
-    ranks = repeated.ranks
-    tolerances = TOLERANCES[dtype]
+    tolerances, dtypes = TOLERANCES[dtype], Trio(*_dtypes(dtype))
     rows = []
     for run in runs:
-        label = f"{run.name}, {len(ranks)} ranks"
-        # A rank's loss is the mean of fewer samples.
-        noise = {key: math.sqrt(len(ranks)) * value for key, value in repeated.rounding[run.name].items()}
-        batch = run.batch_size // len(ranks)
-        losses, accuracies = [], []
+        label, batch = f"{run.name}, {len(ranks)} ranks", run.batch_size // len(ranks)
+        published, with_grad = (
+            dtypes.each(lambda dtype, under=f"{mode}/{run.name}/grad/": _under(ranks[0], f"{dtype}/{under}"))
+            for mode in ("published", "with_grad")
+        )
+        tolerance = tolerances.allow(tolerances.loss, rounding_of(published))
+        parts = []
         for rank, ours in enumerate(ranks):
-            losses_recorded = _floats(recorded, f"{run.name}/rank{rank}/loss/")
-            terms = Trio(*(_floats(ours, f"{d}/published/{run.name}/loss/") for d in _dtypes(dtype)))
-            new_losses, new_accuracies = term_parts(
-                losses_recorded, terms, tolerances, tolerances.loss, batch, noise=noise, where=f" on rank {rank}"
-            )
-            losses += new_losses
-            accuracies += new_accuracies
-        rows += [worst(f"{label}: loss terms", losses), worst(f"{label}: accuracies (per cent)", accuracies)]
-        for mode, suffix, truth in (
-            ("published", "", _under(recorded, f"{run.name}/grad/")),
-            ("with_grad", ", gather_with_grad", run.group("grad/")),
-        ):
-            gradients = Trio(*(_under(ranks[0], f"{d}/{mode}/{run.name}/grad/") for d in _dtypes(dtype)))
-            rows += gradient_rows(label + suffix, truth, gradients, tolerances)
+            under = f"published/{run.name}/loss/"
+            terms = dtypes.each(lambda dtype, ours=ours, under=under: _floats(ours, f"{dtype}/{under}"))
+            losses = _floats(recorded, f"{run.name}/rank{rank}/loss/")
+            parts += term_parts(losses, terms, tolerance, tolerances.accuracy(batch), where=f" on rank {rank}")
+        rows += term_rows(label, parts)
+        rows += gradient_rows(label, _under(recorded, f"{run.name}/grad/"), published, tolerances)
+        rows += gradient_rows(f"{label}, gather_with_grad", run.group("grad/"), with_grad, tolerances)
     return rows
 
 

@@ -1,7 +1,6 @@
 """A recorded run as its folder describes it, and the same steps repeated by our code."""
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,23 +24,12 @@ from openslip.verify.deviation import ZERO_GRADIENT, Arrays
 from openslip.verify.files import read_arrays, read_json
 
 Model = DualEncoder | ImageEncoder
-_ROUNDING_SAMPLES = 8
 
 # The README of the recordings gives these in words; a run's `hyper` may name others.
-PUBLISHED_HYPER = {
-    "lr_start": 1e-6,
-    "lr_end": 1e-5,
-    "warmup_epochs": 1,
-    "betas": (0.9, 0.98),
-    "eps": 1e-8,
-    "max_logit_scale": 4.6052,
-}
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "bfloat16": torch.float32,  # weights; autocast does the rest
-}
+PUBLISHED_HYPER: dict[str, Any] = {"lr_start": 1e-6, "lr_end": 1e-5, "warmup_epochs": 1}
+PUBLISHED_HYPER |= {"betas": (0.9, 0.98), "eps": 1e-8, "max_logit_scale": 4.6052}
+# Of the weights; autocast does the rest.
+DTYPES = {"float64": torch.float64, **dict.fromkeys(("float32", "tf32", "bfloat16"), torch.float32)}
 
 
 @dataclass(frozen=True)
@@ -102,12 +90,15 @@ def read_run(folder: Path, name: str) -> Run:
     )
 
 
+def describe(run: Run, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The architecture that arrays of these shapes have."""
+    text_heads = run.dims["text_heads"] if run.has_text else None
+    return slip.read_architecture(shapes, image_heads=run.dims["vision_heads"], text_heads=text_heads)
+
+
 def build(run: Run, state: Arrays, *, gather_with_grad: bool) -> tuple[Model, Objective]:
     """Model and objective of the recorded shapes in this state, in training mode."""
-    shapes = {name: array.shape for name, array in state.items()}
-    text_heads = run.dims["text_heads"] if run.has_text else None
-    description = slip.read_architecture(shapes, image_heads=run.dims["vision_heads"], text_heads=text_heads)
-    model = build_model(description)
+    model = build_model(describe(run, {name: array.shape for name, array in state.items()}))
     assert isinstance(model, DualEncoder | ImageEncoder)
     objective = _objective(run, gather_with_grad=gather_with_grad)
     objective.setup(model)
@@ -123,12 +114,9 @@ def _objective(run: Run, *, gather_with_grad: bool) -> Objective:
     clip = {"gather_with_grad": gather_with_grad, "max_logit_scale": run.hyper["max_logit_scale"]}
     if not run.has_head:
         return CLIP(**clip)
-    ssl = {
-        "head_hidden": run.dims["ssl_mlp"],
-        "head_output": run.dims["ssl_emb"],
-        "ssl_temperature": run.dims["ssl_temp"],
-    }
-    return SLIP(**clip, **ssl, ssl_scale=run.dims["ssl_scale"]) if run.has_text else SimCLR(**ssl)
+    dims = run.dims
+    ssl = {"head_hidden": dims["ssl_mlp"], "head_output": dims["ssl_emb"], "ssl_temperature": dims["ssl_temp"]}
+    return SLIP(**clip, **ssl, ssl_scale=dims["ssl_scale"]) if run.has_text else SimCLR(**ssl)
 
 
 def read_batch(run: Run, index: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -224,29 +212,6 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
             values["logit_scale"] = float(model.logit_scale.detach().double().exp())
         steps.append(values)
     return Trajectory(outputs, first, largest, steps, {name: as_array(tensor) for name, tensor in state.items()})
-
-
-@torch.no_grad()
-def loss_rounding(run: Run) -> dict[str, float]:
-    """Root mean square rounding of float32 in each loss of batch 0, over slightly different initial weights."""
-    rng = np.random.default_rng(0)
-    squares: dict[str, list[float]] = {}
-    for _ in range(_ROUNDING_SAMPLES):
-        init = run.group("init/")
-        for name, array in init.items():
-            if array.dtype.kind == "f":
-                moved = array * (1 + 1e-3 * rng.standard_normal(array.shape))
-                init[name] = np.asarray(moved, dtype=array.dtype)
-        losses: list[dict[str, float]] = []
-        for dtype in (torch.float32, torch.float64):
-            model, objective = build(run, init, gather_with_grad=True)
-            model.to(dtype)
-            objective.to(dtype)
-            terms = objective.terms(model, objective.encode(model, read_batch(run, 0, "cpu", dtype)))
-            losses.append({name: float(value) for name, value in terms.items()})
-        for name, value in losses[0].items():
-            squares.setdefault(name, []).append((value - losses[1][name]) ** 2)
-    return {name: math.sqrt(sum(values) / len(values)) for name, values in squares.items()}
 
 
 @torch.no_grad()

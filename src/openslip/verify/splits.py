@@ -3,25 +3,36 @@
 Everything runs in float64 on this machine's CPU; what equal means: docs/NUMERICS.md#equal.
 """
 
+import copy
 import dataclasses
 import json
 import math
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
 
+from openslip.distributed import all_sum, world_size
 from openslip.errors import UserError
-from openslip.training.microbatch import mixing_layers, refuse_mixing_layers
+from openslip.objectives import tiles
+from openslip.objectives.objective import Objective
+from openslip.optim import param_groups
+from openslip.training.microbatch import loss_in_slices, mixing_layers, refuse_mixing_layers
 from openslip.verify.deviation import ZERO_GRADIENT, Row
-from openslip.verify.split_step import Batch, Float64Copy, Quantity, StepParts, quantities
+
+Batch = dict[str, Tensor]
+
 
 RANKS = 2
 GLOBAL_BATCH = 12  # the smallest that two ranks can both cut into five uneven micro-batches
@@ -35,6 +46,17 @@ COVERED = (
     "of the config's optimizer at its full learning rate\n"
     "not covered: autocast, torch.compile, other devices, gradient clipping, the schedule, EMA weights"
 )
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """The parts of a step, as `Pretrainer` takes them; a step changes none of them."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: Callable[[list[dict]], torch.optim.Optimizer]
+    weight_decay: float
+    layer_decay: float | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,70 @@ ON_RANKS = (
 )
 
 
+class Quantity(NamedTuple):
+    """An array in the memory of a step, to be used before the next one is asked for."""
+
+    kind: str
+    name: str
+    array: np.ndarray
+
+
+class Float64Copy(nn.Module):
+    """Model and objective in training mode, and the forward pass that DDP wraps."""
+
+    def __init__(self, parts: StepParts) -> None:
+        super().__init__()
+        self.model, self.objective = copy.deepcopy((parts.model, parts.objective))  # at once: they may share modules
+        self.double().train()
+
+    def forward(self, batch: Batch, sizes: Sequence[int]) -> dict[str, Tensor]:
+        return loss_in_slices(self.objective, self.model, batch, sizes)
+
+
+def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int | None) -> Iterator[Quantity]:
+    """Loss terms and gradients as means over ranks, then statistics and weights after the optimizer's step.
+
+    Args:
+        parts: of the step.
+        batch: of this rank, in float64.
+        sizes: samples of each micro-batch.
+        tile: rows and columns of the losses' tiles; None: their plain form.
+    """
+    copied = Float64Copy(parts)
+    forward = copied
+    if dist.is_initialized():  # options as in configs/trainer/ddp.yaml
+        forward = DistributedDataParallel(copied, broadcast_buffers=False, gradient_as_bucket_view=True)
+    optimizer = parts.optimizer(param_groups([copied.model, copied.objective], parts.weight_decay, parts.layer_decay))
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_scale"]
+    with in_tiles(tile):
+        terms = forward(batch, sizes)
+        terms["loss"].backward()
+    for name, term in terms.items():
+        yield Quantity("loss terms", name, (all_sum(term.detach()) / world_size()).numpy())
+    for name, parameter in copied.named_parameters():
+        if parameter.grad is not None:
+            yield Quantity("gradients", name, parameter.grad.numpy())
+    optimizer.step()
+    copied.objective.after_step(copied.model)
+    for name, buffer in copied.named_buffers():
+        if buffer.is_floating_point():
+            yield Quantity("statistics", name, buffer.numpy())
+    for name, parameter in copied.named_parameters():
+        yield Quantity("weights", name, parameter.detach().numpy())
+
+
+@contextmanager
+def in_tiles(size: int | None) -> Iterator[None]:
+    """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
+    before = tiles.PLAIN_UP_TO, tiles.CPU_TILE
+    tiles.PLAIN_UP_TO, tiles.CPU_TILE = (1 << 62, 0) if size is None else (0, size)
+    try:
+        yield
+    finally:
+        tiles.PLAIN_UP_TO, tiles.CPU_TILE = before
+
+
 def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
     """Each split against the whole batch in one process: loss terms, gradients, statistics, weights after a step.
 
@@ -83,22 +169,20 @@ def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
     model = Float64Copy(parts).model
     refuse_mixing_layers(model, slices=1)
     mixing = mixing_layers(model)
+    in_one_process, on_ranks = (  # no micro-batches where layers of the model mix samples, as in training
+        [split for split in splits if not mixing or len(split.sizes) == 1] for splits in (IN_ONE_PROCESS, ON_RANKS)
+    )
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected"
         record(quantities(parts, batch, WHOLE.sizes, WHOLE.tile), expected)
         rows = []
-        for split in allowed(IN_ONE_PROCESS, mixing):
+        for split in in_one_process:
             rows += compared(split, quantities(parts, batch, split.sizes, split.tile), expected)
-        rows += rows_on_ranks(parts, batch, allowed(ON_RANKS, mixing), Path(scratch))
+        rows += rows_on_ranks(parts, batch, on_ranks, Path(scratch))
     if mixing:
         tower = mixing[0].partition(".")[0]
         rows.append(Row.skipped("micro-batches", f"training refuses them: {tower} has batch norm that is not frozen"))
     return rows
-
-
-def allowed(splits: Sequence[Split], mixing: list[str]) -> list[Split]:
-    """Without micro-batches where layers of the model mix samples, as in training."""
-    return [split for split in splits if not mixing or len(split.sizes) == 1]
 
 
 def refuse_randomness(parts: StepParts, batch: Batch) -> None:
@@ -139,7 +223,9 @@ def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list
             truth = np.load(expected / file, allow_pickle=False)
             difference = array - truth
             if kind == "weights" and f"gradients/{name}.npy" in files:
-                difference = np.where(is_rounding(expected / "gradients" / f"{name}.npy"), 0.0, difference)
+                # Where the true gradient is zero, an optimizer that divides by its size takes a step of rounding.
+                gradient = np.load(expected / "gradients" / f"{name}.npy", allow_pickle=False)
+                difference = np.where(np.abs(gradient) < ZERO_GRADIENT, 0.0, difference)
             apart[kind][name] = float(np.linalg.norm(difference))
             sizes[kind][name] = float(np.linalg.norm(truth))
     if unmatched:
@@ -152,11 +238,6 @@ def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list
         worst = max(deviations, key=lambda name: deviations[name])
         rows.append(Row(f"{split}: {kind}", deviations[worst], TOLERANCE, worst))
     return rows
-
-
-def is_rounding(gradient: Path) -> np.ndarray:
-    """Where the true gradient is zero, so that an optimizer that divides by its size takes a step of rounding."""
-    return np.asarray(np.abs(np.load(gradient, allow_pickle=False)) < ZERO_GRADIENT)
 
 
 def rows_on_ranks(parts: StepParts, batch: Batch, splits: list[Split], scratch: Path) -> list[Row]:

@@ -1,6 +1,5 @@
 """Rows of learning rates, of the official models' names and shapes, and of token ids."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.optim import WarmupCosine
 from openslip.text.clip_bpe import ClipBpe
-from openslip.verify.deviation import Part, Row, exactly, rate_part, same_names, worst
+from openslip.verify.deviation import Part, Row, exactly, rate_part, same_shapes, worst
 from openslip.verify.files import read_json
 from openslip.verify.recording import PUBLISHED_HYPER, Model
 from openslip.verify.runs import decay_parts, decayed_names
@@ -50,8 +49,7 @@ def official_rows(folder: Path) -> list[Row]:
             model, objective = _build(state, num_heads)
         count = sum(parameter.numel() for part in (model, objective) for parameter in part.parameters())
         counts.append(exactly(f"{name}: {count}", abs(count - recorded["parameters"])))
-        ours = {key: tensor.shape for key, tensor in slip.to_published(model, objective).items()}
-        shapes.append(same_names(name, _with_shapes(ours), _with_shapes(state)))
+        shapes.append(same_shapes(name, slip.to_published(model, objective), state))
         names = decayed_names(model, objective)
         for part in decay_parts(names, recorded["decay"], recorded["no_decay"]):
             decays.append(Part(f"{name}, {part.label}", part.deviation, part.tolerance))
@@ -61,10 +59,6 @@ def official_rows(folder: Path) -> list[Row]:
         worst("official models: decayed and undecayed names", decays),
         worst("official models: attention heads", heads),
     ]
-
-
-def _with_shapes(shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    return [f"{name} {list(shape)}" for name, shape in shapes.items()]
 
 
 def _build(state: dict[str, list[int]], num_heads: int) -> tuple[Model, Objective]:

@@ -1,6 +1,5 @@
 """Rows of zero-shot classification and of the evaluation transform."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,38 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from openslip.data.image.eval_transform import EvalTransform
-from openslip.evaluation.features import text_features
-from openslip.inference.bundle import Bundle
 from openslip.inference.formats import slip
 from openslip.inference.prompts import class_embeddings
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.similarity import unit_length
-from openslip.text.tokenizer import Tokenizer
 from openslip.verify.deviation import TOLERANCES, Arrays, Part, Row, Trio, relative, worst
 from openslip.verify.files import is_recorded, read_arrays
 from openslip.verify.recording import DTYPES, Run, as_array, build, precision, read_run
-
-
-class RecordedTokens(Tokenizer):
-    """Gives the text `class/template` the recorded ids of that prompt."""
-
-    special_ids: Mapping[str, int] = {}
-
-    def __init__(self, text: Tensor) -> None:
-        self.text = text
-        self.context_length = text.shape[-1]
-        self.vocab_size = int(text.max()) + 1
-
-    def encode(self, texts: Sequence[str], /) -> tuple[Tensor, Tensor]:
-        places = [tuple(int(number) for number in text.split("/")) for text in texts]
-        ids = torch.stack([self.text[place] for place in places])
-        return ids, ids.argmax(dim=1) + 1  # the published code pools the largest id
-
-    def decode(self, ids: Sequence[int], /) -> str:
-        return " ".join(map(str, ids))
-
-    def settings(self) -> dict[str, Tensor]:
-        return {"text": self.text}
 
 
 def zero_shot_rows(folder: Path, device: str, dtype: str) -> list[Row]:
@@ -68,14 +42,15 @@ def _classify(run: Run, recorded: Arrays, device: str, dtype: str) -> Arrays:
     model.to(device, DTYPES[dtype]).eval()
     text = torch.from_numpy(recorded["text"])
     num_classes, num_templates = text.shape[:2]
+
+    def encode_text(prompts: list[str]) -> Tensor:
+        ids = torch.stack([text[tuple(map(int, prompt.split("/")))] for prompt in prompts])
+        lengths = ids.argmax(dim=1) + 1  # the published code pools the largest id
+        return unit_length(model.encode_text(ids.to(device), lengths))
+
     with precision(device, dtype):
-        transform = EvalTransform(**slip.PUBLISHED_TRANSFORM)
-        bundle = Bundle(model, RecordedTokens(text), transform, {}, torch.device(device))
-        classes = class_embeddings(
-            lambda texts: text_features(bundle, texts),
-            [str(number) for number in range(num_classes)],
-            [f"{{}}/{number}" for number in range(num_templates)],
-        )
+        names, templates = (list(map(str, range(count))) for count in (num_classes, num_templates))
+        classes = class_embeddings(encode_text, names, [f"{{}}/{template}" for template in templates])
         images = model.encode_image(torch.from_numpy(recorded["images"]).to(device, DTYPES[dtype]))
     logits = unit_length(images).double() @ classes.double().T
     probabilities = (model.logit_scale.double().exp() * logits).softmax(dim=-1)

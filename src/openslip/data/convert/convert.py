@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openslip.data.convert import descriptions
+from openslip.data.convert.image import QUALITY
 from openslip.data.convert.manifest import Entry, Manifest, Totals, read
 from openslip.data.convert.processes import write_shards
 from openslip.data.convert.record import LeftOut, Record, with_unique_keys
@@ -22,7 +23,6 @@ from openslip.durable import sweep
 from openslip.errors import UserError
 
 SAMPLES_PER_SHARD = 10_000  # img2dataset's
-QUALITY = 95  # img2dataset's; photographs come back with their brightness right to 43 dB, at 90 to 40 dB
 
 
 def convert(
@@ -33,12 +33,10 @@ def convert(
     options: dict[str, Any],
     samples_per_shard: int = SAMPLES_PER_SHARD,
     resize: int | None = None,
-    quality: int = QUALITY,
     workers: int = 1,
-    name: str = "shard",
     on_shard: Callable[[Entry, Totals], None],
 ) -> Totals:
-    """Write `out/NAME-000000.tar ...`, `out/manifest.json` and `out/left_out.jsonl`; resume an interrupted call.
+    """Write `out/shard-000000.tar ...`, `out/manifest.json` and `out/left_out.jsonl`; resume an interrupted call.
 
     Args:
         layout: one of `descriptions()`.
@@ -47,9 +45,7 @@ def convert(
         options: the layout's own, by name; None leaves an option its default.
         samples_per_shard: records per shard; those that are left out count.
         resize: short side in pixels of larger images; None keeps every JPEG, PNG and WebP as it is.
-        quality: JPEG quality of images that are encoded anew.
         workers: processes that write shards.
-        name: of the shards.
         on_shard: called after each shard.
 
     Raises:
@@ -60,8 +56,6 @@ def convert(
         (samples_per_shard >= 1, f"--samples-per-shard {samples_per_shard}: expected 1 or more"),
         (workers >= 1, f"--workers {workers}: expected 1 or more"),
         (resize is None or resize >= 1, f"--resize {resize}: expected the short side in pixels, such as 256"),
-        (1 <= quality <= 100, f"--quality {quality}: expected 1 to 100"),
-        (re.fullmatch(r"[A-Za-z0-9_-]+", name), f"--name {name!r}: expected letters, digits, - and _"),
     ):
         if not is_valid:
             raise UserError(message)
@@ -81,13 +75,12 @@ def convert(
         "options": json.loads(json.dumps(given, default=str, sort_keys=True)),
         "samples_per_shard": samples_per_shard,
         "resize": resize,
-        "quality": quality,
-        "name": name,
+        "quality": QUALITY,
     }
     with locked(out):
         manifest = prepare(out, made_of)
         tasks = (
-            Task(out / f"{name}-{place:06}.tar", batch, resize, quality, known)
+            Task(out / f"shard-{place:06}.tar", batch, resize, known)
             for place, batch in enumerate(chain([first], batches))
             for known in [manifest.shards[place] if place < len(manifest.shards) else None]
         )
@@ -147,8 +140,7 @@ def prepare(out: Path, made_of: dict[str, Any]) -> Manifest:
     complete = {entry.name for entry in manifest.shards}
     sweep(out, "*.tar")
     for stale in out.glob("*.tar"):
-        name, _, number = stale.stem.rpartition("-")
-        if name == manifest.made_of["name"] and number.isdigit() and stale.name not in complete:
+        if re.fullmatch(r"shard-\d+\.tar", stale.name) and stale.name not in complete:
             stale.unlink()
     manifest.made_of = made_of
     with (out / "left_out.jsonl").open("ab") as file:

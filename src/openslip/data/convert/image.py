@@ -13,6 +13,7 @@ from openslip.data.image.decode import FORMATS, MAX_PIXELS, to_rgb
 from openslip.errors import UserError
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by more of them
+QUALITY = 95  # img2dataset's; photographs come back with their brightness right to 43 dB, at 90 to 40 dB
 _BROKEN_STORAGE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -50,12 +51,11 @@ def open_archive(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def convert_image(data: bytes, resize: int | None, quality: int) -> tuple[str, bytes]:
+def convert_image(data: bytes, resize: int | None) -> tuple[str, bytes]:
     """Suffix and bytes of an image in a shard; a JPEG, PNG or WebP that need not be scaled down keeps its bytes.
 
     Every image is decoded, so that what lies in a shard can be. EXIF is not carried over: its rotation is ignored in
-    training, and the pixels are stored as they are. `resize` is the short side in pixels of images that are larger, and
-    `quality` the JPEG quality of those that are encoded anew.
+    training, and the pixels are stored as they are. `resize` is the short side in pixels of images that are larger.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -75,7 +75,7 @@ def convert_image(data: bytes, resize: int | None, quality: int) -> tuple[str, b
             image = to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
         stream = io.BytesIO()
         # Full colour resolution: halving it, as is usual, costs a photograph more than the rest of the encoding does.
-        to_rgb(image).save(stream, "JPEG", quality=quality, subsampling="4:4:4")
+        to_rgb(image).save(stream, "JPEG", quality=QUALITY, subsampling="4:4:4")
         return "jpg", stream.getvalue()
     except UnusableError:
         raise

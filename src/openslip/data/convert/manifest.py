@@ -44,6 +44,10 @@ class Totals:
         """`800 x missing picture, 12 x no caption`, the most frequent first."""
         return ", ".join(f"{count:,} x {reason}" for reason, count in self.left_out.most_common())
 
+    def __str__(self) -> str:
+        left_out = self.left_out.total()
+        return f"in all {self.shards:,} shards, {self.samples:,} samples, {left_out:,} left out"
+
 
 @dataclass
 class Manifest:

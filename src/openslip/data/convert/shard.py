@@ -26,7 +26,6 @@ class Task:
     path: Path
     records: list[Record | LeftOut]
     resize: int | None
-    quality: int
     known: Entry | None
 
 
@@ -89,5 +88,5 @@ def members(record: Record | LeftOut, task: Task) -> dict[str, Any]:
         raise UnusableError("no caption")
     if fields:
         sample["json"] = encodable(json.dumps(fields, ensure_ascii=False)).encode()
-    suffix, data = convert_image(read_image(record.picture), task.resize, task.quality)
+    suffix, data = convert_image(read_image(record.picture), task.resize)
     return {"__key__": record.key, suffix: data, **sample}

@@ -1,4 +1,4 @@
-"""Bytes of a picture to pixels, and boxes cut out of them: by Pillow, the reference, or by libjpeg-turbo."""
+"""Bytes of an image to pixels, and boxes cut out of them: by Pillow, the reference, or by libjpeg-turbo."""
 
 import io
 from pathlib import Path
@@ -20,22 +20,22 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 class PillowDecoder:
-    """The reference: pixel by pixel what the published loaders and torchvision's crops on PIL pictures give."""
+    """The reference: pixel by pixel what the published loaders and torchvision's crops on PIL images give."""
 
     name = "pillow"  # part of a run's fingerprint: decoders differ in the last bit of a pixel
 
     def decode(self, data: bytes, name: str) -> Image.Image:
-        """The picture in RGB; `name` is what an error calls it. Raises UserError as `open_image` does."""
+        """The image in RGB; `name` is what an error calls it. Raises UserError as `open_image` does."""
         return open_image(data, name)
 
-    def size(self, picture: Image.Image) -> tuple[int, int]:
+    def size(self, image: Image.Image) -> tuple[int, int]:
         """Width and height."""
-        return picture.size
+        return image.size
 
-    def crop(self, picture: Image.Image, box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
+    def crop(self, image: Image.Image, box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
         """The box scaled to a square, bilinear with antialiasing; contiguous, and nothing outside the box is seen."""
         # Not resize(box=...): its filter reaches beyond the box, torchvision's crop does not.
-        crop = picture.crop(box).resize((side, side), Image.Resampling.BILINEAR)
+        crop = image.crop(box).resize((side, side), Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.frombuffer(crop.tobytes(), np.uint8).reshape(side, side, 3).transpose(2, 0, 1))
 
 
@@ -43,7 +43,7 @@ class TurboDecoder:
     """Pillow's pixels, and its crops but for one level here and there, in less than half the time.
 
     What is no ordinary JPEG (four channels, other formats, damage of any kind) is left to Pillow, whose judgement of a
-    damaged picture and whose message therefore hold for both decoders.
+    damaged image and whose message therefore hold for both decoders.
     """
 
     name = "turbo"
@@ -59,17 +59,15 @@ class TurboDecoder:
                 pass
         return np.array(open_image(data, name))
 
-    def size(self, picture: UInt8[np.ndarray, "height width 3"]) -> tuple[int, int]:
+    def size(self, image: UInt8[np.ndarray, "height width 3"]) -> tuple[int, int]:
         """As PillowDecoder's."""
-        return picture.shape[1], picture.shape[0]
+        return image.shape[1], image.shape[0]
 
-    def crop(
-        self, picture: UInt8[np.ndarray, "height width 3"], box: Box, side: int
-    ) -> UInt8[np.ndarray, "3 side side"]:
+    def crop(self, image: UInt8[np.ndarray, "height width 3"], box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
         """As PillowDecoder's."""
         left, top, right, bottom = box
         # Contiguous with the colours innermost: torch scales no other layout without a slower copy into this one.
-        inside = torch.from_numpy(np.ascontiguousarray(picture[top:bottom, left:right]))
+        inside = torch.from_numpy(np.ascontiguousarray(image[top:bottom, left:right]))
         scaled = interpolate(inside[None].permute(0, 3, 1, 2), (side, side), mode="bilinear", antialias=True)
         return np.ascontiguousarray(scaled[0].numpy())  # numpy parts the colours in half of torch's time
 
@@ -78,9 +76,9 @@ Decoder = PillowDecoder | TurboDecoder
 
 
 def open_image(source: bytes | str | Path, name: str) -> Image.Image:
-    """Decode one picture to RGB; transparency is dropped and EXIF rotation ignored, as in the published loaders.
+    """Decode one image to RGB; transparency is dropped and EXIF rotation ignored, as in the published loaders.
 
-    `name` is what an error calls the picture. Raises UserError when it has more than 50 million pixels (known from its
+    `name` is what an error calls the image. Raises UserError when it has more than 50 million pixels (known from its
     header, before anything is decoded) or cannot be decoded whole.
     """
     try:
@@ -96,7 +94,7 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"not a picture in one of the formats {', '.join(FORMATS)}"
+            reason = f"not an image in one of the formats {', '.join(FORMATS)}"
         raise UserError(f"{name}: cannot be decoded ({reason}); replace or remove it") from error
     raise UserError(f"{name}: {size}, more than {MAX_PIXELS:,} pixels are refused; scale it down first")
 

@@ -77,21 +77,18 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     """The architecture in our config form and the model's weights in our names, without the SSL head."""
     published = state_dict(raw)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
-    ours = from_published(published)
     architecture = read_architecture(shapes, image_heads=image_heads(shapes, model_name(raw)), text_heads=None)
     with torch.device("meta"):
-        expected = build_model(architecture).state_dict()
-    state = {name.removeprefix("model."): tensor for name, tensor in ours.items() if name.startswith("model.")}
-    if unknown := sorted(set(state) - set(expected)):
-        raise UserError(f"checkpoint has unknown keys {_listed(published_name('model.' + name) for name in unknown)}")
-    if missing := sorted(set(expected) - set(state)):
-        raise UserError(f"checkpoint lacks the keys {_listed(published_name('model.' + name) for name in missing)}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"checkpoint key {published_name('model.' + name)} has shape {list(tensor.shape)}; "
-                f"its other keys ask for {list(expected[name].shape)}"
-            )
+        expected = to_published(build_model(architecture), nn.Module())
+    published = {name: tensor for name, tensor in published.items() if not name.startswith("image_mlp.")}
+    for names, fault in ((published.keys() - expected, "has unknown"), (expected.keys() - published, "lacks the")):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise UserError(f"checkpoint {fault} keys {', '.join(sorted(names)[:5])}{more}")
+    for name, tensor in published.items():
+        if tensor.shape != (shape := expected[name].shape):
+            raise UserError(f"checkpoint key {name} has shape {[*tensor.shape]}; its other keys ask for {[*shape]}")
+    state = {name.removeprefix("model."): tensor for name, tensor in from_published(published).items()}
     return architecture, state
 
 
@@ -102,7 +99,7 @@ def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
     if "visual.cls_token" not in tensors:
         raise UserError(
             "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; "
-            f"its keys begin with {_listed(list(tensors or raw)[:3])}"
+            f"its keys begin with {', '.join(map(str, list(tensors or raw)[:3]))}"
         )
     return tensors
 
@@ -121,7 +118,7 @@ def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
     size = name.rsplit("_", 1)[-1] if name else None
     if size in PUBLISHED_IMAGE_HEADS:
         return PUBLISHED_IMAGE_HEADS[size]
-    width = _shape(shapes, "visual.cls_token", 3)[-1]
+    width = _shape(shapes, "visual.cls_token")[-1]
     if width == _SMALL_WIDTH:
         return PUBLISHED_IMAGE_HEADS["VITS16"]
     return _one_per_64(width, "visual.cls_token")
@@ -137,8 +134,8 @@ def read_architecture(
         image_heads: heads of the image tower.
         text_heads: heads of the text tower, None for one per 64 channels as published.
     """
-    width, channels, patch, _ = _shape(shapes, "visual.patch_embed.proj.weight", 4)
-    side = (_shape(shapes, "visual.pos_embed", 3)[1] - 1) ** 0.5
+    width, channels, patch, _ = _shape(shapes, "visual.patch_embed.proj.weight")
+    side = (_shape(shapes, "visual.pos_embed")[1] - 1) ** 0.5
     if side != int(side) or channels != 3:
         raise UserError(
             f"checkpoint keys visual.pos_embed {list(shapes['visual.pos_embed'])} and "
@@ -160,29 +157,26 @@ def read_architecture(
     }
     if all(name.startswith(("visual.", "image_mlp.")) for name in shapes):
         return {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": image_tower}
-    vocab_size, text_width = _shape(shapes, "token_embedding.weight", 2)
+    vocab_size, text_width = _shape(shapes, "token_embedding.weight")
     return {
         "_target_": "openslip.models.dual_encoder.DualEncoder",
         "image_tower": image_tower,
         "text_tower": {
             "_target_": "openslip.models.text_transformer.TextTransformer",
             "vocab_size": vocab_size,
-            "context_length": _shape(shapes, "positional_embedding", 2)[0],
+            "context_length": _shape(shapes, "positional_embedding")[0],
             "width": text_width,
             "depth": _depth(shapes, "transformer.resblocks."),
             "heads": text_heads or _one_per_64(text_width, "token_embedding.weight"),
         },
-        "embed_dim": _shape(shapes, "image_projection", 2)[1],
+        "embed_dim": _shape(shapes, "image_projection")[1],
         "logit_scale_init": _LOGIT_SCALE_INIT,
     }
 
 
 def from_published(state: Mapping[str, T]) -> dict[str, T]:
     """Published names to ours, `model.` and `objective.` first as in our run checkpoints; any values."""
-    names = {name: our_name(name) for name in state}
-    if unknown := [name for name, ours in names.items() if ours is None]:
-        raise UserError(f"checkpoint has unknown keys {_listed(unknown)}")
-    return {ours: state[name] for name, ours in names.items() if ours is not None}
+    return {our_name(name): value for name, value in state.items()}
 
 
 def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
@@ -197,24 +191,21 @@ def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
     return {published_name(name): tensor for name, tensor in named.items()}
 
 
-def our_name(published: str) -> str | None:
-    """`visual.norm.bias` to `model.image_tower.trunk.norm.bias`; None for a name no published model has."""
+def our_name(published: str) -> str:
+    """`visual.norm.bias` to `model.image_tower.trunk.norm.bias`."""
     return _translate(published, _TO_OURS)
 
 
 def published_name(ours: str) -> str:
-    """The way back; the published code has no counterpart to other names, which is an error of ours."""
-    name = _translate(ours, _TO_PUBLISHED)
-    assert name is not None, ours
-    return name
+    """The way back."""
+    return _translate(ours, _TO_PUBLISHED)
 
 
-def _translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+def _translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str:
     for pattern, target in table:
         if match := pattern.fullmatch(name):
-            n, rest = match.groupdict().get("n", ""), match["rest"]
-            return target.replace("{n}", n) + rest
-    return None
+            return target.replace("{n}", match.groupdict().get("n", "")) + match["rest"]
+    raise KeyError(name)
 
 
 def _pattern(prefix: str) -> re.Pattern[str]:
@@ -226,12 +217,10 @@ _TO_OURS = [(_pattern(published), ours) for published, ours in _NAMES]
 _TO_PUBLISHED = [(_pattern(ours), published) for published, ours in _NAMES]
 
 
-def _shape(shapes: Mapping[str, Sequence[int]], name: str, ndim: int) -> tuple[int, ...]:
+def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
     if name not in shapes:
         raise UserError(f"checkpoint lacks the keys {name}")
-    if len(shapes[name]) != ndim:
-        raise UserError(f"checkpoint key {name} has shape {list(shapes[name])}; expected {ndim} dimensions")
-    return tuple(shapes[name])
+    return shapes[name]
 
 
 def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
@@ -246,9 +235,3 @@ def _one_per_64(width: int, key: str) -> int:
             f"expected a multiple of {_HEAD_WIDTH}"
         )
     return width // _HEAD_WIDTH
-
-
-def _listed(names: Any, limit: int = 5) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(str(name) for name in names[:limit]) + more
