@@ -1,4 +1,4 @@
-"""The recipes and their metrics, typed from papers, the published code and data sheets; nothing is read from `configs/`.
+"""The recipes and their metrics, typed from papers, published code and data sheets; nothing is read from `configs/`.
 
 "Published" is SLIP (arXiv:2112.12750) and facebookresearch/SLIP (models.py, main.py, datasets.py, losses.py, README).
 "Built-in" are this project's own choices for the tiny models, the built-in dataset and what nobody published.
