@@ -231,13 +231,6 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
     build_all(config)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_says_what_to_expect_and_how_to_run_it(experiment: str):
-    head = (config_folder() / "experiment" / f"{experiment}.yaml").read_text()
-    assert "Expected on ImageNet:" in head
-    assert f"python train.py experiment={experiment}" in head
-
-
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
