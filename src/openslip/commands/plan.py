@@ -70,4 +70,4 @@ def main(arguments: list[str]) -> None:
         activations=cost.activation_bytes,
     )
     say(*flops(cost), "", *memories(memory, local), "", *checkpoints(memory, Path(config["runs_dir"])), "")
-    say(*hours(cost, memory, schedule.total_steps, config, device, precision))
+    say(*hours(cost, memory, schedule.max_steps, config, device, precision))
