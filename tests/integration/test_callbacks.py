@@ -11,7 +11,7 @@ import pytest
 import torch
 from pretraining import BATCH, Batches, fit, pretrainer
 from torch import Tensor, nn
-from trainings import RUN, STEPS, Training, newest
+from trainings import RUN, STEPS, Training, newest, steps_saved
 
 from openslip.config.build import build_evaluations
 from openslip.errors import UserError
@@ -77,6 +77,14 @@ def test_each_evaluation_runs_on_its_own_schedule_whatever_interrupts_the_run(pl
     assert newest(folder)["callbacks"]["Evaluate"]["steps"]["b"] == 24
     results = json.loads((folder / "result.json").read_text())["metrics"]
     assert results == {name: {"scale": float(steps[STEPS])} for name, steps in expected.items()}
+
+
+def test_an_evaluation_that_ended_before_the_save_is_not_repeated(place: Path):
+    run = [*EVALUATED, "callbacks.save.every_n_steps=7", "name=ended"]
+    assert Training(place, *run, log="ended", DISTURB="signal 8 0").wait() == 143
+    assert newest(place / "runs" / "ended")["callbacks"]["Evaluate"]["steps"] == {"a": 8}
+    assert Training(place, *run, log="ended", DISTURB="kill_a 1 0").wait() == -signal.SIGKILL
+    assert steps_saved(place / "runs" / "ended")[0] == 12
 
 
 def test_the_state_of_a_run_that_began_with_one_schedule_for_all_is_read():
