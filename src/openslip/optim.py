@@ -80,19 +80,19 @@ class WarmupCosine:
         lr: at the last warm-up step and once more at the step after it, as the published table.
         lr_end: what the cosine tends to; the last step is one short of it.
         warmup_steps: length of the line.
-        total_steps: length of the run; the rate stays at its last value beyond it.
+        max_steps: length of the run; the rate stays at its last value beyond it.
     """
 
-    def __init__(self, *, lr_start: float, lr: float, lr_end: float, warmup_steps: int, total_steps: int) -> None:
+    def __init__(self, *, lr_start: float, lr: float, lr_end: float, warmup_steps: int, max_steps: int) -> None:
         self.lr_start = lr_start
         self.lr = lr
         self.lr_end = lr_end
         self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
+        self.max_steps = max_steps
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
             return self.lr_start + (self.lr - self.lr_start) * step / max(self.warmup_steps - 1, 1)
-        step = min(step, self.total_steps - 1)
-        progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        step = min(step, self.max_steps - 1)
+        progress = (step - self.warmup_steps) / max(self.max_steps - self.warmup_steps, 1)
         return self.lr_end + 0.5 * (self.lr - self.lr_end) * (1 + math.cos(math.pi * progress))

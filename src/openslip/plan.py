@@ -56,7 +56,7 @@ def values(parts: Parts, *, trained: bool) -> int:
 
 def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule: WarmupCosine) -> list[str]:
     """Lines about steps, epochs and the learning rate."""
-    batch, steps = config["global_batch_size"], schedule.total_steps
+    batch, steps = config["global_batch_size"], schedule.max_steps
     return [
         f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch"
         + " (as its config says; training counts what it finds)" * is_expected(config["data"]["source"]),

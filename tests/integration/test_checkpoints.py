@@ -72,11 +72,11 @@ def test_checkpoints_of_other_names_are_never_gone_on_from(place: Path, whole: P
             shutil.copy(newest_whole(whole / "checkpoints").path, where / foreign)
     training = Training(place, *RUN, f"name={name}", log=name, DISTURB="signal 8 0", **environment)
     assert training.wait() == 143, training.said()
-    assert "goes on after" not in training.said()
+    assert "resumes after" not in training.said()
     assert steps_saved(folder)[0] == 8
     training = Training(place, *RUN, f"name={name}", log=name, **environment)
     assert training.wait() == 0, training.said()
-    assert "goes on after step 8 of 30" in training.said()
+    assert "resumes after step 8 of 30" in training.said()
     assert_ended_as(folder, whole)
 
 

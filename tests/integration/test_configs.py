@@ -101,7 +101,7 @@ def build_all(config: dict[str, Any]) -> None:
     parameters = [*model.parameters(), *objective.parameters()]
     assert all(parameter.is_meta for parameter in parameters)
     build(config["optim"]["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
-    build(config["optim"]["schedule"], warmup_steps=1, total_steps=2)
+    build(config["optim"]["schedule"], warmup_steps=1, max_steps=2)
     for callback in config["callbacks"].values():
         build(callback)
 

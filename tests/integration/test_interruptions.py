@@ -52,11 +52,11 @@ def test_twelve_kills_at_random_moments_change_nothing(place: Path, whole: Path)
             time.sleep(0.2 * rng.random())
         assert training.process.is_alive(), training.said()
         training.kill()
-        resumed += "goes on after step" in training.said()
+        resumed += "resumes after step" in training.said()
     assert resumed >= 6
     training = Training(place, *run, log="killed.log")
     assert training.wait() == 0, training.said()
-    assert "goes on after step" in training.said()
+    assert "resumes after step" in training.said()
     assert_ended_as(place / "runs" / "killed", whole)
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(place: Path, whole: Pat
         training = Training(place, *RUN, f"name={name}", log=name)
         assert training.wait() == 0
         assert f"WARNING: checkpoint runs/{name}/checkpoints/step-000014.ckpt is damaged" in training.said()
-        assert "goes on after step 12 of 30" in training.said()
+        assert "resumes after step 12 of 30" in training.said()
         assert_ended_as(place / "runs" / name, whole)
 
 
@@ -274,7 +274,7 @@ def test_two_hundred_interruptions_of_one_run(place: Path):
     for number in range(200):
         kind = rng.choice(["kill", "signal"])
         training = Training(place, *run, f"name={name}", log=f"{name}{number}", STEPS_MADE=str(counter))
-        training.wait_for("step" if number == 0 else "goes on after step")
+        training.wait_for("step" if number == 0 else "resumes after step")
         time.sleep(0.3 * rng.random())
         if kind == "kill":
             training.kill()
@@ -366,7 +366,7 @@ def test_a_killed_worker_of_one_rank_ends_both_and_nothing_is_lost(place: Path, 
     assert "error: a process that loads data was killed (DataLoader worker" in ranks[1].said()
     for rank in two_ranks(place, *run, log="worker2-"):
         assert rank.wait() == 0, rank.said()
-    assert "goes on after step 8 of 30" in ranks[0].said()
+    assert "resumes after step 8 of 30" in ranks[0].said()
     assert_ended_as(place / "runs" / "worker2", whole_of_two)
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from on_ranks import late_figures
+from on_ranks import late_metrics
 from pretraining import Rows, fit, pretrainer
 from ranks import Ranks
 
 from openslip.errors import UserError
 from openslip.training.callbacks.save import save
 from openslip.training.checkpoint_io import DurableCheckpointIO
-from openslip.training.logging.late import LateFigures
+from openslip.training.logging.late import LateMetrics
 from openslip.training.logging.metrics import Measured, Metrics
 from openslip.training.logging.status_line import StatusLine, duration, status
 
@@ -62,7 +62,7 @@ def test_a_peak_that_is_no_positive_number_is_refused_by_name(peak: Any):
 
 
 def test_figures_are_the_mean_over_ranks(two_ranks: Ranks):
-    for found in two_ranks(late_figures):
+    for found in two_ranks(late_metrics):
         assert found == {"loss": 1.5, "acc": 25.0}
 
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_comes_after_the_row_of_its_step(tmp_path: Path):
     metrics = Metrics(every_n_steps=2, devices={}, peak_tflops=None)
     made = pretrainer("clip", steps=2)
     trainer = fit(made, 2, callbacks=[metrics], logger=rows)
-    metrics.measured = Measured(2, LateFigures({"train/late": torch.tensor(1.0)}), rows.rows[-1][1])
+    metrics.measured = Measured(2, LateMetrics({"train/late": torch.tensor(1.0)}), rows.rows[-1][1])
     trainer.strategy.checkpoint_io = DurableCheckpointIO()
     trainer._default_root_dir = str(tmp_path)  # pyright: ignore[reportAttributeAccessIssue]
     (tmp_path / "checkpoints").mkdir()

@@ -15,10 +15,11 @@ from on_ranks import bad_samples_of_an_epoch
 from ranks import Ranks
 from shard_files import jpeg, write_pairs, write_tar
 from small_models import small_model
-from views import caption_view, crop_view, flattened
+from views import MEAN, STD, caption_view, crop_view, flattened
 
 from openslip.data.datamodule import DataModule
 from openslip.data.image.decode import PillowDecoder, TurboDecoder
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
 from openslip.data.sources.mixture import Mixture
 from openslip.data.sources.shards import ShardSource
@@ -176,9 +177,11 @@ def pretrainer() -> Pretrainer:
         layer_decay=None,
         clip_norm=None,
         ema_decay=None,
-        schedule=WarmupCosine(warmup_steps=1, total_steps=20, lr=1e-3, lr_start=1e-6, lr_end=1e-5),
+        schedule=WarmupCosine(warmup_steps=1, max_steps=20, lr=1e-3, lr_start=1e-6, lr_end=1e-5),
         micro_batch_size=None,
-        description={},
+        architecture={},
+        tokenizer=None,
+        transform=EvalTransform(size=16, mean=MEAN, std=STD),
     )
 
 

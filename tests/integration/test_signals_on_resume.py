@@ -9,7 +9,7 @@ from trainings import SMALL, steps_saved, two_ranks
 
 RUN = [
     *(word for word in SMALL if word != "evaluation=none"),
-    *("evaluation=none", "evaluate_every_n_epochs=2", "trainer.max_steps=13", "data.source.shards=0.tar"),
+    *("evaluation=none", "trainer.max_steps=13", "data.source.shards=0.tar", "+evaluation.long.every_n_epochs=2"),
     *("+evaluation.long._target_=disturbances.LongEvaluation", "+evaluation.long.source.shards=0.tar"),
     *(
         "+evaluation.long.source._target_=openslip.data.sources.shards.ShardSource",

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +96,8 @@ class SlowSteps(pl.Callback):
 
 
 class SlowEvaluation(Evaluation):
+    every_n_epochs = 1
+
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.arrays = {"some": np.zeros(1)}
@@ -138,8 +139,10 @@ def slow_run(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
             model=nn.Linear(INPUTS, OUTPUTS),
             objective=OneProduct(),
             optimizer=lambda groups: torch.optim.AdamW(groups, fused=True),
-            schedule=WarmupCosine(lr_start=1e-4, lr=1e-3, lr_end=1e-5, warmup_steps=3, total_steps=STEPS),
-            description={},
+            schedule=WarmupCosine(lr_start=1e-4, lr=1e-3, lr_end=1e-5, warmup_steps=3, max_steps=STEPS),
+            architecture={},
+            tokenizer=None,
+            transform=EvalTransform(size=16, mean=MEAN, std=STD),
             weight_decay=0.1,
             layer_decay=None,
             clip_norm=None,
@@ -149,17 +152,15 @@ def slow_run(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         data = data_module(SlowSource(clock), views={"image": crop_view(16, (0.5, 1.0))})
         pretrainer.step = data.consumed = after_step
         steps, rows = SlowSteps(clock), Rows()
-        transform = EvalTransform(size=16, mean=MEAN, std=STD)
-        bundle = partial(Bundle, tokenizer=None, transform=transform, architecture={})
         fit(
             pretrainer,
             STEPS - after_step,
             callbacks=[
                 steps,
                 Metrics(every_n_steps=every_n_steps, devices={}, peak_tflops=1e-6),
-                Snapshot(num_samples=2, mean=[0.5] * 3, std=[0.5] * 3, tokenizer=None),
+                Snapshot(num_samples=2),
                 Save(every_n_steps=3, every_n_epochs=1),
-                Evaluate(evaluations={"slow": SlowEvaluation(clock)}, bundle=bundle, every_n_epochs=1),
+                Evaluate({"slow": SlowEvaluation(clock)}),
             ],
             logger=rows,
             plugins=[DurableCheckpointIO()],

@@ -113,3 +113,34 @@ class Float64(SLIP):
         model.double()
         self.double()
         model.image_tower.register_forward_pre_hook(lambda tower, arguments: (arguments[0].double(),))
+
+
+class Scale(Evaluation):
+    """Measures the logit scale; `kill_NAME` ends the process in that call of it, where `step` counts the calls."""
+
+    def __init__(self, *, name: str) -> None:
+        self.name = name
+        self.calls = 0
+
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        self.calls += 1
+        if here(f"kill_{self.name}", self.calls):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"scale": float(bundle.model.logit_scale)}
+
+
+class Overwrite(pl.Callback):
+    """Sets the logit scale at the end of each step to a number that tells the step, and counts the steps."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.count += 1
+        pl_module.model.logit_scale.data.fill_(1 + pl_module.step / 64)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.count = state_dict["count"]

@@ -18,7 +18,7 @@ from openslip.distributed import gather
 from openslip.errors import DataError, UserError
 from openslip.objectives.objective import Objective
 from openslip.training.callbacks.finite import Finite
-from openslip.training.logging.late import LateFigures
+from openslip.training.logging.late import LateMetrics
 from openslip.training.microbatch import loss_in_slices
 from openslip.training.towers import prepare_towers
 from openslip.verify.splits import in_tiles
@@ -228,6 +228,6 @@ def skipped_under_a_scaler() -> list[bool]:
     return found
 
 
-def late_figures() -> dict[str, float]:
+def late_metrics() -> dict[str, float]:
     rank = dist.get_rank()
-    return LateFigures({"loss": torch.tensor(1.0 + rank), "acc": torch.tensor(50.0 * rank)}).read()
+    return LateMetrics({"loss": torch.tensor(1.0 + rank), "acc": torch.tensor(50.0 * rank)}).read()

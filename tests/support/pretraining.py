@@ -2,36 +2,51 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 from small_models import small_batch, small_model
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from views import MEAN, STD
 
 from openslip.data.datamodule import DataModule
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.optim import WarmupCosine
 from openslip.training.pretrainer import Pretrainer
 
 BATCH = 12
 
 
-class Batches(Dataset):
-    """The same small batch at every step."""
+class Batches(DataModule):
+    """The same small batch at every step of one epoch, without files."""
 
     def __init__(self, steps: int, dtype: torch.dtype) -> None:
-        self.steps = steps
+        pl.LightningDataModule.__init__(self)
+        self.order: Any = SimpleNamespace(global_batch_size=BATCH, steps_per_epoch=steps)
+        self.consumed, self.loader = 0, None
         self.batch = {
             key: value.to(dtype) if value.is_floating_point() else value for key, value in small_batch(BATCH).items()
         }
 
-    def __len__(self) -> int:
-        return self.steps
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.batch] * self.steps_per_epoch, batch_size=None)  # pyright: ignore[reportArgumentType]
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.batch
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        return batch
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return batch
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 class Rows(Logger):
@@ -72,8 +87,10 @@ def pretrainer(
         model=model.to(dtype),
         objective=objective,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True),
-        schedule=WarmupCosine(lr_start=1e-3, lr=1e-3, lr_end=1e-4, warmup_steps=1, total_steps=steps),
-        description={},
+        schedule=WarmupCosine(lr_start=1e-3, lr=1e-3, lr_end=1e-4, warmup_steps=1, max_steps=steps),
+        architecture={},
+        tokenizer=None,
+        transform=EvalTransform(size=16, mean=MEAN, std=STD),
         **settings | options,
     )
     torch.manual_seed(2)  # `setup` made the head anew
@@ -107,5 +124,5 @@ def fit(
         default_root_dir=folder,
     )
     dtype = next(made.parameters()).dtype
-    trainer.fit(made, data or DataLoader(Batches(steps, dtype), batch_size=None))
+    trainer.fit(made, datamodule=data or Batches(steps, dtype))
     return trainer

@@ -37,7 +37,7 @@ RUN = [*SMALL, "data.source.shards=0.tar", f"trainer.max_steps={STEPS}", "callba
 
 # Three evaluations: after steps 12 and 24, and at the end. What they find depends on no weights.
 EVALUATED = [
-    *("evaluate_every_n_epochs=2", "+evaluation.long._target_=disturbances.LongEvaluation"),
+    *("+evaluation.long.every_n_epochs=2", "+evaluation.long._target_=disturbances.LongEvaluation"),
     *(
         "+evaluation.long.source._target_=openslip.data.sources.shards.ShardSource",
         "+evaluation.long.source.shards=0.tar",

@@ -22,21 +22,21 @@ def test_learning_rate_equals_the_published_table(name: str):
         lr=recipe["lr"],
         lr_end=recipe["lr_end"],
         warmup_steps=recipe["warmup_epochs"] * per_epoch,
-        total_steps=recipe["epochs"] * per_epoch,
+        max_steps=recipe["epochs"] * per_epoch,
     )
     for step, lr in recipe["points"].items():
         assert schedule(int(step)) == pytest.approx(lr, rel=1e-9), step
 
 
 def test_the_peak_occurs_twice_and_the_end_is_never_reached():
-    schedule = WarmupCosine(lr_start=1e-6, lr=3e-3, lr_end=1e-5, warmup_steps=10, total_steps=100)
+    schedule = WarmupCosine(lr_start=1e-6, lr=3e-3, lr_end=1e-5, warmup_steps=10, max_steps=100)
     assert schedule(9) == schedule(10) == pytest.approx(3e-3, rel=1e-12)
     assert schedule(99) > 1e-5
     assert schedule(500) == schedule(99)
 
 
 def test_a_run_shorter_than_its_warm_up_stays_on_the_line():
-    schedule = WarmupCosine(lr_start=0.0, lr=1.0, lr_end=0.0, warmup_steps=11, total_steps=3)
+    schedule = WarmupCosine(lr_start=0.0, lr=1.0, lr_end=0.0, warmup_steps=11, max_steps=3)
     assert [schedule(step) for step in range(3)] == pytest.approx([0.0, 0.1, 0.2])
 
 

@@ -1,13 +1,10 @@
 """`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
 
-import logging
 import sys
-import warnings
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from openslip.config.build import build, build_evaluations, build_parts, load_tower_weights, settled
 from openslip.config.check import NO_FSDP, check_root_values
@@ -15,8 +12,6 @@ from openslip.config.compose import compose_config
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
 from openslip.errors import UserError, first_line
-from openslip.inference.bundle import Bundle
-from openslip.inference.formats.openslip import describe
 from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.run import watchdog
@@ -24,10 +19,17 @@ from openslip.run.checkpoints import saved
 from openslip.run.folder import Run, open_run, run_name, without_secrets
 from openslip.slurm import is_first
 from openslip.training.callbacks.evaluate import Evaluate
-from openslip.training.callbacks.preemption import Preemption, finish_wandb
+from openslip.training.callbacks.preemption import Preemption
 from openslip.training.callbacks.resume import Resume
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.lightning import (
+    SWITCHED_OFF,
+    end_launched_ranks,
+    finish_wandb,
+    ignore_foreign_checkpoints,
+    quiet_lightning,
+)
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
@@ -36,7 +38,7 @@ from openslip.training.slurm_tasks import check_tasks
 
 
 def main(arguments: list[str]) -> None:
-    """Trains what the config says and leaves `runs/<name>/`."""
+    """Train what the config says and leave `runs/<name>/`."""
     for word in arguments:  # before a group of settings stands in its way
         if word.startswith("trainer.strategy") and "fsdp" in word.lower():
             raise UserError(f"{word}: {NO_FSDP}")
@@ -49,16 +51,17 @@ def main(arguments: list[str]) -> None:
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
     run = open_run(config, name, main_process=is_first())
     if run.state == "finished":
-        say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
+        say(f"{run.folder} is finished; its result (for another run give name= or change a setting):")
         say(*run.result()["lines"])
         return
     if run.state == "unfinished":
-        say(f"{run.folder} is not finished: this command goes on with it")
+        say(f"{run.folder} is unfinished: this command resumes it")
     watchdog.start(config["watchdog"])
     fit(config, run)
 
 
 def fit(config: dict[str, Any], run: Run) -> None:
+    """Build everything, train, and write the report and the result."""
     quiet_lightning()
     pl.seed_everything(config["seed"], verbose=False)
 
@@ -75,21 +78,17 @@ def fit(config: dict[str, Any], run: Run) -> None:
         bad_samples_file=run.folder / "bad_samples.jsonl",
     )
     if is_first():
-        found, expected = len(data.source), data.source.expected_samples
-        share = f" of {expected}, {100 * found // expected} %" if expected else ""
-        drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != found else ""
-        say(f"data: {found} samples{share}{drawn}")
+        num_samples, expected = len(data.source), data.source.expected_samples
+        share = f" of {expected}, {100 * num_samples // expected} %" if expected else ""
+        drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != num_samples else ""
+        say(f"data: {num_samples} samples{share}{drawn}")
         for problem in data.source.problems:
             say(f"data: {problem}")
         if data.order.dropped:
             say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
     evaluations = build_evaluations(config["evaluation"])
 
-    settings = config["trainer"]
     optim = config["optim"]
-    schedule = planned_schedule(config, data.steps_per_epoch)
-
-    transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
     choose_slices = config["micro_batch_size"] == "auto"
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
     longest = partial(example_batch, varying)
@@ -101,33 +100,34 @@ def fit(config: dict[str, Any], run: Run) -> None:
         layer_decay=optim["layer_decay"],
         clip_norm=optim["clip_norm"],
         ema_decay=optim["ema_decay"],
-        schedule=schedule,
+        schedule=planned_schedule(config, data.steps_per_epoch),
         micro_batch_size=None if choose_slices else config["micro_batch_size"],
-        description=describe(config["model"], parts.tokenizer, transform),
+        architecture=config["model"],
+        tokenizer=parts.tokenizer,
+        transform=EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"]),
     )
 
-    bundle = partial(Bundle, tokenizer=parts.tokenizer, transform=transform, architecture=config["model"])
-    evaluate = Evaluate(evaluations=evaluations, bundle=bundle, every_n_epochs=config["evaluate_every_n_epochs"])
-    loggers = [CsvLogger(run.folder / "metrics.csv"), *start_loggers(config, run)]
+    evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
+    # Lightning calls callbacks in this order: saving comes after all that may change what a checkpoint holds.
+    configured = sorted(config["callbacks"].items(), key=lambda item: item[0] == "save")
     choose_tf32(config["tf32"])
     trainer = build(
-        settings | {"max_steps": schedule.total_steps, "max_epochs": -1},
+        config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},
         "trainer",
-        # The order in which they do their part at the end of a step: whoever saves comes after whoever changes state.
         callbacks=[
             *([ChooseSlices(run.folder / "micro_batch_size.json", longest)] if choose_slices else []),
-            *(build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()),
+            *(build(options, f"callbacks.{name}") for name, options in configured),
             evaluate,
             Preemption(),
             Watch(),
-            Resume(resumes=resumed is not None),
+            Resume(resumes=resumed is not None, rows=rows),
         ],
-        logger=loggers,
+        logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),
     )
-    if resumed is None:  # else Lightning, in a SLURM job, would load a hpc_ckpt_N.ckpt that lies in the run's folder
-        trainer._checkpoint_connector._user_managed = True
+    if resumed is None:
+        ignore_foreign_checkpoints(trainer)
     try:
         trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
     except RuntimeError as error:
@@ -135,14 +135,14 @@ def fit(config: dict[str, Any], run: Run) -> None:
             raise
         raise UserError(
             f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
-            "lower data.num_workers; the same command goes on"
+            "lower data.num_workers; the same command resumes the run"
         ) from error
     finally:
         end_launched_ranks(trainer)
-        finish_wandb(trainer)  # else the next run of this process would go on in it
+        finish_wandb(trainer)
 
     if trainer.is_global_zero:
-        headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
+        headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
         report = write_report(run.folder)
         lines = [*headlines, f"report: {report}"]
         if bad := data.bad_samples.total():
@@ -152,53 +152,21 @@ def fit(config: dict[str, Any], run: Run) -> None:
         say(*lines)
 
 
-def end_launched_ranks(trainer: pl.Trainer) -> None:
-    """Lightning kills this process when it sees one of its children end first, whatever was being written here."""
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        ranks = [*launcher.procs]
-        launcher.procs.clear()  # its observer looks at this list
-        failed = sys.exc_info()[0] is not None
-        for process in ranks:
-            if failed:
-                process.kill()
-            process.wait()
-
-
-def quiet_lightning() -> None:
-    """Its notes about devices, products and its own deprecations are not about the run."""
-    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message="The `srun` command is available")  # on every login node
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message="This DataLoader will create")
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # towers.*.locked
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
-    warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch")
-
-
-def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
-    """The run's length in steps: `trainer.max_steps`, else `trainer.max_epochs` times the steps of an epoch."""
-    max_steps, max_epochs = settings["max_steps"], settings["max_epochs"]
+def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate over the run's length: `trainer.max_steps` or `trainer.max_epochs`, whichever ends first."""
+    optim, max_steps, max_epochs = config["optim"], config["trainer"]["max_steps"], config["trainer"]["max_epochs"]
     if max_steps is None and max_epochs is None:
         raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
-    return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
-
-
-def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
-    """The learning rate over the whole run, whose length it knows."""
-    optim = config["optim"]
+    lengths = (max_steps, max_epochs and max_epochs * steps_per_epoch)
     warmup_steps = optim["warmup_steps"]
     if warmup_steps is None:
         warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
-    total_steps = planned_steps(config["trainer"], steps_per_epoch)
-    return build(optim["schedule"], "optim.schedule", warmup_steps=warmup_steps, total_steps=total_steps)
+    max_steps = min(steps for steps in lengths if steps is not None)
+    return build(optim["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
-    """The configured loggers beside the CSV file; one that does not start is named and left out, never fatal."""
+    """Start the configured loggers beside the CSV file; one that fails is named and skipped, never fatal."""
     started = []
     for name, logger_config in config["logger"].items():
         try:
@@ -208,7 +176,7 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
             logger = build(logger_config, f"logger.{name}", save_dir=str(run.folder), **named)
             logger.log_hyperparams(without_secrets(config))
         except Exception as error:
-            say(f"logger {name} did not start and is left out: {error}")
+            say(f"logger {name} did not start and is skipped: {error}")
         else:
             started.append(logger)
     return started

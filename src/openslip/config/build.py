@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from openslip.config.check import lookup
+from openslip.config.check import is_whole, lookup
 from openslip.data.view import View
 from openslip.errors import UserError, first_line
 from openslip.evaluation.evaluation import Evaluation
@@ -116,6 +116,8 @@ def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
         evaluations[name] = build(arguments, f"evaluation.{name}")
         for key in SCHEDULE & options.keys():
+            if not is_whole(options[key]) or options[key] < 0:
+                raise UserError(f"evaluation.{name}.{key}={options[key]}: expected a whole number; 0: at the end only")
             setattr(evaluations[name], key, options[key])
     return evaluations
 

@@ -57,22 +57,20 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
 
 def views(arrays: dict[str, np.ndarray]) -> str:
     """Samples of the first batch, every view of each."""
-    captions = arrays.get("captions", np.array([]))
-    views = {name: pixels for name, pixels in arrays.items() if name != "captions" and pixels.ndim == 4}
+    views = {name: array for name, array in arrays.items() if array.ndim == 4}
+    captions = [array for array in arrays.values() if array.ndim == 1 and len(array)]
     check(bool(views), "arrays/views.npz holds no view")
-    order = {"image": 0, "aug1": 1, "aug2": 2}
-    names = sorted(views, key=lambda name: (order.get(name, 3), name))
     cards = []
     for place in range(min(MAX_VIEW_SAMPLES, *map(len, views.values()))):
         images = "".join(
-            f"<div>{image_tag(views[name][place], f'view {name}')}<span>{escape(name)}</span></div>" for name in names
+            f"<div>{image_tag(views[name][place], f'view {name}')}<span>{escape(name)}</span></div>" for name in views
         )
-        caption = f"<q>{escape(captions[place])}</q>" if place < len(captions) else ""
-        cards.append(f'<figure class="card sample"><div class="views">{images}</div>{caption}</figure>')
-    many = "one view" if len(names) == 1 else f"{len(names)} views"
-    caption = ", and the caption that goes with them" if len(captions) else ""
+        quotes = "".join(f"<q>{escape(texts[place])}</q>" for texts in captions if place < len(texts))
+        cards.append(f'<figure class="card sample"><div class="views">{images}</div>{quotes}</figure>')
+    many = "one view" if len(views) == 1 else f"{len(views)} views"
+    with_captions = ", and its captions" if len(captions) > 1 else ", and its caption" if captions else ""
     return (
-        f"<p>Samples of the first batch as the model gets them: {many} of each image{caption}.</p>"
+        f"<p>Samples of the first batch as the model gets them: {many} of each image{with_captions}.</p>"
         f'<div class="samples">{"".join(cards)}</div>'
     )
 

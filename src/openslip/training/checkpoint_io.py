@@ -48,7 +48,7 @@ class DurableCheckpointIO(CheckpointIO):
             if pause is not None:
                 sys.stderr.write(f"\ncheckpoint {path} could not be written ({reason}): tried again in {pause:.0f} s\n")
                 time.sleep(pause)
-        before = "the checkpoints before it are whole, and the same command goes on"
+        before = "the checkpoints before it are whole, and the same command resumes the run"
         if not saved(path.parent):
             before = "there is none before it"
         self.failure = f"checkpoint {path} could not be written ({reason}): make room or mend the file system; {before}"
@@ -58,9 +58,9 @@ class DurableCheckpointIO(CheckpointIO):
         newest: Path | CheckpointError | None = None
         if rank() == 0:
             try:
-                found = newest_whole(Path(path))
-                forget_after(found)
-                newest = found.path
+                checkpoint = newest_whole(Path(path))
+                forget_after(checkpoint)
+                newest = checkpoint.path
             except CheckpointError as error:
                 newest = error
         newest = from_first_rank(newest)

@@ -1,4 +1,4 @@
-"""One training step: features -> loss -> backward -> clip -> learning rate and optimizer -> clamp -> average."""
+"""One training step: features -> loss -> backward -> clip -> learning rate and optimizer -> clamp -> EMA."""
 
 import copy
 from collections.abc import Callable
@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from openslip.data.datamodule import DataModule
+from openslip.data.image.eval_transform import EvalTransform
+from openslip.inference.bundle import Bundle
+from openslip.inference.formats.openslip import describe
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine, param_groups
+from openslip.text.tokenizer import Tokenizer
 from openslip.training.finite import marked
 from openslip.training.gradients import clip_gradients
 from openslip.training.microbatch import even_slices, loss_in_slices
@@ -26,16 +30,19 @@ class Pretrainer(pl.LightningModule):
         weight_decay: of the decayed group.
         layer_decay: factor on the learning rate per block below a tower's top; None for one rate.
         clip_norm: the largest global norm of the gradient; None clips nothing.
-        ema_decay: of the moving average of the model's weights, kept as `averaged`; None keeps none.
-        schedule: step to learning rate.
+        ema_decay: of the model's EMA weights, kept as `averaged`; None keeps none.
+        schedule: step to learning rate, over the length of the run.
         micro_batch_size: samples per slice and rank; None for one slice.
-        description: plain fields from which `openslip.load` rebuilds the model; saved in every checkpoint.
+        architecture: plain fields from which the model was built; saved in every checkpoint, as the next two are.
+        tokenizer: of the captions; None without text.
+        transform: image to model input in evaluations.
 
     Attributes:
         step: global batches consumed, whether their update was skipped or not.
-        averaged: the model with averaged weights, which begins as the model's; None without `ema_decay`.
+        max_steps: length of the run.
+        averaged: the model with EMA weights, which begin as the model's; None without `ema_decay`.
         terms: what the last step measured, as scalars on the device.
-        skipped: whether the last step's update was left out, on the device; None where nobody watches over that.
+        skipped: whether the last step's update was skipped, on the device; None where nobody watches over that.
     """
 
     def __init__(
@@ -50,7 +57,9 @@ class Pretrainer(pl.LightningModule):
         ema_decay: float | None,
         schedule: WarmupCosine,
         micro_batch_size: int | None,
-        description: dict[str, Any],
+        architecture: dict[str, Any],
+        tokenizer: Tokenizer | None,
+        transform: EvalTransform,
     ) -> None:
         super().__init__()
         objective.setup(model)
@@ -63,8 +72,11 @@ class Pretrainer(pl.LightningModule):
         self.ema_decay = ema_decay
         self.averaged = None if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self.schedule = schedule
+        self.max_steps = schedule.max_steps
         self.micro_batch_size = micro_batch_size
-        self.description = description
+        self.architecture = architecture
+        self.tokenizer = tokenizer
+        self.transform = transform
         self.step = 0
         self.terms: dict[str, Tensor] = {}
         self.skipped: Tensor | None = None
@@ -74,8 +86,23 @@ class Pretrainer(pl.LightningModule):
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated and used: the averaged one where there is one."""
+        """The model that is evaluated and used: the one with EMA weights where there is one."""
         return self.model if self.averaged is None else self.averaged
+
+    @property
+    def bundle(self) -> Bundle:
+        """What evaluations take, with the weights of this step."""
+        return Bundle(self.evaluated, self.tokenizer, self.transform, self.architecture, self.device)
+
+    @property
+    def data(self) -> DataModule:
+        """The data module that it is fitted with."""
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def samples_seen(self) -> int:
+        """The x-axis on which runs with different batch sizes compare."""
+        return self.step * self.data.order.global_batch_size
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         lr = self.schedule(self.step)
@@ -101,13 +128,11 @@ class Pretrainer(pl.LightningModule):
         if self.averaged is not None:
             self.average(self.averaged)
         self.step += 1
-        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(data, DataModule):
-            data.consumed += 1
+        self.data.consumed += 1
 
     @torch.no_grad()
     def average(self, averaged: nn.Module) -> None:
-        """One step of the moving average, none where the update was left out; statistics are copied."""
+        """One step of the EMA, none where the update was skipped; statistics are copied."""
         assert self.ema_decay is not None
         for kept, new in zip(averaged.parameters(), self.model.parameters(), strict=True):
             made = 1.0 if self.skipped is None else (~self.skipped).to(new.dtype)
@@ -116,7 +141,7 @@ class Pretrainer(pl.LightningModule):
             kept.copy_(new)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["openslip"] = {**self.description, "step": self.step}
+        checkpoint["openslip"] = {**describe(self.architecture, self.tokenizer, self.transform), "step": self.step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["openslip"]["step"]

@@ -71,7 +71,7 @@ class Run:
             lr=self.hyper["lr"],
             lr_end=self.hyper["lr_end"],
             warmup_steps=self.hyper["warmup_epochs"] * self.num_batches,
-            total_steps=self.dims["epochs"] * self.num_batches,
+            max_steps=self.dims["epochs"] * self.num_batches,
         )
 
 

@@ -28,7 +28,7 @@ def schedule_rows(folder: Path) -> list[Row]:
             lr=table["lr"],
             lr_end=table["lr_end"],
             warmup_steps=table["warmup_epochs"] * table["steps_per_epoch"],
-            total_steps=table["epochs"] * table["steps_per_epoch"],
+            max_steps=table["epochs"] * table["steps_per_epoch"],
         )
         for step, rate in table["points"].items():
             parts.append(rate_part(f"{name} at step {step}", schedule(int(step)), rate))

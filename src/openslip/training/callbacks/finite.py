@@ -64,6 +64,7 @@ class Finite(pl.Callback):
         for buffer, before in self.statistics:
             buffer.copy_(torch.where(bad, before, buffer))
         self.skipped += bad
+        pl_module.terms["skipped"] = self.skipped
         self.in_a_row = (self.in_a_row + 1) * bad
         before, self.before = self.before, Late(self.in_a_row)
         self.stop(int(before.read()), pl_module.step - 1)

@@ -1,16 +1,16 @@
-"""A run that is asked to stop saves between two steps, and is queued again where a scheduler asked for it."""
+"""A run that is asked to stop saves between two steps, and is requeued where a scheduler asked."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
 
 from openslip import signals, slurm
 from openslip.distributed import any_rank, from_first_rank, of_all_ranks
 from openslip.run.checkpoints import saved
 from openslip.training.callbacks.save import save
+from openslip.training.lightning import finish_wandb, leave_signals
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -18,10 +18,7 @@ class Preemption(pl.Callback):
     """All ranks agree at the end of a step, save, and leave with exit code 143."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Lightning's handlers talk to the other ranks inside the handler, which can wait for ever, and it sends a
-        # flag of its own before every step, for which the device is waited.
-        trainer._signal_connector.register_signal_handlers = lambda: None
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        leave_signals(trainer)
         # Here, where all ranks have met, because a resumed run may evaluate in every callback's next hook.
         signals.defer()
 
@@ -32,28 +29,18 @@ class Preemption(pl.Callback):
             raise signals.Preempted
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Here and not where it is raised, because an evaluation may be where the ranks agree."""
+        """Save here and not where `Preempted` is raised, because an evaluation may be where the ranks agree."""
         if not isinstance(exception, signals.Preempted):
             return
         assert isinstance(pl_module, Pretrainer)
-        there = [checkpoint.step for checkpoint in saved(Path(trainer.default_root_dir) / "checkpoints")]
-        if from_first_rank(pl_module.step not in there):
+        steps = [checkpoint.step for checkpoint in saved(Path(trainer.default_root_dir) / "checkpoints")]
+        if from_first_rank(pl_module.step not in steps):
             save(trainer, pl_module)
-        received = next((found for found in of_all_ranks(signals.received()) if found), None)
+        received = next((number for number in of_all_ranks(signals.received()) if number), None)
         if trainer.is_global_zero:
             name = received.name if received else "a signal"
-            sys.stderr.write(f"\nstopped by {name} after step {pl_module.step}, saved; the same command goes on\n")
+            sys.stderr.write(f"\nstopped by {name} after step {pl_module.step}, saved; the same command resumes it\n")
             sys.stderr.flush()
             finish_wandb(trainer)  # under SLURM the job ends with the next call
             slurm.requeue(received)
         from_first_rank(None)  # whoever leaves earlier makes launchers kill the first rank
-
-
-def finish_wandb(trainer: pl.Trainer) -> None:
-    """A scheduler's SIGTERM reaches W&B's own process as well, which ends at once."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            try:
-                logger.experiment.finish()
-            except Exception as error:  # of whatever kind: the figures are in metrics.csv, and the run goes on
-                sys.stderr.write(f"W&B was not finished: {error}\n")

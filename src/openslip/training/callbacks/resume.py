@@ -1,4 +1,4 @@
-"""What a run needs to go on beside weights, optimizer and data: random states, and figures no further than its step."""
+"""What a run needs to resume beside weights, optimizer and data: random states, and metrics up to its step."""
 
 import random
 import sys
@@ -8,7 +8,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from openslip.data.datamodule import DataModule
 from openslip.distributed import of_all_ranks, rank
 from openslip.errors import CheckpointError
 from openslip.training.logging.csv_logger import CsvLogger
@@ -16,45 +15,48 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Resume(pl.Callback):
-    """Saves every rank's random states, and gives them back before the next step; cuts `metrics.csv` back.
+    """Saves every rank's random states, and restores them before the next step; cuts `metrics.csv` back.
 
     Args:
-        resumes: whether this rank has found checkpoints in the run's folder.
+        resumes: whether this rank sees checkpoints in the run's folder.
+        rows: the logger of `metrics.csv`.
     """
 
-    def __init__(self, *, resumes: bool) -> None:
+    def __init__(self, *, resumes: bool, rows: CsvLogger) -> None:
         self.resumes = resumes
+        self.rows = rows
         self.loaded: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        found = of_all_ranks(self.resumes)
-        if len(set(found)) > 1:  # some would wait for the checkpoint, and the others for the first step
-            blind = ", ".join(str(number) for number, each in enumerate(found) if not each)
+        all_resume = of_all_ranks(self.resumes)
+        if len(set(all_resume)) > 1:  # some would wait for the checkpoint, and the others for the first step
+            blind = ", ".join(str(number) for number, resumes in enumerate(all_resume) if not resumes)
             raise CheckpointError(
                 f"{trainer.default_root_dir}: rank {blind} cannot see the checkpoints that the other ranks see: "
-                "runs_dir= must be one folder for all nodes; where it is, the same command goes on once the "
+                "runs_dir= must be one folder for all nodes; where it is, the same command resumes the run once the "
                 "file server shows its files"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
-                logger.cut_back(pl_module.step)
+        self.rows.cut_back(pl_module.step)
         if trainer.is_global_zero and pl_module.step:
-            sys.stdout.write(f"goes on after step {pl_module.step} of {pl_module.schedule.total_steps}\n")
+            sys.stdout.write(f"resumes after step {pl_module.step} of {pl_module.max_steps}\n")
             sys.stdout.flush()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        assert pl_module.step == trainer.global_step
-        assert not isinstance(data, DataModule) or data.consumed == pl_module.step
+        assert pl_module.step == trainer.global_step == pl_module.data.consumed
         # The last of all hooks before a step: nothing may draw in between.
         if rank() < len(self.loaded):
             set_random_state(self.loaded[rank()])
         elif rank():  # each rank draws for samples of its own, so what it drops is its own as well
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank() + pl_module.step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.rows.sync()  # a run resumed from a checkpoint must find the rows of all steps before it
 
     def state_dict(self) -> dict[str, Any]:
         return {"random": of_all_ranks(random_state())}
@@ -64,7 +66,7 @@ class Resume(pl.Callback):
 
 
 def random_state() -> dict[str, Any]:
-    """Of Python, numpy, torch and this rank's GPU; numbers and tensors alone, so that a checkpoint may hold it."""
+    """Random states of Python, numpy, torch and this rank's GPU, as numbers and tensors that a checkpoint may hold."""
     numpy_state: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = numpy_state
     return {
@@ -76,7 +78,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """What `random_state` returned."""
+    """Restore what `random_state` returned."""
     random.setstate(state["python"])
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))

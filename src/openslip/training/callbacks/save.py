@@ -11,13 +11,11 @@ from openslip.run import watchdog
 from openslip.run.checkpoints import file_name
 from openslip.training.callbacks.finite import refuse_non_finite
 from openslip.training.checkpoint_io import DurableCheckpointIO
-from openslip.training.logging.csv_logger import CsvLogger
-from openslip.training.logging.metrics import Metrics
 from openslip.training.pretrainer import Pretrainer
 
 
 class Save(pl.Callback):
-    """Every `every_n_steps`, every `every_n_epochs`, after the last step, and when a signal has asked to stop."""
+    """Saves every `every_n_steps`, every `every_n_epochs` and after the last step; signals save by themselves."""
 
     def __init__(self, *, every_n_steps: int, every_n_epochs: int) -> None:
         self.every_n_steps = every_n_steps
@@ -27,18 +25,13 @@ class Save(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
-        epochs = int(trainer.num_training_batches) * self.every_n_epochs
-        # By the step, not by Lightning's epochs: after a resume in the middle of one, its hooks come at other times.
-        if (
-            pl_module.step % self.every_n_steps == 0
-            or pl_module.step % epochs == 0
-            or trainer.max_steps == pl_module.step
-        ):
+        intervals = (self.every_n_steps, self.every_n_epochs * pl_module.data.steps_per_epoch, pl_module.max_steps)
+        if any(pl_module.step % steps == 0 for steps in intervals):
             save(trainer, pl_module)
 
 
 def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
-    """Called by all ranks at the same step; returns when the checkpoint is on the disk.
+    """Save a checkpoint of this step: called by all ranks, returns when it is on the disk.
 
     Raises:
         NonFiniteError: a weight or statistic is not finite; nothing is written.
@@ -47,13 +40,6 @@ def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
     path = Path(trainer.default_root_dir) / "checkpoints" / file_name(pl_module.step)
     with watchdog.phase("checkpoint"):
         refuse_non_finite(pl_module.state_dict(), pl_module.step)
-        # What is logged late belongs to the steps before: a run that goes on from there must not lack the row.
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            if isinstance(callback, Metrics):
-                callback.write(trainer, pl_module)
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
-                logger.sync()
         trainer.save_checkpoint(path)
         io = trainer.strategy.checkpoint_io
         assert isinstance(io, DurableCheckpointIO)

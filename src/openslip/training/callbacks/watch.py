@@ -8,7 +8,7 @@ from openslip.run import watchdog
 
 
 class Watch(pl.Callback):
-    """Each step has its time anew; the first one counts as set-up, because kernels are compiled and workers start."""
+    """Starts each step's time limit; the first step counts as set-up: kernels are compiled and workers start."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

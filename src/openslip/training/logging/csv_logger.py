@@ -18,7 +18,7 @@ from openslip.errors import CheckpointError
 class CsvLogger(Logger):
     """Always on; a new metric rewrites the file with its column, else a row is appended and flushed.
 
-    Rows that lie there already are kept; `cut_back` drops those of steps that will be made again.
+    Rows that the file already holds are kept; `cut_back` drops those of steps that will be repeated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class CsvLogger(Logger):
                 csv.DictWriter(file, self.columns).writerow(self.rows[step])
 
     def read(self) -> None:
-        """What an earlier part of the run left; a crash may have cut its end short, or filled it with zeros."""
+        """Read the rows of the run so far; a crash may have cut their end short, or filled it with zeros."""
         text = self.path.read_text(encoding="utf-8")
         reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         for row in reader:
@@ -65,7 +65,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def cut_back(self, step: int) -> None:
-        """Drops the rows after a step, and columns that are then empty."""
+        """Drop the rows after a step, and columns that are then empty."""
         self.rows = {key: row for key, row in self.rows.items() if key <= step}
         self.columns = [
             name for name in self.columns if name == "step" or any(name in row for row in self.rows.values())
@@ -75,13 +75,13 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def sync(self) -> None:
-        """Onto the disk, before a checkpoint that stands at a later step."""
+        """Flush the file to the disk."""
         if self.path.exists():
-            with self.path.open("rb") as file:
+            with self.written(), self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rewrite(self) -> None:
-        """The whole file."""
+        """Write the whole file."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
@@ -96,5 +96,5 @@ class CsvLogger(Logger):
         except OSError as error:
             raise CheckpointError(
                 f"{self.path} could not be written ({error.strerror}): make room or mend the file system; the same "
-                "command goes on after the last checkpoint"
+                "command resumes the run from its last checkpoint"
             ) from error

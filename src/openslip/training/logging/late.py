@@ -1,4 +1,4 @@
-"""Figures of a step, read after the next one: whoever reads a tensor at once makes the device wait for the host."""
+"""Metrics of a step, read after the next one: reading a tensor at once would synchronise with the device."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from openslip.distributed import world_size
 
 
 class Late:
-    """Values on their way from the device, as they are now."""
+    """A copy of the values as they are now, on its way from the device."""
 
     def __init__(self, values: Shaped[Tensor, "*shape"]) -> None:
         self.on_gpu = values.device.type == "cuda"
@@ -20,23 +20,23 @@ class Late:
             self.copied.record()
 
     def read(self) -> Shaped[Tensor, "*shape"]:
-        """The values on the host, as soon as the device has given them."""
+        """The values on the host; waits until they are copied."""
         if self.on_gpu:
             self.copied.synchronize()
         return self.values
 
 
-class LateFigures:
-    """Scalars by name; their mean over ranks, made in one reduction."""
+class LateMetrics:
+    """Means over ranks of scalars by name, made in one reduction."""
 
-    def __init__(self, figures: dict[str, Tensor]) -> None:
-        self.names = list(figures)
-        values = torch.stack([x.double() if x.device.type != "mps" else x.float() for x in figures.values()])
+    def __init__(self, metrics: dict[str, Tensor]) -> None:
+        self.names = list(metrics)
+        values = torch.stack([x.double() if x.device.type != "mps" else x.float() for x in metrics.values()])
         if world_size() > 1:
             dist.all_reduce(values)
             values /= world_size()
         self.values = Late(values)
 
     def read(self) -> dict[str, float]:
-        """The figures, as soon as the device has them."""
+        """The metrics by name; waits until they are copied."""
         return dict(zip(self.names, self.values.read().tolist(), strict=True))

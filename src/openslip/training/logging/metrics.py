@@ -9,14 +9,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from openslip.data.datamodule import DataModule
 from openslip.distributed import world_size
-from openslip.errors import UserError
+from openslip.errors import CheckpointError, UserError
 from openslip.numbers import is_number
 from openslip.run import watchdog
-from openslip.training.callbacks.finite import Finite
-from openslip.training.logging.csv_logger import CsvLogger
-from openslip.training.logging.late import LateFigures
+from openslip.training.logging.late import LateMetrics
 from openslip.training.logging.status_line import StatusLine
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops, peak_tflops
@@ -27,25 +24,25 @@ COUNTED_SAMPLES = 8  # whose operations are counted: enough captions for their m
 
 @dataclass(frozen=True)
 class Measured:
-    """A step whose figures are still on their way from the device, and what the host knew of it."""
+    """A step whose metrics are still on their way from the device, and those that the host knew."""
 
     step: int
-    figures: LateFigures
+    late: LateMetrics
     known: Mapping[str, float | int]
 
 
 class Metrics(pl.Callback):
-    """Every `every_n_steps`: loss terms (mean over ranks), logit scale, learning rate, speed, memory, time left.
+    """Logs loss terms (mean over ranks), logit scale, learning rate, speed, memory and time left.
 
-    On a GPU they are read one step later, so that no step waits for them. What the data module tells (bad samples,
-    captions that were cut off, time spent waiting for data) and the peak memory are of the first rank. Speeds and the
-    time left are of steps alone: the clock starts when the first batch is set up, and stands still in evaluations and
+    On a GPU they are read one step later, so that no step waits for them. What the data module measures (bad samples,
+    truncated captions, time spent waiting for data) and the peak memory are those of the first rank. Speeds and the
+    time left count steps alone: the clock starts when the first batch is set up, and stops during evaluations and
     saves.
 
     Args:
-        every_n_steps: how often, and after the first step and the last.
+        every_n_steps: how often, besides the first step and the last.
         devices: peaks of GPUs, `{word of the name: {tflops: ...}}`.
-        peak_tflops: a number, of a device that the table lacks, or None; without either there is no utilisation.
+        peak_tflops: of a device that the table lacks, or None; without either no utilisation is logged.
 
     Raises:
         UserError: `peak_tflops` is no number above 0.
@@ -82,88 +79,80 @@ class Metrics(pl.Callback):
             with trainer.precision_plugin.forward_context():
                 self.flops = TRAINING_OVER_FORWARD * forward_flops(pl_module.objective, pl_module.model, some)
         self.started = self.last_time = watchdog.step_clock()
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self.last_waited = data.waited if isinstance(data, DataModule) else 0.0
+        self.last_waited = pl_module.data.waited
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
         self.write(trainer, pl_module)
-        step, total = pl_module.step, pl_module.schedule.total_steps
-        if step % self.every_n_steps and step != total and step != 1:
+        step = pl_module.step
+        if step % self.every_n_steps and step not in (1, pl_module.max_steps):
             return
-        figures = {f"train/{name}": term for name, term in pl_module.terms.items()}
+        late = {f"train/{name}": term for name, term in pl_module.terms.items()}
         logit_scale = getattr(pl_module.model, "logit_scale", None)
         if logit_scale is not None:
-            figures["train/logit_scale"] = logit_scale.detach().exp()
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            if isinstance(callback, Finite):
-                figures["train/skipped"] = callback.skipped
+            late["train/logit_scale"] = logit_scale.detach().exp()
         global_batch_size = len(next(iter(batch.values()))) * world_size()
-        known: dict[str, float | int] = {**samples_seen(trainer, step), "train/lr": pl_module.schedule(step - 1)}
-        known |= self.speed(trainer, pl_module, step, global_batch_size)
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(data, DataModule):
-            known |= data.figures()
-        self.measured = Measured(step, LateFigures(figures), known)
-        if pl_module.device.type != "cuda":  # a CPU has its figures at once
+        known: dict[str, float | int] = {
+            "samples_seen": pl_module.samples_seen,
+            "train/lr": pl_module.schedule(step - 1),
+        }
+        known |= self.speed(pl_module, step, global_batch_size) | pl_module.data.figures()
+        self.measured = Measured(step, LateMetrics(late), known)
+        if pl_module.device.type != "cuda":  # a CPU has its metrics at once
             self.write(trainer, pl_module)
 
-    def speed(self, trainer: pl.Trainer, pl_module: Pretrainer, step: int, global_batch_size: int) -> dict[str, float]:
-        """Since the step that was measured before."""
+    def speed(self, pl_module: Pretrainer, step: int, global_batch_size: int) -> dict[str, float]:
+        """Speeds since the step that was measured before."""
         now = watchdog.step_clock()
         seconds = max(now - self.last_time, 1e-9)
         samples = (step - self.last_step) * global_batch_size / seconds
-        remaining = (now - self.started) / (step - self.first_step) * (pl_module.schedule.total_steps - step)
+        remaining = (now - self.started) / (step - self.first_step) * (pl_module.max_steps - step)
         speed = {
             "samples_per_second": samples,
             "samples_per_second_per_device": samples / world_size(),
             "peak_memory_gb": peak_memory(pl_module.device) / 1e9,
             "eta_hours": remaining / 3600,
+            "data_wait_percent": 100 * (pl_module.data.waited - self.last_waited) / seconds,
         }
         if self.flops is not None and self.peak is not None:
             speed["mfu_percent"] = 100 * self.flops * samples / world_size() / self.peak
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(data, DataModule):
-            speed["data_wait_percent"] = 100 * (data.waited - self.last_waited) / seconds
-            self.last_waited = data.waited
-        self.last_time, self.last_step = now, step
+        self.last_time, self.last_step, self.last_waited = now, step, pl_module.data.waited
         return {f"speed/{key}": value for key, value in speed.items()}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.write(trainer, pl_module)  # the step before has a row that a run resumed from here would lack
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.write(trainer, pl_module)
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs and shows what was measured last, once."""
+        """Log and show what was measured last, once."""
         assert isinstance(pl_module, Pretrainer)
         if self.measured is None:
             return
         measured, self.measured = self.measured, None
-        logged = {**measured.figures.read(), **measured.known}
+        logged = {**measured.late.read(), **measured.known}
         log(trainer, logged, measured.step)
         if trainer.is_global_zero:
-            self.line.show(measured.step, pl_module.schedule.total_steps, logged)
+            self.line.show(measured.step, pl_module.max_steps, logged)
 
 
 def log(trainer: pl.Trainer, metrics: Mapping[str, float | int], step: int) -> None:
-    """Figures of a step to all loggers."""
+    """Send a step's metrics to all loggers."""
     send(trainer, step, lambda logger: logger.log_metrics(dict(metrics), step))
 
 
 def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) -> None:
-    """To all loggers; one that fails is named and dropped, but for the CSV file, which every run must have."""
+    """Send to all loggers; one that fails is named and dropped, unless it is the CSV file, which every run needs."""
     for logger in list(trainer.loggers):
         try:
             to_logger(logger)
+        except CheckpointError:
+            raise
         except Exception as error:
-            if isinstance(logger, CsvLogger):
-                raise
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
             sys.stderr.write(f"\nlogger {type(logger).__name__} failed at step {step} and is dropped: {error}\n")
-
-
-def samples_seen(trainer: pl.Trainer, step: int) -> dict[str, int]:
-    """The x-axis on which runs with different batch sizes compare."""
-    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-    return {"samples_seen": step * data.order.global_batch_size} if isinstance(data, DataModule) else {}

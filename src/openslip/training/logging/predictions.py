@@ -1,4 +1,4 @@
-"""What a classification predicted, sample by sample, as a table in W&B."""
+"""A table of predictions, sample by sample, for W&B."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ ROWS = 200  # spread over the samples
 
 
 def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray], step: int) -> None:
-    """Sends `eval/<name>/predictions` where W&B is among the loggers and the evaluation has predictions."""
+    """Send `eval/<name>/predictions` if W&B is among the loggers and the evaluation has predictions."""
     if "predictions" not in arrays or "labels" not in arrays:
         return
     columns, rows = prediction_table(arrays)
@@ -25,7 +25,7 @@ def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray
 
 
 def prediction_table(arrays: dict[str, np.ndarray]) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows: sample, label, prediction, whether it is right, and its probability if there is one."""
+    """Column names and rows: sample, label, prediction, whether it is right, and its probability if known."""
     labels, predictions = arrays["labels"], arrays["predictions"]
     columns = ["sample", "label", "prediction", "right"]
     names, probabilities = arrays.get("classnames"), arrays.get("top_probabilities")

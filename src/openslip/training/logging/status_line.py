@@ -1,4 +1,4 @@
-"""One line that says where a run stands."""
+"""The status line: where a run stands."""
 
 import sys
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ class StatusLine:
     """Redrawn in place on a terminal; elsewhere (a log file) about twenty lines a run.
 
     Args:
-        every_n_steps: how often there is something to show.
+        every_n_steps: how often `show` is called.
     """
 
     def __init__(self, *, every_n_steps: int) -> None:
@@ -25,7 +25,7 @@ class StatusLine:
 
 
 def status(step: int, total: int, logged: Mapping[str, float | int]) -> str:
-    """The figures of a step as words; speeds that were not measured are left out."""
+    """The metrics of a step as one line; speeds that were not measured are skipped."""
     terms = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in logged.items() if key.startswith("train/")]
     speed = {key.removeprefix("speed/"): value for key, value in logged.items() if key.startswith("speed/")}
     parts = [*terms, f"{speed['samples_per_second']:.0f} samples/s"]

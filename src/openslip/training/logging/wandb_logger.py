@@ -1,4 +1,4 @@
-"""Weights & Biases: `samples_seen` as x-axis, and an unreachable server that costs seconds, not the run."""
+"""Weights & Biases with `samples_seen` as x-axis; an unreachable server costs seconds, not the run."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ from pytorch_lightning.loggers import WandbLogger
 
 
 def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeout: float) -> WandbLogger:
-    """A started logger; offline where the server does not answer, with the command that uploads the run later.
+    """Start a logger, offline if the server does not answer, with the command that uploads the run later.
 
     Args:
-        project: the workspace's.
+        project: name of the workspace.
         name: of the run.
-        version: its id, by which the same run goes on.
+        version: its id, by which the same run is resumed.
         save_dir: the run's folder.
         timeout: seconds that the start, and the last upload at the end, may wait for the server.
     """
