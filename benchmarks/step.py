@@ -31,7 +31,7 @@ from openslip.config.build import build
 from openslip.config.compose import compose_config
 from openslip.models.attention import fused_is_fastest, varlen_is_possible
 from openslip.optim import param_groups
-from openslip.training.microbatch import loss_in_slices
+from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
 TITLES = {
@@ -135,7 +135,7 @@ def ours(setting: Setting, name: str, batch: dict[str, Tensor]) -> Contestant:
     trimmed = batch | {"text": batch["text"][:, : int(batch["text_length"].max())].contiguous()}
 
     def loss() -> Tensor:
-        return loss_in_slices(objective, model, trimmed, [setting.batch_size])["loss"]
+        return loss_in_micro_batches(objective, model, trimmed, [setting.batch_size])["loss"]
 
     return contestant(setting, loss, optimizer, lambda: objective.after_step(model))
 

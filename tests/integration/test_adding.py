@@ -24,7 +24,7 @@ from openslip.data.datamodule import DataModule
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.optim import param_groups
-from openslip.training.microbatch import loss_in_slices
+from openslip.training.microbatch import loss_in_micro_batches
 
 ROOT = Path(__file__).parents[2]
 COMMON = ["trainer=cpu", "data=coloured_squares", "global_batch_size=8", "evaluation=none"]
@@ -72,7 +72,7 @@ class Steps:
         for _ in range(2):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False):
-                terms = loss_in_slices(self.objective, self.model, self.batch, sizes)
+                terms = loss_in_micro_batches(self.objective, self.model, self.batch, sizes)
             terms["loss"].backward()
             named = [*self.model.named_parameters(), *self.objective.named_parameters()]
             found = {name: p.grad.double().clone() for name, p in named if p.grad is not None}

@@ -14,7 +14,7 @@ from tower_options import options
 from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import CLIP
-from openslip.training.microbatch import loss_in_slices
+from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.towers import prepare_towers
 
 LOCKED = {"image.locked": True, "image.weights": "runs/earlier"}
@@ -42,7 +42,7 @@ def two_steps(
     for step in range(2):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
-            loss = loss_in_slices(objective, trained, batch, sizes)["loss"]
+            loss = loss_in_micro_batches(objective, trained, batch, sizes)["loss"]
         loss.backward()
         for weight in weights:
             assert weight.grad is not None

@@ -178,7 +178,6 @@ def pretrainer() -> Pretrainer:
         clip_norm=None,
         ema_decay=None,
         schedule=WarmupCosine(warmup_steps=1, max_steps=20, lr=1e-3, lr_start=1e-6, lr_end=1e-5),
-        micro_batch_size=None,
         architecture={},
         tokenizer=None,
         transform=EvalTransform(size=16, mean=MEAN, std=STD),

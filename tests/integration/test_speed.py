@@ -147,7 +147,6 @@ def slow_run(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
             layer_decay=None,
             clip_norm=None,
             ema_decay=None,
-            micro_batch_size=None,
         )
         data = data_module(SlowSource(clock), views={"image": crop_view(16, (0.5, 1.0))})
         pretrainer.step = data.consumed = after_step

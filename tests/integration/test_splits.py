@@ -8,7 +8,7 @@ from small_models import METHODS, small_batch, small_model
 from tower_options import options
 
 from openslip.errors import UserError
-from openslip.training.microbatch import even_slices, loss_in_slices
+from openslip.training.microbatch import loss_in_micro_batches, micro_batch_sizes
 from openslip.training.towers import prepare_towers
 
 GLOBAL_BATCH = 12
@@ -77,10 +77,10 @@ def test_a_gradient_of_the_wrong_split_is_noticed():
 
 
 def test_slices_cover_the_batch():
-    assert even_slices(10, 4) == [4, 4, 2]
-    assert even_slices(8, 4) == [4, 4]
-    assert even_slices(8, None) == [8]
-    assert even_slices(3, 8) == [3]
+    assert micro_batch_sizes(10, 4) == [4, 4, 2]
+    assert micro_batch_sizes(8, 4) == [4, 4]
+    assert micro_batch_sizes(8, None) == [8]
+    assert micro_batch_sizes(3, 8) == [3]
 
 
 WITH_BATCH_NORM = ("batch norm", "batch norm with activation")
@@ -128,6 +128,6 @@ def test_a_tower_with_batch_norm_refuses_slices(image: str):
     model, objective = small_model("clip", image=image)
     prepare_towers(model, {})
     with pytest.raises(UserError, match=r"micro_batch_size splits the batch, .* image_tower needs: set") as raised:
-        loss_in_slices(objective, model, small_batch(4), [2, 2])
+        loss_in_micro_batches(objective, model, small_batch(4), [2, 2])
     assert "\n" not in str(raised.value)
-    loss_in_slices(objective, model, small_batch(4), [4])
+    loss_in_micro_batches(objective, model, small_batch(4), [4])

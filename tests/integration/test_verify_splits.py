@@ -14,7 +14,7 @@ from openslip.errors import UserError
 from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective
 from openslip.objectives.tiles import is_large
-from openslip.training.microbatch import loss_in_slices
+from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.towers import prepare_towers
 from openslip.verify import show, splits
 from openslip.verify.splits import (
@@ -180,12 +180,12 @@ def test_the_command_fails_where_one_split_has_another_gradient(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def off_in_two_micro_batches(objective: Objective, model: nn.Module, batch: Any, sizes: tuple[int, ...]) -> Any:
-        terms = loss_in_slices(objective, model, batch, sizes)
+        terms = loss_in_micro_batches(objective, model, batch, sizes)
         if len(sizes) == 2:
             terms["loss"].register_hook(lambda gradient: gradient * (1 + 1e-6))
         return terms
 
-    monkeypatch.setattr(splits, "loss_in_slices", off_in_two_micro_batches)
+    monkeypatch.setattr(splits, "loss_in_micro_batches", off_in_two_micro_batches)
     monkeypatch.setattr(splits, "rows_on_ranks", lambda *_: [])  # other processes would not see the fault
     assert verify_splits(*TINY) == 1
     out = [line for line in capsys.readouterr().out.splitlines() if "OUT" in line]

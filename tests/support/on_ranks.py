@@ -19,7 +19,7 @@ from openslip.errors import DataError, UserError
 from openslip.objectives.objective import Objective
 from openslip.training.callbacks.finite import Finite
 from openslip.training.logging.late import LateMetrics
-from openslip.training.microbatch import loss_in_slices
+from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.towers import prepare_towers
 from openslip.verify.splits import in_tiles
 
@@ -41,7 +41,7 @@ def step_gradients(
     method: str,
     gather_with_grad: bool,
     global_batch: int,
-    slice_sizes: list[int],
+    sizes: list[int],
     towers: dict | None = None,
     image: str = "vit",
 ) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ def step_gradients(
     model, objective = small_model(method, gather_with_grad=gather_with_grad, image=image)
     prepare_towers(model, towers or {})
     batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
-    terms = loss_in_slices(objective, model, batch, slice_sizes)
+    terms = loss_in_micro_batches(objective, model, batch, sizes)
     terms["loss"].backward()
     found = {f"term.{name}": mean_over_ranks(term.detach().clone()) for name, term in terms.items()}
     for part, module in (("model", model), ("objective", objective)):
@@ -76,7 +76,7 @@ def state_after(
     method: str,
     gather_with_grad: bool,
     global_batch: int,
-    slice_sizes: list[int],
+    sizes: list[int],
     image: str = "vit",
 ) -> dict[str, Tensor]:
     """Weights and statistics after some steps of AdamW, gradients averaged over ranks as DDP does."""
@@ -88,7 +88,7 @@ def state_after(
     with in_tiles(tile):
         for _ in range(num_steps):
             optimizer.zero_grad()
-            loss_in_slices(objective, model, batch, slice_sizes)["loss"].backward()
+            loss_in_micro_batches(objective, model, batch, sizes)["loss"].backward()
             for parameter in parameters:
                 assert parameter.grad is not None
                 mean_over_ranks(parameter.grad)
@@ -101,23 +101,23 @@ def state_after(
 class Stepped(nn.Module):
     """What DDP wraps: the loss of a batch in slices."""
 
-    def __init__(self, model: nn.Module, objective: Objective, slice_sizes: list[int]) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, sizes: list[int]) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
-        self.slice_sizes = slice_sizes
+        self.sizes = sizes
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return loss_in_slices(self.objective, self.model, batch, self.slice_sizes)["loss"]
+        return loss_in_micro_batches(self.objective, self.model, batch, self.sizes)["loss"]
 
 
 def ddp_gradients(
-    method: str, global_batch: int, slice_sizes: list[int], towers: dict, image: str = "vit"
+    method: str, global_batch: int, sizes: list[int], towers: dict, image: str = "vit"
 ) -> dict[str, Tensor]:
     """Gradients as DDP reduces them."""
     model, objective = small_model(method, image=image)
     prepare_towers(model, towers)
-    wrapped = DistributedDataParallel(Stepped(model, objective, slice_sizes), broadcast_buffers=False)
+    wrapped = DistributedDataParallel(Stepped(model, objective, sizes), broadcast_buffers=False)
     wrapped({key: rank_slice(value) for key, value in small_batch(global_batch).items()}).backward()
     return {
         f"gradient.{name}": parameter.grad
@@ -182,7 +182,7 @@ def refuses_a_tower_that_mixes_samples() -> bool:
     model, objective = small_model("clip", image="batch norm")  # its batch norms are not made global
     batch = {key: rank_slice(value) for key, value in small_batch(4).items()}
     try:
-        loss_in_slices(objective, model, batch, [2])
+        loss_in_micro_batches(objective, model, batch, [2])
     except UserError as error:
         return "trainer.devices" in str(error)
     return False

@@ -80,7 +80,6 @@ def pretrainer(
         "layer_decay": None,
         "clip_norm": None,
         "ema_decay": None,
-        "micro_batch_size": None,
     }
     torch.manual_seed(1)
     made = Pretrainer(

@@ -48,15 +48,27 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
         ({"micro_batch_size": "most"}, "micro_batch_size=most: .* auto"),
         ({"micro_batch_size": 0}, "micro_batch_size=0"),
         ({"tf32": "yes"}, "tf32=yes: expected true or false"),
-        ({"optim": {"clip_norm": 0}}, r"optim\.clip_norm=0: expected a number between 0 and inf, or null"),
-        ({"optim": {"layer_decay": 1.5}}, r"optim\.layer_decay=1\.5: expected a number between 0 and 1"),
-        ({"optim": {"ema_decay": True}}, r"optim\.ema_decay=True"),
+        ({"optim.clip_norm": 0}, r"optim\.clip_norm=0: expected a number between 0 and inf, or null"),
+        ({"optim.layer_decay": 1.5}, r"optim\.layer_decay=1\.5: expected a number between 0 and 1"),
+        ({"optim.ema_decay": True}, r"optim\.ema_decay=True"),
+        ({"towers.image.weights": 3}, r"towers\.image\.weights=3: expected a run's folder or a checkpoint file"),
+        ({"towers.image.locked": "yes"}, r"towers\.image\.locked=yes: expected true or false"),
+        ({"towers.image.patch_dropout": 1.0}, r"patch_dropout=1\.0: expected a share from 0 to below 1"),
+        ({"towers.image.patch_dropout": True}, r"towers\.image\.patch_dropout=True"),
+        *(
+            ({"callbacks.metrics.peak_tflops": peak}, f"callbacks.metrics.peak_tflops={peak}: expected the device's")
+            for peak in ("abc", -1, 0, float("nan"), float("inf"), True)
+        ),
     ],
 )
 def test_an_unfit_value_names_its_key(change: dict[str, Any], said: str):
     config, _ = compose_config("train", [])
     for key, value in change.items():
-        config[key] = config[key] | value if isinstance(value, dict) else value
+        *groups, name = key.split(".")
+        settings = config
+        for group in groups:
+            settings = settings[group]
+        settings[name] = value
     with pytest.raises(UserError, match=said):
         check_root_values(config)
 

@@ -21,6 +21,7 @@ from openslip.slurm import is_first
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.preemption import Preemption
 from openslip.training.callbacks.resume import Resume
+from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.lightning import (
@@ -33,7 +34,7 @@ from openslip.training.lightning import (
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
-from openslip.training.sizing.micro_batch_size import ChooseSlices
+from openslip.training.sizing.micro_batch_size import MicroBatchSize
 from openslip.training.slurm_tasks import check_tasks
 
 
@@ -89,7 +90,6 @@ def fit(config: dict[str, Any], run: Run) -> None:
     evaluations = build_evaluations(config["evaluation"])
 
     optim = config["optim"]
-    choose_slices = config["micro_batch_size"] == "auto"
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
     longest = partial(example_batch, varying)
     pretrainer = Pretrainer(
@@ -101,22 +101,23 @@ def fit(config: dict[str, Any], run: Run) -> None:
         clip_norm=optim["clip_norm"],
         ema_decay=optim["ema_decay"],
         schedule=planned_schedule(config, data.steps_per_epoch),
-        micro_batch_size=None if choose_slices else config["micro_batch_size"],
         architecture=config["model"],
         tokenizer=parts.tokenizer,
         transform=EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"]),
     )
 
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
+    size = MicroBatchSize(config["micro_batch_size"], file=run.folder / "micro_batch_size.json", longest=longest)
+    configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
     # Lightning calls callbacks in this order: saving comes after all that may change what a checkpoint holds.
-    configured = sorted(config["callbacks"].items(), key=lambda item: item[0] == "save")
+    configured.sort(key=lambda callback: isinstance(callback, Save))
     choose_tf32(config["tf32"])
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},
         "trainer",
         callbacks=[
-            *([ChooseSlices(run.folder / "micro_batch_size.json", longest)] if choose_slices else []),
-            *(build(options, f"callbacks.{name}") for name, options in configured),
+            size,
+            *configured,
             evaluate,
             Preemption(),
             Watch(),

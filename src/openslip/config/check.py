@@ -7,7 +7,6 @@ from typing import Any
 
 from openslip.config.defaults import default_config, is_choice
 from openslip.errors import UserError
-from openslip.numbers import is_number
 
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
 
@@ -81,7 +80,7 @@ def check_root_values(config: dict[str, Any]) -> None:
     Raises:
         UserError: names the key, its value and what was expected.
     """
-    for key in ("trainer", "optim", "callbacks", "watchdog", "plan"):
+    for key in ("trainer", "optim", "callbacks", "towers", "watchdog", "plan"):
         if not isinstance(config[key], dict):
             raise UserError(f"{key}={config[key]}: expected settings, each by its own key; see configs/train.yaml")
     count, colour = "a whole number of at least 1", "three numbers, for red, green and blue"
@@ -105,6 +104,21 @@ def check_root_values(config: dict[str, Any]) -> None:
         "optim.ema_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
         "optim.clip_norm": (_or_null(_up_to(math.inf)), "a number between 0 and inf, or null"),
     }
+    for kind in config["towers"]:
+        tower = f"towers.{kind}"
+        checks[f"{tower}.weights"] = (
+            lambda x: x is None or isinstance(x, str),
+            "a run's folder or a checkpoint file, or null",
+        )
+        for key in ("locked", "gradient_checkpointing", "compile"):
+            checks[f"{tower}.{key}"] = (lambda x: isinstance(x, bool), "true or false")
+    checks["towers.image.patch_dropout"] = (
+        lambda x: x == 0 or _up_to(1.0)(x),
+        "a share from 0 to below 1, e.g. 0.5 as in FLIP",
+    )
+    if "metrics" in config["callbacks"]:
+        peak = "the device's dense 16-bit peak in TFLOP/s, or null for the table in configs/devices"
+        checks["callbacks.metrics.peak_tflops"] = (_or_null(_up_to(math.inf)), peak)
     for phase in config["watchdog"]:
         checks[f"watchdog.{phase}"] = (_up_to(math.inf), f"seconds, e.g. watchdog.{phase}=3600")
     for name, callback in config["callbacks"].items():
@@ -115,6 +129,11 @@ def check_root_values(config: dict[str, Any]) -> None:
         value = lookup(config, key)
         if not valid(value):
             raise UserError(f"{key}={value}: expected {expected}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a number, whole or not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:

@@ -13,7 +13,13 @@ class Objective(nn.Module, ABC):
     """A training method. It owns its heads, queues and teachers; the model holds only what inference needs.
 
     `model` is the configured model (`DualEncoder`, `ImageEncoder` or your own).
+
+    Attributes:
+        skipped: whether this step's update is skipped, a bool on the device that is set before `after_step`; small
+            buffers are restored then, and a buffer of more than 2**18 elements, such as a queue, must be left as it is.
     """
+
+    skipped: Tensor
 
     @abstractmethod
     def encode(self, model: Any, batch: dict[str, Tensor], /) -> dict[str, Tensor]:

@@ -1,18 +1,28 @@
-"""Gradient clipping by global norm. Pascanu et al. 2013, arXiv:1211.5063, algorithm 1."""
+"""Gradient clipping, and gradients that are not finite; nothing here synchronises with the device."""
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
-def clip_gradients(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, max_norm: float) -> Float[Tensor, ""]:
-    """Scales the optimizer's gradients to a global norm of at most `max_norm`; the norm before, on the device.
+def marked(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The loss, whose gradients are all NaN where it is not finite, so that the mean over ranks tells every rank."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
-    Called once per step, after the backward pass of the whole global batch: slices and ranks are in the gradient
-    already. Nothing waits for the device. A step that is skipped may have no gradients left; its norm is NaN.
+
+def is_finite(gradients: list[Tensor]) -> Bool[Tensor, ""]:
+    """Whether the norm over all gradients is finite, on the device."""
+    return get_total_norm(gradients).isfinite()
+
+
+def clip_gradients(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, max_norm: float) -> Float[Tensor, ""]:
+    """Scale the optimizer's gradients to a global norm of at most `max_norm`, and return the norm before.
+
+    Called once per step, after the backward pass of the whole global batch over micro-batches and ranks. A step that is
+    skipped may have no gradients left; its norm is NaN. Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
     plugin = trainer.precision_plugin
     # Lightning refuses to clip for fused optimizers under fp16, which unscale only inside their step.

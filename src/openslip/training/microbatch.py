@@ -19,15 +19,15 @@ from openslip.objectives.objective import Objective
 from openslip.training.locked_features import LockedFeatures
 
 
-def loss_in_slices(
-    objective: Objective, model: nn.Module, batch: dict[str, Tensor], slice_sizes: Sequence[int]
+def loss_in_micro_batches(
+    objective: Objective, model: nn.Module, batch: dict[str, Tensor], sizes: Sequence[int]
 ) -> dict[str, Tensor]:
     """The objective's terms on the whole local batch, encoded in micro-batches of the given sizes."""
-    if len(slice_sizes) > 1 or world_size() > 1:
-        refuse_mixing_layers(model, len(slice_sizes))
-    if len(slice_sizes) == 1:
+    if len(sizes) > 1 or world_size() > 1:
+        refuse_mixing_layers(model, len(sizes))
+    if len(sizes) == 1:
         return objective.terms(model, objective.encode(model, batch))
-    parts = split(batch, slice_sizes)
+    parts = split(batch, sizes)
     features = [encode_without_activations(objective, model, part) for part in parts]
     return objective.terms(model, {key: torch.cat([part[key] for part in features]) for key in features[0]})
 
@@ -44,13 +44,13 @@ def encode_without_activations(objective: Objective, model: nn.Module, part: dic
     return features
 
 
-def split(batch: dict[str, Tensor], slice_sizes: Sequence[int]) -> list[dict[str, Tensor]]:
+def split(batch: dict[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tensor]]:
     """Split the batch's tensors along their first dimension."""
-    columns = {key: value.split(list(slice_sizes)) for key, value in batch.items()}
-    return [{key: column[i] for key, column in columns.items()} for i in range(len(slice_sizes))]
+    columns = {key: value.split(list(sizes)) for key, value in batch.items()}
+    return [{key: column[i] for key, column in columns.items()} for i in range(len(sizes))]
 
 
-def even_slices(batch_size: int, micro_batch_size: int | None) -> list[int]:
+def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int]:
     """Sizes of the micro-batches, the last one smaller; one for the whole batch where `micro_batch_size` is None."""
     if micro_batch_size is None:
         return [batch_size]
@@ -58,9 +58,9 @@ def even_slices(batch_size: int, micro_batch_size: int | None) -> list[int]:
     return [micro_batch_size] * full + [rest] * (rest > 0)
 
 
-def slice_size(batch_size: int, slices: int) -> int:
+def even_size(batch_size: int, micro_batches: int) -> int:
     """Samples per micro-batch where a batch is split into so many, as evenly as possible."""
-    return -(-batch_size // slices)
+    return -(-batch_size // micro_batches)
 
 
 def mixing_layers(model: nn.Module) -> list[str]:
@@ -68,11 +68,11 @@ def mixing_layers(model: nn.Module) -> list[str]:
     return [name for name, layer in model.named_modules() if mixes_samples(layer)]
 
 
-def refuse_mixing_layers(model: nn.Module, slices: int) -> None:
+def refuse_mixing_layers(model: nn.Module, micro_batches: int) -> None:
     """Refuse layers that would mix the samples of a micro-batch, or of a rank, instead of the global batch's."""
     for name in mixing_layers(model):
         tower, layer = name.partition(".")[0], model.get_submodule(name)
-        if slices > 1:
+        if micro_batches > 1:
             raise UserError(
                 f"micro_batch_size splits the batch, whose statistics the batch norm of {tower} needs: set "
                 "micro_batch_size=null, or freeze the tower (towers.*.locked=true with towers.*.weights)"

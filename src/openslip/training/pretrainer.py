@@ -15,9 +15,8 @@ from openslip.inference.formats.openslip import describe
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine, param_groups
 from openslip.text.tokenizer import Tokenizer
-from openslip.training.finite import marked
-from openslip.training.gradients import clip_gradients
-from openslip.training.microbatch import even_slices, loss_in_slices
+from openslip.training.gradients import clip_gradients, marked
+from openslip.training.microbatch import loss_in_micro_batches, micro_batch_sizes
 
 
 class Pretrainer(pl.LightningModule):
@@ -32,7 +31,6 @@ class Pretrainer(pl.LightningModule):
         clip_norm: the largest global norm of the gradient; None clips nothing.
         ema_decay: of the model's EMA weights, kept as `averaged`; None keeps none.
         schedule: step to learning rate, over the length of the run.
-        micro_batch_size: samples per slice and rank; None for one slice.
         architecture: plain fields from which the model was built; saved in every checkpoint, as the next two are.
         tokenizer: of the captions; None without text.
         transform: image to model input in evaluations.
@@ -40,9 +38,9 @@ class Pretrainer(pl.LightningModule):
     Attributes:
         step: global batches consumed, whether their update was skipped or not.
         max_steps: length of the run.
+        micro_batch_size: samples encoded at a time on each rank; None for all, until `sizing` has set it.
         averaged: the model with EMA weights, which begin as the model's; None without `ema_decay`.
         terms: what the last step measured, as scalars on the device.
-        skipped: whether the last step's update was skipped, on the device; None where nobody watches over that.
     """
 
     def __init__(
@@ -56,7 +54,6 @@ class Pretrainer(pl.LightningModule):
         clip_norm: float | None,
         ema_decay: float | None,
         schedule: WarmupCosine,
-        micro_batch_size: int | None,
         architecture: dict[str, Any],
         tokenizer: Tokenizer | None,
         transform: EvalTransform,
@@ -73,13 +70,12 @@ class Pretrainer(pl.LightningModule):
         self.averaged = None if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self.schedule = schedule
         self.max_steps = schedule.max_steps
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size: int | None = None
         self.architecture = architecture
         self.tokenizer = tokenizer
         self.transform = transform
         self.step = 0
         self.terms: dict[str, Tensor] = {}
-        self.skipped: Tensor | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay, self.layer_decay))
@@ -104,6 +100,9 @@ class Pretrainer(pl.LightningModule):
         """The x-axis on which runs with different batch sizes compare."""
         return self.step * self.data.order.global_batch_size
 
+    def on_train_start(self) -> None:
+        self.objective.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         lr = self.schedule(self.step)
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -112,8 +111,8 @@ class Pretrainer(pl.LightningModule):
             group["lr"] = lr * group["lr_scale"]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        sizes = even_slices(len(next(iter(batch.values()))), self.micro_batch_size)
-        terms = loss_in_slices(self.objective, self.model, batch, sizes)
+        sizes = micro_batch_sizes(len(next(iter(batch.values()))), self.micro_batch_size)
+        terms = loss_in_micro_batches(self.objective, self.model, batch, sizes)
         self.terms = {name: term.detach() for name, term in terms.items()}
         return marked(terms["loss"])
 
@@ -135,8 +134,7 @@ class Pretrainer(pl.LightningModule):
         """One step of the EMA, none where the update was skipped; statistics are copied."""
         assert self.ema_decay is not None
         for kept, new in zip(averaged.parameters(), self.model.parameters(), strict=True):
-            made = 1.0 if self.skipped is None else (~self.skipped).to(new.dtype)
-            kept.lerp_(new, (1 - self.ema_decay) * made)
+            kept.lerp_(new, (1 - self.ema_decay) * (~self.objective.skipped).to(new.dtype))
         for kept, new in zip(averaged.buffers(), self.model.buffers(), strict=True):
             kept.copy_(new)
 

@@ -7,7 +7,6 @@ from torch import nn
 from openslip.errors import UserError
 from openslip.models.batch_norm import synchronise
 from openslip.models.tower import Tower
-from openslip.numbers import is_number
 
 
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
@@ -16,11 +15,11 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
     Their batch norms become those of the global batch.
 
     Raises:
-        UserError: a value is unfit, or the model has no such tower, or the tower cannot do it.
+        UserError: options contradict each other, or the model has no such tower, or the tower cannot do it.
     """
     children = dict(model.named_children())
     for kind, wanted in options.items():
-        check_values(kind, wanted)
+        refuse_contradictions(kind, wanted)
         if not any(wanted.values()):
             continue
         tower = children.get(f"{kind}_tower")
@@ -41,17 +40,8 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
     synchronise(model, runs_again=any(wanted["gradient_checkpointing"] for wanted in options.values()))
 
 
-def check_values(kind: str, wanted: dict[str, Any]) -> None:
-    """Check the options of a tower before any is applied."""
-    for key, value in wanted.items():
-        if key == "weights":
-            if value is not None and not isinstance(value, str):
-                raise UserError(f"towers.{kind}.weights={value}: expected a run's folder or a checkpoint file, or null")
-        elif key != "patch_dropout":
-            if not isinstance(value, bool):
-                raise UserError(f"towers.{kind}.{key}={value}: expected true or false")
-        elif not is_number(value) or not 0 <= value < 1:
-            raise UserError(f"towers.{kind}.{key}={value}: expected a share from 0 to below 1, e.g. 0.5 as in FLIP")
+def refuse_contradictions(kind: str, wanted: dict[str, Any]) -> None:
+    """Check that a tower's options go together before any is applied."""
     if wanted["locked"] and not wanted["weights"]:
         raise UserError(
             f"towers.{kind}.locked=true would keep random weights as they are: give towers.{kind}.weights=, a run's "

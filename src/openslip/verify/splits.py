@@ -28,7 +28,7 @@ from openslip.errors import UserError
 from openslip.objectives import tiles
 from openslip.objectives.objective import Objective
 from openslip.optim import param_groups
-from openslip.training.microbatch import loss_in_slices, mixing_layers, refuse_mixing_layers
+from openslip.training.microbatch import loss_in_micro_batches, mixing_layers, refuse_mixing_layers
 from openslip.verify.deviation import ZERO_GRADIENT, Row
 
 Batch = dict[str, Tensor]
@@ -107,7 +107,7 @@ class Float64Copy(nn.Module):
         self.double().train()
 
     def forward(self, batch: Batch, sizes: Sequence[int]) -> dict[str, Tensor]:
-        return loss_in_slices(self.objective, self.model, batch, sizes)
+        return loss_in_micro_batches(self.objective, self.model, batch, sizes)
 
 
 def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int | None) -> Iterator[Quantity]:
@@ -167,7 +167,7 @@ def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
     batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
     refuse_randomness(parts, batch)
     model = Float64Copy(parts).model
-    refuse_mixing_layers(model, slices=1)
+    refuse_mixing_layers(model, micro_batches=1)
     mixing = mixing_layers(model)
     in_one_process, on_ranks = (  # no micro-batches where layers of the model mix samples, as in training
         [split for split in splits if not mixing or len(split.sizes) == 1] for splits in (IN_ONE_PROCESS, ON_RANKS)

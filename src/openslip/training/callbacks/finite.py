@@ -9,17 +9,19 @@ from torch import Tensor
 
 from openslip.distributed import all_max
 from openslip.errors import NonFiniteError
-from openslip.training.finite import is_finite
+from openslip.training.gradients import is_finite
 from openslip.training.logging.late import Late
 from openslip.training.pretrainer import Pretrainer
 
+MOST_RESTORED = 2**18  # elements of a buffer; statistics are far smaller, queues larger
+
 
 class Finite(pl.Callback):
-    """Skips such steps on all ranks alike, without waiting for the device: gradients are the same on all ranks.
+    """Skips such steps on all ranks alike, without a host sync: gradients are the same on all ranks.
 
-    Parameters, optimizer state, statistics and the moving average stay as they were; the batch counts as consumed.
-    With a loss scaler the gradients are the scaler's business, whose backing off is no such step; then the loss alone
-    counts.
+    Parameters, optimizer state, statistics and EMA weights stay as they were; the batch counts as consumed. Buffers of
+    more than `MOST_RESTORED` elements are not copied: an objective leaves its queue as it is where `skipped` says so.
+    With a loss scaler the scaler handles gradients, and its back-off is no such step; then the loss alone counts.
 
     Args:
         stop_after: such steps in a row end the run, exit code 3.
@@ -39,17 +41,19 @@ class Finite(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.statistics = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
+        self.statistics = [
+            (buffer, buffer.clone()) for buffer in pl_module.buffers() if buffer.numel() <= MOST_RESTORED
+        ]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
         if self.scaled:
-            pl_module.skipped = all_max((~pl_module.terms["loss"].isfinite()).float()) > 0
+            pl_module.objective.skipped = all_max((~pl_module.terms["loss"].isfinite()).float()) > 0
             return
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        pl_module.skipped = bad = ~is_finite(gradients)
+        pl_module.objective.skipped = bad = ~is_finite(gradients)
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
         elif bad.item():  # only the fused kernels can skip on the device
@@ -59,8 +63,7 @@ class Finite(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
-        bad = pl_module.skipped
-        assert bad is not None
+        bad = pl_module.objective.skipped
         for buffer, before in self.statistics:
             buffer.copy_(torch.where(bad, before, buffer))
         self.skipped += bad
@@ -77,7 +80,7 @@ class Finite(pl.Callback):
         if in_a_row >= self.stop_after:
             raise NonFiniteError(
                 f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step}: their updates were "
-                "skipped and the checkpoints are sound; lower optim.lr or look at the data, and give another name="
+                "skipped and the checkpoints are valid; lower optim.lr or look at the data, and give another name="
             )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -88,10 +91,10 @@ class Finite(pl.Callback):
 
 
 def refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
-    """Looks at everything that is going to be saved."""
+    """Refuse to save weights or statistics that are not finite."""
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         raise NonFiniteError(
             f"{bad[0]} and {len(bad) - 1} more are not finite at step {step}: nothing is saved, and the checkpoints "
-            "before it are sound; lower optim.lr, and give another name="
+            "before it are valid; lower optim.lr, and give another name="
         )

@@ -10,8 +10,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from openslip.distributed import world_size
-from openslip.errors import CheckpointError, UserError
-from openslip.numbers import is_number
+from openslip.errors import CheckpointError
 from openslip.run import watchdog
 from openslip.training.logging.late import LateMetrics
 from openslip.training.logging.status_line import StatusLine
@@ -43,20 +42,12 @@ class Metrics(pl.Callback):
         every_n_steps: how often, besides the first step and the last.
         devices: peaks of GPUs, `{word of the name: {tflops: ...}}`.
         peak_tflops: of a device that the table lacks, or None; without either no utilisation is logged.
-
-    Raises:
-        UserError: `peak_tflops` is no number above 0.
     """
 
-    def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: Any) -> None:
-        if peak_tflops is not None and not (is_number(peak_tflops) and 0 < peak_tflops < float("inf")):
-            raise UserError(
-                f"callbacks.metrics.peak_tflops={peak_tflops}: expected the device's dense 16-bit peak in TFLOP/s, a "
-                "number above 0, or null for the table in configs/devices"
-            )
+    def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: float | None) -> None:
         self.every_n_steps = every_n_steps
         self.devices = devices
-        self.peak_tflops: float | None = peak_tflops
+        self.peak_tflops = peak_tflops
         self.line = StatusLine(every_n_steps=every_n_steps)
         self.flops: float | None = None  # of training, per sample
         self.peak: float | None = None  # of a device, per second

@@ -16,7 +16,7 @@ SIZES = (2, 3)
 
 
 def activation_bytes(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> float:
-    """What each further sample of a slice takes at most, forward and backward, beside its pixels and captions.
+    """What each further sample of a micro-batch takes at most, forward and backward, beside its pixels and captions.
 
     Weights, their gradients and their 16-bit copies are as large for two samples as for three, so what is larger is
     the samples'. Blocks that are encoded again in the backward pass count as what they hold then.

@@ -64,9 +64,9 @@ class StepMemory:
         """Bytes of a checkpoint: all but the gradients."""
         return 4 * (3 * self.trained + self.locked + self.averaged)
 
-    def bytes(self, slice_size: int, local_batch_size: int) -> float:
-        """At most, for slices of a size and a device's part of the global batch."""
-        return self.fixed + 4 * self.pixels * local_batch_size + self.activations * slice_size
+    def bytes(self, micro_batch_size: int, local_batch_size: int) -> float:
+        """At most, for a micro-batch and a device's part of the global batch."""
+        return self.fixed + 4 * self.pixels * local_batch_size + self.activations * micro_batch_size
 
 
 def measure_step(
