@@ -8,6 +8,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from openslip import slurm
+
 
 def rank() -> int:
     """This process's place among the ranks, 0 without a process group."""
@@ -17,6 +19,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this process writes for all ranks; right before and after the process group exists."""
+    return rank() == 0 if dist.is_available() and dist.is_initialized() else slurm.is_first_task()
 
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14

@@ -21,7 +21,7 @@ def requeue(received: signal.Signals | None) -> None:
         received: the signal that asked to stop.
     """
     environment = os.environ
-    if "SLURM_JOB_ID" not in environment or not is_first():
+    if "SLURM_JOB_ID" not in environment or not is_first_task():
         return
     job = environment["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environment:
@@ -51,7 +51,7 @@ def requeue_alone(received: signal.Signals) -> None:
         received: as above; SIGINT comes from a person, who waits.
     """
     requeue(received)
-    if "SLURM_JOB_ID" in os.environ and not is_first() and received != signal.SIGINT:
+    if "SLURM_JOB_ID" in os.environ and not is_first_task() and received != signal.SIGINT:
         time.sleep(2 * ANSWER + 10)  # SLURM ends it when the first process has left
 
 
@@ -60,6 +60,6 @@ def ask(*words: str) -> str:
     return subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=ANSWER, check=True).stdout
 
 
-def is_first() -> bool:
-    """Whether this is the first process of a run, whoever started it, told before there is a process group."""
+def is_first_task() -> bool:
+    """Whether the environment names this process the first of its run, whoever started it."""
     return all(os.environ.get(key, "0") == "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK"))

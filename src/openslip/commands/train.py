@@ -14,6 +14,7 @@ from openslip.config.check import NO_FSDP, check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
+from openslip.distributed import is_main_process
 from openslip.errors import UserError, first_line
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import describe
@@ -22,7 +23,6 @@ from openslip.report import write_report
 from openslip.run import watchdog
 from openslip.run.checkpoints import saved
 from openslip.run.folder import Run, open_run, run_name, without_secrets
-from openslip.slurm import is_first
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.preemption import Preemption, finish_wandb
 from openslip.training.callbacks.resume import Resume
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
-    run = open_run(config, name, main_process=is_first())
+    run = open_run(config, name, main_process=is_main_process())
     if run.state == "finished":
         say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
         say(*run.result()["lines"])
@@ -74,7 +74,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         seed=config["seed"],
         bad_samples_file=run.folder / "bad_samples.jsonl",
     )
-    if is_first():
+    if is_main_process():
         found, expected = len(data.source), data.source.expected_samples
         share = f" of {expected}, {100 * found // expected} %" if expected else ""
         drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != found else ""
@@ -203,7 +203,7 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
     for name, logger_config in config["logger"].items():
         try:
             # Other ranks than the first log nothing, and may not see the folder.
-            own = {"name": run.folder.name, "version": run.identifier() if is_first() else run.folder.name}
+            own = {"name": run.folder.name, "version": run.identifier() if is_main_process() else run.folder.name}
             named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
             logger = build(logger_config, f"logger.{name}", save_dir=str(run.folder), **named)
             logger.log_hyperparams(without_secrets(config))
