@@ -29,28 +29,28 @@ def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str):
 
 
 def test_a_new_run_leaves_its_config_and_environment(tmp_path: Path):
-    run = open_run(config(tmp_path), "a", main_process=True)
+    run = open_run(config(tmp_path), "a")
     assert run.state == "new"
     assert (run.folder / "config.yaml").exists()
     assert (run.folder / "env.json").exists()
 
 
 def test_another_config_under_the_same_name_names_the_keys_and_values(tmp_path: Path):
-    open_run(config(tmp_path), "a", main_process=True)
-    with pytest.raises(UserError, match=r"optim\.lr: there 0\.1, now 0\.2"):
-        open_run(config(tmp_path, optim={"lr": 0.2}), "a", main_process=True)
+    open_run(config(tmp_path), "a")
+    with pytest.raises(UserError, match=r"optim\.lr: 0\.1 in the run, now 0\.2"):
+        open_run(config(tmp_path, optim={"lr": 0.2}), "a")
 
 
 def test_an_unfinished_run_keeps_its_files_and_a_finished_one_its_result(tmp_path: Path):
-    run = open_run(config(tmp_path), "a", main_process=True)
+    run = open_run(config(tmp_path), "a")
     (run.folder / "metrics.csv").write_text("step\n")
     (run.checkpoints / ".step-000003.ckpt.99999.tmp").write_bytes(b"half")
-    again = open_run(config(tmp_path), "a", main_process=True)
+    again = open_run(config(tmp_path), "a")
     assert again.state == "unfinished"
     assert (run.folder / "metrics.csv").exists()
     assert list(run.checkpoints.iterdir()) == []
     again.finish({"step": 3, "metrics": {}, "lines": ["done"]})
-    finished = open_run(config(tmp_path), "a", main_process=True)
+    finished = open_run(config(tmp_path), "a")
     assert finished.state == "finished"
     assert finished.result()["lines"] == ["done"]
 
@@ -65,46 +65,48 @@ def test_a_run_goes_on_with_its_data_elsewhere_and_a_larger_budget(tmp_path: Pat
     def with_data(place: str, budget: float) -> dict:
         return config(tmp_path, data={"source": {"shards": place}, "bad_sample_budget": budget})
 
-    open_run(with_data("/scratch/1", 0.001), "a", main_process=True)
-    assert open_run(with_data("/scratch/2", 0.1), "a", main_process=True).state == "unfinished"
+    open_run(with_data("/scratch/1", 0.001), "a")
+    assert open_run(with_data("/scratch/2", 0.1), "a").state == "unfinished"
     assert run_name(with_data("/scratch/1", 0.1), "x") != run_name(with_data("/scratch/2", 0.1), "x")
 
 
 def test_a_run_has_one_identifier_and_another_run_of_its_name_another(tmp_path: Path):
-    first = open_run(config(tmp_path), "a", main_process=True).identifier()
-    assert open_run(config(tmp_path), "a", main_process=True).identifier() == first
+    first = open_run(config(tmp_path), "a").identifier()
+    assert open_run(config(tmp_path), "a").identifier() == first
     shutil.rmtree(tmp_path / "a")
-    assert open_run(config(tmp_path), "a", main_process=True).identifier() != first
+    assert open_run(config(tmp_path), "a").identifier() != first
 
 
 def test_other_hardware_goes_on_with_the_same_run(tmp_path: Path):
     first = config(tmp_path, micro_batch_size=None, trainer={"devices": 1, "max_steps": 5})
     other = config(tmp_path, micro_batch_size=8, trainer={"devices": 2, "max_steps": 5, "strategy": {"x": 1}})
     assert run_name(first, "x") == run_name(other, "x")
-    open_run(first, "a", main_process=True)
-    assert open_run(other, "a", main_process=True).state == "unfinished"
+    open_run(first, "a")
+    assert open_run(other, "a").state == "unfinished"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmpfs: Path):  # noqa: F811
     remount(tmpfs, "ro")
     with pytest.raises(CheckpointError, match=f"{tmpfs}/a cannot be written \\(Read-only file system\\)"):
-        open_run(config(tmpfs), "a", main_process=True)
+        open_run(config(tmpfs), "a")
 
 
 def test_resume_never_refuses_a_name_that_exists(tmp_path: Path):
-    open_run(config(tmp_path), "a", main_process=True)
+    open_run(config(tmp_path), "a")
     with pytest.raises(UserError, match="resume=never"):
-        open_run(config(tmp_path, resume="never"), "a", main_process=True)
+        open_run(config(tmp_path, resume="never"), "a")
 
 
-def test_other_ranks_touch_nothing(tmp_path: Path):
-    run = open_run(config(tmp_path), "a", main_process=False)
+def test_other_ranks_touch_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    run = open_run(config(tmp_path), "a")
     assert not run.folder.exists()
 
 
-def test_other_ranks_agree_that_a_finished_run_has_nothing_to_do(tmp_path: Path):
-    open_run(config(tmp_path), "a", main_process=True).finish({"step": 1, "metrics": {}, "lines": []})
-    assert open_run(config(tmp_path), "a", main_process=False).state == "finished"
+def test_other_ranks_agree_that_a_finished_run_has_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    open_run(config(tmp_path), "a").finish({"step": 1, "metrics": {}, "lines": []})
+    monkeypatch.setenv("RANK", "1")
+    assert open_run(config(tmp_path), "a").state == "finished"
 
 
 def test_addresses_are_kept_shown_and_compared_without_their_secrets(tmp_path: Path):
@@ -114,12 +116,12 @@ def test_addresses_are_kept_shown_and_compared_without_their_secrets(tmp_path: P
 
     first = config("https://user:SECRET@host/a.tar?sig=TOKEN")
     assert run_name({**first, "name": None}, "x") == run_name({**config("https://host/a.tar"), "name": None}, "x")
-    run = open_run(first, "x", main_process=True)
+    run = open_run(first, "x")
     assert "https://host/a.tar" in (run.folder / "config.yaml").read_text()
     assert "SECRET" not in (run.folder / "config.yaml").read_text()
     assert "TOKEN" not in (run.folder / "config.yaml").read_text()
     with pytest.raises(UserError, match="another config") as refusal:
-        open_run(config("https://user:SECRET@host/b.tar?sig=TOKEN"), "x", main_process=True)
-    assert "data.source.mirror: there https://host/a.tar, now https://host/b.tar" in str(refusal.value)
+        open_run(config("https://user:SECRET@host/b.tar?sig=TOKEN"), "x")
+    assert "data.source.mirror: https://host/a.tar in the run, now https://host/b.tar" in str(refusal.value)
     assert "SECRET" not in str(refusal.value)
     assert "TOKEN" not in str(refusal.value)

@@ -21,8 +21,10 @@ from openslip.inference.formats.openslip import describe
 from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.run import watchdog
-from openslip.run.checkpoints import saved
-from openslip.run.folder import Run, open_run, run_name, without_secrets
+from openslip.run.checkpoints import newest_whole, saved
+from openslip.run.folder import Run, open_run, run_name
+from openslip.run.identity import without_secrets
+from openslip.slurm import check_tasks
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.preemption import Preemption, finish_wandb
 from openslip.training.callbacks.resume import Resume
@@ -32,7 +34,6 @@ from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import ChooseSlices
-from openslip.training.slurm_tasks import check_tasks
 
 
 def main(arguments: list[str]) -> None:
@@ -47,13 +48,13 @@ def main(arguments: list[str]) -> None:
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
-    run = open_run(config, name, main_process=is_main_process())
+    run = open_run(config, name)
     if run.state == "finished":
-        say(f"{run.folder} is finished, so this is its result; for another run give name= or change a setting")
+        say(f"{run.folder} is finished; its result (for another run give name=, to extend it more steps or epochs):")
         say(*run.result()["lines"])
         return
-    if run.state == "unfinished":
-        say(f"{run.folder} is not finished: this command goes on with it")
+    if run.state == "unfinished" and run.former_length is None:
+        say(f"{run.folder} is not finished: this command resumes it")
     watchdog.start(config["watchdog"])
     fit(config, run)
 
@@ -88,6 +89,12 @@ def fit(config: dict[str, Any], run: Run) -> None:
     settings = config["trainer"]
     optim = config["optim"]
     schedule = planned_schedule(config, data.steps_per_epoch)
+    if run.former_length is not None and is_main_process():
+        former_steps = planned_steps(run.former_length, data.steps_per_epoch)
+        say(
+            f"extends {run.folder} from {former_steps} to {schedule.total_steps} steps; "
+            f"the longer schedule applies from step {newest_whole(run.checkpoints).step if resumed else 0}"
+        )
 
     transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
     choose_slices = config["micro_batch_size"] == "auto"
@@ -135,13 +142,13 @@ def fit(config: dict[str, Any], run: Run) -> None:
             raise
         raise UserError(
             f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
-            "lower data.num_workers; the same command goes on"
+            "lower data.num_workers; the same command resumes the run"
         ) from error
     finally:
         end_launched_ranks(trainer)
         finish_wandb(trainer)  # else the next run of this process would go on in it
 
-    if trainer.is_global_zero:
+    if is_main_process():
         headlines = [evaluations[name].headline(figures) for name, figures in evaluate.results.items()]
         report = write_report(run.folder)
         lines = [*headlines, f"report: {report}"]
@@ -181,7 +188,7 @@ def quiet_lightning() -> None:
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
     """The run's length in steps: `trainer.max_steps`, else `trainer.max_epochs` times the steps of an epoch."""
-    max_steps, max_epochs = settings["max_steps"], settings["max_epochs"]
+    max_steps, max_epochs = settings.get("max_steps"), settings.get("max_epochs")
     if max_steps is None and max_epochs is None:
         raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
     return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)

@@ -6,6 +6,7 @@ from typing import Any
 
 from openslip.report.pieces import escape
 from openslip.report.run_files import AbsentError, check
+from openslip.run.identity import flat
 
 MAX_TEXT = 200_000  # characters of the config
 
@@ -24,15 +25,13 @@ def environment(folder: Path) -> str:
         environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise AbsentError(f"env.json cannot be read ({error})") from error
-    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in _flat(environment, ""))
+    rows = "".join(
+        f"<tr><th>{escape(key)}</th><td>{escape(_shown(value))}</td></tr>" for key, value in flat(environment).items()
+    )
     return f'<div class="scroll"><table class="plain environment"><tbody>{rows}</tbody></table></div>'
 
 
-def _flat(value: Any, prefix: str) -> list[tuple[str, str]]:
-    if isinstance(value, dict):
-        return [row for key, part in value.items() for row in _flat(part, f"{prefix}.{key}" if prefix else str(key))]
+def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return [(prefix, ", ".join(map(str, value)) or "none")]
-    if isinstance(value, bool) or value is None:
-        return [(prefix, {True: "yes", False: "no", None: "none"}[value])]
-    return [(prefix, str(value))]
+        return ", ".join(map(str, value)) or "none"
+    return {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value))
