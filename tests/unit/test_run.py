@@ -1,13 +1,17 @@
 """A run's folder is named by its config and never overwritten by another one."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError, UserError
-from openslip.run.folder import open_run, run_name
+from openslip.run import folder
+from openslip.run.folder import Run, open_run, run_name
+from openslip.run.identity import FORMAT
 
 
 def config(tmp_path: Path, **changes) -> dict:
@@ -61,7 +65,7 @@ def test_a_key_that_is_off_names_no_other_run(tmp_path: Path):
     assert run_name(config(tmp_path, towers={"image": {"weights": "a"}}), "x") != named
 
 
-def test_a_run_goes_on_with_its_data_elsewhere_and_a_larger_budget(tmp_path: Path):
+def test_a_run_resumes_with_its_data_elsewhere_and_a_larger_budget(tmp_path: Path):
     def with_data(place: str, budget: float) -> dict:
         return config(tmp_path, data={"source": {"shards": place}, "bad_sample_budget": budget})
 
@@ -77,12 +81,132 @@ def test_a_run_has_one_identifier_and_another_run_of_its_name_another(tmp_path: 
     assert open_run(config(tmp_path), "a").identifier() != first
 
 
-def test_other_hardware_goes_on_with_the_same_run(tmp_path: Path):
+def test_other_hardware_resumes_the_same_run(tmp_path: Path):
     first = config(tmp_path, micro_batch_size=None, trainer={"devices": 1, "max_steps": 5})
     other = config(tmp_path, micro_batch_size=8, trainer={"devices": 2, "max_steps": 5, "strategy": {"x": 1}})
     assert run_name(first, "x") == run_name(other, "x")
     open_run(first, "a")
     assert open_run(other, "a").state == "unfinished"
+
+
+def longer(tmp_path: Path, **trainer) -> dict:
+    return config(tmp_path, trainer=trainer)
+
+
+def finished(tmp_path: Path, **trainer) -> Run:
+    run = open_run(longer(tmp_path, **trainer), "a")
+    run.finish({"step": 30, "metrics": {}, "lines": ["done"]})
+    return run
+
+
+def stored(tmp_path: Path) -> dict:
+    return yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+
+
+def test_an_evaluation_and_a_callback_are_added_to_an_unfinished_run_and_stand_in_its_config(tmp_path: Path):
+    open_run(config(tmp_path), "a")
+    more = config(
+        tmp_path, evaluation={"knn": {"k": 3}}, callbacks={"save": {"every_n_steps": 3}}, logger={"wandb": {}}
+    )
+    assert open_run(more, "a").state == "unfinished"
+    assert stored(tmp_path) == {"format": FORMAT, **more}
+
+
+@pytest.mark.parametrize(("key", "other"), [("max_steps", "max_epochs"), ("max_epochs", "max_steps")])
+def test_a_longer_run_of_the_same_name_extends_it(tmp_path: Path, key: str, other: str):
+    former = {key: 30, other: None}
+    finished(tmp_path, **former)
+    assert open_run(longer(tmp_path, **former), "a").state == "finished"
+    run = open_run(longer(tmp_path, **{**former, key: 60}), "a")
+    assert (run.state, run.former_length) == ("unfinished", {key: 30})
+    assert not run.result_file.exists()
+    assert json.loads((run.folder / "result-000030.json").read_text())["lines"] == ["done"]
+    assert stored(tmp_path)["trainer"][key] == 60
+    again = open_run(longer(tmp_path, **{**former, key: 60}), "a")
+    assert (again.state, again.former_length) == ("unfinished", None)
+
+
+def test_an_unfinished_run_is_extended_too(tmp_path: Path):
+    open_run(longer(tmp_path, max_steps=30), "a")
+    run = open_run(longer(tmp_path, max_steps=60), "a")
+    assert (run.state, run.former_length) == ("unfinished", {"max_steps": 30})
+
+
+@pytest.mark.parametrize(
+    ("former", "given", "message"),
+    [
+        ({"max_steps": 60}, {"max_steps": 30}, r"max_steps=60, and trainer\.max_steps=30 is shorter: give 60 or more"),
+        ({"max_epochs": 6}, {"max_epochs": 3}, r"max_epochs=6, and trainer\.max_epochs=3 is shorter: give 6 or more"),
+        ({"max_steps": 6}, {"max_epochs": 9}, r"max_epochs=null, and trainer\.max_epochs=9 is shorter: give null, or"),
+        ({"max_steps": 6}, {"max_steps": 9, "max_epochs": 1}, r"max_epochs=1 is shorter"),
+    ],
+)
+def test_a_shorter_length_is_refused_by_both_numbers_and_changes_nothing(
+    tmp_path: Path, former: dict, given: dict, message: str
+):
+    run = finished(tmp_path, **former)
+    with pytest.raises(UserError, match=message):
+        open_run(longer(tmp_path, **given), "a")
+    assert run.result_file.exists()
+    assert stored(tmp_path)["trainer"] == former
+
+
+def test_another_config_is_refused_before_a_run_is_extended(tmp_path: Path):
+    run = finished(tmp_path, max_steps=30)
+    with pytest.raises(UserError, match="seed: 0 in the run, now 1"):
+        open_run({**longer(tmp_path, max_steps=60), "seed": 1}, "a")
+    assert run.result_file.exists()
+
+
+@pytest.mark.parametrize("last", ["result-000030.json", "env.json", "config.yaml"])
+def test_an_extension_that_is_killed_after_any_write_is_made_up_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+):
+    finished(tmp_path, max_steps=30)
+    real_write, real_sync = folder.write_text, folder.sync_folder
+
+    def write(path: Path, text: str) -> None:
+        real_write(path, text)
+        if path.name == last:
+            raise KeyboardInterrupt
+
+    def sync(path: Path) -> None:
+        real_sync(path)
+        if last.startswith("result"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder, "write_text", write)
+    monkeypatch.setattr(folder, "sync_folder", sync)
+    with pytest.raises(KeyboardInterrupt):
+        open_run(longer(tmp_path, max_steps=60), "a")
+    monkeypatch.undo()
+    run = open_run(longer(tmp_path, max_steps=60), "a")
+    assert run.state == "unfinished"
+    assert run.former_length == (None if last == "config.yaml" else {"max_steps": 30})
+    assert not run.result_file.exists()
+    assert json.loads((run.folder / "result-000030.json").read_text())["lines"] == ["done"]
+
+
+def test_other_ranks_do_not_take_an_extended_run_for_finished_whenever_they_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    finished(tmp_path, max_steps=30)
+    seen, real = [], folder.write_text
+
+    def look() -> None:
+        monkeypatch.setenv("RANK", "1")
+        seen.append(open_run(longer(tmp_path, max_steps=60), "a").state)
+        monkeypatch.delenv("RANK")
+
+    def write(path: Path, text: str) -> None:
+        look()
+        real(path, text)
+        look()
+
+    monkeypatch.setattr(folder, "write_text", write)
+    open_run(longer(tmp_path, max_steps=60), "a")
+    assert len(seen) == 6
+    assert set(seen) == {"unfinished"}
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmpfs: Path):  # noqa: F811
