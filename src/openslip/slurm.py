@@ -1,4 +1,4 @@
-"""Puts a SLURM job back into its queue; imports nothing slow, because signals may come before anything else."""
+"""SLURM: requeueing a job and checking its tasks; imports nothing slow, because signals may come first."""
 
 import os
 import re
@@ -14,11 +14,11 @@ ANSWER = 60  # seconds for the scheduler, which many jobs may ask at the same ti
 
 
 def requeue(received: signal.Signals | None) -> None:
-    """Asks the scheduler for it where this is the first process of a batch job; SLURM then ends the job itself.
+    """Requeue the job, where this is the first process of a batch job; SLURM then ends the job itself.
 
     SIGUSR1 and SIGUSR2 announce the end of the time limit or a pre-emption, as `sbatch --signal` said. SIGTERM comes
-    at a pre-emption without --signal, and when somebody cancels the job, which shall then stay so. SLURM itself queues
-    nothing again that leaves within the grace time of its pre-emption (measured with 22.05).
+    at a pre-emption without --signal, and when somebody cancels the job, which must then stay cancelled. SLURM itself
+    requeues no job that exits within the grace time of its pre-emption (measured with 22.05).
 
     Args:
         received: the signal that asked to stop.
@@ -31,24 +31,24 @@ def requeue(received: signal.Signals | None) -> None:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     try:
         shown = ask("show", "job", job)
-        if not re.search(r"\bJobState=RUNNING\b", shown):  # cancelled, or queued again already
+        if not re.search(r"\bJobState=RUNNING\b", shown):  # cancelled, or requeued already
             return
         preempted = re.search(r"\bPreemptTime=(?!None)", shown)
         if received not in (signal.SIGUSR1, signal.SIGUSR2) and not preempted:
             return
         if not re.search(r"\bRequeue=1\b", shown):
-            sys.stderr.write(f"job {job} may not be requeued (sbatch --requeue allows it): submit it again\n")
+            sys.stderr.write(f"job {job} may not be requeued (sbatch --requeue allows it); submit it again\n")
             return
         ask("requeue", job)
-        sys.stderr.write(f"job {job} is queued again\n")
+        sys.stderr.write(f"job {job} is requeued\n")
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"job {job} could not be requeued ({error.stderr.strip()}): submit it again\n")
+        sys.stderr.write(f"job {job} could not be requeued ({error.stderr.strip()}); submit it again\n")
     except (OSError, subprocess.TimeoutExpired) as error:
-        sys.stderr.write(f"job {job} could not be requeued ({error}): submit it again\n")
+        sys.stderr.write(f"job {job} could not be requeued ({error}); submit it again\n")
 
 
 def requeue_alone(received: signal.Signals) -> None:
-    """`requeue` where ranks cannot agree: a task that leaves before it is done makes srun end the one that asks.
+    """Requeue the job where ranks cannot agree; others wait, because srun ends all tasks once one has exited.
 
     Args:
         received: as above; SIGINT comes from a person, who waits.
@@ -59,7 +59,7 @@ def requeue_alone(received: signal.Signals) -> None:
 
 
 def ask(*words: str) -> str:
-    """What `scontrol` answers."""
+    """The output of `scontrol`."""
     return subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=ANSWER, check=True).stdout
 
 
@@ -69,7 +69,7 @@ def is_first_task() -> bool:
 
 
 def check_tasks(trainer: dict[str, Any]) -> None:
-    """Refuses what does not fit, because ranks that never come are waited for.
+    """Refuse a trainer whose processes are not the tasks that SLURM started: missing ranks would be waited for.
 
     Args:
         trainer: the config group; one that brings SLURM as its `cluster_environment` takes its ranks from there.

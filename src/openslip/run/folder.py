@@ -51,18 +51,18 @@ class Run:
         return self.folder / "result.json"
 
     def result(self) -> dict[str, Any]:
-        """What the finished run measured: {"step": int, "metrics": {...}, "lines": [...]}."""
+        """The result of a finished run: {"step": int, "metrics": {...}, "lines": [...]}."""
         return json.loads(self.result_file.read_text())
 
     def identifier(self) -> str:
-        """Of this run among all that ever had its name, for services that keep runs longer than its folder lies."""
+        """Identifier of this run among all that ever had its name, for services that outlive its folder."""
         file = self.folder / "id.txt"
         if not file.exists():
             write_text(file, f"{self.folder.name}-{secrets.token_hex(3)}\n")
         return file.read_text().strip()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Mark the run as finished."""
         write_text(self.result_file, json.dumps(result, indent=1) + "\n")
 
 
@@ -77,7 +77,7 @@ def run_name(config: dict[str, Any], choices: str) -> str:
 
 
 def open_run(config: dict[str, Any], name: str) -> Run:
-    """The folder for a config, made or found; only the main process writes, the others look whether it is finished.
+    """Make or find the folder of a config; only the main process writes, the others see whether it is finished.
 
     Raises:
         UserError: another config or a longer run lies there, or `resume=never` and a run does, or another process
@@ -131,7 +131,7 @@ def _named_before(folder: Path, config: dict[str, Any]) -> Path | None:
 
 
 def _inspected(folder: Path, config: dict[str, Any]) -> Run:
-    """What lies in the folder, whoever is about to change it."""
+    """Read the state of the folder, also while the main process is changing it."""
     stored = read_config(folder / "config.yaml")  # before the result, which is set aside before a longer run's config
     if stored is None:
         return Run(folder, "new")
@@ -181,7 +181,7 @@ def _lock(folder: Path) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and devices, so that a figure can be traced to what computed it."""
+    """Versions and devices, so that a metric can be traced to what computed it."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
