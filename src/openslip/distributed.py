@@ -1,4 +1,4 @@
-"""What ranks need of each other; everything works the same without a process group."""
+"""Communication between ranks; everything works the same without a process group."""
 
 from functools import cache
 from typing import Any
@@ -8,15 +8,22 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from openslip import slurm
+
 
 def rank() -> int:
-    """This process's place among the ranks, 0 without a process group."""
+    """Rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """Number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this process writes for all ranks; right before and after the process group exists."""
+    return rank() == 0 if dist.is_available() and dist.is_initialized() else slurm.is_first_task()
 
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14
@@ -60,7 +67,7 @@ def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tenso
 
 
 def all_max(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Largest over ranks, without gradient."""
+    """Maximum over ranks, without gradient."""
     if world_size() == 1:
         return x.detach()
     largest = x.detach().clone()
@@ -69,7 +76,7 @@ def all_max(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Sum over ranks; the gradient is summed likewise, so a quantity shared by all ranks is differentiated exactly."""
+    """Sum over ranks; the gradient is summed too, so a quantity shared by all ranks is differentiated exactly."""
     return x if world_size() == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
 
 
@@ -80,7 +87,7 @@ def mean_over_ranks(total: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Floa
 
 @cache
 def _cpu_group() -> Any:
-    """Agreements between processes cost the device no wait; the first call is made by all ranks, as every later one."""
+    """A gloo group, so that agreements between ranks need no device synchronisation; all ranks make the first call."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
@@ -94,7 +101,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def from_first_rank(value: Any) -> Any:
-    """The first rank's value, on every rank."""
+    """Broadcast the first rank's value to every rank."""
     if world_size() == 1:
         return value
     values = [value]
@@ -103,7 +110,7 @@ def from_first_rank(value: Any) -> Any:
 
 
 def of_all_ranks(value: Any) -> list[Any]:
-    """Every rank's value, in rank order."""
+    """Gather every rank's value, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

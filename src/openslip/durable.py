@@ -1,4 +1,4 @@
-"""A file that is whole or not there, whatever happens to the process or the machine."""
+"""Atomic, durable writes: a file is complete or absent, whatever happens to the process or the machine."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 
 @contextmanager
 def durable(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` once all of it is on the disk.
+    """Open a file that replaces `path` once all of it is on the disk.
 
     The temporary file lies in the same folder: TMPDIR may be another file system, where a move is a copy.
     """
@@ -31,18 +31,19 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file durably."""
     with durable(path) as file:
         file.write(text.encode())
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """As one compressed `.npz`."""
+    """Write one compressed `.npz` durably."""
     with durable(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 class Hashing:
-    """A file that takes the size and sha256 of what is written on its way to the disk."""
+    """A file wrapper that computes the size and sha256 of what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -59,7 +60,7 @@ class Hashing:
 
 
 def point(link: Path, target: str) -> None:
-    """Makes `link` a link to `target`, a name in the same folder."""
+    """Point the symbolic link `link` at `target`, a name in the same folder, atomically."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -68,7 +69,7 @@ def point(link: Path, target: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """What was renamed in a folder stays so after a power cut."""
+    """Flush a folder, so that renames in it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -77,6 +78,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Removes what processes that were killed while they wrote have left."""
+    """Remove temporary files of processes that were killed while they wrote."""
     for orphan in folder.glob(f".{name}.*.tmp"):
         orphan.unlink(missing_ok=True)

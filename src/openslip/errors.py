@@ -12,13 +12,13 @@ class UserError(Exception):
 
 
 class NonFiniteError(UserError):
-    """Loss, gradients or weights are no longer numbers."""
+    """Loss, gradients or weights are not finite."""
 
     exit_code = 3
 
 
 class DataError(UserError):
-    """The dataset itself is at fault, and the run had begun."""
+    """The dataset itself is at fault, found while the run was training."""
 
     exit_code = 4
 

@@ -29,7 +29,7 @@ _deferred = False
 
 
 def catch() -> None:
-    """From now on the first signal stops a set-up at once, or is noted for the next step boundary after `defer`.
+    """Handle signals: the first stops a set-up at once, or after `defer` is noted for the next step boundary.
 
     A second one ends the process where it stands.
     """
@@ -45,22 +45,22 @@ def catch() -> None:
 
 
 def defer() -> None:
-    """Set-up is over: whoever reaches a step boundary looks at `received`."""
+    """Mark set-up as over: from now on `received` is checked at step boundaries."""
     global _deferred
     _deferred = True
 
 
 def received() -> signal.Signals | None:
-    """The signal that asked this process to stop."""
+    """The signal that asked this process to stop, or None."""
     return _first
 
 
 def ignore(worker: int) -> None:
-    """For processes that decode: a scheduler signals them as well, but only who started them may end them."""
+    """Ignore signals in a data-loading worker, which only the process that started it may end."""
     for number in STOPPING:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    # Ignored, it would leave the main process waiting for ever for workers that it has told to end by SIGTERM.
+    # Ignoring it would leave the main process waiting forever for workers that it has told to end by SIGTERM.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -83,7 +83,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _keep_exit_code() -> None:
-    """Hydra, among others, makes an error of its own of whatever is raised inside it."""
+    """Leave with our exit code although Hydra, among others, turns what is raised inside it into its own error."""
     if _first is not None and not _deferred:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -99,12 +99,12 @@ def _watch(written_to: int) -> None:
     while True:
         _next(written_to)
         if time.monotonic() - since >= ECHO:
-            os.write(2, b"\na second signal: ends at once\n")
+            os.write(2, b"\nsecond signal: exiting at once\n")
             os._exit(EXIT_CODE)
 
 
 def _next(written_to: int) -> signal.Signals:
-    """Waits for a signal that asks to stop; libraries handle others."""
+    """Wait for a signal that asks to stop; libraries handle others."""
     while (number := os.read(written_to, 1)[0]) not in STOPPING:
         pass
     return signal.Signals(number)
@@ -119,6 +119,6 @@ def _end_set_up(received: signal.Signals) -> None:
 
 
 def _stop_set_up(received: signal.Signals) -> None:
-    sys.stderr.write(f"\nstopped by {received.name} during set-up: no step was made\n")
+    sys.stderr.write(f"\nstopped by {received.name} during set-up; no step was made\n")
     sys.stderr.flush()
     slurm.requeue_alone(received)

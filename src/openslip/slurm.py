@@ -1,4 +1,4 @@
-"""Puts a SLURM job back into its queue; imports nothing slow, because signals may come before anything else."""
+"""SLURM: requeueing a job and checking its tasks; imports nothing slow, because signals may come first."""
 
 import os
 import re
@@ -6,60 +6,102 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
+
+from openslip.errors import UserError
 
 ANSWER = 60  # seconds for the scheduler, which many jobs may ask at the same time
 
 
 def requeue(received: signal.Signals | None) -> None:
-    """Asks the scheduler for it where this is the first process of a batch job; SLURM then ends the job itself.
+    """Requeue the job, where this is the first process of a batch job; SLURM then ends the job itself.
 
     SIGUSR1 and SIGUSR2 announce the end of the time limit or a pre-emption, as `sbatch --signal` said. SIGTERM comes
-    at a pre-emption without --signal, and when somebody cancels the job, which shall then stay so. SLURM itself queues
-    nothing again that leaves within the grace time of its pre-emption (measured with 22.05).
+    at a pre-emption without --signal, and when somebody cancels the job, which must then stay cancelled. SLURM itself
+    requeues no job that exits within the grace time of its pre-emption (measured with 22.05).
 
     Args:
         received: the signal that asked to stop.
     """
     environment = os.environ
-    if "SLURM_JOB_ID" not in environment or not is_first():
+    if "SLURM_JOB_ID" not in environment or not is_first_task():
         return
     job = environment["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     try:
         shown = ask("show", "job", job)
-        if not re.search(r"\bJobState=RUNNING\b", shown):  # cancelled, or queued again already
+        if not re.search(r"\bJobState=RUNNING\b", shown):  # cancelled, or requeued already
             return
         preempted = re.search(r"\bPreemptTime=(?!None)", shown)
         if received not in (signal.SIGUSR1, signal.SIGUSR2) and not preempted:
             return
         if not re.search(r"\bRequeue=1\b", shown):
-            sys.stderr.write(f"job {job} may not be requeued (sbatch --requeue allows it): submit it again\n")
+            sys.stderr.write(f"job {job} may not be requeued (sbatch --requeue allows it); submit it again\n")
             return
         ask("requeue", job)
-        sys.stderr.write(f"job {job} is queued again\n")
+        sys.stderr.write(f"job {job} is requeued\n")
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"job {job} could not be requeued ({error.stderr.strip()}): submit it again\n")
+        sys.stderr.write(f"job {job} could not be requeued ({error.stderr.strip()}); submit it again\n")
     except (OSError, subprocess.TimeoutExpired) as error:
-        sys.stderr.write(f"job {job} could not be requeued ({error}): submit it again\n")
+        sys.stderr.write(f"job {job} could not be requeued ({error}); submit it again\n")
 
 
 def requeue_alone(received: signal.Signals) -> None:
-    """`requeue` where ranks cannot agree: a task that leaves before it is done makes srun end the one that asks.
+    """Requeue the job where ranks cannot agree; others wait, because srun ends all tasks once one has exited.
 
     Args:
         received: as above; SIGINT comes from a person, who waits.
     """
     requeue(received)
-    if "SLURM_JOB_ID" in os.environ and not is_first() and received != signal.SIGINT:
+    if "SLURM_JOB_ID" in os.environ and not is_first_task() and received != signal.SIGINT:
         time.sleep(2 * ANSWER + 10)  # SLURM ends it when the first process has left
 
 
 def ask(*words: str) -> str:
-    """What `scontrol` answers."""
+    """The output of `scontrol`."""
     return subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=ANSWER, check=True).stdout
 
 
-def is_first() -> bool:
-    """Whether this is the first process of a run, whoever started it, told before there is a process group."""
+def is_first_task() -> bool:
+    """Whether the environment names this process the first of its run, whoever started it."""
     return all(os.environ.get(key, "0") == "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def check_tasks(trainer: dict[str, Any]) -> None:
+    """Refuse a trainer whose processes are not the tasks that SLURM started: missing ranks would be waited for.
+
+    Args:
+        trainer: the config group; one that brings SLURM as its `cluster_environment` takes its ranks from there.
+    """
+    environment = os.environ
+    strategy = trainer["strategy"]
+    from_slurm = isinstance(strategy, dict) and strategy.get("cluster_environment") is not None
+    if "SLURM_STEP_NUM_TASKS" not in environment:  # only srun sets it
+        if not from_slurm:
+            return
+        if "SLURM_JOB_ID" in environment:
+            raise UserError("trainer=slurm without srun: write `srun python train.py ...`, as slurm/train.sbatch does")
+        raise UserError(
+            "trainer=slurm, but SLURM did not start this process: `sbatch slurm/train.sbatch SETTINGS`, "
+            "or trainer=ddp for this machine alone"
+        )
+    if environment.get("SLURM_JOB_NAME") in ("bash", "interactive") and not from_slurm:
+        return  # a shell in a job, where Lightning starts the ranks as it does elsewhere
+    tasks, devices, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), trainer["devices"], trainer["num_nodes"]
+    if from_slurm and tasks > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
+        raise UserError(
+            f"SLURM started {tasks} tasks, and how many per node was not said: give sbatch or srun "
+            "--ntasks-per-node=N instead of --ntasks=N"
+        )
+    if isinstance(devices, int) and devices > 0 and devices * nodes != tasks:
+        raise UserError(
+            f"SLURM started {tasks} tasks, but trainer.devices={devices} x trainer.num_nodes={nodes} are "
+            f"{devices * nodes} processes: use trainer=slurm, which takes them from SLURM, with --ntasks-per-node=GPUS"
+        )
+    gpus = environment.get("CUDA_VISIBLE_DEVICES")
+    if gpus and trainer["accelerator"] != "cpu" and isinstance(devices, int) and len(gpus.split(",")) < devices:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES={gpus}, but {devices} tasks of a node need {devices} GPUs that each of them sees: "
+            f"give sbatch --gpus-per-node={devices} instead of --gpus-per-task"
+        )

@@ -170,7 +170,7 @@ def test_no_whole_checkpoint_is_an_error_and_not_a_new_run(place: Path):
         path.write_bytes(b"")
     training = Training(place, *RUN, "name=none", log="none")
     assert training.wait() == 5
-    assert "none of its 2 checkpoints is whole" in training.said()
+    assert "none of its 2 checkpoints is valid" in training.said()
 
 
 def test_a_signal_in_an_evaluation_stops_there_and_it_is_made_again(place: Path, whole: Path):

@@ -78,7 +78,7 @@ def test_five_preemptions_change_nothing(cluster: Cluster, place: Path):
     assert job.wait(300) == "COMPLETED", job.state()
     assert job.said().count("stopped by SIGTERM after step") == 3
     assert job.said().count("stopped by SIGUSR1 after step") == 2
-    assert job.said().count("is queued again") == 5
+    assert job.said().count("is requeued") == 5
     assert steps_logged(run) == list(range(1, 151))
     identifier = (run / "id.txt").read_text().strip()
     parts = [path.name for path in run.glob("wandb/offline-run-*")]
@@ -121,13 +121,13 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, place: Path
     saved = newest_whole(place / "runs" / "job" / "checkpoints").step
     assert saved == steps_logged(place / "runs" / "job")[-1]
     assert f"stopped by SIGTERM after step {saved}, saved" in job.said()
-    assert "queued again" not in job.said()
+    assert "requeued" not in job.said()
 
 
 def test_the_end_of_the_time_limit_queues_the_job_again(cluster: Cluster, place: Path):
     options = [*TWO_TASKS[:3], "--time=1", "--signal=USR1@20"]  # SLURM may be 60 seconds early
     job = submit(cluster, place, *SLOW, "trainer.max_steps=5000", "name=job", options=options)
-    job.wait_for("is queued again")
+    job.wait_for("is requeued")
     assert "stopped by SIGUSR1" in job.said()
     job.wait_for("resumes after step")
     cluster.run("scancel", str(job.number))

@@ -75,7 +75,7 @@ def test_after_a_fall_back_the_one_that_was_taken_is_kept(tmp_path: Path):
 def test_none_whole_is_an_error(tmp_path: Path):
     save(tmp_path, 1)
     (tmp_path / file_name(1)).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is valid"):
         newest_whole(tmp_path)
 
 

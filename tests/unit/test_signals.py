@@ -82,7 +82,7 @@ def test_during_set_up_it_ends_at_once(number: int):
     process.send_signal(number)
     said = process.communicate(timeout=10)[1]
     assert process.returncode == 143
-    assert said == f"\nstopped by {signal.Signals(number).name} during set-up: no step was made\n"
+    assert said == f"\nstopped by {signal.Signals(number).name} during set-up; no step was made\n"
 
 
 def test_later_the_first_is_noted_its_echo_is_not_a_second_and_a_second_ends_at_once():
@@ -94,7 +94,7 @@ def test_later_the_first_is_noted_its_echo_is_not_a_second_and_a_second_ends_at_
     time.sleep(1.2)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert "a second signal" in process.communicate(timeout=10)[1]
+    assert "second signal" in process.communicate(timeout=10)[1]
     assert process.returncode == 143
 
 
@@ -105,7 +105,7 @@ def test_a_second_one_ends_a_process_that_is_stuck_outside_python():
     time.sleep(1.2)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert "a second signal" in process.communicate(timeout=10)[1]
+    assert "second signal" in process.communicate(timeout=10)[1]
     assert process.returncode == 143
 
 
@@ -114,7 +114,7 @@ def test_during_set_up_the_first_ends_a_process_that_is_stuck_outside_python():
     process.send_signal(signal.SIGUSR1)
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 143
-    assert said == "\nstopped by SIGUSR1 during set-up: no step was made\n"
+    assert said == "\nstopped by SIGUSR1 during set-up; no step was made\n"
 
 
 def test_during_set_up_a_library_that_makes_an_error_of_it_does_not_change_the_exit_code():

@@ -36,7 +36,7 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
     main(words)
     main(words)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with pytest.raises(UserError, match=r"trainer\.precision: there bf16-mixed, now 32-true"):
+    with pytest.raises(UserError, match=r"trainer\.precision: bf16-mixed in the run, now 32-true"):
         main(words)
     main([*words, "trainer.precision=bf16-mixed"])
     assert trained == ["bf16-mixed"] * 3

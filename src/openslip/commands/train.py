@@ -11,13 +11,15 @@ from openslip.config.check import NO_FSDP, check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
+from openslip.distributed import is_main_process
 from openslip.errors import UserError, first_line
 from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.run import watchdog
-from openslip.run.checkpoints import saved
-from openslip.run.folder import Run, open_run, run_name, without_secrets
-from openslip.slurm import is_first
+from openslip.run.checkpoints import newest_whole, saved
+from openslip.run.folder import Run, open_run, run_name
+from openslip.run.identity import without_secrets
+from openslip.slurm import check_tasks
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.preemption import Preemption
 from openslip.training.callbacks.resume import Resume
@@ -35,7 +37,6 @@ from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
-from openslip.training.slurm_tasks import check_tasks
 
 
 def main(arguments: list[str]) -> None:
@@ -50,12 +51,12 @@ def main(arguments: list[str]) -> None:
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
-    run = open_run(config, name, main_process=is_first())
+    run = open_run(config, name)
     if run.state == "finished":
-        say(f"{run.folder} is finished; its result (for another run give name= or change a setting):")
+        say(f"{run.folder} is finished; its result (for another run give name=, to extend it more steps or epochs):")
         say(*run.result()["lines"])
         return
-    if run.state == "unfinished":
+    if run.state == "unfinished" and run.former_length is None:
         say(f"{run.folder} is unfinished: this command resumes it")
     watchdog.start(config["watchdog"])
     fit(config, run)
@@ -78,7 +79,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         seed=config["seed"],
         bad_samples_file=run.folder / "bad_samples.jsonl",
     )
-    if is_first():
+    if is_main_process():
         num_samples, expected = len(data.source), data.source.expected_samples
         share = f" of {expected}, {100 * num_samples // expected} %" if expected else ""
         drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != num_samples else ""
@@ -90,6 +91,13 @@ def fit(config: dict[str, Any], run: Run) -> None:
     evaluations = build_evaluations(config["evaluation"])
 
     optim = config["optim"]
+    schedule = planned_schedule(config, data.steps_per_epoch)
+    if run.former_length is not None and is_main_process():
+        former_steps = planned_steps(run.former_length, data.steps_per_epoch)
+        say(
+            f"extends {run.folder} from {former_steps} to {schedule.max_steps} steps; "
+            f"the longer schedule applies from step {newest_whole(run.checkpoints).step if resumed else 0}"
+        )
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
     longest = partial(example_batch, varying)
     pretrainer = Pretrainer(
@@ -100,7 +108,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         layer_decay=optim["layer_decay"],
         clip_norm=optim["clip_norm"],
         ema_decay=optim["ema_decay"],
-        schedule=planned_schedule(config, data.steps_per_epoch),
+        schedule=schedule,
         architecture=config["model"],
         tokenizer=parts.tokenizer,
         transform=EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"]),
@@ -142,7 +150,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         end_launched_ranks(trainer)
         finish_wandb(trainer)
 
-    if trainer.is_global_zero:
+    if is_main_process():
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
         report = write_report(run.folder)
         lines = [*headlines, f"report: {report}"]
@@ -153,16 +161,21 @@ def fit(config: dict[str, Any], run: Run) -> None:
         say(*lines)
 
 
-def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
-    """The learning rate over the run's length: `trainer.max_steps` or `trainer.max_epochs`, whichever ends first."""
-    optim, max_steps, max_epochs = config["optim"], config["trainer"]["max_steps"], config["trainer"]["max_epochs"]
+def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
+    """The run's length in steps: `trainer.max_steps` or `trainer.max_epochs`, whichever ends first."""
+    max_steps, max_epochs = settings.get("max_steps"), settings.get("max_epochs")
     if max_steps is None and max_epochs is None:
         raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
-    lengths = (max_steps, max_epochs and max_epochs * steps_per_epoch)
+    return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
+
+
+def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate over the run's length."""
+    optim = config["optim"]
     warmup_steps = optim["warmup_steps"]
     if warmup_steps is None:
         warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
-    max_steps = min(steps for steps in lengths if steps is not None)
+    max_steps = planned_steps(config["trainer"], steps_per_epoch)
     return build(optim["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
 
 
@@ -172,7 +185,7 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
     for name, logger_config in config["logger"].items():
         try:
             # Other ranks than the first log nothing, and may not see the folder.
-            own = {"name": run.folder.name, "version": run.identifier() if is_first() else run.folder.name}
+            own = {"name": run.folder.name, "version": run.identifier() if is_main_process() else run.folder.name}
             named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
             logger = build(logger_config, f"logger.{name}", save_dir=str(run.folder), **named)
             logger.log_hyperparams(without_secrets(config))

@@ -1,7 +1,7 @@
 """A run's `checkpoints/`: `step-000123.ckpt` with `step-000123.json` beside it, and `last.ckpt`, a link to the newest.
 
-The JSON holds step, size and sha256. It is written after its checkpoint is on the disk, and the link is moved after
-that: a checkpoint without JSON was never finished and does not count.
+The JSON holds step, size and sha256. It is written once its checkpoint is on the disk, and the link is moved after
+that: a checkpoint without JSON was never finished and is ignored.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ CHUNK = 1 << 22
 
 
 class Saved(NamedTuple):
-    """A checkpoint that was finished, and what its JSON says of it."""
+    """A finished checkpoint and what its JSON records."""
 
     path: Path
     step: int
@@ -33,32 +33,32 @@ def file_name(step: int) -> str:
 
 
 def saved(folder: Path) -> list[Saved]:
-    """Finished checkpoints, the one of the highest step first."""
-    found = []
+    """List the finished checkpoints, the highest step first."""
+    checkpoints = []
     for note in folder.glob("step-*.json"):
         try:
             entry = json.loads(note.read_text())
-            found.append(Saved(note.with_suffix(".ckpt"), entry["step"], entry["size"], entry["sha256"]))
+            checkpoints.append(Saved(note.with_suffix(".ckpt"), entry["step"], entry["size"], entry["sha256"]))
         except (OSError, ValueError, KeyError, TypeError):  # damaged: the checkpoint cannot be trusted either
-            found.append(Saved(note.with_suffix(".ckpt"), _step(note), -1, ""))
-    return sorted(found, key=lambda each: each.step, reverse=True)
+            checkpoints.append(Saved(note.with_suffix(".ckpt"), _step(note), -1, ""))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
 def finish(path: Path, step: int, written: Hashing) -> None:
-    """Vouches for a checkpoint that lies whole at `path`, makes it the last one, and removes the oldest."""
+    """Record a completely written checkpoint, point `last.ckpt` at it, and remove the oldest."""
     with durable(path.with_suffix(".json")) as note:
         entry = {"step": step, "size": written.size, "sha256": written.digest.hexdigest()}
         note.write(json.dumps(entry).encode())
     point(path.with_name(LINK), path.name)
-    keep = [each.path.name for each in saved(path.parent)[:KEPT]]
+    keep = [checkpoint.path.name for checkpoint in saved(path.parent)[:KEPT]]
     for old in path.parent.glob("step-*.ckpt"):
         if old.name not in keep:
-            old.with_suffix(".json").unlink(missing_ok=True)  # first: what is half removed counts no more
+            old.with_suffix(".json").unlink(missing_ok=True)  # first: what is half removed is no longer listed
             old.unlink(missing_ok=True)
 
 
 def damage(checkpoint: Saved) -> str | None:
-    """What is wrong with a checkpoint, or None; reads all of it."""
+    """Validate a checkpoint by reading all of it; returns what is wrong with it, or None."""
     try:
         if checkpoint.size < 0:
             return f"{checkpoint.path.with_suffix('.json').name} cannot be read"
@@ -75,7 +75,7 @@ def damage(checkpoint: Saved) -> str | None:
 
 
 def newest_whole(folder: Path) -> Saved:
-    """The checkpoint of the highest step that is what was written; says which ones are not.
+    """Return the valid checkpoint of the highest step, and warn of damaged ones above it.
 
     Raises:
         CheckpointError: there is none.
@@ -85,15 +85,15 @@ def newest_whole(folder: Path) -> Saved:
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        sys.stderr.write(f"WARNING: checkpoint {checkpoint.path} is damaged ({problem}): the one before it is taken\n")
+        sys.stderr.write(f"WARNING: checkpoint {checkpoint.path} is damaged ({problem}); trying the one before it\n")
     raise CheckpointError(
-        f"{folder}: none of its {len(candidates)} checkpoints is whole: restore one from a copy, "
-        "or delete the run's folder to start anew"
+        f"{folder}: none of its {len(candidates)} checkpoints is valid; restore one from a copy, "
+        "or delete the run's folder to start again"
     )
 
 
 def forget_after(checkpoint: Saved) -> None:
-    """Those of higher steps are damaged, and the run goes on from this one: they must not push sound ones out."""
+    """Discard the damaged checkpoints above the one that the run resumes from, so that valid ones are kept longer."""
     for other in saved(checkpoint.path.parent):
         if other.step > checkpoint.step:
             other.path.with_suffix(".json").unlink(missing_ok=True)

@@ -1,34 +1,31 @@
 """A run's folder: `runs/<name>/`, named by its config, never silently overwritten by another one."""
 
-import hashlib
+import atexit
 import json
+import os
 import platform
 import secrets
+import socket
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from openslip.data.remote.address import shown
-from openslip.durable import sweep, write_text
+from openslip.distributed import is_main_process
+from openslip.durable import sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
-from openslip.run.lock import lock
+from openslip.locks import locked
+from openslip.run.identity import differences, digest, identity, length, read_config, write_config
 
-# What does not change a run's result, so that it neither names a run nor tells two apart; patterns of dotted keys.
-NOT_IDENTITY = (
-    *("name", "runs_dir", "resume", "logger", "logger.*"),
-    *("*num_workers", "shard_cache.*", "*source*.cache.*"),
-    *("callbacks.save.*", "callbacks.finite.*", "callbacks.metrics.*", "watchdog.*", "data.bad_sample_budget"),
-    *("towers.*.gradient_checkpointing", "towers.*.compile", "trainer.enable_*"),
-    # Any split of the global batch makes the same update, so a run may go on with other hardware.
-    *("micro_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*"),
-    *("devices.*", "plan.*"),
-)
-# Where data lies names a run, but one that goes on may find it elsewhere: its checkpoint knows the data by its content.
-PLACES = ("*.shards", "*.root")
+PATIENCE = 5.0  # seconds: the process before may still be on its way out
+AFTER_REQUEUE = 120.0  # seconds: a file server takes up to 90 to see that a node is gone
+
+_locks = ExitStack()  # held until this process ends, however it does
+atexit.register(_locks.close)
+_locked: set[tuple[int, Path]] = set()  # process and folder
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,12 @@ class Run:
     Attributes:
         folder: `runs/<name>`.
         state: `new`; `unfinished` where one of the same config lay there; `finished`.
+        former_length: its former `max_steps` and `max_epochs`, where the config makes it longer.
     """
 
     folder: Path
     state: str
+    former_length: dict[str, int] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -52,110 +51,137 @@ class Run:
         return self.folder / "result.json"
 
     def result(self) -> dict[str, Any]:
-        """What the finished run measured: {"step": int, "metrics": {...}, "lines": [...]}."""
+        """The result of a finished run: {"step": int, "metrics": {...}, "lines": [...]}."""
         return json.loads(self.result_file.read_text())
 
     def identifier(self) -> str:
-        """Of this run among all that ever had its name, for services that keep runs longer than its folder lies."""
+        """Identifier of this run among all that ever had its name, for services that outlive its folder."""
         file = self.folder / "id.txt"
         if not file.exists():
             write_text(file, f"{self.folder.name}-{secrets.token_hex(3)}\n")
         return file.read_text().strip()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Mark the run as finished."""
         write_text(self.result_file, json.dumps(result, indent=1) + "\n")
 
 
 def run_name(config: dict[str, Any], choices: str) -> str:
-    """`name` as given, or the choices of model and data with eight hex digits of the config's hash."""
+    """`name` as given, or the choices of model and data with eight hex digits of the config's identity."""
     if config["name"] is not None:
         name = str(config["name"])
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise UserError(f"name={name}: it becomes a folder, so write it without slashes, e.g. name=first_try")
         return name
-    return f"{choices}-{hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]}"
+    return f"{choices}-{digest(config)}"
 
 
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this run, by dotted keys; null is left out, so that a new key that is off names no other run."""
-    return {
-        key: value
-        for key, value in flat(without_secrets(config)).items()
-        if value is not None and not any(fnmatchcase(key, pattern) for pattern in NOT_IDENTITY)
-    }
-
-
-def without_secrets(config: Any) -> Any:
-    """The config as it may be kept and shown: addresses without user, password and query."""
-    if isinstance(config, dict):
-        return {key: without_secrets(value) for key, value in config.items()}
-    if isinstance(config, list):
-        return [without_secrets(value) for value in config]
-    return shown(config) if isinstance(config, str) else config
-
-
-def open_run(config: dict[str, Any], name: str, *, main_process: bool) -> Run:
-    """The folder for a config, made or found; only the main process writes, the others look whether it is finished.
+def open_run(config: dict[str, Any], name: str) -> Run:
+    """Make or find the folder of a config; only the main process writes, the others see whether it is finished.
 
     Raises:
-        UserError: another config lies there, or `resume=never` and a run does, or another process trains it.
+        UserError: another config or a longer run lies there, or `resume=never` and a run does, or another process
+            trains it.
         CheckpointError: the folder cannot be written.
     """
     folder = Path(config["runs_dir"]) / name
-    if not main_process:  # all ranks must agree that there is nothing to do; the main process refuses what is wrong
-        return Run(folder, "finished" if (folder / "result.json").exists() else "new")
-    state = "new"
-    if (folder / "config.yaml").exists():
-        refuse_other_config(folder, config)
+    if config["name"] is None and not (folder / "config.yaml").exists():
+        folder = _named_before(folder, config) or folder
+    run = _inspected(folder, config)
+    if not is_main_process():  # all ranks agree whether there is anything to do; the main process refuses what is wrong
+        return run
+    if run.state != "new":
+        _refuse_another(folder, config)
         if config["resume"] == "never":
             raise UserError(f"resume=never, but the run {folder} exists: give another name=, or resume=auto")
-        if (folder / "result.json").exists():
-            return Run(folder, "finished")
-        state = "unfinished"
+    if run.state == "finished":
+        return run
     try:
         (folder / "arrays").mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
-        lock(folder)
-        if (folder / "result.json").exists():  # whoever held the lock has finished it
-            return Run(folder, "finished")
+        _lock(folder)
+        run = _inspected(folder, config)  # again: whoever held the lock may have finished or extended it
+        _refuse_another(folder, config)
+        if run.state == "finished":
+            return run
         sweep(folder / "checkpoints")
         sweep(folder)
         write_text(folder / "checkpoints" / "writable", "")  # before an hour of training finds out
         (folder / "checkpoints" / "writable").unlink()
+        if run.result_file.exists():  # set aside before the config says that the run is longer
+            run.result_file.replace(folder / f"result-{run.result()['step']:06}.json")
+            sync_folder(folder)
         write_text(folder / "env.json", json.dumps(environment(), indent=1) + "\n")
-        write_text(folder / "config.yaml", yaml.safe_dump(without_secrets(config), sort_keys=False))
+        write_text(folder / "config.yaml", write_config(config))
     except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror}): mend it, or choose another runs_dir="
+            f"{folder} cannot be written ({error.strerror}): repair it, or choose another runs_dir="
         ) from error
-    return Run(folder, state)
+    return run
 
 
-def refuse_other_config(folder: Path, config: dict[str, Any]) -> None:
-    """Names the keys in which the run that lies there differs."""
-    there = identity(yaml.safe_load((folder / "config.yaml").read_text()) or {})
-    here = identity(config)
-    different = [
-        key
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not any(fnmatchcase(key, pattern) for pattern in PLACES)
-    ]
-    if different:
-        shown = "; ".join(f"{key}: there {there.get(key)}, now {here.get(key)}" for key in different[:5])
+def _named_before(folder: Path, config: dict[str, Any]) -> Path | None:
+    """The folder of the same run whose name was derived from other keys, the one trained last where there are some."""
+    pattern = f"{escape(folder.name[:-8])}{'[0-9a-f]' * 8}/config.yaml"
+    for file in sorted(folder.parent.glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True):
+        with suppress(UserError):  # a damaged config is some other run's
+            if identity(read_config(file) or {}) == identity(config):
+                return file.parent
+    return None
+
+
+def _inspected(folder: Path, config: dict[str, Any]) -> Run:
+    """Read the state of the folder, also while the main process is changing it."""
+    stored = read_config(folder / "config.yaml")  # before the result, which is set aside before a longer run's config
+    if stored is None:
+        return Run(folder, "new")
+    if length(stored) != length(config):
+        return Run(folder, "unfinished", former_length=length(stored))
+    return Run(folder, "finished" if (folder / "result.json").exists() else "unfinished")
+
+
+def _refuse_another(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a config that does not resume or extend the run in the folder, by the keys and values that differ."""
+    stored = read_config(folder / "config.yaml")
+    if stored is None:
+        return
+    if different := differences(stored, config):
+        shown = "; ".join(f"{key}: {before} in the run, now {now}" for key, (before, now) in [*different.items()][:5])
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""
         raise UserError(f"the run {folder} has another config ({shown}{more}): give another name=, or delete it")
+    stored_length, given_length = length(stored), length(config)
+    for key in ("max_steps", "max_epochs"):
+        before, now = stored_length.get(key), given_length.get(key)
+        if now is not None and (before is None or now < before):
+            raise UserError(
+                f"the run {folder} has trainer.{key}={'null' if before is None else before}, and trainer.{key}={now} "
+                f"is shorter: give {'null' if before is None else f'{before} or more'}, or another name="
+            )
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys; a list counts as one value."""
-    if not isinstance(config, dict):
-        return {prefix.removesuffix("."): config}
-    return {key: value for name, part in config.items() for key, value in flat(part, f"{prefix}{name}.").items()}
+def _lock(folder: Path) -> None:
+    """Hold `.lock` in a run's folder until this process ends: two would both log and sweep each other's files.
+
+    Raises:
+        UserError: another process has it.
+    """
+    if (os.getpid(), folder.resolve()) in _locked:
+        return
+    file = folder / ".lock"
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    try:
+        _locks.enter_context(locked(file, wait=AFTER_REQUEUE if requeued else PATIENCE))
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder} is being trained by process {file.read_text().strip() or 'unknown'}: wait for it or stop it, "
+            f"or give another name=; if that machine has crashed, delete {file}"
+        ) from error
+    file.write_text(f"{os.getpid()} on {socket.gethostname()}\n")
+    _locked.add((os.getpid(), folder.resolve()))
 
 
 def environment() -> dict[str, Any]:
-    """Versions and devices, so that a figure can be traced to what computed it."""
+    """Versions and devices, so that a metric can be traced to what computed it."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""The phases of a run: each has a limit, after which a stuck process ends, and steps have a clock of their own."""
+"""A time limit for each phase of a run, after which a stuck process ends, and a clock for the steps alone."""
 
 import faulthandler
 import os
@@ -22,7 +22,7 @@ _aside = 0.0  # seconds in phases inside another
 
 
 def start(limits: dict[str, float]) -> None:
-    """Watches this process from now on, in the phase `setup`.
+    """Start watching this process, in the phase `setup`.
 
     Args:
         limits: seconds of `setup`, `step`, `evaluation` and `checkpoint`.
@@ -33,7 +33,7 @@ def start(limits: dict[str, float]) -> None:
 
 
 def enter(phase: str) -> None:
-    """The phase begins, and its time; nothing happens where no watchdog was started."""
+    """Begin a phase and its time limit; does nothing where no watchdog was started."""
     global _phase, _deadline
     if _limits:
         _phase, _deadline = phase, time.monotonic() + _limits[phase]
@@ -41,7 +41,7 @@ def enter(phase: str) -> None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A phase inside another, whose time begins anew afterwards; the clock of the steps stands still."""
+    """Enter a phase inside another, whose time limit restarts afterwards; the clock of the steps is paused."""
     global _aside
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()  # what the device has yet to do of a step is the step's time
@@ -56,7 +56,7 @@ def phase(name: str) -> Iterator[None]:
 
 
 def step_clock() -> float:
-    """Seconds on a clock that stands still during evaluations, checkpoints and other phases inside another."""
+    """Seconds on a clock that is paused during evaluations, checkpoints and other nested phases."""
     return time.perf_counter() - _aside
 
 

@@ -1,7 +1,6 @@
 """Records of a layout to tar shards: resumable, parallel, and the same bytes however often it was interrupted."""
 
 import difflib
-import fcntl
 import importlib
 import inspect
 import json
@@ -21,6 +20,7 @@ from openslip.data.convert.record import LeftOut, Record, with_unique_keys
 from openslip.data.convert.shard import Task
 from openslip.durable import sweep
 from openslip.errors import UserError
+from openslip.locks import locked
 
 SAMPLES_PER_SHARD = 10_000  # img2dataset's
 
@@ -77,7 +77,7 @@ def convert(
         "resize": resize,
         "quality": QUALITY,
     }
-    with locked(out):
+    with alone_in(out):
         manifest = prepare(out, made_of)
         tasks = (
             Task(out / f"shard-{place:06}.tar", batch, resize, known)
@@ -107,12 +107,11 @@ def read_records(layout: str, root: Path, options: dict[str, Any]) -> Iterator[R
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Nobody else writes to the folder; the system frees it when this process ends, however that happens."""
+def alone_in(out: Path) -> Iterator[None]:
+    """Make the folder and let nobody else write to it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with (out / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(out / ".lock", wait=0.0):
             yield
     except BlockingIOError as error:
         raise UserError(f"{out}: another conversion is writing here; wait for it") from error

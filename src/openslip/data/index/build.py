@@ -4,7 +4,6 @@ What any index in the same home knows of an unchanged shard is taken over, so th
 scan that was cut short starts again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from openslip.data.captions.policy import CaptionPolicy
 from openslip.data.index.index import Entry, Index, Shard, read_journal, whole
 from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, scan_shard
 from openslip.errors import UserError
+from openslip.locks import locked
 
 FORMAT = 1
 NAME = ".openslip-index"
@@ -67,7 +67,7 @@ def open_index(
         tried = " nor to ".join(map(str, homes))
         raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
     folder, stamps = index_in(home)
-    with locked(folder.with_suffix(".lock")) as alone:
+    with locked(folder.with_suffix(".lock")) as alone:  # where not, each process scans into a folder of its own
         if not whole(folder, stamps):  # else another process has been first
             shutil.rmtree(folder, ignore_errors=True)  # damaged, as by a power failure
             try:
@@ -114,21 +114,6 @@ def writable(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """One process at a time; the lock of one that dies is released.
-
-    False where the file system knows no locks: each process then scans into a folder of its own.
-    """
-    with path.open("w") as file:
-        alone = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            alone = False
-        yield alone
 
 
 def build(
@@ -195,12 +180,11 @@ def build(
 
 def abandoned(partial: Path) -> bool:
     """Whether no process is scanning into it."""
-    with partial.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+    try:
+        with locked(partial.with_suffix(".lock"), wait=0.0) as held:
+            return held
+    except OSError:
+        return False
 
 
 class Known(NamedTuple):

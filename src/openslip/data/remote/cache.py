@@ -5,7 +5,6 @@ dies with the process, and its length is the room it has reserved (0 while it wa
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -13,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 from openslip.data.remote.address import shown
 from openslip.data.remote.transfer import Identity, ask, attempt, copy
 from openslip.errors import UserError
+from openslip.locks import locked
 
 WAIT_FOR_ROOM = 0.2
 ASKED_AT_ONCE = 16
@@ -125,21 +125,20 @@ class ShardCache:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         whole = False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(descriptor, part):  # else whoever had the lock has finished it or given up
-                try:
-                    if not path.exists():
-                        self._reserve(address, identity.size, descriptor, part)
-                        copy(address, identity, descriptor)
-                        os.fsync(descriptor)
-                        with self._lock():
-                            os.replace(part, path)
-                        whole = True
-                finally:
-                    if not whole:
-                        part.unlink(missing_ok=True)
+            with _locked(descriptor):
+                if _is_at(descriptor, part):  # else whoever had the lock has finished it or given up
+                    try:
+                        if not path.exists():
+                            self._reserve(address, identity.size, descriptor, part)
+                            copy(address, identity, descriptor)
+                            os.fsync(descriptor)
+                            with self._lock():
+                                os.replace(part, path)
+                            whole = True
+                    finally:
+                        if not whole:
+                            part.unlink(missing_ok=True)
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile shares the lock
             if not whole:
                 os.close(descriptor)
         return descriptor if whole else None
@@ -179,15 +178,18 @@ class ShardCache:
             used -= freed
         return True
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> AbstractContextManager[None]:
         """The lock under which complete files appear and disappear."""
-        with (self.folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)
+        return _locked(self.folder / ".lock")
+
+
+@contextmanager
+def _locked(file: Path | int, *, wait: float | None = None) -> Iterator[None]:
+    """A lock without which processes would write to the same file."""
+    with locked(file, wait=wait) as held:
+        if not held:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        yield
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -203,9 +205,9 @@ def _reserved(part: Path) -> int:
     except FileNotFoundError:
         return 0
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, part):
-            part.unlink()
+        with _locked(descriptor, wait=0.0):
+            if _is_at(descriptor, part):
+                part.unlink()
         return 0
     except BlockingIOError:
         return os.fstat(descriptor).st_size

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from openslip.distributed import is_main_process
 from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import Evaluation
 from openslip.run import watchdog
@@ -65,7 +66,7 @@ class Evaluate(pl.Callback):
             metrics = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
             log(trainer, {"samples_seen": pl_module.samples_seen, **metrics}, pl_module.step)
             log_predictions(trainer, name, evaluation.arrays, pl_module.step)
-            if trainer.is_global_zero:
+            if is_main_process():
                 folder = Path(trainer.default_root_dir) / "arrays"
                 folder.mkdir(exist_ok=True)
                 write_arrays(folder / f"{name}.npz", evaluation.arrays)

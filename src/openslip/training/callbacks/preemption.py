@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from openslip import signals, slurm
-from openslip.distributed import any_rank, from_first_rank, of_all_ranks
+from openslip.distributed import any_rank, from_first_rank, is_main_process, of_all_ranks
 from openslip.run.checkpoints import saved
 from openslip.training.callbacks.save import save
 from openslip.training.lightning import finish_wandb, leave_signals
@@ -37,7 +37,7 @@ class Preemption(pl.Callback):
         if from_first_rank(pl_module.step not in steps):
             save(trainer, pl_module)
         received = next((number for number in of_all_ranks(signals.received()) if number), None)
-        if trainer.is_global_zero:
+        if is_main_process():
             name = received.name if received else "a signal"
             sys.stderr.write(f"\nstopped by {name} after step {pl_module.step}, saved; the same command resumes it\n")
             sys.stderr.flush()

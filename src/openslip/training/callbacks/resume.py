@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from openslip.distributed import of_all_ranks, rank
+from openslip.distributed import is_main_process, of_all_ranks, rank
 from openslip.errors import CheckpointError
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
@@ -40,7 +40,7 @@ class Resume(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretrainer)
         self.rows.cut_back(pl_module.step)
-        if trainer.is_global_zero and pl_module.step:
+        if is_main_process() and pl_module.step:
             sys.stdout.write(f"resumes after step {pl_module.step} of {pl_module.max_steps}\n")
             sys.stdout.flush()
 

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor
 
+from openslip.distributed import is_main_process
 from openslip.durable import write_arrays
 from openslip.inference.bundle import evaluating
 from openslip.run import watchdog
@@ -32,7 +33,7 @@ class Snapshot(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretrainer)
-        if self.kept or not trainer.is_global_zero:
+        if self.kept or not is_main_process():
             return
         self.kept = {key: column[: self.num_samples].cpu() for key, column in batch.items()}
         images = {key: pl_module.transform.undo(self.kept[key]) for key in self.image_views()}
@@ -49,7 +50,7 @@ class Snapshot(pl.Callback):
         assert isinstance(pl_module, Pretrainer)
         images, captions = self.image_views(), self.caption_views()
         # A resumed run gives the kept batch to every rank.
-        if not trainer.is_global_zero or pl_module.tokenizer is None or not images or not captions:
+        if not is_main_process() or pl_module.tokenizer is None or not images or not captions:
             return
         image, text, bundle = self.kept[images[0]], captions[0], pl_module.bundle
         with evaluating(bundle.model, bundle.device):

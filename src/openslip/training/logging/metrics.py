@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from openslip.distributed import world_size
+from openslip.distributed import is_main_process, world_size
 from openslip.errors import CheckpointError
 from openslip.run import watchdog
 from openslip.training.logging.late import LateMetrics
@@ -128,7 +128,7 @@ class Metrics(pl.Callback):
         measured, self.measured = self.measured, None
         logged = {**measured.late.read(), **measured.known}
         log(trainer, logged, measured.step)
-        if trainer.is_global_zero:
+        if is_main_process():
             self.line.show(measured.step, pl_module.max_steps, logged)
 
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from openslip.distributed import from_first_rank, of_all_ranks
+from openslip.distributed import from_first_rank, is_main_process, of_all_ranks
 from openslip.durable import write_text
 from openslip.training.microbatch import even_size, mixing_layers
 from openslip.training.pretrainer import Pretrainer
@@ -70,13 +70,13 @@ class MicroBatchSize(pl.Callback):
         """The largest even micro-batch that fits on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        choice = self.kept(local, name) if trainer.is_global_zero else None
+        choice = self.kept(local, name) if is_main_process() else None
         # The first rank's file decides for all, since the others may not see its folder.
         size = from_first_rank(0 if choice is None else choice.micro_batch_size)
         if size == 0:
             count = 1 if mixing_layers(pl_module.model) else self.count(trainer, pl_module, batch, local)
             size = even_size(local, max(of_all_ranks(count)))
-            if trainer.is_global_zero:
+            if is_main_process():
                 self.keep(Choice(size, local, name))
         if device.type == "cpu" and size < local:
             return_freed_memory()

@@ -6,7 +6,7 @@ import pytest
 
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
-from openslip.training.slurm_tasks import check_tasks
+from openslip.slurm import check_tasks
 
 NOT_SRUN = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "openslip", "SLURM_NNODES": "2"}
 EIGHT = {**NOT_SRUN, "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS_PER_NODE": "4"}

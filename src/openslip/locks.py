@@ -1,0 +1,61 @@
+"""Locks on files, the only place that calls `flock`: the system releases the lock of a process that dies."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+POLL = 0.1  # seconds between attempts
+
+_held: set[int] = set()
+
+
+@contextmanager
+def locked(file: Path | int, *, wait: float | None = None) -> Iterator[bool]:
+    """Hold a file's lock, which neither threads nor processes share; False where the file system knows no locks.
+
+    Args:
+        file: made if need be, its content unchanged; or a descriptor that is open for writing.
+        wait: seconds to wait for the lock, 0.0 for a single attempt, None for as long as it takes.
+
+    Raises:
+        BlockingIOError: somebody else holds the lock.
+        OSError: the file cannot be opened.
+    """
+    descriptor = file if isinstance(file, int) else os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(descriptor)  # before the lock is taken: a process may be forked at any time
+    try:
+        yield _acquire(descriptor, wait)
+    finally:
+        if descriptor in _held:  # else this is a forked child, which has closed it
+            _held.remove(descriptor)
+            with suppress(OSError):  # no lock was held
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked a moment ago may not have closed its copy yet
+            if not isinstance(file, int):
+                os.close(descriptor)
+
+
+def _acquire(descriptor: int, wait: float | None) -> bool:
+    deadline = None if wait is None else time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
+            return True
+        except BlockingIOError:
+            if deadline is None or time.monotonic() >= deadline:
+                raise
+            time.sleep(POLL)
+        except OSError:
+            return False
+
+
+def _close_in_child() -> None:
+    """Close what a forked child inherits: its copies would hold the locks for as long as it lives."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
