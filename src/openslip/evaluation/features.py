@@ -27,7 +27,7 @@ def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts 
 
 
 def image_batches(
-    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
+    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int
 ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
     """This rank's transformed images and their labels, on the device, in the order of `rank_batches`.
 
@@ -36,14 +36,13 @@ def image_batches(
         source: of the images.
         batch_size: images per batch.
         num_workers: processes that decode; 0 decodes in this one.
-        labels: whether a sample without a label is an error; else its label is -1.
 
     Raises:
         UserError: a sample has no label, or its image cannot be read.
         Preempted: a signal has asked some rank to stop.
     """
     loader = DataLoader(
-        _Images(source, bundle.transform, labels),
+        _Images(source, bundle.transform),
         batch_sampler=rank_batches(len(source), batch_size),
         num_workers=num_workers,
         collate_fn=_collate,
@@ -97,22 +96,21 @@ _Item = tuple[Tensor, int] | UserError
 
 class _Images(Dataset):
     # An error is returned, not raised: the loader would wrap one from a worker in a page of traceback.
-    def __init__(self, source: Source, transform: EvalTransform, labels: bool) -> None:
+    def __init__(self, source: Source, transform: EvalTransform) -> None:
         self.source = source
         self.transform = transform
-        self.labels = labels
 
     def __getitem__(self, index: int) -> _Item:
         try:
             sample = self.source[index]
-            if self.labels and sample.label is None:
+            if sample.label is None:
                 return UserError(
                     f"sample {sample.key!r} has no label: this evaluation needs a .cls file beside every "
                     "image, or a folder of images per class"
                 )
-            if sample.label is not None and sample.label < 0:
+            if sample.label < 0:
                 return UserError(f"sample {sample.key!r} has label {sample.label}: expected 0 or more")
-            return self.transform(open_image(sample.image, sample.key)), -1 if sample.label is None else sample.label
+            return self.transform(open_image(sample.image, sample.key)), sample.label
         except UserError as error:
             return error
 
