@@ -4,8 +4,6 @@ The published chain (SLIP, main.py): colour jitter, grayscale, Gaussian blur, ho
 Pillow compute at the same parameters, but on floats: they round to 8 bits after every operation.
 """
 
-from abc import ABC, abstractmethod
-
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
@@ -16,24 +14,7 @@ from openslip.data.image.augment_image import ORDERS, augment_picture
 from openslip.errors import UserError
 
 
-class Augment(ABC):
-    """Draws its parameters where a sample is decoded, and is applied where the batch is trained on."""
-
-    @abstractmethod
-    def draw(self, rng: np.random.Generator) -> Float32[np.ndarray, " parameters"]:
-        """One sample's parameters."""
-
-    @abstractmethod
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], parameters: Float32[Tensor, "batch parameters"]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Values in 0..1 before and after; parameters that lie on the CPU cost no synchronisation.
-
-        Given any part of a batch, on the CPU one picture at a time; a sample's result must not depend on the others.
-        """
-
-
-class SimCLRAugment(Augment):
+class SimCLRAugment:
     """Chen et al. 2020, arXiv:2002.05709, appendix A, with the strengths of MoCo v2 that SLIP took over.
 
     Args:
@@ -82,7 +63,7 @@ class SimCLRAugment(Augment):
         self.flip_probability = flip_probability
 
     def draw(self, rng: np.random.Generator) -> Float32[np.ndarray, " parameters"]:
-        """[brightness, contrast, saturation, hue, order, grayscale, sigma, flip].
+        """One sample's parameters: [brightness, contrast, saturation, hue, order, grayscale, sigma, flip].
 
         1, 1, 1, 0 is no jitter, sigma 0 no blur.
         """
@@ -105,6 +86,7 @@ class SimCLRAugment(Augment):
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], parameters: Float32[Tensor, "batch parameters"]
     ) -> Float[Tensor, "batch 3 height width"]:
+        """Values in 0..1 before and after; a sample's result does not depend on the others of the batch."""
         plan = parameters.numpy(force=True)
         if not images.is_cpu:
             return augment_batch(images, plan)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from openslip.data.image.augment import Augment, normalise
+from openslip.data.image.augment import SimCLRAugment, normalise
 from openslip.data.image.decode import Box
 from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
@@ -28,7 +28,7 @@ class RandomResizedCrop(View):
     on_cpu = ("parameters",)
 
     def __init__(
-        self, *, size: int, scale: Sequence[float], augment: Augment | None, mean: list[float], std: list[float]
+        self, *, size: int, scale: Sequence[float], augment: SimCLRAugment | None, mean: list[float], std: list[float]
     ) -> None:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise UserError(f"scale={list(scale)}: expected [low, high] with 0 < low <= high, such as [0.08, 1]")
