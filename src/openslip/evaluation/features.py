@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -94,11 +95,11 @@ def gather_batches(
 _Item = tuple[Tensor, int] | UserError
 
 
+@dataclass(frozen=True)
 class _Images(Dataset):
     # An error is returned, not raised: the loader would wrap one from a worker in a page of traceback.
-    def __init__(self, source: Source, transform: EvalTransform) -> None:
-        self.source = source
-        self.transform = transform
+    source: Source
+    transform: EvalTransform
 
     def __getitem__(self, index: int) -> _Item:
         try:
