@@ -70,8 +70,10 @@ class ZeroShot(Evaluation):
         if len(self.source) == 0:
             raise UserError("zero-shot: the source has no samples")
         for name, values in self.attributes.items():
-            if len(values) != len(self.classnames):
-                raise UserError(f"attribute {name!r} has {len(values)} values: expected {len(self.classnames)}, one per class")
+            if len(values) != (count := len(self.classnames)):
+                raise UserError(
+                    f"attribute {name!r} has {len(values)} values for {count} classes: expected one per class"
+                )
 
     def headline(self, metrics: dict[str, float]) -> str:
         return top1_line(self.title, metrics)
@@ -108,7 +110,11 @@ class ZeroShot(Evaluation):
         batches = image_batches(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
         with evaluating(bundle.model, bundle.device):
             for image, label in batches:
-                self.check_labels(label)
+                if (highest := int(label.max())) >= len(self.classnames):
+                    raise UserError(
+                        f"label {highest} is outside the {len(self.classnames)} class names "
+                        f"(0 to {len(self.classnames) - 1}): give classnames as many names as the source has classes"
+                    )
                 cosines = F.normalize(bundle.model.encode_image(image), dim=-1) @ classes.T  # [B, C]
                 best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :num_top]
                 top.append(best)
@@ -119,14 +125,6 @@ class ZeroShot(Evaluation):
                 for rows in (labels, top, probabilities)
             ]
         return gathered[0], gathered[1], gathered[2]
-
-    def check_labels(self, label: Tensor) -> None:
-        highest = int(label.max())
-        if highest >= len(self.classnames):
-            raise UserError(
-                f"label {highest} is outside the {len(self.classnames)} class names "
-                f"(0 to {len(self.classnames) - 1}): give classnames as many names as the source has classes"
-            )
 
     def images(self, bundle: Bundle) -> dict[str, np.ndarray]:
         """Some of the images as the model sees them."""
