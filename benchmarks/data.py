@@ -41,7 +41,7 @@ from openslip.config.build import build
 from openslip.config.compose import compose_config
 from openslip.data.captions.choice import Caption
 from openslip.data.datamodule import DataModule
-from openslip.data.image.augment import Augment
+from openslip.data.image.augment import SimCLRAugment
 from openslip.data.image.crop import RandomResizedCrop
 from openslip.data.image.decode import PillowDecoder, TurboDecoder
 from openslip.data.sources.shards import ShardSource
@@ -50,11 +50,11 @@ from openslip.text.clip_bpe import ClipBpe
 
 PER_CORE = "images/s/core"
 
-AUGMENT: Augment = build(compose_config("train", [])[0]["views"]["strong"]["augment"])  # the published strengths
+AUGMENT: SimCLRAugment = build(compose_config("train", [])[0]["views"]["strong"]["augment"])  # the published strengths
 TOKENIZER = ClipBpe(context_length=77, truncation="keep_end", special_text="plain")
 
 
-def crop(low: float, augment: Augment | None = None) -> RandomResizedCrop:
+def crop(low: float, augment: SimCLRAugment | None = None) -> RandomResizedCrop:
     return RandomResizedCrop(size=SIZE, scale=(low, 1.0), augment=augment, mean=MEAN, std=STD)
 
 

@@ -76,34 +76,24 @@ def parameters(parts: Parts) -> list[str]:
     ]
 
 
-def flops(cost: StepCost) -> list[str]:
-    """A line about the FLOPs of one sample, with captions that fill the context."""
-    forward = cost.forward_flops
-    return [
-        f"FLOPs per sample (captions fill the context): forward {forward / 1e9:.2f} G, "
-        f"training {TRAINING_OVER_FORWARD * forward / 1e9:.2f} G"
-    ]
-
-
-def memories(memory: StepMemory, local: int) -> list[str]:
-    """Lines about the memory at several micro-batch sizes of this device's part of the batch."""
+def costs(cost: StepCost, memory: StepMemory, local: int, runs: Path) -> list[str]:
+    """Lines about the FLOPs of a sample, the memory at several micro-batch sizes, and checkpoints on the free disk."""
+    forward = cost.forward_flops / 1e9
     sizes = sorted({size for size in (1, 16, 64, 256, 1024, local) if size <= local})
-    lines = [f"  micro_batch_size={size:<8}{memory.bytes(size, local) / 1e9:8.2f} GB" for size in sizes]
-    return [
-        f"memory per device for its {local:,} samples of a step: {memory.fixed / 1e9:.2f} GB of weights, gradients and "
-        "AdamW's moments, the batch's pixels, a micro-batch's activations; without the loss",
-        *lines,
-    ]
-
-
-def checkpoints(memory: StepMemory, runs: Path) -> list[str]:
-    """A line about the size of checkpoints against the free disk."""
     folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     needed = 3 * memory.checkpoint  # two are kept while the next is written
     verdict = "enough" if free > needed else f"TOO LITTLE: {needed / 1e9:.1f} GB are needed; choose another runs_dir="
     return [
-        f"checkpoint {memory.checkpoint / 1e9:.2f} GB, three at a time; {free / 1e9:.1f} GB free in {folder}: {verdict}"
+        f"FLOPs per sample (captions fill the context): forward {forward:.2f} G, "
+        f"training {TRAINING_OVER_FORWARD * forward:.2f} G",
+        "",
+        f"memory per device for its {local:,} samples of a step: {memory.fixed / 1e9:.2f} GB of weights, gradients and "
+        "AdamW's moments, the batch's pixels, a micro-batch's activations; without the loss",
+        *(f"  micro_batch_size={size:<8}{memory.bytes(size, local) / 1e9:8.2f} GB" for size in sizes),
+        "",
+        f"checkpoint {memory.checkpoint / 1e9:.2f} GB, three at a time; "
+        f"{free / 1e9:.1f} GB free in {folder}: {verdict}",
     ]
 
 

@@ -13,9 +13,9 @@ from reference_folder import Dims, encode_image, encode_text, initial_state
 from torch import Tensor
 
 import openslip
+from openslip.commands.strip import strip
 from openslip.errors import UserError
 from openslip.inference.formats.slip import detect, from_published, import_checkpoint, our_name, published_name
-from openslip.inference.strip import strip
 from openslip.models.dual_encoder import DualEncoder
 from openslip.verify.files import RECORDINGS, read_json
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from openslip.data.captions.choice import Caption
-from openslip.data.image.augment import Augment
+from openslip.data.image.augment import SimCLRAugment
 from openslip.data.image.crop import RandomResizedCrop
 from openslip.data.image.decode import PillowDecoder
 from openslip.data.view import DecodedImage, DecodedSample, View, key
@@ -16,7 +16,7 @@ from openslip.text.clip_bpe import ClipBpe
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def crop_view(size: int, scale: Sequence[float], augment: Augment | None = None) -> RandomResizedCrop:
+def crop_view(size: int, scale: Sequence[float], augment: SimCLRAugment | None = None) -> RandomResizedCrop:
     return RandomResizedCrop(size=size, scale=scale, augment=augment, mean=MEAN, std=STD)
 
 

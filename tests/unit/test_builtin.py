@@ -1,5 +1,4 @@
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations as choose
@@ -73,10 +72,10 @@ def test_two_processes_write_one_set(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_set_is_refused(root: Path, tmp_path: Path) -> None:
-    shard = next(write(tmp_path).glob("*.tar"))
-    shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(UserError, match="delete that folder"):
-        write(tmp_path)
+    shard = next(write(tmp_path).glob("train-*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-20_000])
+    with pytest.raises(UserError, match=rf"{shard.name} is cut off"):
+        builtin.builtin(str(tmp_path), "train")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -133,8 +132,6 @@ def read(path: Path) -> list[dict]:
 
 def test_all_members_are_read_by_webdataset(root: Path) -> None:
     folder = write(root)
-    sizes = json.loads((folder / "manifest.json").read_text())
-    assert set(sizes) == {path.name for path in folder.glob("*.tar")}
     for split, num in NUM.items():
         shards = sorted(folder.glob(f"{split}-*.tar"))
         samples = [sample for path in shards for sample in read(path)]

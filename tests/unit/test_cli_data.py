@@ -76,7 +76,6 @@ def test_a_config_names_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["index", "nowhere.tar"], "error: shard nowhere.tar: No such file or directory"),
         (["index", "pipe:touch PWNED"], "error: shards 'pipe:...': pipe: would run a command"),
         (["check", "cc3"], "error: cc3: neither a path nor a data config; did you mean cc3m?"),
-        (["check", "cc3m", "--workers", "-1"], "expected 0 or more"),
         (["convert", "image_folder", ".", "shards"], "all of which the layout image_folder reads"),
         (["check", "cc3m", "data.source.shrads=x"], "error: config key data.source.shrads is unknown"),
         (["convert", "tabel", "x", "y"], "error: layout tabel: there is none of this name; did you mean table?"),

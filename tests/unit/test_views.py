@@ -10,7 +10,7 @@ from PIL import Image
 from published import simclr_augment
 from views import MEAN, STD, crop_view, drawn
 
-from openslip.data.image.augment import Augment, normalise
+from openslip.data.image.augment import normalise
 from openslip.data.image.crop import RandomResizedCrop, random_box
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import Columns
@@ -115,15 +115,8 @@ def test_what_follows_a_crop_does_not_depend_on_the_pictures_shape():
 
 
 def test_parameters_of_the_augmentation_come_with_the_crop():
-    class Two(Augment):
-        def draw(self, rng: np.random.Generator) -> np.ndarray:
-            return rng.random(2).astype(np.float32)
-
-        def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-            return images
-
-    columns = drawn(crop_view(8, [0.5, 1.0], Two()), picture(20, 20), np.random.default_rng(0))
-    assert columns["parameters"].shape == (2,)
+    columns = drawn(crop_view(8, [0.5, 1.0], simclr_augment()), picture(20, 20), np.random.default_rng(0))
+    assert columns["parameters"].shape == (8,)
 
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.9, 0.5), (0.9,), (0.1, 0.5, 1.0)])

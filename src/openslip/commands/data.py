@@ -112,11 +112,10 @@ def index(arguments: list[str]) -> int:
     source = open_source(options.target, options.require)
     for line in source.problems:
         print(f"left out: {line}")
-    print(
-        f"{len(source)} samples" + (f" in {len(source.index.parts)} shards" if isinstance(source, ShardSource) else "")
-    )
     if isinstance(source, ShardSource):
-        print(f"index: {source.index.folder}")
+        print(f"{len(source)} samples in {len(source.index.parts)} shards\nindex: {source.index.folder}")
+    else:
+        print(f"{len(source)} samples")
     return 0
 
 
@@ -126,11 +125,11 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
     parser.add_argument("--decode", action="store_true", help="decode every image and list those that fail")
-    parser.add_argument("--limit", type=number, metavar="N", help="look at N evenly spaced samples")
+    parser.add_argument("--limit", type=int, metavar="N", help="look at N evenly spaced samples")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
     )
-    parser.add_argument("--workers", type=number, default=2, help="processes that read and decode")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read and decode")
     options = parser.parse_args(arguments)
 
     from openslip.config.build import build
@@ -150,14 +149,6 @@ def check(arguments: list[str]) -> int:
     if options.contact_sheet:
         print(f"{'written':22}{options.contact_sheet}")
     return 0
-
-
-def number(word: str) -> int:
-    """A whole number of 0 or more."""
-    value = int(word)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{word}: expected 0 or more")
-    return value
 
 
 def add_requirement(parser: argparse.ArgumentParser) -> None:

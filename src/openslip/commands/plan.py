@@ -57,6 +57,5 @@ def main(arguments: list[str]) -> None:
         pixels=sum(column.nbytes for column in example_batch(parts.views, 1).values()) // 4,
         activations=cost.activation_bytes,
     )
-    say(*plan.flops(cost), "", *plan.memories(memory, local), "")
-    say(*plan.checkpoints(memory, Path(config["runs_dir"])), "")
+    say(*plan.costs(cost, memory, local, Path(config["runs_dir"])), "")
     say(*plan.hours(cost, memory, schedule.max_steps, config, device, precision))

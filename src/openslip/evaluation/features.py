@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from openslip import signals
+from openslip.data.datamodule import Loader
 from openslip.data.image.decode import open_image
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
@@ -27,7 +30,7 @@ def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts 
 
 
 def image_batches(
-    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
+    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int
 ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
     """This rank's transformed images and their labels, on the device, in the order of `rank_batches`.
 
@@ -36,30 +39,26 @@ def image_batches(
         source: of the images.
         batch_size: images per batch.
         num_workers: processes that decode; 0 decodes in this one.
-        labels: whether a sample without a label is an error; else its label is -1.
 
     Raises:
         UserError: a sample has no label, or its image cannot be read.
         Preempted: a signal has asked some rank to stop.
     """
-    loader = DataLoader(
-        _Images(source, bundle.transform, labels),
+    loader = Loader(
+        _Images(source, bundle.transform),
         batch_sampler=rank_batches(len(source), batch_size),
         num_workers=num_workers,
-        collate_fn=_collate,
         pin_memory=bundle.device.type == "cuda",
         worker_init_fn=signals.ignore,
         generator=torch.Generator(),  # without its own, the loader draws from the training's
     )
-    batches = iter(loader)
+    batches: Iterator[Any] = iter(loader)
     for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
         if any_rank(signals.received() is not None):
             raise signals.Preempted
         batch = next(batches, None)
         if batch is None:  # this rank's share is one batch shorter, yet it is asked as often
             return
-        if isinstance(batch, UserError):
-            raise batch
         image, label = batch
         yield image.to(bundle.device, non_blocking=True), label.to(bundle.device, non_blocking=True)
 
@@ -92,36 +91,18 @@ def gather_batches(
     return gathered.transpose(0, 1).reshape(-1, *shape)[:num_rows]
 
 
-_Item = tuple[Tensor, int] | UserError
-
-
+@dataclass(frozen=True)
 class _Images(Dataset):
-    # An error is returned, not raised: the loader would wrap one from a worker in a page of traceback.
-    def __init__(self, source: Source, transform: EvalTransform, labels: bool) -> None:
-        self.source = source
-        self.transform = transform
-        self.labels = labels
+    source: Source
+    transform: EvalTransform
 
-    def __getitem__(self, index: int) -> _Item:
-        try:
-            sample = self.source[index]
-            if self.labels and sample.label is None:
-                return UserError(
-                    f"sample {sample.key!r} has no label: this evaluation needs a .cls file beside every "
-                    "image, or a folder of images per class"
-                )
-            if sample.label is not None and sample.label < 0:
-                return UserError(f"sample {sample.key!r} has label {sample.label}: expected 0 or more")
-            return self.transform(open_image(sample.image, sample.key)), -1 if sample.label is None else sample.label
-        except UserError as error:
-            return error
-
-
-def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | UserError:
-    images, labels = [], []
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-        images.append(item[0])
-        labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels)
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        sample = self.source[index]
+        if sample.label is None:
+            raise UserError(
+                f"sample {sample.key!r} has no label: this evaluation needs a .cls file beside every "
+                "image, or a folder of images per class"
+            )
+        if sample.label < 0:
+            raise UserError(f"sample {sample.key!r} has label {sample.label}: expected 0 or more")
+        return self.transform(open_image(sample.image, sample.key)), sample.label

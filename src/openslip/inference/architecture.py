@@ -35,19 +35,27 @@ def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer 
 
 
 def build(description: Any, allow: Collection[str]) -> Any:
-    """The object of a nest of dicts with `_target_`s; every class is looked at before the first is called."""
-    classes = {target: find_class(target, allow) for target in targets(description)}
-    return _built(description, classes)
-
-
-def targets(description: Any) -> list[str]:
-    """Every `_target_` in a nest of dicts and lists."""
-    if isinstance(description, dict):
-        named = [str(description["_target_"])] if "_target_" in description else []
-        return named + [target for value in description.values() for target in targets(value)]
+    """The object of a nest of dicts with `_target_`s; every class is looked at before it is called."""
     if isinstance(description, (list, tuple)):
-        return [target for value in description for target in targets(value)]
-    return []
+        return [build(value, allow) for value in description]
+    if not isinstance(description, dict):
+        return description
+    target = description.get("_target_")
+    builder = None if target is None else find_class(str(target), allow)
+    fields = {key: build(value, allow) for key, value in description.items() if key != "_target_"}
+    if builder is None:
+        return fields
+    parameters = inspect.signature(builder).parameters
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    if wrong := (fields.keys() - parameters.keys()) | (required - fields.keys()):
+        raise UserError(
+            f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(wrong))}"
+        )
+    try:
+        return builder(**fields)
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the checkpoint's {target} cannot be built: {reason}") from error
 
 
 def find_class(target: str, allow: Collection[str]) -> Any:
@@ -66,25 +74,3 @@ def find_class(target: str, allow: Collection[str]) -> Any:
     if target not in allow and not own:
         raise UserError(f"the checkpoint names _target_ {target!r}, which is no model class of OpenSLIP: refused")
     return found
-
-
-def _built(description: Any, classes: dict[str, Any]) -> Any:
-    if isinstance(description, (list, tuple)):
-        return [_built(value, classes) for value in description]
-    if not isinstance(description, dict):
-        return description
-    fields = {key: _built(value, classes) for key, value in description.items() if key != "_target_"}
-    if "_target_" not in description:
-        return fields
-    target = str(description["_target_"])
-    parameters = inspect.signature(classes[target]).parameters
-    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
-    if wrong := (fields.keys() - parameters.keys()) | (required - fields.keys()):
-        raise UserError(
-            f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(wrong))}"
-        )
-    try:
-        return classes[target](**fields)
-    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, ZeroDivisionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the checkpoint's {target} cannot be built: {reason}") from error

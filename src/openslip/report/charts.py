@@ -114,7 +114,5 @@ def chart(
 
 def _moving_average(y: np.ndarray, window: int) -> np.ndarray:
     """The centred moving average, over fewer points at the ends."""
-    total = np.concatenate([[0.0], np.cumsum(y)])
-    place = np.arange(len(y))
-    half = np.minimum(window // 2, np.minimum(place, len(y) - 1 - place))
-    return (total[place + half + 1] - total[place - half]) / (2 * half + 1)
+    sums, counts = (np.convolve(values, np.ones(window), "same") for values in (y, np.ones(len(y))))
+    return sums / counts

@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -90,17 +91,17 @@ def check(
     return [f"{label:{LABEL_WIDTH}}{text}".rstrip() for label, text in rows]
 
 
+@dataclass(frozen=True)
 class Parts(Dataset):
     """The samples at `places`, some at a time: as SAMPLE and CAPTION, and keys and reasons of unreadable ones.
 
     Image 0 is one that could not be read, and width 0 one that was not decoded.
     """
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, places: np.ndarray, decode: bool) -> None:
-        self.source = source
-        self.tokenizer = tokenizer
-        self.places = places
-        self.decode = decode
+    source: Source
+    tokenizer: Tokenizer
+    places: np.ndarray
+    decode: bool
 
     def __len__(self) -> int:
         return -(-len(self.places) // SAMPLES_PER_PART)

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import os
 import shutil
 import tarfile
@@ -125,8 +124,6 @@ def write(root: Path, *, shuffle_captions: bool = False) -> Path:
         try:
             for split in NUM_IMAGES:
                 _write_split(partial, split, shuffle_captions)
-            sizes = {path.name: path.stat().st_size for path in sorted(partial.glob("*.tar"))}
-            (partial / "manifest.json").write_text(json.dumps(sizes, indent=1) + "\n")
             partial.chmod(0o755)  # mkdtemp made it private
             try:
                 os.rename(partial, folder)
@@ -135,13 +132,6 @@ def write(root: Path, *, shuffle_captions: bool = False) -> Path:
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    try:
-        sizes = json.loads((folder / "manifest.json").read_text())
-        is_complete = all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        is_complete = False
-    if not is_complete:
-        raise UserError(f"{folder}: the built-in set there is damaged; delete that folder and run again.")
     return folder
 
 
