@@ -198,7 +198,7 @@ def test_the_learning_rate_is_the_published_table():
     schedule = build(
         config["optim"]["schedule"],
         warmup_steps=config["optim"]["warmup_epochs"] * steps,
-        total_steps=config["trainer"]["max_epochs"] * steps,
+        max_steps=config["trainer"]["max_epochs"] * steps,
     )
     for step, lr in SLIP_LEARNING_RATES.items():
         assert schedule(step) == pytest.approx(lr, rel=1e-8), step

@@ -30,7 +30,7 @@ def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts 
 
 
 def image_batches(
-    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int
+    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
 ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
     """This rank's transformed images and their labels, on the device, in the order of `rank_batches`.
 
@@ -39,13 +39,14 @@ def image_batches(
         source: of the images.
         batch_size: images per batch.
         num_workers: processes that decode; 0 decodes in this one.
+        labels: whether a sample without a label is an error; else its label is -1.
 
     Raises:
         UserError: a sample has no label, or its image cannot be read.
         Preempted: a signal has asked some rank to stop.
     """
     loader = Loader(
-        _Images(source, bundle.transform),
+        _Images(source, bundle.transform, labels),
         batch_sampler=rank_batches(len(source), batch_size),
         num_workers=num_workers,
         pin_memory=bundle.device.type == "cuda",
@@ -95,14 +96,16 @@ def gather_batches(
 class _Images(Dataset):
     source: Source
     transform: EvalTransform
+    labels: bool
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         sample = self.source[index]
-        if sample.label is None:
+        label = -1 if sample.label is None and not self.labels else sample.label
+        if label is None:
             raise UserError(
                 f"sample {sample.key!r} has no label: this evaluation needs a .cls file beside every "
                 "image, or a folder of images per class"
             )
-        if sample.label < 0:
-            raise UserError(f"sample {sample.key!r} has label {sample.label}: expected 0 or more")
-        return self.transform(open_image(sample.image, sample.key)), sample.label
+        if label < 0 and self.labels:
+            raise UserError(f"sample {sample.key!r} has label {label}: expected 0 or more")
+        return self.transform(open_image(sample.image, sample.key)), label
