@@ -26,11 +26,6 @@ def number_of_samples(source: dict[str, Any]) -> int:
     return source.get("expected_samples") or len(build(source, "data.source"))
 
 
-def is_expected(source: dict[str, Any]) -> bool:
-    """Whether any part of the number of samples is taken from the config."""
-    return bool(source.get("expected_samples")) or any(map(is_expected, source.get("sources", {}).values()))
-
-
 def number_of_devices(settings: dict[str, Any], device: torch.device) -> int:
     """Devices over all nodes; `auto` and -1 mean all that this machine has.
 
@@ -58,8 +53,7 @@ def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule:
     """Lines about steps, epochs and the learning rate."""
     batch, steps = config["global_batch_size"], schedule.max_steps
     return [
-        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch"
-        + " (as its config says; training counts what it finds)" * is_expected(config["data"]["source"]),
+        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch; training counts what it finds",
         f"{steps:,} steps, {steps / steps_per_epoch:.2f} epochs, {steps * batch:,} samples seen; "
         f"warm-up {schedule.warmup_steps:,} steps, learning rate {schedule.lr:.1e} at most",
     ]

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 def examine(runs_folder: Path) -> list[Finding]:
     """The machine, and every run in the folder."""
-    return [versions(), devices(), threads(), *folders(runs_folder), shared_memory(), open_files(), *runs(runs_folder)]
+    return [versions(), devices(), *folders(runs_folder), shared_memory(), open_files(), *runs(runs_folder)]
 
 
 def versions() -> Finding:
@@ -56,12 +56,6 @@ def devices() -> Finding:
         return Finding("devices", "CPU alone", advice)
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     return Finding("devices", ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus))
-
-
-def threads() -> Finding:
-    cores, used = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    advice = f"threads that wait for each other are slow: export OMP_NUM_THREADS={cores}" if used > cores else ""
-    return Finding("threads", f"{used} of torch on {cores} cores", advice)
 
 
 def folders(runs_folder: Path) -> list[Finding]:

@@ -3,8 +3,6 @@
 After `run`, `KNN.arrays` holds `labels` and `predictions`, int64 [N]: N test samples in the source's order.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -17,7 +15,6 @@ from openslip.evaluation.features import gather_batches, image_batches
 from openslip.inference.bundle import Bundle, evaluating
 
 
-@dataclass(kw_only=True, eq=False)
 class KNN(Evaluation):
     """Share of test images that their nearest training images give the right label, in per cent.
 
@@ -37,21 +34,30 @@ class KNN(Evaluation):
         UserError: here on an impossible k or temperature, in `run` on a sample without a label.
     """
 
-    title: str
-    train: Source
-    test: Source
-    k: int
-    temperature: float
-    batch_size: int
-    num_workers: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.k <= len(self.train):
-            raise UserError(f"knn k={self.k}: expected 1 to {len(self.train)}, the number of training images")
-        if self.temperature <= 0:
-            raise UserError(f"knn temperature={self.temperature}: expected more than 0 (0.07 in the paper)")
-        if len(self.test) == 0:
+    def __init__(
+        self,
+        *,
+        title: str,
+        train: Source,
+        test: Source,
+        k: int,
+        temperature: float,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        if not 1 <= k <= len(train):
+            raise UserError(f"knn k={k}: expected 1 to {len(train)}, the number of training images")
+        if temperature <= 0:
+            raise UserError(f"knn temperature={temperature}: expected more than 0 (0.07 in the paper)")
+        if len(test) == 0:
             raise UserError("knn: the test source has no samples")
+        self.title = title
+        self.train = train
+        self.test = test
+        self.k = k
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self.num_workers = num_workers
 
     def headline(self, metrics: dict[str, float]) -> str:
         return top1_line(self.title, metrics)

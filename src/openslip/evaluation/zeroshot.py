@@ -18,8 +18,6 @@ A attributes):
 | `attribute_values` | str [A, C] | only with `attributes`: every class's value |
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,7 +34,6 @@ from openslip.inference.prompts import check_prompts, class_embeddings
 NUM_IMAGES = 16
 
 
-@dataclass(kw_only=True, eq=False)
 class ZeroShot(Evaluation):
     """Share of images whose own class name is the most similar text, in per cent.
 
@@ -57,23 +54,32 @@ class ZeroShot(Evaluation):
             without a label, a model without a text tower.
     """
 
-    title: str
-    source: Source
-    classnames: list[str]
-    templates: list[str]
-    batch_size: int
-    num_workers: int
-    attributes: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_prompts(self.classnames, self.templates)
-        if len(self.source) == 0:
+    def __init__(
+        self,
+        *,
+        title: str,
+        source: Source,
+        classnames: list[str],
+        templates: list[str],
+        batch_size: int,
+        num_workers: int,
+        attributes: dict[str, list[str]] | None = None,
+    ) -> None:
+        check_prompts(classnames, templates)
+        if len(source) == 0:
             raise UserError("zero-shot: the source has no samples")
-        for name, values in self.attributes.items():
-            if len(values) != (count := len(self.classnames)):
+        for name, values in (attributes or {}).items():
+            if len(values) != len(classnames):
                 raise UserError(
-                    f"attribute {name!r} has {len(values)} values for {count} classes: expected one per class"
+                    f"attribute {name!r} has {len(values)} values for {len(classnames)} classes: expected one per class"
                 )
+        self.title = title
+        self.source = source
+        self.classnames = classnames
+        self.templates = templates
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.attributes = attributes or {}
 
     def headline(self, metrics: dict[str, float]) -> str:
         return top1_line(self.title, metrics)
@@ -110,11 +116,7 @@ class ZeroShot(Evaluation):
         batches = image_batches(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
         with evaluating(bundle.model, bundle.device):
             for image, label in batches:
-                if (highest := int(label.max())) >= len(self.classnames):
-                    raise UserError(
-                        f"label {highest} is outside the {len(self.classnames)} class names "
-                        f"(0 to {len(self.classnames) - 1}): give classnames as many names as the source has classes"
-                    )
+                self.check_labels(label)
                 cosines = F.normalize(bundle.model.encode_image(image), dim=-1) @ classes.T  # [B, C]
                 best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :num_top]
                 top.append(best)
@@ -125,6 +127,14 @@ class ZeroShot(Evaluation):
                 for rows in (labels, top, probabilities)
             ]
         return gathered[0], gathered[1], gathered[2]
+
+    def check_labels(self, label: Tensor) -> None:
+        highest = int(label.max())
+        if highest >= len(self.classnames):
+            raise UserError(
+                f"label {highest} is outside the {len(self.classnames)} class names "
+                f"(0 to {len(self.classnames) - 1}): give classnames as many names as the source has classes"
+            )
 
     def images(self, bundle: Bundle) -> dict[str, np.ndarray]:
         """Some of the images as the model sees them."""

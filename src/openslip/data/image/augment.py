@@ -4,8 +4,6 @@ The published chain (SLIP, main.py): colour jitter, grayscale, Gaussian blur, ho
 Pillow compute at the same parameters, but on floats: they round to 8 bits after every operation.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
@@ -16,7 +14,6 @@ from openslip.data.image.augment_image import ORDERS, augment_picture
 from openslip.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
 class SimCLRAugment:
     """Chen et al. 2020, arXiv:2002.05709, appendix A, with the strengths of MoCo v2 that SLIP took over.
 
@@ -32,22 +29,38 @@ class SimCLRAugment:
         flip_probability: of the mirror image.
     """
 
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    jitter_probability: float
-    grayscale_probability: float
-    blur_probability: float
-    blur_sigma: tuple[float, float] | list[float]
-    flip_probability: float
-
-    def __post_init__(self) -> None:
-        for name, most in {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"augment.{name}={getattr(self, name)}: expected 0 to {most}")
-        if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise UserError(f"augment.blur_sigma={list(self.blur_sigma)}: expected [least, most], such as [0.1, 2.0]")
+    def __init__(
+        self,
+        *,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        jitter_probability: float,
+        grayscale_probability: float,
+        blur_probability: float,
+        blur_sigma: tuple[float, float] | list[float],
+        flip_probability: float,
+    ) -> None:
+        for name, value, most in (
+            ("brightness", brightness, 1),
+            ("contrast", contrast, 1),
+            ("saturation", saturation, 1),
+            ("hue", hue, 0.5),
+        ):
+            if not 0 <= value <= most:
+                raise UserError(f"augment.{name}={value}: expected 0 to {most}")
+        if len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]:
+            raise UserError(f"augment.blur_sigma={list(blur_sigma)}: expected [least, most], such as [0.1, 2.0]")
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.jitter_probability = jitter_probability
+        self.grayscale_probability = grayscale_probability
+        self.blur_probability = blur_probability
+        self.blur_sigma = blur_sigma
+        self.flip_probability = flip_probability
 
     def draw(self, rng: np.random.Generator) -> Float32[np.ndarray, " parameters"]:
         """One sample's parameters: [brightness, contrast, saturation, hue, order, grayscale, sigma, flip].

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
 
 
-@dataclass(kw_only=True, eq=False)
 class RandomResizedCrop(View):
     """One random crop of the decoded image as NAME [B, 3, size, size], augmented and normalised on the training device.
 
@@ -29,18 +27,19 @@ class RandomResizedCrop(View):
 
     on_cpu = ("parameters",)
 
-    size: int
-    scale: Sequence[float]
-    augment: SimCLRAugment | None
-    mean: list[float]
-    std: list[float]
-
-    def __post_init__(self) -> None:
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise UserError(f"scale={list(self.scale)}: expected [low, high] with 0 < low <= high, such as [0.08, 1]")
-        for name, values in (("mean", self.mean), ("std", self.std)):
+    def __init__(
+        self, *, size: int, scale: Sequence[float], augment: SimCLRAugment | None, mean: list[float], std: list[float]
+    ) -> None:
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise UserError(f"scale={list(scale)}: expected [low, high] with 0 < low <= high, such as [0.08, 1]")
+        for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
                 raise UserError(f"{name}={values}: expected three numbers, one per colour channel")
+        self.size = size
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.augment = augment
+        self.mean = mean
+        self.std = std
 
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The crop in uint8, and the augmentation's parameters."""
@@ -72,7 +71,7 @@ _LOG_RATIO = math.log(4 / 3)
 _TRIES = 10
 
 
-def random_box(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
+def random_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
     """A box with the distribution of torchvision's RandomResizedCrop.get_params.
 
     Always takes the same number of draws, so that what is drawn next does not depend on the picture's shape.
