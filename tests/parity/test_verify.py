@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pack_recordings import FILES, pack
 from reference_folder import METHODS, OTHER_DIMS, write_folder
 
 from openslip.__main__ import run as openslip
 from openslip.errors import UserError
 from openslip.verify import compare, verify
 from openslip.verify.deviation import TOLERANCES, Row
-from openslip.verify.files import RECORDINGS, read_arrays, read_json
+from openslip.verify.files import RECORDINGS, packed, read_arrays, read_json
 from openslip.verify.ranks import compare_ranks, repeat_on_ranks
 from openslip.verify.recording import Run, find_driven, read_run, train
 from openslip.verify.runs import Repeated, compare_run, repeat_run, run_rows
@@ -81,6 +82,18 @@ def test_two_ranks_agree_and_one_per_cent_on_a_rank_is_seen(other: Path):
 
 def test_bfloat16_is_within_its_stated_tolerances(other: Path):
     assert out_of_tolerance(run_rows(other, "slip", "cpu", "bfloat16")) == set()
+
+
+def test_packed_recordings_are_the_recordings_bit_by_bit(other: Path, tmp_path: Path):
+    pack(other, tmp_path)
+    for file in FILES:
+        (there, here) = (read_arrays(folder / f"{file}.npz") for folder in (other, tmp_path))
+        assert list(there) == list(here)
+        for key, array in there.items():
+            assert (array.dtype, array.shape) == (here[key].dtype, here[key].shape)
+            assert array.tobytes() == here[key].tobytes(), key
+        assert packed(tmp_path / f"{file}.npz").stat().st_size < (other / f"{file}.npz").stat().st_size
+    assert read_json(tmp_path / "official_models.json") == read_json(other / "official_models.json")
 
 
 def test_the_zero_gradient_list_is_what_the_mathematics_says():

@@ -14,7 +14,7 @@ from rich.console import Console
 from openslip.errors import UserError, first_line
 from openslip.inference.load import choose_device
 from openslip.verify.deviation import Row
-from openslip.verify.files import read_json
+from openslip.verify.files import is_recorded, read_json
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
@@ -56,7 +56,7 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     rows: list[Row] = []
 
     def add(file: str, quantity: str, make: Callable[[], list[Row]]) -> None:
-        if not (folder / file).is_file():
+        if not is_recorded(folder / file):
             rows.append(Row.skipped(quantity, f"no {file}"))
             return
         try:

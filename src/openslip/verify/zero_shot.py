@@ -13,7 +13,7 @@ from openslip.inference.prompts import class_embeddings
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.similarity import unit_length
 from openslip.verify.deviation import TOLERANCES, Arrays, Part, Row, Trio, relative, worst
-from openslip.verify.files import read_arrays
+from openslip.verify.files import is_recorded, read_arrays
 from openslip.verify.recording import DTYPES, Run, as_array, build, precision, read_run
 
 
@@ -22,7 +22,7 @@ def zero_shot_rows(folder: Path, device: str, dtype: str) -> list[Row]:
     recorded = read_arrays(folder / "zero_shot.npz")
     tolerances = TOLERANCES[dtype]
     rows = [_transform_row(recorded, tolerances.output if dtype == "float32" else TOLERANCES["float32"].output)]
-    if "text" not in recorded or not (folder / "clip.npz").is_file():
+    if "text" not in recorded or not is_recorded(folder / "clip.npz"):
         return [Row.skipped("zero-shot", "no text in zero_shot.npz, or no clip.npz"), *rows]
     run = read_run(folder, "clip")
     on_cpu = {other: _classify(run, recorded, "cpu", other) for other in ("float32", "float64")}
