@@ -173,9 +173,11 @@ def same_shapes(label: str, ours: Mapping[str, Any], recorded: Mapping[str, Any]
 def term_parts(
     recorded: Mapping[str, float],
     terms: Trio[dict[str, float]],
+    tolerances: Tolerances,
     tolerance: float,
-    accuracy: float,
+    batch: int,
     *,
+    noise: Mapping[str, float],
     where: str = "",
     scales: Mapping[str, float] | None = None,
 ) -> list[Part]:
@@ -184,21 +186,24 @@ def term_parts(
     Args:
         recorded: values by name; the accuracies are in per cent.
         terms: ours, by the same names.
-        tolerance: of losses, relative.
-        accuracy: tolerance of accuracies, in per cent.
+        tolerances: of the format.
+        tolerance: of these losses, relative.
+        batch: number of samples, of which accuracies are shares.
+        noise: what rounding does to each loss; the distance of a single value may be small by luck.
         where: added to the names.
         scales: a loss is measured against its size, or this where it is more.
     """
     parts = []
     for name, value in recorded.items():
         deviation = abs(terms.ours[name] - value)
+        rounding = abs(terms.single[name] - terms.exact[name])
         if name.endswith("_acc"):
             # Rounding changes sides only where two candidates tie; there float32 and float64 differ as well.
-            ties = abs(terms.single[name] - terms.exact[name])
-            parts.append(Part(name + where, deviation, accuracy + ties))
+            parts.append(Part(name + where, deviation, tolerances.accuracy(batch) + rounding))
         else:
             scale = max(abs(value), scales[name] if scales else 0.0) or 1.0
-            parts.append(Part(name + where, deviation / scale, tolerance))
+            rounding = max(rounding, noise.get(name, 0.0)) / scale
+            parts.append(Part(name + where, deviation / scale, tolerances.allow(tolerance, rounding)))
     return parts
 
 
@@ -246,12 +251,6 @@ def array_parts(
             noises = rounding / scale, noise / size if floor else 0.0
             parts.append(Part(name, difference / scale, tolerances.allow(tolerance, max(noises))))
     return whole, parts
-
-
-def rounding_of(gradients: Trio[Arrays]) -> float:
-    """Relative rounding of the gradient as one vector, the measure for losses: that of one number is small by luck."""
-    distances = [norm(gradients.single[name] - exact) for name, exact in gradients.exact.items()]
-    return math.hypot(*distances) / (math.hypot(*map(norm, gradients.exact.values())) or 1.0)
 
 
 def gradient_rows(label: str, recorded: Arrays, gradients: Trio[Arrays], tolerances: Tolerances) -> list[Row]:

@@ -1,5 +1,6 @@
 """Rows of a batch split over ranks, which are gloo processes on this machine's CPU."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from openslip.inference.formats import slip
-from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, rounding_of, term_parts, term_rows
+from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, term_parts, term_rows
 from openslip.verify.files import read_arrays
 from openslip.verify.recording import (
     DTYPES,
     Run,
     as_array,
     build,
+    loss_rounding,
     precision,
     read_batch,
     read_run,
@@ -55,13 +57,15 @@ def compare_ranks(recorded: Arrays, runs: Sequence[Run], ranks: list[Arrays], dt
             dtypes.each(lambda dtype, under=f"{mode}/{run.name}/grad/": _under(ranks[0], f"{dtype}/{under}"))
             for mode in ("published", "with_grad")
         )
-        tolerance = tolerances.allow(tolerances.loss, rounding_of(published))
+        # A rank's loss is the mean of fewer samples.
+        noise = {name: math.sqrt(len(ranks)) * value for name, value in loss_rounding(run).items()}
         parts = []
         for rank, ours in enumerate(ranks):
             under = f"published/{run.name}/loss/"
             terms = dtypes.each(lambda dtype, ours=ours, under=under: _floats(ours, f"{dtype}/{under}"))
             losses = _floats(recorded, f"{run.name}/rank{rank}/loss/")
-            parts += term_parts(losses, terms, tolerance, tolerances.accuracy(batch), where=f" on rank {rank}")
+            options = {"noise": noise, "where": f" on rank {rank}"}
+            parts += term_parts(losses, terms, tolerances, tolerances.loss, batch, **options)
         rows += term_rows(label, parts)
         rows += gradient_rows(label, _under(recorded, f"{run.name}/grad/"), published, tolerances)
         rows += gradient_rows(f"{label}, gather_with_grad", run.group("grad/"), with_grad, tolerances)

@@ -1,6 +1,7 @@
 """A recorded run as its folder describes it, and the same steps repeated by our code."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from openslip.verify.deviation import ZERO_GRADIENT, Arrays
 from openslip.verify.files import read_arrays, read_json
 
 Model = DualEncoder | ImageEncoder
+_ROUNDING_SAMPLES = 8
 
 # The README of the recordings gives these in words; a run's `hyper` may name others.
 PUBLISHED_HYPER: dict[str, Any] = {"lr_start": 1e-6, "lr_end": 1e-5, "warmup_epochs": 1}
@@ -212,6 +214,29 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
             values["logit_scale"] = float(model.logit_scale.detach().double().exp())
         steps.append(values)
     return Trajectory(outputs, first, largest, steps, {name: as_array(tensor) for name, tensor in state.items()})
+
+
+@torch.no_grad()
+def loss_rounding(run: Run) -> dict[str, float]:
+    """Root mean square rounding of float32 in each loss of batch 0, over slightly different initial weights."""
+    rng = np.random.default_rng(0)
+    squares: dict[str, list[float]] = {}
+    for _ in range(_ROUNDING_SAMPLES):
+        init = run.group("init/")
+        for name, array in init.items():
+            if array.dtype.kind == "f":
+                moved = array * (1 + 1e-3 * rng.standard_normal(array.shape))
+                init[name] = np.asarray(moved, dtype=array.dtype)
+        losses: list[dict[str, float]] = []
+        for dtype in (torch.float32, torch.float64):
+            model, objective = build(run, init, gather_with_grad=True)
+            model.to(dtype)
+            objective.to(dtype)
+            terms = objective.terms(model, objective.encode(model, read_batch(run, 0, "cpu", dtype)))
+            losses.append({name: float(value) for name, value in terms.items()})
+        for name, value in losses[0].items():
+            squares.setdefault(name, []).append((value - losses[1][name]) ** 2)
+    return {name: math.sqrt(sum(values) / len(values)) for name, values in squares.items()}
 
 
 @torch.no_grad()

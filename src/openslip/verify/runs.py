@@ -21,14 +21,23 @@ from openslip.verify.deviation import (
     norm,
     rate_part,
     relative,
-    rounding_of,
     same_names,
     same_shapes,
     term_parts,
     term_rows,
     worst,
 )
-from openslip.verify.recording import Driven, Run, Trajectory, build, describe, find_driven, read_run, train
+from openslip.verify.recording import (
+    Driven,
+    Run,
+    Trajectory,
+    build,
+    describe,
+    find_driven,
+    loss_rounding,
+    read_run,
+    train,
+)
 
 
 def run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:
@@ -43,11 +52,13 @@ class Repeated:
 
     Attributes:
         steps: the recorded steps.
+        rounding: of float32 in each loss.
         driven: elements on the zero-gradient list.
         names: of decayed and of undecayed parameters.
     """
 
     steps: Trio[Trajectory]
+    rounding: dict[str, float]
     driven: Driven
     names: tuple[list[str], list[str]]
 
@@ -58,7 +69,7 @@ def repeat_run(run: Run, device: str, dtype: str) -> Repeated:
     ours = on_cpu.get(dtype) if device == "cpu" else None
     steps = Trio(ours or train(run, device, dtype), on_cpu["float32"], on_cpu["float64"])
     names = decayed_names(*build(run, run.group("init/"), gather_with_grad=True))
-    return Repeated(steps, find_driven(run, steps.exact), names)
+    return Repeated(steps, loss_rounding(run), find_driven(run, steps.exact), names)
 
 
 def compare_run(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Row]:
@@ -73,8 +84,10 @@ def compare_run(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Ro
     terms = term_parts(
         {name: float(value) for name, value in run.group("loss/").items()},
         steps.each(lambda trajectory: trajectory.terms[0]),
-        tolerances.allow(tolerances.loss, rounding_of(gradients)),
-        tolerances.accuracy(run.batch_size),
+        tolerances,
+        tolerances.loss,
+        run.batch_size,
+        noise=repeated.rounding,
     )
     return [
         _dims_row(run),
@@ -122,20 +135,14 @@ def _trajectory_rows(run: Run, steps: Trio[Trajectory], tolerances: Tolerances) 
         key: float(np.mean([abs(entry[key]) for entry in entries if key in entry]))
         for key in set[str]().union(*entries)
     }
-    noise = max(
-        (
-            abs(steps.single.terms[step][key] - steps.exact.terms[step][key]) / usual[key]
-            for step, entry in enumerate(entries)
-            for key in entry
-            if not key.endswith("_acc")
-        ),
-        default=0.0,
-    )
-    tolerance, accuracy = tolerances.allow(tolerances.trajectory, noise), tolerances.accuracy(run.batch_size)
     parts = []
+    noise: dict[str, float] = {}  # the largest so far: what rounding has done to the weights stays
     for step, entry in enumerate(entries):
         terms = steps.each(lambda trajectory, step=step: trajectory.terms[step])
-        parts += term_parts(entry, terms, tolerance, accuracy, where=f" at step {step}", scales=usual)
+        for key in entry:
+            noise[key] = max(noise.get(key, 0.0), abs(terms.single[key] - terms.exact[key]))
+        options = {"noise": noise, "where": f" at step {step}", "scales": usual}
+        parts += term_parts(entry, terms, tolerances, tolerances.trajectory, run.batch_size, **options)
     return [rate_row, *term_rows(label, parts, "loss terms, logit scale")]
 
 
