@@ -71,7 +71,7 @@ class Setting(argparse.Namespace):
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, self.dtype, enabled=self.precision != "fp32")
+        return torch.autocast(self.device, self.dtype, enabled=self.precision != "fp32", cache_enabled=False)
 
 
 def caption_lengths(count: int) -> Tensor:

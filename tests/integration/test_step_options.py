@@ -130,6 +130,37 @@ def test_steps_that_are_skipped_leave_weights_and_average_and_log_no_norm(fused:
     assert no_norm.isnan()
 
 
+class Queue(LossNaN):
+    """Counts the steps in a small buffer, and in a large one those that are not skipped."""
+
+    small: torch.Tensor
+    queue: torch.Tensor
+
+    def setup(self, model: Any, /) -> None:
+        super().setup(model)
+        self.register_buffer("small", torch.zeros(1))
+        self.register_buffer("queue", torch.zeros(2**18 + 1))
+
+    def after_step(self, model: Any, /) -> None:
+        self.small += 1
+        self.queue += (~self.skipped).float()
+
+
+def test_a_large_buffer_is_not_copied_and_stays_as_the_objective_leaves_it():
+    made = pretrainer("slip", steps=5)
+    objective = made.objective
+    objective.__class__ = Queue
+    assert isinstance(objective, Queue)
+    objective.setup(made.model)
+    made.to(torch.float64)
+    callback = Finite(stop_after=10)
+    fit(made, 5, callbacks=[callback])
+    assert int(objective.small) == 2  # restored in each of three steps
+    assert torch.equal(objective.queue, torch.full_like(objective.queue, 2))
+    assert all(len(copied.flatten()) <= 2**18 for _, copied in callback.statistics)
+    assert bool(objective.skipped)
+
+
 def test_under_a_loss_scaler_all_ranks_skip_where_one_loss_is_not_finite(two_ranks: Ranks):
     for skipped in two_ranks(skipped_under_a_scaler):
         assert skipped == [False, True, False]

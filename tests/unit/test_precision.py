@@ -1,10 +1,17 @@
 """Number types that a device cannot have are refused by name."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor, nn
 
 from openslip.errors import UserError
-from openslip.training.precision import choose_precision, choose_tf32
+from openslip.objectives.objective import Objective
+from openslip.training.microbatch import loss_in_micro_batches
+from openslip.training.precision import autocast, choose_precision, choose_tf32
 
 
 def test_a_given_precision_is_taken():
@@ -46,3 +53,31 @@ def test_tf32_sets_products_and_convolutions(monkeypatch: pytest.MonkeyPatch):
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Sum(Objective):
+    """The sum of a linear layer's outputs, whose gradient is the sum of the inputs."""
+
+    def encode(self, model: nn.Module, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
+        return {"y": model(batch["x"])}
+
+    def loss(self, model: nn.Module, features: dict[str, Tensor], /) -> dict[str, Tensor]:
+        return {"loss": features["y"].sum()}
+
+
+STEP: dict[str, Callable[[], AbstractContextManager]] = {
+    "lightning": lambda: MixedPrecision("bf16-mixed", "cpu").forward_context(),
+    "ours": lambda: autocast(torch.device("cpu"), "bf16-mixed"),
+    "cached": lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=True),
+}
+
+
+@pytest.mark.parametrize(("name", "exact"), [("lightning", True), ("ours", True), ("cached", False)])
+def test_gradients_of_micro_batches_add_up_in_float32(name: str, exact: bool):
+    model = nn.Linear(5, 1, bias=False)
+    x = torch.randint(1, 256, (64, 5), generator=torch.Generator().manual_seed(0)).float()  # 8 bits each, 14 in all
+    with STEP[name]():
+        loss = loss_in_micro_batches(Sum(), model, {"x": x}, [1] * 64)["loss"]
+    loss.backward()
+    assert model.weight.grad is not None
+    assert torch.equal(model.weight.grad, x.sum(dim=0, keepdim=True)) is exact

@@ -21,6 +21,10 @@ class Objective(nn.Module, ABC):
 
     skipped: Tensor
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.bool), persistent=False)
+
     @abstractmethod
     def encode(self, model: Any, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
         """Per-sample features of any part of the batch: nothing here may mix samples."""

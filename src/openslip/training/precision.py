@@ -4,7 +4,8 @@ import torch
 
 from openslip.errors import UserError
 
-PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISIONS = ("auto", *DTYPES, "32-true")
 
 
 def choose_precision(precision: str | int, accelerator: str) -> str:
@@ -24,6 +25,11 @@ def choose_precision(precision: str | int, accelerator: str) -> str:
     if on_gpu(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast as in a step. With its cache on, all micro-batches' gradients would add up in one 16-bit weight."""
+    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES, cache_enabled=False)
 
 
 def on_gpu(accelerator: str) -> bool:

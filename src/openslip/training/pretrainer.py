@@ -100,9 +100,6 @@ class Pretrainer(pl.LightningModule):
         """The x-axis on which runs with different batch sizes compare."""
         return self.step * self.data.order.global_batch_size
 
-    def on_train_start(self) -> None:
-        self.objective.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
-
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         lr = self.schedule(self.step)
         optimizer = self.optimizers(use_pl_optimizer=False)

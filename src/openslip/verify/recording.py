@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
 from openslip.optim import WarmupCosine, param_groups
+from openslip.training.precision import autocast
 from openslip.verify.deviation import ZERO_GRADIENT, Arrays
 from openslip.verify.files import read_arrays, read_json
 
@@ -140,7 +141,7 @@ def precision(device: str, dtype: str) -> Iterator[None]:
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    half = torch.autocast(torch.device(device).type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+    half = autocast(torch.device(device), "bf16-mixed" if dtype == "bfloat16" else "32-true")
     try:
         with half:
             yield

@@ -38,7 +38,6 @@ def first(batch: dict[str, Tensor], size: int) -> dict[str, Tensor]:
 
 def live_bytes(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> list[int]:
     """Bytes made and not freed, after each operation of the passes."""
-    torch.clear_autocast_cache()  # each pass makes its own 16-bit copies of the weights
     with LiveBytes() as counter:
         differentiate(objective, model, batch)
     return counter.history

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from openslip.objectives.objective import Objective
 from openslip.optim import param_groups
+from openslip.training.precision import autocast
 from openslip.training.sizing.activations import SIZES, activation_bytes
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops
 
 # Large enough that the passes, and not their overhead, are timed; a few seconds on a core, tenths of one on a GPU.
 TIMED_FLOPS = {"cpu": 0.7e12, "cuda": 20e12}
-DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,9 @@ def measure_step(
     def on_device(size: int) -> dict[str, Tensor]:
         return {key: value.to(device) for key, value in make_batch(size).items()}
 
-    def in_precision() -> torch.autocast:
-        return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
-
     model, objective = model.to(device).train(), objective.to(device).train()
     flops = forward_flops(objective, model, on_device(min(SIZES)))  # batch norm takes no single sample
-    with in_precision():
+    with autocast(device, precision):
         activations = activation_bytes(objective, model, on_device(max(SIZES)))
     budget = TIMED_FLOPS[device.type] / (TRAINING_OVER_FORWARD * flops)
     samples = int(min(max(min(budget, room / max(activations, 1.0)), 2), largest))
@@ -110,7 +107,7 @@ def measure_step(
     def step() -> tuple[float, float]:
         """Seconds of the passes over the batch, and of the update."""
         started = finished(device)
-        with in_precision():
+        with autocast(device, precision):
             loss = objective.terms(model, objective.encode(model, batch))["loss"]
         loss.backward()
         passed = finished(device)
