@@ -131,7 +131,7 @@ def mistakes(workplace: Path) -> dict[tuple[str, ...], list[str]]:
         ("train.py", "towers.text.locked=maybe"): ["towers.text.locked=maybe", "true or false"],
         ("train.py", "data=webdataset"): ["data.source.shards"],
         ("train.py", "data=webdataset", "data.source.shards=nowhere.tar"): ["nowhere.tar"],
-        ("train.py", "name=short", "trainer.max_steps=13"): ["runs/short", "trainer.max_steps"],
+        ("train.py", "name=short", "trainer.max_steps=13"): ["runs/short", "optim.warmup_steps: 2 in the run, now 50"],
         ("eval_zeroshot.py", "checkpoint=no.ckpt"): ["no.ckpt"],
         ("eval_zeroshot.py", "checkpoint=runs/nowhere"): ["runs/nowhere"],
         ("eval_zeroshot.py",): ["checkpoint"],

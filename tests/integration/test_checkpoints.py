@@ -54,7 +54,7 @@ def test_a_checkpoint_folder_that_is_read_only_ends_the_run_with_5_before_its_fi
     made = place / "steps_of_read_only"
     training = Training(place, *RUN, "name=read_only", log="read_only", STEPS_MADE=str(made))
     assert training.wait() == 5
-    assert "error: runs/read_only cannot be written (Read-only file system): mend it" in training.said()
+    assert "error: runs/read_only cannot be written (Read-only file system): repair it" in training.said()
     assert not made.exists()
 
 

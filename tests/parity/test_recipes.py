@@ -17,7 +17,6 @@ from published_recipes import (
     EXPERIMENTS,
     HARDWARE,
     HARDWARE_OR_COSMETIC,
-    LIGHTNING_OFF,
     PCIE_TFLOPS,
     PUBLISHED,
     SAMPLES,
@@ -304,7 +303,7 @@ def test_data_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("name", HARDWARE)
 def test_the_trainer_on_each_hardware(name: str):
-    expected = {**TRAINER, **LIGHTNING_OFF, **HARDWARE[name], "max_steps": 1100, "max_epochs": None}
+    expected = {**TRAINER, **HARDWARE[name], "max_steps": 1100, "max_epochs": None}
     assert config_of(f"trainer={name}")["trainer"] == expected
 
 

@@ -15,7 +15,7 @@ HARDWARE_OR_COSMETIC = (
     *("name", "runs_dir", "resume", "allow", "plan.*", "watchdog.*"),
     *("micro_batch_size", "*num_workers", "shard_cache.*", "*.cache.*", "devices.*", "callbacks.metrics.devices.*"),
     *("towers.*.gradient_checkpointing", "towers.*.compile"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.enable_*"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("callbacks.*.every_n_*", "callbacks.snapshot.num_samples", "callbacks.metrics.peak_tflops", "*.title"),
 )
 
@@ -335,8 +335,6 @@ TRAINER = {
     "_target_": "pytorch_lightning.Trainer",
     "precision": "auto",  # published: fp16 with loss scaling; docs/NUMERICS.md#precision
     "deterministic": False,
-    "use_distributed_sampler": False,
-    "num_sanity_val_steps": 0,
 }
 DDP = {
     "_target_": "pytorch_lightning.strategies.DDPStrategy",
@@ -359,20 +357,14 @@ HARDWARE: dict[str, Settings] = {  # the options of `trainer`
         "strategy": {**DDP, "cluster_environment": SLURM_ENVIRONMENT},
     },
 }
-LIGHTNING_OFF = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-def callbacks(tokens: Settings | None) -> Settings:
+def callbacks() -> Settings:
     """Built-in: ten steps in a row that are not finite end a run."""
     return {
         "finite": {"_target_": "openslip.training.callbacks.finite.Finite", "stop_after": 10},
         "metrics": {"_target_": "openslip.training.logging.metrics.Metrics"},
-        "snapshot": {
-            "_target_": "openslip.training.callbacks.snapshot.Snapshot",
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "tokenizer": tokens,
-        },
+        "snapshot": {"_target_": "openslip.training.callbacks.snapshot.Snapshot"},
         "save": {"_target_": "openslip.training.callbacks.save.Save"},
     }
 
@@ -399,7 +391,6 @@ def recipe(
             "seed": 0,
             "global_batch_size": 64 if tiny else 4096,
             "tf32": False,
-            "evaluate_every_n_epochs": 0,
             "towers": {"image": {**untouched, "patch_dropout": 0.0}, "text": untouched},
             "image_size": 32 if tiny else 224,
             "mean": IMAGENET_MEAN,
@@ -412,7 +403,7 @@ def recipe(
             "data": data(dataset),
             "optim": optim("tiny" if tiny else method, warmup_epochs),
             "trainer": {**TRAINER, **length},
-            "callbacks": callbacks(tokens),
+            "callbacks": callbacks(),
             "logger": {},
             "evaluation": evaluation(evaluated_by),
             "model": model(method, size),

@@ -55,7 +55,7 @@ class Snapshot(pl.Callback):
         image, text, bundle = self.kept[images[0]], captions[0], pl_module.bundle
         with evaluating(bundle.model, bundle.device):
             encoded = bundle.model.encode_text(self.kept[text].to(bundle.device), self.kept[f"{text}_length"])
-        matrix = bundle.encode_image(image) @ F.normalize(encoded.float(), dim=-1).T
+        matrix = bundle.encode_image(image) @ F.normalize(encoded, dim=-1).T
         self.save(
             trainer,
             "similarity",
