@@ -84,10 +84,7 @@ def measure(folder: Path, num_shards: int) -> list[Row]:
     index = open_it()
     opened = time.perf_counter() - start
     order = Order(
-        collections=(Collection(index.parts, 1.0),),
-        global_batch_size=GLOBAL_BATCH_SIZE,
-        seed=0,
-        shuffle_window=16,
+        collections=(Collection(index.parts, 1.0),), global_batch_size=GLOBAL_BATCH_SIZE, seed=0, shuffle_window=16
     )
     steps = np.random.default_rng(0).integers(0, order.steps_per_epoch, 20).tolist()
     seeks = []

@@ -83,13 +83,7 @@ def build_all(config: dict[str, Any]) -> None:
     config = settled(config)
     views = {name: build(view) for name, view in config["objective"].pop("views").items()}
     config["objective"].pop("model", None)
-    data = build(
-        config["data"],
-        views=views,
-        global_batch_size=2,
-        seed=0,
-        bad_samples_file=None,
-    )
+    data = build(config["data"], views=views, global_batch_size=2, seed=0, bad_samples_file=None)
     assert data.steps_per_epoch >= 1
     for evaluation in build_evaluations(config["evaluation"]).values():
         assert isinstance(evaluation, Evaluation)

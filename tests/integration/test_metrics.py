@@ -12,7 +12,7 @@ from ranks import Ranks
 from openslip.training.callbacks.save import save
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.logging.late import LateMetrics
-from openslip.training.logging.metrics import Measured, Metrics
+from openslip.training.logging.metrics import Metrics
 from openslip.training.logging.status_line import StatusLine, duration, status
 
 pytestmark = [
@@ -97,7 +97,7 @@ def test_a_checkpoint_comes_after_the_row_of_its_step(tmp_path: Path):
     metrics = Metrics(every_n_steps=2, devices={}, peak_tflops=None)
     made = pretrainer("clip", steps=2)
     trainer = fit(made, 2, callbacks=[metrics], logger=rows)
-    metrics.measured = Measured(2, LateMetrics({"train/late": torch.tensor(1.0)}), rows.rows[-1][1])
+    metrics.measured = 2, LateMetrics({"train/late": torch.tensor(1.0)}), rows.rows[-1][1]
     trainer.strategy.checkpoint_io = DurableCheckpointIO()
     trainer._default_root_dir = str(tmp_path)  # pyright: ignore[reportAttributeAccessIssue]
     (tmp_path / "checkpoints").mkdir()

@@ -147,7 +147,7 @@ def test_other_data_is_refused_by_both_values(source: ShardSource, tmp_path: Pat
         ({"source": other}, "fingerprint of data.source: then "),
     ]
     for change, message in changes:
-        with pytest.raises(UserError, match=f"cannot go on with other data .*{message}"):
+        with pytest.raises(UserError, match=f"cannot resume with other data .*{message}"):
             data_module(**({"source": source} | change)).load_state_dict(state)  # pyright: ignore[reportArgumentType]
     write_pairs(tmp_path / "1.tar", 1, first=200)
     more = ShardSource(shards=str(tmp_path), require="caption")

@@ -15,7 +15,7 @@ from torch import Tensor
 import openslip
 from openslip.commands.strip import strip
 from openslip.errors import UserError
-from openslip.inference.formats.slip import detect, from_published, import_checkpoint, our_name, published_name
+from openslip.inference.formats.slip import TO_OURS, TO_PUBLISHED, detect, from_published, import_checkpoint, translate
 from openslip.models.dual_encoder import DualEncoder
 from openslip.verify.files import RECORDINGS, read_json
 
@@ -157,11 +157,11 @@ def test_every_published_name_maps_to_ours_and_back(name: str):
     names = list(OFFICIAL[name]["state"])
     ours = from_published(dict.fromkeys(names))
     assert len(ours) == len(names)
-    assert [published_name(key) for key in ours] == names
-    assert our_name("visual.norm.bias") == "model.image_tower.trunk.norm.bias"
-    assert our_name("transformer.resblocks.11.mlp.c_fc.weight") == "model.text_tower.blocks.11.fc1.weight"
+    assert [translate(key, TO_PUBLISHED) for key in ours] == names
+    assert translate("visual.norm.bias", TO_OURS) == "model.image_tower.trunk.norm.bias"
+    assert translate("transformer.resblocks.11.mlp.c_fc.weight", TO_OURS) == "model.text_tower.blocks.11.fc1.weight"
     with pytest.raises(KeyError, match=r"vision\.norm\.bias"):
-        our_name("vision.norm.bias")
+        translate("vision.norm.bias", TO_OURS)
 
 
 def test_keys_that_do_not_fit_are_named():

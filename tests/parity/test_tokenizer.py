@@ -15,22 +15,7 @@ from openslip.text.clip_bpe import ClipBpe
 from openslip.verify.files import RECORDINGS, read_json
 
 RECORDED = read_json(RECORDINGS / "tokenizer.json")
-WORDS = [
-    "a",
-    "photo",
-    "of",
-    "Dogs'",
-    "isn't",
-    "we'll",
-    "3.14",
-    "50%",
-    "A_1.jpg",
-    "#tag",
-    "@you",
-    "{}",
-    "--",
-    "...",
-]
+WORDS = ["a", "photo", "of", "Dogs'", "isn't", "we'll", "3.14", "50%", "A_1.jpg", "#tag", "@you", "{}", "--", "..."]
 ODD = [
     "naïve café", "東京タワーの夜景", "한국어 문장", "Привет, мир", "مرحبا بالعالم", "שלום עולם", "हिन्दी",
     "ไทย", "👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "e\u0301\u0345", "\u0345",

@@ -229,18 +229,8 @@ def test_one_per_cent_in_zero_shot_is_seen(other: Path, tmp_path: Path, key: str
         ("lr_schedules.json", schedule_rows, scale("another_recipe", "points", "7"), "learning-rate tables"),
         ("lr_schedules.json", schedule_rows, scale("another_recipe", "lr_end"), "learning-rate tables"),
         ("tokenizer.json", tokenizer_rows, scale("ids", 11, 2), "token ids"),
-        (
-            "official_models.json",
-            official_rows,
-            scale("SLIP_VITS16", "heads"),
-            "official models: attention heads",
-        ),
-        (
-            "official_models.json",
-            official_rows,
-            scale("SLIP_VITS16", "parameters"),
-            "official models: parameters",
-        ),
+        ("official_models.json", official_rows, scale("SLIP_VITS16", "heads"), "official models: attention heads"),
+        ("official_models.json", official_rows, scale("SLIP_VITS16", "parameters"), "official models: parameters"),
         (
             "official_models.json",
             official_rows,
@@ -275,14 +265,7 @@ def test_an_error_is_exit_code_1_and_absent_files_are_skipped(
         shutil.copy(other / file, tmp_path)
     assert verify(tmp_path, "cpu", "float32") == 0
     printed = capsys.readouterr().out
-    for file in (
-        "slip.npz",
-        "simclr.npz",
-        "two_ranks.npz",
-        "zero_shot.npz",
-        "official_models.json",
-        "tokenizer.json",
-    ):
+    for file in ("slip.npz", "simclr.npz", "two_ranks.npz", "zero_shot.npz", "official_models.json", "tokenizer.json"):
         assert f"skipped  no {file}" in printed
     plant_in_json(tmp_path, "lr_schedules.json", scale("another_recipe", "points", "14"))
     assert verify(tmp_path, "cpu", "float32") == 1

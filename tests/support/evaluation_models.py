@@ -23,15 +23,7 @@ from openslip.models.timm_tower import TimmTower
 from openslip.text.clip_bpe import ClipBpe
 
 CPU = torch.device("cpu")
-CLASSNAMES = [
-    "red cross",
-    "green ring",
-    "big blue square",
-    "a very long name of a thing",
-    "dot",
-    "line",
-    "arc",
-]
+CLASSNAMES = ["red cross", "green ring", "big blue square", "a very long name of a thing", "dot", "line", "arc"]
 TEMPLATES = ["{}", "a photo of a {}.", "this picture shows one {} and nothing else at all"]
 ATTRIBUTES = {"odd": ["no", "yes", "no", "yes", "no", "yes", "no"]}
 
@@ -99,15 +91,7 @@ def zero_shot(source: Source, *, batch_size: int = 4, num_workers: int = 0) -> Z
 
 
 def knn(train: Source, test: Source, *, batch_size: int = 4, k: int = 5) -> KNN:
-    return KNN(
-        title="k-NN top-1",
-        train=train,
-        test=test,
-        k=k,
-        temperature=0.07,
-        batch_size=batch_size,
-        num_workers=0,
-    )
+    return KNN(title="k-NN top-1", train=train, test=test, k=k, temperature=0.07, batch_size=batch_size, num_workers=0)
 
 
 def run_on_this_rank(name: str, count: int, path: str) -> tuple[dict[str, float], dict[str, np.ndarray], list[str]]:

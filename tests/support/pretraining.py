@@ -75,12 +75,7 @@ def pretrainer(
     method: str, *, steps: int, dtype: torch.dtype = torch.float64, image: str = "vit", **options: Any
 ) -> Pretrainer:
     model, objective = small_model(method, image=image)
-    settings: dict[str, Any] = {
-        "weight_decay": 0.1,
-        "layer_decay": None,
-        "clip_norm": None,
-        "ema_decay": None,
-    }
+    settings: dict[str, Any] = {"weight_decay": 0.1, "layer_decay": None, "clip_norm": None, "ema_decay": None}
     torch.manual_seed(1)
     made = Pretrainer(
         model=model.to(dtype),

@@ -315,11 +315,7 @@ EVALUATIONS: dict[str, Settings] = {
     },
     "shards": {
         **ZERO_SHOT,
-        "source": {
-            "_target_": "openslip.data.sources.shards.ShardSource",
-            "shards": "SHARDS",
-            "require": "label",
-        },
+        "source": {"_target_": "openslip.data.sources.shards.ShardSource", "shards": "SHARDS", "require": "label"},
         "classnames": {"_target_": "openslip.inference.prompts.read_lines", "path": "NAMES"},
         "templates": ["a photo of a {}."],
     },
@@ -342,10 +338,7 @@ DDP = {
     "gradient_as_bucket_view": True,
     "process_group_backend": None,
 }
-SLURM_ENVIRONMENT = {
-    "_target_": "pytorch_lightning.plugins.environments.SLURMEnvironment",
-    "auto_requeue": False,
-}
+SLURM_ENVIRONMENT = {"_target_": "pytorch_lightning.plugins.environments.SLURMEnvironment", "auto_requeue": False}
 HARDWARE: dict[str, Settings] = {  # the options of `trainer`
     "auto": {"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"},
     "cpu": {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"},

@@ -60,11 +60,7 @@ OTHER_DIMS = Dims(
     ssl_scale=0.5,
     epochs=3,
 )
-HYPER = {
-    "clip": {"lr": 1e-3, "wd": 0.2},
-    "slip": {"lr": 2e-3, "wd": 0.5},
-    "simclr": {"lr": 1.5e-3, "wd": 0.05},
-}
+HYPER = {"clip": {"lr": 1e-3, "wd": 0.2}, "slip": {"lr": 2e-3, "wd": 0.5}, "simclr": {"lr": 1.5e-3, "wd": 0.05}}
 
 
 def write_folder(folder: Path, *, dims: Dims, seed: int, num_batches: int, steps: int, captions: dict) -> None:
@@ -408,14 +404,7 @@ def _transform() -> dict[str, np.ndarray]:
 
 
 def _schedules() -> dict:
-    recipe = {
-        "lr": 7e-4,
-        "lr_end": 3e-6,
-        "lr_start": 2e-7,
-        "epochs": 6,
-        "steps_per_epoch": 50,
-        "warmup_epochs": 2,
-    }
+    recipe = {"lr": 7e-4, "lr_end": 3e-6, "lr_start": 2e-7, "epochs": 6, "steps_per_epoch": 50, "warmup_epochs": 2}
     table = _table(7e-4, 2e-7, 3e-6, 100, 300)
     return {"another_recipe": {**recipe, "points": {str(step): float(table[step]) for step in range(0, 300, 7)}}}
 

@@ -50,14 +50,7 @@ def look(
     num_workers: int = 0,
     contact_sheet: Path | None = None,
 ) -> list[tuple[str, str]]:
-    lines = check(
-        source,
-        TOKENIZER,
-        decode=decode,
-        limit=limit,
-        num_workers=num_workers,
-        contact_sheet=contact_sheet,
-    )
+    lines = check(source, TOKENIZER, decode=decode, limit=limit, num_workers=num_workers, contact_sheet=contact_sheet)
     return [(line[:22].strip(), line[22:]) for line in lines]
 
 

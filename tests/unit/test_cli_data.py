@@ -28,6 +28,16 @@ def table(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("option", ["--samples-per-shard", "--workers", "--resize"])
+def test_numbers_without_meaning_are_refused_by_name(
+    option: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit, match="2"):
+        run(["data", "convert", "table", str(table), str(tmp_path / "out"), option, "0"])
+    assert f"argument {option}: invalid count value: '0'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_table_becomes_shards_that_are_indexed_and_checked(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

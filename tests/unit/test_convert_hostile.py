@@ -310,19 +310,6 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, layout: str, fi
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"samples_per_shard": 0}, "--samples-per-shard 0"),
-        ({"workers": 0}, "--workers 0"),
-        ({"resize": 0}, "--resize 0"),
-    ],
-)
-def test_numbers_without_meaning_are_refused(tmp_path: Path, options: dict[str, Any], why: str):
-    with pytest.raises(UserError, match=why):
-        run("table", tmp_path, tmp_path / "out", **options)
-
-
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     code = (

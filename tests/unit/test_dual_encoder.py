@@ -67,10 +67,7 @@ def test_a_projection_is_a_linear_layer(bias: bool):
     model = dual_encoder(projection_bias=bias)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
-    for kind, found in (
-        ("image", model.encode_image(IMAGES)),
-        ("text", model.encode_text(TEXTS, LENGTHS)),
-    ):
+    for kind, found in (("image", model.encode_image(IMAGES)), ("text", model.encode_text(TEXTS, LENGTHS))):
         tower, inputs = (model.image_tower, (IMAGES,)) if kind == "image" else (model.text_tower, (TEXTS, LENGTHS))
         layer = torch.nn.Linear(tower.width, 3, bias=bias)
         layer.weight = torch.nn.Parameter(model.get_parameter(f"{kind}_projection").T)

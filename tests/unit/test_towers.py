@@ -50,13 +50,7 @@ FAMILIES = """
 # Whose head widens what it pools
 WIDENED = {
     *("inception_next_atto", "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "efficientvit_b0", "ghostnet_050"),
-    *(
-        "vgg11",
-        "hgnet_tiny",
-        "lcnet_035",
-        "fasternet_t0",
-        "mambaout_femto",
-    ),
+    *("vgg11", "hgnet_tiny", "lcnet_035", "fasternet_t0", "mambaout_femto"),
 }
 
 

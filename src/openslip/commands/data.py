@@ -51,12 +51,12 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("root", type=Path, metavar="ROOT", help="the dataset's folder or table")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
     parser.add_argument(
-        "--resize", type=int, metavar="SIDE", help="short side to which larger images are resized, such as 256"
+        "--resize", type=count, metavar="SIDE", help="short side to which larger images are resized, such as 256"
     )
     parser.add_argument(
-        "--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
+        "--samples-per-shard", type=count, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that write shards, 2")
+    parser.add_argument("--workers", type=count, default=2, help="processes that write shards, 2")
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     for name, (kind, many, purpose) in extra.items():
         flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
@@ -84,6 +84,13 @@ def convert(arguments: list[str]) -> int:
     if totals.left_out:
         print(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
     return 0
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as argparse takes types."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
 
 
 def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:

@@ -123,14 +123,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},
         "trainer",
-        callbacks=[
-            size,
-            *configured,
-            evaluate,
-            Preemption(),
-            Watch(),
-            Resume(resumes=resumed is not None, rows=rows),
-        ],
+        callbacks=[size, *configured, evaluate, Preemption(), Watch(), Resume(resumes=resumed is not None, rows=rows)],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),

@@ -158,7 +158,7 @@ class DataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there.
+        """Resume from there.
 
         Raises:
             UserError: anything but the step is another; the steps to come would not be those of the run that began.
@@ -166,21 +166,16 @@ class DataModule(pl.LightningDataModule):
         here = self.state_dict()
         changed = [key for key in here if key != "step" and state_dict.get(key) != here[key]]
         if changed:
-            shown = "; ".join(f"{NAMES[key]}: then {state_dict.get(key)}, now {here[key]}" for key in changed)
+            shown = "; ".join(f"{NAMES.get(key, key)}: then {state_dict.get(key)}, now {here[key]}" for key in changed)
             raise UserError(
-                f"the run cannot go on with other data ({shown}): restore it, or start a run with name=other"
+                f"the run cannot resume with other data ({shown}): restore it, or start a run with name=other"
             )
         self.consumed = state_dict["step"]
 
 
 NAMES = {
-    "seed": "seed",
-    "global_batch_size": "global_batch_size",
-    "samples": "samples in data.source",
-    "window": "data.shuffle_window",
-    "decoder": "data.decoder",
-    "collection": "fingerprint of data.source",
-    "order": "version of the sample order",
+    **{"samples": "samples in data.source", "window": "data.shuffle_window", "decoder": "data.decoder"},
+    **{"collection": "fingerprint of data.source", "order": "version of the sample order"},
 }
 
 
@@ -223,12 +218,7 @@ class RankOrder(Sampler[Plan]):
     """
 
     def __init__(
-        self,
-        order: Order,
-        rank: int,
-        world_size: int,
-        consumed: Callable[[], int],
-        prefetch: Callable[[int], None],
+        self, order: Order, rank: int, world_size: int, consumed: Callable[[], int], prefetch: Callable[[int], None]
     ) -> None:
         self.order = order
         self.rank = rank

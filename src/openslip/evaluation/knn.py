@@ -35,15 +35,7 @@ class KNN(Evaluation):
     """
 
     def __init__(
-        self,
-        *,
-        title: str,
-        train: Source,
-        test: Source,
-        k: int,
-        temperature: float,
-        batch_size: int,
-        num_workers: int,
+        self, *, title: str, train: Source, test: Source, k: int, temperature: float, batch_size: int, num_workers: int
     ) -> None:
         if not 1 <= k <= len(train):
             raise UserError(f"knn k={k}: expected 1 to {len(train)}, the number of training images")

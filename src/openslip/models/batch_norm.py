@@ -16,42 +16,30 @@ from openslip.distributed import all_sum, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Stands for PyTorch's batch norms, whose inputs may have any number of dimensions.
+    """Stands for PyTorch's batch norms, and for timm's `BatchNormAct2d` with its dropout and activation.
 
     Attributes:
         runs_again: gradient checkpointing may run the layer a second time, in the backward pass.
     """
 
     runs_again: bool = False
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return batch_norm(self, input)
-
-
-class GlobalBatchNormAct(_BatchNorm):
-    """Stands for timm's `BatchNormAct2d`: batch norm, then dropout and an activation."""
-
-    runs_again: bool = False
     drop: nn.Module
     act: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return self.act(self.drop(batch_norm(self, input)))
+        y = batch_norm(self, input)
+        return self.act(self.drop(y)) if "act" in self._modules else y
 
 
-_SYNCHRONISED = (GlobalBatchNorm, GlobalBatchNormAct)
-_SUCCESSORS: dict[type[nn.Module], type[nn.Module]] = {
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), GlobalBatchNorm),
-    BatchNormAct2d: GlobalBatchNormAct,
-}
+_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
 
 def synchronise(model: nn.Module, *, runs_again: bool) -> None:
     """Turn the batch norms of a model into those of the global batch; their parameters and buffers stay."""
     for layer in model.modules():
-        if type(layer) in _SUCCESSORS:
-            layer.__class__ = _SUCCESSORS[type(layer)]
-        if isinstance(layer, _SYNCHRONISED):
+        if type(layer) in _REPLACED:
+            layer.__class__ = GlobalBatchNorm
+        if isinstance(layer, GlobalBatchNorm):
             layer.runs_again = runs_again
 
 
@@ -66,10 +54,10 @@ def mixes_samples(layer: nn.Module) -> bool:
 
 def is_synchronised(layer: nn.Module) -> bool:
     """Whether a layer that mixes samples mixes those of all ranks."""
-    return layer.training and isinstance(layer, _SYNCHRONISED)
+    return layer.training and isinstance(layer, GlobalBatchNorm)
 
 
-def batch_norm(layer: GlobalBatchNorm | GlobalBatchNormAct, x: Tensor) -> Tensor:
+def batch_norm(layer: GlobalBatchNorm, x: Tensor) -> Tensor:
     """`x` normalised by the statistics of the global batch in training, by the running ones in evaluation."""
     if not layer.training:
         mean, variance = layer.running_mean, layer.running_var

@@ -16,7 +16,6 @@ from openslip.errors import CheckpointError
 
 KEPT = 2  # the newest may turn out to be damaged
 LINK = "last.ckpt"
-CHUNK = 1 << 22
 
 
 class Saved(NamedTuple):
@@ -65,10 +64,8 @@ def damage(checkpoint: Saved) -> str | None:
         size = checkpoint.path.stat().st_size
         if size != checkpoint.size:
             return f"{size:,} bytes where {checkpoint.size:,} were written"
-        digest = hashlib.sha256()
         with checkpoint.path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
+            digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         return error.strerror or str(error)
     return None if digest.hexdigest() == checkpoint.sha256 else "its content is not what was written (sha256)"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from openslip.distributed import from_first_rank, rank
 from openslip.durable import Hashing, durable
@@ -76,13 +77,7 @@ class DurableCheckpointIO(CheckpointIO):
 
 def size_of(content: Any) -> int:
     """Bytes of the tensors in a nest of dicts and lists."""
-    if isinstance(content, Tensor):
-        return content.numel() * content.element_size()
-    if isinstance(content, dict):
-        return sum(size_of(value) for value in content.values())
-    if isinstance(content, (list, tuple)):
-        return sum(size_of(value) for value in content)
-    return 0
+    return sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
 
 
 def check_space(folder: Path, size: int) -> None:

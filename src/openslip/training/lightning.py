@@ -3,7 +3,8 @@
 Three habits belong to it: `Pretrainer.step` counts batches, because `trainer.global_step` counts optimizer steps.
 `Pretrainer.max_steps` is the run's length, because `trainer.estimated_stepping_batches` builds the data loaders to tell
 it. All that is due at a step is due by that count, because after a resume in the middle of an epoch Lightning's epochs
-and their hooks come at other times.
+and their hooks come at other times. Callbacks annotate the fitted module as `Pretrainer`, for which pyright's rule on
+overrides is off in their files.
 """
 
 import logging

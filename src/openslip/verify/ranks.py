@@ -13,16 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from openslip.inference.formats import slip
 from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, term_parts, term_rows
 from openslip.verify.files import read_arrays
-from openslip.verify.recording import (
-    DTYPES,
-    Run,
-    as_array,
-    build,
-    loss_rounding,
-    precision,
-    read_batch,
-    read_run,
-)
+from openslip.verify.recording import DTYPES, Run, as_array, build, loss_rounding, precision, read_batch, read_run
 
 
 def rank_rows(folder: Path, dtype: str) -> list[Row]:

@@ -71,10 +71,7 @@ class MaskedCaption(View):
         return columns | self.mask(columns[""], columns["length"], draws)
 
     def mask(
-        self,
-        ids: Int[Tensor, "batch length"],
-        lengths: Int[Tensor, " batch"],
-        draws: Float[Tensor, "batch 3 context"],
+        self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], draws: Float[Tensor, "batch 3 context"]
     ) -> Columns:
         """Masked ids and their labels; a token's three draws say whether it is chosen, how, and by which other id."""
         chosen, kind, other = draws[:, :, : ids.shape[1]].unbind(1)

@@ -52,13 +52,6 @@ def convert(
         UserError: an argument, the dataset or `out` cannot be used; no record of the first shard could be used; or
             more than half of all records were left out, which is said at the end, with everything written.
     """
-    for is_valid, message in (
-        (samples_per_shard >= 1, f"--samples-per-shard {samples_per_shard}: expected 1 or more"),
-        (workers >= 1, f"--workers {workers}: expected 1 or more"),
-        (resize is None or resize >= 1, f"--resize {resize}: expected the short side in pixels, such as 256"),
-    ):
-        if not is_valid:
-            raise UserError(message)
     root, out = root.resolve(), out.resolve()
     walks_folders = "metadata" not in inspect.signature(find_records(layout)).parameters
     if walks_folders and out.is_relative_to(root):
@@ -151,11 +144,7 @@ def prepare(out: Path, made_of: dict[str, Any]) -> Manifest:
 
 
 def write(
-    tasks: Iterable[Task],
-    manifest: Manifest,
-    out: Path,
-    workers: int,
-    on_shard: Callable[[Entry, Totals], None],
+    tasks: Iterable[Task], manifest: Manifest, out: Path, workers: int, on_shard: Callable[[Entry, Totals], None]
 ) -> Totals:
     totals = Totals()
     for entry, left_out in write_shards(tasks, workers):

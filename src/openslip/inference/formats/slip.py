@@ -176,7 +176,7 @@ def read_architecture(
 
 def from_published(state: Mapping[str, T]) -> dict[str, T]:
     """Published names to ours, `model.` and `objective.` first as in our run checkpoints; any values."""
-    return {our_name(name): value for name, value in state.items()}
+    return {translate(name, TO_OURS): value for name, value in state.items()}
 
 
 def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
@@ -188,20 +188,10 @@ def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
     for prefix, module in (("model", model), ("objective", objective)):
         persistent = module.state_dict(keep_vars=True)
         named |= {f"{prefix}.{name}": tensor for name, tensor in persistent.items()}
-    return {published_name(name): tensor for name, tensor in named.items()}
+    return {translate(name, TO_PUBLISHED): tensor for name, tensor in named.items()}
 
 
-def our_name(published: str) -> str:
-    """`visual.norm.bias` to `model.image_tower.trunk.norm.bias`."""
-    return _translate(published, _TO_OURS)
-
-
-def published_name(ours: str) -> str:
-    """The way back."""
-    return _translate(ours, _TO_PUBLISHED)
-
-
-def _translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str:
+def translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str:
     for pattern, target in table:
         if match := pattern.fullmatch(name):
             return target.replace("{n}", match.groupdict().get("n", "")) + match["rest"]
@@ -213,8 +203,8 @@ def _pattern(prefix: str) -> re.Pattern[str]:
     return re.compile(re.escape(prefix).replace(r"\{n\}", r"(?P<n>\d+)") + rest)
 
 
-_TO_OURS = [(_pattern(published), ours) for published, ours in _NAMES]
-_TO_PUBLISHED = [(_pattern(ours), published) for published, ours in _NAMES]
+TO_OURS = [(_pattern(published), ours) for published, ours in _NAMES]
+TO_PUBLISHED = [(_pattern(ours), published) for published, ours in _NAMES]
 
 
 def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:

@@ -1,5 +1,7 @@
 """Runs the configured evaluations during training and at its end, on all ranks."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +32,24 @@ class Evaluate(pl.Callback):
         self.results: dict[str, dict[str, float]] = {}
         self.steps: dict[str, int] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         # Stopped during the last evaluations: no step is left, so Lightning calls none of the hooks below.
         if pl_module.step == pl_module.max_steps:
             self.on_train_end(trainer, pl_module)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.run_due(trainer, pl_module)  # stopped between the step and its evaluations, or during them
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.run_due(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         for name in self.evaluations:
             self.run(name, trainer, pl_module)
 
-    def run_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def run_due(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         step = pl_module.step
         if not 0 < step < pl_module.max_steps:  # after the last step all are run, by the hook above
             return

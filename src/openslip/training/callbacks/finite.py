@@ -1,5 +1,7 @@
 """A step whose loss or gradient is not finite changes nothing, and too many in a row end the run."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 from typing import Any
 
 import pytorch_lightning as pl
@@ -32,23 +34,20 @@ class Finite(pl.Callback):
         self.skipped = torch.zeros((), dtype=torch.int64)
         self.in_a_row = torch.zeros((), dtype=torch.int64)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.skipped, self.in_a_row = self.skipped.to(pl_module.device), self.in_a_row.to(pl_module.device)
         self.before = Late(torch.zeros_like(self.in_a_row))
         plugin = trainer.precision_plugin
         self.scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: Any, batch_idx: int) -> None:
         self.statistics = [
             (buffer, buffer.clone()) for buffer in pl_module.buffers() if buffer.numel() <= MOST_RESTORED
         ]
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: pl.Trainer, pl_module: Pretrainer, optimizer: torch.optim.Optimizer
     ) -> None:
-        assert isinstance(pl_module, Pretrainer)
         if self.scaled:
             pl_module.objective.skipped = all_max((~pl_module.terms["loss"].isfinite()).float()) > 0
             return
@@ -60,9 +59,8 @@ class Finite(pl.Callback):
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Pretrainer)
         bad = pl_module.objective.skipped
         for buffer, before in self.statistics:
             buffer.copy_(torch.where(bad, before, buffer))
@@ -72,8 +70,7 @@ class Finite(pl.Callback):
         before, self.before = self.before, Late(self.in_a_row)
         self.stop(int(before.read()), pl_module.step - 1)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.stop(int(self.in_a_row), pl_module.step)
 
     def stop(self, in_a_row: int, step: int) -> None:

@@ -1,5 +1,7 @@
 """A run that is asked to stop saves between two steps, and is requeued where a scheduler asked."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,21 @@ from openslip.training.pretrainer import Pretrainer
 class Preemption(pl.Callback):
     """All ranks agree at the end of a step, save, and leave with exit code 143."""
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         leave_signals(trainer)
         # Here, where all ranks have met, because a resumed run may evaluate in every callback's next hook.
         signals.defer()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if any_rank(signals.received() is not None):
             raise signals.Preempted
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
         """Save here and not where `Preempted` is raised, because an evaluation may be where the ranks agree."""
         if not isinstance(exception, signals.Preempted):
             return
-        assert isinstance(pl_module, Pretrainer)
         steps = [checkpoint.step for checkpoint in saved(Path(trainer.default_root_dir) / "checkpoints")]
         if from_first_rank(pl_module.step not in steps):
             save(trainer, pl_module)

@@ -1,5 +1,7 @@
 """What a run needs to resume beside weights, optimizer and data: random states, and metrics up to its step."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 import random
 import sys
 from typing import Any
@@ -27,7 +29,7 @@ class Resume(pl.Callback):
         self.rows = rows
         self.loaded: list[dict[str, Any]] = []
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         all_resume = of_all_ranks(self.resumes)
         if len(set(all_resume)) > 1:  # some would wait for the checkpoint, and the others for the first step
             blind = ", ".join(str(number) for number, resumes in enumerate(all_resume) if not resumes)
@@ -37,15 +39,13 @@ class Resume(pl.Callback):
                 "file server shows its files"
             )
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.rows.cut_back(pl_module.step)
         if is_main_process() and pl_module.step:
             sys.stdout.write(f"resumes after step {pl_module.step} of {pl_module.max_steps}\n")
             sys.stdout.flush()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         assert pl_module.step == trainer.global_step == pl_module.data.consumed
         # The last of all hooks before a step: nothing may draw in between.
         if rank() < len(self.loaded):
@@ -53,9 +53,7 @@ class Resume(pl.Callback):
         elif rank():  # each rank draws for samples of its own, so what it drops is its own as well
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank() + pl_module.step)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Pretrainer, checkpoint: dict[str, Any]) -> None:
         self.rows.sync()  # a run resumed from a checkpoint must find the rows of all steps before it
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Saves `checkpoints/step-000123.ckpt`, every few steps, at the end of epochs and of the run."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,8 @@ class Save(pl.Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Pretrainer)
         intervals = (self.every_n_steps, self.every_n_epochs * pl_module.data.steps_per_epoch, pl_module.max_steps)
         if any(pl_module.step % steps == 0 for steps in intervals):
             save(trainer, pl_module)

@@ -1,5 +1,7 @@
 """Keeps the first batch for the report: its views as the model sees them, and which caption finds which image."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,8 @@ class Snapshot(pl.Callback):
         self.kept: dict[str, Tensor] = {}
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Pretrainer)
         if self.kept or not is_main_process():
             return
         self.kept = {key: column[: self.num_samples].cpu() for key, column in batch.items()}
@@ -41,13 +42,11 @@ class Snapshot(pl.Callback):
         with watchdog.phase("setup"):
             self.save(trainer, "views", **images, **captions)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         if pl_module.step == pl_module.max_steps:  # no step is left, and `on_train_end` is not called
             self.on_train_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Pretrainer)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         images, captions = self.image_views(), self.caption_views()
         # A resumed run gives the kept batch to every rank.
         if not is_main_process() or pl_module.tokenizer is None or not images or not captions:
@@ -65,10 +64,7 @@ class Snapshot(pl.Callback):
         )
 
     def image_views(self) -> list[str]:
-        columns = self.kept.items()
-        return [
-            key for key, column in columns if column.ndim == 4 and len(column[0]) == 3 and column.is_floating_point()
-        ]
+        return [key for key, x in self.kept.items() if x.ndim == 4 and len(x[0]) == 3 and x.is_floating_point()]
 
     def caption_views(self) -> list[str]:
         return [key for key in self.kept if f"{key}_length" in self.kept]

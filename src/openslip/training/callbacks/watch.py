@@ -1,16 +1,19 @@
 """Tells the watchdog where a run stands."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 from typing import Any
 
 import pytorch_lightning as pl
 
 from openslip.run import watchdog
+from openslip.training.pretrainer import Pretrainer
 
 
 class Watch(pl.Callback):
     """Starts each step's time limit; the first step counts as set-up: kernels are compiled and workers start."""
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         watchdog.enter("step")

@@ -1,8 +1,9 @@
 """What a step measured, for the loggers and as one live line."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,15 +20,6 @@ from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops,
 from openslip.training.sizing.memory import peak_memory
 
 COUNTED_SAMPLES = 8  # whose operations are counted: enough captions for their mean length
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A step whose metrics are still on their way from the device, and those that the host knew."""
-
-    step: int
-    late: LateMetrics
-    known: Mapping[str, float | int]
 
 
 class Metrics(pl.Callback):
@@ -51,18 +43,17 @@ class Metrics(pl.Callback):
         self.line = StatusLine(every_n_steps=every_n_steps)
         self.flops: float | None = None  # of training, per sample
         self.peak: float | None = None  # of a device, per second
-        self.measured: Measured | None = None
+        # A step, its metrics that are still on their way from the device, and those that the host knew.
+        self.measured: tuple[int, LateMetrics, dict[str, float | int]] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         peak = self.peak_tflops or peak_tflops(pl_module.device, self.devices)
         self.peak = peak and 1e12 * peak
-        assert isinstance(pl_module, Pretrainer)
         self.first_step = self.last_step = pl_module.step
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Pretrainer)
         if pl_module.step > self.first_step:
             return
         if self.peak is not None:
@@ -73,9 +64,8 @@ class Metrics(pl.Callback):
         self.last_waited = pl_module.data.waited
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Pretrainer)
         self.write(trainer, pl_module)
         step = pl_module.step
         if step % self.every_n_steps and step not in (1, pl_module.max_steps):
@@ -90,7 +80,7 @@ class Metrics(pl.Callback):
             "train/lr": pl_module.schedule(step - 1),
         }
         known |= self.speed(pl_module, step, global_batch_size) | pl_module.data.figures()
-        self.measured = Measured(step, LateMetrics(late), known)
+        self.measured = step, LateMetrics(late), known
         if pl_module.device.type != "cuda":  # a CPU has its metrics at once
             self.write(trainer, pl_module)
 
@@ -112,24 +102,21 @@ class Metrics(pl.Callback):
         self.last_time, self.last_step, self.last_waited = now, step, pl_module.data.waited
         return {f"speed/{key}": value for key, value in speed.items()}
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Pretrainer, checkpoint: dict[str, Any]) -> None:
         self.write(trainer, pl_module)  # the step before has a row that a run resumed from here would lack
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.write(trainer, pl_module)
 
-    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def write(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         """Log and show what was measured last, once."""
-        assert isinstance(pl_module, Pretrainer)
         if self.measured is None:
             return
-        measured, self.measured = self.measured, None
-        logged = {**measured.late.read(), **measured.known}
-        log(trainer, logged, measured.step)
+        (step, late, known), self.measured = self.measured, None
+        logged = {**late.read(), **known}
+        log(trainer, logged, step)
         if is_main_process():
-            self.line.show(measured.step, pl_module.max_steps, logged)
+            self.line.show(step, pl_module.max_steps, logged)
 
 
 def log(trainer: pl.Trainer, metrics: Mapping[str, float | int], step: int) -> None:

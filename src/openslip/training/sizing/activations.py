@@ -1,6 +1,8 @@
 """Activations: what a sample holds at most while it is encoded and differentiated, counted where tensors are made."""
 
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,3 +88,19 @@ class LiveBytes(TorchDispatchMode):
 
 def storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def trial(modules: Sequence[nn.Module], batch: dict[str, Tensor]) -> Iterator[None]:
+    """Run passes that are no part of the training: nothing is compiled, random states and buffers are restored.
+
+    All buffers are copied, queues too, since that happens once in a run.
+    """
+    devices = list({value.device for value in batch.values() if value.device.type == "cuda"})
+    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)

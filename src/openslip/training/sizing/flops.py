@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from openslip.objectives.objective import Objective
-from openslip.training.sizing.trial import trial
+from openslip.training.sizing.activations import trial
 
 # The backward pass makes two products for each of the forward pass: for the input's and for the weights' gradient.
 TRAINING_OVER_FORWARD = 3

@@ -1,9 +1,10 @@
 """`micro_batch_size` of a run: all samples at once, a given number, or the most that fit (`auto`)."""
 
+# pyright: reportIncompatibleMethodOverride=false
+
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,9 +15,8 @@ from openslip.distributed import from_first_rank, is_main_process, of_all_ranks
 from openslip.durable import write_text
 from openslip.training.microbatch import even_size, mixing_layers
 from openslip.training.pretrainer import Pretrainer
-from openslip.training.sizing.activations import activation_bytes, differentiate
+from openslip.training.sizing.activations import activation_bytes, differentiate, trial
 from openslip.training.sizing.memory import available_memory, return_freed_memory
-from openslip.training.sizing.trial import trial
 
 # Left free: for the loss, which is not tried because it waits for other ranks, and for fragments.
 HEADROOM = 0.1
@@ -26,15 +26,6 @@ HOLES, MOST_HOLES = 3, 1.5e9
 # How PyTorch, CUDA, cuBLAS and cuDNN say that they want memory, the last two also by other words: what fails for
 # another reason fails again in the step itself.
 WANTS_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was found, and what it holds for."""
-
-    micro_batch_size: int
-    local_batch_size: int
-    device: str
 
 
 class MicroBatchSize(pl.Callback):
@@ -55,9 +46,8 @@ class MicroBatchSize(pl.Callback):
         self.longest = longest
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Tensor], batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Pretrainer)
         if pl_module.micro_batch_size is not None:
             return
         local = len(next(iter(batch.values())))
@@ -70,30 +60,28 @@ class MicroBatchSize(pl.Callback):
         """The largest even micro-batch that fits on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        choice = self.kept(local, name) if is_main_process() else None
         # The first rank's file decides for all, since the others may not see its folder.
-        size = from_first_rank(0 if choice is None else choice.micro_batch_size)
+        size = from_first_rank(self.kept(local, name) if is_main_process() else 0)
         if size == 0:
             count = 1 if mixing_layers(pl_module.model) else self.count(trainer, pl_module, batch, local)
             size = even_size(local, max(of_all_ranks(count)))
             if is_main_process():
-                self.keep(Choice(size, local, name))
+                self.keep(size, local, name)
         if device.type == "cpu" and size < local:
             return_freed_memory()
         return size
 
-    def kept(self, local: int, device: str) -> Choice | None:
-        """What an earlier process of the run chose for this batch on this device."""
-        if not self.file.exists():
-            return None
-        choice = Choice(**json.loads(self.file.read_text()))
-        return choice if (choice.local_batch_size, choice.device) == (local, device) else None
+    def kept(self, local: int, device: str) -> int:
+        """What an earlier process of the run chose for this batch on this device, or 0."""
+        stored = json.loads(self.file.read_text()) if self.file.exists() else {}
+        is_same = (stored.get("local_batch_size"), stored.get("device")) == (local, device)
+        return stored["micro_batch_size"] if is_same else 0
 
-    def keep(self, choice: Choice) -> None:
-        write_text(self.file, json.dumps(asdict(choice), indent=1) + "\n")
+    def keep(self, size: int, local: int, device: str) -> None:
+        choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
+        write_text(self.file, json.dumps(choice, indent=1) + "\n")
         sys.stdout.write(
-            f"micro_batch_size=auto: {choice.micro_batch_size} of {choice.local_batch_size} samples at a time "
-            f"({choice.device}), kept in {self.file}\n"
+            f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}\n"
         )
         sys.stdout.flush()
 
