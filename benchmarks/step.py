@@ -119,7 +119,7 @@ def clamp_scale(scale: nn.Parameter) -> None:
 
 
 def ours(setting: Setting, name: str, batch: dict[str, Tensor]) -> Contestant:
-    """The parts that `train.py model=NAME` trains, in one slice; text is trimmed as the collate function does."""
+    """The parts that `train.py model=NAME` trains, in one micro-batch; text is trimmed as the collate function does."""
     config, _ = compose_config("train", [f"model={name}"])
     model: Any = build(config["model"])
     config["objective"].pop("views")

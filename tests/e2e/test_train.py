@@ -93,13 +93,13 @@ def test_the_same_seed_under_two_names_gives_identical_losses(trained: Path, wor
         assert [one[column] for column in columns] == [other[column] for column in columns]
 
 
-def test_slices_log_the_losses_of_whole_batches(trained: Path, workplace: Path):
-    sliced = ["trainer.max_steps=12", "name=sliced", "evaluation=none", "micro_batch_size=24"]
+def test_micro_batches_log_the_losses_of_whole_batches(trained: Path, workplace: Path):
+    split = ["trainer.max_steps=12", "name=split", "evaluation=none", "micro_batch_size=24"]
     checkpointed = [f"towers.{kind}.gradient_checkpointing=true" for kind in ("image", "text")]
-    done = run("train.py", *SHORT, *sliced, *checkpointed, cwd=workplace)
+    done = run("train.py", *SHORT, *split, *checkpointed, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "data: 10240 samples"
-    for one, other in zip(rows(trained), rows(workplace / "runs" / "sliced"), strict=True):
+    for one, other in zip(rows(trained), rows(workplace / "runs" / "split"), strict=True):
         assert float(other["train/loss"]) == pytest.approx(float(one["train/loss"]), rel=1e-4)
 
 
@@ -165,7 +165,7 @@ def test_a_sweep_makes_one_run_for_each_combination(workplace: Path):
     assert all(rows(path.parent)[-1]["step"] == "2" for path in (workplace / "swept").glob("*/result.json"))
 
 
-def test_options_of_the_step_are_the_same_on_two_ranks_in_slices(workplace: Path):
+def test_options_of_the_step_are_the_same_on_two_ranks_in_micro_batches(workplace: Path):
     options = ["optim.clip_norm=0.5", "optim.layer_decay=0.8", "optim.ema_decay=0.9", "trainer.max_steps=4"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "micro_batch_size=9", *SHORT[1:]]
     for name, hardware in (("plain-options", SHORT), ("two-options", two)):

@@ -44,7 +44,7 @@ def test_parameters_are_those_of_the_tiny_model(plan: str):
     assert f"checkpoint {checkpoint / 1e9:.2f} GB" in plan
 
 
-def test_memory_grows_with_the_slice_and_time_is_told_for_each_device(plan: str):
+def test_memory_grows_with_the_micro_batch_and_time_is_told_for_each_device(plan: str):
     sizes = [float(size) for size in re.findall(r"micro_batch_size=\d+ +([\d.]+) GB", plan)]
     assert len(sizes) == 3
     assert sizes == sorted(sizes)
@@ -67,7 +67,7 @@ def test_hours_are_operations_over_what_is_used_of_the_peak(checkpointed: bool, 
     here, _, _, row = hours(cost, memory, 9000, config, torch.device("cpu"), "32-true")
     assert "0.50" not in here
     assert f"{100 / 52:.2f} samples/s by two steps of 4, 130 h for the run" in here  # 50 s of passes, 2 of the update
-    # 100 samples on one device take 10 GB and are sliced, 25 on each of four are not; 128 devices are too many.
+    # 100 samples on one device take 10 GB and are split, 25 on each of four are not; 128 devices are too many.
     passes = 4 if checkpointed else 3
     one = 9000 * 100 * (passes + 1) * 2e12 / (100e12 * 0.5) / 3600
     four = 9000 * 100 * passes * 2e12 / (4 * 100e12 * 0.5) / 3600

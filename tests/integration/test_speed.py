@@ -80,7 +80,7 @@ class SlowSource(Source):
 
 
 class SlowSteps(pl.Callback):
-    """The first batch is set up for long, as by trials of slices; each step computes `COMPUTE` seconds."""
+    """The first batch is set up for long, as by trials of micro-batch sizes; each step computes `COMPUTE` seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

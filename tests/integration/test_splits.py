@@ -1,4 +1,4 @@
-"""Promise 1: any split of the global batch, over ranks and slices, makes the same update."""
+"""Promise 1: any split of the global batch, over ranks and micro-batches, makes the same update."""
 
 import pytest
 import torch
@@ -25,10 +25,10 @@ def assert_equal(found: dict, expected: dict, atol: float = 1e-12) -> None:
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("gather_with_grad", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_slices_equal_the_whole_batch(method: str, gather_with_grad: bool, tile: int | None):
+def test_micro_batches_equal_the_whole_batch(method: str, gather_with_grad: bool, tile: int | None):
     whole = step_gradients(method, gather_with_grad, GLOBAL_BATCH, [12])
-    for slices in ([12], [6, 6], [3, 1, 4, 2, 2]):
-        found = step_gradients_in_tiles(tile, method, gather_with_grad, GLOBAL_BATCH, slices)
+    for sizes in ([12], [6, 6], [3, 1, 4, 2, 2]):
+        found = step_gradients_in_tiles(tile, method, gather_with_grad, GLOBAL_BATCH, sizes)
         assert_equal(found, whole)
 
 
@@ -38,12 +38,12 @@ def test_slices_equal_the_whole_batch(method: str, gather_with_grad: bool, tile:
 def test_two_ranks_equal_one_process(two_ranks: Ranks, method: str, gather_with_grad: bool, tile: int | None):
     whole = step_gradients(method, gather_with_grad, GLOBAL_BATCH, [12])
     # An accuracy is a mean over the rows of a rank, and the loss likewise: their means over ranks are the global ones.
-    for slices in ([6], [3, 3], [1, 2, 1, 1, 1]):
-        for rank in two_ranks(step_gradients_in_tiles, tile, method, gather_with_grad, GLOBAL_BATCH, slices):
+    for sizes in ([6], [3, 3], [1, 2, 1, 1, 1]):
+        for rank in two_ranks(step_gradients_in_tiles, tile, method, gather_with_grad, GLOBAL_BATCH, sizes):
             assert_equal(rank, whole)
 
 
-SOME = ([[5, 3, 6, 2, 4]], [[3, 1, 2, 3, 1]])  # slices on one process, and on each of two ranks
+SOME = ([[5, 3, 6, 2, 4]], [[3, 1, 2, 3, 1]])  # micro-batches on one process, and on each of two ranks
 ALL = ([[20], [10, 10], [5, 3, 6, 2, 4]], [[10], [5, 5], [3, 1, 2, 3, 1]])
 
 
@@ -56,10 +56,10 @@ def test_weights_after_20_steps_are_equal_for_all_splits(
     atol = 1e-7  # biases whose true gradient is zero begin at zero and move by AdamW's share of rounding noise
     whole = state_after(20, None, method, gather_with_grad, 20, [20])
     for tile in TILES:
-        for slices in splits[0]:
-            assert_equal(state_after(20, tile, method, gather_with_grad, 20, slices), whole, atol)
-        for slices in splits[1]:
-            for rank in two_ranks(state_after, 20, tile, method, gather_with_grad, 20, slices):
+        for sizes in splits[0]:
+            assert_equal(state_after(20, tile, method, gather_with_grad, 20, sizes), whole, atol)
+        for sizes in splits[1]:
+            for rank in two_ranks(state_after, 20, tile, method, gather_with_grad, 20, sizes):
                 assert_equal(rank, whole, atol)
 
 
@@ -76,7 +76,7 @@ def test_a_gradient_of_the_wrong_split_is_noticed():
         assert_equal(half, whole)
 
 
-def test_slices_cover_the_batch():
+def test_micro_batches_cover_the_batch():
     assert micro_batch_sizes(10, 4) == [4, 4, 2]
     assert micro_batch_sizes(8, 4) == [4, 4]
     assert micro_batch_sizes(8, None) == [8]
@@ -124,7 +124,7 @@ def test_a_frozen_tower_with_batch_norm_allows_every_split(two_ranks: Ranks, ima
 
 
 @pytest.mark.parametrize("image", WITH_BATCH_NORM)
-def test_a_tower_with_batch_norm_refuses_slices(image: str):
+def test_a_tower_with_batch_norm_refuses_micro_batches(image: str):
     model, objective = small_model("clip", image=image)
     prepare_towers(model, {})
     with pytest.raises(UserError, match=r"micro_batch_size splits the batch, .* image_tower needs: set") as raised:

@@ -38,10 +38,10 @@ def test_the_defaults_leave_a_model_as_it_is():
     prepare_towers(small_model("simclr")[0], options())  # which has no text tower
 
 
-@pytest.mark.parametrize("slices", [[12], [5, 1, 6]])
-def test_checkpointed_blocks_give_the_same_update(slices: list[int]):
+@pytest.mark.parametrize("sizes", [[12], [5, 1, 6]])
+def test_checkpointed_blocks_give_the_same_update(sizes: list[int]):
     plain = step_gradients("slip", True, 12, [12])
-    assert_equal(step_gradients("slip", True, 12, slices, options(**CHECKPOINTED)), plain)
+    assert_equal(step_gradients("slip", True, 12, sizes, options(**CHECKPOINTED)), plain)
 
 
 def test_checkpointed_blocks_keep_fewer_activations():
@@ -94,7 +94,7 @@ def test_a_locked_tower_builds_no_graph_and_stays_in_eval_mode():
 
 
 @pytest.mark.parametrize("method", ["clip", "slip"])
-def test_a_locked_tower_runs_once_for_a_slice_that_is_encoded_twice(method: str):
+def test_a_locked_tower_runs_once_for_a_micro_batch_that_is_encoded_twice(method: str):
     model, objective = small_model(method)
     prepare_towers(model, options(**LOCKED))
     assert isinstance(model, DualEncoder)
@@ -132,8 +132,8 @@ def test_each_picture_loses_its_own_patches():
     assert 3 < len({round(row[0].item(), 9) for row in features}) <= 6  # two of four patches stay
 
 
-@pytest.mark.parametrize("inner", [{}, CHECKPOINTED], ids=["slices", "slices of checkpointed blocks"])
-def test_the_same_patches_are_left_out_when_a_slice_is_encoded_again(inner: dict[str, Any]):
+@pytest.mark.parametrize("inner", [{}, CHECKPOINTED], ids=["micro-batches", "micro-batches of checkpointed blocks"])
+def test_the_same_patches_are_left_out_when_a_micro_batch_is_encoded_again(inner: dict[str, Any]):
     batch, sizes = small_batch(6), [4, 2]
 
     def gradients(towers: dict, *, stored: bool) -> list[Tensor]:
@@ -154,7 +154,7 @@ def test_the_same_patches_are_left_out_when_a_slice_is_encoded_again(inner: dict
 
 
 @pytest.mark.parametrize("sizes", [[12], [5, 1, 6]])
-def test_slices_in_16_bits_agree_with_the_whole_batch_as_16_bits_can(sizes: list[int]):
+def test_micro_batches_in_16_bits_agree_with_the_whole_batch_as_16_bits_can(sizes: list[int]):
     def gradient(sizes: list[int], *, half: bool) -> Tensor:
         model, objective = small_model("slip")
         batch = {k: v.float() if v.is_floating_point() else v for k, v in small_batch(12).items()}
@@ -163,9 +163,9 @@ def test_slices_in_16_bits_agree_with_the_whole_batch_as_16_bits_can(sizes: list
         loss.backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
-    exact, whole, sliced = gradient([12], half=False), gradient([12], half=True), gradient(sizes, half=True)
+    exact, whole, split = gradient([12], half=False), gradient([12], half=True), gradient(sizes, half=True)
     assert 0 < (whole - exact).norm() < 0.3 * exact.norm()
-    assert (sliced - whole).norm() <= (whole - exact).norm()
+    assert (split - whole).norm() <= (whole - exact).norm()
 
 
 @pytest.mark.slow  # a C++ compiler runs
@@ -173,8 +173,8 @@ def test_slices_in_16_bits_agree_with_the_whole_batch_as_16_bits_can(sizes: list
 @pytest.mark.parametrize("inner", [{}, CHECKPOINTED], ids=["blocks", "checkpointed blocks"])
 def test_compiled_towers_give_the_same_update(inner: dict[str, Any]):
     plain = step_gradients("slip", True, 12, [12])
-    for slices in ([12], [5, 1, 6]):
-        assert_equal(step_gradients("slip", True, 12, slices, options(**COMPILED, **inner)), plain, rtol=1e-7)
+    for sizes in ([12], [5, 1, 6]):
+        assert_equal(step_gradients("slip", True, 12, sizes, options(**COMPILED, **inner)), plain, rtol=1e-7)
 
 
 def test_options_change_no_name_of_the_state():

@@ -99,7 +99,7 @@ def state_after(
 
 
 class Stepped(nn.Module):
-    """What DDP wraps: the loss of a batch in slices."""
+    """What DDP wraps: the loss of a batch in micro-batches."""
 
     def __init__(self, model: nn.Module, objective: Objective, sizes: list[int]) -> None:
         super().__init__()

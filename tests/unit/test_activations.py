@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openslip.objectives.objective import Objective
+from openslip.training.precision import autocast
 from openslip.training.sizing.activations import activation_bytes, differentiate
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 32
@@ -72,7 +73,7 @@ def test_a_locked_network_holds_what_its_forward_pass_does():
 
 
 def test_in_16_bits_the_copies_of_the_weights_are_no_samples():
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.device("cpu"), "bf16-mixed"):
         held = activation_bytes(Encoding(), networks(1), batch())
     # As in float32, and the 16-bit copy of the input and the output's gradient.
     assert held == (3 * H + X + X + X) / 2
@@ -108,6 +109,7 @@ import torch
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.objectives.simclr import SimCLR
+from openslip.training.precision import autocast
 from openslip.training.sizing.activations import activation_bytes, differentiate
 from openslip.training.sizing.memory import return_freed_memory
 
