@@ -88,9 +88,9 @@ def convert(arguments: list[str]) -> int:
 
 def count(text: str) -> int:
     """A whole number of at least 1, as argparse takes types."""
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
+    return int(text)
 
 
 def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
