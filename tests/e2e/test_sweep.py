@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from openslip.run.checkpoints import saved
 
 SHORT = [
@@ -24,6 +26,7 @@ def finished(place: Path) -> int:
     return len(list(place.glob("runs/*/result.json")))
 
 
+@pytest.mark.slow
 def test_each_run_may_have_two_ranks(tmp_path: Path):
     sweep = start(tmp_path, "trainer=ddp", "trainer.devices=2", "trainer.max_steps=2", "seed=0,1")
     assert sweep.wait(300) == 0, (tmp_path / "log").read_text()

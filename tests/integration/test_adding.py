@@ -45,6 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def importable(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delitem(sys.modules, "my_npz", raising=False)  # of another test, which has one of this name
     monkeypatch.syspath_prepend(str(project))
     return project
 

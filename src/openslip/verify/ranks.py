@@ -21,7 +21,8 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
     recorded = read_arrays(folder / "two_ranks.npz")
     runs = [read_run(folder, name) for name in dict.fromkeys(key.split("/")[0] for key in recorded)]
     world = 1 + max(int(key.split("/")[1].removeprefix("rank")) for key in recorded if "/rank" in key)
-    return compare_ranks(recorded, runs, repeat_on_ranks(folder, runs, world, dtype), dtype)
+    ranks = repeat_on_ranks(folder, runs, world, dtype)
+    return compare_ranks(recorded, runs, ranks, {run.name: loss_rounding(run) for run in runs}, dtype)
 
 
 def repeat_on_ranks(folder: Path, runs: Sequence[Run], world: int, dtype: str) -> list[Arrays]:
@@ -38,8 +39,10 @@ def _dtypes(dtype: str) -> tuple[str, str, str]:
     return "float32" if dtype == "tf32" else dtype, "float32", "float64"
 
 
-def compare_ranks(recorded: Arrays, runs: Sequence[Run], ranks: list[Arrays], dtype: str) -> list[Row]:
-    """The recorded losses and gradients against ours."""
+def compare_ranks(
+    recorded: Arrays, runs: Sequence[Run], ranks: list[Arrays], rounding: dict[str, dict[str, float]], dtype: str
+) -> list[Row]:
+    """The recorded losses and gradients against ours; `rounding` is that of float32 in each loss of a run."""
     tolerances, dtypes = TOLERANCES[dtype], Trio(*_dtypes(dtype))
     rows = []
     for run in runs:
@@ -49,7 +52,7 @@ def compare_ranks(recorded: Arrays, runs: Sequence[Run], ranks: list[Arrays], dt
             for mode in ("published", "with_grad")
         )
         # A rank's loss is the mean of fewer samples.
-        noise = {name: math.sqrt(len(ranks)) * value for name, value in loss_rounding(run).items()}
+        noise = {name: math.sqrt(len(ranks)) * value for name, value in rounding[run.name].items()}
         parts = []
         for rank, ours in enumerate(ranks):
             under = f"published/{run.name}/loss/"

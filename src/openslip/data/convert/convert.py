@@ -109,9 +109,7 @@ def alone_in(out: Path) -> Iterator[None]:
     except BlockingIOError as error:
         raise UserError(f"{out}: another conversion is writing here; wait for it") from error
     except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written to ({error.strerror}); free space or choose another folder"
-        ) from error
+        raise UserError(f"{out}: cannot be written ({error.strerror}); free space or name another folder") from error
 
 
 def prepare(out: Path, made_of: dict[str, Any]) -> Manifest:
