@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,14 @@ from openslip.errors import CheckpointError, UserError
 from openslip.run import folder
 from openslip.run.folder import Run, open_run, run_name
 from openslip.run.identity import FORMAT
+
+
+def started(config: dict[str, Any], name: str) -> Run:
+    """The run, as after a set-up that succeeded."""
+    run = open_run(config, name)
+    if run.state != "finished":
+        run.begin(config)
+    return run
 
 
 def config(tmp_path: Path, **changes) -> dict:
@@ -33,28 +42,28 @@ def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str):
 
 
 def test_a_new_run_leaves_its_config_and_environment(tmp_path: Path):
-    run = open_run(config(tmp_path), "a")
+    run = started(config(tmp_path), "a")
     assert run.state == "new"
     assert (run.folder / "config.yaml").exists()
     assert (run.folder / "env.json").exists()
 
 
 def test_another_config_under_the_same_name_names_the_keys_and_values(tmp_path: Path):
-    open_run(config(tmp_path), "a")
+    started(config(tmp_path), "a")
     with pytest.raises(UserError, match=r"optim\.lr: 0\.1 in the run, now 0\.2"):
-        open_run(config(tmp_path, optim={"lr": 0.2}), "a")
+        started(config(tmp_path, optim={"lr": 0.2}), "a")
 
 
 def test_an_unfinished_run_keeps_its_files_and_a_finished_one_its_result(tmp_path: Path):
-    run = open_run(config(tmp_path), "a")
+    run = started(config(tmp_path), "a")
     (run.folder / "metrics.csv").write_text("step\n")
     (run.checkpoints / ".step-000003.ckpt.99999.tmp").write_bytes(b"half")
-    again = open_run(config(tmp_path), "a")
+    again = started(config(tmp_path), "a")
     assert again.state == "unfinished"
     assert (run.folder / "metrics.csv").exists()
     assert list(run.checkpoints.iterdir()) == []
     again.finish({"step": 3, "metrics": {}, "lines": ["done"]})
-    finished = open_run(config(tmp_path), "a")
+    finished = started(config(tmp_path), "a")
     assert finished.state == "finished"
     assert finished.result()["lines"] == ["done"]
 
@@ -69,24 +78,24 @@ def test_a_run_resumes_with_its_data_elsewhere_and_a_larger_budget(tmp_path: Pat
     def with_data(place: str, budget: float) -> dict:
         return config(tmp_path, data={"source": {"shards": place}, "bad_sample_budget": budget})
 
-    open_run(with_data("/scratch/1", 0.001), "a")
-    assert open_run(with_data("/scratch/2", 0.1), "a").state == "unfinished"
+    started(with_data("/scratch/1", 0.001), "a")
+    assert started(with_data("/scratch/2", 0.1), "a").state == "unfinished"
     assert run_name(with_data("/scratch/1", 0.1), "x") != run_name(with_data("/scratch/2", 0.1), "x")
 
 
 def test_a_run_has_one_identifier_and_another_run_of_its_name_another(tmp_path: Path):
-    first = open_run(config(tmp_path), "a").identifier()
-    assert open_run(config(tmp_path), "a").identifier() == first
+    first = started(config(tmp_path), "a").identifier()
+    assert started(config(tmp_path), "a").identifier() == first
     shutil.rmtree(tmp_path / "a")
-    assert open_run(config(tmp_path), "a").identifier() != first
+    assert started(config(tmp_path), "a").identifier() != first
 
 
 def test_other_hardware_resumes_the_same_run(tmp_path: Path):
     first = config(tmp_path, micro_batch_size=None, trainer={"devices": 1, "max_steps": 5})
     other = config(tmp_path, micro_batch_size=8, trainer={"devices": 2, "max_steps": 5, "strategy": {"x": 1}})
     assert run_name(first, "x") == run_name(other, "x")
-    open_run(first, "a")
-    assert open_run(other, "a").state == "unfinished"
+    started(first, "a")
+    assert started(other, "a").state == "unfinished"
 
 
 def longer(tmp_path: Path, **trainer) -> dict:
@@ -94,7 +103,7 @@ def longer(tmp_path: Path, **trainer) -> dict:
 
 
 def finished(tmp_path: Path, **trainer) -> Run:
-    run = open_run(longer(tmp_path, **trainer), "a")
+    run = started(longer(tmp_path, **trainer), "a")
     run.finish({"step": 30, "metrics": {}, "lines": ["done"]})
     return run
 
@@ -104,11 +113,11 @@ def stored(tmp_path: Path) -> dict:
 
 
 def test_an_evaluation_and_a_callback_are_added_to_an_unfinished_run_and_stand_in_its_config(tmp_path: Path):
-    open_run(config(tmp_path), "a")
+    started(config(tmp_path), "a")
     more = config(
         tmp_path, evaluation={"knn": {"k": 3}}, callbacks={"save": {"every_n_steps": 3}}, logger={"wandb": {}}
     )
-    assert open_run(more, "a").state == "unfinished"
+    assert started(more, "a").state == "unfinished"
     assert stored(tmp_path) == {"format": FORMAT, **more}
 
 
@@ -116,19 +125,19 @@ def test_an_evaluation_and_a_callback_are_added_to_an_unfinished_run_and_stand_i
 def test_a_longer_run_of_the_same_name_extends_it(tmp_path: Path, key: str, other: str):
     former = {key: 30, other: None}
     finished(tmp_path, **former)
-    assert open_run(longer(tmp_path, **former), "a").state == "finished"
-    run = open_run(longer(tmp_path, **{**former, key: 60}), "a")
+    assert started(longer(tmp_path, **former), "a").state == "finished"
+    run = started(longer(tmp_path, **{**former, key: 60}), "a")
     assert (run.state, run.former_length) == ("unfinished", {key: 30})
     assert not run.result_file.exists()
     assert json.loads((run.folder / "result-000030.json").read_text())["lines"] == ["done"]
     assert stored(tmp_path)["trainer"][key] == 60
-    again = open_run(longer(tmp_path, **{**former, key: 60}), "a")
+    again = started(longer(tmp_path, **{**former, key: 60}), "a")
     assert (again.state, again.former_length) == ("unfinished", None)
 
 
 def test_an_unfinished_run_is_extended_too(tmp_path: Path):
-    open_run(longer(tmp_path, max_steps=30), "a")
-    run = open_run(longer(tmp_path, max_steps=60), "a")
+    started(longer(tmp_path, max_steps=30), "a")
+    run = started(longer(tmp_path, max_steps=60), "a")
     assert (run.state, run.former_length) == ("unfinished", {"max_steps": 30})
 
 
@@ -137,8 +146,8 @@ def test_an_unfinished_run_is_extended_too(tmp_path: Path):
     [
         ({"max_steps": 60}, {"max_steps": 30}, r"max_steps=60, and trainer\.max_steps=30 is shorter: give 60 or more"),
         ({"max_epochs": 6}, {"max_epochs": 3}, r"max_epochs=6, and trainer\.max_epochs=3 is shorter: give 6 or more"),
-        ({"max_steps": 6}, {"max_epochs": 9}, r"max_epochs=null, and trainer\.max_epochs=9 is shorter: give null, or"),
-        ({"max_steps": 6}, {"max_steps": 9, "max_epochs": 1}, r"max_epochs=1 is shorter"),
+        ({"max_steps": 6}, {"max_epochs": 9}, r"max_epochs=null: keep that and raise the other"),
+        ({"max_steps": 6}, {"max_steps": 9, "max_epochs": 1}, r"max_epochs=null: keep that"),
     ],
 )
 def test_a_shorter_length_is_refused_by_both_numbers_and_changes_nothing(
@@ -146,7 +155,7 @@ def test_a_shorter_length_is_refused_by_both_numbers_and_changes_nothing(
 ):
     run = finished(tmp_path, **former)
     with pytest.raises(UserError, match=message):
-        open_run(longer(tmp_path, **given), "a")
+        started(longer(tmp_path, **given), "a")
     assert run.result_file.exists()
     assert stored(tmp_path)["trainer"] == former
 
@@ -154,7 +163,7 @@ def test_a_shorter_length_is_refused_by_both_numbers_and_changes_nothing(
 def test_another_config_is_refused_before_a_run_is_extended(tmp_path: Path):
     run = finished(tmp_path, max_steps=30)
     with pytest.raises(UserError, match="seed: 0 in the run, now 1"):
-        open_run({**longer(tmp_path, max_steps=60), "seed": 1}, "a")
+        started({**longer(tmp_path, max_steps=60), "seed": 1}, "a")
     assert run.result_file.exists()
 
 
@@ -178,9 +187,9 @@ def test_an_extension_that_is_killed_after_any_write_is_made_up_by_the_same_comm
     monkeypatch.setattr(folder, "write_text", write)
     monkeypatch.setattr(folder, "sync_folder", sync)
     with pytest.raises(KeyboardInterrupt):
-        open_run(longer(tmp_path, max_steps=60), "a")
+        started(longer(tmp_path, max_steps=60), "a")
     monkeypatch.undo()
-    run = open_run(longer(tmp_path, max_steps=60), "a")
+    run = started(longer(tmp_path, max_steps=60), "a")
     assert run.state == "unfinished"
     assert run.former_length == (None if last == "config.yaml" else {"max_steps": 30})
     assert not run.result_file.exists()
@@ -195,7 +204,7 @@ def test_other_ranks_do_not_take_an_extended_run_for_finished_whenever_they_look
 
     def look() -> None:
         monkeypatch.setenv("RANK", "1")
-        seen.append(open_run(longer(tmp_path, max_steps=60), "a").state)
+        seen.append(started(longer(tmp_path, max_steps=60), "a").state)
         monkeypatch.delenv("RANK")
 
     def write(path: Path, text: str) -> None:
@@ -204,7 +213,7 @@ def test_other_ranks_do_not_take_an_extended_run_for_finished_whenever_they_look
         look()
 
     monkeypatch.setattr(folder, "write_text", write)
-    open_run(longer(tmp_path, max_steps=60), "a")
+    started(longer(tmp_path, max_steps=60), "a")
     assert len(seen) == 6
     assert set(seen) == {"unfinished"}
 
@@ -212,25 +221,25 @@ def test_other_ranks_do_not_take_an_extended_run_for_finished_whenever_they_look
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmpfs: Path):  # noqa: F811
     remount(tmpfs, "ro")
     with pytest.raises(CheckpointError, match=f"{tmpfs}/a cannot be written \\(Read-only file system\\)"):
-        open_run(config(tmpfs), "a")
+        started(config(tmpfs), "a")
 
 
 def test_resume_never_refuses_a_name_that_exists(tmp_path: Path):
-    open_run(config(tmp_path), "a")
+    started(config(tmp_path), "a")
     with pytest.raises(UserError, match="resume=never"):
-        open_run(config(tmp_path, resume="never"), "a")
+        started(config(tmp_path, resume="never"), "a")
 
 
 def test_other_ranks_touch_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
-    run = open_run(config(tmp_path), "a")
+    run = started(config(tmp_path), "a")
     assert not run.folder.exists()
 
 
 def test_other_ranks_agree_that_a_finished_run_has_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    open_run(config(tmp_path), "a").finish({"step": 1, "metrics": {}, "lines": []})
+    started(config(tmp_path), "a").finish({"step": 1, "metrics": {}, "lines": []})
     monkeypatch.setenv("RANK", "1")
-    assert open_run(config(tmp_path), "a").state == "finished"
+    assert started(config(tmp_path), "a").state == "finished"
 
 
 def test_addresses_are_kept_shown_and_compared_without_their_secrets(tmp_path: Path):
@@ -240,12 +249,23 @@ def test_addresses_are_kept_shown_and_compared_without_their_secrets(tmp_path: P
 
     first = config("https://user:SECRET@host/a.tar?sig=TOKEN")
     assert run_name({**first, "name": None}, "x") == run_name({**config("https://host/a.tar"), "name": None}, "x")
-    run = open_run(first, "x")
+    run = started(first, "x")
     assert "https://host/a.tar" in (run.folder / "config.yaml").read_text()
     assert "SECRET" not in (run.folder / "config.yaml").read_text()
     assert "TOKEN" not in (run.folder / "config.yaml").read_text()
     with pytest.raises(UserError, match="another config") as refusal:
-        open_run(config("https://user:SECRET@host/b.tar?sig=TOKEN"), "x")
+        started(config("https://user:SECRET@host/b.tar?sig=TOKEN"), "x")
     assert "data.source.mirror: https://host/a.tar in the run, now https://host/b.tar" in str(refusal.value)
     assert "SECRET" not in str(refusal.value)
     assert "TOKEN" not in str(refusal.value)
+
+
+def test_a_set_up_that_fails_takes_no_name_and_undoes_no_result(tmp_path: Path):
+    open_run(config(tmp_path), "a")  # and no `begin`
+    other = config(tmp_path, seed=1, trainer={"max_steps": 20})
+    assert open_run(other, "a").state == "new"
+    run = started(other, "a")
+    run.finish({"step": 20, "metrics": {}, "lines": []})
+    longer = config(tmp_path, seed=1, trainer={"max_steps": 30})
+    assert open_run(longer, "a").state == "unfinished"
+    assert open_run(other, "a").state == "finished"

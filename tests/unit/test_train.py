@@ -11,7 +11,7 @@ from openslip.commands.train import main, planned_schedule
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
-from openslip.run.folder import run_name
+from openslip.run.folder import Run, run_name
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,12 @@ def test_fsdp_is_refused_with_what_to_use(arguments: list[str]):
 
 def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trained = []
-    monkeypatch.setattr(train, "fit", lambda config, run: trained.append(config["trainer"]["precision"]))
+
+    def fit(config: dict[str, Any], run: Run) -> None:
+        run.begin(config)
+        trained.append(config["trainer"]["precision"])
+
+    monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(train.watchdog, "start", lambda limits: None)
     words = ["trainer=cpu", "name=a", f"runs_dir={tmp_path}"]
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)

@@ -51,10 +51,16 @@ def main(arguments: list[str]) -> None:
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
+    planned_steps(config["trainer"], 1)  # refuses a run without a length before its folder is touched
     run = open_run(config, name)
     if run.state == "finished":
-        say(f"{run.folder} is finished; its result (for another run give name=, to extend it more steps or epochs):")
-        say(*run.result()["lines"])
+        say(
+            f"{run.folder} is finished (raise trainer.max_steps or max_epochs to extend it, give name= for another run)"
+        )
+        result = run.result()
+        say(*result["lines"])
+        for evaluation in config["evaluation"].keys() - result["metrics"]:
+            say(f"it was not evaluated so: python eval_zeroshot.py checkpoint={run.folder} evaluation={evaluation}")
         return
     if run.state == "unfinished" and run.former_length is None:
         say(f"{run.folder} is unfinished: this command resumes it")
@@ -130,6 +136,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     )
     if resumed is None:
         ignore_foreign_checkpoints(trainer)
+    run.begin(config)
     try:
         trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
     except RuntimeError as error:

@@ -44,6 +44,8 @@ class Bundle:
         self, images: Float[Tensor, "images 3 height width"] | Sequence[ImageLike]
     ) -> Float[Tensor, "images embed"]:
         """Unit-length float32 features of images, given as transformed tensors, paths, bytes or PIL images."""
+        if isinstance(images, str | bytes | Path):
+            raise UserError(f"expected a list of images, got one {type(images).__name__}: write [image]")
         features = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]

@@ -61,6 +61,23 @@ class Run:
             write_text(file, f"{self.folder.name}-{secrets.token_hex(3)}\n")
         return file.read_text().strip()
 
+    def begin(self, config: dict[str, Any]) -> None:
+        """Keep the config, once set-up has succeeded: a mistake that it finds neither takes a name nor undoes a result.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        if not is_main_process():
+            return
+        try:
+            if self.result_file.exists():  # set aside before the config says that the run is longer
+                self.result_file.replace(self.folder / f"result-{self.result()['step']:06}.json")
+                sync_folder(self.folder)
+            write_text(self.folder / "env.json", json.dumps(environment(), indent=1) + "\n")
+            write_text(self.folder / "config.yaml", write_config(config))
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""
         write_text(self.result_file, json.dumps(result, indent=1) + "\n")
@@ -108,16 +125,13 @@ def open_run(config: dict[str, Any], name: str) -> Run:
         sweep(folder)
         write_text(folder / "checkpoints" / "writable", "")  # before an hour of training finds out
         (folder / "checkpoints" / "writable").unlink()
-        if run.result_file.exists():  # set aside before the config says that the run is longer
-            run.result_file.replace(folder / f"result-{run.result()['step']:06}.json")
-            sync_folder(folder)
-        write_text(folder / "env.json", json.dumps(environment(), indent=1) + "\n")
-        write_text(folder / "config.yaml", write_config(config))
     except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror}): repair it, or choose another runs_dir="
-        ) from error
+        raise unwritable(folder, error) from error
     return run
+
+
+def unwritable(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{folder} cannot be written ({error.strerror}): repair it, or choose another runs_dir=")
 
 
 def _named_before(folder: Path, config: dict[str, Any]) -> Path | None:
@@ -152,10 +166,14 @@ def _refuse_another(folder: Path, config: dict[str, Any]) -> None:
     stored_length, given_length = length(stored), length(config)
     for key in ("max_steps", "max_epochs"):
         before, now = stored_length.get(key), given_length.get(key)
-        if now is not None and (before is None or now < before):
+        if now is not None and before is None:
             raise UserError(
-                f"the run {folder} has trainer.{key}={'null' if before is None else before}, and trainer.{key}={now} "
-                f"is shorter: give {'null' if before is None else f'{before} or more'}, or another name="
+                f"the run {folder} has trainer.{key}=null: keep that and raise the other, or give another name="
+            )
+        if now is not None and before is not None and now < before:
+            raise UserError(
+                f"the run {folder} has trainer.{key}={before}, and trainer.{key}={now} is shorter: give {before} or "
+                "more, or another name="
             )
 
 

@@ -48,19 +48,12 @@ def run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Our computation from a recorded run's dims, initial state and batches.
+    """Our computation from a recorded run's dims, initial state and batches."""
 
-    Attributes:
-        steps: the recorded steps.
-        rounding: of float32 in each loss.
-        driven: elements on the zero-gradient list.
-        names: of decayed and of undecayed parameters.
-    """
-
-    steps: Trio[Trajectory]
-    rounding: dict[str, float]
-    driven: Driven
-    names: tuple[list[str], list[str]]
+    steps: Trio[Trajectory]  # the recorded steps
+    rounding: dict[str, float]  # of float32 in each loss
+    driven: Driven  # elements on the zero-gradient list
+    names: tuple[list[str], list[str]]  # of decayed and of undecayed parameters
 
 
 def repeat_run(run: Run, device: str, dtype: str) -> Repeated:

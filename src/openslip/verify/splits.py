@@ -61,17 +61,11 @@ class StepParts:
 
 @dataclass(frozen=True)
 class Split:
-    """A split of the global batch.
+    """A split of the global batch."""
 
-    Attributes:
-        ranks: 1 is this process.
-        sizes: samples of each micro-batch, on every rank.
-        tile: rows and columns of the losses' tiles; None for their plain form.
-    """
-
-    ranks: int
-    sizes: tuple[int, ...]
-    tile: int | None = None
+    ranks: int  # 1 is this process
+    sizes: tuple[int, ...]  # samples of each micro-batch, on every rank
+    tile: int | None = None  # rows and columns of the losses' tiles; None for their plain form
 
     def __str__(self) -> str:
         where = "1 process" if self.ranks == 1 else f"{self.ranks} ranks"

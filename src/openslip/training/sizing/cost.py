@@ -19,44 +19,28 @@ TIMED_FLOPS = {"cpu": 0.7e12, "cuda": 20e12}
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of a step.
+    """Measured operations, memory and time of a step."""
 
-    Attributes:
-        samples: in the batch that was timed.
-        forward_flops: per sample.
-        activation_bytes: per sample, in the run's precision.
-        seconds: per sample, forward and backward.
-        update_seconds: per step, the optimizer.
-    """
-
-    samples: int
-    forward_flops: float
-    activation_bytes: float
-    seconds: float
-    update_seconds: float
+    samples: int  # in the batch that was timed
+    forward_flops: float  # per sample
+    activation_bytes: float  # per sample, in the run's precision
+    seconds: float  # per sample, forward and backward
+    update_seconds: float  # per step, the optimizer
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a step by its parts; all but the activations are float32.
+    """The memory of a step by its parts; all but the activations are float32."""
 
-    Attributes:
-        trained: number of values that are trained.
-        locked: number of those that are not.
-        averaged: number of values that a moving average keeps.
-        pixels: of a sample's views, times three channels.
-        activations: bytes per sample at most, forward and backward.
-    """
-
-    trained: int
-    locked: int
-    averaged: int
-    pixels: int
-    activations: float
+    trained: int  # number of values that are trained
+    locked: int  # number of those that are not
+    averaged: int  # number of EMA weights
+    pixels: int  # of a sample's views, times three channels
+    activations: float  # bytes per sample at most, forward and backward
 
     @property
     def fixed(self) -> int:
-        """Bytes of weights, gradients, AdamW's two moments and the average."""
+        """Bytes of weights, gradients, AdamW's two moments and the EMA weights."""
         return 4 * (4 * self.trained + self.locked + self.averaged)
 
     @property
