@@ -172,12 +172,12 @@ def test_odd_images_are_counted_by_reason(tmp_path: Path):
             run("image_folder", tmp_path / "in", out, samples_per_shard=20, resize=resize)
         assert len(samples_of(out)) == 6
         assert left_out(out) == {
-            "class/broken_link": "missing picture",
-            "class/folder": "picture file that cannot be opened",
-            "class/cut": "picture that cannot be decoded",
-            "class/empty": "picture that cannot be decoded",
-            "class/svg": "picture that cannot be decoded",
-            "class/text": "picture that cannot be decoded",
+            "class/broken_link": "missing image",
+            "class/folder": "image file that cannot be opened",
+            "class/cut": "image that cannot be decoded",
+            "class/empty": "image that cannot be decoded",
+            "class/svg": "image that cannot be decoded",
+            "class/text": "image that cannot be decoded",
             "class/wide": "more than 50,000,000 pixels",
         }
 
@@ -211,8 +211,8 @@ def test_odd_captions_and_names_are_kept_readable(tmp_path: Path):
     }
     assert left_out(tmp_path / "out") == {
         "1-2": "no caption",
-        "nul-": "missing picture",
-        "n" * 300: "picture file that cannot be opened",
+        "nul-": "missing image",
+        "n" * 300: "image file that cannot be opened",
         "1-10": "no caption",
         "row 11": "row without a value in column image",
     }
@@ -351,7 +351,7 @@ def test_broken_members_of_img2dataset_are_counted(tmp_path: Path):
     assert json.loads(found["captions"]["json"])["captions"] == ["a", "b"]
     assert found["x/1"]["txt"].decode() == "caf\N{REPLACEMENT CHARACTER}"
     assert left_out(tmp_path / "out") == {
-        "alone": "missing picture",
+        "alone": "missing image",
         "half": "json or cls that cannot be read",
         "list": "json or cls that cannot be read",
         "word": "json or cls that cannot be read",

@@ -81,8 +81,8 @@ def test_yfcc_zip_keeps_images_titles_and_descriptions(yfcc: Path, tmp_path: Pat
     assert all(sample["jpg"] == jpeg(int(key)) for key, sample in samples.items())
     assert left_out(tmp_path / "out") == {
         "00001003": "no title and no description",
-        "12345677": "missing picture",
-        "99000001": "missing picture",
+        "12345677": "missing image",
+        "99000001": "missing image",
         "100000000": "index that is not between 0 and 99999999",
     }
 
@@ -131,7 +131,7 @@ def test_coco_json_keeps_all_captions_of_an_image(tmp_path: Path):
     }
     assert left_out(tmp_path / "out") == {
         "000000000030": "no caption",
-        "77": "captions of a picture that is not in `images`",
+        "77": "captions of an image that is not in `images`",
     }
 
 
@@ -220,7 +220,7 @@ def test_cc_tsv_finds_images_by_row_or_by_a_third_column(tmp_path: Path, is_cc12
         f"{number:09}": rows[number] for number in range(3)
     }
     assert [sample.get("jpg", sample.get("png")) for sample in samples.values()] == [jpeg(0), encoded("PNG"), jpeg(2)]
-    assert left_out(tmp_path / "out") == {"3": "missing picture", "4": "row that is no caption and address"}
+    assert left_out(tmp_path / "out") == {"3": "missing image", "4": "row that is no caption and address"}
 
 
 def write_table(path: Path, columns: dict[str, list[Any]]) -> None:

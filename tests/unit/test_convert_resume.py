@@ -102,7 +102,7 @@ def test_a_finished_conversion_is_left_alone(root: Path, undisturbed: Path):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.tar")}
     totals = run("table", root, undisturbed, samples_per_shard=16, resize=96)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.tar")} == before
-    assert (totals.samples, totals.left_out) == (NUM_IMAGES * 9 // 10, {"missing picture": NUM_IMAGES // 10})
+    assert (totals.samples, totals.left_out) == (NUM_IMAGES * 9 // 10, {"missing image": NUM_IMAGES // 10})
 
 
 def test_a_shard_that_was_damaged_or_deleted_is_written_again(root: Path, undisturbed: Path):
@@ -161,7 +161,7 @@ def test_tar_files_of_others_are_left_alone(root: Path, tmp_path: Path):
 def test_a_wrong_folder_is_told_after_the_first_shard_and_can_be_mended(root: Path, tmp_path: Path):
     (tmp_path / "in").mkdir()
     table, images, out = root / "table.csv", tmp_path / "in", tmp_path / "out"
-    with pytest.raises(UserError, match=r"none of the first 16 records could be used \(16 x missing picture\)"):
+    with pytest.raises(UserError, match=r"none of the first 16 records could be used \(16 x missing image\)"):
         run("table", root, out, samples_per_shard=16, metadata=table, images=images)
     assert shards(out) == []
     (images / "0.jpg").write_bytes(jpeg(0))
@@ -177,7 +177,7 @@ def test_the_manifest_counts_what_the_shards_hold(undisturbed: Path):
     sizes = {entry["name"]: (entry["samples"], entry["bytes"]) for entry in manifest["shards"]}
     assert sizes == {path.name: (num_samples(path), path.stat().st_size) for path in undisturbed.glob("*.tar")}
     assert manifest["samples"] == len(samples_of(undisturbed)) == NUM_IMAGES * 9 // 10
-    assert manifest["left_out"] == {"missing picture": len(left_out(undisturbed))}
+    assert manifest["left_out"] == {"missing image": len(left_out(undisturbed))}
     assert (manifest["resize"], manifest["layout"], manifest["is_complete"]) == (96, "table", True)
 
 

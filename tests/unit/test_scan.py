@@ -95,7 +95,7 @@ def test_every_kind_of_bad_sample_is_counted_and_skipped(tmp_path: Path):
     assert problems(path) == {
         "no caption": 1,
         "empty caption": 2,
-        "no picture": 1,
+        "no image": 1,
         "duplicate key, of which the first was used": 1,
         "bad name (leads out of its folder)": 2,
         "bad name (a dot in the key)": 1,

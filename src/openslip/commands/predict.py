@@ -11,7 +11,7 @@ from openslip.inference.prompts import read_lines
 def main(arguments: list[str]) -> int:
     """Print each image's labels with their probabilities as bars, or as JSON."""
     parser = argparse.ArgumentParser("openslip predict", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMG", help="picture files")
+    parser.add_argument("images", nargs="+", metavar="IMG", help="image files")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one per line')
     parser.add_argument("--template", action="append", help='prompt such as "a {} in a movie."; may be repeated')

@@ -35,7 +35,7 @@ def read_image(picture: Picture) -> bytes:
             case _:
                 return open_archive(picture.path).read(picture.member)
     except (KeyError, FileNotFoundError, ValueError) as error:  # ValueError: a NUL in a path
-        raise UnusableError("missing picture") from error
+        raise UnusableError("missing image") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UnusableError("zip archive that cannot be read") from error
     except OSError as error:
@@ -43,7 +43,7 @@ def read_image(picture: Picture) -> bytes:
             raise UserError(
                 f"{picture.path}: {error.strerror}; when the storage works again, the same command resumes"
             ) from error
-        raise UnusableError("picture file that cannot be opened") from error
+        raise UnusableError("image file that cannot be opened") from error
 
 
 @lru_cache(maxsize=1)  # the images of a shard are neighbours in an archive
@@ -82,4 +82,4 @@ def convert_image(data: bytes, resize: int | None) -> tuple[str, bytes]:
     except Image.DecompressionBombError as error:
         raise UnusableError(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise UnusableError("picture that cannot be decoded") from error
+        raise UnusableError("image that cannot be decoded") from error

@@ -41,7 +41,7 @@ class Totals:
         self.left_out.update(entry.left_out)
 
     def reasons(self) -> str:
-        """`800 x missing picture, 12 x no caption`, the most frequent first."""
+        """`800 x missing image, 12 x no caption`, the most frequent first."""
         return ", ".join(f"{count:,} x {reason}" for reason, count in self.left_out.most_common())
 
     def __str__(self) -> str:

@@ -64,7 +64,7 @@ def record_in(
     """The record of an image file below a folder; it is left out where its path leads out of the folder."""
     path = below(folder, relative)
     if path is None:
-        return LeftOut(relative, "path that leads out of the collection's folder")
+        return LeftOut(relative, "path that leads out of the dataset's folder")
     return Record(key, PictureFile(path), captions, fields=fields or {})
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from openslip.data.image.augment_batch import augment_batch
-from openslip.data.image.augment_image import ORDERS, augment_picture
+from openslip.data.image.augment_image import ORDERS, augment_image
 from openslip.errors import UserError
 
 
@@ -90,8 +90,8 @@ class SimCLRAugment:
         plan = parameters.numpy(force=True)
         if not images.is_cpu:
             return augment_batch(images, plan)
-        pictures = [augment_picture(image, row) for image, row in zip(images, plan, strict=True)]
-        return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
+        augmented = [augment_image(image, row) for image, row in zip(images, plan, strict=True)]
+        return augmented[0][None] if len(augmented) == 1 else torch.stack(augmented)
 
 
 def normalise(

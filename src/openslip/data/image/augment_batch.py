@@ -14,7 +14,7 @@ OTHERS = ORDERS[ORDERS != HUE].reshape(-1, 3)  # of each order, the three that a
 def augment_batch(
     images: Float[Tensor, "batch 3 height width"], plan: np.ndarray
 ) -> Float[Tensor, "batch 3 height width"]:
-    """The same as `augment_picture` on each; `plan` has one sample's parameters a row."""
+    """The same as `augment_image` on each; `plan` has one sample's parameters a row."""
     place = np.where((plan[:, :4] == (1, 1, 1, 0)).all(axis=1), 4, HUE_PLACE[plan[:, 4].astype(np.int64)])
     # Sorted by the place of hue, those without jitter last: each colour operation then works in place on a slice.
     rows = np.argsort(place, kind="stable")
@@ -92,7 +92,7 @@ def shift_hue_(x: Float[Tensor, "batch 3 height width"], sixths: Float[Tensor, "
 def blur(x: Float[Tensor, "batch 3 height width"], sigma: np.ndarray) -> Float[Tensor, "batch 3 height width"]:
     """Pillow's GaussianBlur: three box blurs of fractional width along each axis, edge pixels repeated.
 
-    As two matrix products per picture, exact at any size.
+    As two matrix products per image, exact at any size.
     """
     whole, part = box(sigma.astype(np.float64)[:, None])
     reach = int(whole.max()) + 1

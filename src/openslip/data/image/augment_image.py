@@ -1,4 +1,4 @@
-"""SimCLR's chain on one picture: few passes over arrays that stay in a processor's cache, nothing done in vain.
+"""SimCLR's chain on one image: few passes over arrays that stay in a processor's cache, nothing done in vain.
 
 Bit for bit the same whatever else is in the batch.
 """
@@ -19,7 +19,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's grayscale
 BLOCK = 16  # rows or columns that one matrix product blurs
 
 
-def augment_picture(image: Float[Tensor, "3 height width"], parameters: np.ndarray) -> Float[Tensor, "3 height width"]:
+def augment_image(image: Float[Tensor, "3 height width"], parameters: np.ndarray) -> Float[Tensor, "3 height width"]:
     """Colour jitter in the drawn order, grayscale, blur, flip; the result may be a view with strides of its own."""
     *factors, order, grayscale, sigma, flip = parameters.tolist()
     x = image.flip(2).contiguous() if flip else image.clone(memory_format=torch.contiguous_format)
@@ -34,14 +34,14 @@ def augment_picture(image: Float[Tensor, "3 height width"], parameters: np.ndarr
 
 
 def brighten_(x: Float[Tensor, "3 height width"], factor: float) -> None:
-    """`factor` of the picture and the rest of black. Here as below, only factors above 1 leave 0..1."""
+    """`factor` of the image and the rest of black. Here as below, only factors above 1 leave 0..1."""
     x.mul_(factor)
     if factor > 1:
         x.clamp_(max=1)
 
 
 def contrast_(x: Float[Tensor, "3 height width"], factor: float) -> None:
-    """`factor` of the picture and the rest of its mean luma."""
+    """`factor` of the image and the rest of its mean luma."""
     mean = sum(weight * total for weight, total in zip(LUMA, x.sum((1, 2)).tolist(), strict=True)) / x[0].numel()
     torch.add(torch.tensor((1 - factor) * mean, dtype=x.dtype), x, alpha=factor, out=x)
     if factor > 1:
@@ -49,7 +49,7 @@ def contrast_(x: Float[Tensor, "3 height width"], factor: float) -> None:
 
 
 def saturate_(x: Float[Tensor, "3 height width"], factor: float) -> None:
-    """`factor` of the picture and the rest of each pixel's luma."""
+    """`factor` of the image and the rest of each pixel's luma."""
     torch.add(luma(x, 1 - factor), x, alpha=factor, out=x)
     if factor > 1:
         x.clamp_(0, 1)

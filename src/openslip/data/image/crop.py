@@ -74,7 +74,7 @@ _TRIES = 10
 def random_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
     """A box with the distribution of torchvision's RandomResizedCrop.get_params.
 
-    Always takes the same number of draws, so that what is drawn next does not depend on the picture's shape.
+    Always takes the same number of draws, so that what is drawn next does not depend on the image's shape.
     """
     draws = rng.random(2 * _TRIES + 2).tolist()
     low, high = scale

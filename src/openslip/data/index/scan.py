@@ -58,7 +58,7 @@ def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSam
             for key, members in group(name, data, problems).items():
                 image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
                 if image is None:
-                    problems.add("no picture", key)
+                    problems.add("no image", key)
                     continue
                 txt, fields, found = used_texts(key, members, data, captions, problems)
                 texts.update("\n".join(found).encode("utf-8", "surrogatepass"))

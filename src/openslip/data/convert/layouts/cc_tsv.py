@@ -40,7 +40,7 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
             if image:
                 yield Record(f"{number:09}", PictureFile(image), (caption,), fields={"url": address})
             else:
-                reason = "path that leads out of the collection's folder" if image is None else "missing picture"
+                reason = "path that leads out of the dataset's folder" if image is None else "missing image"
                 yield LeftOut(str(number), reason)
 
 

@@ -36,4 +36,4 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
             case _:
                 yield LeftOut(f"{entry!r:.80}", "entry of `images` without a file_name")
     for image_id in captions:
-        yield LeftOut(image_id, "captions of a picture that is not in `images`")
+        yield LeftOut(image_id, "captions of an image that is not in `images`")

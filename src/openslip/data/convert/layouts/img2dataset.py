@@ -51,7 +51,7 @@ def of_tar(path: Path) -> Iterator[Record | LeftOut]:
 
 def sample(key: str, pictures: Sequence[Picture], texts: dict[str, bytes]) -> Record | LeftOut:
     if not pictures:
-        return LeftOut(key, "missing picture")
+        return LeftOut(key, "missing image")
     try:
         fields = json.loads(texts.get("json", b"{}"))
         label = int(texts["cls"]) if "cls" in texts else None

@@ -56,7 +56,7 @@ def records(
             name = name.strip()
             file = name if os.path.isabs(name) else below(folder, name)
             if file is None:
-                yield LeftOut(name, "path that leads out of the collection's folder")
+                yield LeftOut(name, "path that leads out of the dataset's folder")
                 continue
             texts = tuple(text for column in captions for text in listed(row.get(column)))
             key = name.removeprefix(f"{folder}/") if os.path.isabs(name) else os.path.normpath(name)
