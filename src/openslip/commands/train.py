@@ -140,6 +140,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     try:
         trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
     except RuntimeError as error:
+        if "not used in producing the loss" in str(error):
+            raise UserError("parameters get no gradient: add +trainer.strategy.find_unused_parameters=true") from error
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
