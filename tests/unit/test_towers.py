@@ -8,6 +8,7 @@ from ranks import Ranks
 from timm.models.convnext import ConvNeXt
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from versions import OLD_TORCH
 
 from openslip.errors import UserError
 from openslip.models import timm_tower
@@ -54,8 +55,11 @@ WIDENED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # of torch's, about regnety's
 @pytest.mark.parametrize("name", FAMILIES.split())
 def test_widths_are_those_of_the_features(name: str, monkeypatch: pytest.MonkeyPatch):
+    if OLD_TORCH and name in ("inception_next_atto", "efficientvit_b0"):
+        pytest.skip("its meta device lacks an operation of this backbone")
     monkeypatch.setattr(timm_tower, "compute_dtype", lambda x: x.dtype)  # autocast knows no meta device
     config = timm.get_pretrained_cfg(name)
     assert config is not None
