@@ -139,13 +139,27 @@ def test_every_key_of_the_default_config_was_decided_on():
     assert groups <= decided
 
 
-def test_a_class_that_moved_is_the_same_class():
-    moved = changed("objective._target_", "elsewhere.methods.SLIP")
-    moved["optim"]["optimizer"]["_target_"] = "torch.optim.adamw.AdamW"
+def test_a_class_of_openslip_that_moved_is_the_same_class():
+    moved = changed("objective._target_", "openslip.elsewhere.SLIP")
     assert run_name(moved, "x") == run_name(composed(*SAME), "x")
-    listed = [{"_target_": "here.Flip", "p": 0.5}, {"_target_": "there.Flip", "p": 0.5}, {"_target_": "here.Blur"}]
+    listed = [{"_target_": f"openslip.{name}", "p": 0.5} for name in ("here.Flip", "there.Flip", "here.Blur")]
     first, second, third = (changed("objective.views.aug1.augment", [each]) for each in listed)
     assert identity(first) == identity(second) != identity(third)
+
+
+def test_classes_of_a_users_own_with_the_same_name_are_not_the_same():
+    mine, other = (changed("objective._target_", f"{module}.SLIP") for module in ("mine", "other"))
+    assert "objective._target_" in differences(mine, other)
+    assert "objective._target_" in differences(mine, composed(*SAME))
+
+
+@pytest.mark.parametrize("key", ["accumulate_grad_batches", "gradient_clip_val", "limit_train_batches"])
+def test_settings_of_lightning_that_change_the_update_are_in_the_identity(key: str):
+    assert f"trainer.{key}" in differences(composed(*SAME), changed(f"trainer.{key}", 2))
+
+
+def test_arguments_of_a_data_module_are_in_the_identity():
+    assert "data.mix" in differences(composed(*SAME), changed("data.mix", 0.1))
 
 
 def test_null_is_as_if_the_key_were_not_there():

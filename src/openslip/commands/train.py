@@ -21,6 +21,7 @@ from openslip.run.folder import Run, open_run, run_name
 from openslip.run.identity import without_secrets
 from openslip.slurm import check_tasks
 from openslip.training.callbacks.evaluate import Evaluate
+from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.preemption import Preemption
 from openslip.training.callbacks.resume import Resume
 from openslip.training.callbacks.save import Save
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> None:
         for evaluation in config["evaluation"].keys() - result["metrics"]:
             say(f"it was not evaluated so: python eval_zeroshot.py checkpoint={run.folder} evaluation={evaluation}")
         return
-    if run.state == "unfinished" and run.former_length is None:
+    if run.state == "unfinished" and run.former_length is None and is_main_process():
         say(f"{run.folder} is unfinished: this command resumes it")
     watchdog.start(config["watchdog"])
     fit(config, run)
@@ -123,8 +124,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
     size = MicroBatchSize(config["micro_batch_size"], file=run.folder / "micro_batch_size.json", longest=longest)
     configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
-    # Lightning calls callbacks in this order: saving comes after all that may change what a checkpoint holds.
-    configured.sort(key=lambda callback: isinstance(callback, Save))
+    # Lightning calls them in this order: a skipped step is undone first; saving comes after all that may change state.
+    configured.sort(key=lambda callback: isinstance(callback, Save) - isinstance(callback, Finite))
     choose_tf32(config["tf32"])
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},

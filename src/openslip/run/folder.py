@@ -30,17 +30,11 @@ _locked: set[tuple[int, Path]] = set()  # process and folder
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run.
+    """Paths of one run."""
 
-    Attributes:
-        folder: `runs/<name>`.
-        state: `new`; `unfinished` where one of the same config lay there; `finished`.
-        former_length: its former `max_steps` and `max_epochs`, where the config makes it longer.
-    """
-
-    folder: Path
-    state: str
-    former_length: dict[str, int] | None = None
+    folder: Path  # `runs/<name>`
+    state: str  # `new`; `unfinished` where one of the same config lies there; `finished`
+    former_length: dict[str, int] | None = None  # `max_steps` and `max_epochs` before the config made it longer
 
     @property
     def checkpoints(self) -> Path:

@@ -17,12 +17,13 @@ FORMAT = 2  # of config.yaml; raise it, and extend `upgraded`, when a key that i
 # makes the same update; `mode`, `views` and `ssl_head` because what is used of them stands in the objective.
 INCLUDED = (
     *("model", "objective", "tokenizer", "optim", "init_from"),
-    *("data._target_", "data.source", "data.decoder", "data.shuffle_window"),
+    "data",
     *("seed", "global_batch_size", "image_size", "mean", "std", "tf32"),
     *("towers.*.weights", "towers.*.locked", "towers.*.patch_dropout"),
-    *("trainer.precision", "trainer.max_steps", "trainer.max_epochs"),
+    *("trainer.precision", "trainer.max_steps", "trainer.max_epochs", "trainer.accumulate_grad_batches"),
+    *("trainer.gradient_clip_*", "trainer.limit_train_batches", "trainer.overfit_batches"),
 )
-NOT_CONTENT = ("data.source*.cache", "data.source*.num_workers", "data.source*.expected_samples")
+NOT_CONTENT = ("data.source*.cache", "data*.num_workers", "data.source*.expected_samples", "data.bad_sample_budget")
 # They name a run, but a resumed one may find its data elsewhere: its checkpoint knows the data by its content.
 PLACES = ("data.source*.shards", "data.source*.root")
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")
@@ -113,7 +114,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _with_class_names(config: Any) -> Any:
-    """Each `_target_` without its module, since modules move."""
+    """Each `_target_` of OpenSLIP without its module, since modules move; two of a user's may share a class name."""
     if isinstance(config, dict):
         named = {key: _with_class_names(value) for key, value in config.items()}
         return named if "_target_" not in named else {**named, "_target_": _class_name(named)}
@@ -121,7 +122,8 @@ def _with_class_names(config: Any) -> Any:
 
 
 def _class_name(config: dict[str, Any]) -> str:
-    return str(config["_target_"]).rpartition(".")[2]
+    target = str(config["_target_"])
+    return target.rpartition(".")[2] if target.startswith("openslip.") else target
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:

@@ -47,7 +47,8 @@ class Snapshot(pl.Callback):
             self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        images, captions = self.image_views(), self.caption_views()
+        captions, side = self.caption_views(), pl_module.transform.size
+        images = [key for key in self.image_views() if self.kept[key].shape[-1] == side]
         # A resumed run gives the kept batch to every rank.
         if not is_main_process() or pl_module.tokenizer is None or not images or not captions:
             return
@@ -67,7 +68,7 @@ class Snapshot(pl.Callback):
         return [key for key, x in self.kept.items() if x.ndim == 4 and len(x[0]) == 3 and x.is_floating_point()]
 
     def caption_views(self) -> list[str]:
-        return [key for key in self.kept if f"{key}_length" in self.kept]
+        return [key for key, ids in self.kept.items() if ids.ndim == 2 and f"{key}_length" in self.kept]
 
     def captions(self, key: str, tokenizer: Tokenizer | None) -> np.ndarray:
         """The captions of a view as text, empty without a tokenizer."""

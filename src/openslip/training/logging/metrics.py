@@ -75,10 +75,8 @@ class Metrics(pl.Callback):
         if logit_scale is not None:
             late["train/logit_scale"] = logit_scale.detach().exp()
         global_batch_size = len(next(iter(batch.values()))) * world_size()
-        known: dict[str, float | int] = {
-            "samples_seen": pl_module.samples_seen,
-            "train/lr": pl_module.schedule(step - 1),
-        }
+        known: dict[str, float | int] = {"samples_seen": pl_module.samples_seen}
+        known["train/lr"] = pl_module.schedule(step - 1)
         known |= self.speed(pl_module, step, global_batch_size) | pl_module.data.figures()
         self.measured = step, LateMetrics(late), known
         if pl_module.device.type != "cuda":  # a CPU has its metrics at once
