@@ -11,6 +11,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from ranks import Ranks
 from small_models import METHODS, small_batch
 
+from openslip.models.batch_norm import GlobalBatchNorm
 from openslip.objectives.slip import SLIP
 from openslip.training.callbacks.finite import Finite
 from openslip.training.pretrainer import Pretrainer
@@ -176,3 +177,14 @@ def test_layer_decay_scales_the_rate_of_every_group():
     trainer = fit(made, 2)
     rates = {group["lr"] / made.schedule(1) for group in trainer.optimizers[0].param_groups}
     assert sorted(rates) == pytest.approx([0.125, 0.25, 0.5, 1.0])  # two blocks: heads, second, first, embeddings
+
+
+def test_batch_norm_of_an_objectives_heads_is_that_of_the_global_batch(monkeypatch: pytest.MonkeyPatch):
+    setup = SLIP.setup
+
+    def with_batch_norm(objective: SLIP, model: Any, /) -> None:
+        setup(objective, model)
+        objective.extra = torch.nn.BatchNorm1d(4)
+
+    monkeypatch.setattr(SLIP, "setup", with_batch_norm)
+    assert isinstance(pretrainer("slip", steps=1).objective.extra, GlobalBatchNorm)
