@@ -253,8 +253,8 @@ def test_bad_pictures_are_replaced_counted_and_change_nothing_else(
         modules[name] = data_module(source, **settings, global_batch_size=20)
         runs[name] = [(step, key.split(":")[1], pixels) for step, key, pixels in play(modules[name], 40)]
     assert modules["clean"].steps_per_epoch == modules["broken"].steps_per_epoch == 20
-    assert modules["clean"].figures()["data/bad_samples"] == 0
-    assert modules["broken"].figures()["data/bad_samples"] == 4  # of this epoch
+    assert modules["clean"].metrics()["data/bad_samples"] == 0
+    assert modules["broken"].metrics()["data/bad_samples"] == 4  # of this epoch
     assert modules["broken"].bad_samples.total() == 8
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8  # two epochs

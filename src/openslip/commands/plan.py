@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
     torch.manual_seed(config["seed"])
     parts = build_parts(config)
-    parts.objective.setup(parts.model)
+    parts.objective.prepare(parts.model)
     say(*plan.parameters(parts), "")
     cost = measure_step(
         parts.model,

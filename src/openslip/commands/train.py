@@ -55,13 +55,11 @@ def main(arguments: list[str]) -> None:
     planned_steps(config["trainer"], 1)  # refuses a run without a length before its folder is touched
     run = open_run(config, name)
     if run.state == "finished":
-        say(
-            f"{run.folder} is finished (raise trainer.max_steps or max_epochs to extend it, give name= for another run)"
-        )
+        say(f"{run.folder} is finished (a larger trainer.max_steps or max_epochs extends it, name= gives another run)")
         result = run.result()
         say(*result["lines"])
-        for evaluation in config["evaluation"].keys() - result["metrics"]:
-            say(f"it was not evaluated so: python eval_zeroshot.py checkpoint={run.folder} evaluation={evaluation}")
+        for evaluation in (name for name in config["evaluation"] if name not in result["metrics"]):
+            say(f"not evaluated yet: python eval_zeroshot.py checkpoint={run.folder} evaluation={evaluation}")
         return
     if run.state == "unfinished" and run.former_length is None and is_main_process():
         say(f"{run.folder} is unfinished: this command resumes it")

@@ -46,7 +46,7 @@ def verify_splits(arguments: list[str]) -> int:
             )
     torch.manual_seed(config["seed"])
     parts = build_parts(config)
-    parts.objective.setup(parts.model)
+    parts.objective.prepare(parts.model)
     batch = example_batch(parts.views, GLOBAL_BATCH, varied=True)
     optim = config["optim"]
     step = StepParts(

@@ -138,8 +138,8 @@ class DataModule(pl.LightningDataModule):
         if world_size() == 1 or (step + 1) % BUDGET_EVERY == 0 or step + 1 == self.steps_per_epoch:
             self.bad_samples.check(sum(of_all_ranks(self.bad_samples.in_epoch)))
 
-    def figures(self) -> dict[str, float]:
-        """Of this rank: samples replaced in this epoch, and the views' statistics in per cent, since the start."""
+    def metrics(self) -> dict[str, float]:
+        """Samples that this rank replaced in this epoch, and its views' statistics since the start, in per cent."""
         shares = {f"data/{name}": 100 * count / samples for name, (count, samples) in self.statistics.items()}
         return {"data/bad_samples": float(self.bad_samples.in_epoch), **shares}
 

@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor, nn, rsqrt
 
-from openslip.models.batch_norm import at_least_float32, global_statistics, update_running
+from openslip.models.batch_norm import GlobalBatchNorm, at_least_float32, global_statistics, update_running
 
 
-class HeadBatchNorm(nn.BatchNorm1d):
+class HeadBatchNorm(GlobalBatchNorm):
     """Batch norm of the global batch, the same operations on one process and on several."""
 
     def forward(self, input: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:  # noqa: A002

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openslip.models.batch_norm import synchronise
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -39,6 +41,11 @@ class Objective(nn.Module, ABC):
 
     def setup(self, model: Any, /) -> None:
         """Called once, before the optimizer is made: heads take their width from the model, teachers copy it."""
+
+    def prepare(self, model: Any, /) -> None:
+        """`setup`, called as the framework calls it: batch norms of heads become those of the global batch."""
+        self.setup(model)
+        synchronise(self, runs_again=False)
 
     def after_step(self, model: Any, /) -> None:
         """Called after every optimizer step: clamps, EMA teachers, queues."""

@@ -16,8 +16,7 @@ FORMAT = 2  # of config.yaml; raise it, and extend `upgraded`, when a key that i
 # Dotted keys, each with all below it. Hardware and micro-batches are not here because any split of the global batch
 # makes the same update; `mode`, `views` and `ssl_head` because what is used of them stands in the objective.
 INCLUDED = (
-    *("model", "objective", "tokenizer", "optim", "init_from"),
-    "data",
+    *("model", "objective", "tokenizer", "optim", "data", "init_from"),
     *("seed", "global_batch_size", "image_size", "mean", "std", "tf32"),
     *("towers.*.weights", "towers.*.locked", "towers.*.patch_dropout"),
     *("trainer.precision", "trainer.max_steps", "trainer.max_epochs", "trainer.accumulate_grad_batches"),
@@ -30,7 +29,7 @@ LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that make a run this run, by dotted key; classes are told apart by their names alone.
+    """The settings that make a run this run, by dotted key; OpenSLIP's classes count by name, wherever they lie.
 
     Null is left out, so that a new key that is off changes no identity.
     """

@@ -12,7 +12,6 @@ from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import describe
-from openslip.models.batch_norm import synchronise
 from openslip.objectives.objective import Objective
 from openslip.optim import WarmupCosine, param_groups
 from openslip.text.tokenizer import Tokenizer
@@ -60,8 +59,7 @@ class Pretrainer(pl.LightningModule):
         transform: EvalTransform,
     ) -> None:
         super().__init__()
-        objective.setup(model)
-        synchronise(objective, runs_again=False)  # batch norm of its heads, as in towers
+        objective.prepare(model)
         self.model = model
         self.objective = objective
         self.make_optimizer = optimizer

@@ -104,7 +104,7 @@ def build(run: Run, state: Arrays, *, gather_with_grad: bool) -> tuple[Model, Ob
     model = build_model(describe(run, {name: array.shape for name, array in state.items()}))
     assert isinstance(model, DualEncoder | ImageEncoder)
     objective = _objective(run, gather_with_grad=gather_with_grad)
-    objective.setup(model)
+    objective.prepare(model)
     ours = slip.from_published({name: torch.from_numpy(array) for name, array in state.items()})
     for prefix, module in (("model.", model), ("objective.", objective)):
         part = {key.removeprefix(prefix): value for key, value in ours.items() if key.startswith(prefix)}

@@ -71,7 +71,7 @@ def _build(state: dict[str, list[int]], num_heads: int) -> tuple[Model, Objectiv
         head_output=state["image_mlp.layer3.weight"][0],
         ssl_temperature=1.0,
     )
-    objective.setup(model)
+    objective.prepare(model)
     return model, objective
 
 

@@ -20,7 +20,7 @@ def write_shards(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Entry, l
     if workers == 1:
         yield from map(write_shard, tasks)
         return
-    # spawn: a forked copy would inherit the lock on the folder and the thread of the progress bar.
+    # spawn: a forked copy would inherit whatever threads of the caller hold.
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         futures = (executor.submit(write_shard, task) for task in tasks)

@@ -126,7 +126,7 @@ class ShardCache:
         whole = False
         try:
             with _locked(descriptor):
-                if _is_at(descriptor, part):  # else whoever had the lock has finished it or given up
+                if _is_at(descriptor, part):  # else its former holder has finished it, or has stopped
                     try:
                         if not path.exists():
                             self._reserve(address, identity.size, descriptor, part)

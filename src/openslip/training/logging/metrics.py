@@ -77,7 +77,7 @@ class Metrics(pl.Callback):
         global_batch_size = len(next(iter(batch.values()))) * world_size()
         known: dict[str, float | int] = {"samples_seen": pl_module.samples_seen}
         known["train/lr"] = pl_module.schedule(step - 1)
-        known |= self.speed(pl_module, step, global_batch_size) | pl_module.data.figures()
+        known |= self.speed(pl_module, step, global_batch_size) | pl_module.data.metrics()
         self.measured = step, LateMetrics(late), known
         if pl_module.device.type != "cuda":  # a CPU has its metrics at once
             self.write(trainer, pl_module)
