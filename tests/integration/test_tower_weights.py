@@ -8,13 +8,15 @@ import torch
 from shard_files import write_pairs
 from trainings import SMALL, Training
 
-from openslip.config.build import build_parts, load_tower_weights, settled
+from openslip.config.build import Parts, build_parts, settled
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model
 from openslip.inference.files import read, write
 from openslip.run.checkpoints import newest_whole
+from openslip.training.initial_weights import InitialWeights
 
+TRANSFORM = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 TINY = [word for word in SMALL if word.startswith("model.")]
 
 
@@ -22,14 +24,17 @@ def parts_config(*words: str) -> dict[str, Any]:
     return settled(compose_config("train", [*TINY, *words])[0])  # a checkpoint holds numbers, never `auto`
 
 
+def initial(parts: Parts, **options: Any) -> InitialWeights:
+    return InitialWeights(parts.model, parts.tokenizer, TRANSFORM, **options)
+
+
 def write_checkpoint(path: Path, architecture: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A stripped checkpoint of a model with weights of its own, which are returned."""
     torch.manual_seed(7)
     weights = build_model(architecture).state_dict()
     settings = {"format": 1, "architecture": architecture, "tokenizer": None}
-    transform = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     state = {f"model.{name}": tensor for name, tensor in weights.items()}
-    write(path, {"openslip": settings | {"transform": transform}, "state_dict": state})
+    write(path, {"openslip": settings | {"transform": TRANSFORM}, "state_dict": state})
     return weights
 
 
@@ -38,9 +43,10 @@ def test_a_simclr_tower_becomes_the_image_tower_and_nothing_else_changes(tmp_pat
     tower = config["model"]["image_tower"]
     simclr = {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": tower}
     there = write_checkpoint(tmp_path / "simclr.ckpt", simclr)
-    model = build_parts(config).model
+    parts = build_parts(config)
+    model = parts.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    load_tower_weights(model, {"image": {"weights": str(tmp_path / "simclr.ckpt")}, "text": {"weights": None}})
+    initial(parts).load(None, {"image": {"weights": str(tmp_path / "simclr.ckpt")}, "text": {"weights": None}})
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, there[name] if name in there else before[name]), name
     assert not torch.equal(there["image_tower.trunk.pos_embed"], before["image_tower.trunk.pos_embed"])
@@ -53,14 +59,14 @@ def test_a_tower_of_another_shape_or_kind_is_refused_by_its_key(tmp_path: Path):
     write_checkpoint(
         tmp_path / "wider.ckpt", {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": wider}
     )
-    model = build_parts(config).model
+    loader = initial(build_parts(config))
     path = str(tmp_path / "wider.ckpt")
     with pytest.raises(UserError, match=r"towers\.image\.weights=.*: its image tower is another one \(size mismatch"):
-        load_tower_weights(model, {"image": {"weights": path}})
+        loader.load(None, {"image": {"weights": path}})
     with pytest.raises(UserError, match=r"towers\.text\.weights=.*wider\.ckpt has no text tower"):
-        load_tower_weights(model, {"text": {"weights": path}})
+        loader.load(None, {"text": {"weights": path}})
     with pytest.raises(UserError, match=r"nowhere\.ckpt: no such file"):
-        load_tower_weights(model, {"image": {"weights": "nowhere.ckpt"}})
+        loader.load(None, {"image": {"weights": "nowhere.ckpt"}})
 
 
 def test_a_locked_tower_keeps_its_weights_over_a_stop_although_their_file_is_gone(tmp_path: Path):

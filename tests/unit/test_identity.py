@@ -65,12 +65,13 @@ IN = {
     "std": [1.0, 1.0, 1.0],
     "tf32": True,
     "trainer.precision": "bf16-mixed",
-    "init_from": "runs/earlier",
+    "init_from.checkpoint": "a.ckpt",
     "towers.image.weights": "runs/earlier",
     "towers.text.locked": True,
     "towers.image.patch_dropout": 0.5,
 }
 OUT = {
+    "init_from.resize": True,
     "name": "other",
     "runs_dir": "elsewhere",
     "resume": "never",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from openslip.config.build import build, build_evaluations, build_parts, load_tower_weights, settled
+from openslip.config.build import build, build_evaluations, build_parts, settled
 from openslip.config.check import NO_FSDP, check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.image.eval_transform import EvalTransform
@@ -27,6 +27,7 @@ from openslip.training.callbacks.resume import Resume
 from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.initial_weights import InitialWeights
 from openslip.training.lightning import (
     SWITCHED_OFF,
     end_launched_ranks,
@@ -74,8 +75,15 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     parts = build_parts(config)
     resumed = run.checkpoints if saved(run.checkpoints) else None
-    if resumed is None:  # else the run's own checkpoint holds every tower
-        load_tower_weights(parts.model, config["towers"], tuple(config["allow"]))
+    transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
+    init_from = config["init_from"]
+    initial = InitialWeights(
+        parts.model, parts.tokenizer, transform.settings(), allow=tuple(config["allow"]), resize=init_from["resize"]
+    )
+    if resumed is None:  # else the run's own checkpoint holds every weight
+        initial.load(init_from["checkpoint"], config["towers"])
+        if is_main_process():
+            say(*initial.notices)
     data = build(
         config["data"],
         "data",
@@ -116,7 +124,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         schedule=schedule,
         architecture=config["model"],
         tokenizer=parts.tokenizer,
-        transform=EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"]),
+        transform=transform,
+        init_from=initial.record,
     )
 
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")

@@ -1,7 +1,7 @@
 """Builds what a config describes: any `_target_`, and the parts of a training step."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from openslip.config.check import is_whole, lookup
 from openslip.data.view import View
 from openslip.errors import UserError, first_line
 from openslip.evaluation.evaluation import Evaluation
-from openslip.inference.load import load
 from openslip.objectives.objective import Objective
 from openslip.text.tokenizer import Tokenizer
 from openslip.training.towers import prepare_towers
@@ -82,7 +81,7 @@ def build_parts(config: dict[str, Any]) -> Parts:
     # Its views are built here, and model configs have read what it wants of the model.
     objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
     model, objective = build(config["model"], "model"), build(objective_config, "objective")
-    prepare_towers(model, config["towers"])
+    prepare_towers(model, config["towers"], initialised=config["init_from"]["checkpoint"] is not None)
     return Parts(
         model=model,
         objective=objective,
@@ -120,33 +119,3 @@ def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
                 raise UserError(f"evaluation.{name}.{key}={options[key]}: expected a whole number; 0: at the end only")
             setattr(evaluations[name], key, options[key])
     return evaluations
-
-
-def load_tower_weights(model: nn.Module, options: dict[str, dict[str, Any]], allow: Collection[str] = ()) -> None:
-    """Copy the towers of the checkpoints that the config's `towers` names. Zhai et al. 2021, arXiv:2111.07991.
-
-    Args:
-        model: to be trained.
-        options: the config's `towers`.
-        allow: classes of your own that those checkpoints may name.
-
-    Raises:
-        UserError: no such file, or its tower is of another shape.
-    """
-    for kind, wanted in options.items():
-        path = wanted["weights"]
-        if path is None:
-            continue
-        loaded = load(path, allow=allow).model
-        stored, tower = (dict(owner.named_children()).get(f"{kind}_tower") for owner in (loaded, model))
-        if stored is None or tower is None:
-            which = f"{path} has" if stored is None else "the model to be trained has"
-            raise UserError(f"towers.{kind}.weights={path}: {which} no {kind} tower; set it to null")
-        try:
-            tower.load_state_dict(stored.state_dict())
-        except RuntimeError as error:
-            differences = str(error).splitlines()[1:]
-            raise UserError(
-                f"towers.{kind}.weights={path}: its {kind} tower is another one ({differences[0].strip()}"
-                f"{f', and {len(differences) - 1} more' * (len(differences) > 1)}); take the config it was made with"
-            ) from error

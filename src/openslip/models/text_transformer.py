@@ -70,7 +70,7 @@ class TextTransformer(Tower):
         self.width = width
         self.pooling = pooling
         self.head_dim = width // heads
-        self.context_length = context_length
+        self.context_length = self.input_size = context_length
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(Block(width, heads, activation, causal, norm_eps) for _ in range(depth))
@@ -93,6 +93,13 @@ class TextTransformer(Tower):
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
         return list(self.blocks)
+
+    def resize(self, input_size: int) -> None:
+        # An image of tokens by width, since torch's antialiased kernel misreads columns of width 1.
+        image = self.positional_embedding.detach()[None, None]
+        image = F.interpolate(image, size=(input_size, self.width), mode="bicubic", antialias=True)
+        self.positional_embedding = nn.Parameter(image[0, 0])
+        self.context_length = self.input_size = input_size
 
     def forward(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /

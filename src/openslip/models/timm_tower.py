@@ -46,6 +46,7 @@ class TimmTower(Tower):
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
         self.width = pooled_width(trunk, name, image_size, arguments.get("in_chans", 3))
+        self.input_size = image_size if hasattr(trunk, "set_input_size") else None
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
             # timm 0.5 (the published code) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
@@ -103,6 +104,11 @@ class TimmTower(Tower):
     def repeated_blocks(self) -> Sequence[nn.Module]:
         """The blocks of timm's plain vision transformer; other backbones run, and checkpoint, theirs themselves."""
         return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
+
+    def resize(self, input_size: int) -> None:
+        trunk: Any = self.trunk
+        trunk.set_input_size(img_size=(input_size, input_size))
+        self.input_size = input_size
 
     def checkpoint_blocks(self) -> None:
         trunk: Any = self.trunk

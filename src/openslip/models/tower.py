@@ -30,12 +30,14 @@ class Tower(nn.Module, ABC):
         locked: no gradients, and eval mode for good.
         gradient_checkpointing: blocks keep their inputs alone and run again in the backward pass.
         dynamic_shapes: as `torch.compile` takes `dynamic`.
+        input_size: side of the images in pixels, or tokens of the longest text, where position embeddings fix it.
     """
 
     width: int
     locked: bool = False
     gradient_checkpointing: bool = False
     dynamic_shapes: bool | None = None
+    input_size: int | None = None
 
     @property
     def token_width(self) -> int:
@@ -92,6 +94,10 @@ class Tower(nn.Module, ABC):
     def drop_patches(self, rate: float) -> None:
         """In training each image loses this share of its patches, drawn anew: Li et al. 2022, arXiv:2212.00794."""
         raise UserError(f"patch_dropout={rate}: {type(self).__name__} has no patches to leave out; set it to 0")
+
+    def resize(self, input_size: int) -> None:
+        """Interpolate position embeddings to another `input_size`, bicubic and antialiased."""
+        raise UserError(f"init_from.resize=true: {type(self).__name__} cannot be brought to size {input_size}")
 
     def compiled_modules(self) -> Iterable[nn.Module]:
         """The blocks, or each child where there are none: compiling the tower itself would miss `tokens`."""

@@ -16,7 +16,7 @@ FORMAT = 2  # of config.yaml; raise it, and extend `upgraded`, when a key that i
 # Dotted keys, each with all below it. Hardware and micro-batches are not here because any split of the global batch
 # makes the same update; `mode`, `views` and `ssl_head` because what is used of them stands in the objective.
 INCLUDED = (
-    *("model", "objective", "tokenizer", "optim", "data", "init_from"),
+    *("model", "objective", "tokenizer", "optim", "data", "init_from.checkpoint"),
     *("seed", "global_batch_size", "image_size", "mean", "std", "tf32"),
     *("towers.*.weights", "towers.*.locked", "towers.*.patch_dropout"),
     *("trainer.precision", "trainer.max_steps", "trainer.max_epochs", "trainer.accumulate_grad_batches"),

@@ -34,6 +34,7 @@ class Pretrainer(pl.LightningModule):
         architecture: plain fields from which the model was built; saved in every checkpoint, as the next two are.
         tokenizer: of the captions; None without text.
         transform: image to model input in evaluations.
+        init_from: files that the weights came from, and how they were made to fit; saved in every checkpoint.
 
     Attributes:
         step: global batches consumed, whether their update was skipped or not.
@@ -57,6 +58,7 @@ class Pretrainer(pl.LightningModule):
         architecture: dict[str, Any],
         tokenizer: Tokenizer | None,
         transform: EvalTransform,
+        init_from: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         objective.prepare(model)
@@ -74,6 +76,7 @@ class Pretrainer(pl.LightningModule):
         self.architecture = architecture
         self.tokenizer = tokenizer
         self.transform = transform
+        self.init_from = init_from or {}
         self.step = 0
         self.terms: dict[str, Tensor] = {}
 
@@ -136,7 +139,9 @@ class Pretrainer(pl.LightningModule):
             kept.copy_(new)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["openslip"] = {**describe(self.architecture, self.tokenizer, self.transform), "step": self.step}
+        entry = describe(self.architecture, self.tokenizer, self.transform)
+        checkpoint["openslip"] = {**entry, "init_from": self.init_from, "step": self.step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["openslip"]["step"]
+        self.init_from = checkpoint["openslip"].get("init_from", {})  # younger than the format

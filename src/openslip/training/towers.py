@@ -9,17 +9,22 @@ from openslip.models.batch_norm import synchronise
 from openslip.models.tower import Tower
 
 
-def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None:
+def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, initialised: bool = False) -> None:
     """Lock, checkpoint, thin and compile the model's towers as the config's `towers` says, except `weights`.
 
     Their batch norms become those of the global batch.
+
+    Args:
+        model: to be trained.
+        options: the config's `towers`.
+        initialised: whether the whole model starts from a checkpoint, so that a locked tower needs no `weights`.
 
     Raises:
         UserError: options contradict each other, or the model has no such tower, or the tower cannot do it.
     """
     children = dict(model.named_children())
     for kind, wanted in options.items():
-        refuse_contradictions(kind, wanted)
+        refuse_contradictions(kind, wanted, initialised)
         if not any(wanted.values()):
             continue
         tower = children.get(f"{kind}_tower")
@@ -40,12 +45,12 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]]) -> None
     synchronise(model, runs_again=any(wanted["gradient_checkpointing"] for wanted in options.values()))
 
 
-def refuse_contradictions(kind: str, wanted: dict[str, Any]) -> None:
+def refuse_contradictions(kind: str, wanted: dict[str, Any], initialised: bool) -> None:
     """Check that a tower's options go together before any is applied."""
-    if wanted["locked"] and not wanted["weights"]:
+    if wanted["locked"] and not (wanted["weights"] or initialised):
         raise UserError(
-            f"towers.{kind}.locked=true would keep random weights as they are: give towers.{kind}.weights=, a run's "
-            "folder or a checkpoint whose tower is worth keeping"
+            f"towers.{kind}.locked=true would keep random weights as they are: give towers.{kind}.weights= or "
+            "init_from.checkpoint=, a run's folder or a checkpoint whose tower is worth keeping"
         )
     if wanted["locked"] and wanted.get("patch_dropout"):
         raise UserError(

@@ -1,0 +1,193 @@
+"""What a new run starts from: the whole model of a checkpoint, or single towers of it. LiT, arXiv:2111.07991."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openslip.errors import UserError
+from openslip.inference.bundle import Bundle, evaluating
+from openslip.inference.load import load
+from openslip.models.tower import Tower
+from openslip.text.tokenizer import Tokenizer
+
+TEXTS = ("a photo of a dog.", "two red squares, beside a large blue ring")
+TOLERANCE = 1e-3  # of the largest feature: the same function in float32, perhaps by another kernel
+
+
+class InitialWeights:
+    """Copies the weights that `init_from` and `towers.*.weights` name into a model to be trained.
+
+    Args:
+        model: to be trained; heads of the objective are no part of it and start anew.
+        tokenizer: of the new run.
+        transform: settings of the new run's evaluation transform.
+        allow: classes of your own that the checkpoints may name.
+        resize: interpolate position embeddings where the new run's image size or context length is another.
+
+    Attributes:
+        record: for the new run's checkpoints: the files, and the sizes between which embeddings were interpolated.
+        notices: what differs from the checkpoints without making them unfit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer | None,
+        transform: Mapping[str, Any],
+        *,
+        allow: tuple[str, ...] = (),
+        resize: bool = False,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.allow = allow
+        self.resize = resize
+        self.record: dict[str, Any] = {}
+        self.notices: list[str] = []
+
+    def load(self, checkpoint: str | None, towers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Copy the whole model first, then single towers.
+
+        Args:
+            checkpoint: the config's `init_from.checkpoint`.
+            towers: the config's `towers`.
+
+        Raises:
+            UserError: no such file, weights of another shape, or a tower or tokenizer that computes something else.
+        """
+        if checkpoint is not None:
+            self.load_model(checkpoint)
+        for kind, options in towers.items():
+            if options["weights"] is not None:
+                self.load_tower(kind, options["weights"])
+
+    def load_model(self, path: str) -> None:
+        """Copy towers, projections, `logit_scale` and `logit_bias`; a bias that the checkpoint lacks starts anew."""
+        key = f"init_from.checkpoint={path}"
+        bundle = load(path, allow=self.allow)
+        stored, wanted = children(bundle.model), children(self.model)
+        shared = [kind for kind in wanted if kind in stored]
+        lacking = self.model.state_dict().keys() - bundle.model.state_dict().keys() - {"logit_bias"}
+        if lacking or bundle.model.state_dict().keys() - self.model.state_dict().keys():
+            raise UserError(
+                f"{key}: it holds another kind of model ({difference(self.model, bundle.model)}); take the model= it "
+                "was made with, or start single towers by towers.image.weights= and towers.text.weights="
+            )
+        for kind in shared:
+            self.fit(stored[kind], wanted[kind], kind, key)
+        self.copy(bundle.model, self.model, key, strict=False)
+        for kind in shared:
+            self.compare(bundle, stored[kind], wanted[kind], kind, key)
+        if self.model.state_dict().keys() != bundle.model.state_dict().keys():
+            self.notices.append(f"{key}: it has no logit_bias, which starts at model.logit_bias_init")
+        self.record["checkpoint"] = path
+
+    def load_tower(self, kind: str, path: str) -> None:
+        """Copy one tower."""
+        key = f"towers.{kind}.weights={path}"
+        bundle = load(path, allow=self.allow)
+        stored, tower = children(bundle.model).get(kind), children(self.model).get(kind)
+        if stored is None or tower is None:
+            which = f"{path} has" if stored is None else "the model to be trained has"
+            raise UserError(f"{key}: {which} no {kind} tower; set it to null")
+        self.fit(stored, tower, kind, key)
+        self.copy(stored, tower, f"{key}: its {kind} tower is another one")
+        self.compare(bundle, stored, tower, kind, key)
+        self.record[f"{kind}_tower"] = path
+
+    def fit(self, stored: nn.Module, tower: nn.Module, kind: str, key: str) -> None:
+        """Bring a stored tower to the input size of the new one, if that is wanted."""
+        if not (isinstance(stored, Tower) and isinstance(tower, Tower)) or stored.input_size == tower.input_size:
+            return
+        if stored.input_size is None or tower.input_size is None:
+            return  # not the same kind of tower, or none with position embeddings
+        sizes = [stored.input_size, tower.input_size]
+        what = {"image": "image_size", "text": "context_length"}.get(kind, "input size")
+        if not self.resize:
+            raise UserError(
+                f"{key}: its {kind} tower has {what} {sizes[0]}, this run {sizes[1]}: set init_from.resize=true to "
+                "interpolate its position embeddings, or the size to the checkpoint's"
+            )
+        stored.resize(tower.input_size)
+        self.record.setdefault("resized", {})[f"{kind}_tower.{what}"] = sizes
+        self.notices.append(f"{key}: position embeddings interpolated from {what} {sizes[0]} to {sizes[1]}")
+
+    @staticmethod
+    def copy(stored: nn.Module, new: nn.Module, key: str, *, strict: bool = True) -> None:
+        try:
+            new.load_state_dict(stored.state_dict(), strict=strict)
+        except RuntimeError as error:
+            differences = [line.strip() for line in str(error).splitlines()[1:]]
+            more = f", and {len(differences) - 1} more" * (len(differences) > 1)
+            raise UserError(f"{key} ({differences[0]}{more}); take the config it was made with") from error
+
+    def compare(self, bundle: Bundle, stored: nn.Module, new: nn.Module, kind: str, key: str) -> None:
+        """Check what shapes do not show: heads, activations, epsilons, pooling, token ids, colours."""
+        if kind == "text":
+            self.compare_tokenizers(bundle.tokenizer, key)
+        elif kind == "image":
+            theirs: Mapping[str, Any] = bundle.transform.settings()
+            self.notices += [
+                f"{key}: it was trained with {name}={theirs[name]}, this run has {name}={self.transform[name]}"
+                for name in ("mean", "std")
+                if theirs[name] != self.transform[name]
+            ]
+        inputs = self.probe(kind)
+        cpu = torch.device("cpu")
+        with torch.compiler.set_stance("force_eager"), evaluating(stored, cpu), evaluating(new, cpu):
+            theirs, ours = (tower(*inputs) for tower in (stored, new))
+        if not torch.allclose(theirs, ours, rtol=0, atol=TOLERANCE * float(theirs.abs().max())):
+            raise UserError(
+                f"{key}: with the same weights its {kind} tower computes something else than this run's: compare "
+                f"heads, activation, norm eps and pooling. Its settings: {bundle.architecture.get(f'{kind}_tower')}"
+            )
+
+    def compare_tokenizers(self, theirs: Tokenizer | None, key: str) -> None:
+        """Refuse other ids for the same words; say where the settings differ."""
+        if theirs is None or self.tokenizer is None:
+            return
+        if token_ids(theirs) != token_ids(self.tokenizer):
+            raise UserError(
+                f"{key}: its tokenizer ({type(theirs).__name__}) makes other ids of {TEXTS[0]!r} than this run's "
+                f"({type(self.tokenizer).__name__}): the text tower's embeddings would belong to other words"
+            )
+        settings, wanted = theirs.settings(), self.tokenizer.settings()
+        self.notices += [
+            f"{key}: it was trained with tokenizer.{name}={settings[name]}, this run has {wanted[name]}"
+            for name in settings.keys() & wanted.keys() - {"context_length"}
+            if settings[name] != wanted[name]
+        ]
+
+    def probe(self, kind: str) -> tuple[Tensor, ...]:
+        """Inputs on which two towers of a kind are compared."""
+        if kind == "text":
+            assert self.tokenizer is not None
+            ids, lengths = self.tokenizer.encode(TEXTS)
+            return ids[:, : int(lengths.max())], lengths
+        size = self.transform["size"]
+        return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+
+def children(model: nn.Module) -> dict[str, nn.Module]:
+    """The towers of a model by kind."""
+    return {name.removesuffix("_tower"): child for name, child in model.named_children() if name.endswith("_tower")}
+
+
+def token_ids(tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of some texts without padding."""
+    ids, lengths = tokenizer.encode(TEXTS)
+    return [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
+
+
+def difference(wanted: nn.Module, stored: nn.Module) -> str:
+    """The first keys that one of two models alone has."""
+
+    def say(who: str, names: set[str]) -> Iterator[str]:
+        if names:
+            yield f"{who} alone has {sorted(names)[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}"
+
+    ours, theirs = set(wanted.state_dict()), set(stored.state_dict())
+    return "; ".join([*say("this run", ours - theirs - {"logit_bias"}), *say("the checkpoint", theirs - ours)])
