@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+comma := ,
 
-.PHONY: setup train test test-all test-slurm test-minimum check format clean
+.PHONY: setup train test test-all test-slurm test-minimum mutants check format clean
 
 setup: $(STAMP)
 
@@ -34,6 +35,10 @@ test-minimum:
 	.venv-minimum/bin/pip install --quiet --upgrade pip
 	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable ".[dev]"
 	.venv-minimum/bin/python -m pytest -m "not slow" tests/unit tests/parity
+
+# Planted faults, one at a time: how many do the fast tests see? ONLY=optim,clip.py takes those that name one of these.
+mutants: setup
+	$(BIN)/python tests/mutants/run.py $(subst $(comma), ,$(ONLY))
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,180 @@
+"""Plant faults, one at a time, and count how many the fast tests see: `make mutants`, or `make mutants ONLY=optim`.
+
+Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
+import it directly, then those that reach it by one more import. For a config that is the code which composes configs.
+"""
+
+import ast
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from faults import FAULTS
+
+ROOT = Path(__file__).parents[2]
+COPIED = (
+    "src",
+    "configs",
+    "tests",
+    "docs",
+    "slurm",
+    "pyproject.toml",
+    "train.py",
+    "eval_zeroshot.py",
+    "README.md",
+    "Makefile",
+)
+TIERS = ("unit", "parity", "integration")
+FARTHEST = 2  # imports between a test and the changed file
+SECONDS = 600  # for the tests of one fault
+CONFIGS_ARE_READ_BY = "openslip.config.compose"
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "timm", "pytorch_lightning", "hydra", "webdataset", "pytest", "PIL.Image"])
+
+
+def main(only: list[str]) -> int:
+    """Run the faults whose file or text contains one of these words, all without; 1 where one survives."""
+    faults = [fault for fault in FAULTS if not only or any(word in " ".join(fault) for word in only)]
+    stale = [fault for fault in faults if (ROOT / fault[0]).read_text().count(fault[1]) != 1]
+    for path, old, _ in stale:
+        print(f"no longer applies: {path}: {old!r} is not there once")
+    graph = tests_by_module()
+    started, survivors = time.monotonic(), []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results = pool.map(lambda fault: (fault, plant(fault, graph)), [f for f in faults if f not in stale])
+        for (path, old, new), seen_by in results:
+            print(f"{'killed' if seen_by else 'SURVIVED'}  {path}: {old!r} -> {new!r}  {seen_by or ''}", flush=True)
+            if not seen_by:
+                survivors.append((path, old, new))
+    total = len(faults) - len(stale)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{total - len(survivors)} of {total} faults killed in {minutes:.0f} minutes; {len(stale)} no longer apply")
+    for path, old, new in survivors:
+        print(f"survived: {path}: {old!r} -> {new!r}")
+    return 1 if survivors or stale else 0
+
+
+def tests_by_module() -> dict[str, list[str]]:
+    """For every module of ours, the files of fast tests that import it, the nearest first."""
+    support = {path.stem: references(path) for path in (ROOT / "tests" / "support").glob("*.py")}
+    imports = {module_name(path): references(path) for path in (ROOT / "src").rglob("*.py")}
+    tests: dict[str, list[str]] = {}
+    for number, tier in enumerate(TIERS):
+        for path in sorted((ROOT / "tests" / tier).glob("test_*.py")):
+            tests[f"{number} {path.relative_to(ROOT)}"] = sorted(through_support(references(path), support))
+    distances: dict[str, dict[str, int]] = defaultdict(dict)
+    for test, direct in tests.items():
+        layer = {name for reference in direct for name in existing(reference, imports)}
+        for distance in range(FARTHEST):
+            for module in layer:
+                distances[module].setdefault(test, distance)
+            layer = {name for module in layer for reference in imports[module] for name in existing(reference, imports)}
+    return {
+        module: [test.partition(" ")[2] for test in sorted(near, key=lambda test: (near[test], test))]
+        for module, near in distances.items()
+    }
+
+
+def references(path: Path) -> set[str]:
+    """Whatever dotted names a file imports or names in a string, and plain names that may be support files."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(re.findall(r"openslip(?:\.\w+)+", node.value))
+            found |= {f"openslip.{name}" for name in re.findall(r"^(?:python )?(eval_zeroshot|train)\.py", node.value)}
+    return found
+
+
+def through_support(found: set[str], support: dict[str, set[str]]) -> set[str]:
+    """The names, with those that support files which they name refer to in their turn."""
+    seen: set[str] = set()
+    queue = [name.partition(".")[0] for name in found]
+    while queue:
+        name = queue.pop()
+        if name in support and name not in seen:
+            seen.add(name)
+            found = found | support[name]
+            queue += [other.partition(".")[0] for other in support[name]]
+    return found
+
+
+def existing(name: str, imports: dict[str, set[str]]) -> list[str]:
+    """The module that a dotted name lies in."""
+    while name and name not in imports:
+        name = name.rpartition(".")[0]
+    # A package is asked for its files by name where they are found as plug-ins.
+    return [name, *(module for module in imports if module.startswith(f"{name}."))] if "." in name else []
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+
+
+def plant(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> str:
+    """The test that sees a fault, or an empty string."""
+    path, old, new = fault
+    module = module_name(ROOT / path) if path.startswith("src/") else CONFIGS_ARE_READ_BY
+    with tempfile.TemporaryDirectory(prefix="openslip-mutant-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, copy / name)
+        (copy / path).write_text((copy / path).read_text().replace(old, new))
+        process = _context.Process(target=run_tests, args=(folder, graph.get(module, [])))
+        process.start()
+        process.join(SECONDS)
+        if process.is_alive():
+            os.killpg(process.pid or 0, 9)
+            process.join()
+            return f"stuck for {SECONDS} s"
+        seen_by = copy / "seen_by"
+        if seen_by.exists():
+            return seen_by.read_text()
+        return "" if process.exitcode in (0, 5) else f"tests ended with {process.exitcode}"
+
+
+def run_tests(folder: str, tests: list[str]) -> None:
+    """Run tests in a copy until one fails; its name is left in the file `seen_by`."""
+    os.setpgrp()
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = f"{folder}/src"  # processes that tests start run the copy as well
+    sys.path.insert(0, f"{folder}/src")
+    for stream in (1, 2):
+        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    import pytest  # noqa: PLC0415 (in the copy's process alone)
+
+    class Watch:
+        def pytest_exception_interact(self, node: pytest.Item | pytest.Collector) -> None:
+            Path(folder, "seen_by").write_text(node.nodeid)
+
+    options = [
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not slurm",
+        f"--basetemp={folder}/tmp",
+    ]
+    code = int(pytest.main([*options, *tests], plugins=[Watch()])) if tests else 0
+    sys.stdout.flush()
+    os._exit(code)  # whatever threads a broken test has left
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
