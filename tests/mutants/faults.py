@@ -1,44 +1,54 @@
 """Planted faults: file, text that stands there once, what is put in its place. Each changes a result or loses data."""
 
-O, M, D, T, E = ("src/openslip/" + room for room in ("objectives/", "models/", "data/", "training/", "evaluation/"))
+OBJECTIVES, M, D, T, E = (
+    "src/openslip/" + room for room in ("objectives/", "models/", "data/", "training/", "evaluation/")
+)
 C = "configs/"
 
 LOSSES = [
-    (O + "clip.py", "model.logit_scale.clamp_(0, maximum)", "pass"),
-    (O + "clip.py", "clamp_(0, maximum)", "clamp_(1, maximum)"),
+    (OBJECTIVES + "clip.py", "model.logit_scale.clamp_(0, maximum)", "pass"),
+    (OBJECTIVES + "clip.py", "clamp_(0, maximum)", "clamp_(1, maximum)"),
     (
-        O + "clip.py",
+        OBJECTIVES + "clip.py",
         "F.cross_entropy(logits_per_text, text.places)) / 2",
         "F.cross_entropy(logits_per_text, text.places))",
     ),
-    (O + "clip.py", "scale * text.local @ image.all.T", "scale * text.all @ image.local.T"),
-    (O + "clip.py", "features[name], gather_with_grad=self.gather_with_grad", "features[name], gather_with_grad=True"),
-    (O + "clip.py", "model.logit_scale.exp())", "model.logit_scale)"),
-    (O + "simclr.py", ".argmax(dim=-1) == view.places", ".argmax(dim=-1) == 0"),
-    (O + "simclr.py", 'to_same = to_same.scatter(1, view.places[:, None], float("-inf"))', "pass"),
-    (O + "simclr.py", "torch.cat([to_other, to_same], dim=1)", "torch.cat([to_same, to_other], dim=1)"),
-    (O + "simclr.py", "return (loss1 + loss2) / 2, accuracy", "return loss1, accuracy"),
-    (O + "simclr.py", "gather_with_grad=True) for name", "gather_with_grad=False) for name"),
-    (O + "slip.py", "clip + self.ssl_scale * ssl", "clip + ssl"),
-    (O + "slip.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
-    (O + "slip.py", "model.image_tower.width, self.head_hidden", "model.image_projection.shape[1], self.head_hidden"),
-    (O + "slip.py", '"image": model.project_image(image)', '"image": model.project_image(aug1)'),
-    (O + "similarity.py", "rank() * len(x) + torch.arange", "torch.arange"),
-    (O + "similarity.py", "x if x.dtype == torch.float64 else x.float()", "x"),
-    (O + "heads.py", "y = (x - mean) * rsqrt(variance + self.eps)", "y = (x - mean) * rsqrt(variance)"),
-    (O + "heads.py", "update_running(self, mean.detach(), variance.detach(), count)", "pass"),
-    (O + "tiles.py", "passed = highest > peak", "passed = highest >= peak"),
-    (O + "tiles.py", "self.total.mul_(torch.exp(self.peak - peak))", "pass"),
-    (O + "tiles.py", "gradient.diagonal().sub_(1)", "pass"),
-    (O + "tiled.py", "column.start == own.start + row.start", "column.start == row.start"),
-    (O + "tiled.py", "to_scale += (texts[own] * to_text).sum() / scale", "pass"),
-    (O + "tiled.py", "weight = gradient / (2 * len(image))", "weight = gradient / len(image)"),
+    (OBJECTIVES + "clip.py", "scale * text.local @ image.all.T", "scale * text.all @ image.local.T"),
     (
-        O + "tiled.py",
+        OBJECTIVES + "clip.py",
+        "features[name], gather_with_grad=self.gather_with_grad",
+        "features[name], gather_with_grad=True",
+    ),
+    (OBJECTIVES + "clip.py", "model.logit_scale.exp())", "model.logit_scale)"),
+    (OBJECTIVES + "simclr.py", ".argmax(dim=-1) == view.places", ".argmax(dim=-1) == 0"),
+    (OBJECTIVES + "simclr.py", 'to_same = to_same.scatter(1, view.places[:, None], float("-inf"))', "pass"),
+    (OBJECTIVES + "simclr.py", "torch.cat([to_other, to_same], dim=1)", "torch.cat([to_same, to_other], dim=1)"),
+    (OBJECTIVES + "simclr.py", "return (loss1 + loss2) / 2, accuracy", "return loss1, accuracy"),
+    (OBJECTIVES + "simclr.py", "gather_with_grad=True) for name", "gather_with_grad=False) for name"),
+    (OBJECTIVES + "slip.py", "clip + self.ssl_scale * ssl", "clip + ssl"),
+    (OBJECTIVES + "slip.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
+    (
+        OBJECTIVES + "slip.py",
+        "model.image_tower.width, self.head_hidden",
+        "model.image_projection.shape[1], self.head_hidden",
+    ),
+    (OBJECTIVES + "slip.py", '"image": model.project_image(image)', '"image": model.project_image(aug1)'),
+    (OBJECTIVES + "similarity.py", "rank() * len(x) + torch.arange", "torch.arange"),
+    (OBJECTIVES + "similarity.py", "x if x.dtype == torch.float64 else x.float()", "x"),
+    (OBJECTIVES + "heads.py", "y = (x - mean) * rsqrt(variance + self.eps)", "y = (x - mean) * rsqrt(variance)"),
+    (OBJECTIVES + "heads.py", "update_running(self, mean.detach(), variance.detach(), count)", "pass"),
+    (OBJECTIVES + "tiles.py", "passed = highest > peak", "passed = highest >= peak"),
+    (OBJECTIVES + "tiles.py", "self.total.mul_(torch.exp(self.peak - peak))", "pass"),
+    (OBJECTIVES + "tiles.py", "gradient.diagonal().sub_(1)", "pass"),
+    (OBJECTIVES + "tiled.py", "column.start == own.start + row.start", "column.start == row.start"),
+    (OBJECTIVES + "tiled.py", "to_scale += (texts[own] * to_text).sum() / scale", "pass"),
+    (OBJECTIVES + "tiled.py", "weight = gradient / (2 * len(image))", "weight = gradient / len(image)"),
+    (
+        OBJECTIVES + "tiled.py",
         "if column != row:\n                softmax.add(column, tile.T, paired)",
         "softmax.add(column, tile.T, paired)",
     ),
-    (O + "objective.py", "float32", "bfloat16"),
+    (OBJECTIVES + "objective.py", "float32", "bfloat16"),
 ]
 MODELS = [
     (M + "dual_encoder.py", "std=image_tower.width**-0.5", "std=0.02"),
@@ -251,7 +261,7 @@ DATA = [
     (
         D + "index/scan.py",
         'duplicate key, of which the first was used", name)',
-        'duplicate key, of which the first was used", name)\n                members[suffix] = (start // BLOCK, length)',
+        'duplicate key, of which the first was used", name); members[suffix] = (start // BLOCK, length)',
     ),
     (D + "index/build.py", "captions!r} {where} {size} {mtime_ns}", "captions!r} {where} {size}"),
     (D + "index/build.py", "samples if samples.digest == entry.digest else None", "samples"),
