@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from peers import (
     webdataset_samples,
     webdataset_with_ours,
 )
-from rates import Rates, Row, Work, show, write_json
+from rates import Rates, Row, Work, show
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_pil_image
 
@@ -325,18 +325,15 @@ def main() -> None:
             [len(data) for data in encoded] for encoded in zip(*[pair[:2] for pair in pairs], strict=True)
         )
         print(f"{size.pairs} pictures of {np.mean(originals) / 1000:.0f} kB and {np.mean(small) / 1000:.0f} kB")
-        rows = show(
-            chain(
-                measure_loading(folder, pairs, size),
-                measure_workers(folder, size),
-                measure_overhead(folder, size),
-                measure_parts(pairs, size),
-                measure_index(folder, pairs, size),
-                measure_tokenizer(size),
-            )
+        show(
+            measure_loading(folder, pairs, size),
+            measure_workers(folder, size),
+            measure_overhead(folder, size),
+            measure_parts(pairs, size),
+            measure_index(folder, pairs, size),
+            measure_tokenizer(size),
+            file=options.json,
         )
-    if options.json:
-        write_json(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 from material import write_small_shard
-from rates import Row, show, write_json
+from rates import Row, show
 
 from openslip.data.captions.policy import UniformCaption
 from openslip.data.index import build as index_build
@@ -54,12 +55,10 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1500, help=f"of {SAMPLES_PER_SHARD} samples each")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = show(measure(Path(folder), options.shards))
-    if options.json:
-        write_json(options.json, rows)
+        show(measure(Path(folder), options.shards), file=options.json)
 
 
-def measure(folder: Path, num_shards: int) -> list[Row]:
+def measure(folder: Path, num_shards: int) -> Iterator[Row]:
     write_small_shard(folder / "first", b"x", SAMPLES_PER_SHARD)
     shards = []
     for number in range(num_shards):
@@ -82,7 +81,9 @@ def measure(folder: Path, num_shards: int) -> list[Row]:
     base = memory_of(os.getpid())
     start = time.perf_counter()
     index = open_it()
-    opened = time.perf_counter() - start
+    yield Row("open", 1000 * (time.perf_counter() - start), "ms")
+    yield Row("samples in the index", len(index), "samples")
+    yield Row("its files", sum(path.stat().st_size for path in index.folder.iterdir()) / 1e6, "MB")
     order = Order(
         collections=(Collection(index.parts, 1.0),), global_batch_size=GLOBAL_BATCH_SIZE, seed=0, shuffle_window=16
     )
@@ -92,6 +93,7 @@ def measure(folder: Path, num_shards: int) -> list[Row]:
         start = time.perf_counter()
         order.global_batch(number, step)
         seeks.append(time.perf_counter() - start)
+    yield Row("find a step of an epoch, slowest of 20", 1000 * max(seeks), "ms")
 
     context = multiprocessing.get_context("fork")
     ready, stop = context.Queue(), context.Event()
@@ -105,14 +107,7 @@ def measure(folder: Path, num_shards: int) -> list[Row]:
     stop.set()
     for worker in workers:
         worker.join()
-    size = sum(path.stat().st_size for path in index.folder.iterdir())
-    return [
-        Row("samples in the index", len(index), "samples"),
-        Row("its files", size / 1e6, "MB"),
-        Row("open", 1000 * opened, "ms"),
-        Row("find a step of an epoch, slowest of 20", 1000 * max(seeks), "ms"),
-        Row(f"memory of this process and {WORKERS} workers", together / 1e6, "MB"),
-    ]
+    yield Row(f"memory of this process and {WORKERS} workers", together / 1e6, "MB")
 
 
 if __name__ == "__main__":

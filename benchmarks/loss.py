@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
-from rates import Rates, Row, cpu_seconds, show, write_json
+from rates import Rates, Row, cpu_seconds, show
 from torch import Tensor
 
 from openslip.objectives import clip, simclr, tiles
@@ -122,21 +122,18 @@ def large(case: Case) -> Iterator[Row]:
     yield Row(f"{case}, tiles, memory", measured.megabytes, "MB", "1 GB, how often it fits", ratio, 1.0)
 
 
-def rows() -> Iterator[Row]:
-    yield from beside_others(Case("InfoNCE", 8192, 512), ["plain", "open_clip"], {"open_clip": 1.2}, rounds=3)
-    yield from beside_others(Case("NT-Xent", 8192, 256), ["plain"], {}, rounds=2)
-    yield from large(Case("InfoNCE", 32768, 512))
-    yield from large(Case("NT-Xent", 16384, 256))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shown = show(rows())
-    if options.json:
-        write_json(options.json, shown)
+    show(
+        beside_others(Case("InfoNCE", 8192, 512), ["plain", "open_clip"], {"open_clip": 1.2}, rounds=3),
+        beside_others(Case("NT-Xent", 8192, 256), ["plain"], {}, rounds=2),
+        large(Case("InfoNCE", 32768, 512)),
+        large(Case("NT-Xent", 16384, 256)),
+        file=options.json,
+    )
 
 
 if __name__ == "__main__":

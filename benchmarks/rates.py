@@ -4,6 +4,7 @@ import json
 import resource
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -63,23 +64,47 @@ def cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def show(rows: Iterable[Row]) -> list[Row]:
-    """Prints each row when it is there; a bar that is not reached gets a mark."""
+def show(*parts: Iterable[Row], file: Path | None = None) -> None:
+    """Print each row as soon as it is measured, and keep it in a file; a bar that is not reached gets a mark.
+
+    A part that fails is named and ends alone: the rows before it are kept and the other parts still run.
+
+    Args:
+        parts: independent measurements.
+        file: JSON, a list of objects with name, value, unit, baseline and ratio; None writes none.
+
+    Raises:
+        SystemExit: with 1, at the end, where a part failed.
+    """
     print(f"{'':56}{'':12}{'':16}{'ratio':>7}{'bar':>9}")
-    shown = []
-    for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        reached = row.bar is None or (row.value if row.ratio is None else row.ratio) >= row.bar
-        bar = "" if row.bar is None else f"{row.bar:g}{'' if reached else ' !'}"
-        against = "" if row.baseline is None else f"   x {row.baseline}"
-        value = f"{row.value:11.1f}" if row.value >= 10 else f"{row.value:11.3f}"
-        print(f"{row.name:56}{value} {row.unit:16}{ratio:>7}{bar:>9}{against}", flush=True)
-        shown.append(row)
-    return shown
+    shown: list[Row] = []
+    failures: list[str] = []
+    for part in parts:
+        try:
+            for row in part:
+                print(line(row), flush=True)
+                shown.append(row)
+                if file is not None:
+                    write_json(file, shown)
+        except Exception as error:
+            traceback.print_exc()
+            failures.append(f"{getattr(part, '__name__', 'a part')}: {type(error).__name__}: {error}")
+    if failures:
+        print("\n".join(("failed:", *failures)), flush=True)
+        raise SystemExit(1)
+
+
+def line(row: Row) -> str:
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    reached = row.bar is None or (row.value if row.ratio is None else row.ratio) >= row.bar
+    bar = "" if row.bar is None else f"{row.bar:g}{'' if reached else ' !'}"
+    against = "" if row.baseline is None else f"   x {row.baseline}"
+    value = f"{row.value:11.1f}" if row.value >= 10 else f"{row.value:11.3f}"
+    return f"{row.name:56}{value} {row.unit:16}{ratio:>7}{bar:>9}{against}"
 
 
 def write_json(file: Path, rows: list[Row]) -> None:
-    """A list of objects with name, value, unit, baseline and ratio."""
+    """Write rows whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     content = [{key: value for key, value in row._asdict().items() if key != "bar"} for row in rows]
     temporary = file.with_suffix(".tmp")

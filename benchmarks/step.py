@@ -13,7 +13,6 @@ What training adds to our step for safety, above all the norm of the gradient, i
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import open_clip
 import torch
 from open_clip.loss import ClipLoss
 from published_step import PublishedModel
-from rates import Rates, Row, Work, show, write_json
+from rates import Rates, Row, Work, show
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -251,9 +250,7 @@ def main() -> None:
     setting = parser.parse_args(namespace=Setting())
     torch.set_num_threads(1)
     print(f"{setting.device}, {setting.precision}, batch {setting.batch_size}, {setting.rounds} rounds")
-    rows = show(chain.from_iterable(measure(setting, name) for name in setting.models))
-    if setting.json:
-        write_json(setting.json, rows)
+    show(*(measure(setting, name) for name in setting.models), file=setting.json)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from faults import FAULTS
@@ -33,7 +35,7 @@ COPIED = (
 )
 TIERS = ("unit", "parity", "integration")
 FARTHEST = 2  # imports between a test and the changed file
-SECONDS = 600  # for the tests of one fault
+SECONDS = 900  # for the tests of one fault
 CONFIGS_ARE_READ_BY = "openslip.config.compose"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "timm", "pytorch_lightning", "hydra", "webdataset", "pytest", "PIL.Image"])
@@ -123,8 +125,23 @@ def module_name(path: Path) -> str:
 
 def plant(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> str:
     """The test that sees a fault, or an empty string."""
-    path, old, new = fault
+    path = fault[0]
     module = module_name(ROOT / path) if path.startswith("src/") else CONFIGS_ARE_READ_BY
+    unsound: tuple[str, ...] = ()
+    while seen_by := first_failure(tuple(graph.get(module, [])), unsound, fault):
+        if passes_without_a_fault(seen_by):
+            return seen_by
+        unsound = (*unsound, seen_by)
+    return ""
+
+
+@cache
+def passes_without_a_fault(test: str) -> bool:
+    return not first_failure((test,), (), None)
+
+
+def first_failure(tests: tuple[str, ...], without: tuple[str, ...], fault: tuple[str, str, str] | None) -> str:
+    """The first test that fails in a copy of the project, or an empty string."""
     with tempfile.TemporaryDirectory(prefix="openslip-mutant-") as folder:
         copy = Path(folder)
         for name in COPIED:
@@ -132,21 +149,30 @@ def plant(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> str:
                 shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / name, copy / name)
-        (copy / path).write_text((copy / path).read_text().replace(old, new))
-        process = _context.Process(target=run_tests, args=(folder, graph.get(module, [])))
+        if fault is not None:
+            path, old, new = fault
+            (copy / path).write_text((copy / path).read_text().replace(old, new))
+        process = _context.Process(target=run_tests, args=(folder, tests, without))
         process.start()
         process.join(SECONDS)
         if process.is_alive():
-            os.killpg(process.pid or 0, 9)
+            os.killpg(process.pid or 0, signal.SIGKILL)
             process.join()
-            return f"stuck for {SECONDS} s"
+            print(f"stopped after {SECONDS} s, which counts as unseen: {fault}", flush=True)
+            return ""
         seen_by = copy / "seen_by"
         if seen_by.exists():
             return seen_by.read_text()
-        return "" if process.exitcode in (0, 5) else f"tests ended with {process.exitcode}"
+        if process.exitcode:
+            raise RuntimeError(f"{fault}: tests ended with {process.exitcode} and no failure\n{tail(copy)}")
+        return ""
 
 
-def run_tests(folder: str, tests: list[str]) -> None:
+def tail(copy: Path) -> str:
+    return "\n".join((copy / "log").read_text(errors="replace").splitlines()[-5:])
+
+
+def run_tests(folder: str, tests: tuple[str, ...], without: tuple[str, ...]) -> None:
     """Run tests in a copy until one fails; its name is left in the file `seen_by`."""
     os.setpgrp()
     os.chdir(folder)
@@ -160,17 +186,9 @@ def run_tests(folder: str, tests: list[str]) -> None:
         def pytest_exception_interact(self, node: pytest.Item | pytest.Collector) -> None:
             Path(folder, "seen_by").write_text(node.nodeid)
 
-    options = [
-        "-x",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow and not slurm",
-        f"--basetemp={folder}/tmp",
-    ]
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow and not slurm"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={folder}/tmp"]  # plugins are preloaded
+    options += [f"--deselect={test}" for test in without]
     code = int(pytest.main([*options, *tests], plugins=[Watch()])) if tests else 0
     sys.stdout.flush()
     os._exit(code)  # whatever threads a broken test has left
