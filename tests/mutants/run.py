@@ -79,7 +79,11 @@ def tests_by_module() -> dict[str, list[str]]:
                 distances[module].setdefault(test, distance)
             layer = {name for module in layer for reference in imports[module] for name in existing(reference, imports)}
     return {
-        module: [test.partition(" ")[2] for test in sorted(near, key=lambda test: (near[test], test))]
+        # Among tests as near, those that import little are about this file and not about all that uses it.
+        module: [
+            test.partition(" ")[2]
+            for test in sorted(near, key=lambda test: (near[test], "integration" in test, len(tests[test])))
+        ]
         for module, near in distances.items()
     }
 
