@@ -208,7 +208,8 @@ def gradient_beside_a_gather() -> Tensor:
     """Of `y` in the sum of (gather(x) + 3 y)^2, where both terms are given one and the same gradient tensor."""
     x = torch.ones(1, 2, requires_grad=True)
     y = torch.zeros(dist.get_world_size(), 2, requires_grad=True)
-    (gather(x, with_grad=True) + 3 * y).square().sum().backward()
+    beside = 3 * y  # made before the gather, so that its backward pass comes after the gather's
+    (gather(x, with_grad=True) + beside).square().sum().backward()
     assert y.grad is not None
     return y.grad
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 from openslip.errors import UserError
 from openslip.report import write_report
+from openslip.report.charts import _moving_average, chart
+from openslip.report.run_files import Series
 
 COLUMNS = ["step", "samples_seen", "train/loss", "train/clip_acc", "speed/samples_per_second"]
 EVIL = '<script>alert("&")</script>'
@@ -163,6 +165,58 @@ def test_two_evaluations_share_no_ids(tmp_path: Path):
     page = Page(write_report(folder))
     assert "Evaluation other" in page.text
     assert len(set(page.ids)) == len(page.ids)
+
+
+def test_figures_of_a_run_that_goes_up_and_down(tmp_path: Path):
+    evaluated = ("eval/mine/top1", "eval/mine/chance")
+    losses = {1: 5.0, 2: 9.0, 3: 1.5}
+    speeds = {1: 10, 2: 20, 3: 30}
+    rows: list[list[object]] = [
+        [step, step * 64, losses.get(step, 2.5), 50 - step % 7, speeds.get(step, 400), "", ""] for step in range(1, 101)
+    ]
+    rows += [[step, "", "", "", "", top1, 20] for step, top1 in ((20, 30), (60, 70), (100, 50))]
+    write_metrics(tmp_path, rows, evaluated)
+    page = Page(write_report(tmp_path))
+    assert "50.0 %2.5 times chance (20.0 %); best 70.0 % while training" in page.text
+    assert "2.55 at the start" in page.text
+    assert "400median over the run" in page.text
+    assert "1006,400 samples seen" in page.text
+    assert 'aria-label="Loss: loss ends at 2.5"' in page.source
+    assert 'aria-label="Accuracy: top-1 ends at 50"' in page.source
+
+
+def test_a_curve_is_drawn_to_its_end_and_its_average_is_centred():
+    y = np.zeros(5000)
+    y[2000] = 1.0
+    average = _moving_average(y, 201)
+    expected = np.array([y[max(0, i - 100) : i + 101].mean() for i in range(5000)])
+    np.testing.assert_allclose(average, expected, atol=1e-12)
+    drawing = chart("Loss", {"loss": Series(np.arange(5000.0), y)}, "step", "")
+    ticks = [float(text) for text in re.findall(r">(\d+)</text>", drawing)]
+    assert max(ticks) >= 4000  # the first 800 points alone would end the axis at 800
+
+
+def test_confusions_of_uneven_classes_equal_a_loop(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    labels, predictions = np.array([0, 0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 1, 0, 0])
+    arrays = {"labels": labels, "predictions": predictions, "classnames": np.array(["ant", "bee", "cat", "dog"])}
+    save(
+        tmp_path,
+        "uneven",
+        **arrays,
+        attribute_names=np.array(["size"]),
+        attribute_values=np.array([["small", "small", "large", "large"]]),
+    )
+    page = Page(write_report(tmp_path))
+    # right: 0, 0, 1, 1 are small for small, and so is one of a bee's; the cat is taken for an ant, an ant for a cat.
+    assert "size 75.0 % right, chance 50.0 %" in page.text
+    assert 'title="small taken for large: 1 of 7"' in page.source
+    assert 'title="large taken for small: 1 of 1"' in page.source
+    assert page.text.index("antbee2 of 5") < page.text.index("antcat1 of 5")  # the most frequent first
+    assert "beeant1 of 2" in page.text
+    assert "catant1 of 1" in page.text
+    save(tmp_path, "uneven", **arrays)
+    assert "class 37.5 % right, chance 25.0 %" in Page(write_report(tmp_path)).text
 
 
 def test_confusion_counts_equal_a_loop(tmp_path: Path):

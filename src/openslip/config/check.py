@@ -80,7 +80,7 @@ def check_root_values(config: dict[str, Any]) -> None:
     Raises:
         UserError: names the key, its value and what was expected.
     """
-    for key in ("trainer", "optim", "callbacks", "towers", "watchdog", "plan"):
+    for key in ("trainer", "optim", "callbacks", "init_from", "towers", "watchdog", "plan"):
         if not isinstance(config[key], dict):
             raise UserError(f"{key}={config[key]}: expected settings, each by its own key; see configs/train.yaml")
     count, colour = "a whole number of at least 1", "three numbers, for red, green and blue"
@@ -104,12 +104,12 @@ def check_root_values(config: dict[str, Any]) -> None:
         "optim.ema_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
         "optim.clip_norm": (_or_null(_up_to(math.inf)), "a number between 0 and inf, or null"),
     }
+    checkpoint = (_or_null(lambda x: isinstance(x, str)), "a run's folder or a checkpoint file, or null")
+    checks["init_from.checkpoint"] = checkpoint
+    checks["init_from.resize"] = (lambda x: isinstance(x, bool), "true or false")
     for kind in config["towers"]:
         tower = f"towers.{kind}"
-        checks[f"{tower}.weights"] = (
-            lambda x: x is None or isinstance(x, str),
-            "a run's folder or a checkpoint file, or null",
-        )
+        checks[f"{tower}.weights"] = checkpoint
         for key in ("locked", "gradient_checkpointing", "compile"):
             checks[f"{tower}.{key}"] = (lambda x: isinstance(x, bool), "true or false")
     checks["towers.image.patch_dropout"] = (
