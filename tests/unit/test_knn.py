@@ -69,3 +69,9 @@ def test_an_impossible_k_is_refused(k: int):
 def test_a_training_picture_without_label_is_named():
     with pytest.raises(UserError, match="'picture2' has no label"):
         knn(Pictures(6, labels=[0, 1, None, 0, 1, 0]), Pictures(3)).run(bundle(image_encoder()))
+
+
+def test_chance_counts_the_classes_there_are_and_not_their_numbers():
+    labels = [5 * (index % 2) for index in range(20)]
+    figures = knn(Pictures(20, labels=labels), Pictures(10, labels=labels[:10])).run(bundle(image_encoder()))
+    assert figures["chance"] == 50

@@ -1,0 +1,173 @@
+"""Small parts of a step, each by itself: the clamp, the streak of skipped steps, saves, the EMA's buffers."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from small_models import small_model
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from openslip.errors import NonFiniteError
+from openslip.models.class_token import LastBlock
+from openslip.objectives.clip import CLIP
+from openslip.training.callbacks import resume, save
+from openslip.training.callbacks.finite import Finite, refuse_non_finite
+from openslip.training.callbacks.resume import Resume, random_state
+from openslip.training.callbacks.save import Save
+from openslip.training.logging.csv_logger import CsvLogger
+from openslip.training.pretrainer import Pretrainer
+
+
+def like(kind: type, **attributes: Any) -> Any:
+    """Something that passes for an object of a class and has these attributes."""
+    stand_in = MagicMock(spec=kind)
+    for name, value in attributes.items():
+        setattr(stand_in, name, value)
+    return stand_in
+
+
+@pytest.mark.parametrize("method", ["clip", "slip"])
+@pytest.mark.parametrize(("before", "after"), [(-0.5, 0.0), (0.5, 0.5), (3.0, 3.0), (4.7, 4.6052), (9.0, 4.6052)])
+def test_the_logit_scale_is_clamped_after_a_step(method: str, before: float, after: float):
+    model, objective = small_model(method)
+    objective.max_logit_scale = 4.6052
+    with torch.no_grad():
+        model.get_parameter("logit_scale").fill_(before)
+    objective.after_step(model)
+    assert model.get_parameter("logit_scale").item() == pytest.approx(after)
+
+
+def test_the_clamp_is_clips_own_where_nothing_else_is_said():
+    model, _ = small_model("clip")
+    with torch.no_grad():
+        model.get_parameter("logit_scale").fill_(5.0)
+    CLIP(gather_with_grad=True, max_logit_scale=2.0).after_step(model)  # pyright: ignore[reportArgumentType]
+    assert model.get_parameter("logit_scale").item() == 2.0
+
+
+def run_finite(finite: Finite, bad: list[bool], step: int = 0) -> None:
+    """The hooks around steps of which some are skipped."""
+    module = like(
+        Pretrainer,
+        device=torch.device("cpu"),
+        step=step,
+        terms={},
+        objective=SimpleNamespace(skipped=torch.tensor(False)),
+        buffers=lambda: iter(()),
+    )
+    trainer = like(pl.Trainer, precision_plugin=None)
+    finite.on_train_start(trainer, module)
+    for is_bad in bad:
+        finite.on_train_batch_start(trainer, module, None, 0)
+        module.objective.skipped = torch.tensor(is_bad)
+        module.step += 1
+        finite.on_train_batch_end(trainer, module, None, None, 0)
+    finite.on_train_end(trainer, module)
+
+
+def test_a_streak_of_skipped_steps_ends_with_a_good_one():
+    finite = Finite(stop_after=3)
+    run_finite(finite, 5 * [True, True, False])
+    assert (int(finite.skipped), int(finite.in_a_row)) == (10, 0)
+    with pytest.raises(NonFiniteError, match="3 steps in a row"):
+        run_finite(Finite(stop_after=3), [False, True, True, True])
+
+
+def test_a_streak_goes_on_after_a_resume():
+    before = Finite(stop_after=3)
+    run_finite(before, [False, True, True])
+    after = Finite(stop_after=3)
+    after.load_state_dict(before.state_dict())
+    assert int(after.in_a_row) == 2
+    with pytest.raises(NonFiniteError, match="3 steps in a row, up to step 4"):
+        run_finite(after, [True], step=3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "last", "expected"),
+    [(1000, 1000, 7, [7]), (3, 1000, 7, [3, 6, 7]), (1000, 1, 7, [4, 7]), (1000, 2, 16, [8, 16])],
+)
+def test_a_checkpoint_is_saved_at_intervals_and_after_the_last_step(
+    monkeypatch: pytest.MonkeyPatch, steps: int, epochs: int, last: int, expected: list[int]
+):
+    found: list[int] = []
+    monkeypatch.setattr(save, "save", lambda trainer, module: found.append(module.step))
+    callback = Save(every_n_steps=steps, every_n_epochs=epochs)
+    for step in range(1, last + 1):
+        module = like(Pretrainer, step=step, max_steps=last, data=SimpleNamespace(steps_per_epoch=4))
+        callback.on_train_batch_end(like(pl.Trainer), module, None, None, 0)
+    assert found == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_never_saved(monkeypatch: pytest.MonkeyPatch, value: float):
+    weights = {"a": torch.ones(3), "count": torch.tensor(3), "b": torch.tensor([1.0, value])}
+    with pytest.raises(NonFiniteError, match=r"b and 0 more are not finite at step 5: nothing is saved"):
+        refuse_non_finite(weights, 5)
+    saved: list[object] = []
+    trainer = like(pl.Trainer, default_root_dir="run", save_checkpoint=saved.append)
+    module = like(Pretrainer, step=5, state_dict=lambda: weights)
+    with pytest.raises(NonFiniteError):
+        save.save(trainer, module)
+    assert saved == []
+    refuse_non_finite({"a": torch.ones(3), "count": torch.tensor(3)}, 5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_gets_its_own_random_state_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int):
+    states = []
+    for seed in (11, 12):
+        torch.manual_seed(seed)
+        states.append(random_state())
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(11 + rank))
+    monkeypatch.setattr(resume, "rank", lambda: rank)
+    callback = Resume(resumes=True, rows=CsvLogger(tmp_path / "metrics.csv"))
+    callback.load_state_dict({"random": states})
+    module = like(Pretrainer, step=4, data=SimpleNamespace(consumed=4))
+    trainer = like(pl.Trainer, global_step=4)
+    callback.on_train_start(trainer, module)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_ranks_of_a_new_run_draw_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = []
+    for rank in range(3):
+        torch.manual_seed(5)
+        monkeypatch.setattr(resume, "rank", lambda rank=rank: rank)
+        module = like(Pretrainer, step=0, data=SimpleNamespace(consumed=0))
+        trainer = like(pl.Trainer, global_step=0)
+        Resume(resumes=False, rows=CsvLogger(tmp_path / "metrics.csv")).on_train_start(trainer, module)
+        drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_the_average_copies_statistics_and_moves_weights_unless_the_step_was_skipped(skipped: bool):
+    model, averaged = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    with torch.no_grad():
+        model.weight.fill_(5.0)
+        model.running_mean.fill_(3.0)  # pyright: ignore[reportOptionalMemberAccess]
+        model.num_batches_tracked.fill_(7)  # pyright: ignore[reportOptionalMemberAccess]
+    pretrainer: Any = SimpleNamespace(
+        ema_decay=0.75, model=model, objective=SimpleNamespace(skipped=torch.tensor(skipped))
+    )
+    Pretrainer.average(pretrainer, averaged)
+    assert averaged.weight.tolist() == ([1.0, 1.0] if skipped else [2.0, 2.0])  # 0.75 x 1 + 0.25 x 5
+    assert torch.equal(averaged.get_buffer("running_mean"), model.get_buffer("running_mean"))
+    assert int(averaged.get_buffer("num_batches_tracked")) == 7
+
+
+def test_the_class_tokens_last_block_drops_paths_as_the_whole_block():
+    torch.manual_seed(0)
+    block = Block(8, 2, qkv_bias=True, drop_path=0.5, init_values=0.3).train()
+    x = torch.randn(64, 5, 8)
+    torch.manual_seed(1)
+    whole = block(x)[:, :1]
+    torch.manual_seed(1)
+    torch.testing.assert_close(LastBlock()(block, x), whole)
+    assert int((whole == x[:, :1]).all(dim=2).sum()) > 5  # some samples lost both paths
