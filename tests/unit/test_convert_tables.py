@@ -93,6 +93,7 @@ def test_quotation_marks_in_a_tsv_are_text(root: Path, layout: str):
         (["0.jpg,x", "1.jpg,x", '2.jpg,"big" dog'], 4),
         (["0.jpg,x", '1.jpg,"a \\"word\\" here"'], 3),
         (["0.jpg,x", '1.jpg,"a thing', '2.jpg,a nail of 5"', "3.jpg,x"], 3),
+        (["0.jpg,x", '1.JPG,"a thing', '2.jpg,another"', "3.jpg,x"], 3),
         (['"0.jpg,x', "1.jpg,x"], 2),
     ],
 )
@@ -187,7 +188,8 @@ def test_an_unknown_encoding_is_named(root: Path, layout: str, encoding: str):
 
 def test_parquet_takes_neither_encoding_nor_separator(root: Path):
     (root / "t.parquet").write_bytes(b"PAR1")
-    for options in ({"encoding": "latin-1"}, {"separator": ";"}):
+    given: list[dict[str, Any]] = [{"encoding": "latin-1"}, {"separator": ";"}]
+    for options in given:
         with pytest.raises(UserError, match="needs neither --separator nor --encoding"):
             run("table", root, root / "out", **options)
 
@@ -236,3 +238,19 @@ def test_members_of_img2dataset_hold_lists_marks_and_other_encodings(root: Path)
     assert json.loads(found["byte"]["json"]) == {"author": "Andr\N{REPLACEMENT CHARACTER}"}
     source = ShardSource(shards=str(root / "out"), require="caption")
     assert [source[place].captions for place in range(4)] == [("y", "café"), ("z",), ("one", "two"), ("a cat",)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_annotations_hold_lists_and_a_byte_order_mark(root: Path, encoding: str):
+    coco = {"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [{"image_id": 1, "caption": ["one", "two"]}]}
+    assert convert(root, "captions_x.json", json.dumps(coco).encode(encoding), "coco_json") == {"0": ["one", "two"]}
+    (root / "images/cats").mkdir(parents=True)
+    (root / "images/cats/a.jpg").write_bytes(jpeg(1))
+    red = json.dumps([{"image_id": "a", "subreddit": "cats", "caption": ["one", "two"]}]).encode(encoding)
+    (root / "red.json").write_bytes(red)
+    run("redcaps_json", root, root / "red", metadata=Path("red.json"))
+    assert captions_of(root / "red") == {"cats/a": ["one", "two"]}
+
+
+def test_annotations_that_are_not_utf8_are_told(root: Path):
+    assert "is not UTF-8 (byte 12)" in refused(root, "captions_x.json", b'{"images": "\xe9"}', "coco_json")

@@ -16,7 +16,7 @@ UNDECODED = re.compile("[\udc80-\udcff]")  # what Python's error handler surroga
 
 def text_of(data: bytes, encoding: str = "utf-8") -> str:
     """The text without its byte-order mark; `is_damaged` tells where bytes were in no such encoding."""
-    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
+    mark = next(mark for mark in MARKS if data.startswith(mark)) if data.startswith(tuple(MARKS)) else b""
     try:
         text = data[len(mark) :].decode(MARKS.get(mark, encoding), "surrogateescape")
     except UnicodeDecodeError:  # the handler knows encodings of single bytes alone

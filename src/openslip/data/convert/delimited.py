@@ -73,9 +73,9 @@ class Delimited:
 
     def holds_rows(self, cells: list[str], place: int) -> bool:
         """Whether a line inside a cell is itself a row: as many cells, and a file name of the same kind."""
-        kind = os.path.splitext(cells[place])[1]
+        kind = os.path.splitext(cells[place])[1].lower()
         inner = [line.split(self.separator) for cell in cells for line in cell.splitlines()[1:]]
-        return any(len(row) == len(cells) and kind == os.path.splitext(row[place])[1] != "" for row in inner)
+        return any(len(row) == len(cells) and kind == os.path.splitext(row[place])[1].lower() != "" for row in inner)
 
     def open_quotation(self, line: int) -> str:
         return (
