@@ -68,6 +68,22 @@ def test_a_table_becomes_shards_that_are_indexed_and_checked(
     assert sheet.stat().st_size > 1000
 
 
+def test_separator_and_encoding_are_options_and_bad_rows_are_listed(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    content = "image;caption\n0.jpg;café, crème\n1.jpg;one\n2.jpg;two\n".encode("latin-1")
+    (table / "captions.csv").write_bytes(content)
+    arguments = ["data", "convert", "table", str(table), str(tmp_path / "out"), "--workers", "1"]
+    assert run(arguments) == 1
+    assert "is its separator ';'? --separator ';'" in capsys.readouterr().err
+    assert run([*arguments, "--separator", ";"]) == 0
+    assert "left out: 1 x caption that is not UTF-8 (--encoding names another): " in capsys.readouterr().out
+    assert '"row 0"' in (tmp_path / "out" / "left_out.jsonl").read_text()
+    arguments[4] = str(tmp_path / "other")
+    assert run([*arguments, "--separator", ";", "--encoding", "latin-1"]) == 0
+    assert capsys.readouterr().out == f"3 samples in 1 shards: {arguments[4]}\n"
+
+
 def test_a_config_names_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "cc3m").mkdir()
     write_pairs(tmp_path / "cc3m" / "0.tar", 3)

@@ -35,7 +35,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     for number in range(3):
         (root / f"{number}.jpg").write_bytes(jpeg(number, 1_200, 900))
-    rows = [f"{n % 3 if n % 10 else 'missing'}.jpg,image {n}" for n in range(NUM_IMAGES)]
+    for number in range(3, NUM_IMAGES):
+        os.link(root / f"{number % 3}.jpg", root / f"{number}.jpg")
+    # A third of the images have a second row, far behind; every tenth is missing.
+    rows = [f"{n if n % 10 else f'missing{n}'}.jpg,image {n}" for n in range(NUM_IMAGES)]
+    rows += [f"./{n if n % 10 else f'missing{n}'}.jpg,another of {n}" for n in range(0, NUM_IMAGES, 3)]
     (root / "table.csv").write_text("\n".join(["image,caption", *rows]))
     return root
 
@@ -139,10 +143,11 @@ def test_other_options_or_another_source_are_refused_with_both(root: Path, undis
 
 
 def test_a_source_that_has_changed_is_refused(tmp_path: Path):
-    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    for number in (1, 2):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
     table = tmp_path / "table.csv"
     for rows, why in ((["1.jpg,other"], "has changed since this shard"), ([], "no sample"), (["1.jpg,one"], "more")):
-        table.write_text("\n".join(["image,caption", *["1.jpg,one", "1.jpg,two"]]))
+        table.write_text("\n".join(["image,caption", *["1.jpg,one", "2.jpg,two"]]))
         out = tmp_path / why
         run("table", tmp_path, out, samples_per_shard=1)
         table.write_text("\n".join(["image,caption", *rows]))
@@ -164,7 +169,8 @@ def test_a_wrong_folder_is_told_after_the_first_shard_and_can_be_mended(root: Pa
     with pytest.raises(UserError, match=r"none of the first 16 records could be used \(16 x missing image\)"):
         run("table", root, out, samples_per_shard=16, metadata=table, images=images)
     assert shards(out) == []
-    (images / "0.jpg").write_bytes(jpeg(0))
+    for number in range(0, NUM_IMAGES, 3):
+        (images / f"{number}.jpg").write_bytes(jpeg(0))
     with pytest.raises(UserError, match="all is written, but 168 of 240 records were left out"):
         run("table", root, out, samples_per_shard=240, metadata=table, images=images)
     assert len(samples_of(out)) == 72

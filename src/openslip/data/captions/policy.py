@@ -5,9 +5,12 @@ returns texts. Its `repr` is part of the index's identity, so policies are froze
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from openslip.data.captions.decoding import is_damaged, text_of
 
 CaptionPolicy = Callable[[str, dict[str, Any]], Iterable[Any]]
 
@@ -17,8 +20,7 @@ class UniformCaption:
     """All there are: the txt, then `captions` and `caption` of the json."""
 
     def __call__(self, txt: str, fields: dict[str, Any], /) -> list[Any]:
-        listed = fields.get("captions")
-        return [txt, *(listed if isinstance(listed, list) else [listed]), fields.get("caption")]
+        return merged([txt], listed(fields.get("captions")), listed(fields.get("caption")))
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class FirstCaption:
     """The first of those that is not empty."""
 
     def __call__(self, txt: str, fields: dict[str, Any], /) -> list[Any]:
-        return [*usable(UniformCaption()(txt, fields))[:1]]
+        texts = UniformCaption()(txt, fields)
+        return sorted(texts, key=is_damaged)[:1]
 
 
 @dataclass(frozen=True)
@@ -43,23 +46,56 @@ class CaptionFields:
         object.__setattr__(self, "fields", tuple(fields))
 
     def __call__(self, txt: str, fields: dict[str, Any], /) -> list[Any]:
-        found = []
-        for name in self.fields:
-            value = fields.get(name)
-            found += value if isinstance(value, list) else [value]
-        return found
+        return [text for name in self.fields for text in listed(fields.get(name))]
 
 
-def usable(texts: Iterable[Any]) -> tuple[str, ...]:
-    """Stripped, without repetitions and without what is empty or no text: an empty choice is thus drawn again."""
-    return tuple(dict.fromkeys(text for text in (t.strip() for t in texts if isinstance(t, str)) if text))
+@dataclass(frozen=True)
+class KeepEqual:
+    """Another policy's captions with their repetitions, which `read_captions` drops otherwise."""
+
+    policy: CaptionPolicy
+
+    def __call__(self, txt: str, fields: dict[str, Any], /) -> Iterable[Any]:
+        return self.policy(txt, fields)
 
 
-def read_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[str, ...]:
-    """The captions in a sample's members.
+def listed(value: Any) -> list[Any]:
+    """The value of a field that holds a text or a list of texts."""
+    return value if isinstance(value, list) else [value]
+
+
+def merged(*groups: Iterable[Any]) -> list[str]:
+    """The usable texts of all groups; one that several groups hold counts as often as in the group with most of it."""
+    texts: list[str] = []
+    for group in map(usable, groups):
+        counted = Counter(texts)
+        for text in group:
+            counted[text] -= 1
+            if counted[text] < 0:
+                texts.append(text)
+    return texts
+
+
+def usable(texts: Iterable[Any]) -> list[str]:
+    """Stripped, without what is empty or no text: an empty choice is thus drawn again."""
+    return [text for text in (t.strip() for t in texts if isinstance(t, str)) if text]
+
+
+def written_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> list[str]:
+    """The captions in a sample's members, those that cannot be decoded included.
 
     Raises:
         ValueError: not JSON.
     """
-    content = json.loads(fields.decode("utf-8", "replace")) if fields else {}
-    return usable(policy(txt.decode("utf-8", "replace"), content if isinstance(content, dict) else {}))
+    content = json.loads(text_of(fields)) if fields else {}
+    texts = usable(policy(text_of(txt), content if isinstance(content, dict) else {}))
+    return texts if isinstance(policy, KeepEqual) else [*dict.fromkeys(texts)]
+
+
+def read_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[str, ...]:
+    """The captions in a sample's members; one in an unknown encoding is none.
+
+    Raises:
+        ValueError: not JSON.
+    """
+    return tuple(text for text in written_captions(policy, txt, fields) if not is_damaged(text))

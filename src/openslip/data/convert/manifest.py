@@ -10,7 +10,7 @@ from typing import Any
 from openslip.durable import write_text
 from openslip.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -38,5 +38,7 @@ def images_folder(root: Path, images: Path | None, *names: str) -> Path:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}), as JSON has to be: save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): download it again") from error

@@ -6,7 +6,8 @@ an earlier version began could not be resumed.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,32 @@ class LeftOut:
 
     key: str
     reason: str
+
+
+def not_decoded(encoding: str | None) -> str:
+    """The reason to leave out a caption that is not in a file's encoding."""
+    return f"caption that is not {encoding or 'UTF-8'} (--encoding names another)"
+
+
+def one_per_image(read: Callable[[], Iterator[Record | LeftOut]]) -> Iterator[Record | LeftOut]:
+    """The records that `read` gives, those of one image joined to one in the place of the first, captions in order.
+
+    It reads several times, so that of most images only a hash is kept.
+    """
+    images, repeated = set[int](), set[int]()
+    for record in read():
+        if isinstance(record, Record):
+            image = hash(record.picture)
+            (repeated if image in images else images).add(image)
+    captions = defaultdict[Picture, list[str]](list)
+    for record in read() if repeated else ():
+        if isinstance(record, Record) and hash(record.picture) in repeated:
+            captions[record.picture] += record.captions
+    for record in read():
+        if isinstance(record, LeftOut) or hash(record.picture) not in repeated:
+            yield record
+        elif record.picture in captions:
+            yield replace(record, captions=tuple(captions.pop(record.picture)))
 
 
 def record_in(

@@ -77,7 +77,7 @@ def members(record: Record | LeftOut, task: Task) -> dict[str, Any]:
         fields |= named
         captions = [text for text in named.values() if text]
     else:
-        captions = list(dict.fromkeys(filter(None, map(clean, record.captions))))
+        captions = list(filter(None, map(clean, record.captions)))  # equal ones too: a source drops or keeps them
         if len(captions) == 1:
             sample["txt"] = captions[0].encode()
         elif captions:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openslip.data.captions.policy import CaptionPolicy, read_captions
-from openslip.data.index.tar import BLOCK, Problems, map_shard, walk
+from openslip.data.captions.decoding import is_damaged, text_of
+from openslip.data.captions.policy import CaptionPolicy, read_captions, written_captions
+from openslip.data.index.tar import BLOCK, Problems, map_shard, plain_name, walk
 from openslip.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -83,15 +84,19 @@ def used_texts(
     txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
     text, content = read(data, txt), read(data, fields)
     try:
-        found = read_captions(captions, text, content)
+        written = written_captions(captions, text, content)
     except (ValueError, RecursionError):
         problems.add("json that cannot be read, so only txt was used", key)
         content, fields = b"", NOTHING
-        found = read_captions(captions, text, b"")
+        written = written_captions(captions, text, b"")
+    found = tuple(caption for caption in written if not is_damaged(caption))
+    if len(found) < len(written):
+        problems.add("caption that is not UTF-8, which is not used", key)
     if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
-        problems.add("caption that is not UTF-8, used with its bad bytes replaced", key)
+        problems.add("caption with U+FFFD, the mark of bytes lost earlier", key)
     if not found:
-        problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
+        if not written:
+            problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
         return NOTHING, NOTHING, ()
     if fields[1] and read_captions(captions, text, b"") == found:
         fields = NOTHING
@@ -102,8 +107,8 @@ def used_texts(
 
 def label_of(key: str, members: dict[str, Extent], data: mmap.mmap, problems: Problems) -> int:
     if "cls" in members:
-        digits = read(data, members["cls"]).strip()
-        if digits.isdigit() and len(digits) < 10:
+        digits = text_of(read(data, members["cls"])).strip()
+        if digits.isascii() and digits.isdigit() and len(digits) < 10:
             return int(digits)
         problems.add("cls that holds no class number such as 0", key)
     return -1
@@ -122,16 +127,17 @@ def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str
     groups: dict[str, dict[str, Extent]] = {}
     for raw, start, length in walk(shard, data, problems):
         try:
-            name = raw.decode().removeprefix("./")
+            name = plain_name(raw.decode())
         except UnicodeDecodeError:
             problems.add("bad name (not UTF-8)", repr(raw))
+            continue
+        if name is None:
+            problems.add("bad name (leads out of its folder)", raw.decode())
             continue
         folder, slash, file = name.rpartition("/")
         stem, _, suffix = file.partition(".")
         suffix = suffix.lower()
-        if name.startswith("/") or (".." in name and ".." in name.split("/")):
-            problems.add("bad name (leads out of its folder)", name)
-        elif not stem:
+        if not stem:
             continue  # hidden files, such as macOS's ._name
         elif suffix in KNOWN_SUFFIXES and length > MAX_MEMBER:
             problems.add("member of 4 GiB or more", name)

@@ -16,6 +16,7 @@ import numpy as np
 from openslip.errors import UserError
 
 BLOCK = 512  # every header and every member starts at a multiple of this
+SPARSE = "sparse file, which is not read (write the tar file again without -S)"
 
 
 @dataclass
@@ -40,6 +41,14 @@ def printable(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
+def plain_name(name: str) -> str | None:
+    """A member's name as tar unpacks it: without `.`, empty parts and a slash at its start; None if `..` is in it."""
+    if name.startswith((".", "/")) or "/." in name or "//" in name:
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        return None if ".." in parts else "/".join(parts)
+    return name
+
+
 def map_shard(file: Path | int, shard: str) -> mmap.mmap:
     """The content of a path or descriptor, which is closed; `shard` is what errors call it."""
     with open(file, "rb") as stream:
@@ -57,7 +66,7 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
     headers: list[bytes] = []
     offsets: list[int] = []
     size, offset = len(data), 0
-    long_name, long_size = None, None
+    long_name, long_size, is_sparse = None, None, False
 
     def refuse(reason: str) -> NoReturn:
         verify(shard, headers, offsets)  # an earlier header may be what led here
@@ -80,22 +89,30 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
         is_regular = kind in b"07\0"
         if is_regular and long_size is not None:
             length = long_size
+        if kind == b"S" and header[482]:  # GNU: the map of a file of more than four pieces goes on in further blocks
+            while data[start + 504 : start + 505] not in (b"", b"\0"):
+                start += BLOCK
+            start += BLOCK
         if start + length > size:
             refuse(f"is cut off: its member at offset {offset} ends {start + length - size} bytes after the file")
-        if is_regular:
+        if kind == b"S" or (is_regular and is_sparse):
+            name = name_of(header) if long_name is None else long_name
+            problems.add(SPARSE, name.decode("utf-8", "replace"))
+        elif is_regular:
             members.append((name_of(header) if long_name is None else long_name, start, length))
         elif kind == b"L":  # GNU: the next member's long name
             long_name = data[start : start + length].rstrip(b"\0")
         elif kind == b"x":  # pax: attributes of the next member
             attributes = pax(data[start : start + length])
-            long_name = attributes.get(b"path", long_name)
+            long_name = attributes.get(b"GNU.sparse.name") or attributes.get(b"path", long_name)
+            is_sparse = any(key.startswith(b"GNU.sparse.") for key in attributes)
             long_size = int(attributes[b"size"]) if is_number(attributes.get(b"size", b"")) else None
         elif kind not in b"5gK":  # folder, pax defaults, GNU's long link name
-            problems.add("link, device or sparse file", f"{name_of(header)!r}")
+            problems.add("link or device", f"{name_of(header)!r}")
             if kind in b"12":
                 length = 0
         if kind not in b"LxK":
-            long_name = long_size = None
+            long_name, long_size, is_sparse = None, None, False
         offset = start + -(-length // BLOCK) * BLOCK
     verify(shard, headers, offsets)
     if data[offset:].strip(b"\0"):

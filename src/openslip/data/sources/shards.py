@@ -12,7 +12,7 @@ from braceexpand import braceexpand
 from rich.console import Console
 from rich.progress import Progress
 
-from openslip.data.captions.policy import CaptionPolicy, UniformCaption, read_captions
+from openslip.data.captions.policy import CaptionPolicy, KeepEqual, UniformCaption, read_captions
 from openslip.data.index.build import open_index
 from openslip.data.index.index import Shard
 from openslip.data.index.tar import BLOCK
@@ -32,6 +32,7 @@ class ShardSource(Source):
         shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
         require: what a sample must have to count: `caption`, `label`, or null for the image alone.
         captions: what counts as a caption.
+        equal_captions: of one image: `keep` all, as retrieval counts them, or `drop` (or null) repetitions.
         expected_samples: of the published dataset.
         cache: local copies of remote shards.
     """
@@ -42,12 +43,15 @@ class ShardSource(Source):
         shards: str | list[str],
         require: Literal["caption", "label"] | None,
         captions: CaptionPolicy = ALL_CAPTIONS,
+        equal_captions: Literal["keep", "drop"] | None = None,
         expected_samples: int | None = None,
         cache: ShardCache | None = None,
     ) -> None:
         if require not in (None, "caption", "label"):
             raise UserError(f"data.source.require={require}: expected caption, label or null")
-        self.captions = captions
+        if equal_captions not in (None, "keep", "drop"):
+            raise UserError(f"data.source.equal_captions={equal_captions}: expected drop or keep")
+        self.captions = captions = KeepEqual(captions) if equal_captions == "keep" else captions
         self.expected_samples = expected_samples
         self.cache = cache
         self.files: dict[int, _File] = {}

@@ -5,6 +5,7 @@ README), or (path, caption) or (path, captions).
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from numpy.lib import format as npy
 
 from openslip.data.convert import metadata as files
 from openslip.data.convert import restricted_pickle
-from openslip.data.convert.record import LeftOut, Record, record_in
+from openslip.data.convert.record import LeftOut, Record, one_per_image, record_in
 from openslip.errors import UserError
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of the file.
+    """Records in the order of the file, those of one image joined.
 
     Args:
         root: the dataset's folder.
@@ -26,8 +27,11 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
         images: the folder that paths in it start from; by default ROOT.
     """
     path = files.find(root, metadata, "*.npy")
-    folder = files.images_folder(root, images)
-    for place, entry in enumerate(read(path)):
+    yield from one_per_image(partial(of_entries, read(path), files.images_folder(root, images)))
+
+
+def of_entries(entries: list[Any], folder: Path) -> Iterator[Record | LeftOut]:
+    for place, entry in enumerate(entries):
         match entry:
             case (
                 {"image_name": str() | int() as name, "captions": captions}

@@ -6,42 +6,63 @@ of an image) in that folder itself, counted from 0, with or without leading zero
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from openslip.data.captions.decoding import is_damaged
 from openslip.data.convert import metadata as files
-from openslip.data.convert.record import LeftOut, PictureFile, Record, below
+from openslip.data.convert.delimited import checked_encoding, open_text
+from openslip.data.convert.record import LeftOut, PictureFile, Record, below, not_decoded, one_per_image
 from openslip.data.sources.image_folder import SUFFIXES
 
 
-def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of the rows; the address goes to KEY.json.
+def records(
+    root: Path, *, metadata: Path | None = None, images: Path | None = None, encoding: str | None = None
+) -> Iterator[Record | LeftOut]:
+    """Records in the order of the rows, those of one image in a third column joined; the address goes to KEY.json.
 
     Args:
         root: the dataset's folder.
         metadata: the file; by default the only .tsv in ROOT.
         images: folder of the images; by default ROOT/images, or ROOT.
+        encoding: such as latin-1; by default that of the file's byte-order mark, else UTF-8.
     """
     path = files.find(root, metadata, "*.tsv")
     folder = files.images_folder(root, images, "images")
-    patterns = name_patterns(folder)
-    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        for number, row in enumerate(file):
+    rows = partial(read_rows, path, checked_encoding(encoding))
+    read = partial(of_rows, rows, folder, not_decoded(encoding))
+    yield from one_per_image(read) if any(len(cells) > 2 for cells in rows()) else read()
+
+
+def read_rows(path: Path, encoding: str | None) -> Iterator[list[str]]:
+    """The cells of every line; a quotation mark is text like any other, and a line break alone ends a row."""
+    with open_text(path, encoding, newline="\n") as file:
+        for row in file:
             cells = [cell.strip() for cell in row.split("\t")]
-            if len(cells) < 2 or not any(map(is_address, cells[:2])):
-                yield LeftOut(str(number), "row that is no caption and address")
-                continue
-            address, caption = sorted(cells[:2], key=is_address, reverse=True)
-            if len(cells) > 2 and cells[2]:
-                image = below(folder, cells[2])
-            else:
-                names = [f"{folder}/{number:0{width}}{suffix}" for width, suffix in patterns]
-                image = names[0] if len(names) == 1 else next(filter(os.path.exists, names), "")
-            if image:
-                yield Record(f"{number:09}", PictureFile(image), (caption,), fields={"url": address})
-            else:
-                reason = "path that leads out of the dataset's folder" if image is None else "missing image"
-                yield LeftOut(str(number), reason)
+            yield cells if any(cells[2:]) else cells[:2]
+
+
+def of_rows(rows: Callable[[], Iterator[list[str]]], folder: Path, undecoded: str) -> Iterator[Record | LeftOut]:
+    patterns = name_patterns(folder)
+    for number, cells in enumerate(rows()):
+        if not 2 <= len(cells) <= 3 or not any(map(is_address, cells[:2])):
+            yield LeftOut(str(number), "row that is no caption and address")
+            continue
+        address, caption = sorted(cells[:2], key=is_address, reverse=True)
+        if is_damaged(caption):
+            yield LeftOut(f"row {number}", undecoded)
+            continue
+        if len(cells) > 2:
+            image = below(folder, cells[2])
+        else:
+            names = [f"{folder}/{number:0{width}}{suffix}" for width, suffix in patterns]
+            image = names[0] if len(names) == 1 else next(filter(os.path.exists, names), "")
+        if image:
+            yield Record(f"{number:09}", PictureFile(image), (caption,), fields={"url": address})
+        else:
+            reason = "path that leads out of the dataset's folder" if image is None else "missing image"
+            yield LeftOut(str(number), reason)
 
 
 def is_address(cell: str) -> bool:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from openslip.data.captions.policy import listed
 from openslip.data.convert import metadata as files
 from openslip.data.convert.record import LeftOut, Record, record_in
 from openslip.errors import UserError
@@ -26,8 +27,9 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
     folder = files.images_folder(root, images, path.stem.removeprefix("captions_"), "images")
     captions = defaultdict[str, list[str]](list)
     for annotation in annotations:
-        if isinstance(annotation, dict) and isinstance(annotation.get("caption"), str):
-            captions[str(annotation.get("image_id"))].append(annotation["caption"])
+        texts = listed(annotation.get("caption")) if isinstance(annotation, dict) else []
+        if texts := [text for text in texts if isinstance(text, str)]:
+            captions[str(annotation.get("image_id"))] += texts
     for entry in entries:
         match entry:
             case {"file_name": str() as name}:

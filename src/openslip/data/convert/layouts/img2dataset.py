@@ -5,26 +5,35 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record
+from openslip.data.captions.decoding import is_damaged, text_of
+from openslip.data.captions.policy import listed, merged
+from openslip.data.convert.delimited import checked_encoding
+from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record, not_decoded
 from openslip.data.index.scan import IMAGE_SUFFIXES
-from openslip.data.index.tar import Problems, map_shard, walk
+from openslip.data.index.tar import SPARSE, Problems, map_shard, plain_name, walk
 from openslip.errors import UserError
 
 TEXTS = ("txt", "json", "cls")
 
 
-def records(root: Path) -> Iterator[Record | LeftOut]:
-    """Records in the order of names, with a sample's txt and json, and its cls, if other tools have added one."""
+def records(root: Path, *, encoding: str | None = None) -> Iterator[Record | LeftOut]:
+    """Records in the order of names, with a sample's txt and json, and its cls, if other tools have added one.
+
+    Args:
+        root: img2dataset's output_folder.
+        encoding: of .txt files without a byte-order mark, such as latin-1; by default UTF-8.
+    """
+    checked_encoding(encoding)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected img2dataset's output_folder")
     parts = sorted(path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
     if not parts:
         raise UserError(f"{root} holds no folders and no .tar files, as img2dataset's output does")
     for part in parts:
-        yield from of_folder(part) if part.is_dir() else of_tar(part)
+        yield from of_folder(part, encoding) if part.is_dir() else of_tar(part, encoding)
 
 
-def of_folder(folder: Path) -> Iterator[Record | LeftOut]:
+def of_folder(folder: Path, encoding: str | None) -> Iterator[Record | LeftOut]:
     groups = defaultdict[str, dict[str, Path]](dict)
     for path in sorted(folder.iterdir()):
         suffix = path.suffix[1:].lower()
@@ -32,34 +41,51 @@ def of_folder(folder: Path) -> Iterator[Record | LeftOut]:
             groups[path.stem][suffix] = path
     for key, members in groups.items():
         pictures = [PictureFile(str(members[suffix])) for suffix in IMAGE_SUFFIXES if suffix in members]
-        yield sample(key, pictures, {suffix: members[suffix].read_bytes() for suffix in TEXTS if suffix in members})
+        texts = {suffix: members[suffix].read_bytes() for suffix in TEXTS if suffix in members}
+        yield from sample(key, pictures, texts, encoding)
 
 
-def of_tar(path: Path) -> Iterator[Record | LeftOut]:
+def of_tar(path: Path, encoding: str | None) -> Iterator[Record | LeftOut]:
     with map_shard(path, str(path)) as data:
         groups = defaultdict[str, dict[str, slice]](dict)
-        for raw, start, size in walk(str(path), data, Problems()):
-            folder, slash, name = raw.decode("utf-8", "replace").removeprefix("./").rpartition("/")
+        problems = Problems()
+        for raw, start, size in walk(str(path), data, problems):
+            full = plain_name(raw.decode("utf-8", "replace"))
+            if full is None:
+                yield LeftOut(repr(raw), "bad name (leads out of its folder)")
+                continue
+            folder, slash, name = full.rpartition("/")
             stem, _, suffix = name.partition(".")
             if stem and suffix.lower() in (*IMAGE_SUFFIXES, *TEXTS):
                 groups[folder + slash + stem].setdefault(suffix.lower(), slice(start, start + size))
+        for _ in range(problems.counts[SPARSE]):
+            yield LeftOut(f"{path.name}:{problems.first[SPARSE]}", SPARSE)
         for key, members in groups.items():
             places = [members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members]
             pictures = [PictureSlice(str(path), place.start, place.stop - place.start) for place in places]
-            yield sample(key, pictures, {suffix: data[members[suffix]] for suffix in TEXTS if suffix in members})
+            texts = {suffix: data[members[suffix]] for suffix in TEXTS if suffix in members}
+            yield from sample(key, pictures, texts, encoding)
 
 
-def sample(key: str, pictures: Sequence[Picture], texts: dict[str, bytes]) -> Record | LeftOut:
+def sample(
+    key: str, pictures: Sequence[Picture], texts: dict[str, bytes], encoding: str | None
+) -> Iterator[Record | LeftOut]:
     if not pictures:
-        return LeftOut(key, "missing image")
+        yield LeftOut(key, "missing image")
+        return
     try:
-        fields = json.loads(texts.get("json", b"{}"))
-        label = int(texts["cls"]) if "cls" in texts else None
+        fields = json.loads(text_of(texts.get("json", b"{}")))
+        label = int(text_of(texts["cls"])) if "cls" in texts else None
     except (ValueError, RecursionError):
         fields, label = None, None
     if not isinstance(fields, dict):
-        return LeftOut(key, "json or cls that cannot be read")
-    captions = [texts["txt"].decode("utf-8", "replace") if "txt" in texts else fields.get("caption")]
-    if isinstance(more := fields.get("captions"), list):
-        captions += more
-    return Record(key, pictures[0], tuple(text for text in captions if isinstance(text, str)), label, fields)
+        yield LeftOut(key, "json or cls that cannot be read")
+        return
+    first = [text_of(texts["txt"], encoding or "utf-8")] if "txt" in texts else listed(fields.get("caption"))
+    written = merged(first, listed(fields.get("captions")))
+    captions = tuple(text for text in written if not is_damaged(text))
+    if len(captions) < len(written):
+        yield LeftOut(f"a caption of {key}" if captions else key, not_decoded(encoding))
+        fields = {name: value for name, value in fields.items() if name not in ("caption", "captions")}
+    if captions or not written:
+        yield Record(key, pictures[0], captions, label, fields)

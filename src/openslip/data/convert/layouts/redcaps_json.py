@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from openslip.data.captions.policy import listed
 from openslip.data.convert import metadata as files
 from openslip.data.convert.record import LeftOut, Record, record_in
 from openslip.errors import UserError
@@ -28,8 +29,8 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
         for annotation in annotations:
             match annotation:
                 case {"image_id": str() | int() as image_id, "subreddit": str() as subreddit}:
-                    key, caption = f"{subreddit}/{image_id}", annotation.get("caption")
-                    captions = (caption,) if isinstance(caption, str) else ()
+                    key, texts = f"{subreddit}/{image_id}", listed(annotation.get("caption"))
+                    captions = tuple(text for text in texts if isinstance(text, str))
                     fields = {name: value for name, value in annotation.items() if name != "caption"}
                     yield record_in(folder, f"{key}.jpg", key, captions, fields)
                 case _:
