@@ -120,6 +120,18 @@ def test_predict_prints_labels_by_probability(checkpoint: str, picture: str, cap
     assert sum(percents) == pytest.approx(100, abs=0.2)
 
 
+def test_predict_sees_a_transparent_drawing_on_white_unless_told_otherwise(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = [str(tmp_path / name) for name in ("drawing.png", "white.png", "black.png")]
+    for file, colour in zip(files, ((0, 0, 0, 0), (255, 255, 255, 255), (0, 0, 0, 255)), strict=True):
+        Image.new("RGBA", (20, 20), colour).save(file)
+    for options, same in (([], 1), (["--transparency", "ignore"], 2)):
+        assert run(["predict", *files, "--checkpoint", checkpoint, "--labels", "a,b", "--json", *options]) == 0
+        drawing, *plain = [entry["labels"] for entry in json.loads(capsys.readouterr().out)]
+        assert drawing == plain[same - 1] != plain[2 - same]
+
+
 def test_labels_of_a_file_and_json_say_the_same(
     checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -116,7 +116,12 @@ def fit(config: dict[str, Any], run: Run) -> None:
         schedule=schedule,
         architecture=config["model"],
         tokenizer=parts.tokenizer,
-        transform=EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"]),
+        transform=EvalTransform(
+            size=config["image_size"],
+            mean=config["mean"],
+            std=config["std"],
+            **{name: config["data"]["decoder"].get(name) for name in ("transparency", "exif")},  # images as in training
+        ),
     )
 
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
