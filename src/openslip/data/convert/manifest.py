@@ -11,6 +11,7 @@ from openslip.durable import write_text
 from openslip.errors import UserError
 
 FORMAT = 1
+EARLIER = {"transparency": "ignore"}  # what manifests that do not say so were made with
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read(path: Path, keys: Collection[str]) -> Manifest:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
-        made_of = {key: content[key] for key in keys}
+        made_of = {key: (EARLIER | content)[key] for key in keys}
         return Manifest(made_of, [Entry(**entry) for entry in content["shards"]], content["left_out_bytes"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no manifest of this version ({error!r}): convert into a new folder") from error
