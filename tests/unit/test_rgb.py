@@ -220,7 +220,7 @@ def test_unknown_settings_are_named(name: str, value: str):
 
 
 def test_settings_come_back_from_a_checkpoint():
-    settings = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
+    settings: dict[str, Any] = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
     for more in ({}, {"transparency": "ignore"}, {"transparency": "ignore", "exif": "apply"}):
         transform = EvalTransform(**settings, **more)
         assert transform.settings() == settings | more

@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> None:
     bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
     results, lines = {}, []
     for name, evaluation in build_evaluations(config["evaluation"]).items():
+        sys.stdout.writelines(f"{name}: {line}\n" for line in evaluation.problems())
         results[name] = evaluation.run(bundle)
         lines.append(evaluation.headline(results[name]))
 

@@ -94,6 +94,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         if data.order.dropped:
             say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
     evaluations = build_evaluations(config["evaluation"])
+    if is_main_process():
+        say(*(f"{name}: {line}" for name, evaluation in evaluations.items() for line in evaluation.problems()))
 
     optim = config["optim"]
     schedule = planned_schedule(config, data.steps_per_epoch)

@@ -9,7 +9,8 @@ from functools import lru_cache
 from PIL import ExifTags, Image
 
 from openslip.data.convert.record import Picture, PictureFile, PictureSlice
-from openslip.data.image.decode import FORMATS, MAX_PIXELS
+from openslip.data.image.decode import MAX_PIXELS
+from openslip.data.image.formats import FORMATS
 from openslip.data.image.rgb import ToRgb, orientation
 from openslip.errors import UserError
 
@@ -65,7 +66,7 @@ def convert_image(data: bytes, resize: int | None, transparency: str | None = No
         transparency: of images that become JPEGs, as in `ToRgb`.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS])
         if image.width * image.height > MAX_PIXELS:
             raise UnusableError(f"more than {MAX_PIXELS:,} pixels")
         short = min(image.size)

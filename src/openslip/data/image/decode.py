@@ -10,12 +10,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from openslip.data.image.formats import FORMATS
 from openslip.data.image.rgb import ToRgb
 from openslip.errors import UserError
 
 MAX_PIXELS = 50_000_000
-# Named, because Pillow's full list holds decoders that start other programs (EPS) or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 AS_USUAL = ToRgb()
 MAY_BE_TURNED = (b"Exif", b"http://ns.adobe.com/xap/")  # where a JPEG's orientation can be written
@@ -101,7 +100,7 @@ def open_image(source: bytes | str | Path, name: str, to_rgb: ToRgb = AS_USUAL) 
     try:
         # Bytes in any case: of a file with several frames Pillow would keep the descriptor.
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS])
         if image.width * image.height <= MAX_PIXELS:
             image.load()
             return to_rgb(image)

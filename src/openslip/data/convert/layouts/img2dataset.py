@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record
-from openslip.data.index.scan import IMAGE_SUFFIXES
+from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.data.index.tar import Problems, map_shard, walk
+from openslip.data.listing import is_hidden, visible_files
 from openslip.errors import UserError
 
 TEXTS = ("txt", "json", "cls")
@@ -17,7 +18,8 @@ def records(root: Path) -> Iterator[Record | LeftOut]:
     """Records in the order of names, with a sample's txt and json, and its cls, if other tools have added one."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected img2dataset's output_folder")
-    parts = sorted(path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
+    parts = [path for path in sorted(root.iterdir()) if path.is_dir() or path.suffix == ".tar"]
+    parts = [path for path in parts if not is_hidden(path.name)]
     if not parts:
         raise UserError(f"{root} holds no folders and no .tar files, as img2dataset's output does")
     for part in parts:
@@ -26,7 +28,7 @@ def records(root: Path) -> Iterator[Record | LeftOut]:
 
 def of_folder(folder: Path) -> Iterator[Record | LeftOut]:
     groups = defaultdict[str, dict[str, Path]](dict)
-    for path in sorted(folder.iterdir()):
+    for path in visible_files(folder):
         suffix = path.suffix[1:].lower()
         if suffix in (*IMAGE_SUFFIXES, *TEXTS):
             groups[path.stem][suffix] = path
@@ -41,6 +43,8 @@ def of_tar(path: Path) -> Iterator[Record | LeftOut]:
         for raw, start, size in walk(str(path), data, Problems()):
             folder, slash, name = raw.decode("utf-8", "replace").removeprefix("./").rpartition("/")
             stem, _, suffix = name.partition(".")
+            if any(map(is_hidden, folder.split("/"))):
+                continue
             if stem and suffix.lower() in (*IMAGE_SUFFIXES, *TEXTS):
                 groups[folder + slash + stem].setdefault(suffix.lower(), slice(start, start + size))
         for key, members in groups.items():
