@@ -192,3 +192,25 @@ def test_a_traceback_comes_with_debug_only(capsys: pytest.CaptureFixture[str]):
     assert "Traceback" not in capsys.readouterr().err
     assert run([*words, "debug=true"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_eval_says_what_it_skips_and_how_it_reads_images(
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("ant", "bee"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        Image.open(picture).save(tmp_path / "classes" / name / "a.tif")
+    (tmp_path / "classes" / "bee" / "notes.txt").touch()
+    words = [
+        "eval",
+        f"checkpoint={checkpoint}",
+        "evaluation=folder",
+        f"evaluation.folder.source.root={tmp_path}/classes",
+    ]
+    words += ["evaluation.folder.num_workers=0", f"output={tmp_path}/result.json", "device=cpu"]
+    assert run([*words, "transparency=black"]) == 1
+    assert "transparency=black: expected white or ignore" in capsys.readouterr().err
+    assert run([*words, "transparency=ignore", "exif=apply"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("folder: 1 x file that is no image (.txt), such as bee/notes.txt\n") == 1
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"]["folder"]["num_samples"] == 2

@@ -118,12 +118,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         schedule=schedule,
         architecture=config["model"],
         tokenizer=parts.tokenizer,
-        transform=EvalTransform(
-            size=config["image_size"],
-            mean=config["mean"],
-            std=config["std"],
-            **{name: config["data"]["decoder"].get(name) for name in ("transparency", "exif")},  # images as in training
-        ),
+        transform=transform_of(config),
     )
 
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
@@ -209,6 +204,18 @@ def chosen(choices: dict[str, str]) -> str:
     if choices["experiment"] != "None":
         return choices["experiment"].replace("/", "-")
     return f"{choices['model']}-{choices['data']}"
+
+
+def transform_of(config: dict[str, Any]) -> EvalTransform:
+    """The transform of evaluations; transparent and turned images become what they are in training."""
+    decoder = config["data"].get("decoder", {})
+    return EvalTransform(
+        size=config["image_size"],
+        mean=config["mean"],
+        std=config["std"],
+        transparency=decoder.get("transparency"),
+        exif=decoder.get("exif"),
+    )
 
 
 def say(*lines: str) -> None:

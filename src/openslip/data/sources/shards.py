@@ -27,7 +27,7 @@ ALL_CAPTIONS = UniformCaption()
 
 
 class ShardSource(Source):
-    """Members `KEY.jpg|jpeg|png|webp`, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
+    """Members `KEY.jpg` or another image's suffix, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
 
     Args:
         shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
@@ -80,7 +80,7 @@ class ShardSource(Source):
                 "caption": f"an image and, under the same KEY, KEY.txt or KEY.json with what {captions!r} takes for "
                 "captions; without any, only simclr can be trained (data.source.require=null)",
                 "label": "an image and its class number in KEY.cls, under the same KEY",
-                None: "an image KEY.jpg, .jpeg, .png or .webp",
+                None: "an image KEY.jpg, or with another suffix of an image",
             }[require]
             raise UserError(
                 f"shard {expanded[0].name}: no usable sample here or after ({problems}); each needs {wanted}"
