@@ -187,6 +187,8 @@ def test_exif_orientation_is_ignored_as_published_or_applied(value: int, picture
         applied: Any = decoder(exif="apply").decode(data, "x")
         assert np.array_equal(np.asarray(applied), upright)
         assert decoder(exif="apply").size(applied) == (upright.shape[1], upright.shape[0])
+    again = ToRgb(exif="apply")(open_image(data, "x", ToRgb(exif="apply")))
+    assert np.array_equal(np.asarray(again), upright)  # and not turned twice
     transform = EvalTransform(size=24, mean=[0.5] * 3, std=[0.5] * 3, exif="apply")
     pixels = EvalTransform(size=24, mean=[0.5] * 3, std=[0.5] * 3)(Image.fromarray(upright))
     assert transform.read(data, "x").equal(pixels)
