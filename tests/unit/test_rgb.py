@@ -213,7 +213,7 @@ def test_a_tiffs_own_orientation_is_applied_once():
 
 @pytest.mark.parametrize(("name", "value"), [("transparency", "black"), ("exif", "upright")])
 def test_unknown_settings_are_named(name: str, value: str):
-    settings: dict[str, Any] = {name: value}
+    settings: Any = {name: value}
     for built in (PillowDecoder, TurboDecoder):
         with pytest.raises(UserError, match=rf"^{name}={value}: expected .* or "):
             built(**settings)
