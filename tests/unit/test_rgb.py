@@ -223,7 +223,8 @@ def test_unknown_settings_are_named(name: str, value: str):
 
 def test_settings_come_back_from_a_checkpoint():
     settings: dict[str, Any] = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
-    for more in ({}, {"transparency": "ignore"}, {"transparency": "ignore", "exif": "apply"}):
+    choices: list[dict[str, Any]] = [{}, {"transparency": "ignore"}, {"transparency": "ignore", "exif": "apply"}]
+    for more in choices:
         transform = EvalTransform(**settings, **more)
         assert transform.settings() == settings | more
         assert EvalTransform(**transform.settings()).to_rgb == transform.to_rgb
