@@ -20,6 +20,7 @@ def run(
     *,
     samples_per_shard: int = 3,
     resize: int | None = None,
+    transparency: str = "white",
     workers: int = 1,
     on_shard: Callable[[Entry, Totals], None] = lambda entry, totals: None,
     **options: Any,
@@ -31,6 +32,7 @@ def run(
         options=options,
         samples_per_shard=samples_per_shard,
         resize=resize,
+        transparency=transparency,
         workers=workers,
         on_shard=on_shard,
     )

@@ -268,11 +268,14 @@ SOURCES = {
 
 
 def data(name: str) -> Settings:
-    """Built-in: the decoder whose crops are within one of 255 levels of Pillow's, and the shuffled window."""
+    """Built-in: the decoder whose crops are within one of 255 levels of Pillow's, and the shuffled window.
+
+    Transparent images lie on white; EXIF orientation is ignored as published.
+    """
     return {
         "_target_": "openslip.data.datamodule.DataModule",
         "source": SOURCES[name],
-        "decoder": {"_target_": "openslip.data.image.decode.TurboDecoder"},
+        "decoder": {"_target_": "openslip.data.image.decode.TurboDecoder", "transparency": None, "exif": None},
         "shuffle_window": 16,
         "bad_sample_budget": 0.001,
     }

@@ -213,3 +213,20 @@ def test_a_file_in_no_known_format_is_told_its_keys(tmp_path: Path):
     torch.save({"weights": {}, "epoch": 3}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"in none of the known formats \(openslip, slip\); its keys: weights, epoch"):
         openslip.load(tmp_path / "other.pt")
+
+
+def test_a_bundle_reads_transparency_and_exif_as_it_says(tmp_path: Path):
+    """Paths, bytes and PIL images alike."""
+    drawing = Image.new("RGBA", (20, 20))
+    drawing.save(tmp_path / "a.png")
+    images = [tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), drawing, drawing.convert("LA")]
+    bundle = small_bundle()
+    plain = bundle.encode_image([Image.new("RGB", (20, 20), colour) for colour in ("white", "black")])
+    assert not torch.allclose(plain[0], plain[1])
+    for transparency, expected in ((None, plain[0]), ("white", plain[0]), ("ignore", plain[1])):
+        for feature in bundle.reading(transparency=transparency).encode_image(images):
+            assert torch.allclose(feature, expected)
+    with pytest.raises(UserError, match="transparency=black: expected white or ignore"):
+        bundle.reading(transparency="black")
+    with pytest.raises(UserError, match=r"^image: floating-point pixels"):
+        bundle.encode_image([Image.new("F", (20, 20))])

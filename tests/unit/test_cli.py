@@ -120,6 +120,18 @@ def test_predict_prints_labels_by_probability(checkpoint: str, picture: str, cap
     assert sum(percents) == pytest.approx(100, abs=0.2)
 
 
+def test_predict_sees_a_transparent_drawing_on_white_unless_told_otherwise(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = [str(tmp_path / name) for name in ("drawing.png", "white.png", "black.png")]
+    for file, colour in zip(files, ((0, 0, 0, 0), (255, 255, 255, 255), (0, 0, 0, 255)), strict=True):
+        Image.new("RGBA", (20, 20), colour).save(file)
+    for options, same in (([], 1), (["--transparency", "ignore"], 2)):
+        assert run(["predict", *files, "--checkpoint", checkpoint, "--labels", "a,b", "--json", *options]) == 0
+        drawing, *plain = [entry["labels"] for entry in json.loads(capsys.readouterr().out)]
+        assert drawing == plain[same - 1] != plain[2 - same]
+
+
 def test_labels_of_a_file_and_json_say_the_same(
     checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -180,3 +192,25 @@ def test_a_traceback_comes_with_debug_only(capsys: pytest.CaptureFixture[str]):
     assert "Traceback" not in capsys.readouterr().err
     assert run([*words, "debug=true"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_eval_says_what_it_skips_and_how_it_reads_images(
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("ant", "bee"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        Image.open(picture).save(tmp_path / "classes" / name / "a.tif")
+    (tmp_path / "classes" / "bee" / "notes.txt").touch()
+    words = [
+        "eval",
+        f"checkpoint={checkpoint}",
+        "evaluation=folder",
+        f"evaluation.folder.source.root={tmp_path}/classes",
+    ]
+    words += ["evaluation.folder.num_workers=0", f"output={tmp_path}/result.json", "device=cpu"]
+    assert run([*words, "transparency=black"]) == 1
+    assert "transparency=black: expected white or ignore" in capsys.readouterr().err
+    assert run([*words, "transparency=ignore", "exif=apply"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("folder: 1 x file that is no image (.txt), such as bee/notes.txt\n") == 1
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"]["folder"]["num_samples"] == 2

@@ -58,7 +58,7 @@ def test_the_fingerprint_changes_with_sources_and_weights(sources: dict[str, Sou
     [
         ({"a": 1}, r"weights names a, data.source.sources a, b"),
         ({"a": 1, "b": 1, "c": 1}, r"weights names a, b, c"),
-        ({"a": 1, "b": 2.0}, r"weights.b=2.0: expected a share of 0 to 1; .* name their shards several times"),
+        ({"a": 1, "b": 2.0}, r"weights.b=2.0: expected a share of 0 to 1; .* give their source several names"),
         ({"a": -1, "b": 1}, r"weights.a=-1"),
     ],
 )

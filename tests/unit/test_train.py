@@ -10,8 +10,8 @@ from shard_files import write_pairs
 from trainings import SMALL
 
 from openslip.commands import train
-from openslip.commands.train import main, planned_schedule, planned_steps
-from openslip.config.build import settled
+from openslip.commands.train import main, planned_schedule, planned_steps, transform_of
+from openslip.config.build import build, settled
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.image.crop import RandomResizedCrop
@@ -195,3 +195,12 @@ def test_the_schedule_takes_its_length_from_epochs_or_steps():
     config, _ = compose_config("train", ["trainer.max_steps=70", "optim.warmup_steps=null", "optim.warmup_epochs=0.5"])
     schedule = planned_schedule(config, 160)
     assert (schedule.warmup_steps, schedule.max_steps) == (80, 70)
+
+
+@pytest.mark.parametrize("settings", [{}, {"exif": "apply", "transparency": "ignore"}])
+def test_evaluations_see_images_as_training_does(settings: dict[str, str]):
+    words = [f"data.decoder.{key}={value}" for key, value in settings.items()]
+    config, _ = compose_config("train", ["model=clip_tiny", *words])
+    transform = transform_of(config).settings()
+    assert transform == {"size": 32, "mean": config["mean"], "std": config["std"], **settings}
+    assert build(config["data"]["decoder"], "data.decoder").to_rgb.settings() == settings

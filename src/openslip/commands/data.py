@@ -56,6 +56,12 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument(
         "--samples-per-shard", type=count, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
     )
+    parser.add_argument(
+        "--transparency",
+        choices=("white", "ignore"),
+        default="white",
+        help="of images that become JPEGs, because of --resize or of their format: on white, or ignored; white",
+    )
     parser.add_argument("--workers", type=count, default=2, help="processes that write shards, 2")
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     for name, (kind, many, purpose) in extra.items():
@@ -77,6 +83,7 @@ def convert(arguments: list[str]) -> int:
         options={name: options[name] for name in extra},
         samples_per_shard=options["samples_per_shard"],
         resize=options["resize"],
+        transparency=options["transparency"],
         workers=options["workers"],
         on_shard=lambda entry, totals: print(f"{entry.name}: {entry.samples:,} samples; {totals}", file=sys.stderr),
     )

@@ -16,8 +16,10 @@ def main(arguments: list[str]) -> None:
     """Run the evaluations that training uses; tokenizer and transform come with the checkpoint."""
     config, _ = compose_config("eval", arguments)
     bundle = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]), format=config["format"])
+    bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
     results, lines = {}, []
     for name, evaluation in build_evaluations(config["evaluation"]).items():
+        sys.stdout.writelines(f"{name}: {line}\n" for line in evaluation.problems())
         results[name] = evaluation.run(bundle)
         lines.append(evaluation.headline(results[name]))
 

@@ -18,6 +18,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
     parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
+    parser.add_argument("--transparency", choices=("white", "ignore"), help="of images, if not as in the run")
+    parser.add_argument("--exif", choices=("apply", "ignore"), help="orientation of images, if not as in the run")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
 
@@ -26,8 +28,9 @@ def main(arguments: list[str]) -> int:
         if options.labels.startswith("@")
         else [label.strip() for label in options.labels.split(",") if label.strip()]
     )
+    bundle = load(options.checkpoint, device=options.device, allow=options.allow, format=options.format)
     classifier = ZeroShotClassifier(
-        load(options.checkpoint, device=options.device, allow=options.allow, format=options.format),
+        bundle.reading(transparency=options.transparency, exif=options.exif),
         labels,
         options.template or ("a photo of a {}.",),
     )

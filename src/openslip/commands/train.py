@@ -75,7 +75,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     parts = build_parts(config)
     resumed = run.checkpoints if saved(run.checkpoints) else None
-    transform = EvalTransform(size=config["image_size"], mean=config["mean"], std=config["std"])
+    transform = transform_of(config)
     init_from = config["init_from"]
     initial = InitialWeights(
         parts.model, parts.tokenizer, transform.settings(), allow=tuple(config["allow"]), resize=init_from["resize"]
@@ -102,6 +102,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         if data.order.dropped:
             say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
     evaluations = build_evaluations(config["evaluation"])
+    if is_main_process():
+        say(*(f"{name}: {line}" for name, evaluation in evaluations.items() for line in evaluation.problems()))
 
     optim = config["optim"]
     schedule = planned_schedule(config, data.steps_per_epoch)
@@ -211,6 +213,18 @@ def chosen(choices: dict[str, str]) -> str:
     if choices["experiment"] != "None":
         return choices["experiment"].replace("/", "-")
     return f"{choices['model']}-{choices['data']}"
+
+
+def transform_of(config: dict[str, Any]) -> EvalTransform:
+    """The transform of evaluations; transparent and turned images become what they are in training."""
+    decoder = config["data"].get("decoder", {})
+    return EvalTransform(
+        size=config["image_size"],
+        mean=config["mean"],
+        std=config["std"],
+        transparency=decoder.get("transparency"),
+        exif=decoder.get("exif"),
+    )
 
 
 def say(*lines: str) -> None:

@@ -30,10 +30,12 @@ class Source(ABC):
 
     Attributes:
         problems: what was skipped or repaired when the dataset was read, one line per kind.
+        places: files and addresses that it reads, where a mixture must know which two sources share.
         expected_samples: of the published dataset, where that is known; some of it is often lost.
     """
 
     problems: tuple[str, ...] = ()
+    places: frozenset[str] = frozenset()
     expected_samples: int | None = None
 
     @abstractmethod

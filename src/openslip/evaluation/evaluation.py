@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from openslip.data.source import Source
 from openslip.inference.bundle import Bundle
 
 
@@ -23,6 +24,10 @@ class Evaluation(ABC):
     @abstractmethod
     def run(self, bundle: Bundle) -> dict[str, float]:
         """The model's metrics by name; every rank calls this and gets the same ones."""
+
+    def problems(self) -> list[str]:
+        """What its sources skipped or repaired, one line per kind."""
+        return [line for part in vars(self).values() if isinstance(part, Source) for line in part.problems]
 
     def headline(self, metrics: dict[str, float]) -> str:
         """One line that says what `run` returned."""

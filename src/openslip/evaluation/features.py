@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from openslip import signals
 from openslip.data.datamodule import Loader
-from openslip.data.image.decode import open_image
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Source
 from openslip.distributed import any_rank, gather, of_all_ranks, rank, world_size
@@ -108,4 +107,4 @@ class _Images(Dataset):
             )
         if label < 0 and self.labels:
             raise UserError(f"sample {sample.key!r} has label {label}: expected 0 or more")
-        return self.transform(open_image(sample.image, sample.key)), label
+        return self.transform.read(sample.image, sample.key), label

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openslip.data.image.decode import open_image
 from openslip.data.source import Source
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation, top1_line
@@ -141,7 +140,7 @@ class ZeroShot(Evaluation):
         count = min(NUM_IMAGES, len(self.source))
         indices = np.arange(count) * len(self.source) // count
         samples = [self.source[int(index)] for index in indices]
-        images = torch.stack([bundle.transform(open_image(sample.image, sample.key)) for sample in samples])
+        images = torch.stack([bundle.transform.read(sample.image, sample.key) for sample in samples])
         return {"pictures": bundle.transform.undo(images), "picture_indices": indices}
 
 

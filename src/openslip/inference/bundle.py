@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from openslip.data.image.decode import open_image
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.text.tokenizer import Tokenizer
@@ -50,7 +49,7 @@ class Bundle:
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]
             if not isinstance(batch, Tensor):
-                batch = torch.stack([self.transform(to_image(image)) for image in batch])
+                batch = torch.stack([to_input(self.transform, image) for image in batch])
             with evaluating(self.model, self.device):
                 features.append(F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1))
         return torch.cat(features)
@@ -80,6 +79,12 @@ class Bundle:
     ) -> Float[Tensor, "images texts"]:
         """Cosines between images and texts, from -1 to 1."""
         return self.encode_image(images) @ self.encode_text(texts).T
+
+    def reading(self, *, transparency: str | None = None, exif: str | None = None) -> "Bundle":
+        """The same model with another treatment of images, as in `EvalTransform`; None leaves the checkpoint's."""
+        settings = self.transform.settings()
+        settings |= {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
+        return replace(self, transform=EvalTransform(**settings))
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer, or an error where the model has no text tower."""
@@ -115,12 +120,15 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = training
 
 
-def to_image(image: ImageLike) -> Image.Image:
-    """An RGB image of a path, a file's bytes or a PIL image."""
+def to_input(transform: EvalTransform, image: ImageLike) -> Float[Tensor, "3 size size"]:
+    """The model's input of a path, a file's bytes or a PIL image."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return transform(image)
+        except UserError as error:
+            raise UserError(f"image: {error}") from error
     if isinstance(image, bytes):
-        return open_image(image, "image")
+        return transform.read(image, "image")
     if not Path(image).is_file():
         raise UserError(f"image {image}: no such file")
-    return open_image(Path(image), str(image))
+    return transform.read(image, str(image))

@@ -33,6 +33,7 @@ def convert(
     options: dict[str, Any],
     samples_per_shard: int = SAMPLES_PER_SHARD,
     resize: int | None = None,
+    transparency: str = "white",
     workers: int = 1,
     on_shard: Callable[[Entry, Totals], None],
 ) -> Totals:
@@ -45,6 +46,7 @@ def convert(
         options: the layout's own, by name; None leaves an option its default.
         samples_per_shard: records per shard; those that are left out count.
         resize: short side in pixels of larger images; None keeps every JPEG, PNG and WebP as it is.
+        transparency: of images that become JPEGs: `white` ground under them, or `ignore` as the published loaders do.
         workers: processes that write shards.
         on_shard: called after each shard.
 
@@ -69,11 +71,12 @@ def convert(
         "samples_per_shard": samples_per_shard,
         "resize": resize,
         "quality": QUALITY,
+        "transparency": transparency,
     }
     with alone_in(out):
         manifest = prepare(out, made_of)
         tasks = (
-            Task(out / f"shard-{place:06}.tar", batch, resize, known)
+            Task(out / f"shard-{place:06}.tar", batch, resize, transparency, known)
             for place, batch in enumerate(chain([first], batches))
             for known in [manifest.shards[place] if place < len(manifest.shards) else None]
         )

@@ -6,14 +6,17 @@ import zipfile
 import zlib
 from functools import lru_cache
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from openslip.data.convert.record import Picture, PictureFile, PictureSlice
-from openslip.data.image.decode import FORMATS, MAX_PIXELS, to_rgb
+from openslip.data.image.decode import MAX_PIXELS
+from openslip.data.image.formats import FORMATS
+from openslip.data.image.rgb import ToRgb, orientation
 from openslip.errors import UserError
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by more of them
 QUALITY = 95  # img2dataset's; photographs come back with their brightness right to 43 dB, at 90 to 40 dB
+MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _BROKEN_STORAGE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -51,14 +54,19 @@ def open_archive(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def convert_image(data: bytes, resize: int | None) -> tuple[str, bytes]:
+def convert_image(data: bytes, resize: int | None, transparency: str | None = None) -> tuple[str, bytes]:
     """Suffix and bytes of an image in a shard; a JPEG, PNG or WebP that need not be scaled down keeps its bytes.
 
-    Every image is decoded, so that what lies in a shard can be. EXIF is not carried over: its rotation is ignored in
-    training, and the pixels are stored as they are. `resize` is the short side in pixels of images that are larger.
+    Every image is decoded, so that what lies in a shard can be. Pixels are stored as they lie in the file; of EXIF the
+    orientation is carried over, so that training may apply or ignore it as it does with images that keep their bytes.
+
+    Args:
+        data: the image's file.
+        resize: short side in pixels of images that are larger.
+        transparency: of images that become JPEGs, as in `ToRgb`.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS])
         if image.width * image.height > MAX_PIXELS:
             raise UnusableError(f"more than {MAX_PIXELS:,} pixels")
         short = min(image.size)
@@ -68,17 +76,27 @@ def convert_image(data: bytes, resize: int | None) -> tuple[str, bytes]:
             image.draft("L", (1, 1))  # JPEG: reads all of the data, but computes an eighth of the pixels
             image.load()
             return suffix, data
+        width, height = (max(1, int(target * side / short)) for side in image.size)
+        if max(width, height) > MAX_JPEG_SIDE:
+            raise UnusableError(f"more than {MAX_JPEG_SIDE:,} pixels in a row or column, which a JPEG cannot hold")
         if target < short:
-            width, height = (max(1, int(target * side / short)) for side in image.size)
             # JPEG decodes to halves, quarters and eighths at less cost; twice the target keeps the filter's quality.
             image.draft("RGB", (2 * width, 2 * height))
-            image = to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+        image.load()
+        pixels = ToRgb(transparency)(image)
+        if target < short:
+            pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        if (turn := orientation(image)) != 1:
+            exif[ExifTags.Base.Orientation] = turn
         stream = io.BytesIO()
         # Full colour resolution: halving it, as is usual, costs a photograph more than the rest of the encoding does.
-        to_rgb(image).save(stream, "JPEG", quality=QUALITY, subsampling="4:4:4")
+        pixels.save(stream, "JPEG", quality=QUALITY, subsampling="4:4:4", exif=exif if len(exif) else b"")
         return "jpg", stream.getvalue()
     except UnusableError:
         raise
+    except UserError as error:  # pixels that have no meaning as 8 bits
+        raise UnusableError(str(error).partition(";")[0]) from error
     except Image.DecompressionBombError as error:
         raise UnusableError(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files

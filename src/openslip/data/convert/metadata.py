@@ -1,9 +1,11 @@
 """Files that describe a dataset: found, and read without running anything."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from openslip.data.listing import is_hidden
 from openslip.errors import UserError
 
 
@@ -16,13 +18,18 @@ def find(root: Path, metadata: Path | None, *patterns: str) -> Path:
             if path.exists():
                 return path
         raise UserError(f"--metadata {metadata}: no such file, nor {root / metadata}")
-    matches = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    matches = visible(path for pattern in patterns for path in root.glob(pattern))
     if len(matches) == 1:
         return matches[0]
     wanted = " or ".join(str(root / pattern) for pattern in patterns)
     if not matches:
         raise UserError(f"no metadata file {wanted}: give it with --metadata FILE")
     raise UserError(f"{wanted}: {', '.join(path.name for path in matches)}; choose one with --metadata FILE")
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Each path once and in order, without hidden ones: `glob` gives macOS's `._captions.csv`, too."""
+    return sorted({path for path in paths if not is_hidden(path.name)})
 
 
 def images_folder(root: Path, images: Path | None, *names: str) -> Path:

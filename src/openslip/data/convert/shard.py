@@ -26,6 +26,7 @@ class Task:
     path: Path
     records: list[Record | LeftOut]
     resize: int | None
+    transparency: str
     known: Entry | None
 
 
@@ -88,5 +89,5 @@ def members(record: Record | LeftOut, task: Task) -> dict[str, Any]:
         raise UnusableError("no caption")
     if fields:
         sample["json"] = encodable(json.dumps(fields, ensure_ascii=False)).encode()
-    suffix, data = convert_image(read_image(record.picture), task.resize)
+    suffix, data = convert_image(read_image(record.picture), task.resize, task.transparency)
     return {"__key__": record.key, suffix: data, **sample}

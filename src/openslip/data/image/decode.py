@@ -10,23 +10,34 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from openslip.data.image.formats import FORMATS
+from openslip.data.image.rgb import ToRgb
 from openslip.errors import UserError
 
 MAX_PIXELS = 50_000_000
-# Named, because Pillow's full list holds decoders that start other programs (EPS) or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+AS_USUAL = ToRgb()
+MAY_BE_TURNED = (b"Exif", b"http://ns.adobe.com/xap/")  # where a JPEG's orientation can be written
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 class PillowDecoder:
-    """The reference: pixel by pixel what the published loaders and torchvision's crops on PIL images give."""
+    """The reference: pixel by pixel what the published loaders and torchvision's crops on PIL images give.
+
+    Args:
+        transparency: None or `white`: transparent images lie on white; `ignore`: as published.
+        exif: `apply` turns images upright; None or `ignore`: as published.
+    """
 
     name = "pillow"  # part of a run's fingerprint: decoders differ in the last bit of a pixel
 
+    def __init__(self, transparency: str | None = None, exif: str | None = None) -> None:
+        self.to_rgb = ToRgb(transparency, exif)
+
     def decode(self, data: bytes, name: str) -> Image.Image:
         """The image in RGB; `name` is what an error calls it. Raises UserError as `open_image` does."""
-        return open_image(data, name)
+        return open_image(data, name, self.to_rgb)
 
     def size(self, image: Image.Image) -> tuple[int, int]:
         """Width and height."""
@@ -42,22 +53,26 @@ class PillowDecoder:
 class TurboDecoder:
     """Pillow's pixels, and its crops but for one level here and there, in less than half the time.
 
-    What is no ordinary JPEG (four channels, other formats, damage of any kind) is left to Pillow, whose judgement of a
-    damaged image and whose message therefore hold for both decoders.
+    What is no ordinary JPEG (four channels, other formats, to be turned, damage of any kind) is left to Pillow, whose
+    judgement of a damaged image and whose message therefore hold for both decoders. The arguments are PillowDecoder's.
     """
 
     name = "turbo"
 
+    def __init__(self, transparency: str | None = None, exif: str | None = None) -> None:
+        self.to_rgb = ToRgb(transparency, exif)
+
     def decode(self, data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
         """As PillowDecoder's."""
-        if data.startswith(b"\xff\xd8"):
+        turned = self.to_rgb.exif == "apply" and any(mark in data[: 1 << 17] for mark in MAY_BE_TURNED)
+        if data.startswith(b"\xff\xd8") and not turned:
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 if int(height) * int(width) <= MAX_PIXELS and colours in ("YCbCr", "RGB", "Gray"):
                     return simplejpeg.decode_jpeg(data)
             except ValueError:  # raised for what libjpeg only warns of, too, and some of that is harmless
                 pass
-        return np.array(open_image(data, name))
+        return np.array(open_image(data, name, self.to_rgb))
 
     def size(self, image: UInt8[np.ndarray, "height width 3"]) -> tuple[int, int]:
         """As PillowDecoder's."""
@@ -75,20 +90,23 @@ class TurboDecoder:
 Decoder = PillowDecoder | TurboDecoder
 
 
-def open_image(source: bytes | str | Path, name: str) -> Image.Image:
-    """Decode one image to RGB; transparency is dropped and EXIF rotation ignored, as in the published loaders.
+def open_image(source: bytes | str | Path, name: str, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
+    """Decode one image to RGB; `name` is what an error calls the image.
 
-    `name` is what an error calls the image. Raises UserError when it has more than 50 million pixels (known from its
-    header, before anything is decoded) or cannot be decoded whole.
+    Raises:
+        UserError: it has more than 50 million pixels (known from its header, before anything is decoded), cannot be
+            decoded whole, or holds pixels that have no meaning as 8 bits.
     """
     try:
         # Bytes in any case: of a file with several frames Pillow would keep the descriptor.
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS])
         if image.width * image.height <= MAX_PIXELS:
             image.load()
-            return image if image.mode == "RGB" else to_rgb(image)
+            return to_rgb(image)
         size = f"{image.width} x {image.height}"
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = "too many pixels"
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
@@ -97,12 +115,3 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
             reason = f"not an image in one of the formats {', '.join(FORMATS)}"
         raise UserError(f"{name}: cannot be decoded ({reason}); replace or remove it") from error
     raise UserError(f"{name}: {size}, more than {MAX_PIXELS:,} pixels are refused; scale it down first")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Transparency is dropped, 16 bits are scaled to 8."""
-    if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of the direct way
-    return image.convert("RGB")

@@ -1,23 +1,58 @@
 """The one deterministic transform of evaluation: image to tensor."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from openslip.data.image.decode import open_image
+from openslip.data.image.rgb import ToRgb
+
+LONGEST = 100  # short sides
+
 
 class EvalTransform:
-    """Short side to `size` (bilinear, antialiased), centre crop, normalise; equal to torchvision's four transforms."""
+    """Short side to `size` (bilinear, antialiased), centre crop, normalise; equal to torchvision's four transforms.
 
-    def __init__(self, *, size: int, mean: list[float], std: list[float]) -> None:
+    Args:
+        size: side of the square that the model takes, in pixels.
+        mean: of the normalisation, per channel.
+        std: of the normalisation, per channel.
+        transparency: None or `white`: transparent images lie on white; `ignore`: as published.
+        exif: `apply` turns images upright; None or `ignore`: as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        mean: list[float],
+        std: list[float],
+        transparency: str | None = None,
+        exif: str | None = None,
+    ) -> None:
         self.size = size
         self.mean = mean
         self.std = std
+        self.to_rgb = ToRgb(transparency, exif)
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 
+    def read(self, source: bytes | str | Path, name: str) -> Float[Tensor, "3 size size"]:
+        """An encoded image, its bytes or its path; `name` is what an error calls it. Raises as `open_image` does."""
+        return self._resized(open_image(source, name, self.to_rgb))
+
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        """A PIL image of any mode."""
+        image.load()
+        return self._resized(self.to_rgb(image))
+
+    def _resized(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        image = middle(image)
         width, height = image.size
         short = min(width, height)
         width, height = int(self.size * width / short), int(self.size * height / short)
@@ -27,10 +62,19 @@ class EvalTransform:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels.float().div_(255).sub_(self._mean).div_(self._std).contiguous()
 
-    def settings(self) -> dict[str, int | list[float]]:
+    def settings(self) -> dict[str, Any]:
         """The constructor's arguments, plain, from which a checkpoint rebuilds the transform."""
-        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return {"size": self.size, "mean": list(self.mean), "std": list(self.std), **self.to_rgb.settings()}
 
     def undo(self, images: Float[Tensor, "images 3 height width"]) -> UInt8[np.ndarray, "images 3 height width"]:
         """Pixels of normalised images, for reports."""
         return (images * self._std + self._mean).mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """An image without the ends of a long strip, which no centre crop reaches; resized, they could fill the memory."""
+    most = LONGEST * min(image.size)
+    cuts = [max(0, side - most) // 2 for side in image.size]  # the same from both ends, so that the middle stays
+    if not any(cuts):
+        return image
+    return image.crop((cuts[0], cuts[1], image.width - cuts[0], image.height - cuts[1]))

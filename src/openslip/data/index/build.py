@@ -24,7 +24,7 @@ from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, sca
 from openslip.errors import UserError
 from openslip.locks import locked
 
-FORMAT = 2
+FORMAT = 2  # 1: other captions, names and kinds of images counted
 NAME = ".openslip-index"
 MAX_SCANS = 8  # at the same time; more only wait for the disk
 WORTH_PROCESSES = 1 << 30  # bytes of shards, below which starting processes takes longer than the scan

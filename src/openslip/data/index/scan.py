@@ -10,10 +10,11 @@ import numpy as np
 
 from openslip.data.captions.decoding import is_damaged, text_of
 from openslip.data.captions.policy import CaptionPolicy, read_captions, written_captions
+from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.data.index.tar import BLOCK, Problems, map_shard, plain_name, walk
+from openslip.data.listing import is_hidden
 from openslip.errors import UserError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, "txt", "json", "cls"))
 PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can run a program
 
@@ -137,8 +138,8 @@ def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str
         folder, slash, file = name.rpartition("/")
         stem, _, suffix = file.partition(".")
         suffix = suffix.lower()
-        if not stem:
-            continue  # hidden files, such as macOS's ._name
+        if not stem or any(map(is_hidden, folder.split("/"))):
+            continue  # such as macOS's ._name
         elif suffix in KNOWN_SUFFIXES and length > MAX_MEMBER:
             problems.add("member of 4 GiB or more", name)
         elif suffix not in KNOWN_SUFFIXES:

@@ -3,10 +3,10 @@
 import hashlib
 from pathlib import Path
 
+from openslip.data.image.formats import IMAGE_SUFFIXES
+from openslip.data.listing import is_hidden, is_image, others_line, visible_files
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class ImageFolder(Source):
@@ -15,11 +15,7 @@ class ImageFolder(Source):
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
         self.classnames = folder_names(root)
-        self.files = [
-            (path, label) for label, name in enumerate(self.classnames) for path in image_files(self.root / name)
-        ]
-        if not self.files:
-            raise UserError(f"{root}: its class folders hold no image ({', '.join(SUFFIXES)})")
+        self.files, self.problems = class_files(self.root, self.classnames)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -39,12 +35,33 @@ def folder_names(root: str) -> list[str]:
     path = Path(root)
     if not path.is_dir():
         raise UserError(f"{root}: no such folder; expected one folder per class with its images")
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not names:
         raise UserError(f"{root}: no class folders; expected one folder per class with its images")
     return names
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All images below a folder, in the order of their paths."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+def class_files(root: Path, names: list[str]) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    """Images and labels, by class and then by path, and one line per kind of file that was skipped.
+
+    Raises:
+        UserError: a class has no image.
+    """
+    files: list[tuple[Path, int]] = []
+    outside = visible_files(root)
+    others = [path for path in outside if not is_image(path)]
+    for label, name in enumerate(names):
+        paths = visible_files(root / name, below=True)
+        images = [path for path in paths if is_image(path)]
+        if not images:
+            holds = f"{len(paths)} files and no image" if paths else "no image"
+            raise UserError(
+                f"{root / name} holds {holds} (.{', .'.join(IMAGE_SUFFIXES)}), but would be class {label}: "
+                "remove it, or move it out of ROOT"
+            )
+        files += [(path, label) for path in images]
+        others += [path for path in paths if not is_image(path)]
+    skipped = [others_line(others, root)] if others else []
+    if lost := [path.name for path in outside if is_image(path)]:
+        skipped.append(f"{len(lost)} x image in no class folder, such as {lost[0]}")
+    return files, tuple(skipped)

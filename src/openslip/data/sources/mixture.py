@@ -2,6 +2,7 @@
 
 import hashlib
 from bisect import bisect_right
+from itertools import combinations
 
 import numpy as np
 
@@ -28,14 +29,22 @@ class Mixture(Source):
             if not 0 <= weight <= 1:
                 raise UserError(
                     f"data.source.weights.{name}={weight}: expected a share of 0 to 1; to draw samples several times "
-                    "an epoch, name their shards several times"
+                    "an epoch, give their source several names"
                 )
         self.sources = list(sources.values())
         self.weights = [float(weights[name]) for name in sources]
         self.ends = np.cumsum([len(source) for source in self.sources]).tolist()
         expected = [source.expected_samples for source in self.sources]
         self.expected_samples = None if None in expected else sum(number for number in expected if number)
-        self.problems = tuple(f"{name}: {line}" for name, source in sources.items() for line in source.problems)
+        self.places = frozenset().union(*(source.places for source in self.sources))
+        self.problems = (
+            *(f"{name}: {line}" for name, source in sources.items() for line in source.problems),
+            *(
+                f"{first} and {second}: {len(shared)} x shard of both, whose samples are drawn for each"
+                for first, second in combinations(sources, 2)
+                if (shared := sources[first].places & sources[second].places)
+            ),
+        )
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0

@@ -16,6 +16,7 @@ from openslip.data.captions.policy import CaptionPolicy, KeepEqual, UniformCapti
 from openslip.data.index.build import open_index
 from openslip.data.index.index import Shard
 from openslip.data.index.tar import BLOCK
+from openslip.data.listing import is_hidden, visible_files
 from openslip.data.remote.address import SCHEMES, is_remote, shown
 from openslip.data.remote.cache import ShardCache, cache_folder
 from openslip.data.source import Collection, Sample, Source
@@ -26,7 +27,7 @@ ALL_CAPTIONS = UniformCaption()
 
 
 class ShardSource(Source):
-    """Members `KEY.jpg|jpeg|png|webp`, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
+    """Members `KEY.jpg` or another image's suffix, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
 
     Args:
         shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
@@ -56,7 +57,8 @@ class ShardSource(Source):
         self.cache = cache
         self.files: dict[int, _File] = {}
         self.ahead: ThreadPoolExecutor | None = None
-        expanded = expand(shards)
+        expanded, repeated = without_repeats(expand(shards))
+        self.places = frozenset(map(place_of, expanded))
         if remote := [shard for shard in expanded if shard.path is None]:
             identities = self.cache_of(remote[0]).identify([shard.address for shard in remote])
             versions = {shard.address: str(identity) for shard, identity in zip(remote, identities, strict=True)}
@@ -73,14 +75,16 @@ class ShardSource(Source):
                     task, completed=done, description=f"indexing shards, {samples} samples"
                 ),
             )
-        self.problems = self.index.problems.lines()
+        self.problems = tuple(self.index.problems.lines())
+        if repeated:
+            self.problems += (f"{len(repeated)} x shard named more than once, counted once, such as {repeated[0]}",)
         if not len(self.index):
             problems = "; ".join(self.problems) or "no images at all"
             wanted = {
                 "caption": f"an image and, under the same KEY, KEY.txt or KEY.json with what {captions!r} takes for "
                 "captions; without any, only simclr can be trained (data.source.require=null)",
                 "label": "an image and its class number in KEY.cls, under the same KEY",
-                None: "an image KEY.jpg, .jpeg, .png or .webp",
+                None: "an image KEY.jpg, or with another suffix of an image",
             }[require]
             raise UserError(
                 f"shard {expanded[0].name}: no usable sample here or after ({problems}); each needs {wanted}"
@@ -203,9 +207,10 @@ def expand(shards: str | list[str]) -> list[Shard]:
                 continue
             path = Path(word).expanduser()
             if path.is_dir():
-                paths = sorted(path.glob("*.tar"))
+                paths = [file for file in visible_files(path) if file.suffix == ".tar"]
             elif has_magic(word):
-                paths = [Path(name) for name in sorted(glob(str(path)))]
+                matches = [Path(name) for name in sorted(glob(str(path)))]
+                paths = [match for match in matches if not any(map(is_hidden, {*match.parts} - {*path.parts}))]
             else:
                 paths = [path]
             if not paths:
@@ -214,3 +219,15 @@ def expand(shards: str | list[str]) -> list[Shard]:
     if not expanded:
         raise UserError("shards: an empty list; give data.source.shards a brace pattern, a folder, or a list of them")
     return expanded
+
+
+def without_repeats(shards: list[Shard]) -> tuple[list[Shard], list[str]]:
+    """Each shard once, where it comes first, and the names of the others: links and relative paths are seen through."""
+    unique: dict[str, Shard] = {}
+    repeated = [shard.name for shard in shards if unique.setdefault(place_of(shard), shard) is not shard]
+    return [*unique.values()], repeated
+
+
+def place_of(shard: Shard) -> str:
+    """The real path or the address of a shard."""
+    return shard.address if shard.path is None else os.path.realpath(shard.path)

@@ -14,7 +14,7 @@ from openslip.data.captions.decoding import is_damaged
 from openslip.data.convert import metadata as files
 from openslip.data.convert.delimited import checked_encoding, open_text
 from openslip.data.convert.record import LeftOut, PictureFile, Record, below, not_decoded, one_per_image
-from openslip.data.sources.image_folder import SUFFIXES
+from openslip.data.listing import is_image, visible_files
 
 
 def records(
@@ -72,8 +72,7 @@ def is_address(cell: str) -> bool:
 def name_patterns(folder: Path) -> list[tuple[int, str]]:
     """How the numbered files in a folder are written: digits with leading zeros (0: without), and suffix."""
     patterns = set()
-    for name in os.listdir(folder):
-        stem, suffix = os.path.splitext(name)
-        if stem.isdecimal() and stem.isascii() and suffix.lower() in SUFFIXES:
-            patterns.add((len(stem) if stem[0] == "0" and len(stem) > 1 else 0, suffix))
+    for path in visible_files(folder):
+        if path.stem.isdecimal() and path.stem.isascii() and is_image(path):
+            patterns.add((len(path.stem) if path.stem[0] == "0" and len(path.stem) > 1 else 0, path.suffix))
     return sorted(patterns)

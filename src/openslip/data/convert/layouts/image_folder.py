@@ -1,10 +1,11 @@
 """ROOT/CLASS/*.jpg: a label is the place of its class folder in alphabetical order; a caption only by a template."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from openslip.data.convert.record import LeftOut, PictureFile, Record
-from openslip.data.sources.image_folder import folder_names, image_files
+from openslip.data.sources.image_folder import class_files, folder_names
 from openslip.errors import UserError
 
 
@@ -17,12 +18,9 @@ def records(root: Path, *, template: str | None = None) -> Iterator[Record | Lef
     """
     if template is not None and "{}" not in template:
         raise UserError(f'--template {template!r}: expected {{}} in it for the class, as in "a photo of a {{}}."')
-    for label, name in enumerate(folder_names(str(root))):
-        captions = () if template is None else (template.replace("{}", name.replace("_", " ")),)
-        paths = image_files(root / name)
-        if not paths:
-            raise UserError(
-                f"{root / name} holds no image, but would be class {label}: remove it, or move it out of ROOT"
-            )
-        for path in paths:
-            yield Record(str(path.relative_to(root).with_suffix("")), PictureFile(str(path)), captions, label)
+    names = folder_names(str(root))
+    files, skipped = class_files(root, names)
+    sys.stderr.writelines(f"{root}: skipped {line}\n" for line in skipped)
+    for path, label in files:
+        captions = () if template is None else (template.replace("{}", names[label].replace("_", " ")),)
+        yield Record(str(path.relative_to(root).with_suffix("")), PictureFile(str(path)), captions, label)

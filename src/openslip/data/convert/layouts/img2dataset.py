@@ -9,8 +9,9 @@ from openslip.data.captions.decoding import is_damaged, text_of
 from openslip.data.captions.policy import listed, merged
 from openslip.data.convert.delimited import checked_encoding
 from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record, not_decoded
-from openslip.data.index.scan import IMAGE_SUFFIXES
+from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.data.index.tar import SPARSE, Problems, map_shard, plain_name, walk
+from openslip.data.listing import is_hidden, visible_files
 from openslip.errors import UserError
 
 TEXTS = ("txt", "json", "cls")
@@ -26,7 +27,8 @@ def records(root: Path, *, encoding: str | None = None) -> Iterator[Record | Lef
     checked_encoding(encoding)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected img2dataset's output_folder")
-    parts = sorted(path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
+    parts = [path for path in sorted(root.iterdir()) if path.is_dir() or path.suffix == ".tar"]
+    parts = [path for path in parts if not is_hidden(path.name)]
     if not parts:
         raise UserError(f"{root} holds no folders and no .tar files, as img2dataset's output does")
     for part in parts:
@@ -35,7 +37,7 @@ def records(root: Path, *, encoding: str | None = None) -> Iterator[Record | Lef
 
 def of_folder(folder: Path, encoding: str | None) -> Iterator[Record | LeftOut]:
     groups = defaultdict[str, dict[str, Path]](dict)
-    for path in sorted(folder.iterdir()):
+    for path in visible_files(folder):
         suffix = path.suffix[1:].lower()
         if suffix in (*IMAGE_SUFFIXES, *TEXTS):
             groups[path.stem][suffix] = path
@@ -56,6 +58,8 @@ def of_tar(path: Path, encoding: str | None) -> Iterator[Record | LeftOut]:
                 continue
             folder, slash, name = full.rpartition("/")
             stem, _, suffix = name.partition(".")
+            if any(map(is_hidden, folder.split("/"))):
+                continue
             if stem and suffix.lower() in (*IMAGE_SUFFIXES, *TEXTS):
                 groups[folder + slash + stem].setdefault(suffix.lower(), slice(start, start + size))
         for _ in range(problems.counts[SPARSE]):

@@ -18,7 +18,7 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
         images: folder of the images; by default ROOT/images, or ROOT.
     """
     folder = files.images_folder(root, images, "images")
-    paths = sorted((root / "annotations").glob("*.json")) if metadata is None else [files.find(root, metadata)]
+    paths = files.visible((root / "annotations").glob("*.json")) if metadata is None else [files.find(root, metadata)]
     if not paths:
         raise UserError(f"{root}/annotations holds no .json file: give the annotations with --metadata FILE")
     for path in paths:
