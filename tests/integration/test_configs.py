@@ -17,6 +17,7 @@ from openslip.config.compose import compose_config
 from openslip.config.search_path import config_folder
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
+from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective
 from openslip.run.folder import run_name
 
@@ -174,6 +175,20 @@ def test_a_tower_is_replaced_in_a_composed_model():
 def test_the_objective_says_at_which_scale_the_logits_start():
     config, _ = compose_config("train", ["+objective.model.logit_scale_init=2.3"])
     assert build_parts(config).model.get_parameter("logit_scale").item() == pytest.approx(2.3)
+
+
+@pytest.mark.parametrize("model", ["clip_tiny", "simclr_tiny", "slip_tiny"])
+def test_a_batch_without_negatives_is_refused(model: str):
+    config, _ = compose_config("train", [f"model={model}", "global_batch_size=1"])
+    with pytest.raises(UserError, match=r"global_batch_size=1 leaves .* no negatives.*use at least 2"):
+        build_parts(config)
+    build_parts({**config, "global_batch_size": 2})
+
+
+def test_an_objective_of_ones_own_may_take_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    config, _ = compose_config("train", ["model=clip_tiny", "global_batch_size=1"])
+    monkeypatch.setattr(CLIP, "min_batch_size", Objective.min_batch_size)
+    assert build_parts(config).objective.min_batch_size == 1
 
 
 def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):
