@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openslip.commands import train
-from openslip.commands.train import main, planned_schedule
+from openslip.commands.train import main, planned_schedule, warm_up_notes
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
@@ -60,6 +60,29 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
         ({"towers.image.locked": "yes"}, r"towers\.image\.locked=yes: expected true or false"),
         ({"towers.image.patch_dropout": 1.0}, r"patch_dropout=1\.0: expected a share from 0 to below 1"),
         ({"towers.image.patch_dropout": True}, r"towers\.image\.patch_dropout=True"),
+        ({"optim.lr": 0}, r"optim\.lr=0: expected a number above 0"),
+        ({"optim.lr": -1e-3}, r"optim\.lr=-0\.001"),
+        ({"optim.lr": None}, r"optim\.lr=None"),
+        ({"optim.lr": float("nan")}, r"optim\.lr=nan"),
+        ({"optim.lr": float("inf")}, r"optim\.lr=inf"),
+        ({"optim.weight_decay": -0.1}, r"optim\.weight_decay=-0\.1: expected a number of at least 0"),
+        ({"optim.weight_decay": None}, r"optim\.weight_decay=None"),
+        ({"optim.warmup_steps": -3}, r"optim\.warmup_steps=-3: expected a whole number of at least 0"),
+        ({"optim.warmup_steps": 2.5}, r"optim\.warmup_steps=2\.5"),
+        ({"optim.warmup_epochs": -1}, r"optim\.warmup_epochs=-1: expected a number of at least 0"),
+        ({"optim.warmup_steps": None, "optim.warmup_epochs": None}, r"optim\.warmup_epochs=None: .*warmup_steps=STEPS"),
+        ({"optim.optimizer.betas": [0.9, 1.0]}, r"optim\.optimizer\.betas=\[0\.9, 1\.0\]: .* below 1"),
+        ({"optim.optimizer.betas": [-0.1, 0.9]}, r"optim\.optimizer\.betas"),
+        ({"optim.optimizer.eps": -1e-8}, r"optim\.optimizer\.eps=-1e-08"),
+        ({"optim.optimizer.lr": -1}, r"optim\.optimizer\.lr=-1"),
+        ({"optim.schedule.lr": 0}, r"optim\.schedule\.lr=0"),
+        ({"optim.schedule.lr_start": -1e-6}, r"optim\.schedule\.lr_start=-1e-06"),
+        ({"optim.schedule.lr_start": 1.0}, r"optim\.schedule\.lr_start=1\.0: expected a number from 0 to optim\.lr"),
+        ({"optim.schedule.lr_end": 1.0}, r"optim\.schedule\.lr_end=1\.0: expected a number from 0 to optim\.lr=0\.0008"),
+        ({"objective.ssl_temperature": 0}, r"objective\.ssl_temperature=0: expected a number above 0"),
+        ({"objective.ssl_temperature": -0.1}, r"objective\.ssl_temperature=-0\.1"),
+        ({"objective.ssl_scale": -1}, r"objective\.ssl_scale=-1"),
+        ({"objective.max_logit_scale": -1}, r"objective\.max_logit_scale=-1"),
         *(
             ({"callbacks.metrics.peak_tflops": peak}, f"callbacks.metrics.peak_tflops={peak}: expected the device's")
             for peak in ("abc", -1, 0, float("nan"), float("inf"), True)
@@ -94,3 +117,18 @@ def test_the_schedule_takes_its_length_from_epochs_or_steps():
     config, _ = compose_config("train", ["trainer.max_steps=70", "optim.warmup_steps=null", "optim.warmup_epochs=0.5"])
     schedule = planned_schedule(config, 160)
     assert (schedule.warmup_steps, schedule.max_steps) == (80, 70)
+
+
+@pytest.mark.parametrize(("max_steps", "lines"), [(10, 1), (49, 1), (50, 0), (51, 0)])
+def test_a_run_that_ends_inside_its_warm_up_says_so(max_steps: int, lines: int):
+    config, _ = compose_config("train", [f"trainer.max_steps={max_steps}"])
+    said = [f"warm-up is 50 of {max_steps} steps; the peak rate is never reached"][:lines]
+    assert warm_up_notes(config, 100, max_steps) == said
+
+
+def test_a_schedule_of_ones_own_needs_no_rate_at_its_ends():
+    config, _ = compose_config("train", [])
+    config["optim"]["schedule"] = {"_target_": "mine.Constant"}
+    config["optim"]["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+    config["optim"]["warmup_epochs"] = None  # warmup_steps stands
+    check_root_values(config)

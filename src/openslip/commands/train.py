@@ -103,6 +103,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
             f"extends {run.folder} from {former_steps} to {schedule.max_steps} steps; "
             f"the longer schedule applies from step {newest_whole(run.checkpoints).step if resumed else 0}"
         )
+    if is_main_process():
+        say(*warm_up_notes(config, data.steps_per_epoch, schedule.max_steps))
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
     longest = partial(example_batch, varying)
     pretrainer = Pretrainer(
@@ -172,12 +174,21 @@ def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
 
 def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
     """The learning rate over the run's length."""
-    optim = config["optim"]
-    warmup_steps = optim["warmup_steps"]
-    if warmup_steps is None:
-        warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
+    warmup_steps = planned_warm_up(config, steps_per_epoch)
     max_steps = planned_steps(config["trainer"], steps_per_epoch)
-    return build(optim["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
+    return build(config["optim"]["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
+
+
+def planned_warm_up(config: dict[str, Any], steps_per_epoch: int) -> int:
+    """The warm-up in steps: `optim.warmup_steps`, or else `optim.warmup_epochs`."""
+    steps = config["optim"]["warmup_steps"]
+    return round(config["optim"]["warmup_epochs"] * steps_per_epoch) if steps is None else steps
+
+
+def warm_up_notes(config: dict[str, Any], steps_per_epoch: int, max_steps: int) -> list[str]:
+    """A line where the run ends inside its warm-up, else none."""
+    steps = planned_warm_up(config, steps_per_epoch)
+    return [f"warm-up is {steps} of {max_steps} steps; the peak rate is never reached"] if steps > max_steps else []
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:

@@ -104,6 +104,7 @@ def check_root_values(config: dict[str, Any]) -> None:
         "optim.ema_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
         "optim.clip_norm": (_or_null(_up_to(math.inf)), "a number between 0 and inf, or null"),
     }
+    checks |= _optim_checks(config)
     for kind in config["towers"]:
         tower = f"towers.{kind}"
         checks[f"{tower}.weights"] = (
@@ -131,6 +132,33 @@ def check_root_values(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={value}: expected {expected}")
 
 
+def _optim_checks(config: dict[str, Any]) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    """Checks of what would train to a wrong result without an error; a key that a class of one's own lacks is null."""
+    lr = lookup(config, "optim.lr")
+    positive, least = (_up_to(math.inf), "a number above 0"), (_at_least_0, "a number of at least 0")
+    up_to_peak = (lambda x: _at_least_0(x) and not (is_number(lr) and x > lr), f"a number from 0 to optim.lr={lr}")
+    checks = {
+        "optim.warmup_epochs": least,
+        "optim.warmup_steps": (lambda x: is_whole(x) and x >= 0, "a whole number of at least 0, or null"),
+        "optim.optimizer.lr": positive,
+        "optim.optimizer.eps": least,
+        "optim.optimizer.betas": (
+            lambda x: not isinstance(x, list) or all(_at_least_0(beta) and beta < 1 for beta in x),
+            "numbers from 0 to below 1, e.g. optim.optimizer.betas=[0.9, 0.98]",
+        ),
+        "optim.schedule.lr": positive,
+        "optim.schedule.lr_start": up_to_peak,
+        "optim.schedule.lr_end": up_to_peak,
+        "objective.ssl_scale": least,
+        "objective.ssl_temperature": positive,
+        "objective.max_logit_scale": positive,
+    }
+    checks = {key: (_or_null(valid), expected) for key, (valid, expected) in checks.items()}
+    if lookup(config, "optim.warmup_steps") is None:
+        checks["optim.warmup_epochs"] = (_at_least_0, "a number of at least 0, or null with optim.warmup_steps=STEPS")
+    return {"optim.lr": positive, "optim.weight_decay": least, **checks}
+
+
 def is_number(value: Any) -> bool:
     """Whether this is a number, whole or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -143,6 +171,10 @@ def is_count(value: Any) -> bool:
 
 def _up_to(high: float) -> Callable[[Any], bool]:
     return lambda value: is_number(value) and 0 < value < high
+
+
+def _at_least_0(value: Any) -> bool:
+    return is_number(value) and 0 <= value < math.inf
 
 
 def _or_null(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
