@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from openslip.config.build import build, build_evaluations, build_parts, load_tower_weights, settled
 from openslip.config.check import NO_FSDP, check_root_values
@@ -13,7 +14,9 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
 from openslip.distributed import is_main_process
 from openslip.errors import UserError, first_line
+from openslip.launcher import check_launched
 from openslip.optim import WarmupCosine
+from openslip.plan import number_of_devices
 from openslip.report import write_report
 from openslip.run import watchdog
 from openslip.run.checkpoints import newest_whole, saved
@@ -35,7 +38,7 @@ from openslip.training.lightning import (
     quiet_lightning,
 )
 from openslip.training.logging.csv_logger import CsvLogger
-from openslip.training.precision import choose_precision, choose_tf32
+from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
 
@@ -49,6 +52,8 @@ def main(arguments: list[str]) -> None:
     check_root_values(config)
     config = settled(config)
     check_tasks(config["trainer"])
+    device = torch.device("cuda" if on_gpu(config["trainer"]["accelerator"]) else "cpu")
+    check_launched(number_of_devices(config["trainer"], device), config["trainer"]["num_nodes"])
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
