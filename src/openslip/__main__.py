@@ -35,6 +35,8 @@ def run(arguments: list[str]) -> int:
         print(f"usage: openslip {command} [KEY=VALUE ...] [--config-dir DIR] [debug=true]\n\n{commands()[command]}")
         print("Every key and its meaning: configs/train.yaml and configs/eval.yaml, or the README.")
         return 0
+    if command == "train" and {"-m", "--multirun"} & set(rest):
+        command, rest = "sweep", [word for word in rest if word not in ("-m", "--multirun")]
     if command == "train":
         signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
     entry = importlib.import_module(f"openslip.commands.{command}").main

@@ -20,8 +20,13 @@ def check_launched(processes: int, nodes: int) -> None:
     if "LOCAL_RANK" in environment:  # Lightning starts no processes then
         complete = "WORLD_SIZE" in environment
         if started > processes or (complete and started != processes):
-            raise UserError(f"{started} processes were started (torchrun?), {_mismatch(processes, started, environment)}")
-    elif started > 1 and started not in (processes, nodes):  # some clusters count nodes, on which Lightning starts ranks
+            raise UserError(
+                f"{started} processes were started (torchrun?), {_mismatch(processes, started, environment)}"
+            )
+    elif started > 1 and started not in (
+        processes,
+        nodes,
+    ):  # some clusters count nodes, on which Lightning starts ranks
         raise UserError(f"WORLD_SIZE or RANK names {started} processes, {_mismatch(processes, started, environment)}")
     elif not started:
         _refuse_mpi(environment)

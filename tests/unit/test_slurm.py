@@ -71,7 +71,12 @@ def test_what_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("environment", "processes", "nodes", "said"),
     [
-        (TORCHRUN, 1, 1, "2 processes were started (torchrun?), and the trainer has 1: add trainer=ddp trainer.devices=2"),
+        (
+            TORCHRUN,
+            1,
+            1,
+            "2 processes were started (torchrun?), and the trainer has 1: add trainer=ddp trainer.devices=2",
+        ),
         (TORCHRUN, 4, 1, "the trainer has 4: add trainer=ddp trainer.devices=2,"),
         ({**TORCHRUN, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, 1, 1, "trainer.devices=8 trainer.num_nodes=2"),
         (ONE_OF_TORCHRUN, 2, 1, "the trainer has 2: add trainer.devices=1"),

@@ -78,7 +78,10 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
         ({"optim.schedule.lr": 0}, r"optim\.schedule\.lr=0"),
         ({"optim.schedule.lr_start": -1e-6}, r"optim\.schedule\.lr_start=-1e-06"),
         ({"optim.schedule.lr_start": 1.0}, r"optim\.schedule\.lr_start=1\.0: expected a number from 0 to optim\.lr"),
-        ({"optim.schedule.lr_end": 1.0}, r"optim\.schedule\.lr_end=1\.0: expected a number from 0 to optim\.lr=0\.0008"),
+        (
+            {"optim.schedule.lr_end": 1.0},
+            r"optim\.schedule\.lr_end=1\.0: expected a number from 0 to optim\.lr=0\.0008",
+        ),
         ({"objective.ssl_temperature": 0}, r"objective\.ssl_temperature=0: expected a number above 0"),
         ({"objective.ssl_temperature": -0.1}, r"objective\.ssl_temperature=-0\.1"),
         ({"objective.ssl_scale": -1}, r"objective\.ssl_scale=-1"),
