@@ -84,7 +84,7 @@ def build_parts(config: dict[str, Any]) -> Parts:
     model, objective = build(config["model"], "model"), build(objective_config, "objective")
     if (batch := config["global_batch_size"]) < objective.min_batch_size:
         raise UserError(
-            f"global_batch_size={batch} leaves {type(objective).__name__} no negatives, and its loss would say nothing: "
+            f"global_batch_size={batch} leaves {type(objective).__name__} no negatives, so its loss would be 0: "
             f"use at least {objective.min_batch_size}, e.g. global_batch_size=64"
         )
     prepare_towers(model, config["towers"])

@@ -103,6 +103,6 @@ def _several(override: Override) -> bool:
 
 def _exists(text: str) -> bool:
     try:
-        return bool(text) and Path(text).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long, no home, a null byte: no path
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):  # too long, or with a null byte: no path
         return False
