@@ -1,17 +1,22 @@
 """Root values of a training config that cannot be meant are refused before anything is built."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+import yaml
 
 from openslip.commands import train
 from openslip.commands.train import main, planned_schedule, warm_up_notes
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
+from openslip.config.replaced import REPLACED
 from openslip.errors import UserError
 from openslip.run.folder import Run, run_name
+from openslip.training.lightning import SWITCHED_OFF
 
 
 @pytest.mark.parametrize(
@@ -135,3 +140,77 @@ def test_a_schedule_of_ones_own_needs_no_rate_at_its_ends():
     config["optim"]["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
     config["optim"]["warmup_epochs"] = None  # warmup_steps stands
     check_root_values(config)
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return compose_config("train", [])[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("accumulate_grad_batches=2", "micro_batch_size=N"),
+        ("gradient_clip_val=1", "optim.clip_norm=NORM"),
+        ("gradient_clip_algorithm=value", "optim.clip_norm=NORM"),
+        ("overfit_batches=2", "trainer.max_steps"),
+        ("fast_dev_run=true", "trainer.max_steps=2"),
+        ("fast_dev_run=1", "trainer.max_steps=2"),
+        ("limit_train_batches=0", "trainer.max_steps"),
+        ("limit_train_batches=0.5", "trainer.max_steps"),
+        ("limit_val_batches=2", "evaluation.NAME.every_n_steps"),
+        ("val_check_interval=100", "evaluation.NAME.every_n_steps"),
+        ("check_val_every_n_epoch=2", "every_n_epochs"),
+        ("num_sanity_val_steps=2", "evaluation=none"),
+        ("log_every_n_steps=5", "callbacks.metrics.every_n_steps=N"),
+        ("enable_checkpointing=true", "callbacks.save.every_n_steps"),
+        ("enable_progress_bar=true", "callbacks.metrics.every_n_steps"),
+        ("enable_model_summary=true", "openslip plan"),
+        ("use_distributed_sampler=true", "global_batch_size"),
+        ("min_steps=5", "trainer.max_steps"),
+        ("min_epochs=5", "trainer.max_epochs"),
+        ("logger=true", "logger=wandb"),
+        ("callbacks=[]", "+callbacks.NAME._target_"),
+        ("plugins=[]", "trainer.precision"),
+        ("default_root_dir=x", "runs_dir="),
+        ("sync_batchnorm=true", "global batch"),
+        ("barebones=true", "callbacks=none"),
+        ("reload_dataloaders_every_n_epochs=1", "seed"),
+        ("profiler=simple", "trainer.profiler._target_"),
+    ],
+)
+def test_an_argument_of_lightning_that_we_replace_names_our_key(config: dict[str, Any], setting: str, key: str):
+    name, _, value = setting.partition("=")
+    config = {**config, "trainer": {**config["trainer"], name: yaml.safe_load(value)}}
+    with pytest.raises(UserError) as refused:
+        check_root_values(config)
+    assert f"trainer.{name}=" in str(refused.value)
+    assert key in str(refused.value)
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_an_argument_of_lightning_is_refused_with_our_key_however_it_is_given(plus: str):
+    with pytest.raises(UserError, match=r"trainer\.gradient_clip_val.*: optim\.clip_norm=NORM"):
+        check_root_values(compose_config("train", [f"{plus}trainer.gradient_clip_val=1"])[0])
+
+
+def test_lightnings_arguments_are_replaced_off_or_its_own():
+    harmless = {"benchmark", "deterministic", "detect_anomaly", "enable_autolog_hparams", "inference_mode"}
+    harmless |= {"model_registry", "profiler"}
+    ours = {"accelerator", "devices", "max_epochs", "max_steps", "max_time", "num_nodes", "precision", "strategy"}
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    assert known == harmless | ours | REPLACED.keys()
+    assert SWITCHED_OFF.keys() <= known
+
+
+@pytest.mark.parametrize(
+    "setting", ["fast_dev_run=false", "gradient_clip_val=null", "detect_anomaly=true", "benchmark=true"]
+)
+def test_an_argument_of_lightning_that_changes_nothing_is_taken(setting: str):
+    check_root_values(compose_config("train", [f"+trainer.{setting}"])[0])
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "deepspeed", "dp", "nonsense"])
+def test_other_strategies_are_refused_with_what_to_use(strategy: str):
+    with pytest.raises(UserError, match=rf"trainer\.strategy={strategy}: expected auto, ddp, .*trainer=ddp"):
+        check_root_values(compose_config("train", [f"trainer.strategy={strategy}"])[0])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openslip.config.defaults import default_config, is_choice
+from openslip.config.replaced import PROFILER, REPLACED, STRATEGIES
 from openslip.errors import UserError
 
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
@@ -83,6 +84,9 @@ def check_root_values(config: dict[str, Any]) -> None:
     for key in ("trainer", "optim", "callbacks", "towers", "watchdog", "plan"):
         if not isinstance(config[key], dict):
             raise UserError(f"{key}={config[key]}: expected settings, each by its own key; see configs/train.yaml")
+    for key, value in config["trainer"].items():
+        if key in REPLACED and value is not None and value is not False:
+            raise UserError(f"trainer.{key}={value} is an argument of Lightning that is not used: {REPLACED[key]}")
     count, colour = "a whole number of at least 1", "three numbers, for red, green and blue"
     checks = {
         "global_batch_size": (is_count, f"{count}, e.g. global_batch_size=64"),
@@ -98,7 +102,9 @@ def check_root_values(config: dict[str, Any]) -> None:
         "std": (_is_colour, colour),
         "trainer.max_steps": (_or_null(is_count), f"{count}, or null"),
         "trainer.max_epochs": (_or_null(is_count), f"{count}, or null"),
+        "trainer.num_nodes": (is_count, count),
         "trainer.strategy": (lambda x: "fsdp" not in str(x).lower(), f"ddp; {NO_FSDP}"),
+        "trainer.profiler": (lambda x: not isinstance(x, str), f"settings: {PROFILER}"),
         "plan.utilisation": (lambda x: x == 1 or _up_to(1.0)(x), "a share of the peak, e.g. plan.utilisation=0.4"),
         "optim.layer_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
         "optim.ema_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
@@ -130,6 +136,10 @@ def check_root_values(config: dict[str, Any]) -> None:
         value = lookup(config, key)
         if not valid(value):
             raise UserError(f"{key}={value}: expected {expected}")
+    if isinstance(strategy := config["trainer"]["strategy"], str) and strategy not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy={strategy}: expected {', '.join(STRATEGIES)}; trainer=ddp has the best settings"
+        )
 
 
 def _optim_checks(config: dict[str, Any]) -> dict[str, tuple[Callable[[Any], bool], str]]:
