@@ -135,10 +135,11 @@ def test_labels_of_a_file_and_json_say_the_same(
     assert {row["label"] for row in found[0][0]["labels"]} == set(LABELS)
 
 
+@pytest.mark.parametrize("name", ["small.pt", "small.safetensors", "Größe 1.SafeTensors"])
 def test_strip_writes_a_smaller_file_that_predicts_the_same(
-    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ):
-    stripped = str(tmp_path / "small.pt")
+    stripped = str(tmp_path / name)
     assert run(["strip", checkpoint, stripped]) == 0
     assert len(re.findall(r"[\d.]+ MB", capsys.readouterr().out)) == 2
     assert Path(stripped).stat().st_size < 0.6 * Path(checkpoint).stat().st_size
