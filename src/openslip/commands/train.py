@@ -20,7 +20,7 @@ from openslip.plan import number_of_devices
 from openslip.report import write_report
 from openslip.run import watchdog
 from openslip.run.checkpoints import newest_whole, saved
-from openslip.run.folder import Run, open_run, run_name
+from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import without_secrets
 from openslip.slurm import check_tasks
 from openslip.training.callbacks.evaluate import Evaluate
@@ -60,7 +60,11 @@ def main(arguments: list[str]) -> None:
     planned_steps(config["trainer"], 1)  # refuses a run without a length before its folder is touched
     run = open_run(config, name)
     if run.state == "finished":
-        say(f"{run.folder} is finished (a larger trainer.max_steps or max_epochs extends it, name= gives another run)")
+        # A name that is derived counts the length in.
+        same = "" if config["name"] is not None else f"name={run.folder.name} with "
+        say(
+            f"{run.folder} is finished ({same}a larger trainer.max_steps or max_epochs extends it, name= gives another)"
+        )
         result = run.result()
         say(*result["lines"])
         for evaluation in (name for name in config["evaluation"] if name not in result["metrics"]):
@@ -68,6 +72,9 @@ def main(arguments: list[str]) -> None:
         return
     if run.state == "unfinished" and run.former_length is None and is_main_process():
         say(f"{run.folder} is unfinished: this command resumes it")
+    if run.state == "new" and is_main_process():
+        for folder in shorter(run, config):
+            say(f"{folder} is the same run, but shorter: name={folder.name} extends it")
     watchdog.start(config["watchdog"])
     fit(config, run)
 
