@@ -25,7 +25,8 @@ def compose_config(
     """
     folders, settings, options = split_words(arguments)
     if options:
-        raise UserError(f"unknown option {options[0]}: settings are written key=value, e.g. seed=1")
+        example = f"{options[0][2:]}=VALUE" if options[0].startswith("--") else "seed=1"
+        raise UserError(f"unknown option {options[0]}: settings are written key=value, e.g. {example}")
     remedy = "python train.py -m makes a run of each" if name == "train" else "give one"
     overrides = [readable(word, folders, remedy=remedy) for word in settings]
     try:
