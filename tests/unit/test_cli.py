@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,19 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
         "sweep",
     }
     assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in commands())
+
+
+def test_the_help_of_train_names_the_option_that_sweeps(capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "--help"]) == 0
+    assert "-m, --multirun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["-m", "--multirun"])
+def test_train_with_m_is_a_sweep(monkeypatch: pytest.MonkeyPatch, option: str):
+    given: list[list[str]] = []
+    monkeypatch.setitem(sys.modules, "openslip.commands.sweep", SimpleNamespace(main=given.append))  # pyright: ignore
+    assert run(["train", "seed=0,1", option, "--config-dir=x"]) == 0
+    assert given == [["seed=0,1", "--config-dir=x"]]
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]):
