@@ -1,12 +1,8 @@
-"""`python train.py model=slip_vitb16 data=...`: the entry point is openslip.commands.train."""
+"""`python train.py model=slip_vitb16 data=...`: the same as `openslip train`, with -m as `openslip sweep`."""
 
 import sys
 
-from openslip import signals
+from openslip.__main__ import main
 
 if __name__ == "__main__":
-    signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
-    from openslip.commands.train import main
-    from openslip.errors import run_entry_point
-
-    sys.exit(run_entry_point(main, sys.argv[1:]))
+    main(["train", *sys.argv[1:]])

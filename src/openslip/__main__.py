@@ -33,8 +33,14 @@ def run(arguments: list[str]) -> int:
         return 1
     if command in HYDRA and {"-h", "--help"} & set(rest):
         print(f"usage: openslip {command} [KEY=VALUE ...] [--config-dir DIR] [debug=true]\n\n{commands()[command]}")
+        if command == "train":
+            print(
+                "-m, --multirun: a run of each combination of values (seed=0,1 optim.lr=1e-3,3e-4), as openslip sweep"
+            )
         print("Every key and its meaning: configs/train.yaml and configs/eval.yaml, or the README.")
         return 0
+    if command == "train" and {"-m", "--multirun"} & set(rest):
+        command, rest = "sweep", [word for word in rest if word not in ("-m", "--multirun")]
     if command == "train":
         signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
     entry = importlib.import_module(f"openslip.commands.{command}").main

@@ -77,6 +77,8 @@ def check_tasks(trainer: dict[str, Any]) -> None:
     environment = os.environ
     strategy = trainer["strategy"]
     from_slurm = isinstance(strategy, dict) and strategy.get("cluster_environment") is not None
+    if "TORCHELASTIC_RUN_ID" in environment and not from_slurm:
+        return  # `srun torchrun`: Lightning takes its ranks from torchrun
     if "SLURM_STEP_NUM_TASKS" not in environment:  # only srun sets it
         if not from_slurm:
             return

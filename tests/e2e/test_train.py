@@ -69,6 +69,24 @@ def test_evaluation_from_the_checkpoint_prints_the_figure_of_training(trained: P
     assert json.loads((workplace / "figures.json").read_text())["metrics"] == trained_figures["metrics"]
 
 
+def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", str(ROOT / "train.py"), *SHORT[1:], "trainer.max_steps=2", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_run_of_its_ranks_or_is_told_how(workplace: Path):
+    settings = ["trainer.accelerator=cpu", "evaluation=none", "name=torchrun"]
+    done = torchrun(*settings, cwd=workplace)
+    assert done.returncode == 1
+    assert "add trainer=ddp trainer.devices=2" in done.stderr
+    assert not (workplace / "runs" / "torchrun").exists()
+    done = torchrun("trainer=ddp", "trainer.devices=2", *settings, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(workplace / "runs" / "torchrun")) == 2
+
+
 def test_two_ranks_log_the_losses_of_one_process(trained: Path, workplace: Path):
     two = [
         "trainer=ddp",

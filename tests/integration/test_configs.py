@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from openslip.config.build import build, build_evaluations, build_parts, settled
-from openslip.config.check import check_root_values
+from openslip.config.check import check_root_values, lookup
 from openslip.config.compose import compose_config
 from openslip.config.search_path import config_folder
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
+from openslip.objectives.clip import CLIP
 from openslip.objectives.objective import Objective
 from openslip.run.folder import run_name
 
@@ -176,6 +179,20 @@ def test_the_objective_says_at_which_scale_the_logits_start():
     assert build_parts(config).model.get_parameter("logit_scale").item() == pytest.approx(2.3)
 
 
+@pytest.mark.parametrize("model", ["clip_tiny", "simclr_tiny", "slip_tiny"])
+def test_a_batch_without_negatives_is_refused(model: str):
+    config, _ = compose_config("train", [f"model={model}", "global_batch_size=1"])
+    with pytest.raises(UserError, match=r"global_batch_size=1 leaves .* no negatives.*use at least 2"):
+        build_parts(config)
+    build_parts({**config, "global_batch_size": 2})
+
+
+def test_an_objective_of_ones_own_may_take_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    config, _ = compose_config("train", ["model=clip_tiny", "global_batch_size=1"])
+    monkeypatch.setattr(CLIP, "min_batch_size", Objective.min_batch_size)
+    assert build_parts(config).objective.min_batch_size == 1
+
+
 def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):
     for group in ("method", "size", "model"):
         (tmp_path / group).mkdir()
@@ -237,6 +254,13 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
         ("nothing_like_it=3", "nothing_like_it is unknown"),
         ("seed=[", "seed="),
         ("--verbose", "--verbose"),
+        ("--optim.lr", "unknown option --optim.lr: settings are written key=value, e.g. optim.lr=VALUE"),
+        ("-x", "unknown option -x: settings are written key=value, e.g. seed=1"),
+        ("optim.lr=1e-3,1e-4", "several values, expected one: python train.py -m makes a run of each"),
+        ("seed=range(3)", "seed=range(3): several values"),
+        ("seed=choice(1,2)", "seed=choice(1,2): several values"),
+        ("model=slip_tiny,clip_tiny", "-m"),
+        ("data.source.shards=no/a.tar,no/b.tar", "data.source.shards=[no/a.tar,no/b.tar]"),
     ],
 )
 def test_an_unknown_key_or_value_names_itself_and_the_nearest(argument: str, said: str):
@@ -373,3 +397,41 @@ def test_a_misspelt_argument_names_the_class_and_the_argument():
 def test_a_faithful_simclr_needs_no_tokenizer():
     config, _ = compose_config("train", ["experiment=yfcc15m_simclr_vits16_25ep"])
     assert config["tokenizer"] is None
+
+
+@pytest.mark.parametrize("name", ["a=b#c'd~e[f]{g}(h),i j", 'say "größe"', "~a\\"])
+def test_configs_of_ones_own_and_data_lie_in_a_folder_of_any_name(tmp_path: Path, name: str):
+    folder = tmp_path / name
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    shards = f"{folder}/a.tar"
+    words = ["experiment=mine", "data=webdataset", f"data.source.shards={shards}", f"runs_dir={folder}", f"name={name}"]
+    for place in (["--config-dir", str(folder)], [f"--config-dir={folder}"]):
+        config, _ = compose_config("train", [*place, *words])
+        assert (config["seed"], config["data"]["source"]["shards"]) == (7, shards)
+        assert (config["runs_dir"], config["name"]) == (str(folder), name)
+
+
+def test_leading_dashes_are_taken_off_a_setting():
+    config, choices = compose_config("train", ["--optim.lr=0.001", "--model=clip_tiny", "++seed=3", "--tf32=True"])
+    assert (config["optim"]["lr"], choices["model"], config["seed"], config["tf32"]) == (0.001, "clip_tiny", 3, True)
+
+
+def test_the_sweep_file_of_the_docs_composes_as_agents_of_wandb_start_it():
+    text = (Path(__file__).parents[2] / "docs" / "WANDB.md").read_text()
+    sweep = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert sweep["method"] in ("bayes", "random", "grid")
+    assert sweep["metric"]["name"] == "eval/builtin/top1"
+    assert sweep["program"] == "train.py"
+    values = {
+        key: (part["values"][-1] if "values" in part else part["max"]) for key, part in sweep["parameters"].items()
+    }
+    forms = create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
+    fixed = [word for word in sweep["command"] if not word.startswith("${")]
+    assert "logger=wandb" in fixed
+    assert "${args}" in sweep["command"]
+    for form in ("args", "args_no_hyphens", "args_override_hydra"):
+        config, _ = compose_config("train", [*fixed, *forms[form]])
+        check_root_values(config)
+        assert {key: lookup(config, key) for key in values} == values
+        assert "builtin" in config["evaluation"]

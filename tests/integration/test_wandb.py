@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
+
+from openslip.training.logging.wandb_logger import valid_id
 
 START = """
 import sys
@@ -77,6 +80,12 @@ def check_offline(tmp_path: Path, url: str, timeout: float) -> None:
 
 def test_an_unreachable_server_makes_the_run_offline_with_the_command_to_sync(tmp_path: Path, unreachable_server: str):
     check_offline(tmp_path, unreachable_server, 2.0)
+
+
+def test_a_run_of_any_name_has_an_id_that_wandb_takes():
+    for name in ("it's a,b;c:d#e?f [g]{h}=~-0a1b2c", "größe-0a1b2c"):
+        assert wandb.Settings(run_id=valid_id(name)).run_id == valid_id(name)
+    assert valid_id("slip_tiny-builtin-2687d929-0a1b2c") == "slip_tiny-builtin-2687d929-0a1b2c"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,19 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in commands())
 
 
+def test_the_help_of_train_names_the_option_that_sweeps(capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "--help"]) == 0
+    assert "-m, --multirun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["-m", "--multirun"])
+def test_train_with_m_is_a_sweep(monkeypatch: pytest.MonkeyPatch, option: str):
+    given: list[list[str]] = []
+    monkeypatch.setitem(sys.modules, "openslip.commands.sweep", SimpleNamespace(main=given.append))  # pyright: ignore
+    assert run(["train", "seed=0,1", option, "--config-dir=x"]) == 0
+    assert given == [["seed=0,1", "--config-dir=x"]]
+
+
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
@@ -147,10 +161,11 @@ def test_labels_of_a_file_and_json_say_the_same(
     assert {row["label"] for row in found[0][0]["labels"]} == set(LABELS)
 
 
+@pytest.mark.parametrize("name", ["small.pt", "small.safetensors", "Größe 1.SafeTensors"])
 def test_strip_writes_a_smaller_file_that_predicts_the_same(
-    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ):
-    stripped = str(tmp_path / "small.pt")
+    stripped = str(tmp_path / name)
     assert run(["strip", checkpoint, stripped]) == 0
     assert len(re.findall(r"[\d.]+ MB", capsys.readouterr().out)) == 2
     assert Path(stripped).stat().st_size < 0.6 * Path(checkpoint).stat().st_size

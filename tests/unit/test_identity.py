@@ -154,11 +154,6 @@ def test_classes_of_a_users_own_with_the_same_name_are_not_the_same():
     assert "objective._target_" in differences(mine, composed(*SAME))
 
 
-@pytest.mark.parametrize("key", ["accumulate_grad_batches", "gradient_clip_val", "limit_train_batches"])
-def test_settings_of_lightning_that_change_the_update_are_in_the_identity(key: str):
-    assert f"trainer.{key}" in differences(composed(*SAME), changed(f"trainer.{key}", 2))
-
-
 def test_arguments_of_a_data_module_are_in_the_identity():
     assert "data.mix" in differences(composed(*SAME), changed("data.mix", 0.1))
 

@@ -11,7 +11,7 @@ from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError, UserError
 from openslip.run import folder
-from openslip.run.folder import Run, open_run, run_name
+from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import FORMAT
 
 
@@ -133,6 +133,19 @@ def test_a_longer_run_of_the_same_name_extends_it(tmp_path: Path, key: str, othe
     assert stored(tmp_path)["trainer"][key] == 60
     again = started(longer(tmp_path, **{**former, key: 60}), "a")
     assert (again.state, again.former_length) == ("unfinished", None)
+
+
+def test_a_longer_run_without_a_name_is_told_of_the_shorter_ones(tmp_path: Path):
+    steps = {number: config(tmp_path, trainer={"max_steps": number}) for number in (10, 20, 30, 40)}
+    runs = {number: open_run(steps[number], run_name(steps[number], "x")) for number in steps}
+    for number in (20, 30):
+        runs[number].begin(steps[number])
+    another = config(tmp_path, trainer={"max_steps": 20}, seed=1)
+    started(another, run_name(another, "x"))
+    assert shorter(runs[40], steps[40]) == sorted([runs[20].folder, runs[30].folder])
+    assert shorter(runs[20], steps[20]) == []
+    assert shorter(runs[10], steps[10]) == []
+    assert shorter(runs[40], {**steps[40], "name": "mine"}) == []
 
 
 def test_an_unfinished_run_is_extended_too(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import pwd
 import shutil
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from shard_files import jpeg, write_pairs, write_tar
 from webdataset.compat import WebDataset
 
 from openslip.data.captions.policy import CaptionFields, CaptionPolicy, FirstCaption, UniformCaption
+from openslip.data.index import build as index_build
 from openslip.data.index.index import Shard
 from openslip.data.remote.cache import ShardCache
 from openslip.data.sources import shards as shards_module
@@ -50,6 +52,35 @@ def test_pattern_folder_glob_and_list_name_the_same_shards(folder: Path):
     shards_of = [Shard(str(path), path, "", "") for path in expected]
     for shards in (pattern, str(folder), f"{folder}/part-*.tar", [f"{folder}/part-{{000,001}}.tar", str(expected[2])]):
         assert expand(shards) == shards_of
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a{0,1}", "~a", "a*", "a b", "a=b#c,(d)", "größe'"])
+def test_a_folder_and_a_shard_may_have_the_characters_of_a_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    first, second = (write_pairs(Path(name, f"part-{number}.tar"), 2) for number in range(2))
+    odd = write_pairs(Path(name, f"{name}.tar"), 2)
+    assert [shard.path for shard in expand(str(odd))] == [odd]
+    assert [shard.path for shard in expand([str(first), str(tmp_path / odd)])] == [first, tmp_path / odd]
+    assert [shard.path for shard in expand(f"{name}/part-?.tar")] == [first, second]
+    assert [shard.path for shard in expand(name)] == sorted([first, second, odd])
+
+
+def test_local_shards_need_no_home(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    cache = ShardCache(folder=None, max_bytes=1)
+    assert len(ShardSource(shards=f"{folder}/part-*.tar", require=None, cache=cache)) == 12
+    with pytest.raises(UserError, match="XDG_CACHE_HOME=FOLDER"):
+        _ = cache.folder
+    monkeypatch.setattr(index_build, "writable", lambda folder: False)
+    with pytest.raises(UserError, match=r"nor to a home, which this user does not have: .*XDG_CACHE_HOME=FOLDER"):
+        ShardSource(shards=f"{folder}/part-000.tar", require=None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    assert cache.folder == folder / "openslip" / "shards"
 
 
 @pytest.mark.parametrize("shards", ["pipe:touch {}/PWNED", ["pipe:touch {}/PWNED"], " pipe:touch {}/PWNED"])

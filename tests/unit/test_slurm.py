@@ -4,18 +4,23 @@ from typing import Any
 
 import pytest
 
+from openslip.commands import train
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
+from openslip.launcher import MPI_SIZES, check_launched
 from openslip.slurm import check_tasks
 
 NOT_SRUN = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "openslip", "SLURM_NNODES": "2"}
 EIGHT = {**NOT_SRUN, "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS_PER_NODE": "4"}
 ONE = {**NOT_SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NNODES": "1"}
 
+TORCHRUN = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
+ONE_OF_TORCHRUN = {**TORCHRUN, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+
 
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*EIGHT, "CUDA_VISIBLE_DEVICES"):
+    for name in (*EIGHT, *TORCHRUN, "CUDA_VISIBLE_DEVICES", "NODE_RANK", *MPI_SIZES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -61,3 +66,69 @@ def test_what_does_not_fit_is_refused(
         check_tasks(trainer)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes", "nodes", "said"),
+    [
+        (
+            TORCHRUN,
+            1,
+            1,
+            "2 processes were started (torchrun?), and the trainer has 1: add trainer=ddp trainer.devices=2",
+        ),
+        (TORCHRUN, 4, 1, "the trainer has 4: add trainer=ddp trainer.devices=2,"),
+        ({**TORCHRUN, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, 1, 1, "trainer.devices=8 trainer.num_nodes=2"),
+        (ONE_OF_TORCHRUN, 2, 1, "the trainer has 2: add trainer.devices=1"),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, 1, 1, "trainer=ddp trainer.devices=2"),
+        ({"RANK": "1"}, 1, 1, "names 2 processes"),
+        ({"WORLD_SIZE": "2"}, 1, 1, "names 2 processes, and the trainer has 1"),
+        *(({key: "2"}, 2, 1, f"mpirun started 2 processes ({key})") for key in MPI_SIZES),
+        *(({key: "2"}, 1, 1, "with trainer=ddp trainer.devices=2") for key in MPI_SIZES),
+    ],
+)
+def test_processes_that_are_not_the_trainers_are_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], processes: int, nodes: int, said: str
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refused:
+        check_launched(processes, nodes)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes", "nodes"),
+    [
+        ({}, 1, 1),
+        ({}, 8, 1),
+        (ONE_OF_TORCHRUN, 1, 1),
+        (TORCHRUN, 2, 1),
+        ({"LOCAL_RANK": "0"}, 4, 2),  # a cluster that names ranks alone
+        ({"WORLD_SIZE": "1", "RANK": "0"}, 8, 1),  # Kubernetes: a single pod, in which Lightning starts the ranks
+        ({"WORLD_SIZE": "2", "RANK": "1", "NODE_RANK": "1"}, 16, 2),  # its pods are nodes
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, 1, 1),
+        ({**TORCHRUN, "OMPI_COMM_WORLD_SIZE": "2"}, 2, 1),  # mpirun by a script that names the ranks as torchrun does
+        ({"SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "2"}, 2, 1),
+    ],
+)
+def test_processes_that_are_the_trainers_train(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], processes: int, nodes: int
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_launched(processes, nodes)
+
+
+def test_torchrun_inside_srun_counts_its_own_processes(monkeypatch: pytest.MonkeyPatch):
+    check_tasks(under(monkeypatch, {**EIGHT, **TORCHRUN}, "trainer=ddp", "trainer.devices=2"))
+
+
+def test_every_process_of_torchrun_refuses_a_trainer_of_one(monkeypatch: pytest.MonkeyPatch):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"add trainer=ddp trainer\.devices=2"):
+        train.main(["trainer=cpu"])
+    with pytest.raises(UserError, match=r"add trainer=ddp trainer\.devices=2"):
+        train.main(["trainer=cpu", "trainer.devices=auto"])

@@ -1,22 +1,27 @@
 """Root values of a training config that cannot be meant are refused before anything is built."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+import yaml
 from shard_files import write_pairs
 from trainings import SMALL
 
 from openslip.commands import train
-from openslip.commands.train import main, planned_schedule, planned_steps, transform_of
+from openslip.commands.train import main, planned_schedule, planned_steps, transform_of, warm_up_notes
 from openslip.config.build import build, settled
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
+from openslip.config.replaced import REPLACED
 from openslip.data.image.crop import RandomResizedCrop
 from openslip.errors import UserError
 from openslip.run.folder import Run, run_name
+from openslip.training.lightning import SWITCHED_OFF
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
 
@@ -69,6 +74,32 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
         ({"towers.image.locked": "yes"}, r"towers\.image\.locked=yes: expected true or false"),
         ({"towers.image.patch_dropout": 1.0}, r"patch_dropout=1\.0: expected a share from 0 to below 1"),
         ({"towers.image.patch_dropout": True}, r"towers\.image\.patch_dropout=True"),
+        ({"optim.lr": 0}, r"optim\.lr=0: expected a number above 0"),
+        ({"optim.lr": -1e-3}, r"optim\.lr=-0\.001"),
+        ({"optim.lr": None}, r"optim\.lr=None"),
+        ({"optim.lr": float("nan")}, r"optim\.lr=nan"),
+        ({"optim.lr": float("inf")}, r"optim\.lr=inf"),
+        ({"optim.weight_decay": -0.1}, r"optim\.weight_decay=-0\.1: expected a number of at least 0"),
+        ({"optim.weight_decay": None}, r"optim\.weight_decay=None"),
+        ({"optim.warmup_steps": -3}, r"optim\.warmup_steps=-3: expected a whole number of at least 0"),
+        ({"optim.warmup_steps": 2.5}, r"optim\.warmup_steps=2\.5"),
+        ({"optim.warmup_epochs": -1}, r"optim\.warmup_epochs=-1: expected a number of at least 0"),
+        ({"optim.warmup_steps": None, "optim.warmup_epochs": None}, r"optim\.warmup_epochs=None: .*warmup_steps=STEPS"),
+        ({"optim.optimizer.betas": [0.9, 1.0]}, r"optim\.optimizer\.betas=\[0\.9, 1\.0\]: .* below 1"),
+        ({"optim.optimizer.betas": [-0.1, 0.9]}, r"optim\.optimizer\.betas"),
+        ({"optim.optimizer.eps": -1e-8}, r"optim\.optimizer\.eps=-1e-08"),
+        ({"optim.optimizer.lr": -1}, r"optim\.optimizer\.lr=-1"),
+        ({"optim.schedule.lr": 0}, r"optim\.schedule\.lr=0"),
+        ({"optim.schedule.lr_start": -1e-6}, r"optim\.schedule\.lr_start=-1e-06"),
+        ({"optim.schedule.lr_start": 1.0}, r"optim\.schedule\.lr_start=1\.0: expected a number from 0 to optim\.lr"),
+        (
+            {"optim.schedule.lr_end": 1.0},
+            r"optim\.schedule\.lr_end=1\.0: expected a number from 0 to optim\.lr=0\.0008",
+        ),
+        ({"objective.ssl_temperature": 0}, r"objective\.ssl_temperature=0: expected a number above 0"),
+        ({"objective.ssl_temperature": -0.1}, r"objective\.ssl_temperature=-0\.1"),
+        ({"objective.ssl_scale": -1}, r"objective\.ssl_scale=-1"),
+        ({"objective.max_logit_scale": -1}, r"objective\.max_logit_scale=-1"),
         *(
             ({"callbacks.metrics.peak_tflops": peak}, f"callbacks.metrics.peak_tflops={peak}: expected the device's")
             for peak in ("abc", -1, 0, float("nan"), float("inf"), True)
@@ -204,3 +235,92 @@ def test_evaluations_see_images_as_training_does(settings: dict[str, str]):
     transform = transform_of(config).settings()
     assert transform == {"size": 32, "mean": config["mean"], "std": config["std"], **settings}
     assert build(config["data"]["decoder"], "data.decoder").to_rgb.settings() == settings
+
+
+@pytest.mark.parametrize(("max_steps", "lines"), [(10, 1), (49, 1), (50, 0), (51, 0)])
+def test_a_run_that_ends_inside_its_warm_up_says_so(max_steps: int, lines: int):
+    config, _ = compose_config("train", [f"trainer.max_steps={max_steps}"])
+    said = [f"warm-up is 50 of {max_steps} steps; the peak rate is never reached"][:lines]
+    assert warm_up_notes(config, 100, max_steps) == said
+
+
+def test_a_schedule_of_ones_own_needs_no_rate_at_its_ends():
+    config, _ = compose_config("train", [])
+    config["optim"]["schedule"] = {"_target_": "mine.Constant"}
+    config["optim"]["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+    config["optim"]["warmup_epochs"] = None  # warmup_steps stands
+    check_root_values(config)
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return compose_config("train", [])[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("accumulate_grad_batches=2", "micro_batch_size=N"),
+        ("gradient_clip_val=1", "optim.clip_norm=NORM"),
+        ("gradient_clip_algorithm=value", "optim.clip_norm=NORM"),
+        ("overfit_batches=2", "trainer.max_steps"),
+        ("fast_dev_run=true", "trainer.max_steps=2"),
+        ("fast_dev_run=1", "trainer.max_steps=2"),
+        ("limit_train_batches=0", "trainer.max_steps"),
+        ("limit_train_batches=0.5", "trainer.max_steps"),
+        ("limit_val_batches=2", "evaluation.NAME.every_n_steps"),
+        ("val_check_interval=100", "evaluation.NAME.every_n_steps"),
+        ("check_val_every_n_epoch=2", "every_n_epochs"),
+        ("num_sanity_val_steps=2", "evaluation=none"),
+        ("log_every_n_steps=5", "callbacks.metrics.every_n_steps=N"),
+        ("enable_checkpointing=true", "callbacks.save.every_n_steps"),
+        ("enable_progress_bar=true", "callbacks.metrics.every_n_steps"),
+        ("enable_model_summary=true", "openslip plan"),
+        ("use_distributed_sampler=true", "global_batch_size"),
+        ("min_steps=5", "trainer.max_steps"),
+        ("min_epochs=5", "trainer.max_epochs"),
+        ("logger=true", "logger=wandb"),
+        ("callbacks=[]", "+callbacks.NAME._target_"),
+        ("plugins=[]", "trainer.precision"),
+        ("default_root_dir=x", "runs_dir="),
+        ("sync_batchnorm=true", "global batch"),
+        ("barebones=true", "callbacks=none"),
+        ("reload_dataloaders_every_n_epochs=1", "seed"),
+        ("profiler=simple", "trainer.profiler._target_"),
+    ],
+)
+def test_an_argument_of_lightning_that_we_replace_names_our_key(config: dict[str, Any], setting: str, key: str):
+    name, _, value = setting.partition("=")
+    config = {**config, "trainer": {**config["trainer"], name: yaml.safe_load(value)}}
+    with pytest.raises(UserError) as refused:
+        check_root_values(config)
+    assert f"trainer.{name}=" in str(refused.value)
+    assert key in str(refused.value)
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_an_argument_of_lightning_is_refused_with_our_key_however_it_is_given(plus: str):
+    with pytest.raises(UserError, match=r"trainer\.gradient_clip_val.*: optim\.clip_norm=NORM"):
+        check_root_values(compose_config("train", [f"{plus}trainer.gradient_clip_val=1"])[0])
+
+
+def test_lightnings_arguments_are_replaced_off_or_its_own():
+    harmless = {"benchmark", "deterministic", "detect_anomaly", "enable_autolog_hparams", "inference_mode"}
+    harmless |= {"model_registry", "profiler"}
+    ours = {"accelerator", "devices", "max_epochs", "max_steps", "max_time", "num_nodes", "precision", "strategy"}
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    assert known == harmless | ours | REPLACED.keys()
+    assert SWITCHED_OFF.keys() <= known
+
+
+@pytest.mark.parametrize(
+    "setting", ["fast_dev_run=false", "gradient_clip_val=null", "detect_anomaly=true", "benchmark=true"]
+)
+def test_an_argument_of_lightning_that_changes_nothing_is_taken(setting: str):
+    check_root_values(compose_config("train", [f"+trainer.{setting}"])[0])
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "deepspeed", "dp", "nonsense"])
+def test_other_strategies_are_refused_with_what_to_use(strategy: str):
+    with pytest.raises(UserError, match=rf"trainer\.strategy={strategy}: expected auto, ddp, .*trainer=ddp"):
+        check_root_values(compose_config("train", [f"trainer.strategy={strategy}"])[0])

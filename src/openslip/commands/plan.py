@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from openslip import plan
-from openslip.commands.train import planned_schedule, say
+from openslip.commands.train import planned_schedule, say, warm_up_notes
 from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> None:
             f"global_batch_size={config['global_batch_size']} is more than the dataset's {samples} samples: lower it"
         )
     schedule = planned_schedule(config, steps_per_epoch)
-    say(*plan.length(config, samples, steps_per_epoch, schedule), "")
+    notes = warm_up_notes(config, steps_per_epoch, schedule.max_steps)
+    say(*plan.length(config, samples, steps_per_epoch, schedule), *notes, "")
 
     torch.manual_seed(config["seed"])
     parts = build_parts(config)

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     """Write a smaller file that predicts the same."""
     parser = argparse.ArgumentParser("openslip strip", description=__doc__)
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
-    parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument("target", metavar="OUT", help="the file to write; .safetensors gives one of that format")
     parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
     parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
     options = parser.parse_args(arguments)

@@ -15,12 +15,15 @@ from omegaconf import DictConfig
 
 from openslip import signals
 from openslip.config.search_path import config_folder
+from openslip.config.words import readable, split_words
 
 
 def main(arguments: list[str]) -> None:
     """Run Hydra's multirun with these words."""
     # Not in the config, where an error in another setting would be reported as the lack of this one.
-    sys.argv = ["openslip sweep", "--multirun", *arguments]
+    folders, settings, options = split_words(arguments)
+    words = [readable(word, folders, sweep=True) for word in settings]
+    sys.argv = ["openslip sweep", "--multirun", *options, *(f"--config-dir={folder}" for folder in folders), *words]
     combination()
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from openslip.config.build import build, build_evaluations, build_parts, settled
 from openslip.config.check import NO_FSDP, check_root_values
@@ -13,11 +14,13 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
 from openslip.distributed import is_main_process
 from openslip.errors import UserError, first_line
+from openslip.launcher import check_launched
 from openslip.optim import WarmupCosine
+from openslip.plan import number_of_devices
 from openslip.report import write_report
 from openslip.run import watchdog
 from openslip.run.checkpoints import newest_whole, saved
-from openslip.run.folder import Run, open_run, run_name
+from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import without_secrets
 from openslip.slurm import check_tasks
 from openslip.training.callbacks.evaluate import Evaluate
@@ -36,7 +39,7 @@ from openslip.training.lightning import (
     quiet_lightning,
 )
 from openslip.training.logging.csv_logger import CsvLogger
-from openslip.training.precision import choose_precision, choose_tf32
+from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
 
@@ -50,13 +53,19 @@ def main(arguments: list[str]) -> None:
     check_root_values(config)
     config = settled(config)
     check_tasks(config["trainer"])
+    device = torch.device("cuda" if on_gpu(config["trainer"]["accelerator"]) else "cpu")
+    check_launched(number_of_devices(config["trainer"], device), config["trainer"]["num_nodes"])
     name = run_name(config, chosen(choices))
     # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
     planned_steps(config["trainer"], 1)  # refuses a run without a length before its folder is touched
     run = open_run(config, name)
     if run.state == "finished":
-        say(f"{run.folder} is finished (a larger trainer.max_steps or max_epochs extends it, name= gives another run)")
+        # A name that is derived counts the length in.
+        same = "" if config["name"] is not None else f"name={run.folder.name} with "
+        say(
+            f"{run.folder} is finished ({same}a larger trainer.max_steps or max_epochs extends it, name= gives another)"
+        )
         result = run.result()
         say(*result["lines"])
         for evaluation in (name for name in config["evaluation"] if name not in result["metrics"]):
@@ -64,6 +73,9 @@ def main(arguments: list[str]) -> None:
         return
     if run.state == "unfinished" and run.former_length is None and is_main_process():
         say(f"{run.folder} is unfinished: this command resumes it")
+    if run.state == "new" and is_main_process():
+        for folder in shorter(run, config):
+            say(f"{folder} is the same run, but shorter: name={folder.name} extends it")
     watchdog.start(config["watchdog"])
     fit(config, run)
 
@@ -113,6 +125,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
             f"extends {run.folder} from {former_steps} to {schedule.max_steps} steps; "
             f"the longer schedule applies from step {newest_whole(run.checkpoints).step if resumed else 0}"
         )
+    if is_main_process():
+        say(*warm_up_notes(config, data.steps_per_epoch, schedule.max_steps))
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
     longest = partial(example_batch, varying)
     pretrainer = Pretrainer(
@@ -183,12 +197,21 @@ def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
 
 def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
     """The learning rate over the run's length."""
-    optim = config["optim"]
-    warmup_steps = optim["warmup_steps"]
-    if warmup_steps is None:
-        warmup_steps = round(optim["warmup_epochs"] * steps_per_epoch)
+    warmup_steps = planned_warm_up(config, steps_per_epoch)
     max_steps = planned_steps(config["trainer"], steps_per_epoch)
-    return build(optim["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
+    return build(config["optim"]["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
+
+
+def planned_warm_up(config: dict[str, Any], steps_per_epoch: int) -> int:
+    """The warm-up in steps: `optim.warmup_steps`, or else `optim.warmup_epochs`."""
+    steps = config["optim"]["warmup_steps"]
+    return round(config["optim"]["warmup_epochs"] * steps_per_epoch) if steps is None else steps
+
+
+def warm_up_notes(config: dict[str, Any], steps_per_epoch: int, max_steps: int) -> list[str]:
+    """A line where the run ends inside its warm-up, else none."""
+    steps = planned_warm_up(config, steps_per_epoch)
+    return [f"warm-up is {steps} of {max_steps} steps; the peak rate is never reached"] if steps > max_steps else []
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:

@@ -81,6 +81,11 @@ def build_parts(config: dict[str, Any]) -> Parts:
     # Its views are built here, and model configs have read what it wants of the model.
     objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
     model, objective = build(config["model"], "model"), build(objective_config, "objective")
+    if (batch := config["global_batch_size"]) < objective.min_batch_size:
+        raise UserError(
+            f"global_batch_size={batch} leaves {type(objective).__name__} no negatives, so its loss would be 0: "
+            f"use at least {objective.min_batch_size}, e.g. global_batch_size=64"
+        )
     prepare_towers(model, config["towers"], initialised=config["init_from"]["checkpoint"] is not None)
     return Parts(
         model=model,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openslip.config.defaults import default_config, is_choice
+from openslip.config.replaced import PROFILER, REPLACED, STRATEGIES
 from openslip.errors import UserError
 
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
@@ -83,6 +84,9 @@ def check_root_values(config: dict[str, Any]) -> None:
     for key in ("trainer", "optim", "callbacks", "init_from", "towers", "watchdog", "plan"):
         if not isinstance(config[key], dict):
             raise UserError(f"{key}={config[key]}: expected settings, each by its own key; see configs/train.yaml")
+    for key, value in config["trainer"].items():
+        if key in REPLACED and value is not None and value is not False:
+            raise UserError(f"trainer.{key}={value} is an argument of Lightning that is not used: {REPLACED[key]}")
     count, colour = "a whole number of at least 1", "three numbers, for red, green and blue"
     checks = {
         "global_batch_size": (is_count, f"{count}, e.g. global_batch_size=64"),
@@ -98,7 +102,9 @@ def check_root_values(config: dict[str, Any]) -> None:
         "std": (_is_colour, colour),
         "trainer.max_steps": (_or_null(is_count), f"{count}, or null"),
         "trainer.max_epochs": (_or_null(is_count), f"{count}, or null"),
+        "trainer.num_nodes": (is_count, count),
         "trainer.strategy": (lambda x: "fsdp" not in str(x).lower(), f"ddp; {NO_FSDP}"),
+        "trainer.profiler": (lambda x: not isinstance(x, str), f"settings: {PROFILER}"),
         "plan.utilisation": (lambda x: x == 1 or _up_to(1.0)(x), "a share of the peak, e.g. plan.utilisation=0.4"),
         "optim.layer_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
         "optim.ema_decay": (_or_null(_up_to(1.0)), "a number between 0 and 1, or null"),
@@ -107,6 +113,7 @@ def check_root_values(config: dict[str, Any]) -> None:
     checkpoint = (_or_null(lambda x: isinstance(x, str)), "a run's folder or a checkpoint file, or null")
     checks["init_from.checkpoint"] = checkpoint
     checks["init_from.resize"] = (lambda x: isinstance(x, bool), "true or false")
+    checks |= _optim_checks(config)
     for kind in config["towers"]:
         tower = f"towers.{kind}"
         checks[f"{tower}.weights"] = checkpoint
@@ -129,6 +136,37 @@ def check_root_values(config: dict[str, Any]) -> None:
         value = lookup(config, key)
         if not valid(value):
             raise UserError(f"{key}={value}: expected {expected}")
+    if isinstance(strategy := config["trainer"]["strategy"], str) and strategy not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy={strategy}: expected {', '.join(STRATEGIES)}; trainer=ddp has the best settings"
+        )
+
+
+def _optim_checks(config: dict[str, Any]) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    """Checks of what would train to a wrong result without an error; a key that a class of one's own lacks is null."""
+    lr = lookup(config, "optim.lr")
+    positive, least = (_up_to(math.inf), "a number above 0"), (_at_least_0, "a number of at least 0")
+    up_to_peak = (lambda x: _at_least_0(x) and not (is_number(lr) and x > lr), f"a number from 0 to optim.lr={lr}")
+    checks = {
+        "optim.warmup_epochs": least,
+        "optim.warmup_steps": (lambda x: is_whole(x) and x >= 0, "a whole number of at least 0, or null"),
+        "optim.optimizer.lr": positive,
+        "optim.optimizer.eps": least,
+        "optim.optimizer.betas": (
+            lambda x: not isinstance(x, list) or all(_at_least_0(beta) and beta < 1 for beta in x),
+            "numbers from 0 to below 1, e.g. optim.optimizer.betas=[0.9, 0.98]",
+        ),
+        "optim.schedule.lr": positive,
+        "optim.schedule.lr_start": up_to_peak,
+        "optim.schedule.lr_end": up_to_peak,
+        "objective.ssl_scale": least,
+        "objective.ssl_temperature": positive,
+        "objective.max_logit_scale": positive,
+    }
+    checks = {key: (_or_null(valid), expected) for key, (valid, expected) in checks.items()}
+    if lookup(config, "optim.warmup_steps") is None:
+        checks["optim.warmup_epochs"] = (_at_least_0, "a number of at least 0, or null with optim.warmup_steps=STEPS")
+    return {"optim.lr": positive, "optim.weight_decay": least, **checks}
 
 
 def is_number(value: Any) -> bool:
@@ -143,6 +181,10 @@ def is_count(value: Any) -> bool:
 
 def _up_to(high: float) -> Callable[[Any], bool]:
     return lambda value: is_number(value) and 0 < value < high
+
+
+def _at_least_0(value: Any) -> bool:
+    return is_number(value) and 0 <= value < math.inf
 
 
 def _or_null(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from openslip.config.defaults import default_config
+from openslip.config.replaced import REPLACED
 from openslip.errors import first_line
 
 
@@ -29,6 +30,8 @@ def explain(error: Exception, name: str) -> str:
         path = re.search(r"full_key: (\S+)", message) or unknown_key or missing_group
         assert path
         key = path[1]
+        if key.removeprefix("trainer.") in REPLACED and key.startswith("trainer."):
+            return f"{key} is an argument of Lightning that is not used: {REPLACED[key.removeprefix('trainer.')]}"
         near = difflib.get_close_matches(key, list(dotted_keys(default_config(name))), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
         return f"config key {key} is unknown; {hint}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
@@ -18,7 +19,8 @@ def config_folder() -> Path:
 
 def search_path(folders: Sequence[Path]) -> str:
     """The override by which Hydra also looks in folders of the user's own and composes models."""
-    return f"hydra.searchpath={[*(f'file://{folder}' for folder in folders), 'models://']}"
+    places = [*(f"file://{folder}" for folder in folders), "models://"]
+    return f"hydra.searchpath=[{','.join(QuotedString(place, Quote.double).with_quotes() for place in places)}]"
 
 
 class ComposedModels(ConfigSource):

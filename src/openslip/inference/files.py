@@ -12,6 +12,7 @@ import torch
 
 from openslip.durable import durable
 from openslip.errors import UserError
+from openslip.inference.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from openslip.run.checkpoints import LINK, newest_whole, saved
 
 # What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
@@ -49,8 +50,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise UserError(f"checkpoint {path}: a folder without checkpoints; give a run's folder or a checkpoint file")
-    if path.suffix == ".safetensors":
-        raise UserError(f"checkpoint {path} is a safetensors file, which holds no settings: give the checkpoint itself")
+    if is_safetensors(path):
+        return read_safetensors(path)
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,6 +74,11 @@ def peek(path: Path) -> dict[str, Any]:
         return {}
 
 
+def unwrapped(name: str) -> str:
+    """A weight's name without what torch.compile and data parallelism add to it."""
+    return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
+
+
 def _why_unreadable(path: Path, message: str) -> str:
     # The message names one, which is all there is for files before the zip format.
     named = set(re.findall(r"GLOBAL ([\w.]+) (?:whose|was)", message))
@@ -90,13 +96,15 @@ def _why_unreadable(path: Path, message: str) -> str:
 def write(path: Path, content: dict[str, Any]) -> None:
     """Save through a temporary file in the same folder, so that `path` is always a whole checkpoint.
 
+    A name in .safetensors gives a file of that format.
+
     Raises:
         UserError: the folder cannot be written or is full; what stood at `path` is untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable(path) as file:
-            torch.save(content, file)
+            (write_safetensors if is_safetensors(path) else torch.save)(content, file)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {path} could not be written ({why_unwritten(error)}): free space or choose another folder"

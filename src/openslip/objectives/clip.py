@@ -21,6 +21,8 @@ class CLIP(Objective):
         max_logit_scale: upper clamp of `logit_scale` after each step; the lower one is 0.
     """
 
+    min_batch_size = 2
+
     def __init__(self, *, gather_with_grad: bool, max_logit_scale: float) -> None:
         super().__init__()
         self.gather_with_grad = gather_with_grad

@@ -17,10 +17,12 @@ class Objective(nn.Module, ABC):
     `model` is the configured model (`DualEncoder`, `ImageEncoder` or your own).
 
     Attributes:
+        min_batch_size: smallest global batch to learn from; 2 where samples are each other's negatives.
         skipped: whether this step's update is skipped, a bool on the device that is set before `after_step`; small
             buffers are restored then, and a buffer of more than 2**18 elements, such as a queue, must be left as it is.
     """
 
+    min_batch_size = 1
     skipped: Tensor
 
     def __init__(self) -> None:

@@ -23,6 +23,8 @@ class SimCLR(Objective):
         ssl_temperature: divides the cosines.
     """
 
+    min_batch_size = 2
+
     def __init__(self, *, head_hidden: int, head_output: int, ssl_temperature: float) -> None:
         super().__init__()
         self.head_hidden = head_hidden

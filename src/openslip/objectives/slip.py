@@ -22,6 +22,8 @@ class SLIP(Objective):
         max_logit_scale: as in `CLIP`.
     """
 
+    min_batch_size = 2
+
     def __init__(
         self,
         *,

@@ -18,7 +18,7 @@ from openslip.distributed import is_main_process
 from openslip.durable import sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import locked
-from openslip.run.identity import differences, digest, identity, length, read_config, write_config
+from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
 
 PATIENCE = 5.0  # seconds: the process before may still be on its way out
 AFTER_REQUEUE = 120.0  # seconds: a file server takes up to 90 to see that a node is gone
@@ -136,6 +136,21 @@ def _named_before(folder: Path, config: dict[str, Any]) -> Path | None:
             if identity(read_config(file) or {}) == identity(config):
                 return file.parent
     return None
+
+
+def shorter(run: Run, config: dict[str, Any]) -> list[Path]:
+    """Folders of runs that a config without a name would have extended, had it named them."""
+    if config["name"] is not None:
+        return []
+    found = []
+    for file in sorted(run.folder.parent.glob(f"{escape(run.folder.name[:-8])}{'[0-9a-f]' * 8}/config.yaml")):
+        with suppress(UserError):  # damaged, or not to be extended
+            first, second = identity(read_config(file) or config), identity(config)
+            changed = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+            if changed and changed <= set(LENGTH):
+                _refuse_another(file.parent, config)
+                found.append(file.parent)
+    return found
 
 
 def _inspected(folder: Path, config: dict[str, Any]) -> Run:

@@ -19,8 +19,7 @@ INCLUDED = (
     *("model", "objective", "tokenizer", "optim", "data", "init_from.checkpoint"),
     *("seed", "global_batch_size", "image_size", "mean", "std", "tf32"),
     *("towers.*.weights", "towers.*.locked", "towers.*.patch_dropout"),
-    *("trainer.precision", "trainer.max_steps", "trainer.max_epochs", "trainer.accumulate_grad_batches"),
-    *("trainer.gradient_clip_*", "trainer.limit_train_batches", "trainer.overfit_batches"),
+    *("trainer.precision", "trainer.max_steps", "trainer.max_epochs"),
 )
 NOT_CONTENT = ("data.source*.cache", "data*.num_workers", "data.source*.expected_samples", "data.bad_sample_budget")
 # They name a run, but a resumed one may find its data elsewhere: its checkpoint knows the data by its content.

@@ -37,7 +37,7 @@ def open_index(
     captions: CaptionPolicy,
     require: str | None,
     *,
-    cache_folder: Path,
+    cache_folder: Path | None,
     fetch: Callable[[str], int],
     progress: Progress,
 ) -> Index:
@@ -47,11 +47,12 @@ def open_index(
         shards: at least one.
         captions: what counts as one.
         require: `caption`, `label` or None.
-        cache_folder: for an index that cannot lie beside its shards.
+        cache_folder: for an index that cannot lie beside its shards; None where the user has no home.
         fetch: gives a descriptor of a remote shard.
         progress: called after every shard.
     """
-    homes = [cache_folder] if shards[0].path is None else [shards[0].path.parent / NAME, cache_folder]
+    beside = None if shards[0].path is None else shards[0].path.parent / NAME
+    homes = [home for home in (beside, cache_folder) if home is not None]
     states = [state(shard) for shard in shards]
 
     def index_in(home: Path) -> tuple[Path, list[str]]:
@@ -64,8 +65,11 @@ def open_index(
             return Index(folder, shards, require)
     home = next((home for home in homes if writable(home)), None)
     if home is None:
-        tried = " nor to ".join(map(str, homes))
-        raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
+        tried = " nor to ".join(map(str, homes if cache_folder else (*homes, "a home, which this user does not have")))
+        raise UserError(
+            f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable, "
+            "or set XDG_CACHE_HOME=FOLDER"
+        )
     folder, stamps = index_in(home)
     with locked(folder.with_suffix(".lock")) as alone:  # where not, each process scans into a folder of its own
         if not whole(folder, stamps):  # else another process has been first
@@ -93,7 +97,7 @@ def state(shard: Shard) -> State:
 
 
 def stamps_of(
-    shards: list[Shard], states: list[State], captions: CaptionPolicy, home: Path, cache_folder: Path
+    shards: list[Shard], states: list[State], captions: CaptionPolicy, home: Path, cache_folder: Path | None
 ) -> list[str]:
     """What identifies each unchanged shard; relative paths in an index beside its shards let it move with them."""
     stamps = []

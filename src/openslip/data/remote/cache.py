@@ -27,9 +27,12 @@ ASKED_AT_ONCE = 16
 OURS = re.compile(r"[0-9a-f]{16}-")  # how our files' names begin: no other file in the folder is ever deleted
 
 
-def cache_folder() -> Path:
-    """The user's folder for files that can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip"
+def cache_folder(name: str) -> Path | None:
+    """A folder for files of the user's that can be made again; None where the user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip" / name
+    except RuntimeError:  # in a container: no HOME, and no entry of the user in /etc/passwd
+        return None
 
 
 class ShardCache:
@@ -44,10 +47,21 @@ class ShardCache:
     """
 
     def __init__(self, *, folder: str | Path | None, max_bytes: int) -> None:
-        self.folder = cache_folder() / "shards" if folder is None else Path(folder).expanduser()
+        self.given_folder = None if folder is None else Path(folder).expanduser()
         self.max_bytes = max_bytes
         self.identities: dict[str, Identity] = {}
         self.prefetcher: threading.Thread | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the local copies lie; local data asks for none, and so needs no home."""
+        folder = self.given_folder or cache_folder("shards")
+        if folder is None:
+            raise UserError(
+                "remote shards need a folder for local copies, and this user has no home: set XDG_CACHE_HOME=FOLDER, "
+                "or shard_cache.folder=FOLDER"
+            )
+        return folder
 
     def identity(self, address: str) -> Identity:
         """Size and version of a remote shard."""

@@ -4,7 +4,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +69,7 @@ class ShardSource(Source):
                 expanded,
                 captions,
                 require,
-                cache_folder=cache_folder() / "index",
+                cache_folder=cache_folder("index"),
                 fetch=lambda address: self.cache_of(remote[0]).open(address),
                 progress=lambda done, samples: bar.update(
                     task, completed=done, description=f"indexing shards, {samples} samples"
@@ -196,7 +196,7 @@ def expand(shards: str | list[str]) -> list[Shard]:
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
             raise UserError(f"shards {shown(pattern)}: expected paths, or addresses that begin with {kinds}")
         try:
-            words = list(braceexpand(pattern))
+            words = with_braces_expanded(pattern)
         except ValueError as error:
             raise UserError(
                 f"shards {shown(pattern)}: its braces do not match, as in train-{{000..099}}.tar"
@@ -205,11 +205,12 @@ def expand(shards: str | list[str]) -> list[Shard]:
             if is_remote(word):
                 expanded.append(Shard(shown(word), None, word, ""))
                 continue
-            path = Path(word).expanduser()
+            path = local_path(word)
             if path.is_dir():
                 paths = [file for file in visible_files(path) if file.suffix == ".tar"]
-            elif has_magic(word):
-                matches = [Path(name) for name in sorted(glob(str(path)))]
+            elif has_magic(word) and not path.exists():
+                names = f"{escape(str(path.parent))}/{path.name}" if path.parent.is_dir() else str(path)
+                matches = [Path(name) for name in sorted(glob(names))]
                 paths = [match for match in matches if not any(map(is_hidden, {*match.parts} - {*path.parts}))]
             else:
                 paths = [path]
@@ -231,3 +232,22 @@ def without_repeats(shards: list[Shard]) -> tuple[list[Shard], list[str]]:
 def place_of(shard: Shard) -> str:
     """The real path or the address of a shard."""
     return shard.address if shard.path is None else os.path.realpath(shard.path)
+
+
+def with_braces_expanded(pattern: str) -> list[str]:
+    """Every word of a brace pattern; braces of a file or folder that has them in its name stay."""
+    folder, slash, name = pattern.rpartition("/")
+    if Path(pattern).exists():
+        return [pattern]
+    if slash and Path(folder).is_dir():
+        return [f"{folder}/{word}" for word in braceexpand(name)]
+    return list(braceexpand(pattern))
+
+
+def local_path(word: str) -> Path:
+    """The path as it is written where something lies there, else with the user's home for a leading ~."""
+    path = Path(word)
+    try:
+        return path if path.exists() else path.expanduser()
+    except RuntimeError:  # there is no such user, or no home
+        return path

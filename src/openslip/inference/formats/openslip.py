@@ -14,7 +14,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model, build_tokenizer
 from openslip.inference.bundle import Bundle
-from openslip.inference.files import peek
+from openslip.inference.files import peek, unwrapped
 from openslip.inference.files import write as write_file
 from openslip.text.tokenizer import Tokenizer
 
@@ -41,10 +41,12 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
     description = entry["tokenizer"]
     if entry["format"] == 1 and description is not None:
         description = {"_target_": "openslip.text.clip_bpe.ClipBpe", **description}
-    state = content.get("state_dict", {})
+    state = {unwrapped(str(name)): tensor for name, tensor in content.get("state_dict", {}).items()}
     kind = "averaged." if any(name.startswith("averaged.") for name in state) else "model."
     weights = {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
     model = build_model(entry["architecture"], allow)
+    known = model.state_dict().keys()  # a model of one's own may have a part that is named `module`
+    weights = {name if name in known else unwrapped(name): tensor for name, tensor in weights.items()}
     try:
         model.load_state_dict(weights)
         tokenizer, transform = build_tokenizer(description, allow), EvalTransform(**entry["transform"])

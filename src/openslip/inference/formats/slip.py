@@ -13,7 +13,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model
 from openslip.inference.bundle import Bundle
-from openslip.inference.files import peek
+from openslip.inference.files import peek, unwrapped
 from openslip.text.clip_bpe import ClipBpe
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def detect(path: Path) -> bool:
     """Whether these are the keys of the published code's models."""
     content = peek(path)
     state = content.get("state_dict", content)
-    return isinstance(state, Mapping) and any(str(name).removeprefix("module.") == "visual.cls_token" for name in state)
+    return isinstance(state, Mapping) and any(unwrapped(str(name)) == "visual.cls_token" for name in state)
 
 
 def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
@@ -93,9 +93,9 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights under their published names, without the `module.` that data parallelism leaves."""
+    """The weights under their published names, without what torch.compile and data parallelism add to them."""
     state = raw.get("state_dict", raw)
-    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
     if "visual.cls_token" not in tensors:
         raise UserError(
             "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; "

@@ -1,6 +1,7 @@
 """Weights & Biases with `samples_seen` as x-axis; an unreachable server costs seconds, not the run."""
 
 import os
+import re
 import sys
 
 import wandb
@@ -19,7 +20,7 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
     """
     # W&B reports its own errors when the process ends, and would wait 20 s for a server that accepts and never answers.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    common = {"project": project, "name": name, "version": version, "save_dir": save_dir}
+    common = {"project": project, "name": name, "version": valid_id(version), "save_dir": save_dir}
     # Unless quiet, the start first asks for the user's name, ten seconds of its own that `init_timeout` does not end.
     settings = wandb.Settings(init_timeout=timeout, finish_timeout=timeout, quiet=True)
     logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
@@ -38,3 +39,8 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
     experiment.define_metric("samples_seen")
     experiment.define_metric("*", step_metric="samples_seen", step_sync=True)
     return logger
+
+
+def valid_id(version: str) -> str:
+    """An id without the characters that W&B refuses, which a run's name may have."""
+    return re.sub(r"[:;,#?/'\s]", "-", version)

@@ -1,0 +1,108 @@
+"""Words of the command line as Hydra's grammar reads them: options, and values that it would refuse or misread."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from openslip.config.defaults import is_choice
+from openslip.errors import UserError, first_line
+
+TEXTS = ("name", "runs_dir", "checkpoint", "output")  # keys whose value is text, whatever it looks like
+PLACES = ("shards", "root", "path", "folder", "weights")  # last parts of keys of which a number may name a folder
+DASHED = re.compile(r"--(?!config-dir=)([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL)  # as agents of W&B write settings
+
+
+def quoted(text: str) -> str:
+    """A text as one value in Hydra's grammar."""
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def split_words(arguments: Sequence[str]) -> tuple[list[Path], list[str], list[str]]:
+    """Folders of the user's own configs, settings without leading dashes, and other options.
+
+    Raises:
+        UserError: no such folder.
+    """
+    folders, settings, options = [], [], []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config-dir":
+            folders.append(Path(next(words, "")).resolve())
+        elif word.startswith("--config-dir="):
+            folders.append(Path(word.partition("=")[2]).resolve())
+        elif dashed := DASHED.fullmatch(word):
+            settings.append(dashed[1])
+        else:
+            (options if word.startswith("-") else settings).append(word)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: no such folder")
+    return folders, settings, options
+
+
+def readable(word: str, folders: Sequence[Path], *, sweep: bool = False, remedy: str = "give one") -> str:
+    """A setting that Hydra reads as it is meant: paths and shard patterns get quotes where its grammar needs them.
+
+    Args:
+        word: `key=value`, or `~key`.
+        folders: of the user's own configs.
+        sweep: whether several values stand for several runs.
+        remedy: what to do about several values otherwise.
+
+    Raises:
+        UserError: not of that form, or several values where one is expected.
+    """
+    key, equals, text = word.partition("=")
+    if not equals and not word.startswith("~"):
+        raise UserError(f"{word}: not of the form key=value (write {key}=VALUE)")
+    choice = is_choice(word, folders)
+    path = not choice and _exists(text)
+    try:
+        override = _parse(word)
+        value = override.value()
+    except HydraException as error:
+        return _with_quotes(word, path, error)
+    if choice:
+        if equals and (value is None or isinstance(value, int | float)):
+            raise UserError(f"{word}: expected the name of a file in configs/{key.partition('@')[0]}/")
+    elif path and value is not None and (not isinstance(value, int | float) or key.rpartition(".")[2] in PLACES):
+        return word if value == text else f"{key}={quoted(text)}"
+    elif key in TEXTS and not isinstance(value, str) and value is not None and not (sweep and _several(override)):
+        return f"{key}={quoted(text)}"
+    if _several(override) and not sweep:
+        raise UserError(f"{word}: several values, expected one: {remedy}; a list is written {key}=[{text}]")
+    return word
+
+
+def _with_quotes(word: str, path: bool, error: HydraException) -> str:
+    """The setting with quotes around its value, or around each part of a list."""
+    key, _, text = word.partition("=")
+    if text.startswith("[") and not path and key not in TEXTS:
+        quotes = f"{key}=[{','.join(quoted(part.strip()) for part in text[1:-1].split(','))}]"
+        if text.endswith("]") and not re.search(r"""[]['"]""", text[1:-1]):
+            return quotes
+        raise UserError(f"{word}: not of the form key=value ({first_line(error)})")
+    try:
+        _parse(with_quotes := f"{key}={quoted(text)}")
+    except HydraException:  # it is the key that cannot be read
+        raise UserError(f"{word}: not of the form key=value ({first_line(error)})") from error
+    return with_quotes
+
+
+def _parse(word: str) -> Override:
+    return OverridesParser.create().parse_override(word)
+
+
+def _several(override: Override) -> bool:
+    return override.is_sweep_override()
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):  # too long, or with a null byte: no path
+        return False

@@ -1,0 +1,47 @@
+"""Stripped models as safetensors: weights under their names, the entry `openslip` as JSON in the metadata."""
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from openslip.errors import UserError
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is of this format, by its name."""
+    return path.suffix.lower() == ".safetensors"
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The same dict as a stripped file of `torch.save` holds.
+
+    Raises:
+        UserError: a damaged file, or one without the entry.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
+    if "openslip" not in metadata:
+        raise UserError(
+            f"checkpoint {path} holds weights and no settings: give the checkpoint it was made of, or one that "
+            "`openslip strip IN OUT.safetensors` wrote"
+        )
+    try:
+        return {"openslip": json.loads(metadata["openslip"]), "state_dict": state}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"checkpoint {path}: its `openslip` entry cannot be read as JSON ({error})") from error
+
+
+def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
+    """Write a stripped model; weights that are tied are written once for each of their names."""
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in content["state_dict"].items()
+    }
+    file.write(to_bytes(weights, {"format": "pt", "openslip": json.dumps(content["openslip"])}))

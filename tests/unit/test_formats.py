@@ -1,0 +1,138 @@
+"""Files in which a model comes: names that wrappers of a module leave, and safetensors."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_models import Pictures, tokenizer, transform
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import openslip
+from openslip.commands.strip import strip
+from openslip.errors import UserError
+from openslip.inference.architecture import build_model
+from openslip.inference.bundle import Bundle
+from openslip.inference.files import write
+from openslip.inference.formats import openslip as ours
+from openslip.inference.formats.slip import to_published
+
+TOWER = {
+    "_target_": "openslip.models.timm_tower.TimmTower",
+    "name": "vit_base_patch16_224",
+    "image_size": 16,
+    "arguments": {"patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1},
+}
+TEXT = {"vocab_size": 49408, "context_length": 24, "width": 64, "depth": 1, "heads": 1}
+DUAL: dict[str, Any] = {
+    "_target_": "openslip.models.dual_encoder.DualEncoder",
+    "image_tower": TOWER,
+    "text_tower": {"_target_": "openslip.models.text_transformer.TextTransformer", **TEXT},
+    "embed_dim": 12,
+    "logit_scale_init": 2.6593,
+}
+TEXTS = ["a red ring", "größe", "three dogs"]
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "parallel": lambda name: f"module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled, then parallel": lambda name: f"module._orig_mod.{name}",
+    "parallel, then compiled": lambda name: f"_orig_mod.module.{name}",
+    "compiled inside": lambda name: name.replace("blocks.0.", "blocks.0._orig_mod."),
+    "compiled tower": lambda name: name.replace("visual.", "visual._orig_mod.").replace("tower.", "tower._orig_mod."),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    torch.manual_seed(0)
+    return Bundle(build_model(DUAL).eval(), tokenizer(), transform(), DUAL, torch.device("cpu"))
+
+
+def assert_same(loaded: Bundle, bundle: Bundle) -> None:
+    expected = bundle.model.state_dict()
+    assert loaded.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def our_content(bundle: Bundle, rename: Callable[[str], str]) -> dict[str, Any]:
+    entry = ours.describe(bundle.architecture, bundle.tokenizer, bundle.transform)
+    return {"openslip": entry, "state_dict": {rename(k): tensor for k, tensor in bundle.model.state_dict().items()}}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("averaged", [False, True])
+def test_names_that_wrappers_leave_are_taken_off_our_checkpoints(
+    tmp_path: Path, bundle: Bundle, wrapper: str, averaged: bool
+):
+    rename, kind = WRAPPED[wrapper], "averaged." if averaged else "model."
+    for number, wrapped in enumerate((lambda name: rename(kind + name), lambda name: kind + rename(name))):
+        write(tmp_path / f"{number}.ckpt", our_content(bundle, wrapped))
+        assert_same(openslip.load(tmp_path / f"{number}.ckpt"), bundle)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_names_that_wrappers_leave_are_taken_off_published_checkpoints(tmp_path: Path, bundle: Bundle, wrapper: str):
+    published = to_published(bundle.model, nn.Module())
+    state = {WRAPPED[wrapper](name): tensor.detach() for name, tensor in published.items()}
+    torch.save({"state_dict": state}, tmp_path / "published.pt")
+    assert_same(openslip.load(tmp_path / "published.pt"), bundle)
+
+
+def test_a_part_of_a_model_may_be_named_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Wrapping(nn.Module):
+        def __init__(self, *, width: int) -> None:
+            super().__init__()
+            self.module = nn.Linear(width, width)
+
+    monkeypatch.setattr("openslip.models.image_encoder.Wrapping", Wrapping, raising=False)
+    monkeypatch.setattr(Wrapping, "__module__", "openslip.models.image_encoder")
+    architecture = {"_target_": "openslip.models.image_encoder.Wrapping", "width": 3}
+    written = Bundle(Wrapping(width=3), None, transform(), architecture, torch.device("cpu"))
+    write(tmp_path / "a.ckpt", our_content(written, lambda name: f"model.{name}"))
+    assert_same(openslip.load(tmp_path / "a.ckpt", allow=[architecture["_target_"]]), written)
+
+
+def features(bundle: Bundle) -> tuple[Tensor, Tensor]:
+    return bundle.encode_image([Pictures(3)[index].image for index in range(3)]), bundle.encode_text(TEXTS)
+
+
+def test_safetensors_give_equal_features_and_hold_all_that_belongs_to_them(tmp_path: Path, bundle: Bundle):
+    write(tmp_path / "whole.ckpt", our_content(bundle, lambda name: f"model.{name}"))
+    before, after = strip(tmp_path / "whole.ckpt", tmp_path / "small.safetensors")
+    assert 0 < after < before + 10_000
+    with safe_open(tmp_path / "small.safetensors", "pt") as file:  # as other programs read it
+        assert set(file.keys()) == {f"model.{name}" for name in bundle.model.state_dict()}
+        entry = json.loads(file.metadata()["openslip"])
+    assert entry == ours.describe(bundle.architecture, bundle.tokenizer, bundle.transform)
+    loaded = openslip.load(tmp_path / "small.safetensors")
+    for one, other in zip(features(loaded), features(bundle), strict=True):
+        assert torch.equal(one, other)
+    strip(tmp_path / "small.safetensors", tmp_path / "back.ckpt")
+    assert_same(openslip.load(tmp_path / "back.ckpt"), bundle)
+
+
+def test_weights_that_share_their_memory_are_written(tmp_path: Path):
+    model = nn.ParameterDict({"a": nn.Parameter(torch.ones(4, 2))})
+    state = {"model.a": model["a"].detach(), "model.b": model["a"].detach(), "model.c": model["a"].detach().T}
+    write(tmp_path / "tied.safetensors", {"openslip": {}, "state_dict": state})
+    with safe_open(tmp_path / "tied.safetensors", "pt") as file:
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in state.items())
+
+
+def test_safetensors_of_others_and_damaged_ones_are_refused(tmp_path: Path):
+    save_file({"a": torch.ones(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors holds weights and no settings: .*openslip strip"):
+        openslip.load(tmp_path / "other.safetensors")
+    whole = (tmp_path / "other.safetensors").read_bytes()
+    for number, content in enumerate((b"", whole[:-4], b"\xff" * 100, whole[:20])):
+        file = tmp_path / f"{number}.safetensors"
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{number}\.safetensors: cannot be read as safetensors"):
+            openslip.load(file)
+    save_file({"a": torch.ones(3)}, tmp_path / "json.safetensors", {"openslip": "{"})
+    with pytest.raises(UserError, match=r"its `openslip` entry cannot be read as JSON"):
+        openslip.load(tmp_path / "json.safetensors")
