@@ -14,17 +14,21 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from openslip.data.captions.policy import CaptionPolicy
-from openslip.data.index.index import Entry, Index, Shard, read_journal, whole
-from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, scan_shard
+from openslip.data.index.damage import CHECKSUMS, TABLES, checksums, damage
+from openslip.data.index.index import Index, Shard
+from openslip.data.index.journal import JOURNAL, Entry, journal_line
+from openslip.data.index.known import Known, known_shards, take_over
+from openslip.data.index.scan import REQUIREMENTS, ShardSamples, scan_shard
+from openslip.durable import write_text
 from openslip.errors import UserError
 from openslip.locks import locked
+from openslip.terminal import notice
 
-FORMAT = 1
+FORMAT = 2  # of the files; a scan of another format is made again
 NAME = ".openslip-index"
 MAX_SCANS = 8  # at the same time; more only wait for the disk
 WORTH_PROCESSES = 1 << 30  # bytes of shards, below which starting processes takes longer than the scan
@@ -60,7 +64,7 @@ def open_index(
 
     for home in homes:
         folder, stamps = index_in(home)
-        if whole(folder, stamps):
+        if damage(folder, stamps) is None:
             return Index(folder, shards, require)
     home = next((home for home in homes if writable(home)), None)
     if home is None:
@@ -68,14 +72,26 @@ def open_index(
         raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
     folder, stamps = index_in(home)
     with locked(folder.with_suffix(".lock")) as alone:  # where not, each process scans into a folder of its own
-        if not whole(folder, stamps):  # else another process has been first
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, as by a power failure
+        if problem := damage(folder, stamps):  # else another process has been first
+            if folder.exists():
+                notice(f"index {folder} is damaged ({problem}): its shards are scanned again where need be")
+                set_aside(folder)
             try:
                 build(folder, shards, stamps, states, captions, fetch, progress, alone=alone)
             except FileNotFoundError:  # a process of another node was first, and has tidied up
-                if not whole(folder, stamps):
+                if damage(folder, stamps):
                     raise
     return Index(folder, shards, require)
+
+
+def set_aside(folder: Path) -> None:
+    """Make a damaged index one that is in progress, of which the shards that are whole are taken over."""
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    try:
+        folder.rename(partial)  # onto an empty folder
+    except OSError:  # no folder, or one that a process of another node has set aside
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 State = tuple[int, int]  # size and time in nanoseconds
@@ -132,10 +148,7 @@ def build(
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     total = 0
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context((partial / name).open("wb"))
-            for name in ("rows", "labels", "keys", "caption", "label", "shards.jsonl")
-        }
+        files = {name: stack.enter_context((partial / name).open("wb")) for name in (*TABLES, JOURNAL)}
         scanned = samples_of(shards, [known.get(stamp) for stamp in stamps], captions, fetch)
         for done, (stamp, (_, mtime_ns), samples) in enumerate(zip(stamps, states, scanned, strict=True), start=1):
             captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
@@ -152,7 +165,7 @@ def build(
                 ("caption", (captioned + total).astype("<u4").tobytes()),
                 ("label", (labelled + total).astype("<u4").tobytes()),
                 # The last: it says that the others are there.
-                ("shards.jsonl", json.dumps({**vars(entry), "problems": vars(entry.problems)}).encode() + b"\n"),
+                (JOURNAL, journal_line(entry)),
             ):
                 files[name].write(content)
                 files[name].flush()
@@ -165,6 +178,7 @@ def build(
             (partial / requirement).unlink()
     if (partial / "label").exists() and (partial / "label").stat().st_size == 0:
         (partial / "labels").unlink()
+    write_text(partial / CHECKSUMS, json.dumps(checksums(partial)))
     partial.chmod(0o755)  # mkdtemp made it private
     try:
         os.rename(partial, folder)
@@ -185,27 +199,6 @@ def abandoned(partial: Path) -> bool:
             return held
     except OSError:
         return False
-
-
-class Known(NamedTuple):
-    """Where another index holds what a scan of a shard gave."""
-
-    folder: Path
-    entry: Entry
-    row: int  # the first of its rows
-    key: int  # the first byte of its keys
-
-
-def known_shards(home: Path) -> dict[str, Known]:
-    """All shards in the indexes of a home, complete or not, by stamp."""
-    known = {}
-    for journal in home.glob("*/shards.jsonl"):
-        row = key = 0
-        for entry in read_journal(journal.parent):
-            known[entry.stamp] = Known(journal.parent, entry, row, key)
-            row += entry.counts["samples"]
-            key += entry.key_bytes
-    return known
 
 
 def samples_of(
@@ -235,19 +228,3 @@ def samples_of(
                 yield next(local_scans if shard.path else remote_scans)
             else:
                 yield take_over(taken) or scan(shard)  # None: what was known is damaged
-
-
-def take_over(known: Known) -> ShardSamples | None:
-    """What an index holds of a shard, or None where it is damaged, as after a power failure."""
-    folder, entry, row, key = known
-    count = entry.counts["samples"]
-    try:
-        rows = np.fromfile(folder / "rows", ROW, count, offset=row * ROW.itemsize)
-        keys = np.fromfile(folder / "keys", np.uint8, entry.key_bytes, offset=key).tobytes()
-        labels = np.full(count, -1, LABEL)  # no file: none of them has one
-        if (folder / "labels").exists():
-            labels = np.fromfile(folder / "labels", LABEL, count, offset=row * LABEL.itemsize)
-    except OSError:
-        return None
-    samples = ShardSamples(entry.size, rows, labels, keys, entry.captions, entry.problems)
-    return samples if samples.digest == entry.digest else None

@@ -2,22 +2,22 @@
 
 Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, with a folder per
 list of shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, if there are any, `labels`; `caption` and `label`:
-places of the samples that have one, unless all do. A folder gets its name when it is complete.
+places of the samples that have one, unless all do; `checksums` of these files. A folder gets its name when it is
+complete.
 """
 
 import hashlib
-import json
 from bisect import bisect_right
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
+from openslip.data.index.journal import read_journal
 from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW
-from openslip.data.index.tar import Problems, printable
+from openslip.data.index.tar import Problems
+from openslip.terminal import printable
 
 
 class Shard(NamedTuple):
@@ -90,50 +90,3 @@ class Index:
 def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     empty = path.stat().st_size == 0  # which cannot be mapped
     return np.empty(0, dtype) if empty else np.memmap(path, dtype, mode="r").view(np.ndarray)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the journal: what a scan found in a shard."""
-
-    stamp: str  # identifies the shard as it was scanned
-    size: int  # of the shard in bytes
-    mtime_ns: int
-    counts: dict[str, int]  # of samples, and of those that meet each requirement
-    key_bytes: int
-    digest: str  # sha256 of rows, labels and keys
-    captions: str  # sha256 of the captions
-    problems: Problems
-
-
-def read_journal(folder: Path) -> list[Entry]:
-    """The shards that were scanned to the end; the list ends at a line that was cut short."""
-    entries = []
-    for line in (folder / "shards.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            fields = json.loads(line)
-            problems = fields.pop("problems")
-            entries.append(Entry(**fields, problems=Problems(Counter(problems["counts"]), problems["first"])))
-        except (ValueError, TypeError, KeyError):
-            break
-    return entries
-
-
-def whole(folder: Path, stamps: list[str]) -> bool:
-    """Whether a folder holds a complete index of shards, by the sizes of its files."""
-    try:
-        entries = read_journal(folder)
-        counts = Counter[str]()
-        for entry in entries:
-            counts.update(entry.counts)
-        total = counts["samples"]
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    except OSError:
-        return False
-    return (
-        [entry.stamp for entry in entries] == stamps
-        and sizes.get("rows") == total * ROW.itemsize
-        and sizes.get("keys") == sum(entry.key_bytes for entry in entries)
-        and sizes.get("labels", 0) == (total * LABEL.itemsize if counts["label"] else 0)
-        and all(sizes.get(requirement, 4 * total) == 4 * counts[requirement] for requirement in REQUIREMENTS)
-    )

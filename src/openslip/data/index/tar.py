@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 
 from openslip.errors import UserError
+from openslip.terminal import printable
 
 BLOCK = 512  # every header and every member starts at a multiple of this
 
@@ -33,11 +34,6 @@ class Problems:
     def lines(self) -> tuple[str, ...]:
         """One line per reason."""
         return tuple(f"{count} x {reason}, first {self.first[reason]}" for reason, count in self.counts.items())
-
-
-def printable(text: str) -> str:
-    """The text, with escapes where a terminal would obey it: names in a tar file can hold anything."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def map_shard(file: Path | int, shard: str) -> mmap.mmap:
