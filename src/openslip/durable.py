@@ -19,7 +19,7 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
     sweep(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # a link of this name, which anybody may have made, is not followed
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,11 +1,15 @@
 """Locks on files, the only place that calls `flock`: the system releases the lock of a process that dies."""
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from openslip.errors import UserError
 
 POLL = 0.1  # seconds between attempts
 
@@ -23,8 +27,9 @@ def locked(file: Path | int, *, wait: float | None = None) -> Iterator[bool]:
     Raises:
         BlockingIOError: somebody else holds the lock.
         OSError: the file cannot be opened.
+        UserError: it is a link, which anybody could have made lead anywhere, or no regular file.
     """
-    descriptor = file if isinstance(file, int) else os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = file if isinstance(file, int) else _open(file)
     _held.add(descriptor)  # before the lock is taken: a process may be forked at any time
     try:
         yield _acquire(descriptor, wait)
@@ -35,6 +40,19 @@ def locked(file: Path | int, *, wait: float | None = None) -> Iterator[bool]:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked a moment ago may not have closed its copy yet
             if not isinstance(file, int):
                 os.close(descriptor)
+
+
+def _open(file: Path) -> int:
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise UserError(f"lock {file} is a link, which is not followed: remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"lock {file} is no regular file: remove it")
+    return descriptor
 
 
 def _acquire(descriptor: int, wait: float | None) -> bool:

@@ -25,7 +25,7 @@ from openslip.errors import UserError
 IMAGE = jpeg(0)
 
 
-def nowhere(address: str) -> int:
+def nowhere(address: str) -> tuple[int, str]:
     raise AssertionError(address)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from openslip.errors import UserError
 from openslip.locks import locked
 
 
@@ -26,6 +27,16 @@ def test_a_lock_has_one_holder_and_is_free_afterwards(tmp_path: Path):
         assert held
         assert not is_free(tmp_path / "lock")
     assert is_free(tmp_path / "lock")
+
+
+def test_a_link_or_named_pipe_is_no_lock(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(UserError, match=f"lock {tmp_path / 'link'} is a link"), locked(tmp_path / "link"):
+        pass
+    assert not (tmp_path / "target").exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=f"lock {tmp_path / 'pipe'} is no regular file"), locked(tmp_path / "pipe"):
+        pass
 
 
 def test_a_lock_is_free_after_an_error_and_its_file_keeps_its_content(tmp_path: Path):

@@ -313,6 +313,68 @@ def test_a_changed_shard_is_noticed(server: Server, tmp_path: Path):
         cache.fetch(address)
 
 
+@pytest.mark.parametrize("kind", ["link", "hard link", "named pipe", "dangling link"])
+def test_nothing_planted_under_a_downloads_name_is_written_to(server: Server, tmp_path: Path, kind: str):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=10**6)
+    cache.folder.mkdir()
+    precious = tmp_path / "precious"
+    path = cache.path(server.address("a.tar"))
+    part = path.with_name(f".{path.name}.part")
+    if kind != "dangling link":
+        precious.write_text("mine")
+    if kind == "named pipe":
+        os.mkfifo(part)
+    elif kind == "hard link":
+        part.hardlink_to(precious)
+    else:
+        part.symlink_to(precious)
+    with pytest.raises(UserError, match=f"shard cache: {part} is a link, .*: remove it, or name another shard_cache"):
+        cache.fetch(server.address("a.tar"))
+    assert precious.exists() == (kind != "dangling link")
+    assert not precious.exists() or precious.read_text() == "mine"
+    part.unlink()
+    (cache.folder / ".0123456789abcdef-other.part").symlink_to(precious)  # another shard's: left alone
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)
+
+
+def test_a_link_under_a_shards_or_the_locks_name_is_refused(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=10**6)
+    cache.folder.mkdir()
+    other = tmp_path / "other"
+    other.write_bytes(content(1))
+    path = cache.path(server.address("a.tar"))
+    path.symlink_to(other)
+    with pytest.raises(UserError, match=f"{path} is a link"):
+        cache.fetch(server.address("a.tar"))
+    path.unlink()
+    (cache.folder / ".lock").unlink()
+    (cache.folder / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(UserError, match=f"lock {cache.folder / '.lock'} is a link"):
+        cache.fetch(server.address("a.tar"))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_cache_folder_that_others_may_write_to_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=10**6)
+    cache.folder.mkdir()
+    cache.folder.chmod(0o1777)
+    with pytest.raises(
+        UserError, match=rf"shard cache {cache.folder} may be written to by anybody: .*shard_cache\.folder"
+    ):
+        cache.fetch(server.address("a.tar"))
+    cache.folder.chmod(0o775)
+    monkeypatch.setattr(os, "geteuid", lambda: cache.folder.stat().st_uid + 1)
+    with pytest.raises(UserError, match=rf"shard cache {cache.folder} belongs to user .*: .*shard_cache\.folder"):
+        cache.fetch(server.address("a.tar"))
+    monkeypatch.setattr(os, "geteuid", lambda: cache.folder.stat().st_uid)
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)
+
+
 def test_a_local_copy_that_was_cut_off_is_fetched_again(server: Server, tmp_path: Path):
     server.files["a.tar"] = content(0)
     cache = ShardCache(folder=tmp_path, max_bytes=10**6)

@@ -19,7 +19,7 @@ import numpy as np
 
 from openslip.data.captions.policy import CaptionPolicy
 from openslip.data.index.damage import CHECKSUMS, TABLES, checksums, damage
-from openslip.data.index.index import Index, Shard
+from openslip.data.index.index import REMOTE, Index, Shard, State, state_of
 from openslip.data.index.journal import JOURNAL, Entry, journal_line
 from openslip.data.index.known import Known, known_shards, take_over
 from openslip.data.index.scan import REQUIREMENTS, ShardSamples, scan_shard
@@ -33,6 +33,7 @@ NAME = ".openslip-index"
 MAX_SCANS = 8  # at the same time; more only wait for the disk
 WORTH_PROCESSES = 1 << 30  # bytes of shards, below which starting processes takes longer than the scan
 
+Fetch = Callable[[str], tuple[int, str]]  # address to a descriptor of the shard, and the sha256 of its content
 Progress = Callable[[int, int], None]  # shards done, samples found
 
 
@@ -42,7 +43,7 @@ def open_index(
     require: str | None,
     *,
     cache_folder: Path,
-    fetch: Callable[[str], int],
+    fetch: Fetch,
     progress: Progress,
 ) -> Index:
     """The index of these shards: from disk where they are unchanged, else scanned now.
@@ -52,7 +53,7 @@ def open_index(
         captions: what counts as one.
         require: `caption`, `label` or None.
         cache_folder: for an index that cannot lie beside its shards.
-        fetch: gives a descriptor of a remote shard.
+        fetch: gives a remote shard.
         progress: called after every shard.
     """
     homes = [cache_folder] if shards[0].path is None else [shards[0].path.parent / NAME, cache_folder]
@@ -65,7 +66,7 @@ def open_index(
     for home in homes:
         folder, stamps = index_in(home)
         if damage(folder, stamps) is None:
-            return Index(folder, shards, require)
+            return Index(folder, shards, states, require)
     home = next((home for home in homes if writable(home)), None)
     if home is None:
         tried = " nor to ".join(map(str, homes))
@@ -77,11 +78,11 @@ def open_index(
                 notice(f"index {folder} is damaged ({problem}): its shards are scanned again where need be")
                 set_aside(folder)
             try:
-                build(folder, shards, stamps, states, captions, fetch, progress, alone=alone)
+                build(folder, shards, stamps, captions, fetch, progress, alone=alone)
             except FileNotFoundError:  # a process of another node was first, and has tidied up
                 if damage(folder, stamps):
                     raise
-    return Index(folder, shards, require)
+    return Index(folder, shards, states, require)
 
 
 def set_aside(folder: Path) -> None:
@@ -94,18 +95,13 @@ def set_aside(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-State = tuple[int, int]  # size and time in nanoseconds
-
-
 def state(shard: Shard) -> State:
-    """Size and time of a shard's file; a remote shard is told by its version instead."""
     if shard.path is None:
-        return -1, 0
+        return REMOTE
     try:
-        status = shard.path.stat()
+        return state_of(shard.path.stat())
     except OSError as error:
         raise UserError(f"shard {shard.name}: {error.strerror}; check data.source.shards") from error
-    return status.st_size, status.st_mtime_ns
 
 
 def stamps_of(
@@ -113,7 +109,7 @@ def stamps_of(
 ) -> list[str]:
     """What identifies each unchanged shard; relative paths in an index beside its shards let it move with them."""
     stamps = []
-    for shard, (size, mtime_ns) in zip(shards, states, strict=True):
+    for shard, (size, mtime_ns, *_) in zip(shards, states, strict=True):
         if shard.path is None:
             address = hashlib.sha256(shard.address.encode()).hexdigest()  # it may hold credentials
             stamps.append(f"{FORMAT} {captions!r} {address} {shard.version}")
@@ -136,9 +132,8 @@ def build(
     folder: Path,
     shards: list[Shard],
     stamps: list[str],
-    states: list[State],
     captions: CaptionPolicy,
-    fetch: Callable[[str], int],
+    fetch: Fetch,
     progress: Progress,
     *,
     alone: bool,
@@ -150,13 +145,20 @@ def build(
     with ExitStack() as stack:
         files = {name: stack.enter_context((partial / name).open("wb")) for name in (*TABLES, JOURNAL)}
         scanned = samples_of(shards, [known.get(stamp) for stamp in stamps], captions, fetch)
-        for done, (stamp, (_, mtime_ns), samples) in enumerate(zip(stamps, states, scanned, strict=True), start=1):
+        for done, (stamp, samples) in enumerate(zip(stamps, scanned, strict=True), start=1):
             captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
             labelled = np.flatnonzero(samples.labels >= 0)
             counts = {"samples": len(samples.rows), "caption": len(captioned), "label": len(labelled)}
             key_bytes = len(samples.keys)
             entry = Entry(
-                stamp, samples.size, mtime_ns, counts, key_bytes, samples.digest, samples.captions, samples.problems
+                stamp,
+                samples.size,
+                counts,
+                key_bytes,
+                samples.digest,
+                samples.captions,
+                samples.content,
+                samples.problems,
             )
             for name, content in (
                 ("rows", samples.rows.tobytes()),
@@ -202,18 +204,21 @@ def abandoned(partial: Path) -> bool:
 
 
 def samples_of(
-    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], int]
+    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Fetch
 ) -> Iterator[ShardSamples]:
     """The samples of each shard, in order: taken over from another index, else scanned."""
 
     def scan(shard: Shard) -> ShardSamples:
-        return scan_shard(shard.path or fetch(shard.address), shard.name, captions)
+        if shard.path is not None:
+            return scan_shard(shard.path, shard.name, captions)
+        descriptor, content = fetch(shard.address)
+        return scan_shard(descriptor, shard.name, captions)._replace(content=content)
 
     new = [shard for shard, taken in zip(shards, known, strict=True) if taken is None]
     local = [shard for shard in new if shard.path is not None]
     num_scans = min(os.cpu_count() or 1, len(local), MAX_SCANS)
     with ExitStack() as stack:
-        if num_scans > 1 and sum(state(shard)[0] for shard in local) >= WORTH_PROCESSES:
+        if num_scans > 1 and sum(state(shard).size for shard in local) >= WORTH_PROCESSES:
             pool = stack.enter_context(ProcessPoolExecutor(num_scans, mp_context=get_context("spawn")))
             local_scans = pool.map(
                 scan_shard, *zip(*((shard.path, shard.name, captions) for shard in local), strict=True)

@@ -7,6 +7,7 @@ complete.
 """
 
 import hashlib
+import os
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,22 +30,40 @@ class Shard(NamedTuple):
     version: str  # of a remote shard, as its server states it; a file is identified by its size and time
 
 
+class State(NamedTuple):
+    """What the system says of a shard's file; the last two also change where the content stays the same."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    ctime_ns: int
+
+
+REMOTE = State(-1, 0, 0, 0)  # its server tells its version instead
+
+
+def state_of(status: os.stat_result) -> State:
+    return State(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+
+
 class Index:
     """The samples that meet a requirement, in shard order. Memory-mapped: the processes of a node share it.
 
     Attributes:
         parts: number of these samples in each shard.
         problems: of the samples and members that were skipped or repaired.
-        states: size and time of each file when it was scanned; time 0 of remote shards.
+        states: of each file when the index was opened.
+        scans: sha256 of rows, labels and keys, of captions, and of all of a remote shard, for each shard.
         fingerprint: sha256 of shard names and sizes, rows, labels, keys and captions, and the requirement.
     """
 
-    def __init__(self, folder: Path, shards: list[Shard], require: str | None) -> None:
+    def __init__(self, folder: Path, shards: list[Shard], states: list[State], require: str | None) -> None:
         self.folder = folder
         self.shards = shards
         self.require = require
         entries = read_journal(folder)
-        self.states = [(entry.size, entry.mtime_ns) for entry in entries]
+        self.states = states
+        self.scans = [(entry.digest, entry.captions, entry.content) for entry in entries]
         counted = require or "samples"
         self.parts: Int64[np.ndarray, " shards"] = np.array([entry.counts[counted] for entry in entries], np.int64)
         self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # of the shards, in `rows`
@@ -84,7 +103,12 @@ class Index:
         return printable(self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Index, (self.folder, self.shards, self.require)  # mapped anew where it is unpickled, not copied
+        return Index, (
+            self.folder,
+            self.shards,
+            self.states,
+            self.require,
+        )  # mapped anew where it is unpickled, not copied
 
 
 def mapped(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -17,11 +17,11 @@ class Entry:
 
     stamp: str  # identifies the shard as it was scanned
     size: int  # of the shard in bytes
-    mtime_ns: int
     counts: dict[str, int]  # of samples, and of those that meet each requirement
     key_bytes: int
     digest: str  # sha256 of rows, labels and keys
     captions: str  # sha256 of the captions
+    content: str  # sha256 of all of a remote shard: its server may state nothing that changes with it
     problems: Problems
 
 

@@ -42,5 +42,5 @@ def take_over(known: Known) -> ShardSamples | None:
             labels = np.fromfile(folder / "labels", LABEL, count, offset=row * LABEL.itemsize)
     except OSError:
         return None
-    samples = ShardSamples(entry.size, rows, labels, keys, entry.captions, entry.problems)
+    samples = ShardSamples(entry.size, rows, labels, keys, entry.captions, entry.problems, entry.content)
     return samples if samples.digest == entry.digest else None
