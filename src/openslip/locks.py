@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openslip.errors import UserError
+from openslip.terminal import waiting
 
 POLL = 0.1  # seconds between attempts
 
@@ -17,12 +18,13 @@ _held: set[int] = set()
 
 
 @contextmanager
-def locked(file: Path | int, *, wait: float | None = None) -> Iterator[bool]:
+def locked(file: Path | int, *, wait: float | None = None, what: str = "") -> Iterator[bool]:
     """Hold a file's lock, which neither threads nor processes share; False where the file system knows no locks.
 
     Args:
         file: made if need be, its content unchanged; or a descriptor that is open for writing.
         wait: seconds to wait for the lock, 0.0 for a single attempt, None for as long as it takes.
+        what: what it protects, for a line that says what is waited for.
 
     Raises:
         BlockingIOError: somebody else holds the lock.
@@ -32,7 +34,7 @@ def locked(file: Path | int, *, wait: float | None = None) -> Iterator[bool]:
     descriptor = file if isinstance(file, int) else _open(file)
     _held.add(descriptor)  # before the lock is taken: a process may be forked at any time
     try:
-        yield _acquire(descriptor, wait)
+        yield _acquire(descriptor, wait, what or f"{file}")
     finally:
         if descriptor in _held:  # else this is a forked child, which has closed it
             _held.remove(descriptor)
@@ -55,18 +57,32 @@ def _open(file: Path) -> int:
     return descriptor
 
 
-def _acquire(descriptor: int, wait: float | None) -> bool:
-    deadline = None if wait is None else time.monotonic() + wait
+def _acquire(descriptor: int, wait: float | None, what: str) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        if wait == 0:
+            raise
+    except OSError:
+        return False
+    with waiting(lambda: f"{what}, which another process has locked"):
+        return _wait(descriptor, wait)
+
+
+def _wait(descriptor: int, wait: float | None) -> bool:
+    if wait is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    deadline = time.monotonic() + wait
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if deadline is None or time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(POLL)
-        except OSError:
-            return False
 
 
 def _close_in_child() -> None:

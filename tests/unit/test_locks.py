@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from openslip import terminal
 from openslip.errors import UserError
 from openslip.locks import locked
 
@@ -59,6 +60,21 @@ def test_waiting_ends_with_an_error_or_with_the_lock(tmp_path: Path):
     with locked(tmp_path / "lock", wait=10.0) as held:
         assert held
     process.join()
+
+
+def test_a_long_wait_for_a_lock_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(terminal, "SAID_AFTER", 0.1)
+    monkeypatch.setattr(terminal, "_quiet_until", 0.0)
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, 0.5))
+    process.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with locked(tmp_path / "lock", what="the index of x\x1b[2J") as held:
+        assert held
+    process.join()
+    assert capsys.readouterr().err == "waiting for the index of x\\x1b[2J, which another process has locked\n"
 
 
 def hold(folder: Path, seconds: float) -> None:

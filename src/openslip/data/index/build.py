@@ -72,7 +72,9 @@ def open_index(
         tried = " nor to ".join(map(str, homes))
         raise UserError(f"the index of {shards[0].name} can be written neither to {tried}: make one of them writable")
     folder, stamps = index_in(home)
-    with locked(folder.with_suffix(".lock")) as alone:  # where not, each process scans into a folder of its own
+    with locked(
+        folder.with_suffix(".lock"), what=f"the index {folder}"
+    ) as alone:  # where not, each process scans into a folder of its own
         if problem := damage(folder, stamps):  # else another process has been first
             if folder.exists():
                 notice(f"index {folder} is damaged ({problem}): its shards are scanned again where need be")

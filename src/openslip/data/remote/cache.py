@@ -30,8 +30,9 @@ from openslip.data.remote.files import (
     reserved,
     write_note,
 )
-from openslip.data.remote.transfer import Identity, ask, attempt, copy
+from openslip.data.remote.transfer import MIN_BYTES_PER_SECOND, Identity, ask, attempt, copy
 from openslip.errors import DataError, UserError
+from openslip.terminal import waiting
 
 WAIT_FOR_ROOM = 0.2
 ASKED_AT_ONCE = 16
@@ -53,11 +54,15 @@ class ShardCache:
     Args:
         folder: on a local disk; None: `shards` in the user's cache folder.
         max_bytes: bound of the folder's content, downloads in progress included.
+        min_bytes_per_second: a download that is slower for 20 seconds counts as broken.
     """
 
-    def __init__(self, *, folder: str | Path | None, max_bytes: int) -> None:
+    def __init__(
+        self, *, folder: str | Path | None, max_bytes: int, min_bytes_per_second: float = MIN_BYTES_PER_SECOND
+    ) -> None:
         self.folder = cache_folder() / "shards" if folder is None else Path(folder).expanduser()
         self.max_bytes = max_bytes
+        self.min_bytes_per_second = min_bytes_per_second
         self.identities: dict[str, Identity] = {}
         self.checksums: dict[str, str] = {}
         self.prefetcher: threading.Thread | None = None
@@ -65,7 +70,8 @@ class ShardCache:
     def identity(self, address: str) -> Identity:
         """Size and version of a remote shard."""
         if address not in self.identities:
-            self.identities[address] = attempt(address, lambda: ask(address))
+            with waiting(lambda: f"the server of shard {shown(address)}"):
+                self.identities[address] = attempt(address, lambda: ask(address))
         return self.identities[address]
 
     def identify(self, addresses: Iterable[str]) -> list[Identity]:
@@ -154,12 +160,12 @@ class ShardCache:
         descriptor = open_own(part, os.O_RDWR | os.O_CREAT)
         checksum = None
         try:
-            with must_lock(descriptor):
+            with must_lock(descriptor, what=f"shard {shown(address)}"):
                 if is_at(descriptor, part):  # else its former holder has finished it, or has stopped
                     try:
                         if not path.exists():
                             self._reserve(address, identity.size, descriptor, part)
-                            copy(address, identity, descriptor)
+                            copy(address, identity, descriptor, self.min_bytes_per_second)
                             os.fsync(descriptor)
                             digest = content_digest(descriptor)
                             with self._lock():
@@ -185,12 +191,13 @@ class ShardCache:
                 f"shard {shown(address)} has {size:,} bytes, more than the {self.max_bytes:,} of "
                 f"shard_cache.max_bytes for {self.folder}: raise it"
             )
-        while True:
-            with self._lock():
-                if self._make_room(size, part):
-                    os.ftruncate(descriptor, size)
-                    return
-            time.sleep(WAIT_FOR_ROOM)  # all that is left are downloads of other processes
+        with waiting(lambda: f"room in shard cache {self.folder}, which downloads of other processes fill"):
+            while True:
+                with self._lock():
+                    if self._make_room(size, part):
+                        os.ftruncate(descriptor, size)
+                        return
+                time.sleep(WAIT_FOR_ROOM)
 
     def _make_room(self, size: int, part: Path) -> bool:
         """Delete what dead processes left, then complete shards, the least recently used first, as far as needed."""

@@ -80,9 +80,9 @@ def write_note(path: Path, checksum: str, descriptor: int) -> None:
 
 
 @contextmanager
-def must_lock(file: Path | int, *, wait: float | None = None) -> Iterator[None]:
+def must_lock(file: Path | int, *, wait: float | None = None, what: str = "") -> Iterator[None]:
     """A lock without which processes would write to the same file."""
-    with locked(file, wait=wait) as held:
+    with locked(file, wait=wait, what=what) as held:
         if not held:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         yield
