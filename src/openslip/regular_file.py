@@ -14,7 +14,7 @@ _KINDS = {
 }
 
 
-def regular_file(path: str | Path) -> Path:
+def regular_file(path: str | Path, *, or_folder: bool = False) -> Path:
     """The path, unless it is a folder, named pipe, socket or device; what is not there is left to whoever opens it.
 
     Raises:
@@ -24,6 +24,6 @@ def regular_file(path: str | Path) -> Path:
         kind = _KINDS.get(stat.S_IFMT(Path(path).stat().st_mode))
     except (OSError, ValueError):
         kind = None
-    if kind:
-        raise UserError(f"{path} is {kind}: expected a regular file; copy its content into one")
+    if kind and not (or_folder and kind == "a folder"):
+        raise UserError(f"{path} is {kind}: expected a regular file")
     return Path(path)

@@ -12,6 +12,7 @@ import torch
 
 from openslip.durable import durable
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 from openslip.run.checkpoints import LINK, newest_whole, saved
 
 # What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
@@ -53,7 +54,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is a safetensors file, which holds no settings: give the checkpoint itself")
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(regular_file(path), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
         raise UserError(f"checkpoint {path}: {_why_unreadable(path, str(error))}") from error
     if not isinstance(content, dict):

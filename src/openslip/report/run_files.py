@@ -67,9 +67,11 @@ def _numbers(row: dict[str | Any, str | Any]) -> dict[str, float]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config, empty where it cannot be read."""
+    if not (folder / "config.yaml").is_file():
+        return {}
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 MAX_PIXELS = 50_000_000
 # Named, because Pillow's full list holds decoders that start other programs (EPS) or read other files.
@@ -83,12 +84,14 @@ def open_image(source: bytes | str | Path, name: str) -> Image.Image:
     """
     try:
         # Bytes in any case: of a file with several frames Pillow would keep the descriptor.
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else regular_file(source).read_bytes()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height <= MAX_PIXELS:
             image.load()
             return image if image.mode == "RGB" else to_rgb(image)
         size = f"{image.width} x {image.height}"
+    except UserError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = "too many pixels"
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them

@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 from openslip.terminal import printable
 
 BLOCK = 512  # every header and every member starts at a multiple of this
@@ -38,7 +39,7 @@ class Problems:
 
 def map_shard(file: Path | int, shard: str) -> mmap.mmap:
     """The content of a path or descriptor, which is closed; `shard` is what errors call it."""
-    with open(file, "rb") as stream:
+    with open(file if isinstance(file, int) else regular_file(file), "rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             raise UserError(f"shard {shard} is empty (0 bytes): download or write it again")
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

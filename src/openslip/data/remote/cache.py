@@ -95,8 +95,8 @@ class ShardCache:
                 if is_second:
                     raise DataError(
                         f"shard {shown(address)} has changed, although its server states the same size and version: "
-                        "leave the shards of a run as they are; to start another run on the new content, delete "
-                        f"{cache_folder() / 'index'}"
+                        "leave the shards of a run as they are; to start another run on the new content, delete the "
+                        "index that openslip data index names"
                     )
                 is_second = True
                 self._remove(self.path(address))  # the copy may be what is damaged

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -26,7 +27,7 @@ class ImageFolder(Source):
 
     def __getitem__(self, index: int, /) -> Sample:
         path, label = self.files[index]
-        return Sample(key=str(path), image=path.read_bytes(), captions=(), label=label)
+        return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
     @property
     def fingerprint(self) -> str:
