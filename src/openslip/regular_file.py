@@ -5,17 +5,11 @@ from pathlib import Path
 
 from openslip.errors import UserError
 
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
-def regular_file(path: str | Path, *, or_folder: bool = False) -> Path:
-    """The path, unless it is a folder, named pipe, socket or device; what is not there is left to whoever opens it.
+def regular_file(path: str | Path) -> Path:
+    """The path, unless it is a named pipe, socket or device; a folder, or nothing, is an error of whoever opens it.
 
     Raises:
         UserError: it is one of these.
@@ -24,6 +18,6 @@ def regular_file(path: str | Path, *, or_folder: bool = False) -> Path:
         kind = _KINDS.get(stat.S_IFMT(Path(path).stat().st_mode))
     except (OSError, ValueError):
         kind = None
-    if kind and not (or_folder and kind == "a folder"):
+    if kind:
         raise UserError(f"{path} is {kind}: expected a regular file")
     return Path(path)

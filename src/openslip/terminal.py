@@ -21,9 +21,10 @@ def printable(text: object) -> str:
     return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
-def say(text: object) -> None:
-    """Print a line of results."""
-    sys.stdout.write(f"{printable(text)}\n")
+def say(*lines: object) -> None:
+    """Print lines of results."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+    sys.stdout.flush()
 
 
 def notice(text: object) -> None:

@@ -36,7 +36,7 @@ def read_image(picture: Picture) -> bytes:
             case _:
                 return open_archive(picture.path).read(picture.member)
     except UserError as error:
-        raise UnusableError("image file that is no regular file") from error
+        raise UnusableError("image file that cannot be opened") from error
     except (KeyError, FileNotFoundError, ValueError) as error:  # ValueError: a NUL in a path
         raise UnusableError("missing image") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:

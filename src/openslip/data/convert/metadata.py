@@ -10,7 +10,7 @@ from openslip.regular_file import regular_file
 
 def find(root: Path, metadata: Path | None, *patterns: str) -> Path:
     """The metadata file: `metadata`, as it is or below `root`, or the only file below `root` that matches a pattern."""
-    if not regular_file(root, or_folder=True).is_dir():
+    if not regular_file(root).is_dir():
         raise UserError(f"{root}: no such folder; ROOT is the folder of the dataset")
     if metadata is not None:
         for path in (metadata, root / metadata):
