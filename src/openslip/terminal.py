@@ -27,9 +27,9 @@ def say(*lines: object) -> None:
     sys.stdout.flush()
 
 
-def notice(text: object) -> None:
-    """Print a line on stderr that tells what happens, beside the results."""
-    sys.stderr.write(f"{printable(text)}\n")
+def notice(text: object, *, below: bool = False) -> None:
+    """Print a line on stderr that tells what happens, beside the results; `below` the status line, on a new one."""
+    sys.stderr.write(("\n" if below else "") + f"{printable(text)}\n")
     sys.stderr.flush()
 
 

@@ -4,9 +4,10 @@ import argparse
 import difflib
 import inspect
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+from openslip.terminal import notice, say
 
 COMMANDS = {
     "convert": "another layout of a dataset to tar shards: openslip data convert table images.csv shards",
@@ -78,11 +79,11 @@ def convert(arguments: list[str]) -> int:
         samples_per_shard=options["samples_per_shard"],
         resize=options["resize"],
         workers=options["workers"],
-        on_shard=lambda entry, totals: print(f"{entry.name}: {entry.samples:,} samples; {totals}", file=sys.stderr),
+        on_shard=lambda entry, totals: notice(f"{entry.name}: {entry.samples:,} samples; {totals}"),
     )
-    print(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
+    say(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
     if totals.left_out:
-        print(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
+        say(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
     return 0
 
 
@@ -118,11 +119,11 @@ def index(arguments: list[str]) -> int:
 
     source = open_source(options.target, options.require)
     for line in source.problems:
-        print(f"left out: {line}")
+        say(f"left out: {line}")
     if isinstance(source, ShardSource):
-        print(f"{len(source)} samples in {len(source.index.parts)} shards\nindex: {source.index.folder}")
+        say(f"{len(source)} samples in {len(source.index.parts)} shards", f"index: {source.index.folder}")
     else:
-        print(f"{len(source)} samples")
+        say(f"{len(source)} samples")
     return 0
 
 
@@ -152,9 +153,9 @@ def check(arguments: list[str]) -> int:
         num_workers=options.workers,
         contact_sheet=options.contact_sheet,
     )
-    print("\n".join(lines))
+    say(*lines)
     if options.contact_sheet:
-        print(f"{'written':22}{options.contact_sheet}")
+        say(f"{'written':22}{options.contact_sheet}")
     return 0
 
 

@@ -1,6 +1,5 @@
 """`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
 
-import sys
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from openslip.run.checkpoints import newest_whole, saved
 from openslip.run.folder import Run, open_run, run_name
 from openslip.run.identity import without_secrets
 from openslip.slurm import check_tasks
+from openslip.terminal import say
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.preemption import Preemption
@@ -202,8 +202,3 @@ def chosen(choices: dict[str, str]) -> str:
     if choices["experiment"] != "None":
         return choices["experiment"].replace("/", "-")
     return f"{choices['model']}-{choices['data']}"
-
-
-def say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()

@@ -77,4 +77,4 @@ def finish_wandb(trainer: pl.Trainer) -> None:
             try:
                 logger.experiment.finish()
             except Exception as error:  # of whatever kind: the metrics are in metrics.csv
-                sys.stderr.write(f"W&B was not finished: {error}\n")
+                notice(f"W&B was not finished: {error}")
