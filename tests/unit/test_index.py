@@ -19,6 +19,7 @@ from openslip.data.index import build as module
 from openslip.data.index.build import NAME, open_index
 from openslip.data.index.index import Index, Shard
 from openslip.data.index.scan import ROW
+from openslip.data.source import Sample
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 
@@ -176,7 +177,7 @@ def test_an_index_that_is_damaged_is_made_again(paths: list[Path], name: str, le
     assert again.fingerprint == fingerprint
 
 
-def pairs(paths: list[Path], require: str | None) -> tuple[list[tuple], str]:
+def pairs(paths: list[Path], require: str | None) -> tuple[list[Sample], str]:
     """All samples as a source gives them, and its fingerprint."""
     source = ShardSource(shards=[str(path) for path in paths], require=require)  # pyright: ignore[reportArgumentType]
     return [source[place] for place in range(len(source))], source.fingerprint

@@ -5,6 +5,8 @@ import os
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
+from openslip.terminal import notice
+
 
 def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeout: float) -> WandbLogger:
     """Start a logger, offline if the server does not answer, with the command that uploads the run later.
