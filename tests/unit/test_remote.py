@@ -182,7 +182,7 @@ def test_a_server_that_drips_is_given_up_and_said(
     address = server.address("a.tar")
     with pytest.raises(
         UserError,
-        match=rf"{address} cannot be fetched \(only [\d.]+ bytes/s; .*min_bytes_per_second=10000, tried 4 times",
+        match=rf"{address} cannot be fetched \(only [\d.]+ bytes/s; .*min_bytes_per_second=10000, tried 3 times",
     ):
         ShardCache(folder=tmp_path, max_bytes=10**6).fetch(address)
     assert re.fullmatch(rf"waiting for shard {address}: \d+ of 300,000 bytes\n", capsys.readouterr().err)

@@ -61,6 +61,8 @@ class ShardCache:
         self, *, folder: str | Path | None, max_bytes: int, min_bytes_per_second: float = MIN_BYTES_PER_SECOND
     ) -> None:
         self.folder = cache_folder() / "shards" if folder is None else Path(folder).expanduser()
+        if min_bytes_per_second < 0:
+            raise UserError(f"shard_cache.min_bytes_per_second={min_bytes_per_second}: expected 0 (no limit) or more")
         self.max_bytes = max_bytes
         self.min_bytes_per_second = min_bytes_per_second
         self.identities: dict[str, Identity] = {}

@@ -19,6 +19,7 @@ from openslip.terminal import waiting
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 WAITS = (1, 2, 4, 8)  # seconds before each further attempt
+SLOW_RETRIES = 2  # after a download that was too slow
 BLOCK = 1 << 22
 MIN_BYTES_PER_SECOND = 10_000
 RATE_WINDOW = 20.0  # seconds over which the rate is taken
@@ -30,6 +31,10 @@ TEMPORARY_REFUSALS = (408, 429)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 T = TypeVar("T")
+
+
+class TooSlowError(ConnectionError):
+    """A download is slower than it may be."""
 
 
 class Identity(NamedTuple):
@@ -83,7 +88,7 @@ def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> 
                 done += len(block)
                 if (seconds := time.monotonic() - since) >= RATE_WINDOW:
                     if (rate := (done - before) / seconds) < min_rate:
-                        raise ConnectionError(f"only {rate:,.1f} bytes/s; shard_cache.min_bytes_per_second={min_rate}")
+                        raise TooSlowError(f"only {rate:,.1f} bytes/s; shard_cache.min_bytes_per_second={min_rate}")
                     since, before = time.monotonic(), done
         if done < identity.size:
             raise ConnectionError(f"it broke off at {done:,} of {identity.size:,} bytes")
@@ -140,7 +145,8 @@ def attempt(address: str, action: Callable[[], T]) -> T:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
             cause = error.__cause__ or error  # fsspec calls any failed request a missing file
-            if number < len(WAITS) and may_pass(cause):
+            num_waits = min(len(WAITS), SLOW_RETRIES) if isinstance(cause, TooSlowError) else len(WAITS)
+            if number < num_waits and may_pass(cause):
                 time.sleep(WAITS[number])
                 continue
             tried = "" if number == 0 else f", tried {number + 1} times"

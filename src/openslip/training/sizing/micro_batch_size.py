@@ -73,9 +73,13 @@ class MicroBatchSize(pl.Callback):
 
     def kept(self, local: int, device: str) -> int:
         """What an earlier process of the run chose for this batch on this device, or 0."""
-        stored = json.loads(self.file.read_text()) if self.file.exists() else {}
-        is_same = (stored.get("local_batch_size"), stored.get("device")) == (local, device)
-        return stored["micro_batch_size"] if is_same else 0
+        try:
+            stored = json.loads(self.file.read_bytes())
+            is_same = (stored["local_batch_size"], stored["device"]) == (local, device)
+            size = stored["micro_batch_size"] if is_same else 0
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one: it is measured again
+            return 0
+        return size if isinstance(size, int) and 1 <= size <= local else 0
 
     def keep(self, size: int, local: int, device: str) -> None:
         choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
