@@ -116,3 +116,18 @@ def test_only_long_waits_are_said_and_not_too_often(
         with waiting(lambda what=what: what):
             time.sleep(0.15)
     assert capsys.readouterr().err == "waiting for one\n"
+
+
+# What they write is their own: numbers, names of signals, usage.
+THEIR_OWN = {"terminal.py", "__main__.py", "signals.py", "run/watchdog.py"}
+THEIR_OWN |= {f"training/{name}.py" for name in ("logging/status_line", "callbacks/preemption", "callbacks/resume")}
+
+
+def test_all_else_is_printed_through_one_module():
+    package = Path(terminal.__file__).parent
+    writers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"(?<!\w|\.)print\(|sys\.std(out|err)\.write", path.read_text(encoding="utf-8"))
+    }
+    assert writers == THEIR_OWN

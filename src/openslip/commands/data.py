@@ -25,9 +25,8 @@ def main(arguments: list[str]) -> int:
 
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        print("usage: openslip data COMMAND ...\n")
-        print("\n".join(f"  {name:8} {purpose}" for name, purpose in COMMANDS.items()))
-        print("\nopenslip data COMMAND --help says more.")
+        purposes = (f"  {name:8} {purpose}" for name, purpose in COMMANDS.items())
+        say("usage: openslip data COMMAND ...", "", *purposes, "", "openslip data COMMAND --help says more.")
         return 0
     commands = {"convert": convert, "index": index, "check": check}
     if command not in commands:

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
             {"image": image, "labels": [{"label": label, "probability": p} for label, p in ranking]}
             for image, ranking in zip(options.images, rankings, strict=True)
         ]
-        print(json.dumps(found, indent=1))
+        say(*json.dumps(found, indent=1).splitlines())
         return 0
     width = max(len(label) for label in labels)
     for image, ranking in zip(options.images, rankings, strict=True):
