@@ -229,6 +229,14 @@ def test_only_the_shards_of_a_damaged_index_that_are_damaged_are_scanned_again(p
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
 
 
+def test_a_damaged_index_that_cannot_be_replaced_is_not_used(paths: list[Path], monkeypatch: pytest.MonkeyPatch):
+    folder = opened(paths).folder
+    os.truncate(folder / "keys", 3)
+    monkeypatch.setattr(module, "set_aside", lambda folder: None)
+    with pytest.raises(UserError, match=rf"index {folder} is damaged \(keys: .*\) and cannot be replaced: remove it"):
+        opened(paths)
+
+
 @pytest.mark.parametrize("name", ["checksums", "rows", "shards.jsonl", "keys"])
 def test_an_index_without_one_of_its_files_is_made_again(paths: list[Path], name: str):
     expected = pairs(paths, "caption")

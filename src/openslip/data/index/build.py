@@ -84,6 +84,8 @@ def open_index(
             except FileNotFoundError:  # a process of another node was first, and has tidied up
                 if damage(folder, stamps):
                     raise
+            if problem := damage(folder, stamps):  # of the former index, which could not be replaced
+                raise UserError(f"index {folder} is damaged ({problem}) and cannot be replaced: remove it")
     return Index(folder, shards, states, require)
 
 

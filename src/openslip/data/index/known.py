@@ -23,7 +23,11 @@ def known_shards(home: Path) -> dict[str, Known]:
     known = {}
     for journal in home.glob(f"*/{JOURNAL}"):
         row = key = 0
-        for entry in read_journal(journal.parent):
+        try:
+            entries = read_journal(journal.parent)
+        except OSError:  # another process has tidied up, or it is not ours to read
+            continue
+        for entry in entries:
             known[entry.stamp] = Known(journal.parent, entry, row, key)
             row += entry.counts["samples"]
             key += entry.key_bytes
