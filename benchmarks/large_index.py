@@ -74,7 +74,12 @@ def measure(folder: Path, num_shards: int) -> Iterator[Row]:
 
     def open_it() -> Index:
         return open_index(
-            shards, captions, "caption", cache_folder=home, fetch=int, progress=lambda done, samples: None
+            shards,
+            captions,
+            "caption",
+            cache_folder=home,
+            fetch=lambda address: (-1, address),
+            progress=lambda done, samples: None,
         )
 
     open_it()

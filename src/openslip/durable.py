@@ -1,5 +1,6 @@
 """Atomic, durable writes: a file is complete or absent, whatever happens to the process or the machine."""
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
 
     The temporary file lies in the same folder: TMPDIR may be another file system, where a move is a copy.
     """
-    sweep(path.parent, path.name)
+    sweep(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # a link of this name, which anybody may have made, is not followed
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,8 +1,9 @@
 """Errors that a user can cause and fix: entry points print the message alone and leave with its exit code."""
 
-import sys
 import traceback
 from collections.abc import Callable
+
+from openslip.terminal import notice
 
 
 class UserError(Exception):
@@ -30,19 +31,19 @@ class CheckpointError(UserError):
 
 
 def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    """Run an entry point: a user's mistake is one line and its exit code; debug=true shows the traceback."""
+    """Run an entry point: a user's mistake is one line and its exit code; debug=true shows the traceback as it is."""
     try:
         return main([word for word in arguments if word not in ("debug=true", "debug=false")]) or 0
     except UserError as error:
         if "debug=true" in arguments:
             traceback.print_exc()
-        sys.stderr.write(f"error: {error}\n")
+        notice(f"error: {error}")
         return error.exit_code
     except Exception as error:
         if "debug=true" in arguments:
             traceback.print_exc()
             return 1
-        sys.stderr.write(f"error: {type(error).__name__}: {first_line(error)} (debug=true shows the traceback)\n")
+        notice(f"error: {type(error).__name__}: {first_line(error)} (debug=true shows the traceback)")
         return 1
 
 

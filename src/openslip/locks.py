@@ -1,11 +1,16 @@
 """Locks on files, the only place that calls `flock`: the system releases the lock of a process that dies."""
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from openslip.errors import UserError
+from openslip.terminal import waiting
 
 POLL = 0.1  # seconds between attempts
 
@@ -13,21 +18,23 @@ _held: set[int] = set()
 
 
 @contextmanager
-def locked(file: Path | int, *, wait: float | None = None) -> Iterator[bool]:
+def locked(file: Path | int, *, wait: float | None = None, what: str = "") -> Iterator[bool]:
     """Hold a file's lock, which neither threads nor processes share; False where the file system knows no locks.
 
     Args:
         file: made if need be, its content unchanged; or a descriptor that is open for writing.
         wait: seconds to wait for the lock, 0.0 for a single attempt, None for as long as it takes.
+        what: what it protects, for a line that says what is waited for.
 
     Raises:
         BlockingIOError: somebody else holds the lock.
         OSError: the file cannot be opened.
+        UserError: it is a link, which anybody could have made lead anywhere, or no regular file.
     """
-    descriptor = file if isinstance(file, int) else os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = file if isinstance(file, int) else _open(file)
     _held.add(descriptor)  # before the lock is taken: a process may be forked at any time
     try:
-        yield _acquire(descriptor, wait)
+        yield _acquire(descriptor, wait, what or f"{file}")
     finally:
         if descriptor in _held:  # else this is a forked child, which has closed it
             _held.remove(descriptor)
@@ -37,18 +44,45 @@ def locked(file: Path | int, *, wait: float | None = None) -> Iterator[bool]:
                 os.close(descriptor)
 
 
-def _acquire(descriptor: int, wait: float | None) -> bool:
-    deadline = None if wait is None else time.monotonic() + wait
+def _open(file: Path) -> int:
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise UserError(f"lock {file} is a link, which is not followed: remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"lock {file} is no regular file: remove it")
+    return descriptor
+
+
+def _acquire(descriptor: int, wait: float | None, what: str) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        if wait == 0:
+            raise
+    except OSError:
+        return False
+    with waiting(lambda: f"{what}, which another process has locked"):
+        return _wait(descriptor, wait)
+
+
+def _wait(descriptor: int, wait: float | None) -> bool:
+    if wait is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    deadline = time.monotonic() + wait
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if deadline is None or time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(POLL)
-        except OSError:
-            return False
 
 
 def _close_in_child() -> None:

@@ -4,11 +4,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from typing import Any
 
 from openslip.errors import UserError
+from openslip.terminal import notice
 
 ANSWER = 60  # seconds for the scheduler, which many jobs may ask at the same time
 
@@ -37,14 +37,14 @@ def requeue(received: signal.Signals | None) -> None:
         if received not in (signal.SIGUSR1, signal.SIGUSR2) and not preempted:
             return
         if not re.search(r"\bRequeue=1\b", shown):
-            sys.stderr.write(f"job {job} may not be requeued (sbatch --requeue allows it); submit it again\n")
+            notice(f"job {job} may not be requeued (sbatch --requeue allows it); submit it again")
             return
         ask("requeue", job)
-        sys.stderr.write(f"job {job} is requeued\n")
+        notice(f"job {job} is requeued")
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"job {job} could not be requeued ({error.stderr.strip()}); submit it again\n")
+        notice(f"job {job} could not be requeued ({error.stderr.strip()}); submit it again")
     except (OSError, subprocess.TimeoutExpired) as error:
-        sys.stderr.write(f"job {job} could not be requeued ({error}); submit it again\n")
+        notice(f"job {job} could not be requeued ({error}); submit it again")
 
 
 def requeue_alone(received: signal.Signals) -> None:

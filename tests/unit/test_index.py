@@ -18,12 +18,15 @@ from openslip.data.captions.policy import CaptionPolicy, FirstCaption, UniformCa
 from openslip.data.index import build as module
 from openslip.data.index.build import NAME, open_index
 from openslip.data.index.index import Index, Shard
+from openslip.data.index.scan import ROW
+from openslip.data.source import Sample
+from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 
 IMAGE = jpeg(0)
 
 
-def nowhere(address: str) -> int:
+def nowhere(address: str) -> tuple[int, str]:
     raise AssertionError(address)
 
 
@@ -174,6 +177,73 @@ def test_an_index_that_is_damaged_is_made_again(paths: list[Path], name: str, le
     assert again.fingerprint == fingerprint
 
 
+def pairs(paths: list[Path], require: str | None) -> tuple[list[Sample], str]:
+    """All samples as a source gives them, and its fingerprint."""
+    source = ShardSource(shards=[str(path) for path in paths], require=require)  # pyright: ignore[reportArgumentType]
+    return [source[place] for place in range(len(source))], source.fingerprint
+
+
+@pytest.mark.parametrize("require", ["caption", "label", None])
+def test_no_flipped_bit_of_an_index_changes_a_pair(tmp_path: Path, require: str | None):
+    """Every file of the index, many places: the samples are the right ones, and a line says what was damaged."""
+    paths = [write_pairs(tmp_path / f"{number}.tar", 3, first=3 * number) for number in range(2)]
+    write_tar(tmp_path / "2.tar", [("\u00e9.jpg", IMAGE), ("b.jpg", IMAGE), ("b.cls", b"4"), ("c.jpg", IMAGE)])
+    paths.append(tmp_path / "2.tar")
+    expected = pairs(paths, require)
+    (folder,) = (path for path in (tmp_path / NAME).iterdir() if path.is_dir())
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["caption", "checksums", "keys", "label", "labels", "rows", "shards.jsonl"]
+    generator = np.random.default_rng(0)
+    for name in names:
+        for _ in range(12):
+            content = bytearray((folder / name).read_bytes())
+            place = int(generator.integers(8 * len(content)))
+            content[place // 8] ^= 1 << place % 8
+            (folder / name).write_bytes(content)
+            assert pairs(paths, require) == expected, (name, place)
+
+
+def test_captions_shifted_by_one_sample_are_noticed(paths: list[Path], capsys: pytest.CaptureFixture[str]):
+    expected = pairs(paths, "caption")
+    folder = opened(paths).folder
+    rows = np.fromfile(folder / "rows", ROW)
+    for field in ("txt", "txt_size"):
+        rows[field] = np.roll(rows[field], 1)
+    rows.tofile(folder / "rows")
+    capsys.readouterr()
+    assert pairs(paths, "caption") == expected
+    assert capsys.readouterr().err == (
+        f"index {folder} is damaged (rows: not what was written): its shards are scanned again where need be\n"
+    )
+    assert pairs(paths, "caption") == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_only_the_shards_of_a_damaged_index_that_are_damaged_are_scanned_again(paths: list[Path], scanned: list[str]):
+    folder = opened(paths).folder
+    content = bytearray((folder / "rows").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "rows").write_bytes(content)
+    assert keys(opened(paths)) == [f"s{number:04}" for number in range(9)]
+    assert scanned[3:] == ["1.tar"]
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_a_damaged_index_that_cannot_be_replaced_is_not_used(paths: list[Path], monkeypatch: pytest.MonkeyPatch):
+    folder = opened(paths).folder
+    os.truncate(folder / "keys", 3)
+    monkeypatch.setattr(module, "set_aside", lambda folder: None)
+    with pytest.raises(UserError, match=rf"index {folder} is damaged \(keys: .*\) and cannot be replaced: remove it"):
+        opened(paths)
+
+
+@pytest.mark.parametrize("name", ["checksums", "rows", "shards.jsonl", "keys"])
+def test_an_index_without_one_of_its_files_is_made_again(paths: list[Path], name: str):
+    expected = pairs(paths, "caption")
+    (opened(paths).folder / name).unlink()
+    assert pairs(paths, "caption") == expected
+
+
 def test_an_unwritable_folder_has_its_index_in_the_cache(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -279,6 +349,7 @@ def test_a_sample_costs_28_bytes_its_key_and_its_label(tmp_path: Path):
     index = opened([write_pairs(tmp_path / "shard.tar", 10)], "caption")
     files = {path.name: path.stat().st_size for path in index.folder.iterdir()}
     journal = files.pop("shards.jsonl")
+    assert files.pop("checksums") < 200
     assert files == {"rows": 280, "labels": 40, "keys": 50}
     path = write_tar(tmp_path / "bare.tar", [("a.jpg", IMAGE), ("b.jpg", IMAGE)])
     bare = {path.name: path.stat().st_size for path in opened([path]).folder.iterdir()}

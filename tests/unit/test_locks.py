@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from openslip import terminal
+from openslip.errors import UserError
 from openslip.locks import locked
 
 
@@ -26,6 +28,16 @@ def test_a_lock_has_one_holder_and_is_free_afterwards(tmp_path: Path):
         assert held
         assert not is_free(tmp_path / "lock")
     assert is_free(tmp_path / "lock")
+
+
+def test_a_link_or_named_pipe_is_no_lock(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(UserError, match=f"lock {tmp_path / 'link'} is a link"), locked(tmp_path / "link"):
+        pass
+    assert not (tmp_path / "target").exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=f"lock {tmp_path / 'pipe'} is no regular file"), locked(tmp_path / "pipe"):
+        pass
 
 
 def test_a_lock_is_free_after_an_error_and_its_file_keeps_its_content(tmp_path: Path):
@@ -48,6 +60,21 @@ def test_waiting_ends_with_an_error_or_with_the_lock(tmp_path: Path):
     with locked(tmp_path / "lock", wait=10.0) as held:
         assert held
     process.join()
+
+
+def test_a_long_wait_for_a_lock_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(terminal, "SAID_AFTER", 0.1)
+    monkeypatch.setattr(terminal, "_quiet_until", 0.0)
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, 0.5))
+    process.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with locked(tmp_path / "lock", what="the index of x\x1b[2J") as held:
+        assert held
+    process.join()
+    assert capsys.readouterr().err == "waiting for the index of x\\x1b[2J, which another process has locked\n"
 
 
 def hold(folder: Path, seconds: float) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from openslip import terminal
 from openslip.data.remote import transfer
 from openslip.data.remote.address import is_remote, shown
 from openslip.data.remote.cache import ShardCache
@@ -39,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.stated: dict[str, int] = {}  # a length that is not so
         self.refusals: dict[str, list[int]] = {}  # status of the next answers
         self.slow = 0.0  # seconds between pieces of a body
+        self.piece = 50_000  # bytes
         self.downloads: Counter[str] = Counter()
         self.requested_ranges: list[str | None] = []
 
@@ -85,8 +87,8 @@ class Handler(BaseHTTPRequestHandler):
             body, self.close_connection = body[: breaks.pop(0)], True
         elif name in server.stated:
             self.close_connection = True
-        for at in range(0, len(body), 50_000):
-            self.wfile.write(body[at : at + 50_000])
+        for at in range(0, len(body), server.piece):
+            self.wfile.write(body[at : at + server.piece])
             time.sleep(server.slow)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -167,6 +169,45 @@ def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path, st
     server.files["a.tar"] = content(0)
     server.refusals["a.tar"] = [status] * 4  # a refused HEAD is followed by a GET
     assert ShardCache(folder=tmp_path, max_bytes=10**6).fetch(server.address("a.tar")).read_bytes() == content(0)
+
+
+def test_a_server_that_drips_is_given_up_and_said(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(transfer, "RATE_WINDOW", 0.1)
+    monkeypatch.setattr(terminal, "SAID_AFTER", 0.2)
+    monkeypatch.setattr(terminal, "_quiet_until", 0.0)
+    server.files["a.tar"] = content(0)
+    server.piece, server.slow = 1, 0.03
+    address = server.address("a.tar")
+    with pytest.raises(
+        UserError,
+        match=rf"{address} cannot be fetched \(only [\d.]+ bytes/s; .*min_bytes_per_second=10000, tried 3 times",
+    ):
+        ShardCache(folder=tmp_path, max_bytes=10**6).fetch(address)
+    assert re.fullmatch(rf"waiting for shard {address}: \d+ of 300,000 bytes\n", capsys.readouterr().err)
+    assert parts(tmp_path) == []
+
+
+def test_a_slow_download_within_the_setting_is_finished(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(transfer, "RATE_WINDOW", 0.1)
+    server.files["a.tar"] = content(0, 400)
+    server.piece, server.slow = 20, 0.02
+    cache = ShardCache(folder=tmp_path, max_bytes=10**6, min_bytes_per_second=100)
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0, 400)
+    assert server.downloads["a.tar"] == 1
+
+
+def test_a_server_that_does_not_say_what_it_has_is_given_up(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(transfer, "ANSWER_LIMIT", 0.1)
+    monkeypatch.setattr(transfer, "WAITS", (0.01,))
+    monkeypatch.setattr(Handler, "answer", lambda self, send_body: time.sleep(0.4))
+    with pytest.raises(UserError, match=r"cannot be fetched \(no answer in time, tried 2 times"):
+        ShardCache(folder=tmp_path, max_bytes=10**6).fetch(server.address("a.tar"))
 
 
 def test_a_download_that_always_breaks_leaves_nothing_and_says_where(server: Server, tmp_path: Path):
@@ -311,6 +352,68 @@ def test_a_changed_shard_is_noticed(server: Server, tmp_path: Path):
     old.unlink()
     with pytest.raises(DataError, match=r"a\.tar has changed since the run began"):
         cache.fetch(address)
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "named pipe", "dangling link"])
+def test_nothing_planted_under_a_downloads_name_is_written_to(server: Server, tmp_path: Path, kind: str):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=10**6)
+    cache.folder.mkdir()
+    precious = tmp_path / "precious"
+    path = cache.path(server.address("a.tar"))
+    part = path.with_name(f".{path.name}.part")
+    if kind != "dangling link":
+        precious.write_text("mine")
+    if kind == "named pipe":
+        os.mkfifo(part)
+    elif kind == "hard link":
+        part.hardlink_to(precious)
+    else:
+        part.symlink_to(precious)
+    with pytest.raises(UserError, match=f"shard cache: {part} is a link, .*: remove it, or name another shard_cache"):
+        cache.fetch(server.address("a.tar"))
+    assert precious.exists() == (kind != "dangling link")
+    assert not precious.exists() or precious.read_text() == "mine"
+    part.unlink()
+    (cache.folder / ".0123456789abcdef-other.part").symlink_to(precious)  # another shard's: left alone
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)
+
+
+def test_a_link_under_a_shards_or_the_locks_name_is_refused(server: Server, tmp_path: Path):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=10**6)
+    cache.folder.mkdir()
+    other = tmp_path / "other"
+    other.write_bytes(content(1))
+    path = cache.path(server.address("a.tar"))
+    path.symlink_to(other)
+    with pytest.raises(UserError, match=f"{path} is a link"):
+        cache.fetch(server.address("a.tar"))
+    path.unlink()
+    (cache.folder / ".lock").unlink()
+    (cache.folder / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(UserError, match=f"lock {cache.folder / '.lock'} is a link"):
+        cache.fetch(server.address("a.tar"))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_cache_folder_that_others_may_write_to_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    server.files["a.tar"] = content(0)
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=10**6)
+    cache.folder.mkdir()
+    cache.folder.chmod(0o1777)
+    with pytest.raises(
+        UserError, match=rf"shard cache {cache.folder} may be written to by anybody: .*shard_cache\.folder"
+    ):
+        cache.fetch(server.address("a.tar"))
+    cache.folder.chmod(0o775)
+    monkeypatch.setattr(os, "geteuid", lambda: cache.folder.stat().st_uid + 1)
+    with pytest.raises(UserError, match=rf"shard cache {cache.folder} belongs to user .*: .*shard_cache\.folder"):
+        cache.fetch(server.address("a.tar"))
+    monkeypatch.setattr(os, "geteuid", lambda: cache.folder.stat().st_uid)
+    assert cache.fetch(server.address("a.tar")).read_bytes() == content(0)
 
 
 def test_a_local_copy_that_was_cut_off_is_fetched_again(server: Server, tmp_path: Path):

@@ -186,6 +186,64 @@ def test_a_shard_that_changes_during_the_run_is_an_error(folder: Path):
         copy[11]
 
 
+def overwrite(path: Path, first: int, *, keep_time: bool = False) -> None:
+    """Other samples of the same keys and sizes, written into the same file."""
+    status, size = path.stat(), path.stat().st_size
+    other = write_pairs(path.with_name("other"), 4, first=first, image=b"x" * len(jpeg(first)))
+    content = other.read_bytes().ljust(size, b"\0")[:size]
+    other.unlink()
+    with path.open("r+b") as file:
+        file.write(content)
+    if keep_time:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_a_shard_overwritten_in_place_while_it_is_open_ends_the_run(folder: Path, keep_time: bool):
+    source = ShardSource(shards=str(folder), require="caption")
+    path = folder / "part-002.tar"
+    assert source[9].captions == ("picture number 9",)
+    overwrite(path, 20, keep_time=keep_time)
+    with pytest.raises(DataError, match=f"shard {path} is another file than when the run began"):
+        source[10]
+    with pytest.raises(DataError, match=f"shard {path} is another file than when the run began"):
+        pickle.loads(pickle.dumps(source))[10]
+    assert source[0].captions == ("picture number 0",)
+
+
+def test_a_shard_replaced_by_one_of_its_size_and_time_ends_the_run(folder: Path):
+    source = ShardSource(shards=str(folder), require="caption")
+    path = folder / "part-002.tar"
+    shutil.copy2(path, folder / "copy")
+    overwrite(folder / "copy", 20, keep_time=True)
+    (folder / "copy").rename(path)
+    with pytest.raises(DataError, match=f"shard {path} is another file than when the run began"):
+        source[9]
+
+
+def test_a_shard_that_is_linked_moved_or_given_other_rights_is_the_same(folder: Path):
+    source = ShardSource(shards=str(folder), require="caption")
+    path = folder / "part-002.tar"
+    assert source[9].label == 9
+    path.chmod(0o600)
+    os.link(path, folder / "link")
+    assert source[10].label == 10
+    shutil.copy2(path, folder / "copy")
+    (folder / "copy").rename(path)
+    assert pickle.loads(pickle.dumps(source))[11].label == 11
+
+
+def test_a_shard_that_becomes_a_named_pipe_ends_the_run(folder: Path):
+    source = ShardSource(shards=str(folder), require="caption")
+    path = folder / "part-002.tar"
+    path.unlink()
+    os.mkfifo(path)
+    source.prefetch(9)
+    with pytest.raises(DataError, match=f"shard {path} is another file than when the run began"):
+        source[9]
+
+
 @pytest.fixture
 def server(folder: Path) -> Iterator[str]:
     """The shards at an address on this machine."""
@@ -196,6 +254,10 @@ def server(folder: Path) -> Iterator[str]:
                 self.send_error(403)
             else:
                 super().do_GET()
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if keyword != "Last-Modified" or not (folder / "unversioned").exists():
+                super().send_header(keyword, value)
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
             pass
@@ -228,6 +290,48 @@ def test_shards_at_an_address_are_read_through_the_cache(
     assert len(changed) == 13
     assert changed.fingerprint != source.fingerprint
     changed.prefetch(0)
+
+
+def test_a_remote_shard_that_changes_without_a_word_of_its_server_ends_the_run(
+    server: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (folder / "unversioned").touch()
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=1_000_000)
+    source = ShardSource(shards=f"{server}/part-{{000..002}}.tar", require="caption", cache=cache)
+    assert source[8].captions == ("picture number 8",)
+    overwrite(folder / "part-002.tar", 20)
+    assert source[9].captions == ("picture number 9",)
+    shutil.rmtree(cache.folder)
+    later = ShardSource(
+        shards=f"{server}/part-{{000..002}}.tar",
+        require="caption",
+        cache=ShardCache(folder=tmp_path / "cache", max_bytes=1_000_000),
+    )
+    for changed in (pickle.loads(pickle.dumps(source)), later):
+        with pytest.raises(DataError, match=rf"shard {server}/part-002.tar has changed, although its server"):
+            changed[10]
+        assert changed[0].captions == ("picture number 0",)
+    shutil.rmtree(tmp_path / "home")  # as the message says
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=1_000_000)
+    anew = ShardSource(shards=f"{server}/part-{{000..002}}.tar", require="caption", cache=cache)
+    assert anew[8].captions == ("picture number 20",)
+
+
+def test_a_local_copy_that_was_overwritten_is_fetched_again_and_one_in_use_ends_the_run(
+    server: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=1_000_000)
+    source = ShardSource(shards=f"{server}/part-{{000..002}}.tar", require="caption", cache=cache)
+    assert source[8].captions == ("picture number 8",)
+    overwrite(cache.path(f"{server}/part-002.tar"), 20)
+    assert pickle.loads(pickle.dumps(source))[9].captions == ("picture number 9",)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[9].label == 9
+    overwrite(cache.path(f"{server}/part-002.tar"), 20)
+    with pytest.raises(DataError, match=rf"shard {server}/part-002.tar is another file"):
+        copy[9]
 
 
 def test_a_shard_that_cannot_be_fetched_ends_the_run_and_is_no_bad_sample(server: str, folder: Path, tmp_path: Path):

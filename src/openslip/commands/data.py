@@ -4,9 +4,10 @@ import argparse
 import difflib
 import inspect
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+from openslip.terminal import notice, say
 
 COMMANDS = {
     "convert": "another layout of a dataset to tar shards: openslip data convert table images.csv shards",
@@ -24,9 +25,8 @@ def main(arguments: list[str]) -> int:
 
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        print("usage: openslip data COMMAND ...\n")
-        print("\n".join(f"  {name:8} {purpose}" for name, purpose in COMMANDS.items()))
-        print("\nopenslip data COMMAND --help says more.")
+        purposes = (f"  {name:8} {purpose}" for name, purpose in COMMANDS.items())
+        say("usage: openslip data COMMAND ...", "", *purposes, "", "openslip data COMMAND --help says more.")
         return 0
     commands = {"convert": convert, "index": index, "check": check}
     if command not in commands:
@@ -85,11 +85,11 @@ def convert(arguments: list[str]) -> int:
         resize=options["resize"],
         transparency=options["transparency"],
         workers=options["workers"],
-        on_shard=lambda entry, totals: print(f"{entry.name}: {entry.samples:,} samples; {totals}", file=sys.stderr),
+        on_shard=lambda entry, totals: notice(f"{entry.name}: {entry.samples:,} samples; {totals}"),
     )
-    print(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
+    say(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
     if totals.left_out:
-        print(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
+        say(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
     return 0
 
 
@@ -125,11 +125,11 @@ def index(arguments: list[str]) -> int:
 
     source = open_source(options.target, options.require)
     for line in source.problems:
-        print(f"left out: {line}")
+        say(f"left out: {line}")
     if isinstance(source, ShardSource):
-        print(f"{len(source)} samples in {len(source.index.parts)} shards\nindex: {source.index.folder}")
+        say(f"{len(source)} samples in {len(source.index.parts)} shards", f"index: {source.index.folder}")
     else:
-        print(f"{len(source)} samples")
+        say(f"{len(source)} samples")
     return 0
 
 
@@ -159,9 +159,9 @@ def check(arguments: list[str]) -> int:
         num_workers=options.workers,
         contact_sheet=options.contact_sheet,
     )
-    print("\n".join(lines))
+    say(*lines)
     if options.contact_sheet:
-        print(f"{'written':22}{options.contact_sheet}")
+        say(f"{'written':22}{options.contact_sheet}")
     return 0
 
 

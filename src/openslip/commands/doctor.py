@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from openslip.run.checkpoints import damage, saved
+from openslip.terminal import say
 
 FREE_DISK = 20e9  # bytes: three ViT-L checkpoints with their optimizer
 SHARED_MEMORY = 1e9  # bytes: decoded batches of a few workers
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs")
     for finding in examine(parser.parse_args(arguments).runs):
-        print(finding.line())
+        say(finding.line())
     return 0
 
 

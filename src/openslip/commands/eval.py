@@ -1,7 +1,6 @@
 """Evaluate a checkpoint: openslip eval checkpoint=runs/NAME evaluation=imagenet."""
 
 import json
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.table import Table
 from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
 from openslip.inference.load import load
+from openslip.terminal import say
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     show(results)
     output = Path(config["output"] or default_output(config["checkpoint"], list(results)))
     output.write_text(json.dumps({"checkpoint": str(config["checkpoint"]), "metrics": results}, indent=1) + "\n")
-    sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"metrics: {output}"]))
+    say(*lines, f"metrics: {output}")
 
 
 def default_output(checkpoint: str, evaluations: list[str]) -> Path:

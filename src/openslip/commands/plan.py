@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 
 from openslip import plan
-from openslip.commands.train import planned_schedule, say, warm_up_notes
+from openslip.commands.train import planned_schedule, warm_up_notes
 from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.order import local_batch_size
 from openslip.data.view import example_batch
 from openslip.errors import UserError
+from openslip.terminal import say
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 from openslip.training.sizing.cost import StepMemory, measure_step
 

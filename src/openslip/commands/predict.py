@@ -6,6 +6,7 @@ import json
 from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.load import load
 from openslip.inference.prompts import read_lines
+from openslip.terminal import say
 
 
 def main(arguments: list[str]) -> int:
@@ -40,11 +41,11 @@ def main(arguments: list[str]) -> int:
             {"image": image, "labels": [{"label": label, "probability": p} for label, p in ranking]}
             for image, ranking in zip(options.images, rankings, strict=True)
         ]
-        print(json.dumps(found, indent=1))
+        say(*json.dumps(found, indent=1).splitlines())
         return 0
     width = max(len(label) for label in labels)
     for image, ranking in zip(options.images, rankings, strict=True):
-        print(image)
+        say(image)
         for label, probability in ranking:
-            print(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
+            say(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
     return 0

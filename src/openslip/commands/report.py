@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from openslip.report import write_report
+from openslip.terminal import say
 
 
 def main(arguments: list[str]) -> int:
@@ -12,5 +13,5 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="runs/NAME")
     options = parser.parse_args(arguments)
 
-    print(write_report(options.run))
+    say(write_report(options.run))
     return 0

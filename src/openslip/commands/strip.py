@@ -8,6 +8,7 @@ from openslip.errors import UserError
 from openslip.inference.files import checkpoint_file
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import load
+from openslip.terminal import say
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
-    print(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
+    say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0
 
 

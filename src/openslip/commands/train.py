@@ -1,6 +1,5 @@
 """`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
 
-import sys
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from openslip.run.checkpoints import newest_whole, saved
 from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import without_secrets
 from openslip.slurm import check_tasks
+from openslip.terminal import say
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.preemption import Preemption
@@ -248,8 +248,3 @@ def transform_of(config: dict[str, Any]) -> EvalTransform:
         transparency=decoder.get("transparency"),
         exif=decoder.get("exif"),
     )
-
-
-def say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()

@@ -10,6 +10,7 @@ from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.view import example_batch
 from openslip.errors import UserError
+from openslip.terminal import say
 from openslip.verify import show, verify
 from openslip.verify.files import RECORDINGS
 from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
@@ -57,5 +58,5 @@ def verify_splits(arguments: list[str]) -> int:
         layer_decay=optim["layer_decay"],
     )
     code = show(split_rows(step, batch), "cpu, float64")
-    print(COVERED)
+    say(*COVERED.splitlines())
     return code

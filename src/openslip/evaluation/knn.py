@@ -93,6 +93,7 @@ def vote(
     cosines, neighbours = (queries @ features.T).topk(k, dim=1)
     # Relative to the nearest neighbour: the same winner, and no overflow however small the temperature.
     weights = ((cosines - cosines[:, :1]).cpu().double() / temperature).exp()  # [Q, k]
-    votes = weights.new_zeros(len(queries), int(labels.max()) + 1)
-    votes.scatter_add_(1, labels[neighbours].cpu(), weights)  # on the CPU: a GPU adds in any order
-    return votes.sort(dim=1, descending=True, stable=True).indices[:, 0].to(queries.device)
+    classes, places = labels[neighbours].cpu().unique(return_inverse=True)  # a label may be any number
+    votes = weights.new_zeros(len(queries), len(classes))
+    votes.scatter_add_(1, places, weights)  # on the CPU: a GPU adds in any order
+    return classes[votes.sort(dim=1, descending=True, stable=True).indices[:, 0]].to(queries.device)

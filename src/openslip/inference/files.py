@@ -13,6 +13,7 @@ import torch
 from openslip.durable import durable
 from openslip.errors import UserError
 from openslip.inference.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from openslip.regular_file import regular_file
 from openslip.run.checkpoints import LINK, newest_whole, saved
 
 # What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
@@ -50,7 +51,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise UserError(f"checkpoint {path}: a folder without checkpoints; give a run's folder or a checkpoint file")
-    if is_safetensors(path):
+    if is_safetensors(regular_file(path)):
         return read_safetensors(path)
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from openslip.report.pieces import escape, short
 from openslip.report.run_files import AbsentError, Metrics, Series
+from openslip.terminal import printable
 
 MAX_POINTS = 800  # of a curve
 SMOOTHED_FROM = 60  # points
@@ -21,6 +22,7 @@ COLOURS = ["#000011", "#000012", "#000013", "#000014", "#000015", "#000016"]
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line"} | {colour: f"s{n}" for n, colour in enumerate(COLOURS, 1)}
 OPTIONS: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may hold dollar signs
     "svg.hashsalt": "openslip",
     "font.size": 12,
     "text.color": INK,
@@ -75,9 +77,11 @@ def chart(
                 axes.plot(x[shown], y[shown], color=colour, linewidth=0.8, alpha=0.28)
                 y = _moving_average(y, len(y) // 25)
             marker = {"marker": "o", "markersize": 3.5} if len(x) <= 25 else {}
-            axes.plot(x[shown], y[shown], color=colour, linewidth=1.8, solid_capstyle="round", label=name, **marker)
+            axes.plot(
+                x[shown], y[shown], color=colour, linewidth=1.8, solid_capstyle="round", label=printable(name), **marker
+            )
         if level is not None:
-            axes.axhline(level[1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=level[0])
+            axes.axhline(level[1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=printable(level[0]))
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)

@@ -10,6 +10,7 @@ from openslip.report.pieces import escape, heat, image_tag, matrix, percent, sho
 from openslip.report.run_files import AbsentError, Metrics, Series, check, read_arrays
 
 MAX_IMAGES = 24
+MAX_CLASSES = 1_000_000
 MAX_MATRIX = 24  # rows of a confusion matrix that are still readable
 
 
@@ -54,9 +55,11 @@ def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
     labels, predictions = arrays["labels"], arrays["predictions"]
     try:
         check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")
+        check(labels.dtype.kind in "iu" and predictions.dtype.kind in "iu", "labels are no whole numbers")
         check(min(labels.min(), predictions.min()) >= 0, "a negative label")
-        classes = arrays.get("classnames", range(int(max(labels.max(), predictions.max())) + 1))
-        names = [str(name) for name in classes]
+        highest = int(max(labels.max(), predictions.max()))
+        check(highest < len(arrays.get("classnames", range(MAX_CLASSES))), f"a label {highest}")
+        names = [str(name) for name in arrays.get("classnames", range(highest + 1))]
         return [_confusions(arrays, names), _images(arrays, names), _mistakes(labels, predictions, names)]
     # A project's own evaluation may mean something else by these names: that must not cost a run its report.
     except (AbsentError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -70,7 +73,8 @@ def _confusions(arrays: dict[str, np.ndarray], names: list[str]) -> str:
     if has_attributes:
         for attribute, values in zip(arrays["attribute_names"], arrays["attribute_values"], strict=True):
             distinct = list(dict.fromkeys(map(str, values)))
-            of_class = np.array([distinct.index(str(value)) for value in values])
+            place = {value: number for number, value in enumerate(distinct)}
+            of_class = np.array([place[str(value)] for value in values])
             if len(distinct) <= MAX_MATRIX:
                 tables.append(_confusion(str(attribute), distinct, of_class[labels], of_class[predictions], of_class))
     elif len(names) <= MAX_MATRIX:

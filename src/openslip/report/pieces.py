@@ -9,13 +9,14 @@ import numpy as np
 from PIL import Image
 
 from openslip.report.run_files import check
+from openslip.terminal import printable
 
 Pixels = np.ndarray  # uint8 [3, H, W]
 
 
 def escape(text: object) -> str:
-    """Text as HTML shows it literally."""
-    return html.escape(str(text))
+    """Text as HTML shows it literally, lines kept, and control characters as `printable` shows them."""
+    return html.escape("\n".join(map(printable, str(text).split("\n"))))
 
 
 def percent(value: float) -> str:

@@ -7,12 +7,12 @@ that: a checkpoint without JSON was never finished and is ignored.
 import hashlib
 import json
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from openslip.durable import Hashing, durable, point
 from openslip.errors import CheckpointError
+from openslip.terminal import notice
 
 KEPT = 2  # the newest may turn out to be damaged
 LINK = "last.ckpt"
@@ -82,7 +82,7 @@ def newest_whole(folder: Path) -> Saved:
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        sys.stderr.write(f"WARNING: checkpoint {checkpoint.path} is damaged ({problem}); trying the one before it\n")
+        notice(f"WARNING: checkpoint {checkpoint.path} is damaged ({problem}); trying the one before it")
     raise CheckpointError(
         f"{folder}: none of its {len(candidates)} checkpoints is valid; restore one from a copy, "
         "or delete the run's folder to start again"

@@ -10,6 +10,7 @@ import yaml
 
 from openslip.data.remote.address import shown
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 FORMAT = 2  # of config.yaml; raise it, and extend `upgraded`, when a key that is not null by default joins the identity
 
@@ -71,7 +72,7 @@ def read_config(file: Path) -> dict[str, Any] | None:
         UserError: it cannot be read.
     """
     try:
-        config = yaml.safe_load(file.read_text())
+        config = yaml.safe_load(regular_file(file).read_text())
         written = config.pop("format", 1)
         if written > FORMAT:
             raise UserError(f"{file} has format {written}, this version reads up to {FORMAT}: update openslip")

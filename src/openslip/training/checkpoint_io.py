@@ -1,7 +1,6 @@
 """How Lightning saves and reads a run's checkpoints: durably, checked, and without running what stands in them."""
 
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from openslip.durable import Hashing, durable
 from openslip.errors import CheckpointError
 from openslip.inference.files import read, why_unwritten
 from openslip.run.checkpoints import finish, forget_after, newest_whole, saved
+from openslip.terminal import notice
 
 PAUSES = (1.0, 4.0)  # seconds before each new attempt: file servers recover
 HEADROOM = 2  # times the size must be free: a disk that full fills up elsewhere as well
@@ -47,7 +47,7 @@ class DurableCheckpointIO(CheckpointIO):
             except CheckpointError as error:  # no room
                 reason = str(error)
             if pause is not None:
-                sys.stderr.write(f"\ncheckpoint {path} could not be written ({reason}): tried again in {pause:.0f} s\n")
+                notice(f"checkpoint {path} could not be written ({reason}): tried again in {pause:.0f} s", below=True)
                 time.sleep(pause)
         before = "the checkpoints before it are whole, and the same command resumes the run"
         if not saved(path.parent):

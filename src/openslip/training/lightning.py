@@ -15,6 +15,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
+from openslip.terminal import notice
+
 SWITCHED_OFF = {
     "max_epochs": -1,  # `max_steps` alone ends a run
     "use_distributed_sampler": False,  # the data module cuts the global batch itself
@@ -77,4 +79,4 @@ def finish_wandb(trainer: pl.Trainer) -> None:
             try:
                 logger.experiment.finish()
             except Exception as error:  # of whatever kind: the metrics are in metrics.csv
-                sys.stderr.write(f"W&B was not finished: {error}\n")
+                notice(f"W&B was not finished: {error}")

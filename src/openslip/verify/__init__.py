@@ -13,6 +13,7 @@ from rich.console import Console
 
 from openslip.errors import UserError, first_line
 from openslip.inference.load import choose_device
+from openslip.terminal import printable
 from openslip.verify.deviation import Row
 from openslip.verify.files import is_recorded, read_json
 from openslip.verify.ranks import rank_rows
@@ -36,10 +37,10 @@ def show(rows: list[Row], what: str) -> int:
     say = partial(Console().print, soft_wrap=True, markup=False, highlight=False)
     say(f"{'quantity':<{width}}  deviation  tolerance")
     for row in rows:
-        say(row.line(width), style=None if row.ok else "red")
+        say(printable(row.line(width)), style=None if row.ok else "red")
     compared = [row for row in rows if row.deviation is not None]
     within = sum(row.ok for row in compared)
-    say(f"{within} of {len(compared)} quantities within tolerance ({what})")
+    say(printable(f"{within} of {len(compared)} quantities within tolerance ({what})"))
     return 0 if within == len(compared) else 1
 
 

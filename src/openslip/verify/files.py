@@ -6,7 +6,6 @@ from its prediction, in steps from one float32 to the next, by planes of bytes. 
 """
 
 import json
-import lzma
 import math
 from functools import cache
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from openslip import arrays
 from openslip.verify.deviation import Arrays
 
 RECORDINGS = Path(__file__).parent / "recordings"
+MAX_BYTES = 1 << 32  # of a file
 
 
 def packed(path: Path) -> Path:
@@ -31,24 +32,23 @@ def is_recorded(path: Path) -> bool:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file, packed or not."""
-    return json.loads(path.read_bytes() if path.is_file() else lzma.decompress(packed(path).read_bytes()))
+    return json.loads(path.read_bytes() if path.is_file() else arrays.read_xz(packed(path), max_bytes=MAX_BYTES))
 
 
 def read_arrays(path: Path) -> Arrays:
     """All arrays of an npz file, packed or not."""
     if not path.is_file():
         return dict(_unpack(packed(path)))
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    return Arrays(arrays.read_arrays(path, max_bytes=MAX_BYTES))
 
 
 @cache
 def _unpack(path: Path) -> Arrays:
-    head, planes = lzma.decompress(path.read_bytes()).split(b"\n", 1)
+    head, planes = arrays.read_xz(path, max_bytes=MAX_BYTES).split(b"\n", 1)
     folded = np.frombuffer(planes, np.uint8).reshape(4, -1).T.copy().view("<u4").ravel()
     steps = (folded >> 1) ^ (0 - (folded & 1))  # 0, 1, 2, 3, 4 are 0, -1, 1, -2, 2
     files = {path.name.split(".")[0]: Arrays()}
-    (arrays,) = files.values()
+    (unpacked,) = files.values()
     for name, (dtype, shape, terms) in json.loads(head).items():
         distances, steps = np.split(steps, [math.prod(shape)])
         predicted = np.zeros(distances.shape)
@@ -58,8 +58,8 @@ def _unpack(path: Path) -> Arrays:
                 files[file] = read_arrays(path.with_name(f"{file}.npz"))
             predicted += (1 if term[0] == "+" else -1) * files[file][key].ravel()
         array = from_ordinal(ordinal(predicted.astype(np.float32)) + distances)
-        arrays[name] = array.astype(dtype).reshape(shape)
-    return arrays
+        unpacked[name] = array.astype(dtype).reshape(shape)
+    return unpacked
 
 
 def ordinal(x: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from openslip.data.image.decode import MAX_PIXELS
 from openslip.data.image.formats import FORMATS
 from openslip.data.image.rgb import ToRgb, orientation
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by more of them
 QUALITY = 95  # img2dataset's; photographs come back with their brightness right to 43 dB, at 90 to 40 dB
@@ -29,14 +30,16 @@ def read_image(picture: Picture) -> bytes:
     try:
         match picture:
             case PictureFile(path):
-                with open(path, "rb") as file:
+                with open(regular_file(path), "rb") as file:
                     return file.read()
             case PictureSlice(path, offset, size):
-                with open(path, "rb") as file:
+                with open(regular_file(path), "rb") as file:
                     file.seek(offset)
                     return file.read(size)
             case _:
                 return open_archive(picture.path).read(picture.member)
+    except UserError as error:
+        raise UnusableError("image file that cannot be opened") from error
     except (KeyError, FileNotFoundError, ValueError) as error:  # ValueError: a NUL in a path
         raise UnusableError("missing image") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -51,7 +54,7 @@ def read_image(picture: Picture) -> bytes:
 
 @lru_cache(maxsize=1)  # the images of a shard are neighbours in an archive
 def open_archive(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+    return zipfile.ZipFile(regular_file(path))
 
 
 def convert_image(data: bytes, resize: int | None, transparency: str | None = None) -> tuple[str, bytes]:

@@ -7,20 +7,21 @@ from typing import Any
 
 from openslip.data.listing import is_hidden
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 
 def find(root: Path, metadata: Path | None, *patterns: str) -> Path:
     """The metadata file: `metadata`, as it is or below `root`, or the only file below `root` that matches a pattern."""
-    if not root.is_dir():
+    if not regular_file(root).is_dir():
         raise UserError(f"{root}: no such folder; ROOT is the folder of the dataset")
     if metadata is not None:
         for path in (metadata, root / metadata):
             if path.exists():
-                return path
+                return regular_file(path)
         raise UserError(f"--metadata {metadata}: no such file, nor {root / metadata}")
     matches = visible(path for pattern in patterns for path in root.glob(pattern))
     if len(matches) == 1:
-        return matches[0]
+        return regular_file(matches[0])
     wanted = " or ".join(str(root / pattern) for pattern in patterns)
     if not matches:
         raise UserError(f"no metadata file {wanted}: give it with --metadata FILE")

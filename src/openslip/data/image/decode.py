@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from openslip.data.image.formats import FORMATS
 from openslip.data.image.rgb import ToRgb
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 MAX_PIXELS = 50_000_000
 
@@ -97,6 +98,8 @@ def open_image(source: bytes | str | Path, name: str, to_rgb: ToRgb = AS_USUAL) 
         UserError: it has more than 50 million pixels (known from its header, before anything is decoded), cannot be
             decoded whole, or holds pixels that have no meaning as 8 bits.
     """
+    if not isinstance(source, bytes):
+        regular_file(source)
     try:
         # Bytes in any case: of a file with several frames Pillow would keep the descriptor.
         data = source if isinstance(source, bytes) else Path(source).read_bytes()

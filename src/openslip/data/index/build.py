@@ -14,21 +14,26 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from openslip.data.captions.policy import CaptionPolicy
-from openslip.data.index.index import Entry, Index, Shard, read_journal, whole
-from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, scan_shard
+from openslip.data.index.damage import CHECKSUMS, TABLES, checksums, damage
+from openslip.data.index.index import REMOTE, Index, Shard, State, state_of
+from openslip.data.index.journal import JOURNAL, Entry, journal_line
+from openslip.data.index.known import Known, known_shards, take_over
+from openslip.data.index.scan import REQUIREMENTS, ShardSamples, scan_shard
+from openslip.durable import write_text
 from openslip.errors import UserError
 from openslip.locks import locked
+from openslip.terminal import notice
 
-FORMAT = 2  # 1: other captions, names and kinds of images counted
+FORMAT = 2  # of the files and of what counts as a sample; a scan of another format is made again
 NAME = ".openslip-index"
 MAX_SCANS = 8  # at the same time; more only wait for the disk
 WORTH_PROCESSES = 1 << 30  # bytes of shards, below which starting processes takes longer than the scan
 
+Fetch = Callable[[str], tuple[int, str]]  # address to a descriptor of the shard, and the sha256 of its content
 Progress = Callable[[int, int], None]  # shards done, samples found
 
 
@@ -38,7 +43,7 @@ def open_index(
     require: str | None,
     *,
     cache_folder: Path | None,
-    fetch: Callable[[str], int],
+    fetch: Fetch,
     progress: Progress,
 ) -> Index:
     """The index of these shards: from disk where they are unchanged, else scanned now.
@@ -48,7 +53,7 @@ def open_index(
         captions: what counts as one.
         require: `caption`, `label` or None.
         cache_folder: for an index that cannot lie beside its shards; None where the user has no home.
-        fetch: gives a descriptor of a remote shard.
+        fetch: gives a remote shard.
         progress: called after every shard.
     """
     beside = None if shards[0].path is None else shards[0].path.parent / NAME
@@ -61,8 +66,8 @@ def open_index(
 
     for home in homes:
         folder, stamps = index_in(home)
-        if whole(folder, stamps):
-            return Index(folder, shards, require)
+        if damage(folder, stamps) is None:
+            return Index(folder, shards, states, require)
     home = next((home for home in homes if writable(home)), None)
     if home is None:
         tried = " nor to ".join(map(str, homes if cache_folder else (*homes, "a home, which this user does not have")))
@@ -71,29 +76,40 @@ def open_index(
             "or set XDG_CACHE_HOME=FOLDER"
         )
     folder, stamps = index_in(home)
-    with locked(folder.with_suffix(".lock")) as alone:  # where not, each process scans into a folder of its own
-        if not whole(folder, stamps):  # else another process has been first
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, as by a power failure
+    with locked(
+        folder.with_suffix(".lock"), what=f"the index {folder}"
+    ) as alone:  # where not, each process scans into a folder of its own
+        if problem := damage(folder, stamps):  # else another process has been first
+            if folder.exists():
+                notice(f"index {folder} is damaged ({problem}): its shards are scanned again where need be")
+                set_aside(folder)
             try:
-                build(folder, shards, stamps, states, captions, fetch, progress, alone=alone)
+                build(folder, shards, stamps, captions, fetch, progress, alone=alone)
             except FileNotFoundError:  # a process of another node was first, and has tidied up
-                if not whole(folder, stamps):
+                if damage(folder, stamps):
                     raise
-    return Index(folder, shards, require)
+            if problem := damage(folder, stamps):  # of the former index, which could not be replaced
+                raise UserError(f"index {folder} is damaged ({problem}) and cannot be replaced: remove it")
+    return Index(folder, shards, states, require)
 
 
-State = tuple[int, int]  # size and time in nanoseconds
+def set_aside(folder: Path) -> None:
+    """Make a damaged index one that is in progress, of which the shards that are whole are taken over."""
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    try:
+        folder.rename(partial)  # onto an empty folder
+    except OSError:  # no folder, or one that a process of another node has set aside
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def state(shard: Shard) -> State:
-    """Size and time of a shard's file; a remote shard is told by its version instead."""
     if shard.path is None:
-        return -1, 0
+        return REMOTE
     try:
-        status = shard.path.stat()
+        return state_of(shard.path.stat())
     except OSError as error:
         raise UserError(f"shard {shard.name}: {error.strerror}; check data.source.shards") from error
-    return status.st_size, status.st_mtime_ns
 
 
 def stamps_of(
@@ -101,7 +117,7 @@ def stamps_of(
 ) -> list[str]:
     """What identifies each unchanged shard; relative paths in an index beside its shards let it move with them."""
     stamps = []
-    for shard, (size, mtime_ns) in zip(shards, states, strict=True):
+    for shard, (size, mtime_ns, *_) in zip(shards, states, strict=True):
         if shard.path is None:
             address = hashlib.sha256(shard.address.encode()).hexdigest()  # it may hold credentials
             stamps.append(f"{FORMAT} {captions!r} {address} {shard.version}")
@@ -124,9 +140,8 @@ def build(
     folder: Path,
     shards: list[Shard],
     stamps: list[str],
-    states: list[State],
     captions: CaptionPolicy,
-    fetch: Callable[[str], int],
+    fetch: Fetch,
     progress: Progress,
     *,
     alone: bool,
@@ -136,18 +151,22 @@ def build(
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     total = 0
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context((partial / name).open("wb"))
-            for name in ("rows", "labels", "keys", "caption", "label", "shards.jsonl")
-        }
+        files = {name: stack.enter_context((partial / name).open("wb")) for name in (*TABLES, JOURNAL)}
         scanned = samples_of(shards, [known.get(stamp) for stamp in stamps], captions, fetch)
-        for done, (stamp, (_, mtime_ns), samples) in enumerate(zip(stamps, states, scanned, strict=True), start=1):
+        for done, (stamp, samples) in enumerate(zip(stamps, scanned, strict=True), start=1):
             captioned = np.flatnonzero((samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0))
             labelled = np.flatnonzero(samples.labels >= 0)
             counts = {"samples": len(samples.rows), "caption": len(captioned), "label": len(labelled)}
             key_bytes = len(samples.keys)
             entry = Entry(
-                stamp, samples.size, mtime_ns, counts, key_bytes, samples.digest, samples.captions, samples.problems
+                stamp,
+                samples.size,
+                counts,
+                key_bytes,
+                samples.digest,
+                samples.captions,
+                samples.content,
+                samples.problems,
             )
             for name, content in (
                 ("rows", samples.rows.tobytes()),
@@ -156,7 +175,7 @@ def build(
                 ("caption", (captioned + total).astype("<u4").tobytes()),
                 ("label", (labelled + total).astype("<u4").tobytes()),
                 # The last: it says that the others are there.
-                ("shards.jsonl", json.dumps({**vars(entry), "problems": vars(entry.problems)}).encode() + b"\n"),
+                (JOURNAL, journal_line(entry)),
             ):
                 files[name].write(content)
                 files[name].flush()
@@ -169,6 +188,7 @@ def build(
             (partial / requirement).unlink()
     if (partial / "label").exists() and (partial / "label").stat().st_size == 0:
         (partial / "labels").unlink()
+    write_text(partial / CHECKSUMS, json.dumps(checksums(partial)))
     partial.chmod(0o755)  # mkdtemp made it private
     try:
         os.rename(partial, folder)
@@ -191,40 +211,22 @@ def abandoned(partial: Path) -> bool:
         return False
 
 
-class Known(NamedTuple):
-    """Where another index holds what a scan of a shard gave."""
-
-    folder: Path
-    entry: Entry
-    row: int  # the first of its rows
-    key: int  # the first byte of its keys
-
-
-def known_shards(home: Path) -> dict[str, Known]:
-    """All shards in the indexes of a home, complete or not, by stamp."""
-    known = {}
-    for journal in home.glob("*/shards.jsonl"):
-        row = key = 0
-        for entry in read_journal(journal.parent):
-            known[entry.stamp] = Known(journal.parent, entry, row, key)
-            row += entry.counts["samples"]
-            key += entry.key_bytes
-    return known
-
-
 def samples_of(
-    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Callable[[str], int]
+    shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Fetch
 ) -> Iterator[ShardSamples]:
     """The samples of each shard, in order: taken over from another index, else scanned."""
 
     def scan(shard: Shard) -> ShardSamples:
-        return scan_shard(shard.path or fetch(shard.address), shard.name, captions)
+        if shard.path is not None:
+            return scan_shard(shard.path, shard.name, captions)
+        descriptor, content = fetch(shard.address)
+        return scan_shard(descriptor, shard.name, captions)._replace(content=content)
 
     new = [shard for shard, taken in zip(shards, known, strict=True) if taken is None]
     local = [shard for shard in new if shard.path is not None]
     num_scans = min(os.cpu_count() or 1, len(local), MAX_SCANS)
     with ExitStack() as stack:
-        if num_scans > 1 and sum(state(shard)[0] for shard in local) >= WORTH_PROCESSES:
+        if num_scans > 1 and sum(state(shard).size for shard in local) >= WORTH_PROCESSES:
             pool = stack.enter_context(ProcessPoolExecutor(num_scans, mp_context=get_context("spawn")))
             local_scans = pool.map(
                 scan_shard, *zip(*((shard.path, shard.name, captions) for shard in local), strict=True)
@@ -239,19 +241,3 @@ def samples_of(
                 yield next(local_scans if shard.path else remote_scans)
             else:
                 yield take_over(taken) or scan(shard)  # None: what was known is damaged
-
-
-def take_over(known: Known) -> ShardSamples | None:
-    """What an index holds of a shard, or None where it is damaged, as after a power failure."""
-    folder, entry, row, key = known
-    count = entry.counts["samples"]
-    try:
-        rows = np.fromfile(folder / "rows", ROW, count, offset=row * ROW.itemsize)
-        keys = np.fromfile(folder / "keys", np.uint8, entry.key_bytes, offset=key).tobytes()
-        labels = np.full(count, -1, LABEL)  # no file: none of them has one
-        if (folder / "labels").exists():
-            labels = np.fromfile(folder / "labels", LABEL, count, offset=row * LABEL.itemsize)
-    except OSError:
-        return None
-    samples = ShardSamples(entry.size, rows, labels, keys, entry.captions, entry.problems)
-    return samples if samples.digest == entry.digest else None

@@ -2,22 +2,23 @@
 
 Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, with a folder per
 list of shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, if there are any, `labels`; `caption` and `label`:
-places of the samples that have one, unless all do. A folder gets its name when it is complete.
+places of the samples that have one, unless all do; `checksums` of these files. A folder gets its name when it is
+complete.
 """
 
 import hashlib
-import json
+import os
 from bisect import bisect_right
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
+from openslip.data.index.journal import read_journal
 from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW
-from openslip.data.index.tar import Problems, printable
+from openslip.data.index.tar import Problems
+from openslip.terminal import printable
 
 
 class Shard(NamedTuple):
@@ -29,22 +30,40 @@ class Shard(NamedTuple):
     version: str  # of a remote shard, as its server states it; a file is identified by its size and time
 
 
+class State(NamedTuple):
+    """What the system says of a shard's file; the last two also change where the content stays the same."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    ctime_ns: int
+
+
+REMOTE = State(-1, 0, 0, 0)  # its server tells its version instead
+
+
+def state_of(status: os.stat_result) -> State:
+    return State(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+
+
 class Index:
     """The samples that meet a requirement, in shard order. Memory-mapped: the processes of a node share it.
 
     Attributes:
         parts: number of these samples in each shard.
         problems: of the samples and members that were skipped or repaired.
-        states: size and time of each file when it was scanned; time 0 of remote shards.
+        states: of each file when the index was opened.
+        scans: sha256 of rows, labels and keys, of captions, and of all of a remote shard, for each shard.
         fingerprint: sha256 of shard names and sizes, rows, labels, keys and captions, and the requirement.
     """
 
-    def __init__(self, folder: Path, shards: list[Shard], require: str | None) -> None:
+    def __init__(self, folder: Path, shards: list[Shard], states: list[State], require: str | None) -> None:
         self.folder = folder
         self.shards = shards
         self.require = require
         entries = read_journal(folder)
-        self.states = [(entry.size, entry.mtime_ns) for entry in entries]
+        self.states = states
+        self.scans = [(entry.digest, entry.captions, entry.content) for entry in entries]
         counted = require or "samples"
         self.parts: Int64[np.ndarray, " shards"] = np.array([entry.counts[counted] for entry in entries], np.int64)
         self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # of the shards, in `rows`
@@ -84,56 +103,14 @@ class Index:
         return printable(self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Index, (self.folder, self.shards, self.require)  # mapped anew where it is unpickled, not copied
+        return Index, (
+            self.folder,
+            self.shards,
+            self.states,
+            self.require,
+        )  # mapped anew where it is unpickled, not copied
 
 
 def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     empty = path.stat().st_size == 0  # which cannot be mapped
     return np.empty(0, dtype) if empty else np.memmap(path, dtype, mode="r").view(np.ndarray)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the journal: what a scan found in a shard."""
-
-    stamp: str  # identifies the shard as it was scanned
-    size: int  # of the shard in bytes
-    mtime_ns: int
-    counts: dict[str, int]  # of samples, and of those that meet each requirement
-    key_bytes: int
-    digest: str  # sha256 of rows, labels and keys
-    captions: str  # sha256 of the captions
-    problems: Problems
-
-
-def read_journal(folder: Path) -> list[Entry]:
-    """The shards that were scanned to the end; the list ends at a line that was cut short."""
-    entries = []
-    for line in (folder / "shards.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            fields = json.loads(line)
-            problems = fields.pop("problems")
-            entries.append(Entry(**fields, problems=Problems(Counter(problems["counts"]), problems["first"])))
-        except (ValueError, TypeError, KeyError):
-            break
-    return entries
-
-
-def whole(folder: Path, stamps: list[str]) -> bool:
-    """Whether a folder holds a complete index of shards, by the sizes of its files."""
-    try:
-        entries = read_journal(folder)
-        counts = Counter[str]()
-        for entry in entries:
-            counts.update(entry.counts)
-        total = counts["samples"]
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    except OSError:
-        return False
-    return (
-        [entry.stamp for entry in entries] == stamps
-        and sizes.get("rows") == total * ROW.itemsize
-        and sizes.get("keys") == sum(entry.key_bytes for entry in entries)
-        and sizes.get("labels", 0) == (total * LABEL.itemsize if counts["label"] else 0)
-        and all(sizes.get(requirement, 4 * total) == 4 * counts[requirement] for requirement in REQUIREMENTS)
-    )

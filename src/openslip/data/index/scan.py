@@ -41,6 +41,7 @@ class ShardSamples(NamedTuple):
     keys: bytes
     captions: str  # sha256 of all texts
     problems: Problems
+    content: str = ""  # sha256 of all of a remote shard
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,8 @@ from typing import NoReturn
 import numpy as np
 
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
+from openslip.terminal import printable
 
 BLOCK = 512  # every header and every member starts at a multiple of this
 SPARSE = "sparse file, which is not read (write the tar file again without -S)"
@@ -36,11 +38,6 @@ class Problems:
         return tuple(f"{count} x {reason}, first {self.first[reason]}" for reason, count in self.counts.items())
 
 
-def printable(text: str) -> str:
-    """The text, with escapes where a terminal would obey it: names in a tar file can hold anything."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
 def plain_name(name: str) -> str | None:
     """A member's name as tar unpacks it: without `.`, empty parts and a slash at its start; None if `..` is in it."""
     if name.startswith((".", "/")) or "/." in name or "//" in name:
@@ -51,7 +48,7 @@ def plain_name(name: str) -> str | None:
 
 def map_shard(file: Path | int, shard: str) -> mmap.mmap:
     """The content of a path or descriptor, which is closed; `shard` is what errors call it."""
-    with open(file, "rb") as stream:
+    with open(file if isinstance(file, int) else regular_file(file), "rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             raise UserError(f"shard {shard} is empty (0 bytes): download or write it again")
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

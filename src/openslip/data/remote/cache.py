@@ -1,7 +1,8 @@
 """Remote shards through a folder on a local disk that all processes of a machine share and that never outgrows a bound.
 
 A file under its final name is complete. `.NAME.part` is a download in progress: its process holds a lock on it, which
-dies with the process, and its length is the room it has reserved (0 while it waits for room).
+dies with the process, and its length is the room it has reserved (0 while it waits for room). `.NAME.sha256` holds the
+checksum of a complete file, and the time of its last change; the time of its last use is its time of access.
 """
 
 import errno
@@ -10,17 +11,28 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from openslip.data.remote.address import shown
-from openslip.data.remote.transfer import Identity, ask, attempt, copy
-from openslip.errors import UserError
-from openslip.locks import locked
+from openslip.data.remote.files import (
+    content_digest,
+    is_at,
+    make_own,
+    must_lock,
+    note,
+    open_own,
+    read_note,
+    reserved,
+    write_note,
+)
+from openslip.data.remote.transfer import MIN_BYTES_PER_SECOND, Identity, ask, attempt, copy
+from openslip.errors import DataError, UserError
+from openslip.terminal import waiting
 
 WAIT_FOR_ROOM = 0.2
 ASKED_AT_ONCE = 16
@@ -38,18 +50,26 @@ def cache_folder(name: str) -> Path | None:
 class ShardCache:
     """Local copies of remote shards; the least recently used make room for new ones.
 
-    Safe for any number of processes and threads: each shard is downloaded once. An identity is asked for once and kept,
-    also by copies of this object in other processes; a shard that no longer has it is an error.
+    Safe for any number of processes and threads: each shard is downloaded once. Its identity and the sha256 of its
+    content are kept once known, also by copies of this object in other processes; a shard that no longer has them is an
+    error.
 
     Args:
         folder: on a local disk; None: `shards` in the user's cache folder.
         max_bytes: bound of the folder's content, downloads in progress included.
+        min_bytes_per_second: a download that is slower for 20 seconds counts as broken.
     """
 
-    def __init__(self, *, folder: str | Path | None, max_bytes: int) -> None:
+    def __init__(
+        self, *, folder: str | Path | None, max_bytes: int, min_bytes_per_second: float = MIN_BYTES_PER_SECOND
+    ) -> None:
         self.given_folder = None if folder is None else Path(folder).expanduser()
+        if min_bytes_per_second < 0:
+            raise UserError(f"shard_cache.min_bytes_per_second={min_bytes_per_second}: expected 0 (no limit) or more")
         self.max_bytes = max_bytes
+        self.min_bytes_per_second = min_bytes_per_second
         self.identities: dict[str, Identity] = {}
+        self.checksums: dict[str, str] = {}
         self.prefetcher: threading.Thread | None = None
 
     @property
@@ -66,7 +86,8 @@ class ShardCache:
     def identity(self, address: str) -> Identity:
         """Size and version of a remote shard."""
         if address not in self.identities:
-            self.identities[address] = attempt(address, lambda: ask(address))
+            with waiting(lambda: f"the server of shard {shown(address)}"):
+                self.identities[address] = attempt(address, lambda: ask(address))
         return self.identities[address]
 
     def identify(self, addresses: Iterable[str]) -> list[Identity]:
@@ -76,15 +97,25 @@ class ShardCache:
 
     def open(self, address: str) -> int:
         """A descriptor to read the shard from, downloaded if need be; it outlives the deletion of the local copy."""
-        identity = self.identity(address)
-        descriptor = None
+        identity, is_second = self.identity(address), False
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            while descriptor is None:
-                descriptor = self._open_complete(address, identity)
-                if descriptor is None:
-                    descriptor = self._download(address, identity)
-            return descriptor
+            make_own(self.folder)
+            while True:
+                copied = self._open_complete(address, identity) or self._download(address, identity)
+                if copied is None:
+                    continue
+                descriptor, checksum = copied
+                if self.checksums.setdefault(address, checksum) == checksum:
+                    return descriptor
+                os.close(descriptor)
+                if is_second:
+                    raise DataError(
+                        f"shard {shown(address)} has changed, although its server states the same size and version: "
+                        "leave the shards of a run as they are; to start another run on the new content, delete the "
+                        "index that openslip data index names"
+                    )
+                is_second = True
+                self._remove(self.path(address))  # the copy may be what is damaged
         except OSError as error:
             remedy = "name another shard_cache.folder"
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -118,44 +149,56 @@ class ShardCache:
             with suppress(UserError):
                 self.fetch(self.wanted.get())
 
-    def _open_complete(self, address: str, identity: Identity) -> int | None:
+    def _open_complete(self, address: str, identity: Identity) -> tuple[int, str] | None:
+        """The local copy's descriptor and sha256; None where there is no whole one."""
         path = self.path(address)
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        if os.fstat(descriptor).st_size == identity.size:
-            os.utime(descriptor)
-            return descriptor
-        os.close(descriptor)
-        with self._lock():  # it was cut off
-            path.unlink(missing_ok=True)
-        return None
+        with self._lock():
+            try:
+                descriptor = open_own(path, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            status = os.fstat(descriptor)
+            if status.st_size != identity.size:  # it was cut off
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                return None
+            checksum = read_note(path, status.st_mtime_ns)
+            if checksum is None:  # an earlier version wrote it, or somebody else has written to it
+                checksum = content_digest(descriptor)
+                write_note(path, checksum, descriptor)
+            os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
+            return descriptor, checksum
 
-    def _download(self, address: str, identity: Identity) -> int | None:
-        """The new file's descriptor, or None if another process had begun first."""
+    def _download(self, address: str, identity: Identity) -> tuple[int, str] | None:
+        """The new file's descriptor and sha256, or None if another process had begun first."""
         path = self.path(address)
         part = path.with_name(f".{path.name}.part")
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
-        whole = False
+        descriptor = open_own(part, os.O_RDWR | os.O_CREAT)
+        checksum = None
         try:
-            with _locked(descriptor):
-                if _is_at(descriptor, part):  # else its former holder has finished it, or has stopped
+            with must_lock(descriptor, what=f"shard {shown(address)}"):
+                if is_at(descriptor, part):  # else its former holder has finished it, or has stopped
                     try:
                         if not path.exists():
                             self._reserve(address, identity.size, descriptor, part)
-                            copy(address, identity, descriptor)
+                            copy(address, identity, descriptor, self.min_bytes_per_second)
                             os.fsync(descriptor)
+                            digest = content_digest(descriptor)
                             with self._lock():
+                                write_note(path, digest, descriptor)
                                 os.replace(part, path)
-                            whole = True
+                            checksum = digest
                     finally:
-                        if not whole:
+                        if checksum is None:
                             part.unlink(missing_ok=True)
         finally:
-            if not whole:
+            if checksum is None:
                 os.close(descriptor)
-        return descriptor if whole else None
+        return None if checksum is None else (descriptor, checksum)
+
+    def _remove(self, path: Path) -> None:
+        with self._lock():
+            path.unlink(missing_ok=True)
 
     def _reserve(self, address: str, size: int, descriptor: int, part: Path) -> None:
         """Wait until the bound leaves room for the part, and reserve it."""
@@ -164,12 +207,13 @@ class ShardCache:
                 f"shard {shown(address)} has {size:,} bytes, more than the {self.max_bytes:,} of "
                 f"shard_cache.max_bytes for {self.folder}: raise it"
             )
-        while True:
-            with self._lock():
-                if self._make_room(size, part):
-                    os.ftruncate(descriptor, size)
-                    return
-            time.sleep(WAIT_FOR_ROOM)  # all that is left are downloads of other processes
+        with waiting(lambda: f"room in shard cache {self.folder}, which downloads of other processes fill"):
+            while True:
+                with self._lock():
+                    if self._make_room(size, part):
+                        os.ftruncate(descriptor, size)
+                        return
+                time.sleep(WAIT_FOR_ROOM)
 
     def _make_room(self, size: int, part: Path) -> bool:
         """Delete what dead processes left, then complete shards, the least recently used first, as far as needed."""
@@ -177,11 +221,11 @@ class ShardCache:
         for path in self.folder.iterdir():
             if path == part or not OURS.match(path.name.removeprefix(".")):
                 continue
-            if path.name.startswith("."):
-                in_progress += _reserved(path)
-            else:
+            if path.name.startswith(".") and path.name.endswith(".part"):
+                in_progress += reserved(path)
+            elif not path.name.startswith("."):
                 status = path.stat()
-                shards.append((status.st_mtime_ns, status.st_size, path))
+                shards.append((status.st_atime_ns, status.st_size, path))
         if in_progress + size > self.max_bytes:  # however much is deleted
             return False
         used = in_progress + sum(shard_size for _, shard_size, _ in shards)
@@ -189,41 +233,10 @@ class ShardCache:
             if used + size <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)
+            note(path).unlink(missing_ok=True)
             used -= freed
         return True
 
     def _lock(self) -> AbstractContextManager[None]:
         """The lock under which complete files appear and disappear."""
-        return _locked(self.folder / ".lock")
-
-
-@contextmanager
-def _locked(file: Path | int, *, wait: float | None = None) -> Iterator[None]:
-    """A lock without which processes would write to the same file."""
-    with locked(file, wait=wait) as held:
-        if not held:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-        yield
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False
-
-
-def _reserved(part: Path) -> int:
-    """Bytes that a download in progress takes; what a dead process left is deleted and takes none."""
-    try:
-        descriptor = os.open(part, os.O_RDWR)
-    except FileNotFoundError:
-        return 0
-    try:
-        with _locked(descriptor, wait=0.0):
-            if _is_at(descriptor, part):
-                part.unlink()
-        return 0
-    except BlockingIOError:
-        return os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)
+        return must_lock(self.folder / ".lock")

@@ -7,6 +7,7 @@ from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.data.listing import is_hidden, is_image, others_line, visible_files
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 
 class ImageFolder(Source):
@@ -22,7 +23,7 @@ class ImageFolder(Source):
 
     def __getitem__(self, index: int, /) -> Sample:
         path, label = self.files[index]
-        return Sample(key=str(path), image=path.read_bytes(), captions=(), label=label)
+        return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
     @property
     def fingerprint(self) -> str:

@@ -14,11 +14,12 @@ from rich.progress import Progress
 
 from openslip.data.captions.policy import CaptionPolicy, KeepEqual, UniformCaption, read_captions
 from openslip.data.index.build import open_index
-from openslip.data.index.index import Shard
+from openslip.data.index.index import Shard, State, state_of
+from openslip.data.index.scan import scan_shard
 from openslip.data.index.tar import BLOCK
 from openslip.data.listing import is_hidden, visible_files
 from openslip.data.remote.address import SCHEMES, is_remote, shown
-from openslip.data.remote.cache import ShardCache, cache_folder
+from openslip.data.remote.cache import ShardCache, cache_folder, content_digest
 from openslip.data.source import Collection, Sample, Source
 from openslip.errors import DataError, UserError
 
@@ -56,6 +57,7 @@ class ShardSource(Source):
         self.expected_samples = expected_samples
         self.cache = cache
         self.files: dict[int, _File] = {}
+        self.states: dict[int, State] = {}  # of files that were checked after they had changed
         self.ahead: ThreadPoolExecutor | None = None
         expanded, repeated = without_repeats(expand(shards))
         self.places = frozenset(map(place_of, expanded))
@@ -70,11 +72,14 @@ class ShardSource(Source):
                 captions,
                 require,
                 cache_folder=cache_folder("index"),
-                fetch=lambda address: self.cache_of(remote[0]).open(address),
+                fetch=self.fetch,
                 progress=lambda done, samples: bar.update(
                     task, completed=done, description=f"indexing shards, {samples} samples"
                 ),
             )
+        for shard, (_, _, content) in zip(expanded, self.index.scans, strict=True):
+            if shard.path is None:
+                self.cache_of(shard).checksums[shard.address] = content
         self.problems = tuple(self.index.problems.lines())
         if repeated:
             self.problems += (f"{len(repeated)} x shard named more than once, counted once, such as {repeated[0]}",)
@@ -104,51 +109,78 @@ class ShardSource(Source):
     def __getitem__(self, index: int, /) -> Sample:
         shard, place = self.index.find(index)
         image, image_size, txt, txt_size, fields, fields_size, _ = self.index.rows[place].item()
-        return Sample(
-            key=f"{self.index.shards[shard].name}:{self.index.key(index)}",
-            image=self.read(shard, image, image_size),
-            captions=read_captions(
-                self.captions, self.read(shard, txt, txt_size), self.read(shard, fields, fields_size)
-            ),
-            label=self.index.label(place),
-        )
-
-    def read(self, shard: int, block: int, length: int) -> bytes:
-        """Bytes of a shard; not from a memory map, which would end the process where a file has become shorter."""
-        if length == 0:
-            return b""
-        name = self.index.shards[shard].name
         try:
-            file = self.files.get(shard)
-            if file is None:
-                if len(self.files) >= MAX_OPEN:
-                    self.files.pop(next(iter(self.files)), None)
-                file = self.files[shard] = _File(self.open(shard))
-            content = os.pread(file.descriptor, length, block * BLOCK)
-        except UserError as error:  # a shard that cannot be fetched is not the sample's fault
+            file = self.open(shard)
+            contents = [
+                self.read(file, shard, *extent)
+                for extent in ((image, image_size), (txt, txt_size), (fields, fields_size))
+            ]
+            self.check(shard, file.descriptor)  # after it was read: what has changed since then is not in the sample
+        except UserError as error:  # a shard that cannot be fetched or has changed is not the sample's fault
             raise DataError(str(error)) from error
         except OSError as error:
             raise DataError(
-                f"shard {name} cannot be read any more ({error.strerror}): the same command resumes"
+                f"shard {self.index.shards[shard].name} cannot be read any more ({error.strerror}): "
+                "the same command resumes"
             ) from error
+        return Sample(
+            key=f"{self.index.shards[shard].name}:{self.index.key(index)}",
+            image=contents[0],
+            captions=read_captions(self.captions, contents[1], contents[2]),
+            label=self.index.label(place),
+        )
+
+    def read(self, file: "_File", shard: int, block: int, length: int) -> bytes:
+        """Bytes of a shard; not from a memory map, which would end the process where a file has become shorter."""
+        content = os.pread(file.descriptor, length, block * BLOCK) if length else b""
         if len(content) != length:
             raise DataError(
-                f"shard {name} has become shorter since the run began (at offset {block * BLOCK}): "
-                "leave the shards of a run as they are"
+                f"shard {self.index.shards[shard].name} has become shorter since the run began "
+                f"(at offset {block * BLOCK}): leave the shards of a run as they are"
             )
         return content
 
-    def open(self, index: int) -> int:
-        """A descriptor of a shard's file; a remote shard is fetched first."""
-        shard = self.index.shards[index]
+    def open(self, index: int) -> "_File":
+        """A shard's file; a remote shard is fetched first, and no more than MAX_OPEN files stay open."""
+        file = self.files.get(index)
+        if file is None:
+            if len(self.files) >= MAX_OPEN:
+                self.files.pop(next(iter(self.files)), None)
+            shard = self.index.shards[index]
+            if shard.path is None:
+                file = _File(self.fetch(shard.address)[0])
+                self.states[index] = state_of(os.fstat(file.descriptor))  # the cache has checked it
+            else:
+                file = _File(os.open(shard.path, os.O_RDONLY | os.O_NONBLOCK))  # it may have become a named pipe
+                self.check(index, file.descriptor)
+            self.files[index] = file
+        return file
+
+    def check(self, index: int, descriptor: int) -> None:
+        """Raise DataError where a shard is not what it was when the index was opened, by its file and then its content.
+
+        A file of the same size and time has changed where its inode or its time of change has; so it has when it was
+        only moved or linked, or, in the cache, used. Then a local shard is scanned again, a remote one read.
+        """
+        expected, state = self.states.get(index, self.index.states[index]), state_of(os.fstat(descriptor))
+        if state == expected:
+            return
+        shard, (digest, captions, content) = self.index.shards[index], self.index.scans[index]
         if shard.path is None:
-            return self.cache_of(shard).open(shard.address)
-        descriptor = os.open(shard.path, os.O_RDONLY)
-        status = os.fstat(descriptor)
-        if (status.st_size, status.st_mtime_ns) != self.index.states[index]:
-            os.close(descriptor)
+            is_same = state.mtime_ns == expected.mtime_ns or content_digest(descriptor) == content
+        elif state[:2] == expected[:2]:
+            samples = scan_shard(os.dup(descriptor), shard.name, self.captions)
+            is_same = (samples.digest, samples.captions) == (digest, captions)
+        else:
+            is_same = False
+        if not is_same:
             raise DataError(f"shard {shard.name} is another file than when the run began: leave the shards as they are")
-        return descriptor
+        self.states[index] = state
+
+    def fetch(self, address: str) -> tuple[int, str]:
+        """A descriptor of a remote shard and the sha256 of its content."""
+        cache = self.cache_of(Shard(shown(address), None, address, ""))
+        return cache.open(address), cache.checksums[address]
 
     def cache_of(self, shard: Shard) -> ShardCache:
         if self.cache is None:
@@ -181,7 +213,7 @@ class _File:
 def read_ahead(path: Path) -> None:
     """Read a file into the system's page cache, for the processes that decode."""
     with suppress(OSError):  # a hint; an error appears when the samples are read
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         os.close(descriptor)
 

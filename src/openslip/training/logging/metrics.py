@@ -2,7 +2,6 @@
 
 # pyright: reportIncompatibleMethodOverride=false
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from openslip.distributed import is_main_process, world_size
 from openslip.errors import CheckpointError
 from openslip.run import watchdog
+from openslip.terminal import notice
 from openslip.training.logging.late import LateMetrics
 from openslip.training.logging.status_line import StatusLine
 from openslip.training.pretrainer import Pretrainer
@@ -131,4 +131,4 @@ def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) ->
             raise
         except Exception as error:
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
-            sys.stderr.write(f"\nlogger {type(logger).__name__} failed at step {step} and is dropped: {error}\n")
+            notice(f"logger {type(logger).__name__} failed at step {step} and is dropped: {error}", below=True)

@@ -2,10 +2,11 @@
 
 import os
 import re
-import sys
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger
+
+from openslip.terminal import notice
 
 
 def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeout: float) -> WandbLogger:
@@ -27,14 +28,14 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
     try:
         experiment = logger.experiment
         if isinstance(experiment, wandb.Run) and experiment.url:  # other ranks than the first have a stand-in
-            sys.stderr.write(f"W&B: {experiment.url}\n")
+            notice(f"W&B: {experiment.url}")
     except Exception as error:  # of several kinds, some of them private; the run depends on none
         wandb.teardown()  # its service still holds the run's id
         settings = wandb.Settings(mode="offline")
         logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
         experiment = logger.experiment
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        sys.stderr.write(f"W&B is offline ({reason}): later, wandb sync {experiment.settings.sync_dir}\n")
+        notice(f"W&B is offline ({reason}): later, wandb sync {experiment.settings.sync_dir}")
     # Runs with different batch sizes compare by what they have seen; Lightning's axis is its own step.
     experiment.define_metric("samples_seen")
     experiment.define_metric("*", step_metric="samples_seen", step_sync=True)

@@ -3,7 +3,6 @@
 # pyright: reportIncompatibleMethodOverride=false
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from openslip.distributed import from_first_rank, is_main_process, of_all_ranks
 from openslip.durable import write_text
+from openslip.terminal import say
 from openslip.training.microbatch import even_size, mixing_layers
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.activations import activation_bytes, differentiate, trial
@@ -73,17 +73,18 @@ class MicroBatchSize(pl.Callback):
 
     def kept(self, local: int, device: str) -> int:
         """What an earlier process of the run chose for this batch on this device, or 0."""
-        stored = json.loads(self.file.read_text()) if self.file.exists() else {}
-        is_same = (stored.get("local_batch_size"), stored.get("device")) == (local, device)
-        return stored["micro_batch_size"] if is_same else 0
+        try:
+            stored = json.loads(self.file.read_bytes())
+            is_same = (stored["local_batch_size"], stored["device"]) == (local, device)
+            size = stored["micro_batch_size"] if is_same else 0
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one: it is measured again
+            return 0
+        return size if isinstance(size, int) and 1 <= size <= local else 0
 
     def keep(self, size: int, local: int, device: str) -> None:
         choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
         write_text(self.file, json.dumps(choice, indent=1) + "\n")
-        sys.stdout.write(
-            f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}\n"
-        )
-        sys.stdout.flush()
+        say(f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}")
 
     def count(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
         """The fewest micro-batches that fit; weights, gradients, statistics and random states stay as they are."""

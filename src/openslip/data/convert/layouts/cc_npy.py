@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
+from openslip.arrays import check_size
 from openslip.data.convert import metadata as files
 from openslip.data.convert import restricted_pickle
 from openslip.data.convert.record import LeftOut, Record, one_per_image, record_in
@@ -51,13 +51,10 @@ def read(path: Path) -> list[Any]:
     """The array as nested lists; numpy.load would run what the pickle in the file names, which this refuses."""
     with path.open("rb") as file:
         try:
-            version = npy.read_magic(file)
-            header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-            _, _, dtype = header(file)
-            if not dtype.hasobject:
+            if not check_size(file, path.stat().st_size).hasobject:
                 file.seek(0)
                 return np.load(file, allow_pickle=False).tolist()
-        except (ValueError, KeyError, EOFError) as error:
+        except (ValueError, EOFError) as error:
             raise UserError(f"{path} is no .npy file ({error}): write or download it again") from error
         entries = restricted_pickle.load(file, path)
     if not isinstance(entries, list):

@@ -1,0 +1,133 @@
+"""What comes from outside cannot steer the terminal, wherever it is printed."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shard_files import jpeg, write_tar
+
+from openslip import terminal
+from openslip.__main__ import run
+from openslip.errors import UserError, run_entry_point
+from openslip.report import write_report
+from openslip.terminal import notice, printable, say, waiting
+
+HOSTILE = "a\x1b]0;owned\x07\x9b31m\x7f\u202eb\u2066\r"
+STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(capsys: pytest.CaptureFixture[str]) -> str:
+    """All that was printed, which nothing in it steers."""
+    captured = capsys.readouterr()
+    assert not STEERING.search(captured.out + captured.err), repr(captured)
+    return captured.out + captured.err
+
+
+def test_every_steering_character_is_escaped_and_no_other():
+    steering = [chr(code) for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))]
+    for character in (*steering, "\u2028", "\udcff"):
+        assert printable(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
+    for text in (
+        "plain",
+        "Grüße, 世界, \N{GRINNING FACE}",
+        "é\u0301",
+        r"C:\x1b",
+        "a\u00a0b",
+        "\u0645\u0631\u062d\u0628\u0627",
+    ):
+        assert printable(text) == text
+
+
+def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]):
+    say("one\ntwo", HOSTILE)
+    notice("three\nfour")
+    captured = capsys.readouterr()
+    assert captured.out.startswith("one\\ntwo\na\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202eb\\u2066\\r\n")
+    assert captured.err == "three\\nfour\n"
+
+
+@pytest.mark.parametrize("error", [UserError, ValueError, OSError])
+def test_an_error_is_printed_with_escapes(capsys: pytest.CaptureFixture[str], error: type[Exception]):
+    def main(arguments: list[str]) -> None:
+        raise error(HOSTILE)
+
+    assert run_entry_point(main, []) == 1
+    assert "a\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202eb" in clean(capsys)
+
+
+def test_names_of_shards_members_and_captions_are_printed_with_escapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    path = write_tar(folder / f"{HOSTILE}.tar", [("a.jpg", jpeg(0)), ("a.txt", b"x"), (f"{HOSTILE}.jpg", jpeg(1))])
+    assert run(["data", "index", str(folder)]) == 0
+    assert "1 x no caption" in clean(capsys)
+    assert run(["data", "check", str(folder), "--require", "null", "--workers", "0", "--decode"]) == 0
+    clean(capsys)
+    path.write_bytes(path.read_bytes()[:700])
+    assert run(["data", "index", str(folder)]) == 1
+    assert "is cut off" in clean(capsys)
+
+
+def test_names_of_runs_and_keys_of_checkpoints_are_printed_with_escapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "runs" / HOSTILE
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "checkpoints" / "step-000001.json").write_text(json.dumps({"step": 1, "size": 1, "sha256": HOSTILE}))
+    assert run(["doctor", "--runs", str(tmp_path / "runs")]) == 0
+    assert "run a\\x1b" in clean(capsys)
+    assert run(["report", str(folder)]) == 0
+    assert "report.html" in clean(capsys)
+    torch.save({HOSTILE: torch.zeros(1), "state_dict": {HOSTILE: torch.zeros(1)}}, tmp_path / "a.ckpt")
+    assert run(["predict", "x.jpg", "--checkpoint", str(tmp_path / "a.ckpt"), "--labels", "a,b"]) == 1
+    assert "error: " in clean(capsys)
+
+
+def test_a_report_shows_hostile_names(tmp_path: Path):
+    folder = tmp_path / f"{HOSTILE}$x$<b>"
+    (folder / "arrays").mkdir(parents=True)
+    (folder / "config.yaml").write_text(f'"{HOSTILE!a}": "<script>"\n')
+    (folder / "metrics.csv").write_text(
+        f"step,train/{HOSTILE[:-1]}$_loss,train/<script>_loss\n1,2,3\n2,1,2\n", encoding="utf-8"
+    )
+    classnames = np.array([f"<i>{HOSTILE}", "b"])
+    np.savez(folder / "arrays" / "x.npz", labels=[0, 1], predictions=[1, 0], classnames=classnames)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert not STEERING.search(page)
+    assert "<script>" not in page
+    assert "<i>a" not in page
+
+
+def test_only_long_waits_are_said_and_not_too_often(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(terminal, "SAID_AFTER", 0.05)
+    monkeypatch.setattr(terminal, "_quiet_until", 0.0)
+    with waiting(lambda: "nothing"):
+        pass
+    for what in ("one", "two"):
+        with waiting(lambda what=what: what):
+            time.sleep(0.15)
+    assert capsys.readouterr().err == "waiting for one\n"
+
+
+# What they write is their own: numbers, names of signals, usage.
+THEIR_OWN = {"terminal.py", "__main__.py", "signals.py", "run/watchdog.py"}
+THEIR_OWN |= {f"training/{name}.py" for name in ("logging/status_line", "callbacks/preemption", "callbacks/resume")}
+
+
+def test_all_else_is_printed_through_one_module():
+    package = Path(terminal.__file__).parent
+    writers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"(?<!\w|\.)print\(|sys\.std(out|err)\.write", path.read_text(encoding="utf-8"))
+    }
+    assert writers == THEIR_OWN
