@@ -80,6 +80,22 @@ def test_checkpoints_of_other_names_are_never_gone_on_from(place: Path, whole: P
     assert_ended_as(folder, whole)
 
 
+def test_a_checkpoint_of_another_run_is_refused_by_name_and_the_run_does_not_finish_with_it(place: Path, whole: Path):
+    other = [*RUN, "name=dropped", "seed=1"]
+    assert Training(place, *other, log="dropped", DISTURB="signal 8 0").wait() == 143
+    folder = place / "runs" / "dropped"
+    newest_of_whole = newest_whole(whole / "checkpoints").path
+    for suffix in (".ckpt", ".json"):
+        shutil.copy(newest_of_whole.with_suffix(suffix), folder / "checkpoints")
+    training = Training(place, *other, log="dropped")
+    assert training.wait() == 5, training.said()
+    assert (
+        "error: checkpoint runs/dropped/checkpoints/step-000030.ckpt is of another run (seed: 0 in it, 1 in the run)"
+    ) in training.said()
+    assert not (folder / "result.json").exists()
+    assert steps_saved(folder) == [30, 8, 6]
+
+
 class Evil:
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -19,6 +19,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.files import write
 from openslip.inference.formats.openslip import FORMAT, describe
 from openslip.inference.formats.openslip import write as write_bundle
+from openslip.training.checkpoint_io import DurableCheckpointIO
 
 TEXTS = ["a red ring", "one", "there is a large striped blue cross here", "a red ring"]
 
@@ -95,6 +96,54 @@ def test_what_is_written_loads_with_the_same_features(tmp_path: Path):
     loaded = openslip.load(tmp_path / "model.ckpt")
     assert torch.equal(loaded.encode_image(images(3)), written.encode_image(images(3)))
     assert loaded.architecture == written.architecture
+
+
+@pytest.fixture
+def run_checkpoint(tmp_path: Path) -> Path:
+    """A run's checkpoint of a small model, with its JSON and the link `last.ckpt`."""
+    small, path = small_bundle(), tmp_path / "checkpoints" / "step-000020.ckpt"
+    path.parent.mkdir()
+    entry = {**describe(small.architecture, None, small.transform), "step": 20}
+    state = {f"model.{name}": tensor for name, tensor in small.model.state_dict().items()}
+    DurableCheckpointIO().save_checkpoint({"openslip": entry, "state_dict": state}, path)
+    return path
+
+
+def test_a_damaged_checkpoint_that_is_given_by_its_file_is_refused_by_name(run_checkpoint: Path):
+    whole = run_checkpoint.read_bytes()
+    assert same_weights(openslip.load(run_checkpoint))
+    for place in np.random.default_rng(0).integers(0, len(whole), 20).tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        run_checkpoint.write_bytes(damaged)
+        for path in (run_checkpoint, run_checkpoint.with_name("last.ckpt")):
+            with pytest.raises(UserError, match=r"step-000020\.ckpt is damaged \(its content is not what was written"):
+                openslip.load(path)
+
+
+def test_a_checkpoint_file_and_its_json_must_agree(run_checkpoint: Path):
+    note = run_checkpoint.with_suffix(".json")
+    kept = note.read_text()
+    for text in ("{", kept.replace("20", "60", 1), "[]"):
+        note.write_text(text)
+        with pytest.raises(UserError, match=r"step-000020\.ckpt is damaged \(step-000020\.json"):
+            openslip.load(run_checkpoint)
+    note.write_text(kept)
+    copies = [path.rename(path.with_stem("best")) for path in (run_checkpoint, note)]
+    assert same_weights(openslip.load(copies[0]))  # under any name, while its JSON is beside it
+    copies[0].write_bytes(copies[0].read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        openslip.load(copies[0])
+    copies[1].unlink()
+    with pytest.raises(UserError, match=r"best\.ckpt: cannot be read as a checkpoint"):
+        openslip.load(copies[0])
+
+
+def test_a_json_of_another_kind_beside_a_stripped_file_is_left_alone(tmp_path: Path):
+    write_bundle(small_bundle(), tmp_path / "small.ckpt")
+    for text in ('{"top1": 31.2}', "[1]", "notes"):
+        (tmp_path / "small.json").write_text(text)
+        assert same_weights(openslip.load(tmp_path / "small.ckpt"))
 
 
 def test_a_file_of_the_first_format_has_clips_tokenizer(tmp_path: Path):

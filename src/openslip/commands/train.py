@@ -16,9 +16,9 @@ from openslip.errors import UserError, first_line
 from openslip.optim import WarmupCosine
 from openslip.report import write_report
 from openslip.run import watchdog
-from openslip.run.checkpoints import newest_whole, saved
+from openslip.run.checkpoints import saved
 from openslip.run.folder import Run, open_run, run_name
-from openslip.run.identity import without_secrets
+from openslip.run.identity import with_format, without_secrets
 from openslip.slurm import check_tasks
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
@@ -97,12 +97,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     optim = config["optim"]
     schedule = planned_schedule(config, data.steps_per_epoch)
-    if run.former_length is not None and is_main_process():
-        former_steps = planned_steps(run.former_length, data.steps_per_epoch)
-        say(
-            f"extends {run.folder} from {former_steps} to {schedule.max_steps} steps; "
-            f"the longer schedule applies from step {newest_whole(run.checkpoints).step if resumed else 0}"
-        )
+    former_steps = run.former_length and planned_steps(run.former_length, data.steps_per_epoch)
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
     longest = partial(example_batch, varying)
     pretrainer = Pretrainer(
@@ -120,6 +115,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     )
 
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
+    resume = Resume(resumes=resumed is not None, rows=rows, former_steps=former_steps)
     size = MicroBatchSize(config["micro_batch_size"], file=run.folder / "micro_batch_size.json", longest=longest)
     configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
     # Lightning calls them in this order: a skipped step is undone first; saving comes after all that may change state.
@@ -128,9 +124,9 @@ def fit(config: dict[str, Any], run: Run) -> None:
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},
         "trainer",
-        callbacks=[size, *configured, evaluate, Preemption(), Watch(), Resume(resumes=resumed is not None, rows=rows)],
+        callbacks=[size, *configured, evaluate, Preemption(), Watch(), resume],
         logger=[rows, *start_loggers(config, run)],
-        plugins=[DurableCheckpointIO()],
+        plugins=[DurableCheckpointIO(with_format(config))],
         default_root_dir=str(run.folder),
     )
     if resumed is None:
