@@ -13,6 +13,7 @@ import torch
 from openslip.durable import durable
 from openslip.errors import UserError
 from openslip.run.checkpoints import LINK, damage, newest_whole, recorded, saved, step_of
+from openslip.run.file_sizes import refuse_expanding, refuse_inflated
 
 # What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
 # command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
@@ -68,15 +69,20 @@ def read(path: Path) -> dict[str, Any]:
     """The dict that `torch.save` wrote, on the CPU.
 
     Raises:
-        UserError: no checkpoint, or one that names anything beyond tensors, numbers and settings.
+        UserError: no checkpoint, one that names anything beyond tensors, numbers and settings, or one whose content
+            is far larger than the file.
     """
     if path.is_dir():
         raise UserError(f"checkpoint {path}: a folder without checkpoints; give a run's folder or a checkpoint file")
     if path.suffix == ".safetensors":
         raise UserError(f"checkpoint {path} is a safetensors file, which holds no settings: give the checkpoint itself")
     try:
+        refuse_inflated(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            refuse_expanding(path, torch.load(path, map_location="meta", weights_only=True))
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
         raise UserError(f"checkpoint {path}: {_why_unreadable(path, str(error))}") from error
     if not isinstance(content, dict):
