@@ -97,7 +97,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     optim = config["optim"]
     schedule = planned_schedule(config, data.steps_per_epoch)
-    former_steps = run.former_length and planned_steps(run.former_length, data.steps_per_epoch)
+    former_steps = None if run.former_length is None else planned_steps(run.former_length, data.steps_per_epoch)
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
     longest = partial(example_batch, varying)
     pretrainer = Pretrainer(

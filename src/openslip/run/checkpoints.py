@@ -8,6 +8,7 @@ and the content names the settings of its run.
 import hashlib
 import json
 import re
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def damage(checkpoint: Saved) -> str | None:
         return "its content is not what was written (sha256)"
     entry = entry_of(checkpoint.path)
     if entry is not None and entry.get("step") != checkpoint.step:
-        return f"its content is of step {str(entry.get('step'))[:20]}"
+        return f"its content is of step {reprlib.repr(entry.get('step'))}"
     return None
 
 

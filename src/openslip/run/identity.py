@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import reprlib
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -80,7 +81,10 @@ def of_another_run(description: Any, folder: Path) -> str | None:
         }
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return "the config in it cannot be read"
-    texts = [f"{key}: {old!r:.60} in it, {new!r:.60} in the run" for key, (old, new) in (changed | longer).items()]
+    texts = [
+        f"{key}: {reprlib.repr(old)} in it, {reprlib.repr(new)} in the run"
+        for key, (old, new) in (changed | longer).items()
+    ]
     return "; ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "") or None
 
 
