@@ -9,22 +9,48 @@ from rich.table import Table
 
 from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
+from openslip.durable import needed, refuse_unwritable, write_text
+from openslip.errors import UserError
 from openslip.inference.load import load
+
+ELSEWHERE = "output=FILE names another place"
 
 
 def main(arguments: list[str]) -> None:
     """Run the evaluations that training uses; tokenizer and transform come with the checkpoint."""
     config, _ = compose_config("eval", arguments)
     bundle = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]), format=config["format"])
+    output = Path(config["output"] or default_output(config["checkpoint"], list(config["evaluation"])))
+    writable = can_write(output, is_asked_for=config["output"] is not None)
     results, lines = {}, []
     for name, evaluation in build_evaluations(config["evaluation"]).items():
         results[name] = evaluation.run(bundle)
         lines.append(evaluation.headline(results[name]))
 
     show(results)
-    output = Path(config["output"] or default_output(config["checkpoint"], list(results)))
-    output.write_text(json.dumps({"checkpoint": str(config["checkpoint"]), "metrics": results}, indent=1) + "\n")
-    sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"metrics: {output}"]))
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+    if writable:
+        content = {"checkpoint": str(config["checkpoint"]), "metrics": results}
+        with needed(output, refusal=UserError, advice=ELSEWHERE):
+            write_text(output, json.dumps(content, indent=1) + "\n")
+        sys.stdout.write(f"metrics: {output}\n")
+
+
+def can_write(output: Path, *, is_asked_for: bool) -> bool:
+    """Whether the metrics can be written, found out before they are computed; where not, they are printed alone.
+
+    Raises:
+        UserError: they cannot, and the user has named the file.
+    """
+    try:
+        refuse_unwritable(output, advice=ELSEWHERE)
+    except UserError as error:
+        if is_asked_for:
+            raise
+        sys.stderr.write(f"{error}; the metrics are printed alone\n")
+        return False
+    return True
 
 
 def default_output(checkpoint: str, evaluations: list[str]) -> Path:

@@ -149,13 +149,17 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     if is_main_process():
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
-        report = write_report(run.folder)
-        lines = [*headlines, f"report: {report}"]
+        try:
+            lines = [*headlines, f"report: {write_report(run.folder)}"]
+        except Exception as error:  # of whatever kind: it shows what is kept elsewhere
+            lines = [*headlines, f"report: none ({first_line(error)}); openslip report {run.folder} writes it"]
         if bad := data.bad_samples.total():
             files = ", ".join(map(str, data.bad_samples.files()))
             lines.insert(0, f"data: {bad} bad samples were replaced: {files}")
-        run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
-        say(*lines)
+        try:
+            run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
+        finally:
+            say(*lines)
 
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:

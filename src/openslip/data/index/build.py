@@ -21,6 +21,7 @@ import numpy as np
 from openslip.data.captions.policy import CaptionPolicy
 from openslip.data.index.index import Entry, Index, Shard, read_journal, whole
 from openslip.data.index.scan import LABEL, REQUIREMENTS, ROW, ShardSamples, scan_shard
+from openslip.durable import needed
 from openslip.errors import UserError
 from openslip.locks import locked
 
@@ -154,8 +155,9 @@ def build(
                 # The last: it says that the others are there.
                 ("shards.jsonl", json.dumps({**vars(entry), "problems": vars(entry.problems)}).encode() + b"\n"),
             ):
-                files[name].write(content)
-                files[name].flush()
+                with needed(partial / name, refusal=UserError, advice="the same command continues the scan"):
+                    files[name].write(content)
+                    files[name].flush()
             total += len(samples.rows)
             progress(done, total)
         for file in files.values():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openslip.distributed import from_first_rank, is_main_process, of_all_ranks
-from openslip.durable import write_text
+from openslip.durable import needed, write_text
 from openslip.training.microbatch import even_size, mixing_layers
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.activations import activation_bytes, differentiate, trial
@@ -79,7 +79,8 @@ class MicroBatchSize(pl.Callback):
 
     def keep(self, size: int, local: int, device: str) -> None:
         choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
-        write_text(self.file, json.dumps(choice, indent=1) + "\n")
+        with needed(self.file):
+            write_text(self.file, json.dumps(choice, indent=1) + "\n")
         sys.stdout.write(
             f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}\n"
         )
