@@ -147,6 +147,26 @@ def test_a_view_that_expands_is_refused_and_a_small_one_is_read(tmp_path: Path):
     assert all(torch.equal(tensor, small[name]) for name, tensor in read(tmp_path / "small.pt").items())
 
 
+def test_memory_that_a_pickle_asks_for_is_refused(tmp_path: Path):
+    torch.save({"key": "GROW"}, tmp_path / "x.pt")
+    grow = b"cbuiltins\nbytearray\n" + number(2**30) + b"\x85R"
+    path = forged(tmp_path / "x.pt", lambda pickled: pickled.replace(b"X\x04\x00\x00\x00GROW", grow))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"forged-x\.pt: it names bytearray"):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path):
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.ones(3)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    assert torch.equal(read(tmp_path / "x.pt")["weight"], torch.ones(3))
+
+
 def test_a_nest_of_any_depth_is_looked_through(tmp_path: Path):
     torch.save({"key": "NEST"}, tmp_path / "x.pt")
     nest = b"]" * 100_000 + b"a" * 99_999  # lists in lists

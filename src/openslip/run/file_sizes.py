@@ -17,7 +17,7 @@ def refuse_inflated(path: Path) -> None:
     """Refuse a zip file that holds more than its size: torch stores its members as they are.
 
     Raises:
-        UserError: compressed or overlapping members.
+        UserError: compressed or overlapping members, or a pickle that can ask for any memory.
         zipfile.BadZipFile: it is cut off or damaged.
     """
     with path.open("rb") as file:
@@ -25,12 +25,18 @@ def refuse_inflated(path: Path) -> None:
             return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    size, declared = path.stat().st_size, sum(member.file_size for member in members)
-    if declared > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise UserError(
-            f"checkpoint {path}: its members unpack to {declared / 1e6:,.1f} MB from {size / 1e6:,.1f} MB; "
-            "torch.save compresses nothing, so it is refused: save it with torch again"
-        )
+        size, declared = path.stat().st_size, sum(member.file_size for member in members)
+        if declared > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise UserError(
+                f"checkpoint {path}: its members unpack to {declared / 1e6:,.1f} MB from {size / 1e6:,.1f} MB; "
+                "torch.save compresses nothing, so it is refused: save it with torch again"
+            )
+        for member in members:  # torch allows it, and `bytearray(10**10)` is ten gigabytes of zeros
+            if member.filename.endswith("/data.pkl"):
+                with archive.open(member) as pickled:
+                    pickled._expected_crc = None  # pyright: ignore  # torch can leave checksums out
+                    if b"\nbytearray\n" in pickled.read():
+                        raise UserError(f"checkpoint {path}: it names bytearray, which no checkpoint needs: refused")
 
 
 def refuse_expanding(path: Path, content: Any) -> None:
