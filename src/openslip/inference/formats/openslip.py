@@ -51,8 +51,8 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
         description = {"_target_": "openslip.text.clip_bpe.ClipBpe", **description}
     weights = model_weights(path, state)
     transform = build_transform(path, entry["transform"])
-    tokenizer = build_tokenizer(description, allow)
     model = build_with(weights, entry["architecture"], allow)
+    tokenizer = build_tokenizer(description, allow)
     return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"))
 
 
