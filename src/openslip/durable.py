@@ -3,12 +3,16 @@
 import glob
 import hashlib
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from openslip.errors import CheckpointError, UserError
 
 
 @contextmanager
@@ -38,9 +42,61 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write one compressed `.npz` durably."""
-    with durable(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    """Write one compressed `.npz` durably, for the report; where it cannot be written a line says so."""
+    with optional(path):
+        path.parent.mkdir(exist_ok=True)
+        with durable(path) as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def unwritten(path: Path, error: OSError) -> str:
+    """That a file could not be written, why, and how much room there is."""
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    return f"{path} could not be written ({error.strerror or error}; {free / 1e6:,.1f} MB free)"
+
+
+@contextmanager
+def needed(
+    path: Path,
+    *,
+    refusal: type[UserError] = CheckpointError,
+    advice: str = "the same command resumes the run from its last checkpoint",
+) -> Iterator[None]:
+    """Name the file, the free space and what to do where a file that is needed cannot be written.
+
+    Args:
+        path: of the file.
+        refusal: the error to raise; the default is that of a run's own files.
+        advice: what helps once there is room.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refusal(f"{unwritten(path, error)}: make room or mend the file system; {advice}") from error
+
+
+@contextmanager
+def optional(path: Path) -> Iterator[None]:
+    """Go on with a line where a file cannot be written that only shows what is kept elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        sys.stderr.write(f"\nWARNING: {unwritten(path, error)}; nothing else needs it\n")
+
+
+def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advice: str) -> None:
+    """Find out before hours of work whether a file can be written; what lies there is left as it is."""
+    trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(None, "it is no regular file")
+        try:
+            trial.write_bytes(b"\n")
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise refusal(f"{unwritten(path, error)}: {advice}") from error
 
 
 class Hashing:

@@ -54,8 +54,21 @@ def test_a_checkpoint_folder_that_is_read_only_ends_the_run_with_5_before_its_fi
     made = place / "steps_of_read_only"
     training = Training(place, *RUN, "name=read_only", log="read_only", STEPS_MADE=str(made))
     assert training.wait() == 5
-    assert "error: runs/read_only cannot be written (Read-only file system): repair it" in training.said()
+    assert "error: runs/read_only cannot be written (Read-only file system; " in training.said()
     assert not made.exists()
+
+
+def test_a_report_and_arrays_that_cannot_be_written_cost_no_finished_training(place: Path, whole: Path):
+    folder = place / "runs" / "cosmetic"
+    for name in ("report.html", "arrays/views.npz", "arrays/similarity.npz"):
+        (folder / name).mkdir(parents=True)  # no file can take its place
+    training = Training(place, *RUN, "name=cosmetic", log="cosmetic")
+    assert training.wait() == 0, training.said()
+    said = training.said()
+    assert "WARNING: runs/cosmetic/arrays/views.npz could not be written (Is a directory" in said
+    assert "report: none (runs/cosmetic/report.html could not be written (Is a directory" in said
+    assert (folder / "result.json").exists()
+    assert_ended_as(folder, whole)
 
 
 SLURM = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NODELIST": "localhost"}
@@ -78,6 +91,22 @@ def test_checkpoints_of_other_names_are_never_gone_on_from(place: Path, whole: P
     assert training.wait() == 0, training.said()
     assert "resumes after step 8 of 30" in training.said()
     assert_ended_as(folder, whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name_and_the_run_does_not_finish_with_it(place: Path, whole: Path):
+    other = [*RUN, "name=dropped", "seed=1"]
+    assert Training(place, *other, log="dropped", DISTURB="signal 8 0").wait() == 143
+    folder = place / "runs" / "dropped"
+    newest_of_whole = newest_whole(whole / "checkpoints").path
+    for suffix in (".ckpt", ".json"):
+        shutil.copy(newest_of_whole.with_suffix(suffix), folder / "checkpoints")
+    training = Training(place, *other, log="dropped")
+    assert training.wait() == 5, training.said()
+    assert (
+        "error: checkpoint runs/dropped/checkpoints/step-000030.ckpt is of another run (seed: 0 in it, 1 in the run)"
+    ) in training.said()
+    assert not (folder / "result.json").exists()
+    assert steps_saved(folder) == [30, 8, 6]
 
 
 class Evil:

@@ -63,8 +63,11 @@ def test_an_unfinished_run_is_extended_with_an_evaluation_that_it_did_not_have(
     name = number.name
     stop = {"DISTURB": f"signal {step} 0", "SIGNAL": str(int(number))}
     assert train(place, name, "trainer.max_steps=12", **stop)[0] != 0
+    checkpoints = place / "runs" / name / "checkpoints"
+    (checkpoints / "step-000009.json").write_text("{}")
     code, said = train(place, name, f"trainer.max_steps={STEPS}", *EVALUATED)
     assert code == 0, said
+    assert said.count("step-000009.ckpt is damaged") == 1
     assert f"extends runs/{name} from 12 to {STEPS} steps; the longer schedule applies from step 8" in said
     assert_ended_as(place / "runs" / name, whole)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,10 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 def remount(place: Path, mode: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)
+
+
+def fill(place: Path) -> None:
+    """Leave no room, except for a few empty files."""
+    with (place / "filling").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass

@@ -1,8 +1,13 @@
 """What `openslip.load` returns, the formats it knows, and the classes that a file may name."""
 
+import re
+import resource
 import shutil
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +16,16 @@ from evaluation_models import Pictures, bundle, dual_encoder, image_encoder
 from PIL import Image
 
 import openslip
+from openslip.commands.strip import strip
 from openslip.data.image.decode import open_image
 from openslip.errors import UserError
 from openslip.inference import formats
 from openslip.inference.architecture import build_model, build_tokenizer
 from openslip.inference.bundle import Bundle
-from openslip.inference.files import write
+from openslip.inference.files import read, write
 from openslip.inference.formats.openslip import FORMAT, describe
 from openslip.inference.formats.openslip import write as write_bundle
+from openslip.training.checkpoint_io import DurableCheckpointIO
 
 TEXTS = ["a red ring", "one", "there is a large striped blue cross here", "a red ring"]
 
@@ -97,6 +104,54 @@ def test_what_is_written_loads_with_the_same_features(tmp_path: Path):
     assert loaded.architecture == written.architecture
 
 
+@pytest.fixture
+def run_checkpoint(tmp_path: Path) -> Path:
+    """A run's checkpoint of a small model, with its JSON and the link `last.ckpt`."""
+    small, path = small_bundle(), tmp_path / "checkpoints" / "step-000020.ckpt"
+    path.parent.mkdir()
+    entry = {**describe(small.architecture, None, small.transform), "step": 20}
+    state = {f"model.{name}": tensor for name, tensor in small.model.state_dict().items()}
+    DurableCheckpointIO().save_checkpoint({"openslip": entry, "state_dict": state}, path)
+    return path
+
+
+def test_a_damaged_checkpoint_that_is_given_by_its_file_is_refused_by_name(run_checkpoint: Path):
+    whole = run_checkpoint.read_bytes()
+    assert same_weights(openslip.load(run_checkpoint))
+    for place in np.random.default_rng(0).integers(0, len(whole), 20).tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        run_checkpoint.write_bytes(damaged)
+        for path in (run_checkpoint, run_checkpoint.with_name("last.ckpt")):
+            with pytest.raises(UserError, match=r"step-000020\.ckpt is damaged \(its content is not what was written"):
+                openslip.load(path)
+
+
+def test_a_checkpoint_file_and_its_json_must_agree(run_checkpoint: Path):
+    note = run_checkpoint.with_suffix(".json")
+    kept = note.read_text()
+    for text in ("{", kept.replace("20", "60", 1), "[]"):
+        note.write_text(text)
+        with pytest.raises(UserError, match=r"step-000020\.ckpt is damaged \(step-000020\.json"):
+            openslip.load(run_checkpoint)
+    note.write_text(kept)
+    copies = [path.rename(path.with_stem("best")) for path in (run_checkpoint, note)]
+    assert same_weights(openslip.load(copies[0]))  # under any name, while its JSON is beside it
+    copies[0].write_bytes(copies[0].read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        openslip.load(copies[0])
+    copies[1].unlink()
+    with pytest.raises(UserError, match=r"best\.ckpt: cannot be read as a checkpoint"):
+        openslip.load(copies[0])
+
+
+def test_a_json_of_another_kind_beside_a_stripped_file_is_left_alone(tmp_path: Path):
+    write_bundle(small_bundle(), tmp_path / "small.ckpt")
+    for text in ('{"top1": 31.2}', "[1]", "notes"):
+        (tmp_path / "small.json").write_text(text)
+        assert same_weights(openslip.load(tmp_path / "small.ckpt"))
+
+
 def test_a_file_of_the_first_format_has_clips_tokenizer(tmp_path: Path):
     written = small_bundle()
     state = {f"model.{name}": tensor for name, tensor in written.model.state_dict().items()}
@@ -114,6 +169,131 @@ def test_a_format_number_that_is_not_known_is_refused(tmp_path: Path, number: ob
     write(tmp_path / "new.ckpt", {"openslip": entry, "state_dict": {}})
     with pytest.raises(UserError, match=rf"has format {number}, and this version reads 1 to {FORMAT}"):
         openslip.load(tmp_path / "new.ckpt")
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A written model with something else in it."""
+    write_bundle(small_bundle(), path)
+    content = read(path)
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    def change(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+BOMB: list[Any] = [0]
+for _ in range(60):
+    BOMB = [BOMB, BOMB]
+CLASS_TOKEN = "model.image_tower.trunk.cls_token"
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    **{
+        f"entry {type(value).__name__}": (
+            put("openslip", value=value),
+            f"its `openslip` entry is a {type(value).__name__}",
+        )
+        for value in ([1], "format", None, 3, torch.ones(2))
+    },
+    **{
+        f"state {type(value).__name__}": (
+            put("state_dict", value=value),
+            f"its `state_dict` is a {type(value).__name__}",
+        )
+        for value in ([torch.ones(2)], None, "a", torch.ones(2))
+    },
+    "no state": (lambda content: content.pop("state_dict"), "its `state_dict` is a NoneType"),
+    "int key": (put("state_dict", 3, value=torch.ones(1)), "`state_dict` holds 3, int to Tensor"),  # pyright: ignore
+    "no tensor": (put("state_dict", CLASS_TOKEN, value=[0.0]), f"`state_dict` holds {CLASS_TOKEN}, str to list"),
+    "whole numbers": (
+        put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 24, dtype=torch.int64)),
+        "its weight image_tower.trunk.cls_token is of torch.int64",
+    ),
+    "complex": (
+        put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 24, dtype=torch.complex64)),
+        "its weight image_tower.trunk.cls_token is of torch.complex64",
+    ),
+    "sparse": (put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 24).to_sparse()), "cannot be read"),
+    "meta": (put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 24, device="meta")), "its weights do not fit"),
+    "shape": (put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 25)), "its weights do not fit"),
+    "architecture": (put("openslip", "architecture", value=[[]]), "architecture describes no model"),
+    "field": (put("openslip", "architecture", 3, value=1), "other fields than this version expects: 3"),  # pyright: ignore
+    "tokenizer": (put("openslip", "tokenizer", value=[1]), "tokenizer is a list"),
+    "tokenizer text": (put("openslip", "tokenizer", value="ClipBpe"), "tokenizer is a str"),
+    **{
+        f"{name} {value!r}": (put("openslip", "transform", name, value=value), "its `transform` is")
+        for name, value in (
+            *(("size", value) for value in (0, -1, 2.5, float("nan"), "x", 10**9)),
+            *(("mean", value) for value in ([float("nan")] * 3, [0.5], "abc", 3, [[1], [2], [3]])),
+            *(("std", value) for value in ([0.0] * 3, [float("inf")] * 3, [-1.0] * 3)),
+            ("other", 1),
+        )
+    },
+    "transform": (put("openslip", "transform", value=[1]), "its `transform` is"),
+    "format": (put("openslip", "format", value={}), "its format is a dict"),
+    "target": (put("openslip", "architecture", "_target_", value=["a"]), "names a _target_ that is a list"),
+    "endless": (put("openslip", "architecture", value=BOMB), "architecture has more than 100,000 fields"),
+    "endless transform": (put("openslip", "transform", value=BOMB), "its `transform` is [["),
+    "depth": (
+        put("openslip", "architecture", "image_tower", "arguments", "depth", value=10**9),
+        "architecture is far larger than its weights: it names 1000000000",
+    ),
+    "many blocks": (
+        put("openslip", "architecture", "image_tower", "arguments", "depth", value=10_000),
+        "architecture is far larger than its weights: ",
+    ),
+    "width": (
+        put("openslip", "architecture", "image_tower", "arguments", "embed_dim", value=9_600),
+        "architecture is far larger than its weights: ",
+    ),
+    "image size": (
+        put("openslip", "architecture", "image_tower", "image_size", value=8_000),
+        "architecture is far larger than its weights: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_entry_that_is_wrong_is_one_error_that_names_file_and_entry(tmp_path: Path, case: str):
+    change, message = WRONG[case]
+    path = changed(tmp_path / "odd.ckpt", change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"odd.ckpt.*{re.escape(message)}") as refusal:
+        openslip.load(path)
+    assert "\n" not in str(refusal.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
+
+
+@pytest.mark.parametrize("entry", ["architecture", "tokenizer"])
+def test_an_entry_that_is_nested_too_deeply_is_named(tmp_path: Path, entry: str):
+    path = changed(tmp_path / "deep.ckpt", put("openslip", entry, value="NEST"))
+    with zipfile.ZipFile(path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(path, "w") as deep:
+        for name, content in members.items():
+            deep.writestr(name, content.replace(b"X\x04\x00\x00\x00NEST", b"]" * 10_000 + b"a" * 9_999))
+    with pytest.raises(UserError, match=rf"deep\.ckpt: the checkpoint's {entry} is nested too deeply"):
+        openslip.load(path)
+
+
+def test_strip_writes_nothing_that_load_refuses(foreign: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(foreign))
+    source = (foreign / "my_npz.py").read_text().replace("mean=[0.5] * 3", "mean=[float('nan')] * 3")
+    (foreign / "odd_npz.py").write_text(source)
+    target = foreign / "small.ckpt"
+    target.write_bytes(b"as before")
+    with pytest.raises(UserError, match="its `transform` is"):
+        strip(foreign / "weights.npz", target, format="odd_npz")
+    assert target.read_bytes() == b"as before"
+    strip(foreign / "weights.npz", target, format="my_npz")
+    assert same_weights(openslip.load(target))
+    assert not list(foreign.glob(".*"))
 
 
 def test_a_tokenizer_is_stored_with_its_class():

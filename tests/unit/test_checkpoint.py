@@ -1,7 +1,10 @@
 import argparse
+import copy
 import os
 import resource
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,97 @@ def test_what_is_no_whole_checkpoint_is_named(tmp_path: Path):
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(UserError, match="list"):
         read(tmp_path / "list.pt")
+
+
+def forged(path: Path, change: Callable[[bytes], bytes], *, compression: int = zipfile.ZIP_STORED) -> Path:
+    """The same checkpoint with another pickle or compression."""
+    target = path.with_name(f"forged-{path.name}")
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(target, "w", compression) as other:
+        for entry in whole.infolist():
+            content = whole.read(entry)
+            other.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
+    return target
+
+
+def number(value: int) -> bytes:
+    """A whole number as pickle writes it from 65,536 on."""
+    return b"J" + struct.pack("<i", value)
+
+
+NUMEL = 100_000
+CLAIMS = {
+    "tensor and storage": lambda pickled: pickled.replace(number(NUMEL), number(2**30)),
+    "storage": lambda pickled: pickled.replace(number(NUMEL), number(2**30), 1),
+    "tensor": lambda pickled: number(2**30).join(pickled.rsplit(number(NUMEL), 1)),
+    "a little": lambda pickled: number(2 * NUMEL).join(pickled.rsplit(number(NUMEL), 1)),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_tensor_larger_than_what_is_stored_is_refused_before_it_is_allocated(tmp_path: Path, claim: str):
+    torch.save({"state_dict": {"weight": torch.ones(NUMEL)}}, tmp_path / "x.pt")
+    path = forged(tmp_path / "x.pt", CLAIMS[claim])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"forged-x\.pt: (its tensors claim 4,295\.0 MB.*'weight'|cannot be read)"):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_compressed_members_are_refused(tmp_path: Path):
+    torch.save({"state_dict": {"weight": torch.zeros(10_000_000)}}, tmp_path / "x.pt")
+    path = forged(tmp_path / "x.pt", bytes, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"forged-x\.pt: its members unpack to 40\.0 MB from 0\.0 MB"):
+        read(path)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path: Path):
+    torch.save({"weight": torch.ones(100_000)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt", "a") as archive:
+        archive.writestr("x/more", b"")
+        for name in range(1, 9):
+            member = copy.copy(archive.getinfo("x/data/0"))
+            member.filename = f"x/data/{name}"
+            archive.filelist.append(member)
+    with pytest.raises(UserError, match=r"x\.pt: its members unpack to 3\.6 MB from 0\.4 MB"):
+        read(tmp_path / "x.pt")
+
+
+def test_a_view_that_expands_is_refused_and_a_small_one_is_read(tmp_path: Path):
+    torch.save({"state_dict": [{"huge": torch.zeros(1).expand(30_000, 30_000)}]}, tmp_path / "huge.pt")
+    with pytest.raises(UserError, match=r"huge\.pt: its tensors claim 3,600\.0 MB.*\['state_dict'\]\[0\]\['huge'\]"):
+        read(tmp_path / "huge.pt")
+    shared = torch.ones(1000)
+    small = {"mask": torch.zeros(1).expand(100, 100), "tied": shared, "twice": shared, "row": shared[10:20]}
+    torch.save(small, tmp_path / "small.pt")
+    assert all(torch.equal(tensor, small[name]) for name, tensor in read(tmp_path / "small.pt").items())
+
+
+def test_memory_that_a_pickle_asks_for_is_refused(tmp_path: Path):
+    torch.save({"key": "GROW"}, tmp_path / "x.pt")
+    grow = b"cbuiltins\nbytearray\n" + number(2**30) + b"\x85R"
+    path = forged(tmp_path / "x.pt", lambda pickled: pickled.replace(b"X\x04\x00\x00\x00GROW", grow))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"forged-x\.pt: it names bytearray"):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path):
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.ones(3)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    assert torch.equal(read(tmp_path / "x.pt")["weight"], torch.ones(3))
+
+
+def test_a_nest_of_any_depth_is_looked_through(tmp_path: Path):
+    torch.save({"key": "NEST"}, tmp_path / "x.pt")
+    nest = b"]" * 100_000 + b"a" * 99_999  # lists in lists
+    path = forged(tmp_path / "x.pt", lambda pickled: pickled.replace(b"X\x04\x00\x00\x00NEST", nest))
+    assert isinstance(read(path)["key"], list)
 
 
 def test_what_is_written_is_read_and_no_other_file_stays(tmp_path: Path):

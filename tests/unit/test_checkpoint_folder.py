@@ -1,19 +1,22 @@
 """Checkpoints are whole or do not count, whatever happens to the disk or to the process that saves."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError
-from openslip.inference.files import read
+from openslip.inference.files import checkpoint_file, read
 from openslip.run.checkpoints import LINK, damage, file_name, newest_whole, saved
+from openslip.run.identity import with_format, write_config
 from openslip.training import checkpoint_io
 from openslip.training.checkpoint_io import DurableCheckpointIO, check_space
 
@@ -70,6 +73,132 @@ def test_after_a_fall_back_the_one_that_was_taken_is_kept(tmp_path: Path):
     save(tmp_path, 3)
     assert [checkpoint.step for checkpoint in saved(tmp_path) if damage(checkpoint) is None] == [3, 1]
     assert not (tmp_path / file_name(2)).exists()
+
+
+def note(folder: Path, step: int) -> dict[str, Any]:
+    return json.loads((folder / file_name(step)).with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize("wrong", [60, 4, 2.0, True, "2", None, float("nan"), 10**400, -2])
+def test_a_step_that_was_changed_in_the_json_makes_no_checkpoint_the_newest(
+    tmp_path: Path, wrong: Any, capsys: pytest.CaptureFixture[str]
+):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    for step, newest in ((1, 2), (2, 1)):
+        kept = note(tmp_path, step)
+        path = (tmp_path / file_name(step)).with_suffix(".json")
+        path.write_text(json.dumps({**kept, "step": wrong}))
+        assert newest_whole(tmp_path).step == newest
+        said = capsys.readouterr().err
+        assert ("step-000002.ckpt is damaged (step-000002.json" in said) == (step == 2)
+        path.write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "null", "3", '"step"', "", "[" * 100_000, b"\xff\xfe\x00", '{"step": 2}'),
+        *('{"step": 2, "size": "9", "sha256": 1}', '{"step": 2, "size": 1e999, "sha256": ""}'),
+        '{"step": 2, "size": ' + "9" * 5000 + "}",
+    ],
+)
+def test_a_json_that_records_nothing_is_passed_over_with_a_line(
+    tmp_path: Path, text: str | bytes, capsys: pytest.CaptureFixture[str]
+):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    content = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "step-000002.json").write_bytes(content)
+    assert newest_whole(tmp_path).step == 1
+    assert "step-000002.ckpt is damaged (step-000002.json cannot be read)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_under_another_steps_name_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    for suffix in (".ckpt", ".json"):
+        (tmp_path / f"step-000002{suffix}").rename(tmp_path / f"step-000060{suffix}")
+    assert newest_whole(tmp_path).step == 1
+    assert "step-000060.ckpt is damaged (step-000060.json says step 2)" in capsys.readouterr().err
+    (tmp_path / "step-000060.json").write_text(json.dumps({**note(tmp_path, 60), "step": 60}))
+    assert newest_whole(tmp_path).step == 1
+    assert "step-000060.ckpt is damaged (its content is of step 2)" in capsys.readouterr().err
+
+
+def test_a_changed_json_costs_no_other_checkpoint(tmp_path: Path):
+    for step in (1, 2):
+        save(tmp_path, step)
+    (tmp_path / "step-000001.json").write_text(json.dumps({**note(tmp_path, 1), "step": 60}))
+    save(tmp_path, 3)
+    assert [checkpoint.step for checkpoint in saved(tmp_path) if damage(checkpoint) is None] == [3, 2]
+    (tmp_path / "step-000003.json").write_text("{}")
+    assert DurableCheckpointIO().load_checkpoint(tmp_path)["openslip"]["step"] == 2
+    for step in (4, 5):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.glob("step-*.ckpt")) == ["step-000004.ckpt", "step-000005.ckpt"]
+
+
+def test_no_save_removes_a_checkpoint_of_a_later_step(tmp_path: Path):
+    for step in (4, 8):
+        save(tmp_path, step)
+    (tmp_path / "step-000008.json").write_text("{}")
+    DurableCheckpointIO().load_checkpoint(tmp_path)
+    save(tmp_path, 6)
+    assert (tmp_path / file_name(8)).exists()
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return with_format({"seed": 0, "optim": {"lr": 0.1}, "trainer": {"max_steps": 30, "max_epochs": None}, **changes})
+
+
+def run_with(folder: Path, stored: Any, step: int, *, now: dict[str, Any] | None = None) -> Path:
+    """A run's checkpoints, one of them saved under `stored`, in the folder of a run whose config is `now`."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(write_config(now or stored))
+    content = {"openslip": {"step": step}, "weight": torch.ones(3)}
+    io = DurableCheckpointIO()
+    io.config = stored
+    io.save_checkpoint(content, folder / "checkpoints" / file_name(step))
+    return folder / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (config(seed=1), "seed: 1 in it, 0 in the run"),
+        (config(optim={"lr": 0.2}), r"optim\.lr: 0\.2 in it, 0\.1 in the run"),
+        (config(trainer={"max_steps": 60, "max_epochs": None}), r"trainer\.max_steps: 60 in it, 30 in the run"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, other: dict[str, Any], reason: str):
+    checkpoints = run_with(tmp_path / "a", config(), 4)
+    assert newest_whole(checkpoints).step == 4
+    run_with(tmp_path / "a", other, 8, now=config())
+    for refuse in (newest_whole, DurableCheckpointIO().load_checkpoint, lambda _: checkpoint_file(tmp_path / "a")):
+        with pytest.raises(CheckpointError, match=rf"step-000008\.ckpt is of another run \({reason}\)"):
+            refuse(checkpoints)
+    assert len(list(checkpoints.glob("step-*.ckpt"))) == 2
+
+
+def test_a_longer_run_with_its_data_elsewhere_is_the_same_run(tmp_path: Path):
+    longer = config(trainer={"max_steps": 60, "max_epochs": None}, data={"source": {"shards": "/b"}})
+    checkpoints = run_with(tmp_path / "a", config(data={"source": {"shards": "/a"}}), 4, now=longer)
+    assert newest_whole(checkpoints).step == 4
+
+
+@pytest.mark.parametrize("description", ["text", [], {}, {"format": "x"}, {"format": 2, "trainer": {"max_steps": "9"}}])
+def test_a_description_of_a_run_that_is_none_is_refused(tmp_path: Path, description: Any):
+    checkpoints = run_with(tmp_path / "a", description, 4, now=config())
+    with pytest.raises(CheckpointError, match="of another run"):
+        newest_whole(checkpoints)
+
+
+def test_a_checkpoint_that_names_no_run_is_the_folders_own(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(write_config(config()))
+    save(tmp_path / "checkpoints", 4)
+    assert newest_whole(tmp_path / "checkpoints").step == 4
 
 
 def test_none_whole_is_an_error(tmp_path: Path):

@@ -6,6 +6,7 @@ import torch
 
 from openslip.commands.doctor import examine, open_files, runs
 from openslip.run.checkpoints import file_name
+from openslip.run.identity import with_format, write_config
 from openslip.training.checkpoint_io import DurableCheckpointIO
 
 
@@ -34,6 +35,20 @@ def test_damaged_checkpoints_are_listed_and_nothing_is_changed(tmp_path: Path):
     (folder / file_name(1)).write_bytes(b"")
     assert "it cannot be resumed" in runs(tmp_path)[0].line()
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_checkpoint_of_another_run_is_listed(tmp_path: Path):
+    folder = tmp_path / "first" / "checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "first" / "config.yaml").write_text(write_config({"seed": 1}))
+    io = DurableCheckpointIO(with_format({"seed": 2}))
+    io.save_checkpoint({"openslip": {"step": 4}}, folder / file_name(4))
+    run, foreign = runs(tmp_path)
+    assert "no valid checkpoint" in run.state
+    assert foreign.line() == (
+        "warning run first       step-000004.ckpt is of another run, seed: 2 in it, 1 in the run: "
+        "move it and its .json out of the folder"
+    )
 
 
 def test_few_open_files_are_a_warning(monkeypatch):

@@ -297,6 +297,17 @@ def test_damaged_files_are_named(tmp_path: Path):
     assert "{1" in page.text, "so is an environment that is no JSON"
 
 
+def test_metrics_that_a_spreadsheet_has_saved_are_read_or_named(tmp_path: Path):
+    folder = whole_run(tmp_path / "run")
+    page, text = write_report(folder).read_bytes(), (folder / "metrics.csv").read_text()
+    (folder / "metrics.csv").write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig")
+    assert write_report(folder).read_bytes() == page
+    for content in (text.replace(",", ";").encode(), text.encode("utf-16"), text.replace(",", "\t").encode()):
+        (folder / "metrics.csv").write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics\.csv is not as the run wrote it \(its first line has no column"):
+            write_report(folder)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,7 +1,9 @@
 """A run's folder is named by its config and never overwritten by another one."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,29 @@ def test_a_run_has_one_identifier_and_another_run_of_its_name_another(tmp_path: 
     assert started(config(tmp_path), "a").identifier() == first
     shutil.rmtree(tmp_path / "a")
     assert started(config(tmp_path), "a").identifier() != first
+
+
+@pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
+def test_a_folder_under_another_name_has_an_identifier_of_its_own(
+    tmp_path: Path, how: Callable[[Path, Path], object], capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a").mkdir()
+    first, copy = Run(tmp_path / "a", "unfinished").identifier(), Run(tmp_path / "b", "unfinished")
+    how(tmp_path / "a", tmp_path / "b")
+    second = copy.identifier()
+    assert second.startswith("b-")
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/b was copied or renamed: its id is now {second}, it was {first!r}\n"
+    )
+    assert copy.identifier() == second
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\n", b"a-12345\n", b"a-123456\nb-123456\n", b"ab-123456"])
+def test_a_damaged_identifier_is_replaced(tmp_path: Path, content: bytes):
+    run = started(config(tmp_path), "a")
+    (run.folder / "id.txt").write_bytes(content)
+    assert re.fullmatch("a-[0-9a-f]{6}", run.identifier())
 
 
 def test_other_hardware_resumes_the_same_run(tmp_path: Path):
@@ -233,7 +258,7 @@ def test_other_ranks_do_not_take_an_extended_run_for_finished_whenever_they_look
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmpfs: Path):  # noqa: F811
     remount(tmpfs, "ro")
-    with pytest.raises(CheckpointError, match=f"{tmpfs}/a cannot be written \\(Read-only file system\\)"):
+    with pytest.raises(CheckpointError, match=f"{tmpfs}/a cannot be written \\(Read-only file system; "):
         started(config(tmpfs), "a")
 
 

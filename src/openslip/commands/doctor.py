@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from openslip.run.checkpoints import damage, saved
+from openslip.run.checkpoints import damage, foreign, saved
 from openslip.terminal import say
 
 FREE_DISK = 20e9  # bytes: three ViT-L checkpoints with their optimizer
@@ -92,7 +92,12 @@ def runs(folder: Path) -> list[Finding]:
     findings = []
     for run in sorted(path.parent for path in folder.glob("*/config.yaml")):
         checkpoints = saved(run / "checkpoints")
-        problems = {checkpoint: problem for checkpoint in checkpoints if (problem := damage(checkpoint))}
+        problems = {}
+        for checkpoint in checkpoints:
+            if problem := damage(checkpoint):
+                problems[checkpoint] = f"is damaged, {problem}"
+            elif reason := foreign(checkpoint):
+                problems[checkpoint] = f"is of another run, {reason}"
         valid = [checkpoint.step for checkpoint in checkpoints if checkpoint not in problems]
         state = "finished" if (run / "result.json").exists() else "unfinished"
         state += f", valid checkpoints at steps {', '.join(map(str, valid))}" if valid else ", no valid checkpoint"
@@ -100,6 +105,6 @@ def runs(folder: Path) -> list[Finding]:
         advice = "it cannot be resumed: restore a checkpoint from a copy, or delete the folder" if lost else ""
         findings.append(Finding(f"run {run.name}", state, advice))
         for checkpoint, problem in problems.items():
-            damaged = f"{checkpoint.path.name} is damaged, {problem}"
-            findings.append(Finding(f"run {run.name}", damaged, "it is skipped"))
+            advice = "it is skipped" if problem.startswith("is damaged") else "move it and its .json out of the folder"
+            findings.append(Finding(f"run {run.name}", f"{checkpoint.path.name} {problem}", advice))
     return findings

@@ -8,8 +8,12 @@ from rich.table import Table
 
 from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
+from openslip.durable import needed, refuse_unwritable, write_text
+from openslip.errors import UserError
 from openslip.inference.load import load
-from openslip.terminal import say
+from openslip.terminal import notice, say
+
+ELSEWHERE = "output=FILE names another place"
 
 
 def main(arguments: list[str]) -> None:
@@ -17,6 +21,8 @@ def main(arguments: list[str]) -> None:
     config, _ = compose_config("eval", arguments)
     bundle = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]), format=config["format"])
     bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
+    output = Path(config["output"] or default_output(config["checkpoint"], list(config["evaluation"])))
+    writable = can_write(output, is_asked_for=config["output"] is not None)
     results, lines = {}, []
     for name, evaluation in build_evaluations(config["evaluation"]).items():
         sys.stdout.writelines(f"{name}: {line}\n" for line in evaluation.problems())
@@ -24,9 +30,28 @@ def main(arguments: list[str]) -> None:
         lines.append(evaluation.headline(results[name]))
 
     show(results)
-    output = Path(config["output"] or default_output(config["checkpoint"], list(results)))
-    output.write_text(json.dumps({"checkpoint": str(config["checkpoint"]), "metrics": results}, indent=1) + "\n")
-    say(*lines, f"metrics: {output}")
+    say(*lines)
+    if writable:
+        content = {"checkpoint": str(config["checkpoint"]), "metrics": results}
+        with needed(output, refusal=UserError, advice=ELSEWHERE):
+            write_text(output, json.dumps(content, indent=1) + "\n")
+        say(f"metrics: {output}")
+
+
+def can_write(output: Path, *, is_asked_for: bool) -> bool:
+    """Whether the metrics can be written, found out before they are computed; where not, they are printed alone.
+
+    Raises:
+        UserError: they cannot, and the user has named the file.
+    """
+    try:
+        refuse_unwritable(output, advice=ELSEWHERE)
+    except UserError as error:
+        if is_asked_for:
+            raise
+        notice(f"{error}; the metrics are printed alone")
+        return False
+    return True
 
 
 def default_output(checkpoint: str, evaluations: list[str]) -> Path:

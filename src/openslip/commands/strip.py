@@ -1,6 +1,7 @@
 """Keep only what inference needs of a checkpoint: openslip strip runs/NAME small.ckpt."""
 
 import argparse
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -36,5 +37,12 @@ def strip(
     source, target = checkpoint_file(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
-    write(load(source, allow=allow, format=format), target)
+    bundle = load(source, allow=allow, format=format)
+    temporary = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        write(bundle, temporary)
+        load(temporary, allow=allow)  # what cannot be loaded again is not left behind
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return source.stat().st_size, target.stat().st_size

@@ -18,9 +18,9 @@ from openslip.optim import WarmupCosine
 from openslip.plan import number_of_devices
 from openslip.report import write_report
 from openslip.run import watchdog
-from openslip.run.checkpoints import newest_whole, saved
+from openslip.run.checkpoints import saved
 from openslip.run.folder import Run, open_run, run_name, shorter
-from openslip.run.identity import without_secrets
+from openslip.run.identity import with_format, without_secrets
 from openslip.slurm import check_tasks
 from openslip.terminal import say
 from openslip.training.callbacks.evaluate import Evaluate
@@ -119,12 +119,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     optim = config["optim"]
     schedule = planned_schedule(config, data.steps_per_epoch)
-    if run.former_length is not None and is_main_process():
-        former_steps = planned_steps(run.former_length, data.steps_per_epoch)
-        say(
-            f"extends {run.folder} from {former_steps} to {schedule.max_steps} steps; "
-            f"the longer schedule applies from step {newest_whole(run.checkpoints).step if resumed else 0}"
-        )
+    former_steps = None if run.former_length is None else planned_steps(run.former_length, data.steps_per_epoch)
     if is_main_process():
         say(*warm_up_notes(config, data.steps_per_epoch, schedule.max_steps))
     varying = {name: view for name, view in parts.views.items() if view.cost_varies}
@@ -145,6 +140,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     )
 
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
+    resume = Resume(resumes=resumed is not None, rows=rows, former_steps=former_steps)
     size = MicroBatchSize(config["micro_batch_size"], file=run.folder / "micro_batch_size.json", longest=longest)
     configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
     # Lightning calls them in this order: a skipped step is undone first; saving comes after all that may change state.
@@ -153,9 +149,9 @@ def fit(config: dict[str, Any], run: Run) -> None:
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},
         "trainer",
-        callbacks=[size, *configured, evaluate, Preemption(), Watch(), Resume(resumes=resumed is not None, rows=rows)],
+        callbacks=[size, *configured, evaluate, Preemption(), Watch(), resume],
         logger=[rows, *start_loggers(config, run)],
-        plugins=[DurableCheckpointIO()],
+        plugins=[DurableCheckpointIO(with_format(config))],
         default_root_dir=str(run.folder),
     )
     if resumed is None:
@@ -178,13 +174,17 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     if is_main_process():
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
-        report = write_report(run.folder)
-        lines = [*headlines, f"report: {report}"]
+        try:
+            lines = [*headlines, f"report: {write_report(run.folder)}"]
+        except Exception as error:  # of whatever kind: it shows what is kept elsewhere
+            lines = [*headlines, f"report: none ({first_line(error)}); openslip report {run.folder} writes it"]
         if bad := data.bad_samples.total():
             files = ", ".join(map(str, data.bad_samples.files()))
             lines.insert(0, f"data: {bad} bad samples were replaced: {files}")
-        run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
-        say(*lines)
+        try:
+            run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
+        finally:
+            say(*lines)
 
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from openslip.durable import write_text
+from openslip.durable import needed, write_text
 from openslip.errors import DataError
 
 
@@ -46,7 +46,7 @@ class BadSamples:
         self.in_epoch += len(bad)
         self._last = f"; the last: {bad[-1].reason}"
         if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as file:
+            with needed(self.file), self.file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"epoch": epoch, "step": step, **sample._asdict()}) + "\n" for sample in bad)
 
     def check(self, in_epoch: int) -> None:
@@ -72,7 +72,8 @@ class BadSamples:
                     if (entry["epoch"], entry["step"]) < (epoch, step):
                         kept.append(line)
                         self.in_epoch += entry["epoch"] == epoch
-            write_text(file, "".join(kept))
+            with needed(file):
+                write_text(file, "".join(kept))
 
     def total(self) -> int:
         """Bad samples of all ranks in the whole run."""

@@ -2,15 +2,30 @@
 
 import importlib
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from openslip.errors import UserError
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
+EXPANSION = 4  # times the elements and tensors of its weights is what a model may have: buffers are not all stored
+SLACK = 1 << 24  # elements
+MAX_FIELDS = 100_000  # in a description
+LARGEST = 10_000  # a size or count of a description that needs no weight as large
+
+
+class TooLargeError(UserError):
+    """An architecture is far larger than the weights beside it."""
 
 
 def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
@@ -23,15 +38,105 @@ def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
     Raises:
         UserError: it names a `_target_` that is neither OpenSLIP's nor allowed; nothing is built then.
     """
-    model = build(architecture, allow)
+    model = build_whole("architecture", architecture, allow)
     if not isinstance(model, nn.Module):
         raise UserError("the checkpoint's architecture describes no model: expected a _target_ at its top")
     return model
 
 
+def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collection[str] = ()) -> nn.Module:
+    """The model that plain fields describe, with these weights.
+
+    Raises:
+        UserError: beside the reasons of `build_model`: the model is far larger than the weights, which is found
+            before memory is taken for it, or they do not fit.
+    """
+    with limited(weights, None if allow else architecture):  # a class of the user's own may take any number
+        try:
+            with torch.device("meta"):
+                build_model(architecture, allow)
+        except TooLargeError:
+            raise
+        except UserError:  # some classes cannot be built there; what is wrong with others is said now
+            pass
+        model = build_model(architecture, allow)
+    load_weights(model, weights)
+    return model
+
+
+@contextmanager
+def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
+    """Refuse what is built meanwhile once it has far more tensors or elements than the weights, or fields say so.
+
+    A parameter is counted when a module gets it, which is before it is initialised.
+    """
+    tensors = EXPANSION * len(weights) + 1000
+    elements = EXPANSION * sum(tensor.numel() for tensor in weights.values()) + SLACK
+    too_large = "the checkpoint's architecture is far larger than its weights: "
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal tensors, elements
+        if tensor is not None:
+            tensors, elements = tensors - 1, elements - tensor.numel()
+            if tensors < 0 or elements < 0:
+                raise TooLargeError(f"{too_large}{type(module).__name__}.{name} has shape {[*tensor.shape]}")
+
+    largest = max([LARGEST, *(EXPANSION * side for tensor in weights.values() for side in tensor.shape)])
+    for value in fields_of(architecture):  # layers may be counted by one before the first is made
+        if isinstance(value, int) and value > largest:
+            raise TooLargeError(f"{too_large}it names {str(value)[:20]}")
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a model's weights, all of them, of the kind of numbers that it has.
+
+    Raises:
+        UserError: names or shapes that do not fit, whole or complex numbers where it has floating-point ones.
+    """
+    for name, expected in model.state_dict().items():
+        given = weights.get(name)
+        if given is not None and (given.is_complex() or given.is_floating_point() != expected.is_floating_point()):
+            raise UserError(f"its weight {name} is of {given.dtype}, and the model's of {expected.dtype}")
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"its weights do not fit its architecture ({what})") from error
+
+
 def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer | None:
     """The tokenizer that plain fields describe; None where there are none."""
-    return None if description is None else build(description, allow)
+    tokenizer = build_whole("tokenizer", description, allow)
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"the checkpoint's tokenizer is a {type(tokenizer).__name__}: expected a _target_ at its top")
+    return tokenizer
+
+
+def build_whole(entry: str, description: Any, allow: Collection[str]) -> Any:
+    """The object of an entry of a checkpoint."""
+    if len(fields_of(description)) > MAX_FIELDS:
+        raise UserError(f"the checkpoint's {entry} has more than {MAX_FIELDS:,} fields")
+    try:
+        return build(description, allow)
+    except RecursionError as error:
+        raise UserError(f"the checkpoint's {entry} is nested too deeply to be one") from error
+
+
+def fields_of(description: Any) -> list[Any]:
+    """All values in a nest of dicts and lists, at most one more than there may be: it may hold itself."""
+    fields = [description]
+    for value in fields:
+        if len(fields) > MAX_FIELDS:
+            break
+        if isinstance(value, dict | list | tuple):
+            fields.extend(islice(value.values() if isinstance(value, dict) else value, MAX_FIELDS))
+    return fields
 
 
 def build(description: Any, allow: Collection[str]) -> Any:
@@ -41,7 +146,9 @@ def build(description: Any, allow: Collection[str]) -> Any:
     if not isinstance(description, dict):
         return description
     target = description.get("_target_")
-    builder = None if target is None else find_class(str(target), allow)
+    if not isinstance(target, str | None):
+        raise UserError(f"the checkpoint names a _target_ that is a {type(target).__name__}; expected an import path")
+    builder = None if target is None else find_class(target, allow)
     fields = {key: build(value, allow) for key, value in description.items() if key != "_target_"}
     if builder is None:
         return fields
@@ -49,11 +156,14 @@ def build(description: Any, allow: Collection[str]) -> Any:
     required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     if wrong := (fields.keys() - parameters.keys()) | (required - fields.keys()):
         raise UserError(
-            f"the checkpoint's {target} has other fields than this version expects: {', '.join(sorted(wrong))}"
+            f"the checkpoint's {target} has other fields than this version expects: "
+            f"{', '.join(sorted(map(str, wrong)))}"
         )
     try:
         return builder(**fields)
-    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, ZeroDivisionError) as error:
+    except (UserError, RecursionError):
+        raise
+    except Exception as error:  # of whatever kind its fields provoke
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the checkpoint's {target} cannot be built: {reason}") from error
 

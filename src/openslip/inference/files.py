@@ -14,7 +14,8 @@ from openslip.durable import durable
 from openslip.errors import UserError
 from openslip.inference.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from openslip.regular_file import regular_file
-from openslip.run.checkpoints import LINK, newest_whole, saved
+from openslip.run.checkpoints import LINK, damage, newest_whole, recorded, saved, step_of
+from openslip.run.file_sizes import refuse_expanding, refuse_inflated
 
 # What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
 # command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
@@ -31,31 +32,59 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 def checkpoint_file(path: str | Path) -> Path:
     """The file itself, or the newest whole checkpoint of a run's folder; other folders are returned as they are.
 
+    A file with a run's JSON beside it is compared with that.
+
     Raises:
-        UserError: nothing lies there.
+        UserError: nothing lies there, or the file is not what its JSON records.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"checkpoint {path}: no such file; give a run's folder (runs/NAME) or a checkpoint file")
+    if path.is_file():
+        refuse_damaged(path.resolve())  # `last.ckpt` is a link
+        return path
     folder = path / "checkpoints"
     if saved(folder):
         return newest_whole(folder).path
     return folder / LINK if (folder / LINK).exists() else path
 
 
+def refuse_damaged(path: Path) -> None:
+    """Refuse a file that is not what the JSON beside it records; without one nothing is known.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not path.with_suffix(".json").is_file():
+        return
+    record = recorded(path)
+    if record.problem and step_of(path) is None:  # a file of the user's own with a JSON that is none of ours
+        return
+    if problem := damage(record):
+        raise UserError(
+            f"checkpoint {path} is damaged ({problem}): restore it from a copy, or load another one; "
+            f"without {path.with_suffix('.json').name} it is loaded unchecked"
+        )
+
+
 def read(path: Path) -> dict[str, Any]:
     """The dict that `torch.save` wrote, on the CPU.
 
     Raises:
-        UserError: no checkpoint, or one that names anything beyond tensors, numbers and settings.
+        UserError: no checkpoint, one that names anything beyond tensors, numbers and settings, or one whose content
+            is far larger than the file.
     """
     if path.is_dir():
         raise UserError(f"checkpoint {path}: a folder without checkpoints; give a run's folder or a checkpoint file")
     if is_safetensors(regular_file(path)):
         return read_safetensors(path)
     try:
+        refuse_inflated(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            refuse_expanding(path, torch.load(path, map_location="meta", weights_only=True))
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
         raise UserError(f"checkpoint {path}: {_why_unreadable(path, str(error))}") from error
     if not isinstance(content, dict):

@@ -38,6 +38,12 @@ def load(
     file = checkpoint_file(path)
     try:
         bundle = find_format(file, format).read(file, allow=allow)
+    except UserError as error:
+        if str(file) in str(error):
+            raise
+        raise UserError(f"checkpoint {file}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"checkpoint {file}: an entry of it is nested too deeply") from error
     finally:
         peek.cache_clear()
     bundle.model.float().eval().to(place)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from openslip.durable import write_text
+from openslip.durable import needed, write_text
 from openslip.errors import UserError
 from openslip.report.charts import curves
 from openslip.report.evaluations import evaluation
@@ -47,7 +47,8 @@ def write_report(run_folder: Path) -> Path:
             absent.append((title, str(reason)))
     page = whole_page(run_folder.resolve().name, header(run_folder, config, metrics), sections, absent)
     path = run_folder / "report.html"
-    write_text(path, page)
+    with needed(path, advice=f"then openslip report {run_folder}"):
+        write_text(path, page)
     return path
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from openslip import arrays
+from openslip.errors import UserError
 
 MAX_ARRAYS = 1 << 30  # bytes of a file: those of an evaluation on ImageNet's validation set are a hundredth of it
 
@@ -45,11 +46,21 @@ class Metrics(NamedTuple):
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Metrics against samples seen; evaluations log steps alone, so other rows tell the samples per step."""
+    """Metrics against samples seen; evaluations log steps alone, so other rows tell the samples per step.
+
+    Raises:
+        UserError: another program has saved the file in a form of its own.
+    """
     rows: list[dict[str, float]] = []
     if path.is_file():
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [_numbers(row) for row in csv.DictReader(file)]
+        try:
+            with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+                reader = csv.DictReader(file)
+                if reader.fieldnames and "step" not in reader.fieldnames:
+                    raise ValueError(f"its first line has no column step: {','.join(reader.fieldnames)[:60]!r}")
+                rows = [_numbers(row) for row in reader]
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path} is not as the run wrote it ({error}): restore it from a copy") from error
     rows = sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
     per_step = [row["samples_seen"] / row["step"] for row in rows if row.get("samples_seen") and row["step"] > 0]
     factor, x_name = (per_step[-1], "samples seen") if per_step else (1, "step")

@@ -4,8 +4,11 @@ import atexit
 import json
 import os
 import platform
+import re
 import secrets
+import shutil
 import socket
+import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 
 from openslip.distributed import is_main_process
-from openslip.durable import sweep, sync_folder, write_text
+from openslip.durable import needed, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import locked
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
@@ -49,11 +52,20 @@ class Run:
         return json.loads(self.result_file.read_text())
 
     def identifier(self) -> str:
-        """Identifier of this run among all that ever had its name, for services that outlive its folder."""
+        """Identifier of this run among all that ever had its name, for services that outlive its folder.
+
+        It begins with the folder's name: a folder that was copied or renamed gets one of its own.
+        """
         file = self.folder / "id.txt"
-        if not file.exists():
-            write_text(file, f"{self.folder.name}-{secrets.token_hex(3)}\n")
-        return file.read_text().strip()
+        kept = file.read_text(errors="replace").strip() if file.exists() else None
+        if kept is not None and re.fullmatch(re.escape(self.folder.name) + "-[0-9a-f]{6}", kept):
+            return kept
+        new = f"{self.folder.name}-{secrets.token_hex(3)}"
+        with needed(file):
+            write_text(file, f"{new}\n")
+        if kept is not None:
+            sys.stdout.write(f"{self.folder} was copied or renamed: its id is now {new}, it was {kept[:100]!r}\n")
+        return new
 
     def begin(self, config: dict[str, Any]) -> None:
         """Keep the config, once set-up has succeeded: a mistake that it finds neither takes a name nor undoes a result.
@@ -67,14 +79,19 @@ class Run:
             if self.result_file.exists():  # set aside before the config says that the run is longer
                 self.result_file.replace(self.folder / f"result-{self.result()['step']:06}.json")
                 sync_folder(self.folder)
-            write_text(self.folder / "env.json", json.dumps(environment(), indent=1) + "\n")
-            write_text(self.folder / "config.yaml", write_config(config))
+            for name, text in (
+                ("env.json", json.dumps(environment(), indent=1) + "\n"),
+                ("config.yaml", write_config(config)),
+            ):
+                with needed(self.folder / name, advice="or choose another runs_dir="):
+                    write_text(self.folder / name, text)
         except OSError as error:
             raise unwritable(self.folder, error) from error
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""
-        write_text(self.result_file, json.dumps(result, indent=1) + "\n")
+        with needed(self.result_file, advice="training is complete, and the same command writes its result"):
+            write_text(self.result_file, json.dumps(result, indent=1) + "\n")
 
 
 def run_name(config: dict[str, Any], choices: str) -> str:
@@ -125,7 +142,11 @@ def open_run(config: dict[str, Any], name: str) -> Run:
 
 
 def unwritable(folder: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{folder} cannot be written ({error.strerror}): repair it, or choose another runs_dir=")
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    return CheckpointError(
+        f"{folder} cannot be written ({error.strerror}; {free / 1e6:,.1f} MB free): repair it, "
+        "or choose another runs_dir="
+    )
 
 
 def _named_before(folder: Path, config: dict[str, Any]) -> Path | None:

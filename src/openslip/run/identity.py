@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import reprlib
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,37 @@ def differences(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, tupl
     }
 
 
+def of_another_run(description: Any, folder: Path) -> str | None:
+    """The settings in which a checkpoint's config is not of the run in the folder; None where it may be that run.
+
+    A run may have become longer since, never shorter.
+
+    Args:
+        description: what the checkpoint keeps of `read_config`, None in those that were saved before it did.
+        folder: `runs/NAME`; without a config that can be read everything in it is its own.
+    """
+    given = None
+    with suppress(UserError):
+        given = read_config(folder / "config.yaml")
+    if description is None or given is None:
+        return None
+    try:
+        stored = _of_present_format(description)
+        changed, now = differences(stored, given), length(given)
+        longer = {
+            f"trainer.{key}": (steps, now[key])
+            for key, steps in length(stored).items()
+            if key in now and steps > now[key]
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return "the config in it cannot be read"
+    texts = [
+        f"{key}: {reprlib.repr(old)} in it, {reprlib.repr(new)} in the run"
+        for key, (old, new) in (changed | longer).items()
+    ]
+    return "; ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "") or None
+
+
 def length(config: dict[str, Any]) -> dict[str, int]:
     """`max_steps` and `max_epochs` of a run, as far as they are set."""
     return {key.removeprefix("trainer."): value for key, value in identity(config).items() if key in LENGTH}
@@ -62,7 +95,12 @@ def length(config: dict[str, Any]) -> dict[str, int]:
 
 def write_config(config: dict[str, Any]) -> str:
     """The text of a run's config.yaml."""
-    return yaml.safe_dump({"format": FORMAT, **without_secrets(config)}, sort_keys=False)
+    return yaml.safe_dump(with_format(config), sort_keys=False)
+
+
+def with_format(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config as it is kept in files."""
+    return {"format": FORMAT, **without_secrets(config)}
 
 
 def read_config(file: Path) -> dict[str, Any] | None:
@@ -73,14 +111,18 @@ def read_config(file: Path) -> dict[str, Any] | None:
     """
     try:
         config = yaml.safe_load(regular_file(file).read_text())
-        written = config.pop("format", 1)
-        if written > FORMAT:
+        if (written := config.get("format", 1)) > FORMAT:
             raise UserError(f"{file} has format {written}, this version reads up to {FORMAT}: update openslip")
-        return config if written == FORMAT else upgraded(config)
+        return _of_present_format(config)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore it from a copy, or give another name=") from error
+
+
+def _of_present_format(config: dict[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in config.items() if key != "format"}
+    return settings if config.get("format", 1) >= FORMAT else upgraded(settings)
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:

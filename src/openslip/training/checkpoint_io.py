@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from openslip.distributed import from_first_rank, rank
 from openslip.durable import Hashing, durable
-from openslip.errors import CheckpointError
+from openslip.errors import CheckpointError, UserError
 from openslip.inference.files import read, why_unwritten
 from openslip.run.checkpoints import finish, forget_after, newest_whole, saved
 from openslip.terminal import notice
@@ -24,16 +24,21 @@ HEADROOM = 2  # times the size must be free: a disk that full fills up elsewhere
 class DurableCheckpointIO(CheckpointIO):
     """Lightning's own writes through TMPDIR, which tears the old file where that is another file system.
 
+    Args:
+        config: of the run, as in its config.yaml; kept in every checkpoint, so that it is told from another run's.
+
     Attributes:
         failure: why the last save failed; the first rank alone writes, and must tell the others before it stops.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config
         self.failure: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.failure = None
         path, reason = Path(path), ""
+        checkpoint["openslip"]["run"] = self.config
         for pause in (*PAUSES, None):
             try:
                 check_space(path.parent, size_of(checkpoint))
@@ -56,16 +61,16 @@ class DurableCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """The newest whole checkpoint of a folder; the first rank alone reads it twice, to check it."""
-        newest: Path | CheckpointError | None = None
+        newest: Path | UserError | None = None
         if rank() == 0:
             try:
                 checkpoint = newest_whole(Path(path))
                 forget_after(checkpoint)
                 newest = checkpoint.path
-            except CheckpointError as error:
+            except UserError as error:
                 newest = error
         newest = from_first_rank(newest)
-        if isinstance(newest, CheckpointError):
+        if isinstance(newest, UserError):
             raise newest
         assert newest is not None
         return read(newest)

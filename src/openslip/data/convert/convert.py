@@ -14,11 +14,11 @@ from typing import Any
 
 from openslip.data.convert import descriptions
 from openslip.data.convert.image import QUALITY
-from openslip.data.convert.manifest import Entry, Manifest, Totals, read
+from openslip.data.convert.manifest import RESUMES, Entry, Manifest, Totals, read
 from openslip.data.convert.processes import write_shards
 from openslip.data.convert.record import LeftOut, Record, with_unique_keys
 from openslip.data.convert.shard import Task
-from openslip.durable import sweep
+from openslip.durable import needed, sweep
 from openslip.errors import UserError
 from openslip.locks import locked
 
@@ -136,7 +136,8 @@ def prepare(out: Path, made_of: dict[str, Any]) -> Manifest:
         if re.fullmatch(r"shard-\d+\.tar", stale.name) and stale.name not in complete:
             stale.unlink()
     manifest.made_of = made_of
-    with (out / "left_out.jsonl").open("ab") as file:
+    lines = out / "left_out.jsonl"
+    with needed(lines, refusal=UserError, advice=RESUMES), lines.open("ab") as file:
         if file.tell() < manifest.left_out_bytes:
             raise UserError(f"{out}/left_out.jsonl has lost lines: delete {path.name} and the shards to start again")
         file.truncate(manifest.left_out_bytes)
@@ -158,7 +159,8 @@ def write(
                     f"{out}: none of the first {sum(entry.left_out.values()):,} records could be used "
                     f"({totals.reasons()}), such as {left_out[0]}; nothing was kept"
                 )
-            with (out / "left_out.jsonl").open("ab") as file:  # before the manifest, which says how many bytes count
+            lines = out / "left_out.jsonl"  # before the manifest, which says how many bytes count
+            with needed(lines, refusal=UserError, advice=RESUMES), lines.open("ab") as file:
                 file.writelines(f"{line}\n".encode() for line in left_out)
                 file.flush()
                 os.fsync(file.fileno())

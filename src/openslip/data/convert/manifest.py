@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openslip.durable import write_text
+from openslip.durable import needed, write_text
 from openslip.errors import UserError
 
 FORMAT = 2
+RESUMES = "the same command resumes"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Manifest:
             "left_out_bytes": self.left_out_bytes,
             "shards": [asdict(entry) for entry in self.shards],
         }
-        write_text(path, json.dumps(content, indent=1))
+        with needed(path, refusal=UserError, advice=RESUMES):
+            write_text(path, json.dumps(content, indent=1))
 
 
 def read(path: Path, keys: Collection[str]) -> Manifest:

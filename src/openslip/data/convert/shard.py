@@ -15,7 +15,7 @@ from webdataset.writer import TarWriter
 from openslip.data.convert.image import UnusableError, convert_image, read_image
 from openslip.data.convert.manifest import Entry
 from openslip.data.convert.record import LeftOut, Record, clean, encodable
-from openslip.durable import Hashing, durable
+from openslip.durable import Hashing, durable, unwritten
 from openslip.errors import UserError
 
 
@@ -54,8 +54,7 @@ def write_shard(task: Task) -> tuple[Entry, list[str]]:
                         lines.append(json.dumps({"key": record.key, "reason": str(error), **place}))
     except OSError as error:
         raise UserError(
-            f"{task.path} could not be written ({error.strerror}): free space or make it writable, "
-            "then the same command resumes"
+            f"{unwritten(task.path, error)}: free space or make it writable, then the same command resumes"
         ) from error
     samples = len(task.records) - len(lines)
     return Entry(task.path.name, samples, hashed.size, hashed.digest.hexdigest(), records, dict(left_out)), lines

@@ -23,7 +23,7 @@ from openslip.data.index.index import REMOTE, Index, Shard, State, state_of
 from openslip.data.index.journal import JOURNAL, Entry, journal_line
 from openslip.data.index.known import Known, known_shards, take_over
 from openslip.data.index.scan import REQUIREMENTS, ShardSamples, scan_shard
-from openslip.durable import write_text
+from openslip.durable import needed, write_text
 from openslip.errors import UserError
 from openslip.locks import locked
 from openslip.terminal import notice
@@ -177,8 +177,9 @@ def build(
                 # The last: it says that the others are there.
                 (JOURNAL, journal_line(entry)),
             ):
-                files[name].write(content)
-                files[name].flush()
+                with needed(partial / name, refusal=UserError, advice="the same command continues the scan"):
+                    files[name].write(content)
+                    files[name].flush()
             total += len(samples.rows)
             progress(done, total)
         for file in files.values():

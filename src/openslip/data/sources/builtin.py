@@ -15,6 +15,7 @@ from PIL import Image
 
 from openslip.data.source import Source
 from openslip.data.sources.shards import ShardSource
+from openslip.durable import needed
 from openslip.errors import UserError
 
 Split = Literal["train", "unseen", "seen"]
@@ -141,7 +142,9 @@ def _write_split(folder: Path, split: Split, shuffle_captions: bool) -> None:
         order = np.random.default_rng(0).permutation(len(captions))
         captions = [captions[place] for place in order]
     for shard, start in enumerate(range(0, len(labels), IMAGES_PER_SHARD)):
-        with tarfile.open(folder / f"{split}-{shard:04d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        path = folder / f"{split}-{shard:04d}.tar"
+        full = needed(path, refusal=UserError, advice="XDG_CACHE_HOME= names another place")
+        with full, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for place in range(start, min(start + IMAGES_PER_SHARD, len(labels))):
                 key = f"{split}{place:06d}"
                 _add(tar, f"{key}.jpg", _jpeg(images[place]))

@@ -4,21 +4,25 @@ Both hold an entry `openslip`: `format`, `architecture` (the model's config), `t
 constructors' arguments), and in a run's checkpoint `step`.
 """
 
+import math
+import reprlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
-from openslip.inference.architecture import build_model, build_tokenizer
+from openslip.inference.architecture import build_tokenizer, build_with
 from openslip.inference.bundle import Bundle
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.files import peek
 from openslip.inference.files import write as write_file
 from openslip.text.tokenizer import Tokenizer
 
 FORMAT = 2  # 1: the tokenizer's entry had no _target_, since there was only CLIP's
+MAX_SIZE = 10_000  # pixels of the side of an input image
 ENTRIES = ("format", "architecture", "tokenizer", "transform")
 
 
@@ -30,30 +34,57 @@ def detect(path: Path) -> bool:
 def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
     """The model of a checkpoint; its EMA weights where it has them, since training evaluated those."""
     content = peek(path)
-    entry = content["openslip"]
+    entry, state = content["openslip"], content.get("state_dict")
+    if not isinstance(entry, dict):
+        raise UserError(f"checkpoint {path}: its `openslip` entry is a {type(entry).__name__}; expected a dict")
     if missing := [name for name in ENTRIES if name not in entry]:
         raise UserError(f"checkpoint {path}: its `openslip` entry lacks {', '.join(missing)}")
+    if not isinstance(entry["format"], int | str | None):
+        raise UserError(f"checkpoint {path}: its format is a {type(entry['format']).__name__}; expected a number")
     if entry["format"] not in range(1, FORMAT + 1):
         raise UserError(
-            f"checkpoint {path} has format {entry['format']}, and this version reads 1 to {FORMAT}: "
+            f"checkpoint {path} has format {str(entry['format'])[:20]}, and this version reads 1 to {FORMAT}: "
             "pip install -U openslip"
         )
     description = entry["tokenizer"]
-    if entry["format"] == 1 and description is not None:
+    if entry["format"] == 1 and isinstance(description, dict):
         description = {"_target_": "openslip.text.clip_bpe.ClipBpe", **description}
-    state = {unwrapped(str(name)): tensor for name, tensor in content.get("state_dict", {}).items()}
+    weights = model_weights(path, state)
+    transform = build_transform(path, entry["transform"])
+    model = build_with(weights, entry["architecture"], allow)
+    tokenizer = build_tokenizer(description, allow)
+    return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"))
+
+
+def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
+    """The model's part of a `state_dict`: its EMA weights where there are some."""
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {path}: its `state_dict` is a {type(state).__name__}; expected a dict of tensors")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            key = name[:120] if isinstance(name, str) else reprlib.repr(name)
+            what = f"{key}, {type(name).__name__} to {type(value).__name__}"
+            raise UserError(f"checkpoint {path}: `state_dict` holds {what}; expected names to tensors")
+    state = {unwrapped(name): tensor for name, tensor in state.items()}
     kind = "averaged." if any(name.startswith("averaged.") for name in state) else "model."
     weights = {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
-    model = build_model(entry["architecture"], allow)
-    known = model.state_dict().keys()  # a model of one's own may have a part that is named `module`
-    weights = {name if name in known else unwrapped(name): tensor for name, tensor in weights.items()}
+    # A model of one's own may have one part among others that is named `module`.
+    return {unwrapped(n): x for n, x in weights.items()} if all(n.startswith("module.") for n in weights) else weights
+
+
+def build_transform(path: Path, settings: Any) -> EvalTransform:
+    """The transform of an entry, which must be one: with NaN in it every feature would be NaN."""
     try:
-        model.load_state_dict(weights)
-        tokenizer, transform = build_tokenizer(description, allow), EvalTransform(**entry["transform"])
-    except (RuntimeError, TypeError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {path}: its weights or settings do not fit its architecture ({what})") from error
-    return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"))
+        size, mean, std = (settings[name] for name in ("size", "mean", "std"))
+        finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
+        if isinstance(size, int) and 0 < size <= MAX_SIZE and finite and min(std) > 0:
+            return EvalTransform(**settings)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
+        pass  # as below
+    raise UserError(
+        f"checkpoint {path}: its `transform` is {reprlib.repr(settings)}; "
+        "expected size, and mean and std of three channels"
+    )
 
 
 def write(bundle: Bundle, path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
-from openslip.inference.architecture import build_model
+from openslip.inference.architecture import build_model, load_weights
 from openslip.inference.bundle import Bundle
 from openslip.inference.files import peek, unwrapped
 from openslip.text.clip_bpe import ClipBpe
@@ -63,9 +63,12 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
     Raises:
         UserError: keys that no published model has, keys that are missing, shapes that do not fit together.
     """
-    architecture, state = import_checkpoint(peek(path))
+    try:
+        architecture, state = import_checkpoint(peek(path))
+    except (IndexError, OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"checkpoint {path}: its weights have shapes of no published model ({error})") from error
     model = build_model(architecture)
-    model.load_state_dict(state)
+    load_weights(model, state)
     tokenizer = None
     if "text_tower" in architecture:
         tokenizer = ClipBpe(**PUBLISHED_TOKENIZER, context_length=architecture["text_tower"]["context_length"])
@@ -215,7 +218,10 @@ def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
 
 def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
     numbers = [name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)]
-    return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
+    depth = max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
+    if depth > len(numbers):
+        raise UserError(f"checkpoint has a key {prefix}{depth - 1} and {len(numbers)} of such keys: blocks are missing")
+    return depth
 
 
 def _one_per_64(width: int, key: str) -> int:

@@ -66,9 +66,7 @@ class Evaluate(pl.Callback):
             log(trainer, {"samples_seen": pl_module.samples_seen, **metrics}, pl_module.step)
             log_predictions(trainer, name, evaluation.arrays, pl_module.step)
             if is_main_process():
-                folder = Path(trainer.default_root_dir) / "arrays"
-                folder.mkdir(exist_ok=True)
-                write_arrays(folder / f"{name}.npz", evaluation.arrays)
+                write_arrays(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", evaluation.arrays)
         self.steps[name] = pl_module.step
 
     def state_dict(self) -> dict[str, Any]:

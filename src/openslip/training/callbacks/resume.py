@@ -22,11 +22,13 @@ class Resume(pl.Callback):
     Args:
         resumes: whether this rank sees checkpoints in the run's folder.
         rows: the logger of `metrics.csv`.
+        former_steps: the run's length before this start made it longer; None if it did not.
     """
 
-    def __init__(self, *, resumes: bool, rows: CsvLogger) -> None:
+    def __init__(self, *, resumes: bool, rows: CsvLogger, former_steps: int | None = None) -> None:
         self.resumes = resumes
         self.rows = rows
+        self.former_steps = former_steps
         self.loaded: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
@@ -41,6 +43,11 @@ class Resume(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.rows.cut_back(pl_module.step)
+        if is_main_process() and self.former_steps is not None:
+            sys.stdout.write(
+                f"extends {trainer.default_root_dir} from {self.former_steps} to {pl_module.max_steps} steps; "
+                f"the longer schedule applies from step {pl_module.step}\n"
+            )
         if is_main_process() and pl_module.step:
             sys.stdout.write(f"resumes after step {pl_module.step} of {pl_module.max_steps}\n")
             sys.stdout.flush()

@@ -3,15 +3,13 @@
 import csv
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from openslip.durable import write_text
+from openslip.durable import needed, write_text
 from openslip.errors import CheckpointError
 
 
@@ -50,18 +48,33 @@ class CsvLogger(Logger):
         if known_step or new:
             self.rewrite()
         else:
-            with self.written(), self.path.open("a", newline="") as file:
+            with needed(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(self.rows[step])
 
     def read(self) -> None:
-        """Read the rows of the run so far; a crash may have cut their end short, or filled it with zeros."""
-        text = self.path.read_text(encoding="utf-8")
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        for row in reader:
-            if not row["step"].isdecimal():
-                break
-            self.rows[int(row["step"])] = {key: value for key, value in row.items() if value}
-        self.columns = list(reader.fieldnames or self.columns)
+        """Read the rows of the run so far; a crash may have cut their end short, or filled it with zeros.
+
+        Raises:
+            CheckpointError: another program has changed the file, and rewriting it would lose rows.
+        """
+        try:
+            text = self.path.read_text(encoding="utf-8-sig")
+            reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+            self.columns = list(reader.fieldnames or self.columns)
+            if "step" not in self.columns:
+                raise ValueError(f"its first line has no column step: {text.splitlines()[0][:60]!r}")
+            for row in reader:
+                step = (row["step"] or "").strip("\0 ")
+                if not step or None in row:  # what a crash left
+                    break
+                if not step.isdecimal():
+                    raise ValueError(f"line {reader.line_num} has step {step[:20]!r}")
+                self.rows[int(step)] = {**{key: value for key, value in row.items() if value}, "step": step}
+        except (ValueError, csv.Error) as error:
+            raise CheckpointError(
+                f"{self.path} is not as the run wrote it ({error}): restore it from a copy, or move it away to resume "
+                "without the rows so far"
+            ) from error
 
     @rank_zero_only
     def cut_back(self, step: int) -> None:
@@ -77,7 +90,7 @@ class CsvLogger(Logger):
     def sync(self) -> None:
         """Flush the file to the disk."""
         if self.path.exists():
-            with self.written(), self.path.open("rb") as file:
+            with needed(self.path), self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rewrite(self) -> None:
@@ -86,15 +99,5 @@ class CsvLogger(Logger):
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         writer.writerows(self.rows.values())
-        with self.written():
+        with needed(self.path):
             write_text(self.path, text.getvalue())
-
-    @contextmanager
-    def written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path} could not be written ({error.strerror}): make room or mend the file system; the same "
-                "command resumes the run from its last checkpoint"
-            ) from error

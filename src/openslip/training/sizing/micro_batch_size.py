@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openslip.distributed import from_first_rank, is_main_process, of_all_ranks
-from openslip.durable import write_text
+from openslip.durable import needed, write_text
 from openslip.terminal import say
 from openslip.training.microbatch import even_size, mixing_layers
 from openslip.training.pretrainer import Pretrainer
@@ -83,7 +83,8 @@ class MicroBatchSize(pl.Callback):
 
     def keep(self, size: int, local: int, device: str) -> None:
         choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
-        write_text(self.file, json.dumps(choice, indent=1) + "\n")
+        with needed(self.file):
+            write_text(self.file, json.dumps(choice, indent=1) + "\n")
         say(f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}")
 
     def count(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
