@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from openslip.data.class_names import label_order
 from openslip.data.source import Sample, Source
 from openslip.errors import UserError
 
@@ -10,13 +11,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class ImageFolder(Source):
-    """`ROOT/CLASS/*.jpg`; a label is the place of its class folder in alphabetical order."""
+    """`ROOT/CLASS/*.jpg`; a label is the place of its class folder: in alphabetical order, or in that of numbers."""
 
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
-        self.classnames = folder_names(root)
+        self.classes = folder_names(root)
         self.files = [
-            (path, label) for label, name in enumerate(self.classnames) for path in image_files(self.root / name)
+            (path, label) for label, name in enumerate(self.classes) for path in image_files(self.root / name)
         ]
         if not self.files:
             raise UserError(f"{root}: its class folders hold no image ({', '.join(SUFFIXES)})")
@@ -39,7 +40,7 @@ def folder_names(root: str) -> list[str]:
     path = Path(root)
     if not path.is_dir():
         raise UserError(f"{root}: no such folder; expected one folder per class with its images")
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = label_order(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{root}: no class folders; expected one folder per class with its images")
     return names

@@ -1,24 +1,26 @@
-"""ROOT/CLASS/*.jpg: a label is the place of its class folder in alphabetical order; a caption only by a template."""
+"""ROOT/CLASS/*.jpg: a label is the place of its class folder, by alphabet or number; a caption only by a template."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from openslip.data.class_names import words
 from openslip.data.convert.record import LeftOut, PictureFile, Record
 from openslip.data.sources.image_folder import folder_names, image_files
 from openslip.errors import UserError
 
 
-def records(root: Path, *, template: str | None = None) -> Iterator[Record | LeftOut]:
+def records(root: Path, *, template: str | None = None, underscores: str | None = None) -> Iterator[Record | LeftOut]:
     """Records in the order of labels, then of paths; keys begin with the class.
 
     Args:
         root: folder of the class folders.
-        template: such as "a photo of a {}.": makes a caption of the class folder's name, its underscores as spaces.
+        template: such as "a photo of a {}.": makes a caption of the class folder's name.
+        underscores: `keep` leaves those of folder names in captions; `space`, the default, reads each as a space.
     """
     if template is not None and "{}" not in template:
         raise UserError(f'--template {template!r}: expected {{}} in it for the class, as in "a photo of a {{}}."')
     for label, name in enumerate(folder_names(str(root))):
-        captions = () if template is None else (template.replace("{}", name.replace("_", " ")),)
+        captions = () if template is None else (template.replace("{}", words(name, underscores or "space")),)
         paths = image_files(root / name)
         if not paths:
             raise UserError(
