@@ -1,5 +1,6 @@
 """Communication between ranks; everything works the same without a process group."""
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,12 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process writes for all ranks; right before and after the process group exists."""
     return rank() == 0 if dist.is_available() and dist.is_initialized() else slurm.is_first_task()
+
+
+def notice(*lines: str) -> None:
+    """Write lines to stderr, once for all ranks."""
+    if lines and is_main_process():
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14

@@ -37,7 +37,7 @@ ALSO = {
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
-    ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames.path=NAMES"],
+    ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
 }
 
 
@@ -46,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Small stand-ins for collections that are not there."""
     folder = tmp_path_factory.mktemp("files")
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-    for name in ("ant", "bee"):
+    for name in ("n02206856", "n02219486"):  # bee and ant, by their WordNet ids: evaluation=imagenet knows no others
         (folder / "pictures" / "val" / name).mkdir(parents=True)
         picture.save(folder / "pictures" / "val" / name / "1.jpg")
     (folder / "names.txt").write_text("ant\nbee\n")

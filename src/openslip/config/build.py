@@ -12,7 +12,7 @@ from torch import nn
 
 from openslip.config.check import is_whole, lookup
 from openslip.data.view import View
-from openslip.errors import UserError, first_line
+from openslip.errors import NonFiniteError, UserError, first_line
 from openslip.evaluation.evaluation import Evaluation
 from openslip.inference.load import load
 from openslip.objectives.objective import Objective
@@ -104,8 +104,9 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
     sizes = {"vocab_size": tokenizer.vocab_size, "context_length": tokenizer.context_length}
     filled = {key: sizes[key] if key in sizes and value == "auto" else value for key, value in text_tower.items()}
     for key, size in sizes.items():
-        if filled.get(key, size) < size:
-            raise UserError(f"model.text_tower.{key}={filled[key]}: the tokenizer needs {size}; set it to auto")
+        given = filled.get(key, size)
+        if not is_whole(given) or given < size:
+            raise UserError(f"model.text_tower.{key}={given}: the tokenizer needs {size}; set it to auto")
     return {**config, "model": {**config["model"], "text_tower": filled}}
 
 
@@ -113,6 +114,10 @@ def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
     """Build the evaluations, each with the schedule of its config."""
     evaluations = {}
     for name, options in config.items():
+        if not isinstance(options, dict):
+            raise UserError(
+                f"evaluation.{name}={options}: expected its settings; ~evaluation.{name} leaves it out, evaluation=none all"
+            )
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
         evaluations[name] = build(arguments, f"evaluation.{name}")
         for key in SCHEDULE & options.keys():
@@ -142,6 +147,12 @@ def load_tower_weights(model: nn.Module, options: dict[str, dict[str, Any]], all
         if stored is None or tower is None:
             which = f"{path} has" if stored is None else "the model to be trained has"
             raise UserError(f"towers.{kind}.weights={path}: {which} no {kind} tower; set it to null")
+        for name, weight in stored.state_dict().items():
+            if not weight.isfinite().all():
+                raise NonFiniteError(
+                    f"towers.{kind}.weights={path}: its {kind} tower has NaN or infinite values in {name}; "
+                    "take another checkpoint"
+                )
         try:
             tower.load_state_dict(stored.state_dict())
         except RuntimeError as error:

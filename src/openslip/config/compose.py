@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from openslip.config.check import check_shapes
 from openslip.config.defaults import composed, is_choice, plain
+from openslip.config.evaluate import check_keys, spread_prompts
 from openslip.config.explain import explain
 from openslip.errors import UserError, first_line
 
@@ -44,6 +45,9 @@ def compose_config(
         config, choices = composed(name, overrides, folders)
         with open_dict(config):
             config.update(values or {})
+            if name == "eval":
+                check_keys(config, overrides)
+                spread_prompts(config)
         check_shapes(name, overrides, folders, plain(config, resolve=False))
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")
@@ -65,4 +69,6 @@ def parsed(override: str, folders: Sequence[Path]) -> str:
         if equals and is_choice(override, folders) and (value is None or isinstance(value, int | float)):
             raise UserError(f"{override}: expected the name of a file in configs/{key.partition('@')[0]}/")
         return candidate
+    if "{}" in text:
+        reason = f"in a list, text with {{}} needs quotes: '{key}=[\"a photo of a {{}}.\"]'"
     raise UserError(f"{override}: not of the form key=value ({reason})")
