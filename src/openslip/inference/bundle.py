@@ -39,9 +39,9 @@ class Bundle:
     origin: str | None = None
 
     def encode_image(
-        self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike]
+        self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike] | ImageLike
     ) -> Float[Tensor, "images embed"]:
-        """Unit-length float32 features of images.
+        """Unit-length float32 features of images; one image that is not in a list is refused.
 
         Args:
             images: one float tensor as `transform` makes it of each image, stacked; or a list of paths, files' bytes,

@@ -24,7 +24,7 @@ def is_one_image(images: object) -> bool:
     return isinstance(images, str | bytes | Path | Image.Image)
 
 
-def listed(images: Iterable[ImageLike]) -> list[ImageLike]:
+def listed(images: Iterable[ImageLike] | ImageLike) -> list[ImageLike]:
     """Images as a list, of any iterable; a batch of arrays or tensors counts as its images.
 
     Raises:
@@ -33,7 +33,7 @@ def listed(images: Iterable[ImageLike]) -> list[ImageLike]:
     if is_one_image(images):
         raise UserError(f"expected a list of images, got one {type(images).__name__}: write [image]")
     try:
-        return list(images)
+        return list(images)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
         raise UserError(f"expected a list of images, got {type(images).__name__}") from error
 
