@@ -53,7 +53,9 @@ def test_another_number_of_names_than_of_folders_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("names", [["dog", "cat", "red fox"], ["Red_Fox", "cat", "dog"], ["dog", "red fox", "pony"]])
 def test_the_folders_own_names_in_another_order_are_refused(tmp_path: Path, names: list[str]):
-    with pytest.raises(UserError, match=f"another order \\(folder cat would be {names[0]}; .*list them in the folders'"):
+    with pytest.raises(
+        UserError, match=f"another order \\(folder cat would be {names[0]}; .*list them in the folders'"
+    ):
         evaluation(write_folder(tmp_path, ["cat", "dog", "red_fox"]), classnames=names)
 
 
@@ -90,7 +92,12 @@ def test_all_of_imagenet_is_matched_in_label_order():
     names = class_names("imagenet", IDS)
     assert names.names == imagenet_classnames()
     assert (names.places, names.num_known) == (list(range(1000)), 1000)
-    assert (IDS[0], names.names[0], IDS[207], names.names[207]) == ("n01440764", "tench", "n02099601", "Golden Retriever")
+    assert (IDS[0], names.names[0], IDS[207], names.names[207]) == (
+        "n01440764",
+        "tench",
+        "n02099601",
+        "Golden Retriever",
+    )
 
 
 def test_folders_that_are_no_classes_of_imagenet_are_named():
@@ -155,7 +162,9 @@ def test_one_string_is_no_list_of_labels_and_generators_are_one():
         with pytest.raises(UserError, match="is one string, not a list"):
             class_embeddings(model.encode_text, *arguments)
     lists = ZeroShotClassifier(model, ["cat", "dog"], ["a {}.", "the {}."])
-    generators = ZeroShotClassifier(model, (name for name in ("cat", "dog")), (f"{word} {{}}." for word in ("a", "the")))
+    generators = ZeroShotClassifier(
+        model, (name for name in ("cat", "dog")), (f"{word} {{}}." for word in ("a", "the"))
+    )
     assert generators(Pictures(1)[0].image) == lists(Pictures(1)[0].image)
     assert evaluation(Pictures(3), classnames=iter(CLASSNAMES), templates=iter(["{}"])).classnames == CLASSNAMES
 

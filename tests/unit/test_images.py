@@ -113,9 +113,7 @@ def test_sigmoid_probabilities_are_those_of_the_formula():
     ranking = ZeroShotClassifier(model, LABELS, ["a {}."], probabilities="sigmoid")(file)
     cosines = model.similarity([file], [f"a {label}." for label in LABELS])[0].tolist()
     scale = math.exp(encoder.logit_scale.item())
-    expected = {
-        label: 1 / (1 + math.exp(1.5 - scale * cosine)) for label, cosine in zip(LABELS, cosines, strict=True)
-    }
+    expected = {label: 1 / (1 + math.exp(1.5 - scale * cosine)) for label, cosine in zip(LABELS, cosines, strict=True)}
     assert dict(ranking) == pytest.approx(expected, abs=1e-5)  # pyright: ignore
     assert [label for label, _ in ranking] == sorted(LABELS, key=lambda label: -expected[label])
     assert sum(expected.values()) != pytest.approx(1, abs=0.01)

@@ -57,7 +57,7 @@ def _call(function: Callable[..., Any], config: dict[str, Any], key: str, *argum
 
 def _error(error: BaseException, config: dict[str, Any], key: str) -> UserError:
     if isinstance(error, UserError):
-        named = str(error).partition("=")[0] in config  # it begins with an argument, whose full key is known here
+        named = re.split("[=:]", str(error))[0] in config  # it begins with an argument, whose full key is known here
         return type(error)(f"{key}.{error}") if key and named else error
     given = {name: value for name, value in config.items() if name not in ("_target_", "_partial_")}
     plain = [

@@ -46,7 +46,9 @@ def check_keys(config: Any, overrides: Sequence[str]) -> None:
         if key in default_config("train"):
             raise UserError(of_training(key))
         if any(word.lstrip("+").partition("=")[0].split(".")[0] == key for word in overrides if word.startswith("+")):
-            raise UserError(f"config key {key} is unknown and would be ignored; the known ones are in configs/eval.yaml")
+            raise UserError(
+                f"config key {key} is unknown and would be ignored; the known ones are in configs/eval.yaml"
+            )
 
 
 def of_training(key: str) -> str:

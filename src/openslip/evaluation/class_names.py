@@ -75,9 +75,7 @@ def match(names: list[str], folders: list[str] | None) -> tuple[list[int], list[
     ours, theirs = list(map(alike, folders)), list(map(alike, names))
     # A name that is another folder's, while that folder is not given it.
     crossed = [
-        i
-        for i, name in enumerate(theirs)
-        if name in ours and name != ours[i] and theirs[ours.index(name)] != name
+        i for i, name in enumerate(theirs) if name in ours and name != ours[i] and theirs[ours.index(name)] != name
     ]
     if crossed:
         shown = "; ".join(f"folder {folders[i]} would be {names[i]}" for i in crossed[:3])

@@ -28,7 +28,9 @@ class Evaluation(ABC):
 
     def headline(self, metrics: dict[str, float]) -> str:
         """One line that says what `run` returned."""
-        return f"{type(self).__name__}: " + ", ".join(f"{name} {with_unit(name, value)}" for name, value in metrics.items())
+        return f"{type(self).__name__}: " + ", ".join(
+            f"{name} {with_unit(name, value)}" for name, value in metrics.items()
+        )
 
 
 def with_unit(metric: str, value: float) -> str:

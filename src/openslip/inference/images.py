@@ -58,7 +58,11 @@ def to_image(image: ImageLike) -> Image.Image:
     if not isinstance(image, str | Path):
         kinds = "a path, a file's bytes, a PIL image, an array or a tensor"
         raise UserError(f"{type(image).__name__} is no image: expected {kinds}")
-    if not Path(image).is_file():
+    try:
+        is_file = Path(image).is_file()
+    except OSError as error:  # no permission, a name that is too long
+        raise UserError(f"image {image}: cannot be read ({error.strerror})") from error
+    if not is_file:
         raise UserError(f"image {image}: no such file")
     return open_image(Path(image), str(image))
 
