@@ -122,7 +122,7 @@ def test_sigmoid_probabilities_are_those_of_the_formula():
 
 
 def test_sigmoid_probabilities_need_a_bias():
-    with pytest.raises(UserError, match="need a model with a logit_bias, .*; DualEncoder has none: use softmax"):
+    with pytest.raises(UserError, match=r"need a model with a logit_bias, .*; DualEncoder has none: use softmax"):
         ZeroShotClassifier(bundle(dual_encoder()), LABELS, probabilities="sigmoid")
     with pytest.raises(UserError, match="probabilities=tanh: expected softmax or sigmoid"):
         ZeroShotClassifier(bundle(dual_encoder()), LABELS, probabilities="tanh")

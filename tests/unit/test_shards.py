@@ -15,10 +15,10 @@ from shard_files import jpeg, write_pairs, write_tar
 from webdataset.compat import WebDataset
 
 from openslip.data.captions.policy import CaptionFields, CaptionPolicy, FirstCaption, UniformCaption
+from openslip.data.class_names import label_order
 from openslip.data.index.index import Shard
 from openslip.data.remote.cache import ShardCache
 from openslip.data.sources import shards as shards_module
-from openslip.data.class_names import label_order
 from openslip.data.sources.image_folder import ImageFolder
 from openslip.data.sources.shards import ShardSource, expand
 from openslip.errors import DataError, UserError

@@ -116,7 +116,7 @@ def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
     for name, options in config.items():
         if not isinstance(options, dict):
             raise UserError(
-                f"evaluation.{name}={options}: expected its settings; ~evaluation.{name} leaves it out, evaluation=none all"
+                f"evaluation.{name}={options}: expected its settings; to leave it out, write ~evaluation.{name}"
             )
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
         evaluations[name] = build(arguments, f"evaluation.{name}")

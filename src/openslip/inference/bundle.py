@@ -74,9 +74,10 @@ class Bundle:
         if images.ndim == 3:
             raise UserError("expected a list of images, got one Tensor: write [image]")
         if shape[1:] != (3, size, size) or not images.is_floating_point() or not images.isfinite().all():
+            kind = str(images.dtype).removeprefix("torch.")
             raise UserError(
-                f"tensor of shape {list(shape)} and type {str(images.dtype).removeprefix('torch.')}: expected finite "
-                f"floats [images, 3, {size}, {size}] as bundle.transform makes them, or a list of images, of which {TENSOR}"
+                f"tensor of shape {list(shape)} and type {kind}: expected finite floats [images, 3, {size}, {size}] as "
+                f"bundle.transform makes them, or a list of images, of which {TENSOR}"
             )
         yield from images.split(BATCH_SIZE)
 
