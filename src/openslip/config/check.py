@@ -53,8 +53,8 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
         for part in value:
             yield from mismatches(f"{key}.{part}", value[part], default.get(part))
         return
-    if key.endswith((".classnames", ".templates")) and isinstance(value, str | list):
-        return  # a list, or what stands for one: a file or the name of one that ships
+    if key.endswith((".classnames", ".templates")) and isinstance(value, str) and "{}" not in value:
+        return  # what stands for a list: a file, or the name of one that ships
     example = f"e.g. {key}={default}"
     if isinstance(default, dict):
         first = next((name for name in default if name != "_target_"), "NAME")
