@@ -6,6 +6,7 @@ from pathlib import Path
 from openslip.data.class_names import words
 from openslip.data.convert.record import LeftOut, PictureFile, Record
 from openslip.data.sources.image_folder import folder_names, image_files
+from openslip.distributed import notice
 from openslip.errors import UserError
 
 
@@ -19,7 +20,10 @@ def records(root: Path, *, template: str | None = None, underscores: str | None 
     """
     if template is not None and "{}" not in template:
         raise UserError(f'--template {template!r}: expected {{}} in it for the class, as in "a photo of a {{}}."')
-    for label, name in enumerate(folder_names(str(root))):
+    classes = folder_names(str(root))
+    if template is not None and underscores is None and any("_" in name for name in classes):
+        notice("captions: `_` in folder names is read as a space (--underscores keep leaves it)")
+    for label, name in enumerate(classes):
         captions = () if template is None else (template.replace("{}", words(name, underscores or "space")),)
         paths = image_files(root / name)
         if not paths:
