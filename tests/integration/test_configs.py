@@ -100,6 +100,16 @@ def build_all(config: dict[str, Any]) -> None:
         build(callback)
 
 
+def test_null_in_place_of_settings_is_refused_by_its_key():
+    for key in ("vocab_size", "context_length"):
+        config, _ = compose_config("train", [f"model.text_tower.{key}=null"])
+        with pytest.raises(UserError, match=f"model.text_tower.{key}=None: the tokenizer needs [0-9]+; set it to auto"):
+            settled(config)
+    config, _ = compose_config("train", ["evaluation.builtin=null"])
+    with pytest.raises(UserError, match=r"evaluation\.builtin=None: expected its settings; .* ~evaluation\.builtin"):
+        build_evaluations(config["evaluation"])
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_builds(files: dict, monkeypatch: pytest.MonkeyPatch, group: str, option: str):
     monkeypatch.chdir(Path(files["folder"]))

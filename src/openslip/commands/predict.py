@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     num_ranked = 0
     results = json_printer() if options.json else bar_printer(labels)
     with writer(options.output, labels) if options.output else results as write:
-        for path, ranking in rank_each(classifier, paths, show_progress=bool(options.output)):
+        for path, ranking in rank_each(classifier, paths, show_progress=bool(options.output or not sys.stdout.isatty())):
             write(path, ranking)
             num_ranked += 1
     if options.output:
