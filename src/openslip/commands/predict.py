@@ -61,9 +61,10 @@ def main(arguments: list[str]) -> int:
     )
     paths, unusable = image_paths(options.images)
     num_ranked = 0
+    printed = options.output is None
     results = json_printer() if options.json else bar_printer(labels)
-    with writer(options.output, labels) if options.output else results as write:
-        for path, ranking in rank_each(classifier, paths, show_progress=bool(options.output or not sys.stdout.isatty())):
+    with results if printed else writer(options.output, labels) as write:
+        for path, ranking in rank_each(classifier, paths, show_progress=not (printed and sys.stdout.isatty())):
             write(path, ranking)
             num_ranked += 1
     if options.output:
