@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from openslip import slurm
+from openslip.terminal import notice
 
 
 def rank() -> int:
@@ -24,6 +25,13 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process writes for all ranks; right before and after the process group exists."""
     return rank() == 0 if dist.is_available() and dist.is_initialized() else slurm.is_first_task()
+
+
+def notice_once(*texts: str) -> None:
+    """Print texts on stderr, once for all ranks."""
+    if is_main_process():
+        for line in "\n".join(texts).splitlines():
+            notice(line)
 
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14

@@ -40,7 +40,7 @@ ALSO = {
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
-    ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames.path=NAMES"],
+    ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
 }
 
 
@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Small stand-ins for collections that are not there."""
     folder = tmp_path_factory.mktemp("files")
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-    for name in ("ant", "bee"):
+    for name in ("n02206856", "n02219486"):  # bee and ant, by their WordNet ids: evaluation=imagenet knows no others
         (folder / "pictures" / "val" / name).mkdir(parents=True)
         picture.save(folder / "pictures" / "val" / name / "1.jpg")
     (folder / "names.txt").write_text("ant\nbee\n")
@@ -101,6 +101,16 @@ def build_all(config: dict[str, Any]) -> None:
     build(config["optim"]["schedule"], warmup_steps=1, max_steps=2)
     for callback in config["callbacks"].values():
         build(callback)
+
+
+def test_null_in_place_of_settings_is_refused_by_its_key():
+    for key in ("vocab_size", "context_length"):
+        config, _ = compose_config("train", [f"model.text_tower.{key}=null"])
+        with pytest.raises(UserError, match=f"model.text_tower.{key}=None: the tokenizer needs [0-9]+; set it to auto"):
+            settled(config)
+    config, _ = compose_config("train", ["evaluation.builtin=null"])
+    with pytest.raises(UserError, match=r"evaluation\.builtin=None: expected its settings; .* ~evaluation\.builtin"):
+        build_evaluations(config["evaluation"])
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

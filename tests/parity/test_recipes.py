@@ -40,13 +40,14 @@ from openslip.config.defaults import composed, plain
 from openslip.config.search_path import config_folder
 from openslip.errors import UserError
 from openslip.inference.imagenet_prompts import imagenet_classnames
+from openslip.inference.prompts import texts_of
 from openslip.optim import param_groups
 
 MODELS = [f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", *SHAPES)]
 USERS = {  # what an option leaves for the user to say
     "webdataset": ["data.source.shards=SHARDS"],
     "folder": ["evaluation.folder.source.root=IMAGES"],
-    "shards": ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames.path=NAMES"],
+    "shards": ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
 }
 
 
@@ -205,7 +206,7 @@ def test_the_learning_rate_is_the_published_table():
 
 def test_imagenet_prompts_are_the_published_ones():
     templates = config_of("experiment=yfcc15m_clip_vits16_25ep")["evaluation"]["imagenet"]["templates"]
-    assert sorted(build(templates)) == sorted(BEST_TEMPLATES)
+    assert sorted(texts_of(templates, "templates")) == sorted(BEST_TEMPLATES)
     names = imagenet_classnames()
     assert len(names) == 1000
     assert {name for name in names if names.count(name) > 1} == {"missile", "sunglasses"}
@@ -259,8 +260,9 @@ def test_an_evaluation_of_a_checkpoint_is_the_published_one(name: str):
     config, _ = compose_config("eval", ["checkpoint=FILE", f"evaluation={name}", *USERS.get(name, [])])
     assert differences(config.pop("evaluation"), evaluation(name), "evaluation.") == {}
     as_in_the_run = {"transparency": None, "exif": None}
+    for_all = {"classnames": None, "templates": None}
     plain = {"checkpoint": "FILE", "device": "auto", "format": None, "output": None}
-    assert differences(config, plain | as_in_the_run) == {}
+    assert differences(config, plain | as_in_the_run | for_all) == {}
 
 
 @pytest.mark.parametrize("name", ["folder", "shards"])
@@ -281,7 +283,7 @@ def test_the_evaluation_of_eval_is_the_builtin_one():
         ("train", ["optim=adamw", "optim.weight_decay=0.1"], "optim.lr"),
         ("train", ["data=webdataset"], "data.source.shards"),
         ("train", ["evaluation=folder"], "evaluation.folder.source.root"),
-        ("train", ["evaluation=shards", USERS["shards"][0]], "evaluation.shards.classnames.path"),
+        ("train", ["evaluation=shards", USERS["shards"][0]], "evaluation.shards.classnames"),
         ("train", ["evaluation=shards", USERS["shards"][1]], "evaluation.shards.source.shards"),
         ("eval", [], "checkpoint"),
     ],

@@ -141,7 +141,7 @@ def test_an_array_evaluates_three_checkpoints(cluster: Cluster, place: Path):
         run = ["trainer.max_steps=10", f"seed={seed}", f"name=seed{seed}"]
         training = Training(place, *in_place(place, *run), log=f"seed{seed}.log")
         assert training.wait() == 0, training.said()
-    shards = [f"evaluation.shards.source.shards={place}/0.tar", f"evaluation.shards.classnames.path={place}/names.txt"]
+    shards = [f"evaluation.shards.source.shards={place}/0.tar", f"evaluation.shards.classnames={place}/names.txt"]
     settings = ["device=cpu", "evaluation=shards", *shards, "evaluation.shards.num_workers=0"]
     # A run's folder, its link to the newest checkpoint, and a checkpoint itself.
     checkpoints = [runs[0], f"{runs[1]}/checkpoints/last.ckpt", str(newest_whole(Path(runs[2]) / "checkpoints").path)]

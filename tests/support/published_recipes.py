@@ -288,13 +288,13 @@ EVALUATIONS: dict[str, Settings] = {
     "imagenet": {  # main.py: OpenAI's 1000 names and the 7 best templates
         **ZERO_SHOT,
         "source": {"_target_": "openslip.data.sources.image_folder.ImageFolder", "root": "data/imagenet/val"},
-        "classnames": {"_target_": "openslip.inference.imagenet_prompts.imagenet_classnames"},
-        "templates": {"_target_": "openslip.inference.imagenet_prompts.imagenet_templates", "count": 7},
+        "classnames": "imagenet",
+        "templates": "imagenet7",
     },
     "builtin": {
         **ZERO_SHOT,
         "source": builtin("unseen"),
-        "classnames": {"_target_": "openslip.data.sources.builtin.classnames"},
+        "classnames": None,
         "templates": [
             *("a {}.", "a photo of a {}.", "a picture of a {}.", "a drawing of a {}."),
             *("there is a {} here.", "this is a {}.", "a {} in the picture."),
@@ -313,14 +313,16 @@ EVALUATIONS: dict[str, Settings] = {
     "folder": {
         **ZERO_SHOT,
         "source": {"_target_": "openslip.data.sources.image_folder.ImageFolder", "root": "IMAGES"},
-        "classnames": {"_target_": "openslip.data.sources.image_folder.folder_names", "root": "IMAGES"},
+        "classnames": None,
         "templates": ["a photo of a {}."],
+        "underscores": "space",
     },
     "shards": {
         **ZERO_SHOT,
         "source": {"_target_": "openslip.data.sources.shards.ShardSource", "shards": "SHARDS", "require": "label"},
-        "classnames": {"_target_": "openslip.inference.prompts.read_lines", "path": "NAMES"},
+        "classnames": "NAMES",
         "templates": ["a photo of a {}."],
+        "underscores": "space",
     },
 }
 

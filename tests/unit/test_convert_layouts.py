@@ -313,6 +313,18 @@ def test_image_folder_writes_labels_and_captions_by_a_template(tmp_path: Path):
         b"a photo of a big cat.",
         b"a photo of a zebra.",
     }
+    run("image_folder", root, tmp_path / "kept", template="a photo of a {}.", underscores="keep")
+    assert b"a photo of a big_cat." in {sample["txt"] for sample in samples_of(tmp_path / "kept").values()}
+    with pytest.raises(UserError, match="underscores=dash: expected space"):
+        run("image_folder", root, tmp_path / "dash", template="a photo of a {}.", underscores="dash")
     (root / "empty").mkdir()
     with pytest.raises(UserError, match="would be class 1"):
         run("image_folder", root, tmp_path / "third")
+
+
+def test_image_folder_numbers_numeric_classes_by_their_number(tmp_path: Path):
+    for number in range(11):
+        put(tmp_path / "classes" / str(number) / f"p{number}.jpg", jpeg(number))
+    run("image_folder", tmp_path / "classes", tmp_path / "out")
+    labels = {key: sample["cls"] for key, sample in samples_of(tmp_path / "out").items()}
+    assert labels == {f"{number}/p{number}": str(number).encode() for number in range(11)}

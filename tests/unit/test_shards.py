@@ -16,6 +16,7 @@ from shard_files import jpeg, write_pairs, write_tar
 from webdataset.compat import WebDataset
 
 from openslip.data.captions.policy import CaptionFields, CaptionPolicy, FirstCaption, UniformCaption
+from openslip.data.class_names import label_order
 from openslip.data.index import build as index_build
 from openslip.data.index.index import Shard
 from openslip.data.remote.cache import ShardCache
@@ -375,7 +376,7 @@ def test_folders_are_classes_in_alphabetical_order(tmp_path: Path):
         (tmp_path / name / f"{number}.JPG").write_bytes(jpeg(number))
     (tmp_path / "ant" / "notes.txt").write_text("no image")
     source = ImageFolder(root=str(tmp_path))
-    assert source.classnames == ["ant", "cat", "zebra"]
+    assert source.classes == ["ant", "cat", "zebra"]
     assert [(source[place].label, source[place].image) for place in range(3)] == [
         (0, jpeg(1)),
         (1, jpeg(2)),
@@ -384,6 +385,30 @@ def test_folders_are_classes_in_alphabetical_order(tmp_path: Path):
     before = source.fingerprint
     (tmp_path / "ant" / "more.png").write_bytes(b"more")
     assert ImageFolder(root=str(tmp_path)).fingerprint != before
+
+
+def test_numeric_class_folders_sort_as_numbers(tmp_path: Path):
+    names = [str(number) for number in range(12)]
+    for name in (*names, ".cache"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(jpeg(0))
+    source = ImageFolder(root=str(tmp_path))
+    assert source.classes == names
+    assert [int(Path(source[place].key).parent.name) for place in range(12)] == list(range(12))
+    assert [source[place].label for place in range(12)] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [
+        (["10", "9", "009", "1"], ["1", "009", "9", "10"]),
+        (["10", "9", "b"], ["10", "9", "b"]),  # torchvision's order
+        (["2_dogs", "10_cats"], ["10_cats", "2_dogs"]),
+        (["-1", "10", "9"], ["-1", "10", "9"]),
+    ],
+)
+def test_only_whole_numbers_alone_sort_as_numbers(names: list[str], ordered: list[str]):
+    assert label_order(names) == ordered
 
 
 def test_a_folder_without_classes_or_images_is_an_error(tmp_path: Path):

@@ -35,7 +35,7 @@ def like(kind: type, **attributes: Any) -> Any:
 @pytest.mark.parametrize(("before", "after"), [(-0.5, 0.0), (0.5, 0.5), (3.0, 3.0), (4.7, 4.6052), (9.0, 4.6052)])
 def test_the_logit_scale_is_clamped_after_a_step(method: str, before: float, after: float):
     model, objective = small_model(method)
-    objective.max_logit_scale = 4.6052
+    objective.max_logit_scale = 4.6052  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         model.get_parameter("logit_scale").fill_(before)
     objective.after_step(model)

@@ -10,6 +10,7 @@ from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
 from openslip.durable import needed, refuse_unwritable, write_text
 from openslip.errors import UserError
+from openslip.evaluation.evaluation import with_unit
 from openslip.inference.load import load
 from openslip.terminal import notice, say
 
@@ -23,16 +24,17 @@ def main(arguments: list[str]) -> None:
     bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
     output = Path(config["output"] or default_output(config["checkpoint"], list(config["evaluation"])))
     writable = can_write(output, is_asked_for=config["output"] is not None)
-    results, lines = {}, []
+    results, notes, lines = {}, {}, []
     for name, evaluation in build_evaluations(config["evaluation"]).items():
-        sys.stdout.writelines(f"{name}: {line}\n" for line in evaluation.problems())
+        say(*(f"{name}: {line}" for line in evaluation.problems()))
         results[name] = evaluation.run(bundle)
+        notes[name] = evaluation.notes
         lines.append(evaluation.headline(results[name]))
 
-    show(results)
+    show(results, notes)
     say(*lines)
     if writable:
-        content = {"checkpoint": str(config["checkpoint"]), "metrics": results}
+        content = {"checkpoint": str(config["checkpoint"]), "metrics": results, "notes": notes}
         with needed(output, refusal=UserError, advice=ELSEWHERE):
             write_text(output, json.dumps(content, indent=1) + "\n")
         say(f"metrics: {output}")
@@ -60,10 +62,12 @@ def default_output(checkpoint: str, evaluations: list[str]) -> Path:
     return path / name if path.is_dir() else path.with_name(f"{path.stem}-{name}")
 
 
-def show(results: dict[str, dict[str, float]]) -> None:
-    """Print one row per metric."""
+def show(results: dict[str, dict[str, float]], notes: dict[str, dict[str, str]]) -> None:
+    """Print one row per metric and note."""
     table = Table("evaluation", "metric", "value")
     for name, metrics in results.items():
         for metric, value in metrics.items():
-            table.add_row(name, metric, f"{value:.2f}")
+            table.add_row(name, metric, with_unit(metric, value))
+        for note, text in notes[name].items():
+            table.add_row(name, note, text)
     Console().print(table)

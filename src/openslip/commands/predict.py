@@ -1,51 +1,202 @@
 """Which label fits an image: openslip predict a.jpg --checkpoint runs/NAME --labels "cat,dog"."""
 
 import argparse
+import csv
+import io
 import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from openslip.inference.classifier import ZeroShotClassifier
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from openslip.data.class_names import alike
+from openslip.data.listing import is_image, others_line, visible_files
+from openslip.durable import durable
+from openslip.errors import UserError
+from openslip.inference.bundle import BATCH_SIZE
+from openslip.inference.classifier import Ranking, ZeroShotClassifier
 from openslip.inference.load import load
-from openslip.inference.prompts import read_lines
-from openslip.terminal import say
+from openslip.inference.prompts import all_lines
+from openslip.terminal import notice, say
+
+FILES = (".csv", ".jsonl")
 
 
 def main(arguments: list[str]) -> int:
-    """Print each image's labels with their probabilities as bars, or as JSON."""
+    """Print each image's labels with their probabilities as bars or JSON, or write them to a file."""
     parser = argparse.ArgumentParser("openslip predict", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMG", help="image files")
+    parser.add_argument("images", nargs="+", metavar="IMG", help="image files, or folders of them")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one per line')
     parser.add_argument("--template", action="append", help='prompt such as "a {} in a movie."; may be repeated')
+    parser.add_argument(
+        "--probabilities",
+        choices=("softmax", "sigmoid"),
+        default="softmax",
+        help="softmax (default): they add up to 1; sigmoid: each label for itself, for models with a logit_bias",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
     parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
     parser.add_argument("--transparency", choices=("white", "ignore"), help="of images, if not as in the run")
     parser.add_argument("--exif", choices=("apply", "ignore"), help="orientation of images, if not as in the run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument(
+        "--output", type=Path, help="write a file: .csv (a row per image) or .jsonl (an object per image)"
+    )
     options = parser.parse_args(arguments)
 
-    labels = (
-        read_lines(options.labels[1:])
-        if options.labels.startswith("@")
-        else [label.strip() for label in options.labels.split(",") if label.strip()]
-    )
+    if options.output:
+        check_output(options.output)
+    labels = read_labels(options.labels)
     bundle = load(options.checkpoint, device=options.device, allow=options.allow, format=options.format)
     classifier = ZeroShotClassifier(
         bundle.reading(transparency=options.transparency, exif=options.exif),
         labels,
         options.template or ("a photo of a {}.",),
+        options.probabilities,
     )
-    rankings = classifier.rank(options.images)
-    if options.json:
-        found = [
-            {"image": image, "labels": [{"label": label, "probability": p} for label, p in ranking]}
-            for image, ranking in zip(options.images, rankings, strict=True)
-        ]
-        say(*json.dumps(found, indent=1).splitlines())
-        return 0
-    width = max(len(label) for label in labels)
-    for image, ranking in zip(options.images, rankings, strict=True):
-        say(image)
+    paths, unusable = image_paths(options.images)
+    num_ranked = 0
+    printed = options.output is None
+    results = json_printer() if options.json else bar_printer(labels)
+    with results if printed else writer(options.output, labels) as write:
+        for path, ranking in rank_each(classifier, paths, show_progress=not (printed and sys.stdout.isatty())):
+            write(path, ranking)
+            num_ranked += 1
+    if options.output:
+        say(f"{options.output}: {num_ranked} images")
+    num_bad = len(paths) - num_ranked
+    if num_bad and len(paths) > 1:
+        notice(f"error: {num_bad} of {len(paths)} images could not be read")
+    return 1 if num_bad or unusable else 0
+
+
+def read_labels(text: str) -> list[str]:
+    """Labels between commas or of a file; blank and repeated ones are dropped, and said."""
+    given = all_lines(text[1:]) if text.startswith("@") else [label.strip() for label in text.split(",")]
+    labels = [label for label in given if label]
+    kept = list({alike(label): label for label in reversed(labels)}.values())[::-1]
+    lines = []
+    if len(labels) < len(given):
+        lines.append(f"{len(given) - len(labels)} blank dropped")
+    if twice := [label for label in kept if sum(alike(label) == alike(other) for other in labels) > 1]:
+        lines.append(f"{', '.join(twice)} given several times and kept once")
+    if lines and kept:
+        notice(f"labels: {'; '.join(lines)}")
+    return kept
+
+
+def image_paths(arguments: list[str]) -> tuple[list[str], int]:
+    """Image files, those of folders in the order of their paths; and how many folders hold none."""
+    paths, without = [], 0
+    for argument in arguments:
+        folder = Path(argument)
+        if not folder.is_dir():
+            paths.append(argument)
+            continue
+        found = visible_files(folder, below=True)
+        files = [file for file in found if is_image(file)]
+        if others := [file for file in found if not is_image(file)]:
+            notice(f"{argument}: skipped {others_line(others, folder)}")
+        if not files:
+            notice(f"error: {argument}: the folder holds no image")
+            without += 1
+        paths += map(str, files)
+    return paths, without
+
+
+def rank_each(
+    classifier: ZeroShotClassifier, paths: list[str], *, show_progress: bool
+) -> Iterator[tuple[str, Ranking]]:
+    """Yield each image with its ranking; one that cannot be read is named on stderr, and the rest go on."""
+    bundle, starts = classifier.bundle, range(0, len(paths), BATCH_SIZE)
+    console = Console(stderr=True)
+    shown = show_progress and console.is_terminal
+    for start in track(starts, "images", console=console, transient=True, disable=not shown):
+        readable, images = [], []
+        for path in paths[start : start + BATCH_SIZE]:
+            try:
+                images.append(bundle.input(path))
+                readable.append(path)
+            except UserError as error:
+                notice(f"error: {error}")
+        if images:
+            yield from zip(readable, classifier.rank_features(bundle.encode_image(torch.stack(images))), strict=True)
+
+
+Write = Callable[[str, Ranking], None]
+
+
+@contextmanager
+def bar_printer(labels: list[str]) -> Iterator[Write]:
+    """Print an image's labels as bars."""
+    width = max(map(len, labels))
+
+    def write(path: str, ranking: Ranking) -> None:
+        say(path)
         for label, probability in ranking:
             say(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
-    return 0
+
+    yield write
+
+
+@contextmanager
+def json_printer() -> Iterator[Write]:
+    """Print one JSON list at the end."""
+    entries = []
+    yield lambda path, ranking: entries.append(as_json(path, ranking))
+    say(*json.dumps(entries, indent=1).splitlines())
+
+
+@contextmanager
+def writer(output: Path, labels: list[str]) -> Iterator[Write]:
+    """Write a CSV or JSON lines file, which is there once it is complete.
+
+    The columns of a CSV: `image`, the best `label`, its `probability`, and one per label.
+    """
+    try:
+        with durable(output) as file:
+
+            def write(path: str, ranking: Ranking) -> None:
+                probabilities = dict(ranking)
+                line = (
+                    json.dumps(as_json(path, ranking)) + "\n"
+                    if output.suffix == ".jsonl"
+                    else csv_line([path, *ranking[0], *(probabilities[label] for label in labels)])
+                )
+                file.write(line.encode("utf-8", "surrogateescape"))
+
+            if output.suffix == ".csv":
+                file.write(csv_line(["image", "label", "probability", *labels]).encode())
+            yield write
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be written ({error.strerror}); free space or choose another"
+        ) from error
+
+
+def check_output(output: Path) -> None:
+    """Refuse a file that cannot be written, before the work."""
+    if output.suffix not in FILES:
+        raise UserError(f"--output {output}: expected a name that ends in {' or '.join(FILES)}")
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK) or output.is_dir():
+        raise UserError(
+            f"--output {output}: cannot be written: expected a file in a folder that exists and is writable"
+        )
+
+
+def as_json(path: str, ranking: Ranking) -> dict:
+    return {"image": path, "labels": [{"label": label, "probability": p} for label, p in ranking]}
+
+
+def csv_line(cells: list) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()

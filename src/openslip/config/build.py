@@ -56,7 +56,7 @@ def _call(function: Callable[..., Any], config: dict[str, Any], key: str, *argum
 
 def _error(error: BaseException, config: dict[str, Any], key: str) -> UserError:
     if isinstance(error, UserError):
-        named = str(error).partition("=")[0] in config  # it begins with an argument, whose full key is known here
+        named = re.split("[=:]", str(error))[0] in config  # it begins with an argument, whose full key is known here
         return type(error)(f"{key}.{error}") if key and named else error
     given = {name: value for name, value in config.items() if name not in ("_target_", "_partial_")}
     plain = [
@@ -108,8 +108,9 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
     sizes = {"vocab_size": tokenizer.vocab_size, "context_length": tokenizer.context_length}
     filled = {key: sizes[key] if key in sizes and value == "auto" else value for key, value in text_tower.items()}
     for key, size in sizes.items():
-        if filled.get(key, size) < size:
-            raise UserError(f"model.text_tower.{key}={filled[key]}: the tokenizer needs {size}; set it to auto")
+        given = filled.get(key, size)
+        if not is_whole(given) or given < size:
+            raise UserError(f"model.text_tower.{key}={given}: the tokenizer needs {size}; set it to auto")
     return {**config, "model": {**config["model"], "text_tower": filled}}
 
 
@@ -117,6 +118,10 @@ def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
     """Build the evaluations, each with the schedule of its config."""
     evaluations = {}
     for name, options in config.items():
+        if not isinstance(options, dict):
+            raise UserError(
+                f"evaluation.{name}={options}: expected its settings; to leave it out, write ~evaluation.{name}"
+            )
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
         evaluations[name] = build(arguments, f"evaluation.{name}")
         for key in SCHEDULE & options.keys():

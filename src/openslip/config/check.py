@@ -47,13 +47,15 @@ def lookup(config: Any, key: str) -> Any:
 
 
 def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
-    """Yield where a value differs in shape from its default; null, `auto` and interpolations may stand for anything."""
+    """Yield where a value differs in shape from its default; null, `auto` and interpolations fit anything."""
     if any(x is None or (isinstance(x, str) and ("${" in x or x == "???")) for x in (value, default)):
         return
     if isinstance(default, dict) and isinstance(value, dict):
         for part in value:
             yield from mismatches(f"{key}.{part}", value[part], default.get(part))
         return
+    if key.endswith((".classnames", ".templates")) and isinstance(value, str) and "{}" not in value:
+        return  # what stands for a list: a file, or the name of one that ships
     example = f"e.g. {key}={default}"
     if isinstance(default, dict):
         first = next((name for name in default if name != "_target_"), "NAME")

@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from openslip.config.check import check_shapes
 from openslip.config.defaults import composed, plain
+from openslip.config.evaluate import check_keys, spread_prompts
 from openslip.config.explain import explain
 from openslip.config.words import readable, split_words
 from openslip.errors import UserError
@@ -33,6 +34,9 @@ def compose_config(
         config, choices = composed(name, overrides, folders)
         with open_dict(config):
             config.update(values or {})
+            if name == "eval":
+                check_keys(config, overrides)
+                spread_prompts(config)
         check_shapes(name, overrides, folders, plain(config, resolve=False))
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")

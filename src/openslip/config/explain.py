@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from openslip.config.defaults import default_config
+from openslip.config.evaluate import of_training
 from openslip.config.replaced import REPLACED
 from openslip.errors import first_line
 
@@ -32,12 +33,17 @@ def explain(error: Exception, name: str) -> str:
         key = path[1]
         if key.removeprefix("trainer.") in REPLACED and key.startswith("trainer."):
             return f"{key} is an argument of Lightning that is not used: {REPLACED[key.removeprefix('trainer.')]}"
+        of_train = default_config("train").keys() - default_config("eval").keys()
+        if name == "eval" and of_train & {key.split(".")[0], key.split(".")[-1]}:
+            return of_training(key)
         near = difflib.get_close_matches(key, list(dotted_keys(default_config(name))), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
         return f"config key {key} is unknown; {hint}"
     unfit = re.search(r"Error merging override (\S+)", message)
     if unfit:
         return f"{unfit[1]}: expected settings, each by its own key; see configs/"
+    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", message):
+        return f"{ambiguous[1]}={ambiguous[2]}: a list needs brackets, '{ambiguous[1]}=[{ambiguous[2]}]'"
     return first_line(error)
 
 

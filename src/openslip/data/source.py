@@ -1,6 +1,7 @@
 """Contract: a source is a dataset of samples with a length, a place for each, and a fingerprint."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,11 +33,13 @@ class Source(ABC):
         problems: what was skipped or repaired when the dataset was read, one line per kind.
         places: files and addresses that it reads, where a mixture must know which two sources share.
         expected_samples: of the published dataset, where that is known; some of it is often lost.
+        classes: what the dataset itself calls its labels, in their order, such as the names of class folders.
     """
 
     problems: tuple[str, ...] = ()
     places: frozenset[str] = frozenset()
     expected_samples: int | None = None
+    classes: Sequence[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -15,11 +15,13 @@ class Evaluation(ABC):
         every_n_epochs: how often training runs it; 0: at the end only. Set from the config's key of this name.
         every_n_steps: the same in steps.
         arrays: what the report shows of the last run, none of it of objects.
+        notes: what stands in the table beside the metrics, by its name there.
     """
 
     every_n_epochs: int = 0
     every_n_steps: int = 0
     arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - replaced, never filled
+    notes: dict[str, str] = {}  # noqa: RUF012 - as above
 
     @abstractmethod
     def run(self, bundle: Bundle) -> dict[str, float]:
@@ -31,7 +33,16 @@ class Evaluation(ABC):
 
     def headline(self, metrics: dict[str, float]) -> str:
         """One line that says what `run` returned."""
-        return f"{type(self).__name__}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        return f"{type(self).__name__}: " + ", ".join(
+            f"{name} {with_unit(name, value)}" for name, value in metrics.items()
+        )
+
+
+def with_unit(metric: str, value: float) -> str:
+    """A metric as people read it: counts whole, shares in per cent."""
+    if metric.startswith("num_"):
+        return f"{value:.0f}"
+    return f"{value:.2f} %" if metric.startswith(("top", "chance")) or metric.endswith("_acc") else f"{value:.4g}"
 
 
 def top1_line(title: str, metrics: dict[str, float]) -> str:

@@ -4,7 +4,6 @@ After `run`, `KNN.arrays` holds `labels` and `predictions`, int64 [N]: N test sa
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -43,6 +42,12 @@ class KNN(Evaluation):
             raise UserError(f"knn temperature={temperature}: expected more than 0 (0.07 in the paper)")
         if len(test) == 0:
             raise UserError("knn: the test source has no samples")
+        if train.classes and test.classes and list(train.classes) != list(test.classes):
+            other = sorted(set(train.classes) ^ set(test.classes)) or list(test.classes)
+            raise UserError(
+                f"knn: train and test have other classes ({len(train.classes)} and {len(test.classes)}; {other[0]} is "
+                "not in both), so that a label would mean one class here and another there: give both the same folders"
+            )
         self.title = title
         self.train = train
         self.test = test
@@ -75,7 +80,7 @@ class KNN(Evaluation):
         """Unit-length tower features and labels of a whole source."""
         features, labels = [], []
         for image, label in image_batches(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers):
-            features.append(F.normalize(bundle.model.image_tower(image), dim=-1))
+            features.append(bundle.unit(bundle.model.image_tower(image), "image"))
             labels.append(label)
         gathered = [gather_batches(rows, len(source), self.batch_size, bundle.device) for rows in (features, labels)]
         return gathered[0], gathered[1]

@@ -18,17 +18,22 @@ A attributes):
 | `attribute_values` | str [A, C] | only with `attributes`: every class's value |
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openslip.data.source import Source
+from openslip.distributed import notice_once
 from openslip.errors import UserError
+from openslip.evaluation.class_names import class_names
 from openslip.evaluation.evaluation import Evaluation, top1_line
 from openslip.evaluation.features import gather_batches, image_batches, text_features
 from openslip.inference.bundle import Bundle, evaluating
-from openslip.inference.prompts import check_prompts, class_embeddings
+from openslip.inference.prompts import class_embeddings, texts_of
 
 NUM_IMAGES = 16
 
@@ -42,15 +47,18 @@ class ZeroShot(Evaluation):
     Args:
         title: what the headline calls it.
         source: images with labels.
-        classnames: the name of every label.
-        templates: prompts, each with `{}` in the place of the name.
+        classnames: the name of every label: a list, a text file, `imagenet`, or None for what the source calls its
+            classes. Where the source has class folders the names are matched with them; ImageNet's 1000 names by the
+            folders' WordNet ids, so that a part of ImageNet is classified among its own classes.
+        templates: prompts, each with `{}` in the place of the name: a list, a text file, `imagenet7`, `imagenet80`.
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this one.
-        attributes: per attribute, every class's value.
+        attributes: per attribute, every class's value, in the order of `classnames`.
+        underscores: `space` reads `_` in class names as a space, `keep` leaves it.
 
     Raises:
-        UserError: here on names, templates or attributes of no use; in `run` on a label without a name, a sample
-            without a label, a model without a text tower.
+        UserError: here on names, templates or attributes of no use, or names that do not fit the class folders; in
+            `run` on a label without a name, a sample without a label, a model without a text tower.
     """
 
     def __init__(
@@ -58,30 +66,38 @@ class ZeroShot(Evaluation):
         *,
         title: str,
         source: Source,
-        classnames: list[str],
-        templates: list[str],
+        classnames: Iterable[Any] | str | Path | None,
+        templates: Iterable[Any] | str | Path,
         batch_size: int,
         num_workers: int,
         attributes: dict[str, list[str]] | None = None,
+        underscores: str = "space",
     ) -> None:
-        check_prompts(classnames, templates)
+        classes = class_names(classnames, source.classes, underscores)
         if len(source) == 0:
             raise UserError("zero-shot: the source has no samples")
         for name, values in (attributes or {}).items():
-            if len(values) != len(classnames):
+            if len(values) != classes.num_given:
                 raise UserError(
-                    f"attribute {name!r} has {len(values)} values for {len(classnames)} classes: expected one per class"
+                    f"attribute {name!r} has {len(values)} values for {classes.num_given} classes: expected one per "
+                    "class"
                 )
         self.title = title
         self.source = source
-        self.classnames = classnames
-        self.templates = templates
+        self.classnames = classes.names
+        self.templates = texts_of(templates, "templates")
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.attributes = attributes or {}
+        self.attributes = {
+            name: [values[place] for place in classes.places] for name, values in (attributes or {}).items()
+        }
+        if len(classes.names) < classes.num_known:
+            self.notes = {"classes": f"{len(classes.names)} of {classes.num_known}"}
+        notice_once(*(f"{title}: {line}" for line in classes.notices))
 
     def headline(self, metrics: dict[str, float]) -> str:
-        return top1_line(self.title, metrics)
+        line = top1_line(self.title, metrics)
+        return f"{line}, {self.notes['classes']} classes" if self.notes else line
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
@@ -116,10 +132,10 @@ class ZeroShot(Evaluation):
         with evaluating(bundle.model, bundle.device):
             for image, label in batches:
                 self.check_labels(label)
-                cosines = F.normalize(bundle.model.encode_image(image), dim=-1) @ classes.T  # [B, C]
+                cosines = bundle.unit(bundle.model.encode_image(image), "image") @ classes.T  # [B, C]
                 best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :num_top]
                 top.append(best)
-                probabilities.append((cosines * bundle.model.logit_scale.exp()).softmax(dim=1).gather(1, best))
+                probabilities.append((cosines * bundle.scale()).softmax(dim=1).gather(1, best))
                 labels.append(label)
             gathered = [
                 gather_batches(rows, len(self.source), self.batch_size, bundle.device).cpu().numpy()

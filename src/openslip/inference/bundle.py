@@ -1,24 +1,21 @@
 """Contract: a bundle is a model with all that belongs to it, as every evaluation, export and classifier takes it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from openslip.data.image.eval_transform import EvalTransform
-from openslip.errors import UserError
+from openslip.errors import NonFiniteError, UserError
+from openslip.inference.images import TENSOR, ImageLike, listed, to_image
 from openslip.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
-
-ImageLike = str | Path | bytes | Image.Image
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class Bundle:
         transform: image to model input, as in evaluation.
         architecture: the plain fields from which the model was built.
         device: where the model lies.
+        origin: the file or folder that the model was loaded from; None while it is trained.
     """
 
     model: Any
@@ -38,23 +36,56 @@ class Bundle:
     transform: EvalTransform
     architecture: dict[str, Any]
     device: torch.device
+    origin: str | None = None
 
     def encode_image(
-        self, images: Float[Tensor, "images 3 height width"] | Sequence[ImageLike]
+        self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike] | ImageLike
     ) -> Float[Tensor, "images embed"]:
-        """Unit-length float32 features of images, given as transformed tensors, paths, bytes or PIL images."""
-        if isinstance(images, str | bytes | Path):
-            raise UserError(f"expected a list of images, got one {type(images).__name__}: write [image]")
+        """Unit-length float32 features of images; one image that is not in a list is refused.
+
+        Args:
+            images: one float tensor as `transform` makes it of each image, stacked; or a list of paths, files' bytes,
+                PIL images, uint8 arrays [height, width, 3], or tensors [3, height, width], uint8 or floats from 0 to 1.
+
+        Raises:
+            UserError: an image of another form, or one that cannot be read.
+            NonFiniteError: the model's features are not finite.
+        """
+        batches = self.transformed(images) if isinstance(images, Tensor) else self.transform_all(listed(images))
         features = []
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = images[start : start + BATCH_SIZE]
-            if not isinstance(batch, Tensor):
-                batch = torch.stack([to_input(self.transform, image) for image in batch])
+        for batch in batches:
             with evaluating(self.model, self.device):
-                features.append(F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1))
+                features.append(self.unit(self.model.encode_image(batch.to(self.device)), "image"))
+        if not features:
+            raise UserError("no images to encode: expected at least one")
         return torch.cat(features)
 
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
+    def transform_all(self, images: Sequence[ImageLike]) -> Iterator[Float[Tensor, "batch 3 height width"]]:
+        """Yield batches of transformed images."""
+        for start in range(0, len(images), BATCH_SIZE):
+            yield torch.stack([self.input(image) for image in images[start : start + BATCH_SIZE]])
+
+    def input(self, image: ImageLike) -> Float[Tensor, "3 size size"]:
+        """The model's input of one image."""
+        return self.transform(to_image(image, self.transform.to_rgb))
+
+    def transformed(self, images: Tensor) -> Iterator[Float[Tensor, "batch 3 height width"]]:
+        """Yield batches of a stacked tensor, checked."""
+        size, shape = self.transform.size, tuple(images.shape)
+        if images.ndim == 4 and images.dtype == torch.uint8:
+            yield from self.transform_all(listed(images))
+            return
+        if images.ndim == 3:
+            raise UserError("expected a list of images, got one Tensor: write [image]")
+        if shape[1:] != (3, size, size) or not images.is_floating_point() or not images.isfinite().all():
+            kind = str(images.dtype).removeprefix("torch.")
+            raise UserError(
+                f"tensor of shape {list(shape)} and type {kind}: expected finite floats [images, 3, {size}, {size}] as "
+                f"bundle.transform makes them, or a list of images, of which {TENSOR}"
+            )
+        yield from images.split(BATCH_SIZE)
+
+    def encode_text(self, texts: Iterable[str]) -> Float[Tensor, "texts embed"]:
         """Unit-length float32 features of texts, in their order.
 
         Texts are encoded in the order of their lengths and cut to the longest of their batch, so that little padding
@@ -65,17 +96,18 @@ class Bundle:
         """
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the string {texts[:40]!r}: write [{texts[:40]!r}]")
-        ids, lengths = self.need_tokenizer().encode(texts)
+        ids, lengths = self.need_tokenizer().encode(list(texts))
         order = lengths.argsort(stable=True)
         features = []
         for rows in order.split(BATCH_SIZE):
             trimmed = ids[rows, : int(lengths[rows].max())]
             with evaluating(self.model, self.device):
-                features.append(F.normalize(self.model.encode_text(trimmed.to(self.device), lengths[rows]), dim=-1))
+                encoded = self.model.encode_text(trimmed.to(self.device), lengths[rows])
+                features.append(self.unit(encoded, "text"))
         return torch.cat(features)[order.argsort().to(self.device)]
 
     def similarity(
-        self, images: Float[Tensor, "images 3 height width"] | Sequence[ImageLike], texts: Sequence[str]
+        self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike], texts: Iterable[str]
     ) -> Float[Tensor, "images texts"]:
         """Cosines between images and texts, from -1 to 1."""
         return self.encode_image(images) @ self.encode_text(texts).T
@@ -85,6 +117,54 @@ class Bundle:
         settings = self.transform.settings()
         settings |= {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
         return replace(self, transform=EvalTransform(**settings))
+
+    def unit(self, features: Float[Tensor, "rows width"], tower: str) -> Float[Tensor, "rows width"]:
+        """Features at unit length.
+
+        Args:
+            features: of the model.
+            tower: `image` or `text`, for the message.
+
+        Raises:
+            NonFiniteError: NaN, infinite or too large: every comparison with them would mean nothing.
+        """
+        if not features.norm(dim=-1).isfinite().all():
+            raise NonFiniteError(f"{self.name()}: its {tower} features are not finite ({self.why_not_finite()})")
+        return F.normalize(features, dim=-1)
+
+    def scale(self) -> Float[Tensor, ""]:
+        """exp(logit_scale), the factor on cosines; refused where it is not finite."""
+        scale = self.model.logit_scale.detach().exp()
+        if not scale.isfinite().all():
+            raise NonFiniteError(f"{self.name()}: exp(logit_scale) is {scale.item()}: expected a number, 100 at most")
+        return scale
+
+    def bias(self) -> Float[Tensor, ""]:
+        """What a model of independent probabilities, such as SigLIP's, adds to its logits.
+
+        Raises:
+            UserError: the model has no `logit_bias`.
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        if bias is None:
+            raise UserError(
+                f"{self.name()}: sigmoid probabilities need a model with a logit_bias, trained with a sigmoid loss; "
+                f"{type(self.model).__name__} has none: use softmax"
+            )
+        if not bias.isfinite().all():
+            raise NonFiniteError(f"{self.name()}: logit_bias is {bias.item()}: expected a number")
+        return bias.detach()
+
+    def name(self) -> str:
+        """What errors call the model."""
+        return f"checkpoint {self.origin}" if self.origin else type(self.model).__name__
+
+    def why_not_finite(self) -> str:
+        """The weight that explains features which are not finite, as far as one does."""
+        for name, weight in self.model.state_dict().items():
+            if not weight.isfinite().all():
+                return f"NaN or infinite values in {name}: the file is damaged or its training diverged; use another"
+        return "its weights are finite but too large: its training diverged; use an earlier checkpoint"
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer, or an error where the model has no text tower."""
@@ -118,17 +198,3 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = allow_tf32
         for module, training in modes:
             module.training = training
-
-
-def to_input(transform: EvalTransform, image: ImageLike) -> Float[Tensor, "3 size size"]:
-    """The model's input of a path, a file's bytes or a PIL image."""
-    if isinstance(image, Image.Image):
-        try:
-            return transform(image)
-        except UserError as error:
-            raise UserError(f"image: {error}") from error
-    if isinstance(image, bytes):
-        return transform.read(image, "image")
-    if not Path(image).is_file():
-        raise UserError(f"image {image}: no such file")
-    return transform.read(image, str(image))

@@ -47,7 +47,7 @@ def load(
     finally:
         peek.cache_clear()
     bundle.model.float().eval().to(place)
-    return Bundle(bundle.model, bundle.tokenizer, bundle.transform, bundle.architecture, place)
+    return Bundle(bundle.model, bundle.tokenizer, bundle.transform, bundle.architecture, place, str(path))
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:

@@ -1,19 +1,29 @@
 """Class names, templates, and class vectors made of them. Radford et al. 2021, arXiv:2103.00020, 3.1.4."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from openslip.data.class_names import alike
 from openslip.errors import UserError
+from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
+
+LISTS = {  # what a config may write in place of a list
+    "classnames": {"imagenet": imagenet_classnames},
+    "templates": {"imagenet7": lambda: imagenet_templates(7), "imagenet80": lambda: imagenet_templates(80)},
+}
+EXAMPLES = {"templates": "a photo of a {}."}
 
 
 def class_embeddings(
     encode_text: Callable[[list[str]], Float[Tensor, "texts embed"]],
-    classnames: Sequence[str],
-    templates: Sequence[str],
+    classnames: Iterable[str | int],
+    templates: Iterable[str | int],
 ) -> Float[Tensor, "classes embed"]:
     """One unit vector per class: its prompts' unit vectors, averaged and normalised again.
 
@@ -23,26 +33,72 @@ def class_embeddings(
         templates: prompts with `{}` in the place of the name.
 
     Raises:
-        UserError: no class, no template, or a template without `{}`.
+        UserError: no class, no template, a template without `{}`, or one string in place of a list.
     """
-    check_prompts(classnames, templates)
-    features = encode_text([template.replace("{}", name) for name in classnames for template in templates])
-    return F.normalize(features.view(len(classnames), len(templates), -1).mean(dim=1), dim=-1)
+    names, prompts = texts(classnames, "classnames"), texts(templates, "templates")
+    features = encode_text([prompt.replace("{}", name) for name in names for prompt in prompts])
+    return F.normalize(features.view(len(names), len(prompts), -1).mean(dim=1), dim=-1)
 
 
-def check_prompts(classnames: Sequence[str], templates: Sequence[str]) -> None:
-    """Refuse what no prompt can be made of.
+def texts(values: Iterable[Any], key: str) -> list[str]:
+    """Class names, labels or templates as a list of text, of any iterable that has an order.
+
+    Args:
+        values: whole numbers count as text, for a command line reads `[0,1]` as numbers.
+        key: what errors call them: `classnames`, `labels` or `templates`.
 
     Raises:
-        UserError: no class, no template, or a template without `{}`.
+        UserError: none, one string, whose letters would be taken one by one, no order, a blank, a template without
+            `{}`, or what is no text.
     """
-    if not classnames:
-        raise UserError("classnames is empty: expected the name of every class, in the order of the labels")
-    if not templates:
-        raise UserError("templates is empty: expected at least one, such as 'a photo of a {}.'")
-    for template in templates:
-        if "{}" not in template:
-            raise UserError(f"template {template!r} has no {{}} for the class name: write it like 'a photo of a {{}}.'")
+    example = EXAMPLES.get(key, "cat")
+    if isinstance(values, str | bytes):
+        given = values if isinstance(values, str) else values.decode(errors="replace")
+        parts = [given] if "{}" in given else [part.strip() for part in given.split(",") if part.strip()]
+        raise UserError(f"{key}={given[:60]!r} is one string, not a list: write {parts[:5] or [example]}")
+    if isinstance(values, Mapping | Set):
+        kind = type(values).__name__
+        raise UserError(f"{key} is a {kind}: expected a list, in the order of the labels, such as [{example!r}]")
+    listed = list(values)
+    if not listed:
+        raise UserError(f"{key} is empty: expected at least one, such as {example!r}")
+    for place, value in enumerate(listed):
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise UserError(f"{key}[{place}] is {value!r}: expected text; in a config, put it in quotes")
+        if not str(value).strip():
+            raise UserError(f"{key}[{place}] is blank: expected text, such as {example!r}")
+        if key == "templates" and "{}" not in str(value):
+            raise UserError(f"template {value!r} has no {{}} for the class name: write it like {example!r}")
+    return [str(value) for value in listed]
+
+
+def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
+    """Class names or templates as a config gives them: a list, a text file, or the name of a list that ships.
+
+    Raises:
+        UserError: neither, or what `texts` or `read_lines` refuse.
+    """
+    if not isinstance(value, str | Path):
+        return texts(value, key)
+    if str(value) in LISTS[key]:
+        return LISTS[key][str(value)]()
+    file = Path(value).expanduser()
+    if not file.is_file():
+        if "{}" in str(value):
+            raise UserError(f"{key}={value} is one string, not a list: write {key}=['{value}']")
+        known = " or ".join(LISTS[key])
+        raise UserError(
+            f"{key}={value}: no such file; expected a text file with one a line, {known}, or a list such as "
+            f"[{value if ',' in str(value) else EXAMPLES.get(key, 'cat,dog')!s}]"
+        )
+    return texts(read_lines(file), key)
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Names that stand more than once, whatever their case, white space and underscores, in their first spelling."""
+    counts = Counter(map(alike, names))
+    first = {alike(name): name for name in reversed(names)}
+    return [first[key] for key, count in counts.items() if count > 1]
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -51,16 +107,21 @@ def read_lines(path: str | Path) -> list[str]:
     Raises:
         UserError: the file is missing, not UTF-8 text, empty, or has a blank line between others.
     """
-    try:
-        content = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8, one name a line") from error
-    lines = [line.strip() for line in content.rstrip().split("\n")]
+    lines = all_lines(path)
     if lines == [""]:
         raise UserError(f"{path}: the file is empty: expected one name a line")
     if "" in lines:
         # Skipped in silence, it would either hide a lost name or shift every label behind it.
         raise UserError(f"{path}: line {lines.index('') + 1} is blank: expected one name a line")
     return lines
+
+
+def all_lines(path: str | Path) -> list[str]:
+    """The lines of a text file, stripped, without blank ones at its end."""
+    try:
+        content = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8, one name a line") from error
+    return [line.strip() for line in content.rstrip().split("\n")]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openslip.errors import UserError
+from openslip.errors import NonFiniteError, UserError
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.load import load
 from openslip.models.tower import Tower
@@ -70,6 +70,7 @@ class InitialWeights:
         bundle = load(path, allow=self.allow)
         stored, wanted = children(bundle.model), children(self.model)
         shared = [kind for kind in wanted if kind in stored]
+        refuse_non_finite(bundle.model, key)
         lacking = self.model.state_dict().keys() - bundle.model.state_dict().keys() - {"logit_bias"}
         if lacking or bundle.model.state_dict().keys() - self.model.state_dict().keys():
             raise UserError(
@@ -93,6 +94,7 @@ class InitialWeights:
         if stored is None or tower is None:
             which = f"{path} has" if stored is None else "the model to be trained has"
             raise UserError(f"{key}: {which} no {kind} tower; set it to null")
+        refuse_non_finite(stored, f"{key}: its {kind} tower")
         self.fit(stored, tower, kind, key)
         self.copy(stored, tower, f"{key}: its {kind} tower is another one")
         self.compare(bundle, stored, tower, kind, key)
@@ -129,11 +131,11 @@ class InitialWeights:
         if kind == "text":
             self.compare_tokenizers(bundle.tokenizer, key)
         elif kind == "image":
-            theirs: Mapping[str, Any] = bundle.transform.settings()
+            settings: Mapping[str, Any] = bundle.transform.settings()
             self.notices += [
-                f"{key}: it was trained with {name}={theirs[name]}, this run has {name}={self.transform[name]}"
+                f"{key}: it was trained with {name}={settings[name]}, this run has {name}={self.transform[name]}"
                 for name in ("mean", "std")
-                if theirs[name] != self.transform[name]
+                if settings[name] != self.transform[name]
             ]
         inputs = self.probe(kind)
         cpu = torch.device("cpu")
@@ -169,6 +171,13 @@ class InitialWeights:
             return ids[:, : int(lengths.max())], lengths
         size = self.transform["size"]
         return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+
+def refuse_non_finite(stored: nn.Module, who: str) -> None:
+    """Refuse weights with which every loss would be NaN."""
+    for name, weight in stored.state_dict().items():
+        if not weight.isfinite().all():
+            raise NonFiniteError(f"{who} has NaN or infinite values in {name}; take another checkpoint")
 
 
 def children(model: nn.Module) -> dict[str, nn.Module]:

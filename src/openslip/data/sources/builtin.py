@@ -82,7 +82,9 @@ def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
         raise UserError(f"data split {split!r} of the built-in set: expected one of {', '.join(NUM_IMAGES)}")
     folder = write(Path(root), shuffle_captions=shuffle_captions)
     shards = sorted(str(path) for path in folder.glob(f"{split}-*.tar"))
-    return ShardSource(shards=shards, require="caption" if split == "train" else "label")
+    source = ShardSource(shards=shards, require="caption" if split == "train" else "label")
+    source.classes = classnames()
+    return source
 
 
 def combinations() -> list[Combination]:

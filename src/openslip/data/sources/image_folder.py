@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from openslip.data.class_names import label_order
 from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.data.listing import is_hidden, is_image, others_line, visible_files
 from openslip.data.source import Sample, Source
@@ -11,12 +12,12 @@ from openslip.regular_file import regular_file
 
 
 class ImageFolder(Source):
-    """`ROOT/CLASS/*.jpg`; a label is the place of its class folder in alphabetical order."""
+    """`ROOT/CLASS/*.jpg`; a label is the place of its class folder: in alphabetical order, or in that of numbers."""
 
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
-        self.classnames = folder_names(root)
-        self.files, self.problems = class_files(self.root, self.classnames)
+        self.classes = folder_names(root)
+        self.files, self.problems = class_files(self.root, self.classes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -36,7 +37,7 @@ def folder_names(root: str) -> list[str]:
     path = Path(root)
     if not path.is_dir():
         raise UserError(f"{root}: no such folder; expected one folder per class with its images")
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    names = label_order(entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not names:
         raise UserError(f"{root}: no class folders; expected one folder per class with its images")
     return names

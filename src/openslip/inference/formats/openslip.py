@@ -17,7 +17,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_tokenizer, build_with
 from openslip.inference.bundle import Bundle
-from openslip.inference.files import peek
+from openslip.inference.files import peek, unwrapped
 from openslip.inference.files import write as write_file
 from openslip.text.tokenizer import Tokenizer
 

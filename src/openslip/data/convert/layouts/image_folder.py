@@ -1,26 +1,30 @@
-"""ROOT/CLASS/*.jpg: a label is the place of its class folder in alphabetical order; a caption only by a template."""
+"""ROOT/CLASS/*.jpg: a label is the place of its class folder, by alphabet or number; a caption only by a template."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from openslip.data.class_names import words
 from openslip.data.convert.record import LeftOut, PictureFile, Record
 from openslip.data.sources.image_folder import class_files, folder_names
+from openslip.distributed import notice_once
 from openslip.errors import UserError
 
 
-def records(root: Path, *, template: str | None = None) -> Iterator[Record | LeftOut]:
+def records(root: Path, *, template: str | None = None, underscores: str | None = None) -> Iterator[Record | LeftOut]:
     """Records in the order of labels, then of paths; keys begin with the class.
 
     Args:
         root: folder of the class folders.
-        template: such as "a photo of a {}.": makes a caption of the class folder's name, its underscores as spaces.
+        template: such as "a photo of a {}.": makes a caption of the class folder's name.
+        underscores: `keep` leaves those of folder names in captions; `space`, the default, reads each as a space.
     """
     if template is not None and "{}" not in template:
         raise UserError(f'--template {template!r}: expected {{}} in it for the class, as in "a photo of a {{}}."')
     names = folder_names(str(root))
     files, skipped = class_files(root, names)
-    sys.stderr.writelines(f"{root}: skipped {line}\n" for line in skipped)
+    notice_once(*(f"{root}: skipped {line}" for line in skipped))
+    if template is not None and underscores is None and any("_" in name for name in names):
+        notice_once("captions: `_` in folder names is read as a space (--underscores keep leaves it)")
     for path, label in files:
-        captions = () if template is None else (template.replace("{}", names[label].replace("_", " ")),)
+        captions = () if template is None else (template.replace("{}", words(names[label], underscores or "space")),)
         yield Record(str(path.relative_to(root).with_suffix("")), PictureFile(str(path)), captions, label)

@@ -1,0 +1,41 @@
+"""ImageNet's classes by their WordNet ids, which is what ImageNet's folders are called; the table comes with timm."""
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+from openslip.errors import UserError
+from openslip.inference.imagenet_prompts import imagenet_classnames
+
+
+@cache
+def imagenet_ids() -> dict[str, int]:
+    """The label of each of ImageNet-1k's 1000 WordNet ids (`n01440764`: 0)."""
+    package = importlib.util.find_spec("timm")  # importing timm itself takes seconds
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "data" / "_info" / "imagenet_synsets.txt"
+    if not path.is_file():
+        raise UserError(f"{path}: not there, but ImageNet's WordNet ids are read from it: pip install -U timm")
+    return {identifier: label for label, identifier in enumerate(path.read_text().split())}
+
+
+def are_ids(names: list[str]) -> bool:
+    """Whether all of these are WordNet ids, of ImageNet-1k's classes or others."""
+    return all(re.fullmatch(r"n\d{8}", name) for name in names)
+
+
+def imagenet_names(ids: list[str]) -> list[str]:
+    """CLIP's names of ImageNet-1k's classes by their WordNet ids.
+
+    Raises:
+        UserError: an id of another class, of which no name is known.
+    """
+    labels, names = imagenet_ids(), imagenet_classnames()
+    if unknown := [identifier for identifier in ids if identifier not in labels]:
+        raise UserError(
+            f"classnames: {unknown[0]} is a WordNet id, but none of ImageNet-1k's: give the names in the order of the "
+            "class folders, classnames=FILE"
+        )
+    return [names[labels[identifier]] for identifier in ids]

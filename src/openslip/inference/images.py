@@ -1,0 +1,105 @@
+"""Images in the forms in which callers have them, as RGB."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openslip.data.image.decode import AS_USUAL, MAX_PIXELS, open_image
+from openslip.data.image.rgb import ToRgb
+from openslip.errors import UserError
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+ARRAY = "an array of an image is uint8 [height, width, 3], RGB"
+TENSOR = "a tensor of an image is [3, height, width], RGB, uint8 or floats from 0 to 1"
+
+
+def is_one_image(images: object) -> bool:
+    """Whether this is an image, and no list or batch of them."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim == 3 or (images.ndim == 2 and images.dtype != object)
+    return isinstance(images, str | bytes | Path | Image.Image)
+
+
+def listed(images: Iterable[ImageLike] | ImageLike) -> list[ImageLike]:
+    """Images as a list, of any iterable; a batch of arrays or tensors counts as its images.
+
+    Raises:
+        UserError: one image in place of a list, or what holds no images.
+    """
+    if is_one_image(images):
+        raise UserError(f"expected a list of images, got one {type(images).__name__}: write [image]")
+    try:
+        return list(images)  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise UserError(f"expected a list of images, got {type(images).__name__}") from error
+
+
+def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
+    """An RGB image of a path, a file's bytes, a PIL image, an array or a tensor.
+
+    Raises:
+        UserError: no such file, no image, or an array or tensor of another shape, type or range.
+    """
+    if isinstance(image, Image.Image):
+        return loaded(image, to_rgb)
+    if isinstance(image, bytes):
+        return open_image(image, "image", to_rgb)
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(np.ascontiguousarray(check_array(image)))
+    if isinstance(image, Tensor):
+        pixels = check_tensor(image.detach()).cpu()
+        if pixels.is_floating_point():
+            pixels = pixels.float().mul(255).round().to(torch.uint8)
+        return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    if not isinstance(image, str | Path):
+        kinds = "a path, a file's bytes, a PIL image, an array or a tensor"
+        raise UserError(f"{type(image).__name__} is no image: expected {kinds}")
+    try:
+        is_file = Path(image).is_file()
+    except OSError as error:  # no permission, a name that is too long
+        raise UserError(f"image {image}: cannot be read ({error.strerror})") from error
+    if not is_file:
+        raise UserError(f"image {image}: no such file")
+    return open_image(Path(image), str(image), to_rgb)
+
+
+def loaded(image: Image.Image, to_rgb: ToRgb) -> Image.Image:
+    """A PIL image in RGB; what Pillow opened, it has not decoded yet."""
+    name = getattr(image, "filename", "") or "PIL image"
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{name}: {image.width} x {image.height}, more than {MAX_PIXELS:,} pixels are refused")
+    try:
+        image.load()
+        return to_rgb(image)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        raise UserError(f"{name}: cannot be decoded ({error}); replace or remove it") from error
+
+
+def check_array(image: np.ndarray) -> np.ndarray:
+    """Refuse an array that is no image as `ARRAY` says."""
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+        hint = "; transpose it: image.transpose(1, 2, 0)" if image.ndim == 3 and image.shape[0] == 3 else ""
+        raise UserError(f"array of shape {list(image.shape)} and type {image.dtype}: {ARRAY}{hint}")
+    return image
+
+
+def check_tensor(image: Tensor) -> Tensor:
+    """Refuse a tensor that is no image as `TENSOR` says."""
+    shape, kind = list(image.shape), str(image.dtype).removeprefix("torch.")
+    if len(shape) != 3 or shape[0] != 3 or 0 in shape or not (image.is_floating_point() or image.dtype == torch.uint8):
+        hint = "; permute it: image.permute(2, 0, 1)" if len(shape) == 3 and shape[2] == 3 else ""
+        raise UserError(f"tensor of shape {shape} and type {kind}: {TENSOR}{hint}")
+    # Written so that NaN fails as well.
+    if image.is_floating_point() and not bool((image.min() >= 0) & (image.max() <= 1)):
+        raise UserError(
+            f"tensor with values from {image.min().item():.4g} to {image.max().item():.4g}: {TENSOR}; normalised "
+            "images go in as one stacked tensor: bundle.encode_image"
+        )
+    return image

@@ -1,0 +1,121 @@
+"""`openslip predict` on files and folders, some of them unreadable; the models are those of `test_predict`."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_models import Pictures, bundle, dual_encoder
+
+import openslip.commands.predict as module
+from openslip.__main__ import run
+
+LABELS = ["red", "blue", "green fox"]
+
+
+@pytest.fixture(autouse=True)
+def _model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load", lambda path, **_: MODELS[path])
+
+
+def with_bias() -> Any:
+    model = dual_encoder()
+    model.logit_bias = torch.nn.Parameter(torch.tensor(-1.0))
+    return bundle(model)
+
+
+MODELS = {"plain": bundle(dual_encoder()), "biased": with_bias()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for place, name in enumerate(("b.png", "a.jpg", "deeper/c.webp", ".hidden.png", ".thumbs/d.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(Pictures(5)[place].image)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def predict(*words: object, labels: str = ",".join(LABELS), checkpoint: str = "plain") -> int:
+    return run(["predict", *map(str, words), "--checkpoint", checkpoint, "--labels", labels])
+
+
+def test_good_images_are_printed_and_bad_ones_listed(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(Pictures(1)[0].image[:60])
+    words = [folder / "a.jpg", bad, tmp_path / "missing.jpg", folder / "b.png"]
+    assert predict(*words) == 1
+    captured = capsys.readouterr()
+    assert [line for line in captured.out.splitlines() if not line.startswith(" ")] == [str(words[0]), str(words[3])]
+    errors = captured.err.splitlines()
+    assert errors[0].startswith(f"error: {bad}: cannot be decoded")
+    assert errors[1] == f"error: image {words[2]}: no such file"
+    assert errors[2:] == ["error: 2 of 4 images could not be read"]
+    assert predict(*words, "--json") == 1
+    assert [entry["image"] for entry in json.loads(capsys.readouterr().out)] == [str(words[0]), str(words[3])]
+
+
+def test_a_folder_is_read_in_order_without_hidden_files(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert predict(folder, "--json") == 0
+    captured = capsys.readouterr()
+    images = [entry["image"] for entry in json.loads(captured.out)]
+    assert images == [str(folder / name) for name in ("a.jpg", "b.png", "deeper/c.webp")]
+    assert captured.err == f"{folder}: 1 skipped, of other formats (.txt)\n"
+
+
+def test_a_folder_without_images_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "empty").mkdir()
+    assert predict(tmp_path / "empty", folder / "a.jpg") == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {tmp_path / 'empty'}: the folder holds no image\n"
+    assert captured.out.startswith(str(folder / "a.jpg"))
+
+
+def test_csv_and_json_lines_hold_what_json_prints(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert predict(folder, "--json") == 0
+    entries = json.loads(capsys.readouterr().out)
+    for name in ("results.csv", "results.jsonl"):
+        assert predict(folder, "--output", tmp_path / name) == 0
+        assert capsys.readouterr().out == f"{tmp_path / name}: 3 images\n"
+    assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == entries
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, entry in zip(rows, entries, strict=True):
+        probabilities = {label["label"]: label["probability"] for label in entry["labels"]}
+        assert (row["image"], row["label"]) == (entry["image"], entry["labels"][0]["label"])
+        assert float(row["probability"]) == entry["labels"][0]["probability"]
+        assert {label: float(row[label]) for label in LABELS} == probabilities
+
+
+@pytest.mark.parametrize("name", ["results.txt", "nowhere/results.csv"])
+def test_an_output_that_cannot_be_written_is_refused_first(name: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert predict(folder, "--output", folder.parent / name, checkpoint="missing") == 1
+    assert f"error: --output {folder.parent / name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_blank_and_repeated_labels_are_dropped_and_said(
+    from_file: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    labels = ["red", "", " blue ", "Red", "green_fox", "green fox"]
+    (tmp_path / "labels.txt").write_text("\n".join(labels))
+    given = f"@{tmp_path / 'labels.txt'}" if from_file else ",".join(labels)
+    assert predict(folder / "a.jpg", "--json", labels=given) == 0
+    captured = capsys.readouterr()
+    assert {row["label"] for row in json.loads(captured.out)[0]["labels"]} == {"red", "blue", "green_fox"}
+    assert captured.err == "labels: 1 blank dropped; red, green_fox given several times and kept once\n"
+
+
+def test_sigmoid_probabilities_need_a_bias(folder: Path, capsys: pytest.CaptureFixture[str]):
+    words = [folder / "a.jpg", "--json", "--probabilities", "sigmoid"]
+    assert predict(*words) == 1
+    assert "error: DualEncoder: sigmoid probabilities need a model with a logit_bias" in capsys.readouterr().err
+    assert predict(*words, checkpoint="biased") == 0
+    rows = json.loads(capsys.readouterr().out)[0]["labels"]
+    logits = MODELS["biased"].similarity([folder / "a.jpg"], [f"a photo of a {row['label']}." for row in rows])[0]
+    expected = (logits * MODELS["biased"].model.logit_scale.exp() - 1).sigmoid().tolist()
+    np.testing.assert_allclose([row["probability"] for row in rows], expected, rtol=1e-4)
