@@ -2,9 +2,10 @@
 
 import sys
 
-from openslip import signals
+from openslip import signals, streams
 
 if __name__ == "__main__":
+    streams.prepare()
     signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
     from openslip.commands.train import main
     from openslip.errors import run_entry_point

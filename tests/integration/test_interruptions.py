@@ -69,7 +69,7 @@ def test_a_signal_in_a_step_stops_after_it_and_loses_nothing(place: Path, whole:
     assert_ended_as(place / "runs" / name, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
 def test_other_signals_stop_it_as_well_and_no_sample_is_lost_or_doubled(place: Path, whole: Path, number: int):
     name = f"signal{number}"
     record = place / name

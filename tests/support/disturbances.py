@@ -12,7 +12,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from openslip.data.source import Source
+from openslip.data.source import Sample, Source
+from openslip.data.sources.shards import ShardSource
+from openslip.errors import DataError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.features import image_batches
 from openslip.inference.bundle import Bundle
@@ -67,6 +69,20 @@ class Disturb(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if here("stuck_save", pl_module.step):
             time.sleep(1000)
+
+
+class SlowSource(ShardSource):
+    """`slow_data`: the sample that a process reads as that one takes a quarter of an hour, or is a `data_error`."""
+
+    samples = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        self.samples += 1
+        if here("slow_data", self.samples):
+            time.sleep(900)
+        if here("data_error", self.samples):
+            raise DataError(f"sample {index} is broken")
+        return super().__getitem__(index)
 
 
 class LongEvaluation(Evaluation):

@@ -124,11 +124,12 @@ def fit(config: dict[str, Any], run: Run) -> None:
     configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
     # Lightning calls them in this order: a skipped step is undone first; saving comes after all that may change state.
     configured.sort(key=lambda callback: isinstance(callback, Save) - isinstance(callback, Finite))
+    stop = Preemption(max_time=config["trainer"].get("max_time"))
     choose_tf32(config["tf32"])
     trainer = build(
-        config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},
+        config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
-        callbacks=[size, *configured, evaluate, Preemption(), Watch(), Resume(resumes=resumed is not None, rows=rows)],
+        callbacks=[size, *configured, evaluate, stop, Watch(), Resume(resumes=resumed is not None, rows=rows)],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),
@@ -151,6 +152,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
         end_launched_ranks(trainer)
         finish_wandb(trainer)
 
+    if pretrainer.step < pretrainer.max_steps:
+        raise UserError(
+            f"Lightning ended the run at step {pretrainer.step} of {pretrainer.max_steps}, which is not finished: "
+            f"look for what shortens it among trainer.limit_train_batches, trainer.fast_dev_run, callbacks"
+        )
     if is_main_process():
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
         report = write_report(run.folder)
