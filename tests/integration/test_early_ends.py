@@ -47,6 +47,33 @@ def test_a_setting_that_shortens_the_run_does_not_finish_it(place: Path, setting
     assert not (place / "runs" / name / "result.json").exists()
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        *(
+            "global_batch_size=100000",
+            "+trainer.bogus=1",
+            "data.source.shards=none.tar",
+            "+trainer.limit_train_batches=0",
+        ),
+        *("objective._target_=disturbances.Broken", "callbacks.disturb._target_=disturbances.Missing"),
+    ],
+)
+def test_a_start_that_fails_leaves_no_folder(place: Path, mistake: str):
+    training = Training(place, *RUN, mistake, "name=failed", log=f"failed{mistake[:8]}")
+    assert training.wait() == 1, training.said()
+    assert "error: " in training.said().splitlines()[-1]
+    assert not (place / "runs" / "failed").exists()
+
+
+def test_a_start_that_fails_deletes_nothing_else_in_the_folder(place: Path):
+    (place / "runs" / "noted").mkdir(parents=True)
+    (place / "runs" / "noted" / "notes.txt").touch()
+    training = Training(place, *RUN, "global_batch_size=100000", "name=noted", log="noted")
+    assert training.wait() == 1
+    assert [path.name for path in (place / "runs" / "noted").iterdir()] == ["notes.txt"]
+
+
 def test_shorter_epochs_do_not_shorten_the_run(place: Path):
     training = Training(place, *RUN, "+trainer.limit_train_batches=4", "name=limited", log="limited")
     assert training.wait() == 0, training.said()
@@ -79,6 +106,7 @@ def test_a_signal_while_the_first_batch_is_waited_for_leaves_a_run_that_starts(p
     os.kill(training.pid, signal.SIGTERM)
     assert training.wait(10) == 143
     assert "stopped by SIGTERM before the first step" in training.said()
+    assert not (place / "runs" / "first").exists()
     assert Training(place, *run, log="first").wait() == 0
     assert_ended_as(place / "runs" / "first", whole)
 

@@ -121,6 +121,13 @@ class NaN(SLIP):
         return terms
 
 
+class Broken(SLIP):
+    """Fails in its first step."""
+
+    def loss(self, model: Any, features: dict[str, torch.Tensor], /) -> dict[str, torch.Tensor]:
+        raise ValueError("no such loss")
+
+
 class Float64(SLIP):
     """The same in float64, where rounding is too small to be mistaken for a difference."""
 

@@ -20,6 +20,7 @@ from openslip.run.checkpoints import newest_whole, saved
 from openslip.run.folder import Run, open_run, run_name
 from openslip.run.identity import without_secrets
 from openslip.slurm import check_tasks
+from openslip.training.callbacks.begin import Begin
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.preemption import Preemption
@@ -64,7 +65,11 @@ def main(arguments: list[str]) -> None:
     if run.state == "unfinished" and run.former_length is None and is_main_process():
         say(f"{run.folder} is unfinished: this command resumes it")
     watchdog.start(config["watchdog"])
-    fit(config, run)
+    try:
+        fit(config, run)
+    except BaseException:
+        run.abandon()
+        raise
 
 
 def fit(config: dict[str, Any], run: Run) -> None:
@@ -129,14 +134,16 @@ def fit(config: dict[str, Any], run: Run) -> None:
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
-        callbacks=[size, *configured, evaluate, stop, Watch(), Resume(resumes=resumed is not None, rows=rows)],
+        callbacks=[
+            *(size, Begin(lambda: run.begin(config)), *configured, evaluate, stop, Watch()),
+            Resume(resumes=resumed is not None, rows=rows),
+        ],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.folder),
     )
     if resumed is None:
         ignore_foreign_checkpoints(trainer)
-    run.begin(config)
     try:
         trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
     except RuntimeError as error:

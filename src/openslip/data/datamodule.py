@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Sampler
 from openslip.data.bad_samples import BadSamples
 from openslip.data.batches import Batches, Plan
 from openslip.data.image.decode import Decoder
-from openslip.data.loader import Loader, start_worker
+from openslip.data.loader import PREFETCH, Loader, check_shared_memory, start_worker
 from openslip.data.order import VERSION, Order, local_batch_size
 from openslip.data.source import Source
-from openslip.data.view import View, key
+from openslip.data.view import View, bytes_per_sample, key
 from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import UserError
 
@@ -92,13 +92,18 @@ class DataModule(pl.LightningDataModule):
             samples_per_epoch=self.order.num_samples - self.order.dropped,
         )
         self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
+        if self.num_workers:
+            local_ranks = self.trainer.num_devices if self.trainer else 1
+            batches = local_ranks * min(PREFETCH * self.num_workers, self.steps_per_epoch)
+            size = local_batch_size(self.order.global_batch_size, num_ranks) * bytes_per_sample(self.views)
+            check_shared_memory(batches, size)
         self.loader = Loader(
             self.batches,
             batch_size=None,
             sampler=RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            prefetch_factor=4 if self.num_workers else None,
+            prefetch_factor=PREFETCH if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # without its own, every epoch draws from the training's

@@ -10,10 +10,9 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from openslip import signals
 from openslip.data.image.decode import open_image
 from openslip.data.image.eval_transform import EvalTransform
-from openslip.data.loader import Loader
+from openslip.data.loader import Loader, start_worker
 from openslip.data.source import Source
 from openslip.distributed import gather, of_all_ranks, rank, world_size
 from openslip.errors import UserError
@@ -50,7 +49,7 @@ def image_batches(
         batch_sampler=rank_batches(len(source), batch_size),
         num_workers=num_workers,
         pin_memory=bundle.device.type == "cuda",
-        worker_init_fn=signals.ignore,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # without its own, the loader draws from the training's
     )
     batches: Iterator[Any] = iter(loader)

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import socket
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from openslip.distributed import is_main_process
 from openslip.durable import sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import locked
+from openslip.run.checkpoints import saved
 from openslip.run.identity import differences, digest, identity, length, read_config, write_config
 
 PATIENCE = 5.0  # seconds: the process before may still be on its way out
 AFTER_REQUEUE = 120.0  # seconds: a file server takes up to 90 to see that a node is gone
+LEFT_BY_A_START = (
+    *("arrays", "checkpoints", "wandb", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
+    *("bad_samples.jsonl", ".lock"),
+)
 
 _locks = ExitStack()  # held until this process ends, however it does
 atexit.register(_locks.close)
@@ -56,7 +62,7 @@ class Run:
         return file.read_text().strip()
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Keep the config, once set-up has succeeded: a mistake that it finds neither takes a name nor undoes a result.
+        """Keep the config, once a step has succeeded: a start that fails neither takes a name nor undoes a result.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -71,6 +77,18 @@ class Run:
             write_text(self.folder / "config.yaml", write_config(config))
         except OSError as error:
             raise unwritable(self.folder, error) from error
+
+    def abandon(self) -> None:
+        """Remove what a start that failed has left; a run that has begun, or holds checkpoints, stays."""
+        if not is_main_process() or self.state != "new" or (self.folder / "config.yaml").exists():
+            return
+        if saved(self.checkpoints):
+            return
+        for name in LEFT_BY_A_START:
+            path = self.folder / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies there
+            self.folder.rmdir()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""

@@ -73,8 +73,9 @@ class Preemption(pl.Callback):
         received = next((number for number in of_all_ranks(signals.received()) if number), None)
         if is_main_process():
             asked_by = received.name if received and received in signals.STOPPING else self.asked_by
-            where = f"after step {pl_module.step}, saved" if pl_module.step else "before the first step"
-            sys.stderr.write(f"\nstopped by {asked_by} {where}; the same command resumes it\n")
+            ended = f"after step {pl_module.step}, saved; the same command resumes it"
+            ended = ended if pl_module.step else "before the first step; the same command starts it anew"
+            sys.stderr.write(f"\nstopped by {asked_by} {ended}\n")
             sys.stderr.flush()
             finish_wandb(trainer)  # under SLURM the job ends with the next call
             slurm.requeue(received)
