@@ -27,6 +27,7 @@ class Preempted(SystemExit):
 
 
 _first: signal.Signals | None = None
+_seen: signal.Signals | None = None  # also while the main thread cannot note it
 _deferred = False
 _waiting = False
 
@@ -62,6 +63,11 @@ def defer() -> None:
 def received() -> signal.Signals | None:
     """The signal that asked this process to stop, or None."""
     return _first
+
+
+def seen() -> signal.Signals | None:
+    """The first signal that came to this process, known before its main thread comes back to Python and notes it."""
+    return _seen
 
 
 @contextmanager
@@ -125,7 +131,8 @@ def _keep_exit_code() -> None:
 
 
 def _watch(written_to: int) -> None:
-    first = _next(written_to)
+    global _seen
+    _seen = first = _next(written_to)
     since = time.monotonic()
     backstop = threading.Timer(MAIN_THREAD, _end_set_up, [first])
     backstop.daemon = True

@@ -111,7 +111,7 @@ def test_a_signal_while_the_first_batch_is_waited_for_leaves_a_run_that_starts(p
     assert_ended_as(place / "runs" / "first", whole)
 
 
-@pytest.mark.parametrize("who", [1])
+@pytest.mark.parametrize("who", [0, 1])
 def test_a_signal_to_one_rank_ends_both_while_one_waits_for_data(place: Path, who: int):
     run = [*RUN, SLOW_DATA, f"name=waits_two{who}"]
     ranks = two_ranks(place, *run, log=f"waits_two{who}-", DISTURB="slow_data 41-9999 1")

@@ -22,16 +22,20 @@ from openslip.objectives.slip import SLIP
 from openslip.training import checkpoint_io
 
 
+def own_rank() -> str:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+
+
 def here(kind: str, step: int) -> bool:
     """`DISTURB="signal 7 0"`: the kind, at that step, on that rank; `DISTURB="nan 3-5 1"` from step to step."""
     wanted, steps, rank = os.environ.get("DISTURB", "none 0 0").split()
     first, _, last = steps.partition("-")
     in_time = int(first) <= step <= int(last or first)
-    return wanted == kind and in_time and rank in ("all", os.environ.get("RANK", "0"))
+    return wanted == kind and in_time and rank in ("all", own_rank())
 
 
 class Disturb(pl.Callback):
-    """`signal`, `kill_worker`, or `stuck`, in a step, or `stuck_setup`, `stuck_save`.
+    """`signal`, `kill`, `kill_worker`, or `stuck`, in a step, or `stuck_setup`, `stuck_save`.
 
     `STEPS_MADE` names a file that gets a byte for every step; `RECORD` begins the name of one for each rank, which
     gets the samples of every step and a hash of the weights after it.
@@ -48,6 +52,8 @@ class Disturb(pl.Callback):
         if here("signal", step):
             sys.stderr.write(f"signal at {time.monotonic()}\n")
             os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGTERM)))
+        if here("kill", step):
+            os.kill(os.getpid(), signal.SIGKILL)
         if here("stuck", step):
             time.sleep(1000)
         if here("kill_worker", step):

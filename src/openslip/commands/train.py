@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,13 +10,14 @@ import pytorch_lightning as pl
 from openslip.config.build import build, build_evaluations, build_parts, load_tower_weights, settled
 from openslip.config.check import NO_FSDP, check_root_values
 from openslip.config.compose import compose_config
+from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
 from openslip.distributed import is_main_process
 from openslip.errors import UserError, first_line
 from openslip.optim import WarmupCosine
 from openslip.report import write_report
-from openslip.run import watchdog
+from openslip.run import ranks, watchdog
 from openslip.run.checkpoints import newest_whole, saved
 from openslip.run.folder import Run, open_run, run_name
 from openslip.run.identity import without_secrets
@@ -145,16 +147,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     if resumed is None:
         ignore_foreign_checkpoints(trainer)
     try:
-        trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
-    except RuntimeError as error:
-        if "not used in producing the loss" in str(error):
-            raise UserError("parameters get no gradient: add +trainer.strategy.find_unused_parameters=true") from error
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
-            "lower data.num_workers; the same command resumes the run"
-        ) from error
+        with ranks.together():
+            optimise(trainer, pretrainer, data, resumed)
     finally:
         end_launched_ranks(trainer)
         finish_wandb(trainer)
@@ -173,6 +167,21 @@ def fit(config: dict[str, Any], run: Run) -> None:
             lines.insert(0, f"data: {bad} bad samples were replaced: {files}")
         run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
         say(*lines)
+
+
+def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resumed: Path | None) -> None:
+    """Let Lightning train; what it raises of a user's making becomes one line."""
+    try:
+        trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
+    except RuntimeError as error:
+        if "not used in producing the loss" in str(error):
+            raise UserError("parameters get no gradient: add +trainer.strategy.find_unused_parameters=true") from error
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
+            "lower data.num_workers; the same command resumes the run"
+        ) from error
 
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:

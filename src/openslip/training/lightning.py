@@ -8,6 +8,7 @@ overrides is off in their files.
 """
 
 import logging
+import subprocess
 import sys
 import warnings
 
@@ -57,17 +58,25 @@ def leave_signals(trainer: pl.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
-def end_launched_ranks(trainer: pl.Trainer) -> None:
-    """End the ranks that Lightning started: it kills this process if one of them ends first, even during a write."""
+_launched: list[subprocess.Popen] = []
+
+
+def adopt_ranks(trainer: pl.Trainer) -> None:
+    """Take the ranks that Lightning started away from it: it kills this process without a word if one of them ends."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
-        ranks = [*launcher.procs]
+        _launched.extend(launcher.procs)
         launcher.procs.clear()  # its observer looks at this list
-        failed = sys.exc_info()[0] is not None
-        for process in ranks:
-            if failed:
-                process.kill()
-            process.wait()
+
+
+def end_launched_ranks(trainer: pl.Trainer) -> None:
+    """Wait for the ranks that Lightning started; after an error, end them."""
+    adopt_ranks(trainer)
+    failed = sys.exc_info()[0] is not None
+    for process in _launched:
+        if failed:
+            process.kill()
+        process.wait()
 
 
 def finish_wandb(trainer: pl.Trainer) -> None:

@@ -13,9 +13,10 @@ from pytorch_lightning.callbacks import Timer
 from openslip import signals, slurm
 from openslip.distributed import any_rank, from_first_rank, is_main_process, of_all_ranks
 from openslip.errors import UserError
+from openslip.run import ranks
 from openslip.run.checkpoints import saved
 from openslip.training.callbacks.save import save
-from openslip.training.lightning import finish_wandb, leave_signals
+from openslip.training.lightning import adopt_ranks, finish_wandb, leave_signals
 from openslip.training.pretrainer import Pretrainer
 
 NOW = 1e-6  # seconds: zero would stop the timer
@@ -42,6 +43,8 @@ class Preemption(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         leave_signals(trainer)
+        adopt_ranks(trainer)
+        ranks.meet()
         # Here, where all ranks have met, because a resumed run may evaluate in every callback's next hook.
         signals.defer()
 
