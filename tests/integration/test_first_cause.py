@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from trainings import RUN, two_ranks
 
 from openslip.run.ranks import is_consequence
 
+ROOT = Path(__file__).parents[2]
 DATA = "data.source._target_=disturbances.SlowSource"
 
 
@@ -44,3 +47,33 @@ def test_a_rank_that_waits_for_data_ends_when_another_is_killed(place: Path):
 def test_an_error_of_communication_is_no_cause():
     assert is_consequence(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"))
     assert not is_consequence(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    ("disturbance", "exit_code", "said"),
+    [("data_missing 0 1", 4, "no such shard here"), ("stuck_setup 0 1", 137, "killed by signal 9 in its set-up")],
+)
+def test_a_rank_that_fails_before_the_ranks_have_met_is_named(place: Path, disturbance: str, exit_code: int, said: str):
+    words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.num_workers=0"]
+    words += ["data.source._target_=disturbances.FailsToOpen", "name=unmet"]
+    run = [word for word in RUN if word not in ("trainer=cpu", "data.num_workers=0")]
+    command = [sys.executable, str(ROOT / "train.py"), *words, *run]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'support'}", "DISTURB": disturbance}
+    process = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
+    if exit_code == 137:
+        os.kill(child_of(process.pid), signal.SIGKILL)
+    lines = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == exit_code
+    assert lines[-1] == f"error: rank 1: {said}"
+    assert not (place / "runs" / "unmet").exists()
+
+
+def child_of(process: int) -> int:
+    """The first rank that a process starts."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            if "train.py" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+        time.sleep(0.1)
+    raise AssertionError("no rank was started")

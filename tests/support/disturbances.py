@@ -173,3 +173,12 @@ class Overwrite(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.count = state_dict["count"]
+
+
+class FailsToOpen(SlowSource):
+    """`data_missing`: cannot be opened on one rank."""
+
+    def __init__(self, **arguments: Any) -> None:
+        if here("data_missing", 0):
+            raise DataError("no such shard here")
+        super().__init__(**arguments)

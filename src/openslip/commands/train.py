@@ -36,6 +36,7 @@ from openslip.training.lightning import (
     finish_wandb,
     ignore_foreign_checkpoints,
     quiet_lightning,
+    watch_launched_ranks,
 )
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32
@@ -67,8 +68,10 @@ def main(arguments: list[str]) -> None:
     if run.state == "unfinished" and run.former_length is None and is_main_process():
         say(f"{run.folder} is unfinished: this command resumes it")
     watchdog.start(config["watchdog"])
+    watch_launched_ranks(run.abandon)
     try:
-        fit(config, run)
+        with ranks.named():
+            fit(config, run)
     except BaseException:
         run.abandon()
         raise

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from openslip import signals
+from openslip import signals, slurm
 from openslip.distributed import of_all_ranks, rank, world_size
 from openslip.errors import UserError, first_line
 
 EVERY = 0.5  # seconds between looks at the other ranks
 PATIENCE = 3.0  # seconds: a rank that fails needs some to say so, and one that is told of it to leave in order
 GRACE = 10.0  # seconds that the first rank, which keeps the store, waits for the others at the end
+RANK_KEYS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")  # the first that is set tells
 KILLED = 137  # the exit code that shells give a process after SIGKILL
 
 
@@ -60,9 +61,7 @@ class Ranks:
                 if failure := self.told() or self.dead():
                     return self.tell(failure)
                 time.sleep(EVERY / 5)
-        exit_code = error.exit_code if isinstance(error, UserError) else 1
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-        return self.tell(Failure(self.rank, exit_code, said))
+        return self.tell(failure_of(error, self.rank))
 
     def tell(self, failure: Failure) -> Failure:
         """Tell all ranks of a failure; returns the first that any rank told of."""
@@ -162,6 +161,27 @@ def together() -> Iterator[None]:
         end_watch()
         raise
     end_watch()
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Name the rank in an error of a process that is not the first, as the environment has it before the ranks meet."""
+    try:
+        yield
+    except RankError:
+        raise
+    except Exception as error:
+        if slurm.is_first_task():
+            raise
+        number = next(int(os.environ[key]) for key in RANK_KEYS if key in os.environ)
+        raise RankError(failure_of(error, number)) from error
+
+
+def failure_of(error: Exception, number: int) -> Failure:
+    """An error of a rank as what all ranks report."""
+    if isinstance(error, UserError):
+        return Failure(number, error.exit_code, str(error))
+    return Failure(number, 1, f"{type(error).__name__}: {first_line(error)} (debug=true shows the traceback)")
 
 
 def end_watch() -> None:
