@@ -2,8 +2,11 @@
 
 import sys
 
-from openslip.commands.eval import main
-from openslip.errors import run_entry_point
+from openslip import streams
 
 if __name__ == "__main__":
+    streams.prepare()
+    from openslip.commands.eval import main
+    from openslip.errors import run_entry_point
+
     sys.exit(run_entry_point(main, sys.argv[1:]))

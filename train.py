@@ -2,7 +2,9 @@
 
 import sys
 
+from openslip import streams
 from openslip.__main__ import main
 
 if __name__ == "__main__":
+    streams.prepare()
     main(["train", *sys.argv[1:]])

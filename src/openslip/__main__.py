@@ -6,15 +6,19 @@ import importlib
 import sys
 from pathlib import Path
 
-from openslip import __version__, signals
+from openslip import __version__, signals, streams
 from openslip.errors import run_entry_point
 
 HYDRA = ("train", "eval", "plan")  # commands whose arguments are settings
+LEAVE_FILES = (["train"], ["eval"], ["sweep"], ["data"])  # commands whose product is not what they print
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    if arguments is None:
+        arguments = sys.argv[1:]
+        streams.prepare(stdout_is_product=arguments[:1] not in LEAVE_FILES)
+    sys.exit(run(arguments))
 
 
 def run(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Errors that a user can cause and fix: entry points print the message alone and leave with its exit code."""
 
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -33,7 +34,9 @@ class CheckpointError(UserError):
 def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
     """Run an entry point: a user's mistake is one line and its exit code; debug=true shows the traceback as it is."""
     try:
-        return main([word for word in arguments if word not in ("debug=true", "debug=false")]) or 0
+        code = main([word for word in arguments if word not in ("debug=true", "debug=false")]) or 0
+        sys.stdout.flush()  # here, where a failure is reported
+        return code
     except UserError as error:
         if "debug=true" in arguments:
             traceback.print_exc()

@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from openslip import slurm
 
 EXIT_CODE = 143
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 ECHO = 1.0  # seconds: a launcher passes on what the whole process group has already got
 MAIN_THREAD = 5.0  # seconds for it to come back to Python and leave in order
 
@@ -25,7 +27,9 @@ class Preempted(SystemExit):
 
 
 _first: signal.Signals | None = None
+_seen: signal.Signals | None = None  # also while the main thread cannot note it
 _deferred = False
+_waiting = False
 
 
 def catch() -> None:
@@ -40,8 +44,14 @@ def catch() -> None:
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not this process's
     threading.Thread(target=_watch, args=(written_to,), name="signals", daemon=True).start()
     atexit.register(_keep_exit_code)
-    for number in STOPPING:
+    for number in stopping():
         signal.signal(number, _note)
+
+
+def stopping() -> list[signal.Signals]:
+    """The signals that ask this process to stop: not SIGHUP where it was started to outlive its terminal (nohup)."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOPPING if number != signal.SIGHUP or not ignored]
 
 
 def defer() -> None:
@@ -53,6 +63,34 @@ def defer() -> None:
 def received() -> signal.Signals | None:
     """The signal that asked this process to stop, or None."""
     return _first
+
+
+def seen() -> signal.Signals | None:
+    """The first signal that came to this process, known before its main thread comes back to Python and notes it."""
+    return _seen
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Let the first signal end what a block waits for: it raises `Preempted` there.
+
+    Raises:
+        Preempted: in this process alone; what other ranks do is for the caller to agree with them.
+    """
+    global _waiting
+    _waiting = True
+    try:
+        if _first is not None:
+            raise Preempted
+        yield
+    finally:
+        _waiting = False
+
+
+def stop_after(seconds: float) -> None:
+    """Ask this process to stop in so many seconds, as a signal does; `received` is then SIGALRM."""
+    signal.signal(signal.SIGALRM, _note)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def ignore(worker: int) -> None:
@@ -80,6 +118,8 @@ def _note(number: int, frame: FrameType | None) -> None:
         if not _deferred:
             _stop_set_up(_first)
             sys.exit(EXIT_CODE)
+        if _waiting:
+            raise Preempted
 
 
 def _keep_exit_code() -> None:
@@ -91,7 +131,8 @@ def _keep_exit_code() -> None:
 
 
 def _watch(written_to: int) -> None:
-    first = _next(written_to)
+    global _seen
+    _seen = first = _next(written_to)
     since = time.monotonic()
     backstop = threading.Timer(MAIN_THREAD, _end_set_up, [first])
     backstop.daemon = True

@@ -12,7 +12,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from openslip.data.source import Source
+from openslip.data.source import Sample, Source
+from openslip.data.sources.shards import ShardSource
+from openslip.errors import DataError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.features import image_batches
 from openslip.inference.bundle import Bundle
@@ -20,16 +22,20 @@ from openslip.objectives.slip import SLIP
 from openslip.training import checkpoint_io
 
 
+def own_rank() -> str:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+
+
 def here(kind: str, step: int) -> bool:
     """`DISTURB="signal 7 0"`: the kind, at that step, on that rank; `DISTURB="nan 3-5 1"` from step to step."""
     wanted, steps, rank = os.environ.get("DISTURB", "none 0 0").split()
     first, _, last = steps.partition("-")
     in_time = int(first) <= step <= int(last or first)
-    return wanted == kind and in_time and rank in ("all", os.environ.get("RANK", "0"))
+    return wanted == kind and in_time and rank in ("all", own_rank())
 
 
 class Disturb(pl.Callback):
-    """`signal`, `kill_worker`, or `stuck`, in a step, or `stuck_setup`, `stuck_save`.
+    """`signal`, `kill`, `kill_worker`, or `stuck`, in a step, or `stuck_setup`, `stuck_save`.
 
     `STEPS_MADE` names a file that gets a byte for every step; `RECORD` begins the name of one for each rank, which
     gets the samples of every step and a hash of the weights after it.
@@ -46,6 +52,8 @@ class Disturb(pl.Callback):
         if here("signal", step):
             sys.stderr.write(f"signal at {time.monotonic()}\n")
             os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGTERM)))
+        if here("kill", step):
+            os.kill(os.getpid(), signal.SIGKILL)
         if here("stuck", step):
             time.sleep(1000)
         if here("kill_worker", step):
@@ -67,6 +75,20 @@ class Disturb(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if here("stuck_save", pl_module.step):
             time.sleep(1000)
+
+
+class SlowSource(ShardSource):
+    """`slow_data`: the sample that a process reads as that one takes a quarter of an hour, or is a `data_error`."""
+
+    samples = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        self.samples += 1
+        if here("slow_data", self.samples):
+            time.sleep(900)
+        if here("data_error", self.samples):
+            raise DataError(f"sample {index} is broken")
+        return super().__getitem__(index)
 
 
 class LongEvaluation(Evaluation):
@@ -103,6 +125,13 @@ class NaN(SLIP):
         if here("nan", self.step):
             terms["loss"] = terms["loss"] + torch.nan
         return terms
+
+
+class Broken(SLIP):
+    """Fails in its first step."""
+
+    def loss(self, model: Any, features: dict[str, torch.Tensor], /) -> dict[str, torch.Tensor]:
+        raise ValueError("no such loss")
 
 
 class Float64(SLIP):
@@ -144,3 +173,12 @@ class Overwrite(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.count = state_dict["count"]
+
+
+class FailsToOpen(SlowSource):
+    """`data_missing`: cannot be opened on one rank."""
+
+    def __init__(self, **arguments: Any) -> None:
+        if here("data_missing", 0):
+            raise DataError("no such shard here")
+        super().__init__(**arguments)

@@ -22,7 +22,8 @@ from openslip.data.index.index import Shard
 from openslip.data.remote.cache import ShardCache
 from openslip.data.sources import shards as shards_module
 from openslip.data.sources.image_folder import ImageFolder
-from openslip.data.sources.shards import ShardSource, expand
+from openslip.data.sources.shard_paths import expand
+from openslip.data.sources.shards import ShardSource
 from openslip.errors import DataError, UserError
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from workers import work
 
+from openslip import signals
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
@@ -76,13 +78,26 @@ def waiting(defer: bool, script: str = WAITS) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", signals.STOPPING)
 def test_during_set_up_it_ends_at_once(number: int):
     process = waiting(defer=False)
     process.send_signal(number)
     said = process.communicate(timeout=10)[1]
     assert process.returncode == 143
     assert said == f"\nstopped by {signal.Signals(number).name} during set-up; no step was made\n"
+
+
+def test_what_nohup_ignores_stays_ignored_and_the_rest_does_not():
+    script = WAITS.format(defer="signals.defer()")
+    process = subprocess.Popen(["nohup", sys.executable, "-c", script], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == b"noted SIGTERM\n"
+    process.kill()
+    process.communicate()
 
 
 def test_later_the_first_is_noted_its_echo_is_not_a_second_and_a_second_ends_at_once():
@@ -148,7 +163,7 @@ def test_a_worker_obeys_the_process_that_started_it_alone(start_method: str):
     worker = context.Process(target=work, args=(ready,), daemon=True)  # pyright: ignore[reportAttributeAccessIssue]
     worker.start()
     assert ready.wait(60)
-    for name in ("TERM", "INT", "USR1", "USR2"):
+    for name in ("TERM", "INT", "USR1", "USR2", "HUP"):
         subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)
     worker.join(0.5)
     assert worker.is_alive()

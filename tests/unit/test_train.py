@@ -13,10 +13,11 @@ from shard_files import write_pairs
 from trainings import SMALL
 
 from openslip.commands import train
-from openslip.commands.train import main, planned_schedule, planned_steps, transform_of, warm_up_notes
+from openslip.commands.train import main, transform_of
 from openslip.config.build import build, settled
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
+from openslip.config.length import planned_schedule, planned_steps, warm_up_notes
 from openslip.config.replaced import REPLACED
 from openslip.data.image.crop import RandomResizedCrop
 from openslip.errors import UserError

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from openslip import plan
-from openslip.commands.train import planned_schedule, warm_up_notes
 from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
+from openslip.config.length import planned_schedule, warm_up_notes
 from openslip.data.order import local_batch_size
 from openslip.data.view import example_batch
 from openslip.errors import UserError

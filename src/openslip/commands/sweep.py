@@ -44,7 +44,8 @@ def run(command: list[str]) -> int:
     """Run a command and return its exit code; signals are passed on to it, so that it saves before it ends."""
     process = subprocess.Popen(command)
     handlers = {
-        number: signal.signal(number, lambda received, _: process.send_signal(received)) for number in signals.STOPPING
+        number: signal.signal(number, lambda received, _: process.send_signal(received))
+        for number in signals.stopping()
     }
     code = process.wait()
     for number, handler in handlers.items():

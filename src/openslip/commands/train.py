@@ -1,6 +1,7 @@
 """`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,20 +10,22 @@ import torch
 from openslip.config.build import build, build_evaluations, build_parts, settled
 from openslip.config.check import NO_FSDP, check_root_values
 from openslip.config.compose import compose_config
+from openslip.config.length import planned_schedule, planned_steps, warm_up_notes
+from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
 from openslip.distributed import is_main_process
 from openslip.errors import UserError, first_line
 from openslip.launcher import check_launched
-from openslip.optim import WarmupCosine
 from openslip.plan import number_of_devices
 from openslip.report import write_report
-from openslip.run import watchdog
+from openslip.run import ranks, watchdog
 from openslip.run.checkpoints import saved
 from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import with_format, without_secrets
 from openslip.slurm import check_tasks
 from openslip.terminal import say
+from openslip.training.callbacks.begin import Begin
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.preemption import Preemption
@@ -37,6 +40,7 @@ from openslip.training.lightning import (
     finish_wandb,
     ignore_foreign_checkpoints,
     quiet_lightning,
+    watch_launched_ranks,
 )
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
@@ -77,7 +81,13 @@ def main(arguments: list[str]) -> None:
         for folder in shorter(run, config):
             say(f"{folder} is the same run, but shorter: name={folder.name} extends it")
     watchdog.start(config["watchdog"])
-    fit(config, run)
+    watch_launched_ranks(run.abandon)
+    try:
+        with ranks.named():
+            fit(config, run)
+    except BaseException:
+        run.abandon()
+        raise
 
 
 def fit(config: dict[str, Any], run: Run) -> None:
@@ -145,33 +155,30 @@ def fit(config: dict[str, Any], run: Run) -> None:
     configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
     # Lightning calls them in this order: a skipped step is undone first; saving comes after all that may change state.
     configured.sort(key=lambda callback: isinstance(callback, Save) - isinstance(callback, Finite))
+    stop = Preemption(max_time=config["trainer"].get("max_time"))
     choose_tf32(config["tf32"])
     trainer = build(
-        config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps},
+        config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
-        callbacks=[size, *configured, evaluate, Preemption(), Watch(), resume],
+        callbacks=[size, Begin(lambda: run.begin(config)), *configured, evaluate, stop, Watch(), resume],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO(with_format(config))],
         default_root_dir=str(run.folder),
     )
     if resumed is None:
         ignore_foreign_checkpoints(trainer)
-    run.begin(config)
     try:
-        trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
-    except RuntimeError as error:
-        if "not used in producing the loss" in str(error):
-            raise UserError("parameters get no gradient: add +trainer.strategy.find_unused_parameters=true") from error
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
-            "lower data.num_workers; the same command resumes the run"
-        ) from error
+        with ranks.together():
+            optimise(trainer, pretrainer, data, resumed)
     finally:
         end_launched_ranks(trainer)
         finish_wandb(trainer)
 
+    if pretrainer.step < pretrainer.max_steps:
+        raise UserError(
+            f"Lightning ended the run at step {pretrainer.step} of {pretrainer.max_steps}, which is not finished: "
+            "look for a callback that stops it"
+        )
     if is_main_process():
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
         try:
@@ -187,31 +194,19 @@ def fit(config: dict[str, Any], run: Run) -> None:
             say(*lines)
 
 
-def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
-    """The run's length in steps: `trainer.max_steps` or `trainer.max_epochs`, whichever ends first."""
-    max_steps, max_epochs = settings.get("max_steps"), settings.get("max_epochs")
-    if max_steps is None and max_epochs is None:
-        raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
-    return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
-
-
-def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
-    """The learning rate over the run's length."""
-    warmup_steps = planned_warm_up(config, steps_per_epoch)
-    max_steps = planned_steps(config["trainer"], steps_per_epoch)
-    return build(config["optim"]["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
-
-
-def planned_warm_up(config: dict[str, Any], steps_per_epoch: int) -> int:
-    """The warm-up in steps: `optim.warmup_steps`, or else `optim.warmup_epochs`."""
-    steps = config["optim"]["warmup_steps"]
-    return round(config["optim"]["warmup_epochs"] * steps_per_epoch) if steps is None else steps
-
-
-def warm_up_notes(config: dict[str, Any], steps_per_epoch: int, max_steps: int) -> list[str]:
-    """A line where the run ends inside its warm-up, else none."""
-    steps = planned_warm_up(config, steps_per_epoch)
-    return [f"warm-up is {steps} of {max_steps} steps; the peak rate is never reached"] if steps > max_steps else []
+def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resumed: Path | None) -> None:
+    """Let Lightning train; what it raises of a user's making becomes one line."""
+    try:
+        trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
+    except RuntimeError as error:
+        if "not used in producing the loss" in str(error):
+            raise UserError("parameters get no gradient: add +trainer.strategy.find_unused_parameters=true") from error
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
+            "lower data.num_workers; the same command resumes the run"
+        ) from error
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:

@@ -1,7 +1,6 @@
 """The data path, top to bottom: order -> batches of samples (`batches`) -> device -> augmentation."""
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from openslip import signals
 from openslip.data.bad_samples import BadSamples
 from openslip.data.batches import Batches, Plan
 from openslip.data.image.decode import Decoder
+from openslip.data.loader import PREFETCH, Loader, check_shared_memory, start_worker
 from openslip.data.order import VERSION, Order, local_batch_size
 from openslip.data.source import Source
-from openslip.data.view import View, key
+from openslip.data.view import View, bytes_per_sample, key
 from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import UserError
 
@@ -93,13 +92,18 @@ class DataModule(pl.LightningDataModule):
             samples_per_epoch=self.order.num_samples - self.order.dropped,
         )
         self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
+        if self.num_workers:
+            local_ranks = self.trainer.num_devices if self.trainer else 1
+            batches = local_ranks * min(PREFETCH * self.num_workers, self.steps_per_epoch)
+            size = local_batch_size(self.order.global_batch_size, num_ranks) * bytes_per_sample(self.views)
+            check_shared_memory(batches, size)
         self.loader = Loader(
             self.batches,
             batch_size=None,
             sampler=RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            prefetch_factor=4 if self.num_workers else None,
+            prefetch_factor=PREFETCH if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # without its own, every epoch draws from the training's
@@ -179,31 +183,6 @@ NAMES = {
 }
 
 
-class Loader(DataLoader):
-    """An error of the user's is the same one line, whether a worker meets it or this process."""
-
-    waited = 0.0  # seconds that whoever trains has waited for batches
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            batches = super().__iter__()
-            while True:
-                started = time.perf_counter()
-                batch = next(batches, None)
-                self.waited += time.perf_counter() - started
-                if batch is None:
-                    return
-                yield batch
-        except UserError as error:  # from a worker, torch puts the traceback's text before it
-            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
-        except Exception as error:
-            if "Original Traceback" in str(error):
-                raise RuntimeError(str(error).strip().splitlines()[-1]) from error
-            if isinstance(error, ConnectionError | EOFError) and self.num_workers:  # torch notices most other deaths
-                raise RuntimeError("DataLoader worker ended while it sent a batch") from error
-            raise
-
-
 class RankOrder(Sampler[Plan]):
     """One rank's plan of the rest of an epoch, from where the run stands.
 
@@ -241,9 +220,3 @@ class RankOrder(Sampler[Plan]):
 
     def __len__(self) -> int:
         return self.order.steps_per_epoch
-
-
-def start_worker(worker: int) -> None:
-    """Workers are many, so each computes on one core; the main process tells them when to end."""
-    torch.set_num_threads(1)
-    signals.ignore(worker)

@@ -81,13 +81,25 @@ class View(ABC):
         """
         drawn = []
         for place in range(size):
-            pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
+            sample = noise(place, generator, num_words=1 + place if varied else 1000)
             rng = np.random.default_rng(int(torch.randint(1 << 31, (), generator=generator)))
-            words = " ".join(["a"] * (1 + place if varied else 1000))
-            image = DecodedImage(Image.fromarray(pixels), PillowDecoder())
-            drawn.append(self.draw(DecodedSample(f"noise {place}", image, (words,), 0), rng))
+            drawn.append(self.draw(sample, rng))
         columns = self.finish(self.collate(drawn))
         return {suffix: column for suffix, column in columns.items() if suffix not in self.statistics}
+
+
+def noise(place: int, generator: torch.Generator, *, num_words: int) -> DecodedSample:
+    """A sample of random pixels with one caption of so many words."""
+    pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
+    image = DecodedImage(Image.fromarray(pixels), PillowDecoder())
+    return DecodedSample(f"noise {place}", image, (" ".join(["a"] * num_words),), 0)
+
+
+def bytes_per_sample(views: Mapping[str, View]) -> int:
+    """Bytes of the columns that a worker makes of a sample."""
+    sample = noise(0, torch.Generator().manual_seed(0), num_words=1000)
+    drawn = [(view, view.draw(sample, np.random.default_rng(0))) for view in views.values()]
+    return sum(column.nbytes for view, columns in drawn for column in view.collate([columns]).values())
 
 
 def key(name: str, suffix: str) -> str:

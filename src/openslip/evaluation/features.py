@@ -10,11 +10,10 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from openslip import signals
-from openslip.data.datamodule import Loader
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.loader import Loader, start_worker
 from openslip.data.source import Source
-from openslip.distributed import any_rank, gather, of_all_ranks, rank, world_size
+from openslip.distributed import gather, of_all_ranks, rank, world_size
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 
@@ -49,15 +48,13 @@ def image_batches(
         batch_sampler=rank_batches(len(source), batch_size),
         num_workers=num_workers,
         pin_memory=bundle.device.type == "cuda",
-        worker_init_fn=signals.ignore,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # without its own, the loader draws from the training's
     )
     batches: Iterator[Any] = iter(loader)
     for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
-        if any_rank(signals.received() is not None):
-            raise signals.Preempted
         batch = next(batches, None)
-        if batch is None:  # this rank's share is one batch shorter, yet it is asked as often
+        if batch is None:  # this rank's share is one batch shorter, yet it fetches as often
             return
         image, label = batch
         yield image.to(bundle.device, non_blocking=True), label.to(bundle.device, non_blocking=True)

@@ -3,7 +3,6 @@
 import atexit
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -15,16 +14,20 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from openslip.distributed import is_main_process
 from openslip.durable import needed, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import locked
+from openslip.run.checkpoints import saved
+from openslip.run.environment import environment
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
 
 PATIENCE = 5.0  # seconds: the process before may still be on its way out
 AFTER_REQUEUE = 120.0  # seconds: a file server takes up to 90 to see that a node is gone
+LEFT_BY_A_START = (
+    *("arrays", "checkpoints", "wandb", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
+    *("bad_samples.jsonl", ".lock"),
+)
 
 _locks = ExitStack()  # held until this process ends, however it does
 atexit.register(_locks.close)
@@ -68,7 +71,7 @@ class Run:
         return new
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Keep the config, once set-up has succeeded: a mistake that it finds neither takes a name nor undoes a result.
+        """Keep the config, once a step has succeeded: a start that fails neither takes a name nor undoes a result.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -87,6 +90,18 @@ class Run:
                     write_text(self.folder / name, text)
         except OSError as error:
             raise unwritable(self.folder, error) from error
+
+    def abandon(self) -> None:
+        """Remove what a start that failed has left; a run that has begun, or holds checkpoints, stays."""
+        if not is_main_process() or self.state != "new" or (self.folder / "config.yaml").exists():
+            return
+        if saved(self.checkpoints):
+            return
+        for name in LEFT_BY_A_START:
+            path = self.folder / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies there
+            self.folder.rmdir()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""
@@ -226,17 +241,3 @@ def _lock(folder: Path) -> None:
         ) from error
     file.write_text(f"{os.getpid()} on {socket.gethostname()}\n")
     _locked.add((os.getpid(), folder.resolve()))
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices, so that a metric can be traced to what computed it."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cpu_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_on_cpu": torch.cpu._is_avx512_bf16_supported(),
-    }

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from openslip.distributed import rank
+from openslip.run import ranks
 
 EXIT_CODE = 1
 LAST_WORDS = 2.0  # seconds: ranks that wait for the stuck one say so at the same time, before a launcher ends them all
@@ -68,6 +69,7 @@ def _watch() -> None:
         f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; where its threads are:\n"
     )
     sys.stderr.flush()
+    ranks.tell(EXIT_CODE, f"stuck: its {_phase} takes longer than {limit}; it has printed where its threads are")
     faulthandler.dump_traceback(all_threads=True)
     time.sleep(LAST_WORDS)
     os._exit(EXIT_CODE)

@@ -8,12 +8,17 @@ overrides is off in their files.
 """
 
 import logging
+import os
+import subprocess
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Callable
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher, subprocess_script
 
 from openslip.terminal import notice
 
@@ -59,17 +64,52 @@ def leave_signals(trainer: pl.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
-def end_launched_ranks(trainer: pl.Trainer) -> None:
-    """End the ranks that Lightning started: it kills this process if one of them ends first, even during a write."""
+_launched: list[subprocess.Popen] = []
+
+
+def adopt_ranks(trainer: pl.Trainer) -> None:
+    """Take the ranks that Lightning started away from it: it kills this process without a word if one of them ends."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
-        ranks = [*launcher.procs]
+        _launched.extend(launcher.procs)
         launcher.procs.clear()  # its observer looks at this list
-        failed = sys.exc_info()[0] is not None
-        for process in ranks:
-            if failed:
-                process.kill()
-            process.wait()
+
+
+def watch_launched_ranks(abandon: Callable[[], None]) -> None:
+    """Replace Lightning's watch over the ranks that it starts: it kills this process and hides their exit code.
+
+    Args:
+        abandon: called before this process ends with the exit code of a rank that failed before all ranks have met.
+    """
+
+    def watch(launched: list[subprocess.Popen]) -> None:
+        while not (failed := [(rank, code) for rank, process in enumerate(launched, 1) if (code := process.poll())]):
+            time.sleep(0.5)
+            if not launched:  # the ranks have met and watch each other
+                return
+        rank, code = failed[0]
+        for process in launched:
+            process.kill()
+        abandon()
+        if code < 0:  # else it has said why
+            sys.stderr.write(f"\nerror: rank {rank}: killed by signal {-code} in its set-up\n")
+            sys.stderr.flush()
+        os._exit(128 - code if code < 0 else code)
+
+    def start(launched: list[subprocess.Popen]) -> None:
+        threading.Thread(target=watch, args=(launched,), name="launched ranks", daemon=True).start()
+
+    setattr(subprocess_script, "_launch_process_observer", start)  # noqa: B010
+
+
+def end_launched_ranks(trainer: pl.Trainer) -> None:
+    """Wait for the ranks that Lightning started; after an error, end them."""
+    adopt_ranks(trainer)
+    failed = sys.exc_info()[0] is not None
+    for process in _launched:
+        if failed:
+            process.kill()
+        process.wait()
 
 
 def finish_wandb(trainer: pl.Trainer) -> None:

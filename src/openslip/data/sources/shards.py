@@ -4,11 +4,9 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Literal
 
-from braceexpand import braceexpand
 from rich.console import Console
 from rich.progress import Progress
 
@@ -17,10 +15,10 @@ from openslip.data.index.build import open_index
 from openslip.data.index.index import Shard, State, state_of
 from openslip.data.index.scan import scan_shard
 from openslip.data.index.tar import BLOCK
-from openslip.data.listing import is_hidden, visible_files
-from openslip.data.remote.address import SCHEMES, is_remote, shown
+from openslip.data.remote.address import shown
 from openslip.data.remote.cache import ShardCache, cache_folder, content_digest
 from openslip.data.source import Collection, Sample, Source
+from openslip.data.sources.shard_paths import expand, place_of, without_repeats
 from openslip.errors import DataError, UserError
 
 MAX_OPEN = 64  # a file that is open keeps its space, even where the cache has deleted it
@@ -216,70 +214,3 @@ def read_ahead(path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         os.close(descriptor)
-
-
-def expand(shards: str | list[str]) -> list[Shard]:
-    """All shards, in the order of the list and of names within a folder; a `pipe:` command is never run."""
-    expanded = []
-    for pattern in [shards] if isinstance(shards, str) else shards:
-        if pattern.strip().startswith("pipe:"):
-            raise UserError("shards 'pipe:...': pipe: would run a command and is refused; give paths of tar files")
-        if "://" in pattern and not is_remote(pattern):
-            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise UserError(f"shards {shown(pattern)}: expected paths, or addresses that begin with {kinds}")
-        try:
-            words = with_braces_expanded(pattern)
-        except ValueError as error:
-            raise UserError(
-                f"shards {shown(pattern)}: its braces do not match, as in train-{{000..099}}.tar"
-            ) from error
-        for word in words:
-            if is_remote(word):
-                expanded.append(Shard(shown(word), None, word, ""))
-                continue
-            path = local_path(word)
-            if path.is_dir():
-                paths = [file for file in visible_files(path) if file.suffix == ".tar"]
-            elif has_magic(word) and not path.exists():
-                names = f"{escape(str(path.parent))}/{path.name}" if path.parent.is_dir() else str(path)
-                matches = [Path(name) for name in sorted(glob(names))]
-                paths = [match for match in matches if not any(map(is_hidden, {*match.parts} - {*path.parts}))]
-            else:
-                paths = [path]
-            if not paths:
-                raise UserError(f"shards {word}: no .tar file there; check data.source.shards")
-            expanded += [Shard(str(path), path, "", "") for path in paths]
-    if not expanded:
-        raise UserError("shards: an empty list; give data.source.shards a brace pattern, a folder, or a list of them")
-    return expanded
-
-
-def without_repeats(shards: list[Shard]) -> tuple[list[Shard], list[str]]:
-    """Each shard once, where it comes first, and the names of the others: links and relative paths are seen through."""
-    unique: dict[str, Shard] = {}
-    repeated = [shard.name for shard in shards if unique.setdefault(place_of(shard), shard) is not shard]
-    return [*unique.values()], repeated
-
-
-def place_of(shard: Shard) -> str:
-    """The real path or the address of a shard."""
-    return shard.address if shard.path is None else os.path.realpath(shard.path)
-
-
-def with_braces_expanded(pattern: str) -> list[str]:
-    """Every word of a brace pattern; braces of a file or folder that has them in its name stay."""
-    folder, slash, name = pattern.rpartition("/")
-    if Path(pattern).exists():
-        return [pattern]
-    if slash and Path(folder).is_dir():
-        return [f"{folder}/{word}" for word in braceexpand(name)]
-    return list(braceexpand(pattern))
-
-
-def local_path(word: str) -> Path:
-    """The path as it is written where something lies there, else with the user's home for a leading ~."""
-    path = Path(word)
-    try:
-        return path if path.exists() else path.expanduser()
-    except RuntimeError:  # there is no such user, or no home
-        return path

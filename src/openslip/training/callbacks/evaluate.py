@@ -46,6 +46,8 @@ class Evaluate(pl.Callback):
         self.run_due(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
+        if pl_module.step < pl_module.max_steps:  # Lightning was made to leave early; the run will resume
+            return
         for name in self.evaluations:
             self.run(name, trainer, pl_module)
 

@@ -47,6 +47,8 @@ class Snapshot(pl.Callback):
             self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
+        if pl_module.step < pl_module.max_steps:  # Lightning was made to leave early; the run will resume
+            return
         captions, side = self.caption_views(), pl_module.transform.size
         images = [key for key in self.image_views() if self.kept[key].shape[-1] == side]
         # A resumed run gives the kept batch to every rank.

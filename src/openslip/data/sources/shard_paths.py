@@ -1,0 +1,79 @@
+"""The shards that a brace pattern, a folder, a glob, an address or a list of them names."""
+
+import os
+from glob import escape, glob, has_magic
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from openslip.data.index.index import Shard
+from openslip.data.listing import is_hidden, visible_files
+from openslip.data.remote.address import SCHEMES, is_remote, shown
+from openslip.errors import UserError
+
+
+def expand(shards: str | list[str]) -> list[Shard]:
+    """All shards, in the order of the list and of names within a folder; a `pipe:` command is never run."""
+    expanded = []
+    for pattern in [shards] if isinstance(shards, str) else shards:
+        if pattern.strip().startswith("pipe:"):
+            raise UserError("shards 'pipe:...': pipe: would run a command and is refused; give paths of tar files")
+        if "://" in pattern and not is_remote(pattern):
+            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise UserError(f"shards {shown(pattern)}: expected paths, or addresses that begin with {kinds}")
+        try:
+            words = with_braces_expanded(pattern)
+        except ValueError as error:
+            raise UserError(
+                f"shards {shown(pattern)}: its braces do not match, as in train-{{000..099}}.tar"
+            ) from error
+        for word in words:
+            if is_remote(word):
+                expanded.append(Shard(shown(word), None, word, ""))
+                continue
+            path = local_path(word)
+            if path.is_dir():
+                paths = [file for file in visible_files(path) if file.suffix == ".tar"]
+            elif has_magic(word) and not path.exists():
+                names = f"{escape(str(path.parent))}/{path.name}" if path.parent.is_dir() else str(path)
+                matches = [Path(name) for name in sorted(glob(names))]
+                paths = [match for match in matches if not any(map(is_hidden, {*match.parts} - {*path.parts}))]
+            else:
+                paths = [path]
+            if not paths:
+                raise UserError(f"shards {word}: no .tar file there; check data.source.shards")
+            expanded += [Shard(str(path), path, "", "") for path in paths]
+    if not expanded:
+        raise UserError("shards: an empty list; give data.source.shards a brace pattern, a folder, or a list of them")
+    return expanded
+
+
+def without_repeats(shards: list[Shard]) -> tuple[list[Shard], list[str]]:
+    """Each shard once, where it comes first, and the names of the others: links and relative paths are seen through."""
+    unique: dict[str, Shard] = {}
+    repeated = [shard.name for shard in shards if unique.setdefault(place_of(shard), shard) is not shard]
+    return [*unique.values()], repeated
+
+
+def place_of(shard: Shard) -> str:
+    """The real path or the address of a shard."""
+    return shard.address if shard.path is None else os.path.realpath(shard.path)
+
+
+def with_braces_expanded(pattern: str) -> list[str]:
+    """Every word of a brace pattern; braces of a file or folder that has them in its name stay."""
+    folder, slash, name = pattern.rpartition("/")
+    if Path(pattern).exists():
+        return [pattern]
+    if slash and Path(folder).is_dir():
+        return [f"{folder}/{word}" for word in braceexpand(name)]
+    return list(braceexpand(pattern))
+
+
+def local_path(word: str) -> Path:
+    """The path as it is written where something lies there, else with the user's home for a leading ~."""
+    path = Path(word)
+    try:
+        return path if path.exists() else path.expanduser()
+    except RuntimeError:  # there is no such user, or no home
+        return path

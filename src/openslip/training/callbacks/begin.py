@@ -1,0 +1,33 @@
+"""Makes the folder that of a run once its first step has succeeded, so that a failed start leaves no run."""
+
+# pyright: reportIncompatibleMethodOverride=false
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+
+from openslip.training.pretrainer import Pretrainer
+
+
+class Begin(pl.Callback):
+    """Calls `begin` before anything else of the first step is kept.
+
+    Args:
+        begin: keeps the run's config and sets the result of a shorter run aside.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.begin = begin
+        self.begun = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
+        if pl_module.step == pl_module.max_steps:  # no step is left, only evaluations
+            self.begin()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.begun:
+            self.begin()
+            self.begun = True

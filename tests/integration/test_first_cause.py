@@ -1,0 +1,79 @@
+"""When one of several ranks fails, all end soon, with its exit code, and say last what it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from trainings import RUN, two_ranks
+
+from openslip.run.ranks import is_consequence
+
+ROOT = Path(__file__).parents[2]
+DATA = "data.source._target_=disturbances.SlowSource"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize(
+    ("disturbance", "exit_code", "said"),
+    [("data_error 41-9999", 4, "sample"), ("kill 6", 137, "process {} was killed, often for want of memory")],
+)
+def test_all_ranks_end_with_the_first_cause(place: Path, failing: int, disturbance: str, exit_code: int, said: str):
+    name = f"cause_{disturbance[:4]}{failing}"
+    ranks = two_ranks(place, *RUN, DATA, f"name={name}", log=f"{name}-", DISTURB=f"{disturbance} {failing}")
+    codes = [rank.wait() for rank in ranks]
+    expected = f"error: rank {failing}: {said.format(ranks[failing].pid)}"
+    for rank, code in zip(ranks, codes, strict=True):
+        if code != -signal.SIGKILL:
+            assert code == exit_code, rank.said()
+            assert rank.said().splitlines()[-1].startswith(expected)
+
+
+def test_a_rank_that_waits_for_data_ends_when_another_is_killed(place: Path):
+    ranks = two_ranks(place, *RUN, DATA, "name=cause_wait", log="cause_wait-", DISTURB="slow_data 41-9999 1")
+    ranks[0].wait_for("step 5/")
+    time.sleep(0.5)
+    killed = time.monotonic()
+    os.kill(ranks[0].pid, signal.SIGKILL)
+    ranks[0].process.join()
+    assert ranks[1].wait() == 137
+    assert time.monotonic() - killed < 15
+    assert ranks[1].said().splitlines()[-1].startswith(f"error: rank 0: process {ranks[0].pid} was killed")
+
+
+def test_an_error_of_communication_is_no_cause():
+    assert is_consequence(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"))
+    assert not is_consequence(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    ("disturbance", "exit_code", "said"),
+    [("data_missing 0 1", 4, "no such shard here"), ("stuck_setup 0 1", 137, "killed by signal 9 in its set-up")],
+)
+def test_a_rank_that_fails_before_the_ranks_have_met_is_named(place: Path, disturbance: str, exit_code: int, said: str):
+    words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.num_workers=0"]
+    words += ["data.source._target_=disturbances.FailsToOpen", "name=unmet"]
+    run = [word for word in RUN if word not in ("trainer=cpu", "data.num_workers=0")]
+    command = [sys.executable, str(ROOT / "train.py"), *words, *run]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'support'}", "DISTURB": disturbance}
+    process = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
+    if exit_code == 137:
+        os.kill(child_of(process.pid), signal.SIGKILL)
+    lines = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == exit_code
+    assert lines[-1] == f"error: rank 1: {said}"
+    assert not (place / "runs" / "unmet").exists()
+
+
+def child_of(process: int) -> int:
+    """The first rank that a process starts."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            if "train.py" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+        time.sleep(0.1)
+    raise AssertionError("no rank was started")
