@@ -4,7 +4,6 @@ import glob
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from openslip.errors import CheckpointError, UserError
+from openslip.terminal import notice
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def optional(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        sys.stderr.write(f"\nWARNING: {unwritten(path, error)}; nothing else needs it\n")
+        notice(f"WARNING: {unwritten(path, error)}; nothing else needs it", below=True)
 
 
 def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advice: str) -> None:

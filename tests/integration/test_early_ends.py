@@ -74,12 +74,6 @@ def test_a_start_that_fails_deletes_nothing_else_in_the_folder(place: Path):
     assert [path.name for path in (place / "runs" / "noted").iterdir()] == ["notes.txt"]
 
 
-def test_shorter_epochs_do_not_shorten_the_run(place: Path):
-    training = Training(place, *RUN, "+trainer.limit_train_batches=4", "name=limited", log="limited")
-    assert training.wait() == 0, training.said()
-    assert steps_saved(place / "runs" / "limited")[0] == STEPS
-
-
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_run_that_waits_for_data(place: Path, whole: Path, number: int, workers: int):

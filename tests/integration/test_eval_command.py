@@ -124,8 +124,7 @@ def test_a_part_of_imagenet_says_so(root: Path, capsys: pytest.CaptureFixture[st
         (["+tokenizer=clip"], "tokenizer is a setting of training"),
         (["evaluation.folder.image_size=48"], "image_size is a setting of training"),
         (["+batch=4"], "config key batch is unknown and would be ignored"),
-        (["classnames=cat, dog"], r"a list needs brackets, 'classnames=\[cat, dog\]'"),
-        (["templates=[a {}.]"], r"text with {} needs quotes"),
+        (["classnames=cat, dog"], r"several values, expected one: .*a list is written classnames=\[cat, dog\]"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

@@ -46,7 +46,9 @@ def play(
     datamodule: DataModule, steps: int, *, rank: int = 0, world_size: int = 1, start_method: str | None = None
 ) -> Seen:
     """Some steps from where the data module stands, across epochs; the trainer is played by hand."""
-    datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
+    datamodule.trainer = type(
+        "Trainer", (), {"global_rank": rank, "world_size": world_size, "num_devices": world_size}
+    )()  # pyright: ignore
     loader: Any = datamodule.train_dataloader()
     if start_method is not None:
         loader.multiprocessing_context = start_method
@@ -322,7 +324,7 @@ def test_two_ranks_write_their_bad_samples_to_two_files(tmp_path: Path):
 
 def test_odd_captions_become_ids_that_end_at_the_pooled_position(tmp_path: Path):
     captions = [
-        *["word " * 2000, "x" * 10_000, "\N{GRINNING FACE}" * 50, "a\0b", "\N{ZERO WIDTH SPACE}", "&nbsp;"],
+        *["word " * 2000, "x" * 10_000, "\N{GRINNING FACE}" * 50, "a\x01b", "\N{ZERO WIDTH SPACE}", "&nbsp;"],
         *[
             "a dog <end_of_text> secretly a cat",
             "a dog <|endoftext|> secretly a cat",

@@ -408,5 +408,5 @@ def test_a_bundle_reads_transparency_and_exif_as_it_says(tmp_path: Path):
             assert torch.allclose(feature, expected)
     with pytest.raises(UserError, match="transparency=black: expected white or ignore"):
         bundle.reading(transparency="black")
-    with pytest.raises(UserError, match=r"^image: floating-point pixels"):
+    with pytest.raises(UserError, match=r"^PIL image: floating-point pixels"):
         bundle.encode_image([Image.new("F", (20, 20))])

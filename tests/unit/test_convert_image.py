@@ -100,11 +100,6 @@ def test_the_manifest_says_what_lies_under_transparent_images(tmp_path: Path):
     assert manifest["transparency"] == "white"
     with pytest.raises(UserError, match="transparency='white', this command has transparency='ignore'"):
         run("image_folder", tmp_path / "in", out, transparency="ignore")
-    del manifest["transparency"]  # as an earlier version wrote it
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="transparency='ignore', this command has transparency='white'"):
-        run("image_folder", tmp_path / "in", out)
-    assert run("image_folder", tmp_path / "in", out, transparency="ignore").samples == 3
 
 
 def test_float_images_of_a_dataset_are_counted_by_their_reason(tmp_path: Path):

@@ -64,7 +64,7 @@ def test_a_folder_is_read_in_order_without_hidden_files(folder: Path, capsys: py
     captured = capsys.readouterr()
     images = [entry["image"] for entry in json.loads(captured.out)]
     assert images == [str(folder / name) for name in ("a.jpg", "b.png", "deeper/c.webp")]
-    assert captured.err == f"{folder}: 1 skipped, of other formats (.txt)\n"
+    assert captured.err == f"{folder}: skipped 1 x file that is no image (.txt), such as notes.txt\n"
 
 
 def test_a_folder_without_images_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

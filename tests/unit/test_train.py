@@ -133,24 +133,23 @@ def passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         config = settled(config)
         given: dict[str, dict[str, Any]] = {}
 
-        class Trainer:
-            def __init__(self, settings: dict[str, Any], extra: dict[str, Any]) -> None:
-                given["trainer"] = {**settings, **extra}
-
-            def fit(self, pretrainer: Any, **arguments: Any) -> None:
-                given["fit"] = {"pretrainer": pretrainer, **arguments}
-                raise StoppedError
-
         def build(config: dict[str, Any], key: str = "", /, **extra: Any) -> Any:
             given[key] = extra
-            return Trainer(config, extra) if key == "trainer" else build_really(config, key, **extra)
+            if key == "trainer":
+                given["trainer"] = {**config, **extra}
+                return None
+            return build_really(config, key, **extra)
+
+        def optimise(trainer: None, pretrainer: Any, data: Any, resumed: Any) -> None:
+            given["fit"] = {"pretrainer": pretrainer, "datamodule": data, "ckpt_path": resumed}
+            raise StoppedError
 
         def pretrainer(**arguments: Any) -> Any:
             given["pretrainer"] = arguments
             return Pretrainer(**arguments)
 
         build_really = train.build
-        for name, replaced in (("build", build), ("Pretrainer", pretrainer)):
+        for name, replaced in (("build", build), ("Pretrainer", pretrainer), ("optimise", optimise)):
             monkeypatch.setattr(train, name, replaced)
         for name in ("ignore_foreign_checkpoints", "end_launched_ranks", "finish_wandb"):
             monkeypatch.setattr(train, name, lambda trainer: None)

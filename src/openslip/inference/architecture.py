@@ -15,6 +15,7 @@ from torch.nn.modules.module import (
 )
 
 from openslip.errors import UserError
+from openslip.inference.files import unwrapped
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
@@ -99,7 +100,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: names or shapes that do not fit, whole or complex numbers where it has floating-point ones.
     """
-    for name, expected in model.state_dict().items():
+    known = model.state_dict()
+    # A model of one's own may have a part that is named `module`; else data parallelism has left the name.
+    weights = {name if name in known else unwrapped(name): tensor for name, tensor in weights.items()}
+    for name, expected in known.items():
         given = weights.get(name)
         if given is not None and (given.is_complex() or given.is_floating_point() != expected.is_floating_point()):
             raise UserError(f"its weight {name} is of {given.dtype}, and the model's of {expected.dtype}")

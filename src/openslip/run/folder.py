@@ -7,7 +7,6 @@ import re
 import secrets
 import shutil
 import socket
-import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -21,6 +20,7 @@ from openslip.locks import locked
 from openslip.run.checkpoints import saved
 from openslip.run.environment import environment
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
+from openslip.terminal import say
 
 PATIENCE = 5.0  # seconds: the process before may still be on its way out
 AFTER_REQUEUE = 120.0  # seconds: a file server takes up to 90 to see that a node is gone
@@ -67,7 +67,7 @@ class Run:
         with needed(file):
             write_text(file, f"{new}\n")
         if kept is not None:
-            sys.stdout.write(f"{self.folder} was copied or renamed: its id is now {new}, it was {kept[:100]!r}\n")
+            say(f"{self.folder} was copied or renamed: its id is now {new}, it was {kept[:100]!r}")
         return new
 
     def begin(self, config: dict[str, Any]) -> None:

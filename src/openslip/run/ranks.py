@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from openslip import signals, slurm
 from openslip.distributed import of_all_ranks, rank, world_size
 from openslip.errors import UserError, first_line
+from openslip.terminal import notice
 
 EVERY = 0.5  # seconds between looks at the other ranks
 PATIENCE = 3.0  # seconds: a rank that fails needs some to say so, and one that is told of it to leave in order
@@ -112,8 +112,7 @@ class Ranks:
             self.pass_on_signals()
             failure = self.told() or self.dead()
             if failure and not self.over.wait(PATIENCE + 1):
-                sys.stderr.write(f"\nerror: {RankError(self.tell(failure))}\n")
-                sys.stderr.flush()
+                notice(f"error: {RankError(self.tell(failure))}", below=True)
                 os._exit(failure.exit_code)
 
     def pass_on_signals(self) -> None:

@@ -92,8 +92,7 @@ def watch_launched_ranks(abandon: Callable[[], None]) -> None:
             process.kill()
         abandon()
         if code < 0:  # else it has said why
-            sys.stderr.write(f"\nerror: rank {rank}: killed by signal {-code} in its set-up\n")
-            sys.stderr.flush()
+            notice(f"error: rank {rank}: killed by signal {-code} in its set-up", below=True)
         os._exit(128 - code if code < 0 else code)
 
     def start(launched: list[subprocess.Popen]) -> None:

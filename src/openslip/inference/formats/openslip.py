@@ -67,9 +67,7 @@ def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
             raise UserError(f"checkpoint {path}: `state_dict` holds {what}; expected names to tensors")
     state = {unwrapped(name): tensor for name, tensor in state.items()}
     kind = "averaged." if any(name.startswith("averaged.") for name in state) else "model."
-    weights = {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
-    # A model of one's own may have one part among others that is named `module`.
-    return {unwrapped(n): x for n, x in weights.items()} if all(n.startswith("module.") for n in weights) else weights
+    return {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
 
 
 def build_transform(path: Path, settings: Any) -> EvalTransform:
