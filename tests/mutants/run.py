@@ -1,7 +1,7 @@
 """Plant faults, one at a time, and count how many the fast tests see: `make mutants`, or `make mutants ONLY=optim`.
 
 Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
-import it directly, then those that reach it by one more import. For a config that is the code which composes configs.
+import it directly, then those that reach it by one more import. For a config that is the code which finds configs.
 """
 
 import ast
@@ -36,7 +36,7 @@ COPIED = (
 TIERS = ("unit", "parity", "integration")
 FARTHEST = 2  # imports between a test and the changed file
 SECONDS = 900  # for the tests of one fault
-CONFIGS_ARE_READ_BY = "openslip.config.compose"
+CONFIGS_ARE_READ_BY = "openslip.config.search_path"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "timm", "pytorch_lightning", "hydra", "webdataset", "pytest", "PIL.Image"])
 
