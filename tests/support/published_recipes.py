@@ -246,6 +246,7 @@ def shards(name: str, folder: str = "data") -> Settings:
         "shards": f"{folder}/{name}",
         "require": "caption",
         "captions": fields if name == "yfcc15m" else uniform,
+        "equal_captions": None,
         "expected_samples": SAMPLES[name],
     }
 
@@ -319,7 +320,12 @@ EVALUATIONS: dict[str, Settings] = {
     },
     "shards": {
         **ZERO_SHOT,
-        "source": {"_target_": "openslip.data.sources.shards.ShardSource", "shards": "SHARDS", "require": "label"},
+        "source": {
+            "_target_": "openslip.data.sources.shards.ShardSource",
+            "shards": "SHARDS",
+            "require": "label",
+            "equal_captions": "keep",
+        },
         "classnames": "NAMES",
         "templates": ["a photo of a {}."],
         "underscores": "space",
@@ -336,6 +342,7 @@ TRAINER = {
     "_target_": "pytorch_lightning.Trainer",
     "precision": "auto",  # published: fp16 with loss scaling; docs/NUMERICS.md#precision
     "deterministic": False,
+    "max_time": None,
 }
 DDP = {
     "_target_": "pytorch_lightning.strategies.DDPStrategy",
@@ -389,6 +396,7 @@ def recipe(
             "seed": 0,
             "global_batch_size": 64 if tiny else 4096,
             "tf32": False,
+            "init_from": {"checkpoint": None, "resize": False},
             "towers": {"image": {**untouched, "patch_dropout": 0.0}, "text": untouched},
             "image_size": 32 if tiny else 224,
             "mean": IMAGENET_MEAN,
