@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,21 @@ def test_a_mixture_says_which_shards_its_sources_share(tmp_path: Path):
         "all and some: 2 x shard of both, whose samples are drawn for each",
         "all and none: 1 x shard of both, whose samples are drawn for each",
     )
+
+
+def test_links_to_folders_are_followed_and_end_where_they_lead_back(classes: Path, tmp_path: Path):
+    put(tmp_path / "elsewhere" / "z.jpg", jpeg(1))
+    before = len(ImageFolder(root=str(classes)))
+    first = classes / "cat"
+    (first / "linked").symlink_to(tmp_path / "elsewhere")
+    (first / "back").symlink_to(first)
+    (tmp_path / "elsewhere" / "round").symlink_to(first)
+    assert len(ImageFolder(root=str(classes))) == before + 1
+
+
+def test_a_root_that_is_one_folder_too_high_is_said(classes: Path, tmp_path: Path):
+    for split in ("train", "val"):
+        shutil.copytree(classes, tmp_path / "splits" / split)
+    (said,) = [line for line in ImageFolder(root=str(tmp_path / "splits")).problems if "too high" in line]
+    assert said.startswith("2 x folder as a class, which are train, val, while all have ")
+    assert not [line for line in ImageFolder(root=str(classes)).problems if "too high" in line]
