@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import pytorch_lightning as pl
 import torch
 import yaml
 from shard_files import write_pairs
@@ -134,7 +135,7 @@ def passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         config = settled(config)
         given: dict[str, dict[str, Any]] = {}
 
-        class Trainer:
+        class Trainer(pl.Trainer):
             def __init__(self, settings: dict[str, Any], extra: dict[str, Any]) -> None:
                 given["trainer"] = {**settings, **extra}
 
