@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-import pytorch_lightning as pl
 import torch
 import yaml
 from shard_files import write_pairs
@@ -139,7 +138,7 @@ def passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             def __init__(self, settings: dict[str, Any], extra: dict[str, Any]) -> None:
                 given["trainer"] = {**settings, **extra}
 
-            def fit(self, pretrainer: Any, **arguments: Any) -> None:
+            def fit(self, pretrainer: Any, **arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
                 given["fit"] = {"pretrainer": pretrainer, **arguments}
                 raise StoppedError
 
