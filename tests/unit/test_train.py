@@ -72,6 +72,8 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
         ({"towers.image.weights": 3}, r"towers\.image\.weights=3: expected a run's folder or a checkpoint file"),
         ({"init_from.checkpoint": 3}, r"init_from\.checkpoint=3: expected a run's folder or a checkpoint file"),
         ({"init_from.resize": "yes"}, r"init_from\.resize=yes: expected true or false"),
+        ({"data.decoder.exif": "maybe"}, r"data\.decoder\.exif=maybe: expected apply, ignore or null"),
+        ({"data.decoder.transparency": "black"}, r"data\.decoder\.transparency=black: expected white, ignore"),
         ({"init_from.resize": True}, r"init_from\.resize=True: expected false where neither init_from\.checkpoint"),
         ({"towers.image.locked": "yes"}, r"towers\.image\.locked=yes: expected true or false"),
         ({"towers.image.patch_dropout": 1.0}, r"patch_dropout=1\.0: expected a share from 0 to below 1"),

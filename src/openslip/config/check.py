@@ -119,6 +119,9 @@ def check_root_values(config: dict[str, Any]) -> None:
         named = [config["init_from"]["checkpoint"], *(tower["weights"] for tower in config["towers"].values())]
         expected = "false where neither init_from.checkpoint nor towers.*.weights names weights"
         checks["init_from.resize"] = (lambda _: any(name is not None for name in named), expected)
+    for key, known in (("transparency", ("white", "ignore")), ("exif", ("apply", "ignore"))):
+        if isinstance(lookup(config, f"data.decoder.{key}"), str):
+            checks[f"data.decoder.{key}"] = (known.__contains__, f"{known[0]}, {known[1]} or null")
     checks |= _optim_checks(config)
     for kind in config["towers"]:
         tower = f"towers.{kind}"
