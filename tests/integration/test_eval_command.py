@@ -61,6 +61,7 @@ def test_names_and_templates_of_the_command_line_are_those_of_the_evaluation(roo
     ):
         mine = built([*source, *words, *["checkpoint=X"] * (name == "eval")], name)
         assert {"names": mine.classnames, "templates": mine.templates} == names, words
+    assert built([*source, "checkpoint=X", "templates=[a {}.,the {}.]"], "eval").templates == names["templates"]
     for key in ("templates", "evaluation.folder.templates"):
         mine = built([*source, "checkpoint=X", f"{key}=imagenet80"], "eval")
         assert mine.templates == imagenet_templates(80)

@@ -59,6 +59,47 @@ def test_the_folders_own_names_in_another_order_are_refused(tmp_path: Path, name
         evaluation(write_folder(tmp_path, ["cat", "dog", "red_fox"]), classnames=names)
 
 
+def test_names_in_another_unicode_form_are_the_same_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = write_folder(tmp_path, ["caf\u00e9", "ma\u00f1ana"])
+    assert evaluation(source, classnames=["cafe\u0301", "man\u0303ana"]).classnames == ["cafe\u0301", "man\u0303ana"]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="another order"):
+        evaluation(source, classnames=["man\u0303ana", "cafe\u0301"])
+
+
+def test_names_behind_a_number_are_the_folders_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = write_folder(tmp_path, ["001.Black_footed", "002.Laysan", "003-sooty"])
+    assert evaluation(source, classnames=["black footed", "Laysan", "sooty"]).classnames[0] == "black footed"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"another order \(folder 001.Black_footed would be Laysan"):
+        evaluation(source, classnames=["Laysan", "Black footed", "Sooty"])
+    evaluation(source)
+    assert "numbers in front stand in the prompts (001.Black footed); classnames=FILE" in capsys.readouterr().err
+
+
+def test_a_pairing_shows_the_names_that_are_not_the_folders_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    evaluation(write_folder(tmp_path, ["cat", "dog", "fox"]), classnames=["cat", "hound", "fox"])
+    title, pair = capsys.readouterr().err.splitlines()
+    assert title.endswith("are paired with the class folders in their order, of which 2 match by name:")
+    assert pair == "  1: dog -> hound"
+
+
+@pytest.mark.parametrize("shuffled", [sorted(imagenet_classnames()), imagenet_classnames()[::-1], IDS[::-1]])
+def test_imagenets_names_in_another_order_are_refused(shuffled: list[str]):
+    for folders in (IDS, IDS[10:13]):
+        with pytest.raises(UserError, match="the folders' own names, in another order"):
+            class_names(shuffled, folders)
+    with pytest.raises(UserError, match=r"another order \(folder n01530575 would be house finch"):
+        class_names([imagenet_classnames()[label] for label in (12, 10, 11)], IDS[10:13])
+
+
+def test_another_list_of_imagenets_names_is_shown_beside_the_folders():
+    names = [f"{name}, as others call it" for name in imagenet_classnames()]
+    (notice,) = class_names(names, IDS[10:12]).notices
+    assert notice.splitlines()[1:] == [f"  {place}: {IDS[10 + place]} -> {names[10 + place]}" for place in range(2)]
+    assert class_names([imagenet_classnames()[label] for label in (10, 11)], IDS[10:12]).notices == []
+
+
 @pytest.mark.parametrize("names", [None, ["cat", "dog", "red fox"], ["Cat", "dog", "red_fox"]])
 def test_names_that_are_the_folders_say_nothing(tmp_path: Path, names: Any, capsys: pytest.CaptureFixture[str]):
     mine = evaluation(write_folder(tmp_path, ["cat", "dog", "red_fox"]), classnames=names)

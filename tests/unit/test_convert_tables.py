@@ -85,6 +85,18 @@ def test_quotation_marks_in_a_tsv_are_text(root: Path, layout: str):
     assert left_out(root / "out") == {}
 
 
+def test_a_blank_before_a_quotation_mark_is_an_error_with_its_line(root: Path):
+    told = refused(root, "t.csv", 'image,caption\n1.jpg,x\n0.jpg, "a thing"\n')
+    assert "t.csv, line 3: a blank stands before a cell's quotation mark; remove it" in told
+
+
+def test_a_tsv_that_was_written_with_quotation_marks_is_said(root: Path, capsys: pytest.CaptureFixture[str]):
+    assert convert(root, "t.tsv", 'image\tcaption\n1.jpg\tx\n0.jpg\t"a ""big"" thing"\n')["0"] == '"a ""big"" thing"'
+    assert (
+        't.tsv, line 3: quotation marks of a .tsv are text, so that "" stays two of them\n' in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("rows", "line"),
     [

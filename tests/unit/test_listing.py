@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,7 @@ def test_a_shard_that_is_named_again_counts_once_and_that_is_said(tmp_path: Path
         write_pairs(put(folder / f"{number}.tar", b""), 2, first=2 * number)
     (tmp_path / "link").symlink_to(folder)
     (tmp_path / "alias.tar").symlink_to(folder / "1.tar")
+    (tmp_path / "hard.tar").hardlink_to(folder / "1.tar")
     monkeypatch.chdir(tmp_path)
     once = ShardSource(shards=str(folder), require="caption")
     assert once.problems == ()
@@ -163,6 +165,7 @@ def test_a_shard_that_is_named_again_counts_once_and_that_is_said(tmp_path: Path
         "a linked folder": f"{tmp_path}/link/1.tar",
         "a relative path": "shards/1.tar",
         "a detour": f"{folder}/../shards/./1.tar",
+        "a hard link": str(tmp_path / "hard.tar"),
         "a glob": f"{folder}/*1.tar",
         "braces": f"{folder}/{{1..1}}.tar",
     }
@@ -172,11 +175,32 @@ def test_a_shard_that_is_named_again_counts_once_and_that_is_said(tmp_path: Path
         assert source.fingerprint == once.fingerprint
         (line,) = source.problems
         assert line.startswith("1 x shard named more than once, counted once, such as ")
-        assert line.endswith("1.tar") or line.endswith("alias.tar")
+        assert line.endswith(("1.tar", "alias.tar", "hard.tar"))
     twice = ShardSource(shards=[str(folder), f"{folder}/*.tar"], require="caption")
     assert (len(twice), twice.problems[0][:3]) == (6, "3 x")
     first = ShardSource(shards=[str(folder / "2.tar"), str(folder)], require="caption")
     assert [first[place].label for place in range(6)] == [4, 5, 0, 1, 2, 3]
+
+
+def test_a_copy_of_a_shard_is_said(tmp_path: Path):
+    for name in ("a.tar", "b.tar"):
+        write_pairs(tmp_path / name, 2)
+    write_pairs(tmp_path / "c.tar", 2, first=2)
+    (line,) = ShardSource(shards=str(tmp_path), require="caption").problems
+    assert line == (
+        f"1 x shard with the keys, sizes and captions of another, such as {tmp_path}/b.tar of {tmp_path}/a.tar: "
+        "not left out"
+    )
+
+
+def test_shards_of_a_folder_that_are_not_read_are_said(tmp_path: Path):
+    for number, name in enumerate(("a.tar", "B.TAR", "deeper/c.tar", ".hidden/d.tar")):
+        write_pairs(put(tmp_path / name, b""), 2, first=2 * number)
+    put(tmp_path / "e.tar.gz", b"x")
+    source = ShardSource(shards=str(tmp_path), require="caption")
+    assert len(source) == 4
+    (line,) = source.problems
+    assert line == f"2 x shard that is compressed or lies one folder deeper, such as {tmp_path}/deeper/c.tar"
 
 
 def test_a_folder_linked_into_itself_by_files_counts_once(tmp_path: Path):
@@ -200,3 +224,21 @@ def test_a_mixture_says_which_shards_its_sources_share(tmp_path: Path):
         "all and some: 2 x shard of both, whose samples are drawn for each",
         "all and none: 1 x shard of both, whose samples are drawn for each",
     )
+
+
+def test_links_to_folders_are_followed_and_end_where_they_lead_back(classes: Path, tmp_path: Path):
+    put(tmp_path / "elsewhere" / "z.jpg", jpeg(1))
+    before = len(ImageFolder(root=str(classes)))
+    first = classes / "cat"
+    (first / "linked").symlink_to(tmp_path / "elsewhere")
+    (first / "back").symlink_to(first)
+    (tmp_path / "elsewhere" / "round").symlink_to(first)
+    assert len(ImageFolder(root=str(classes))) == before + 1
+
+
+def test_a_root_that_is_one_folder_too_high_is_said(classes: Path, tmp_path: Path):
+    for split in ("train", "val"):
+        shutil.copytree(classes, tmp_path / "splits" / split)
+    (said,) = [line for line in ImageFolder(root=str(tmp_path / "splits")).problems if "too high" in line]
+    assert said.startswith("2 x folder as a class, which are train, val, while all have ")
+    assert not [line for line in ImageFolder(root=str(classes)).problems if "too high" in line]

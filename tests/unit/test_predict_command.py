@@ -110,6 +110,35 @@ def test_blank_and_repeated_labels_are_dropped_and_said(
     assert captured.err == "labels: 1 blank dropped; red, green_fox given several times and kept once\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [('"man, old", dog', {"man, old", "dog"}), ('"red","blue"', {"red", "blue"}), ("red\nblue", {"red", "blue"})],
+)
+def test_labels_in_quotation_marks_may_hold_commas(
+    given: str, labels: set[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert predict(folder / "a.jpg", "--json", labels=given) == 0
+    assert {row["label"] for row in json.loads(capsys.readouterr().out)[0]["labels"]} == labels
+
+
+@pytest.mark.parametrize(
+    "given", ["['red','blue']", "'red','blue'", '["red", "blue"]', '{"red": 1, "blue": 2}', '"red,a']
+)
+def test_labels_in_brackets_or_in_an_open_quotation_are_refused(
+    given: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert predict(folder / "a.jpg", labels=given) == 1
+    assert capsys.readouterr().err.startswith(f"error: --labels {given}: ")
+
+
+def test_a_single_label_is_said_to_be_certain(folder: Path, capsys: pytest.CaptureFixture[str]):
+    said = "labels: 'red;blue' is the only one, so its probability is always 1: give several\n"
+    assert predict(folder / "a.jpg", labels="red;blue") == 0
+    assert capsys.readouterr().err == said
+    assert predict(folder / "a.jpg", "--probabilities", "sigmoid", labels="red", checkpoint="biased") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_sigmoid_probabilities_need_a_bias(folder: Path, capsys: pytest.CaptureFixture[str]):
     words = [folder / "a.jpg", "--json", "--probabilities", "sigmoid"]
     assert predict(*words) == 1

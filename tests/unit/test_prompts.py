@@ -17,7 +17,7 @@ from openslip.evaluation import features
 from openslip.evaluation.features import text_features
 from openslip.inference import bundle as bundle_module
 from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
-from openslip.inference.prompts import class_embeddings, read_lines
+from openslip.inference.prompts import class_embeddings, read_lines, texts_of
 from openslip.models.dual_encoder import DualEncoder
 
 
@@ -123,6 +123,15 @@ def test_lines_are_read_whole_and_stripped(tmp_path: Path):
         (b"dog\n\ncat\n", "line 2 is blank"),
         (b"\ndog\n", "line 1 is blank"),
         (b"dog\n\xff\n", "not UTF-8"),
+        ("dog\ncat".encode("utf-16-le"), "not UTF-8"),
+        (b"- dog\n- cat\n", "its lines are like '- dog': expected plain text, one name a line"),
+        (b'["dog", "cat"]', "plain text"),
+        (b"0,dog\n1,cat\n", "plain text"),
+        (b"0: dog\n1: cat\n", "plain text"),
+        (b"n01440764\ttench\nn01443537\tgoldfish", "plain text"),
+        (b'"dog"\n"cat"\n', "plain text"),
+        (b"dog;cat", "plain text"),
+        (b"dog, cat\n", "plain text"),
     ],
 )
 def test_a_bad_list_is_refused(tmp_path: Path, content: bytes, message: str):
@@ -130,6 +139,20 @@ def test_a_bad_list_is_refused(tmp_path: Path, content: bytes, message: str):
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_lines(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_list_is_decoded_by_its_byte_order_mark(tmp_path: Path, encoding: str):
+    (tmp_path / "names.txt").write_bytes("dog\rcaf\u00e9".encode(encoding))
+    assert read_lines(tmp_path / "names.txt") == ["dog", "caf\u00e9"]
+
+
+def test_names_with_commas_and_numbers_are_plain(tmp_path: Path):
+    names = ["tench, Tinca tinca", "3 wheeler", "t-shirt", "rock 'n' roll"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert read_lines(tmp_path / "names.txt") == names
+    (tmp_path / "templates.txt").write_text("a {}, a type of pet.")
+    assert texts_of(tmp_path / "templates.txt", "templates") == ["a {}, a type of pet."]
 
 
 def test_a_missing_list_is_named(tmp_path: Path):

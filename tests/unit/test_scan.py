@@ -342,7 +342,15 @@ def test_a_replacement_character_is_told(tmp_path: Path):
 
 @pytest.mark.parametrize("key", ["caption", "captions"])
 @pytest.mark.parametrize(
-    ("value", "expected"), [(["one", "two"], ("one", "two")), ("one", ("one",)), ([], ()), (3, ())]
+    ("value", "expected"),
+    [
+        (["one", "two"], ("one", "two")),
+        ([["one", "two"], ["three"]], ("one", "two", "three")),
+        ("one", ("one",)),
+        ([], ()),
+        (3, ()),
+        ([None, "one"], ("one",)),
+    ],
 )
 def test_both_keys_of_a_json_hold_a_text_or_a_list(tmp_path: Path, key: str, value: object, expected: tuple[str, ...]):
     members = [("a.jpg", IMAGE), ("a.json", json.dumps({key: value}).encode())]

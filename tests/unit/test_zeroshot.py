@@ -277,4 +277,8 @@ def test_a_useless_setting_is_refused_before_anything_runs(change: dict, message
 
 def test_chance_counts_the_names_and_not_the_labels_that_occur():
     labels = [0, 1, 0, 1, 1, 0]
-    assert zero_shot(Pictures(6, labels=labels)).run(bundle(dual_encoder()))["chance"] == 100 / 7
+    mine = zero_shot(Pictures(6, labels=labels))
+    metrics = mine.run(bundle(dual_encoder()))
+    assert metrics["chance"] == 100 / 7
+    assert mine.notes == {"classes with samples": "2 of 7"}
+    assert mine.headline(metrics).endswith("(chance 14.3 %)")

@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
 
 def read_labels(text: str) -> list[str]:
     """Labels between commas or of a file; blank and repeated ones are dropped, and said."""
-    given = all_lines(text[1:]) if text.startswith("@") else [label.strip() for label in text.split(",")]
+    given = all_lines(text[1:]) if text.startswith("@") else split_labels(text)
     labels = [label for label in given if label]
     kept = list({alike(label): label for label in reversed(labels)}.values())[::-1]
     lines = []
@@ -91,6 +91,19 @@ def read_labels(text: str) -> list[str]:
     if lines and kept:
         notice(f"labels: {'; '.join(lines)}")
     return kept
+
+
+def split_labels(text: str) -> list[str]:
+    """Labels between commas; one in quotation marks may hold commas."""
+    try:
+        rows = csv.reader(text.splitlines(), skipinitialspace=True, strict=True)
+        labels = [label.strip() for row in rows for label in row]
+    except csv.Error as error:
+        raise UserError(f"--labels {text}: a quotation mark is left open; @FILE takes one label a line") from error
+    for label in labels:
+        if label[:1] in ("[", "{") or (len(label) > 1 and label[0] == label[-1] == "'"):
+            raise UserError(f"--labels {text}: write labels between commas, without brackets and quotation marks")
+    return labels
 
 
 def image_paths(arguments: list[str]) -> tuple[list[str], int]:

@@ -115,6 +115,13 @@ def check_root_values(config: dict[str, Any]) -> None:
     checkpoint = (_or_null(lambda x: isinstance(x, str)), "a run's folder or a checkpoint file, or null")
     checks["init_from.checkpoint"] = checkpoint
     checks["init_from.resize"] = (lambda x: isinstance(x, bool), "true or false")
+    if config["init_from"]["resize"] is True:
+        named = [config["init_from"]["checkpoint"], *(tower["weights"] for tower in config["towers"].values())]
+        expected = "false where neither init_from.checkpoint nor towers.*.weights names weights"
+        checks["init_from.resize"] = (lambda _: any(name is not None for name in named), expected)
+    for key, known in (("transparency", ("white", "ignore")), ("exif", ("apply", "ignore"))):
+        if isinstance(lookup(config, f"data.decoder.{key}"), str):
+            checks[f"data.decoder.{key}"] = (known.__contains__, f"{known[0]}, {known[1]} or null")
     checks |= _optim_checks(config)
     for kind in config["towers"]:
         tower = f"towers.{kind}"

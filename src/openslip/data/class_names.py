@@ -1,5 +1,7 @@
 """Class folders: their order, which is that of the labels, and the words that their names stand for."""
 
+import re
+import unicodedata
 from collections.abc import Iterable
 
 from openslip.errors import UserError
@@ -24,5 +26,10 @@ def words(name: str, underscores: str) -> str:
 
 
 def alike(name: str) -> str:
-    """Equal for names that differ in case, white space and underscores alone."""
-    return words(name, "space").casefold()
+    """Equal for names that differ in case, white space, underscores and Unicode's form (NFC, NFD) alone."""
+    return unicodedata.normalize("NFC", words(name, "space")).casefold()
+
+
+def without_number(name: str) -> str:
+    """A class folder's name without a number or WordNet id in front: `001.Sooty_Albatross`, `n02085620-Chihuahua`."""
+    return re.sub(r"^(\d+|n\d{8})[\s._-]+(?=\D)", "", name)

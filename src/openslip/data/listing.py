@@ -25,6 +25,8 @@ def is_image(path: Path) -> bool:
 def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
     """The files in a folder, or in all folders below it as well, in the order of their paths.
 
+    Links to folders are followed; a folder that several of them lead to is read once.
+
     Raises:
         UserError: a folder cannot be read.
     """
@@ -33,9 +35,14 @@ def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
         raise UserError(f"{error.filename}: {error.strerror}; make it readable or remove it") from error
 
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=below):
+        if (real := os.path.realpath(parent)) in seen:  # a link may lead back to where it lies
+            folders.clear()
+            continue
+        seen.add(real)
         files += [Path(parent, name) for name in names if not is_hidden(name)]
-        folders[:] = [name for name in folders if below and not is_hidden(name)]
+        folders[:] = sorted(name for name in folders if below and not is_hidden(name))
     return sorted(files)
 
 

@@ -97,13 +97,15 @@ class ZeroShot(Evaluation):
 
     def headline(self, metrics: dict[str, float]) -> str:
         line = top1_line(self.title, metrics)
-        return f"{line}, {self.notes['classes']} classes" if self.notes else line
+        return f"{line}, {self.notes['classes']} classes" if "classes" in self.notes else line
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
         classes = class_embeddings(lambda texts: text_features(bundle, texts), self.classnames, self.templates)
         labels, top_classes, top_probabilities = self.classify(bundle, classes)
         predictions = top_classes[:, 0]
+        if (num_occurring := len(np.unique(labels))) < len(self.classnames):
+            self.notes = {**self.notes, "classes with samples": f"{num_occurring} of {len(self.classnames)}"}
         self.arrays = {
             "classnames": np.array(self.classnames),
             "templates": np.array(self.templates),

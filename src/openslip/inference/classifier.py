@@ -43,6 +43,8 @@ class ZeroShotClassifier:
         bundle.need_tokenizer()
         self.scale = bundle.scale()
         self.classes = class_embeddings(bundle.encode_text, self.labels, templates)  # once: images come one by one
+        if len(self.labels) == 1 and self.bias is None:
+            notice_once(f"labels: {self.labels[0]!r} is the only one, so its probability is always 1: give several")
         if twice := repeated(self.labels):
             notice_once(f"labels: {', '.join(twice)} given several times: they share the probability")
 

@@ -1,5 +1,6 @@
 """Class names, templates, and class vectors made of them. Radford et al. 2021, arXiv:2103.00020, 3.1.4."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -9,14 +10,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from openslip.data.captions.decoding import is_damaged, text_of
 from openslip.data.class_names import alike
 from openslip.errors import UserError
 from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
+from openslip.regular_file import regular_file
 
 LISTS = {  # what a config may write in place of a list
     "classnames": {"imagenet": imagenet_classnames},
     "templates": {"imagenet7": lambda: imagenet_templates(7), "imagenet80": lambda: imagenet_templates(80)},
 }
+# Lines of YAML, JSON, CSV, or in quotation marks, all of which would become part of the prompts.
+MARKED_UP = re.compile(r"""- |[\[{"']|n?\d+\s*[,;:=\t]|.*\t""")
 EXAMPLES = {"templates": "a photo of a {}."}
 
 
@@ -91,7 +96,7 @@ def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
             f"{key}={value}: no such file; expected a text file with one a line, {known}, or a list such as "
             f"[{value if ',' in str(value) else EXAMPLES.get(key, 'cat,dog')!s}]"
         )
-    return texts(read_lines(file), key)
+    return texts(read_lines(file, key), key)
 
 
 def repeated(names: Sequence[str]) -> list[str]:
@@ -101,13 +106,13 @@ def repeated(names: Sequence[str]) -> list[str]:
     return [first[key] for key, count in counts.items() if count > 1]
 
 
-def read_lines(path: str | Path) -> list[str]:
+def read_lines(path: str | Path, key: str = "classnames") -> list[str]:
     """A text file of class names or templates, one a line; blank lines may only end it.
 
     Raises:
-        UserError: the file is missing, not UTF-8 text, empty, or has a blank line between others.
+        UserError: the file is missing, no text, empty, no plain list, or has a blank line between others.
     """
-    lines = all_lines(path)
+    lines = all_lines(path, key)
     if lines == [""]:
         raise UserError(f"{path}: the file is empty: expected one name a line")
     if "" in lines:
@@ -116,12 +121,20 @@ def read_lines(path: str | Path) -> list[str]:
     return lines
 
 
-def all_lines(path: str | Path) -> list[str]:
-    """The lines of a text file, stripped, without blank ones at its end."""
+def all_lines(path: str | Path, key: str = "labels") -> list[str]:
+    """The lines of a text file, stripped, without blank ones at its end.
+
+    Raises:
+        UserError: the file is missing, neither UTF-8 nor with a byte-order mark, or no plain list.
+    """
     try:
-        content = Path(path).read_text(encoding="utf-8-sig")
+        content = text_of(regular_file(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8, one name a line") from error
-    return [line.strip() for line in content.rstrip().split("\n")]
+    if is_damaged(content):
+        raise UserError(f"{path}: not UTF-8 text: save it as UTF-8, one name a line")
+    lines = [line.strip() for line in re.split(r"\r\n?|\n", content.rstrip())]
+    one_line = len(lines) == 1 and key != "templates" and re.search("[,;|]", lines[0])
+    if one_line or (content.strip() and all(MARKED_UP.match(line) for line in lines if line)):
+        raise UserError(f"{path}: its lines are like {lines[0][:60]!r}: expected plain text, one name a line")
+    return lines

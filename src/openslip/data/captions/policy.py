@@ -60,8 +60,8 @@ class KeepEqual:
 
 
 def listed(value: Any) -> list[Any]:
-    """The value of a field that holds a text or a list of texts."""
-    return value if isinstance(value, list) else [value]
+    """The value of a field that holds a text or a list of texts, lists in lists included."""
+    return [text for part in value for text in listed(part)] if isinstance(value, list) else [value]
 
 
 def merged(*groups: Iterable[Any]) -> list[str]:

@@ -2,9 +2,11 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +15,8 @@ from openslip.data.index.tar import printable
 from openslip.errors import UserError
 
 SEPARATORS = (",", "\t", ";", "|", " ")  # that are guessed
+LATE_QUOTE = re.compile(r'\s+".*"\s*$', re.DOTALL)  # for which the marks are text
+QUOTED = re.compile(r'"([^"]|"")*""([^"]|"")*"')  # as CSV has cells that hold quotation marks
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,19 @@ class Delimited:
         for line, cells in lines:
             if len(cells) != len(header):
                 raise UserError(self.wrong_number(line, cells, len(header)))
+            if self.separator != "\t" and any(map(LATE_QUOTE.match, cells)):
+                raise UserError(f"{self.path}, line {line}: a blank stands before a cell's quotation mark; remove it")
             if any("\n" in cell for cell in cells) and self.holds_rows(cells, places[0]):
                 raise UserError(self.open_quotation(line))
             yield [cells[place] for place in places]
+
+    @property
+    def first_quoted(self) -> int | None:
+        """The first line of a tab-separated file, among many, with a cell that another program has quoted."""
+        if self.separator != "\t":
+            return None
+        quoted = (line for line, cells in islice(self.lines(), 10_000) if any(map(QUOTED.fullmatch, cells)))
+        return next(quoted, None)
 
     def lines(self) -> Iterator[tuple[int, list[str]]]:
         """The cells of every row and the number of its first line; blank lines are passed over."""

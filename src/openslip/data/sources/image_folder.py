@@ -52,6 +52,7 @@ def class_files(root: Path, names: list[str]) -> tuple[list[tuple[Path, int]], t
     files: list[tuple[Path, int]] = []
     outside = visible_files(root)
     others = [path for path in outside if not is_image(path)]
+    inner: list[set[str]] = []  # of each class, the folders in which its images lie
     for label, name in enumerate(names):
         paths = visible_files(root / name, below=True)
         images = [path for path in paths if is_image(path)]
@@ -62,8 +63,15 @@ def class_files(root: Path, names: list[str]) -> tuple[list[tuple[Path, int]], t
                 "remove it, or move it out of ROOT"
             )
         files += [(path, label) for path in images]
+        inner.append({path.relative_to(root / name).parent.as_posix().split("/")[0] for path in images})
         others += [path for path in paths if not is_image(path)]
     skipped = [others_line(others, root)] if others else []
     if lost := [path.name for path in outside if is_image(path)]:
         skipped.append(f"{len(lost)} x image in no class folder, such as {lost[0]}")
+    shared = sorted(set.intersection(*inner))
+    if all("." not in folders for folders in inner) and shared and (len(names) > 1 or len(shared) > 1):
+        skipped.append(
+            f"{len(names)} x folder as a class, which are {', '.join(names[:3])}, while all have {shared[0]} in them: "
+            "is ROOT one folder too high?"
+        )
     return files, tuple(skipped)

@@ -11,6 +11,8 @@ from openslip.data.listing import is_hidden, visible_files
 from openslip.data.remote.address import SCHEMES, is_remote, shown
 from openslip.errors import UserError
 
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
 
 def expand(shards: str | list[str]) -> list[Shard]:
     """All shards, in the order of the list and of names within a folder; a `pipe:` command is never run."""
@@ -33,7 +35,7 @@ def expand(shards: str | list[str]) -> list[Shard]:
                 continue
             path = local_path(word)
             if path.is_dir():
-                paths = [file for file in visible_files(path) if file.suffix == ".tar"]
+                paths = [file for file in visible_files(path) if file.suffix.lower() == ".tar"]
             elif has_magic(word) and not path.exists():
                 names = f"{escape(str(path.parent))}/{path.name}" if path.parent.is_dir() else str(path)
                 matches = [Path(name) for name in sorted(glob(names))]
@@ -56,8 +58,26 @@ def without_repeats(shards: list[Shard]) -> tuple[list[Shard], list[str]]:
 
 
 def place_of(shard: Shard) -> str:
-    """The real path or the address of a shard."""
-    return shard.address if shard.path is None else os.path.realpath(shard.path)
+    """The file of a shard, whatever links and hard links lead to it, or its address."""
+    if shard.path is None:
+        return shard.address
+    try:
+        status = os.stat(shard.path)
+    except OSError:  # missing: whoever opens it says so
+        return os.path.realpath(shard.path)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def passed_over(shards: str | list[str]) -> list[str]:
+    """Shards in the folders that are named which are not read: compressed ones, and those one folder deeper."""
+    names = []
+    for pattern in [shards] if isinstance(shards, str) else shards:
+        folder = local_path(pattern)
+        if not is_remote(pattern) and folder.is_dir():
+            deeper = [path for path in folder.glob("*/*.tar") if not is_hidden(path.parent.name)]
+            compressed = [path for path in visible_files(folder) if path.name.lower().endswith(COMPRESSED)]
+            names += [str(path) for path in sorted(deeper) + compressed if not is_hidden(path.name)]
+    return names
 
 
 def with_braces_expanded(pattern: str) -> list[str]:

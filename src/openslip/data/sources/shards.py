@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from openslip.data.index.tar import BLOCK
 from openslip.data.remote.address import shown
 from openslip.data.remote.cache import ShardCache, cache_folder, content_digest
 from openslip.data.source import Collection, Sample, Source
-from openslip.data.sources.shard_paths import expand, place_of, without_repeats
+from openslip.data.sources.shard_paths import expand, passed_over, place_of, without_repeats
 from openslip.errors import DataError, UserError
 
 MAX_OPEN = 64  # a file that is open keeps its space, even where the cache has deleted it
@@ -81,6 +82,16 @@ class ShardSource(Source):
         self.problems = tuple(self.index.problems.lines())
         if repeated:
             self.problems += (f"{len(repeated)} x shard named more than once, counted once, such as {repeated[0]}",)
+        if passed := passed_over(shards):
+            self.problems += (
+                f"{len(passed)} x shard that is compressed or lies one folder deeper, such as {passed[0]}",
+            )
+        if copies := copied(self.index.scans):
+            first, second = (expanded[place].name for place in copies[0])
+            self.problems += (
+                f"{len(copies)} x shard with the keys, sizes and captions of another, such as {second} of {first}: "
+                "not left out",
+            )
         if not len(self.index):
             problems = "; ".join(self.problems) or "no images at all"
             wanted = {
@@ -206,6 +217,13 @@ class _File:
 
     def __del__(self) -> None:
         os.close(self.descriptor)
+
+
+def copied(scans: Sequence[tuple[str, str, str]]) -> list[tuple[int, int]]:
+    """Pairs of shards whose samples have the same places, keys, labels and captions: copies under another name."""
+    first: dict[tuple[str, str], int] = {}
+    pairs = [(first.setdefault(scan[:2], place), place) for place, scan in enumerate(scans)]
+    return [(earlier, later) for earlier, later in pairs if earlier != later]
 
 
 def read_ahead(path: Path) -> None:

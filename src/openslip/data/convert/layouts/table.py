@@ -18,6 +18,7 @@ from openslip.data.convert import metadata as files
 from openslip.data.convert.delimited import Delimited, checked_encoding, separator_of
 from openslip.data.convert.record import LeftOut, PictureFile, Record, below, not_decoded, one_per_image
 from openslip.data.index.tar import printable
+from openslip.distributed import notice_once
 from openslip.errors import UserError, first_line
 
 IMAGE_NAMES = ("image", "images", "filepath", "file_path", "path", "file", "filename", "file_name", "image_path")
@@ -64,6 +65,8 @@ def records(
         captions = [
             choose(path, table, name, CAPTION_NAMES, "--caption-column") for name in (caption_columns or [None])
         ]
+        if isinstance(table, Delimited) and (line := table.first_quoted):
+            notice_once(f'{path}, line {line}: quotation marks of a .tsv are text, so that "" stays two of them')
         yield from one_per_image(partial(of_rows, table.rows, [image, *captions], folder, not_decoded(encoding)))
 
 
