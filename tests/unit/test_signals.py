@@ -188,6 +188,7 @@ with ThreadPoolExecutor(1) as pool:
     with subprocess.Popen(
         [sys.executable, "-c", script], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"waits\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
