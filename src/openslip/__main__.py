@@ -10,15 +10,20 @@ from openslip import __version__, signals, streams
 from openslip.errors import run_entry_point
 
 HYDRA = ("train", "eval", "plan")  # commands whose arguments are settings
-LEAVE_FILES = (["train"], ["eval"], ["sweep"], ["data"])  # commands whose product is not what they print
+LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose product is not what they print
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     if arguments is None:
         arguments = sys.argv[1:]
-        streams.prepare(stdout_is_product=arguments[:1] not in LEAVE_FILES)
+        streams.prepare(stdout_is_product=prints_its_product(arguments))
     sys.exit(run(arguments))
+
+
+def prints_its_product(arguments: list[str]) -> bool:
+    """Whether a command exists for what it prints: `data check` does, other commands for data leave files."""
+    return arguments[:2] == ["data", "check"] or arguments[:1] not in [[command] for command in LEAVE_FILES]
 
 
 def run(arguments: list[str]) -> int:

@@ -4,7 +4,8 @@ import os
 
 from openslip.errors import UserError
 
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH and Intel MPI; MVAPICH
+# Open MPI; MPICH and Intel MPI; MVAPICH; jsrun
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
 
 
 def check_launched(processes: int, nodes: int) -> None:

@@ -152,10 +152,12 @@ def _next(written_to: int) -> signal.Signals:
 
 
 def _end_set_up(received: signal.Signals) -> None:
+    """End a set-up whose main thread has not noted the signal, or waits on its way out for threads of a download."""
     global _first
-    if _first is None and not _deferred:
-        _first = received
-        _stop_set_up(received)
+    if not _deferred:
+        if _first is None:
+            _first = received
+            _stop_set_up(received)
         os._exit(EXIT_CODE)
 
 

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluation_models as models
 import pytest
 
 from openslip.data import loader
 from openslip.data.loader import check_shared_memory
 from openslip.errors import UserError
+from openslip.evaluation.features import image_batches
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -69,15 +71,28 @@ def test_a_run_whose_batches_do_not_fit_is_refused_before_its_first_step(tmp_pat
     words += ["evaluation=none", "trainer.max_steps=2", "name=large"]
     ended = with_shared_memory("64m", sys.executable, str(ROOT / "train.py"), *words, folder=tmp_path)
     assert ended.returncode == 1, ended.stderr
-    assert (
-        "error: /dev/shm has 64 MiB free, and the batches that data.num_workers hold ready there need 29"
-        in ended.stderr
-    )
+    expected = "error: /dev/shm has 64 MiB free, and the batches that data.num_workers hold ready there need 369 MiB"
+    assert expected in ended.stderr
     assert "docker run --shm-size=8g, or data.num_workers=0" in ended.stderr.splitlines()[-1]
 
 
 def test_batches_that_fit_exactly_are_let_through(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loader, "shared_memory", lambda: 64.0 * 2**20)
-    check_shared_memory(8, 8 * 2**20)
+    check_shared_memory(16, 8, 8 * 2**20)
     with pytest.raises(UserError, match=r"/dev/shm has 64 MiB free, .* 64 MiB, 8 x 8\.0: docker run --shm-size"):
-        check_shared_memory(8, 8 * 2**20 + 1)
+        check_shared_memory(16, 8, 8 * 2**20 + 1)
+
+
+def test_the_batches_that_the_training_process_holds_count_as_well(monkeypatch: pytest.MonkeyPatch):
+    """With 27 images of 224 pixels a batch, 16 batches fit into 64 MB, and the 17th ends the run later."""
+    monkeypatch.setattr(loader, "shared_memory", lambda: 64.0 * 2**20)
+    with pytest.raises(UserError, match=r"need 70 MiB, 18 x 3\.9"):
+        check_shared_memory(16, 1000, 27 * 3 * 224 * 224)
+    check_shared_memory(16, 1000, 24 * 3 * 224 * 224)
+
+
+def test_an_evaluation_whose_batches_do_not_fit_is_refused_before_its_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader, "shared_memory", lambda: 2.0**20)
+    bundle = models.bundle(models.image_encoder())
+    with pytest.raises(UserError, match=r"/dev/shm has 1 MiB free.*docker run --shm-size=8g, or the evaluation's num_"):
+        next(image_batches(bundle, models.Pictures(400), batch_size=200, num_workers=2))

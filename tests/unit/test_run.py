@@ -307,3 +307,10 @@ def test_a_set_up_that_fails_takes_no_name_and_undoes_no_result(tmp_path: Path):
     longer = config(tmp_path, seed=1, trainer={"max_steps": 30})
     assert open_run(longer, "a").state == "unfinished"
     assert open_run(other, "a").state == "finished"
+
+
+@pytest.mark.parametrize("text", ['{"step', "[]", "{}", '{"step": "8", "metrics": {}, "lines": []}', "\ufeff{}"])
+def test_a_damaged_result_is_named_with_what_to_do(tmp_path: Path, text: str):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"result\.json is damaged: delete it, and the same command writes it"):
+        Run(tmp_path, "finished").result()

@@ -170,3 +170,25 @@ def test_a_worker_obeys_the_process_that_started_it_alone(start_method: str):
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def test_a_signal_ends_a_set_up_that_waits_for_the_threads_of_a_download():
+    """A server that never answers: the pool's threads would be waited for on the way out."""
+    script = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from openslip import signals
+signals.MAIN_THREAD = 0.5
+signals.catch()
+with ThreadPoolExecutor(1) as pool:
+    answer = pool.submit(time.sleep, 30)
+    print("waits", flush=True)
+    answer.result()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143

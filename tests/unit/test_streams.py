@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from openslip.__main__ import prints_its_product
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
@@ -59,3 +61,13 @@ def test_a_command_whose_output_is_its_product_says_that_it_could_not_be_written
     ended = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     said = "error: standard output cannot be written (No space left on device): make room, or write it elsewhere\n"
     assert (ended.returncode, ended.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("command", ["data check", "predict", "doctor", "plan", "verify"])
+def test_a_command_that_prints_its_product_reports_a_full_disk(command: str):
+    assert prints_its_product(command.split())
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "sweep", "report", "data convert", "data prefetch"])
+def test_a_command_that_leaves_files_does_not_depend_on_standard_output(command: str):
+    assert not prints_its_product(command.split())

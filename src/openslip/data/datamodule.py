@@ -94,9 +94,8 @@ class DataModule(pl.LightningDataModule):
         self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
         if self.num_workers:
             local_ranks = self.trainer.num_devices if self.trainer else 1
-            batches = local_ranks * min(PREFETCH * self.num_workers, self.steps_per_epoch)
             size = local_batch_size(self.order.global_batch_size, num_ranks) * bytes_per_sample(self.views)
-            check_shared_memory(batches, size)
+            check_shared_memory(PREFETCH * self.num_workers, self.steps_per_epoch, local_ranks * size)
         self.loader = Loader(
             self.batches,
             batch_size=None,

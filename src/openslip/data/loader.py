@@ -18,7 +18,7 @@ from openslip.distributed import any_rank
 from openslip.errors import UserError
 
 PREFETCH = 4  # batches that each worker holds ready
-MORE = "docker run --shm-size=8g, or data.num_workers=0"
+HELD = 2  # further ones in the process that trains: the one just fetched, and the one before it
 
 
 class Loader(DataLoader):
@@ -31,6 +31,7 @@ class Loader(DataLoader):
     """
 
     waited = 0.0  # seconds that whoever trains has waited for batches
+    setting = "data.num_workers"  # names the number of workers in messages
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches, batch = None, None
@@ -52,7 +53,9 @@ class Loader(DataLoader):
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except Exception as error:
             if "shared memory" in str(error) or (getattr(error, "errno", None) == ENOSPC and not shared_memory()):
-                raise UserError(f"/dev/shm is full, through which data.num_workers send batches: {MORE}") from error
+                raise UserError(
+                    f"/dev/shm is full, through which {self.setting} send batches: {more(self.setting)}"
+                ) from error
             if "Original Traceback" in str(error):
                 raise RuntimeError(str(error).strip().splitlines()[-1]) from error
             if isinstance(error, ConnectionError | EOFError) and self.num_workers:  # torch notices most other deaths
@@ -60,14 +63,26 @@ class Loader(DataLoader):
             raise
 
 
-def check_shared_memory(num_batches: int, bytes_per_batch: int) -> None:
-    """Refuse what cannot lie in /dev/shm, through which workers send batches; without it they die, or wait for ever."""
-    needed, free = num_batches * bytes_per_batch, shared_memory()
-    if needed > free:
+def check_shared_memory(num_ready: int, num_batches: int, bytes_per_batch: int, setting: str = Loader.setting) -> None:
+    """Refuse what cannot lie in /dev/shm, through which workers send batches; without it they die, or wait for ever.
+
+    Args:
+        num_ready: batches that workers hold ready.
+        num_batches: batches that there are at all.
+        bytes_per_batch: size of one.
+        setting: names the number of workers in the message.
+    """
+    count, free = min(num_ready + HELD, num_batches), shared_memory()
+    if count * bytes_per_batch > free:
         raise UserError(
-            f"/dev/shm has {free / 2**20:.0f} MiB free, and the batches that data.num_workers hold ready there need "
-            f"{needed / 2**20:.0f} MiB, {num_batches} x {bytes_per_batch / 2**20:.1f}: {MORE}, or fewer of them"
+            f"/dev/shm has {free / 2**20:.0f} MiB free, and the batches that {setting} hold ready there need "
+            f"{count * bytes_per_batch / 2**20:.0f} MiB, {count} x {bytes_per_batch / 2**20:.1f}: {more(setting)}, "
+            "or fewer of them"
         )
+
+
+def more(setting: str) -> str:
+    return f"docker run --shm-size=8g, or {setting}=0"
 
 
 def shared_memory() -> float:

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openslip.data.image.eval_transform import EvalTransform
-from openslip.data.loader import Loader, start_worker
+from openslip.data.loader import Loader, check_shared_memory, start_worker
 from openslip.data.source import Source
 from openslip.distributed import gather, of_all_ranks, rank, world_size
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 
+PREFETCH = 2  # batches that each worker holds ready
+SETTING = "the evaluation's num_workers"
 TEXTS_PER_BATCH = 256  # what a rank takes at a time
 
 
@@ -40,17 +42,23 @@ def image_batches(
         labels: whether a sample without a label is an error; else its label is -1.
 
     Raises:
-        UserError: a sample has no label, or its image cannot be read.
+        UserError: a sample has no label, or its image cannot be read, or /dev/shm has no room for the batches.
         Preempted: a signal has asked some rank to stop.
     """
+    planned = rank_batches(len(source), batch_size)
+    if num_workers:
+        largest = min(batch_size, len(source)) * 3 * bundle.transform.size**2 * torch.float32.itemsize
+        check_shared_memory(PREFETCH * num_workers, len(planned), largest, SETTING)
     loader = Loader(
         _Images(source, bundle.transform, labels),
-        batch_sampler=rank_batches(len(source), batch_size),
+        batch_sampler=planned,
         num_workers=num_workers,
+        prefetch_factor=PREFETCH if num_workers else None,
         pin_memory=bundle.device.type == "cuda",
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # without its own, the loader draws from the training's
     )
+    loader.setting = SETTING
     batches: Iterator[Any] = iter(loader)
     for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
         batch = next(batches, None)

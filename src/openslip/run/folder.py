@@ -51,8 +51,12 @@ class Run:
         return self.folder / "result.json"
 
     def result(self) -> dict[str, Any]:
-        """The result of a finished run: {"step": int, "metrics": {...}, "lines": [...]}."""
-        return json.loads(self.result_file.read_text())
+        """The result of a finished run, {"step": int, "metrics": {...}, "lines": [...]}, or an error if damaged."""
+        with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            result = json.loads(self.result_file.read_bytes())
+            if [type(result[key]) for key in ("step", "metrics", "lines")] == [int, dict, list]:
+                return result
+        raise CheckpointError(f"{self.result_file} is damaged: delete it, and the same command writes it again")
 
     def identifier(self) -> str:
         """Identifier of this run among all that ever had its name, for services that outlive its folder.
