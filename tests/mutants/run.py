@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 
@@ -50,8 +50,9 @@ def main(only: list[str]) -> int:
     graph = tests_by_module()
     started, survivors = time.monotonic(), []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = pool.map(lambda fault: (fault, plant(fault, graph)), [f for f in faults if f not in stale])
-        for (path, old, new), seen_by in results:
+        planted = {pool.submit(plant, fault, graph): fault for fault in faults if fault not in stale}
+        for done in as_completed(planted):
+            (path, old, new), seen_by = planted[done], done.result()
             print(f"{'killed' if seen_by else 'SURVIVED'}  {path}: {old!r} -> {new!r}  {seen_by or ''}", flush=True)
             if not seen_by:
                 survivors.append((path, old, new))
