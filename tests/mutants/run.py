@@ -34,6 +34,7 @@ COPIED = (
     "Makefile",
 )
 TIERS = ("unit", "parity", "integration")
+COSTLY = ("test_activations.py", "test_cost.py", "test_verify.py", "test_towers.py")  # they take most of a minute each
 FARTHEST = 2  # imports between a test and the changed file
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
@@ -83,7 +84,9 @@ def tests_by_module() -> dict[str, list[str]]:
         # Among tests as near, those that import little are about this file and not about all that uses it.
         module: [
             test.partition(" ")[2]
-            for test in sorted(near, key=lambda test: (near[test], "integration" in test, len(tests[test])))
+            for test in sorted(
+                near, key=lambda test: (near[test], "integration" in test, test.endswith(COSTLY), len(tests[test]))
+            )
         ]
         for module, near in distances.items()
     }
