@@ -222,8 +222,8 @@ DATA = [
     (D + "captions/choice.py", "rng.integers(len(captions)) if len(captions) > 1 else 0", "0"),
     (
         D + "captions/policy.py",
-        "value if isinstance(value, list) else [value]",
-        "value[:1] if isinstance(value, list) else [value]",
+        "for part in value for text in listed(part)] if",
+        "for part in value[:1] for text in listed(part)] if",
     ),
     (D + "captions/policy.py", "else [*dict.fromkeys(texts)]", "else texts"),
     (D + "captions/masked.py", "(place < lengths[:, None]) & ~torch.isin(ids, special)", "(place < lengths[:, None])"),

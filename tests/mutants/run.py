@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cache
 from pathlib import Path
 
 from faults import FAULTS
@@ -50,13 +49,22 @@ def main(only: list[str]) -> int:
         print(f"no longer applies: {path}: {old!r} is not there once")
     graph = tests_by_module()
     started, survivors = time.monotonic(), []
+    left, unsound = [fault for fault in faults if fault not in stale], frozenset[str]()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        planted = {pool.submit(plant, fault, graph): fault for fault in faults if fault not in stale}
-        for done in as_completed(planted):
-            (path, old, new), seen_by = planted[done], done.result()
-            print(f"{'killed' if seen_by else 'SURVIVED'}  {path}: {old!r} -> {new!r}  {seen_by or ''}", flush=True)
-            if not seen_by:
-                survivors.append((path, old, new))
+        while left:
+            planted = {pool.submit(first_failures, module_tests(fault, graph), unsound, fault): fault for fault in left}
+            seen_by: dict[tuple[str, str, str], str] = {}
+            for done in as_completed(planted):
+                path, old, new = fault = planted[done]
+                seen_by[fault] = next(iter(done.result()), "")
+                verdict = "killed" if seen_by[fault] else "SURVIVED"
+                print(f"{verdict:8}  {path}: {old!r} -> {new!r}  {seen_by[fault]}", flush=True)
+            survivors += [fault for fault, test in seen_by.items() if not test]
+            # A test that fails in a copy without a fault has seen none: what it stopped is planted again without it.
+            killers = {test for test in seen_by.values() if test}
+            failing = frozenset(first_failures(sorted(killers), frozenset(), None)) if killers else frozenset[str]()
+            unsound |= failing
+            left = [fault for fault, test in seen_by.items() if test in failing]
     total = len(faults) - len(stale)
     minutes = (time.monotonic() - started) / 60
     print(f"{total - len(survivors)} of {total} faults killed in {minutes:.0f} minutes; {len(stale)} no longer apply")
@@ -131,25 +139,13 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
 
 
-def plant(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> str:
-    """The test that sees a fault, or an empty string."""
+def module_tests(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> list[str]:
     path = fault[0]
-    module = module_name(ROOT / path) if path.startswith("src/") else CONFIGS_ARE_READ_BY
-    unsound: tuple[str, ...] = ()
-    while seen_by := first_failure(tuple(graph.get(module, [])), unsound, fault):
-        if passes_without_a_fault(seen_by):
-            return seen_by
-        unsound = (*unsound, seen_by)
-    return ""
+    return graph.get(module_name(ROOT / path) if path.startswith("src/") else CONFIGS_ARE_READ_BY, [])
 
 
-@cache
-def passes_without_a_fault(test: str) -> bool:
-    return not first_failure((test,), (), None)
-
-
-def first_failure(tests: tuple[str, ...], without: tuple[str, ...], fault: tuple[str, str, str] | None) -> str:
-    """The first test that fails in a copy of the project, or an empty string."""
+def first_failures(tests: list[str], without: frozenset[str], fault: tuple[str, str, str] | None) -> list[str]:
+    """The first test that fails in a copy of the project with a fault; without one, all that fail."""
     with tempfile.TemporaryDirectory(prefix="openslip-mutant-") as folder:
         copy = Path(folder)
         for name in COPIED:
@@ -160,28 +156,28 @@ def first_failure(tests: tuple[str, ...], without: tuple[str, ...], fault: tuple
         if fault is not None:
             path, old, new = fault
             (copy / path).write_text((copy / path).read_text().replace(old, new))
-        process = _context.Process(target=run_tests, args=(folder, tests, without))
+        process = _context.Process(target=run_tests, args=(folder, tests, without, fault is not None))
         process.start()
-        process.join(SECONDS)
+        process.join(SECONDS if fault else None)
         if process.is_alive():
             os.killpg(process.pid or 0, signal.SIGKILL)
             process.join()
             print(f"stopped after {SECONDS} s, which counts as unseen: {fault}", flush=True)
-            return ""
+            return []
         seen_by = copy / "seen_by"
         if seen_by.exists():
-            return seen_by.read_text()
+            return seen_by.read_text().splitlines()
         if process.exitcode:
             raise RuntimeError(f"{fault}: tests ended with {process.exitcode} and no failure\n{tail(copy)}")
-        return ""
+        return []
 
 
 def tail(copy: Path) -> str:
     return "\n".join((copy / "log").read_text(errors="replace").splitlines()[-5:])
 
 
-def run_tests(folder: str, tests: tuple[str, ...], without: tuple[str, ...]) -> None:
-    """Run tests in a copy until one fails; its name is left in the file `seen_by`."""
+def run_tests(folder: str, tests: list[str], without: frozenset[str], first: bool) -> None:
+    """Run tests in a copy, `first` until one fails; the names of those that fail are left in the file `seen_by`."""
     os.setpgrp()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = f"{folder}/src"  # processes that tests start run the copy as well
@@ -192,9 +188,10 @@ def run_tests(folder: str, tests: tuple[str, ...], without: tuple[str, ...]) -> 
 
     class Watch:
         def pytest_exception_interact(self, node: pytest.Item | pytest.Collector) -> None:
-            Path(folder, "seen_by").write_text(node.nodeid)
+            with Path(folder, "seen_by").open("a") as file:
+                file.write(f"{node.nodeid}\n")
 
-    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow and not slurm"]
+    options = [*(["-x"] if first else []), "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow and not slurm"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={folder}/tmp"]  # plugins are preloaded
     options += [f"--deselect={test}" for test in without]
     code = int(pytest.main([*options, *tests], plugins=[Watch()])) if tests else 0
