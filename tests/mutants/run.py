@@ -49,9 +49,10 @@ def main(only: list[str]) -> int:
     for path, old, _ in stale:
         print(f"no longer applies: {path}: {old!r} is not there once")
     # Leaves compiled files, which the copies take along: to compile all of them takes longer than most tests.
-    subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--collect-only"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only"]
+    subprocess.run(collect, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
     graph = tests_by_module()
     started, survivors = time.monotonic(), []
     left, unsound = [fault for fault in faults if fault not in stale], frozenset[str]()
