@@ -34,7 +34,13 @@ COPIED = (
     "Makefile",
 )
 TIERS = ("unit", "parity", "integration")
-COSTLY = ("test_activations.py", "test_cost.py", "test_verify.py", "test_towers.py")  # they take most of a minute each
+COSTLY = (
+    "test_activations.py",
+    "test_recipes.py",
+    "test_cost.py",
+    "test_verify.py",
+    "test_towers.py",
+)  # they take most of a minute each
 FARTHEST = 2  # imports between a test and the changed file
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
