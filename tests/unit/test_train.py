@@ -199,6 +199,12 @@ def test_fit_passes_on_what_the_config_says(passed_on: Callable[..., dict[str, d
     assert given["fit"]["pretrainer"].averaged is not None
 
 
+def test_fit_asks_for_tf32(passed_on: Callable[..., dict[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="tf32=true: TF32 is a format of CUDA devices"):
+        passed_on("tf32=true")
+
+
 def test_saving_comes_after_all_that_changes_state(passed_on: Callable[..., dict[str, dict[str, Any]]]):
     names = [type(callback).__name__ for callback in passed_on()["trainer"]["callbacks"]]
     assert names.index("Finite") < min(names.index(name) for name in ("Metrics", "Snapshot", "Save"))
