@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from openslip.data.class_names import alike
+from openslip.data.image.rgb import SETTINGS
 from openslip.data.listing import is_image, others_line, visible_files
-from openslip.durable import durable
+from openslip.durable import durable, needed, refuse_unwritable
 from openslip.errors import UserError
 from openslip.inference.bundle import BATCH_SIZE
 from openslip.inference.classifier import Ranking, ZeroShotClassifier
@@ -25,6 +25,7 @@ from openslip.inference.prompts import all_lines
 from openslip.terminal import notice, say
 
 FILES = (".csv", ".jsonl")
+ELSEWHERE = "--output FILE names another place"
 
 
 def main(arguments: list[str]) -> int:
@@ -43,8 +44,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
     parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
-    parser.add_argument("--transparency", choices=("white", "ignore"), help="of images, if not as in the run")
-    parser.add_argument("--exif", choices=("apply", "ignore"), help="orientation of images, if not as in the run")
+    for name, known in SETTINGS.items():
+        parser.add_argument(f"--{name}", choices=known, help="of images, if not as in the run")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument(
@@ -174,35 +175,27 @@ def writer(output: Path, labels: list[str]) -> Iterator[Write]:
 
     The columns of a CSV: `image`, the best `label`, its `probability`, and one per label.
     """
-    try:
-        with durable(output) as file:
+    with needed(output, refusal=UserError, advice=ELSEWHERE), durable(output) as file:
 
-            def write(path: str, ranking: Ranking) -> None:
-                probabilities = dict(ranking)
-                line = (
-                    json.dumps(as_json(path, ranking)) + "\n"
-                    if output.suffix == ".jsonl"
-                    else csv_line([path, *ranking[0], *(probabilities[label] for label in labels)])
-                )
-                file.write(line.encode("utf-8", "surrogateescape"))
+        def write(path: str, ranking: Ranking) -> None:
+            probabilities = dict(ranking)
+            line = (
+                json.dumps(as_json(path, ranking)) + "\n"
+                if output.suffix == ".jsonl"
+                else csv_line([path, *ranking[0], *(probabilities[label] for label in labels)])
+            )
+            file.write(line.encode("utf-8", "surrogateescape"))
 
-            if output.suffix == ".csv":
-                file.write(csv_line(["image", "label", "probability", *labels]).encode())
-            yield write
-    except OSError as error:
-        raise UserError(
-            f"--output {output}: cannot be written ({error.strerror}); free space or choose another"
-        ) from error
+        if output.suffix == ".csv":
+            file.write(csv_line(["image", "label", "probability", *labels]).encode())
+        yield write
 
 
 def check_output(output: Path) -> None:
     """Refuse a file that cannot be written, before the work."""
     if output.suffix not in FILES:
         raise UserError(f"--output {output}: expected a name that ends in {' or '.join(FILES)}")
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK) or output.is_dir():
-        raise UserError(
-            f"--output {output}: cannot be written: expected a file in a folder that exists and is writable"
-        )
+    refuse_unwritable(output, advice=ELSEWHERE)
 
 
 def as_json(path: str, ranking: Ranking) -> dict:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from openslip.config.defaults import default_config, is_choice
-from openslip.config.replaced import PROFILER, REPLACED, STRATEGIES
+from openslip.config.replaced import PROFILER, REPLACED, STRATEGIES, refusal
+from openslip.data.image.rgb import SETTINGS
 from openslip.errors import UserError
 
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
@@ -88,7 +89,7 @@ def check_root_values(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={config[key]}: expected settings, each by its own key; see configs/train.yaml")
     for key, value in config["trainer"].items():
         if key in REPLACED and value is not None and value is not False:
-            raise UserError(f"trainer.{key}={value} is an argument of Lightning that is not used: {REPLACED[key]}")
+            raise UserError(f"trainer.{key}={value} {refusal(key)}")
     count, colour = "a whole number of at least 1", "three numbers, for red, green and blue"
     checks = {
         "global_batch_size": (is_count, f"{count}, e.g. global_batch_size=64"),
@@ -119,9 +120,9 @@ def check_root_values(config: dict[str, Any]) -> None:
         named = [config["init_from"]["checkpoint"], *(tower["weights"] for tower in config["towers"].values())]
         expected = "false where neither init_from.checkpoint nor towers.*.weights names weights"
         checks["init_from.resize"] = (lambda _: any(name is not None for name in named), expected)
-    for key, known in (("transparency", ("white", "ignore")), ("exif", ("apply", "ignore"))):
+    for key, known in SETTINGS.items():
         if isinstance(lookup(config, f"data.decoder.{key}"), str):
-            checks[f"data.decoder.{key}"] = (known.__contains__, f"{known[0]}, {known[1]} or null")
+            checks[f"data.decoder.{key}"] = (known.__contains__, f"{', '.join(known)} or null")
     checks |= _optim_checks(config)
     for kind in config["towers"]:
         tower = f"towers.{kind}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from openslip.config.defaults import default_config
 from openslip.config.evaluate import of_training
-from openslip.config.replaced import REPLACED
+from openslip.config.replaced import REPLACED, refusal
 from openslip.errors import first_line
 
 
@@ -31,8 +31,9 @@ def explain(error: Exception, name: str) -> str:
         path = re.search(r"full_key: (\S+)", message) or unknown_key or missing_group
         assert path
         key = path[1]
-        if key.removeprefix("trainer.") in REPLACED and key.startswith("trainer."):
-            return f"{key} is an argument of Lightning that is not used: {REPLACED[key.removeprefix('trainer.')]}"
+        group, _, argument = key.partition(".")
+        if group == "trainer" and argument in REPLACED:
+            return f"{key} {refusal(argument)}"
         of_train = default_config("train").keys() - default_config("eval").keys()
         if name == "eval" and of_train & {key.split(".")[0], key.split(".")[-1]}:
             return of_training(key)
@@ -42,8 +43,6 @@ def explain(error: Exception, name: str) -> str:
     unfit = re.search(r"Error merging override (\S+)", message)
     if unfit:
         return f"{unfit[1]}: expected settings, each by its own key; see configs/"
-    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", message):
-        return f"{ambiguous[1]}={ambiguous[2]}: a list needs brackets, '{ambiguous[1]}=[{ambiguous[2]}]'"
     return first_line(error)
 
 

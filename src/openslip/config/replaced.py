@@ -35,3 +35,8 @@ PROFILER = (
     "+trainer.profiler.filename=profile writes a file"
 )
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "single_device")
+
+
+def refusal(key: str) -> str:
+    """What to write in place of an argument of Lightning's Trainer; `key` is without `trainer.`."""
+    return f"is an argument of Lightning that is not used: {REPLACED[key]}"

@@ -20,7 +20,7 @@ class InitialWeights:
     """Copies the weights that `init_from` and `towers.*.weights` name into a model to be trained.
 
     Args:
-        model: to be trained; heads of the objective are no part of it and start anew.
+        model: to be trained; heads of the objective are no part of it.
         tokenizer: of the new run.
         transform: settings of the new run's evaluation transform.
         allow: classes of your own that the checkpoints may name.
@@ -65,7 +65,7 @@ class InitialWeights:
                 self.load_tower(kind, options["weights"])
 
     def load_model(self, path: str) -> None:
-        """Copy towers, projections, `logit_scale` and `logit_bias`; a bias that the checkpoint lacks starts anew."""
+        """Copy towers, projections, `logit_scale` and `logit_bias`; a bias that is not in the checkpoint stays."""
         key = f"init_from.checkpoint={path}"
         bundle = load(path, allow=self.allow)
         stored, wanted = children(bundle.model), children(self.model)

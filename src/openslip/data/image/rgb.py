@@ -20,6 +20,7 @@ UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+SETTINGS = {"transparency": ("white", "ignore"), "exif": ("apply", "ignore")}
 UNKNOWN_RANGE = "whose black and white are not known; save it with 8 or 16 bits per channel"
 
 
@@ -37,7 +38,7 @@ class ToRgb:
     exif: str | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("transparency", ("white", "ignore")), ("exif", ("ignore", "apply"))):
+        for name, known in SETTINGS.items():
             if (value := getattr(self, name)) not in (None, *known):
                 raise UserError(f"{name}={value}: expected {' or '.join(known)}")
 
