@@ -89,7 +89,7 @@ def test_five_preemptions_change_nothing(cluster: Cluster, place: Path):
 
 def test_a_signal_during_setup_queues_the_job_again(cluster: Cluster, place: Path):
     job = submit(cluster, place, "trainer.max_steps=5", "name=job")
-    wait_until((place / "runs" / "job" / "config.yaml").exists, 120, job.state)
+    wait_until((place / "runs" / "job").exists, 120, job.state)  # the config follows with the first step
     job.signal("USR1")
     assert job.wait() == "COMPLETED", job.state()
     assert "during set-up" in job.said()
@@ -106,7 +106,7 @@ def test_it_is_queued_again_by_a_scheduler_that_answers_slowly(
     slow.chmod(0o755)
     monkeypatch.setitem(cluster.environment, "PATH", f"{slow.parent}{os.pathsep}{cluster.environment['PATH']}")
     job = submit(cluster, place, "trainer.max_steps=5", "name=job")
-    wait_until((place / "runs" / "job" / "config.yaml").exists, 120, job.state)
+    wait_until((place / "runs" / "job").exists, 120, job.state)  # the config follows with the first step
     job.signal("USR1")
     assert job.wait() == "COMPLETED", job.state()
     assert "during set-up" in job.said()
