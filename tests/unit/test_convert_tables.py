@@ -252,6 +252,41 @@ def test_members_of_img2dataset_hold_lists_marks_and_other_encodings(root: Path)
     assert [source[place].captions for place in range(4)] == [("y", "café"), ("z",), ("one", "two"), ("a cat",)]
 
 
+def write_list(layout: str, root: Path, captions: list[Any]) -> dict[str, Any]:
+    """Write a list of one image with these captions, as the layout reads it; the options that it needs."""
+    if layout == "cc_npy":
+        np.save(root / "cc.npy", np.array([{"image_id": "0.jpg", "captions": captions}], object), allow_pickle=True)
+    elif layout == "table":
+        columns = {"image": ["0.jpg"]} | {f"c{place}": [caption] for place, caption in enumerate(captions)}
+        table = pytest.importorskip("pyarrow").table(columns)
+        pytest.importorskip("pyarrow.parquet").write_table(table, root / "t.parquet")
+        return {"caption_columns": list(columns)[1:]}
+    elif layout == "img2dataset":
+        (root / "00000").mkdir()
+        (root / "0.jpg").rename(root / "00000" / "0.jpg")
+        (root / "00000" / "0.json").write_text(json.dumps({"caption": captions, "url": "x"}))
+    elif layout == "coco_json":
+        entry = {"image_id": 1, "caption": captions}
+        content = {"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [entry]}
+        (root / "captions_x.json").write_text(json.dumps(content))
+    else:
+        (root / "images/cats").mkdir(parents=True)
+        (root / "0.jpg").rename(root / "images/cats/0.jpg")
+        (root / "annotations").mkdir()
+        annotation = {"image_id": 0, "subreddit": "cats", "caption": captions}
+        (root / "annotations/a.json").write_text(json.dumps([annotation]))
+    return {}
+
+
+@pytest.mark.parametrize("layout", ["cc_npy", "table", "img2dataset", "coco_json", "redcaps_json"])
+def test_a_caption_that_is_no_text_is_listed(root: Path, layout: str):
+    options = write_list(layout, root, ["one", 5, None])
+    run(layout, root, root.parent / "out", samples_per_shard=9, **options)
+    assert list(left_out(root.parent / "out").values()) == ["caption that is no text"]
+    assert list(captions_of(root.parent / "out").values()) == ["one"]
+    assert ShardSource(shards=str(root.parent / "out"), require="caption").problems == ()
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_annotations_hold_lists_and_a_byte_order_mark(root: Path, encoding: str):
     coco = {"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [{"image_id": 1, "caption": ["one", "two"]}]}

@@ -122,6 +122,19 @@ def test_blank_and_repeated_labels_are_dropped_and_said(
     assert captured.err == "labels: 1 blank dropped; red, green_fox given several times and kept once\n"
 
 
+def test_a_template_that_is_given_twice_counts_once_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]):
+    def ranking(*templates: str) -> list[dict[str, Any]]:
+        words = [word for template in templates for word in ("--template", template)]
+        assert predict(folder / "a.jpg", "--json", *words) == 0
+        captured = capsys.readouterr()
+        said.append(captured.err)
+        return json.loads(captured.out)[0]["labels"]
+
+    said: list[str] = []
+    assert ranking("a {}.", "the {}.", "A  {}.", "a {}.") == ranking("a {}.", "the {}.")
+    assert said == ["templates: a {}. given several times and used once\n", ""]
+
+
 @pytest.mark.parametrize(
     ("given", "labels"),
     [('"man, old", dog', {"man, old", "dog"}), ('"red","blue"', {"red", "blue"}), ("red\nblue", {"red", "blue"})],

@@ -14,6 +14,7 @@ from openslip.data.image.decode import open_image
 from openslip.data.sources.image_folder import ImageFolder
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
+from openslip.inference.images import to_image
 from openslip.inference.load import load
 from openslip.regular_file import regular_file
 from openslip.report.run_files import read_config as read_report_config
@@ -31,6 +32,7 @@ OPENERS: dict[str, Callable[[Path], object]] = {
     "shard": lambda path: ShardSource(shards=str(path), require=None),
     "checkpoint": load,
     "image": lambda path: open_image(path, "image"),
+    "image for a label": to_image,
     "image of a folder": lambda path: ImageFolder(root=str(path.parent.parent))[0],
     "table": lambda path: list(find_records("table")(path)),
     "named table": lambda path: list(find_records("table")(path.parent, metadata=path)),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shard_files import jpeg, write_pairs, write_tar
 
-from openslip.data.captions.policy import CaptionFields, FirstCaption, UniformCaption
+from openslip.data.captions.policy import CaptionFields, CaptionPolicy, FirstCaption, UniformCaption
 from openslip.data.index.scan import ShardSamples, scan_shard
 from openslip.data.index.tar import BLOCK
 from openslip.data.sources.shards import ShardSource
@@ -356,6 +356,24 @@ def test_both_keys_of_a_json_hold_a_text_or_a_list(tmp_path: Path, key: str, val
     members = [("a.jpg", IMAGE), ("a.json", json.dumps({key: value}).encode())]
     path = write_tar(tmp_path / "a.tar", members)
     assert ShardSource(shards=str(path), require=None)[0].captions == expected
+
+
+@pytest.mark.parametrize("value", [5, 0, 1.5, True, {"en": "two"}, [["one"], 5]])
+@pytest.mark.parametrize("policy", [UniformCaption(), FirstCaption(), CaptionFields(fields=["caption"])])
+def test_a_caption_that_is_no_text_is_counted(tmp_path: Path, policy: CaptionPolicy, value: object):
+    members = [
+        *(("a.jpg", IMAGE), ("a.json", json.dumps({"caption": ["one", value]}).encode())),
+        *(("b.jpg", IMAGE), ("b.json", json.dumps({"caption": value}).encode())),
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    source = ShardSource(shards=str(path), require="caption", captions=policy)
+    assert source[0].captions == ("one",)
+    assert source.problems == (f"2 x caption that is no text, which is not used, first {path}:a",)
+
+
+def test_null_in_a_list_of_captions_is_as_if_it_were_not_there(tmp_path: Path):
+    members = [("a.jpg", IMAGE), ("a.json", b'{"caption": [null, "one"], "captions": null}')]
+    assert problems(write_tar(tmp_path / "a.tar", members)) == {}
 
 
 EQUAL = [

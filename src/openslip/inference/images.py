@@ -11,6 +11,7 @@ from torch import Tensor
 from openslip.data.image.decode import AS_USUAL, MAX_PIXELS, open_image
 from openslip.data.image.rgb import ToRgb
 from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
@@ -43,7 +44,7 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
     """An RGB image of a path, a file's bytes, a PIL image, an array or a tensor.
 
     Raises:
-        UserError: no such file, no image, or an array or tensor of another shape, type or range.
+        UserError: no such file, no regular file, no image, or an array or tensor of another shape, type or range.
     """
     if isinstance(image, Image.Image):
         return loaded(image, to_rgb)
@@ -60,7 +61,7 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
         kinds = "a path, a file's bytes, a PIL image, an array or a tensor"
         raise UserError(f"{type(image).__name__} is no image: expected {kinds}")
     try:
-        is_file = Path(image).is_file()
+        is_file = regular_file(image).is_file()
     except OSError as error:  # no permission, a name that is too long
         raise UserError(f"image {image}: cannot be read ({error.strerror})") from error
     if not is_file:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openslip.data.captions.decoding import is_damaged, text_of
 from openslip.data.class_names import alike
+from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
 from openslip.regular_file import regular_file
@@ -46,7 +47,7 @@ def class_embeddings(
 
 
 def texts(values: Iterable[Any], key: str) -> list[str]:
-    """Class names, labels or templates as a list of text, of any iterable that has an order.
+    """Class names, labels or templates as a list of text, of any iterable that has an order; a template counts once.
 
     Args:
         values: whole numbers count as text, for a command line reads `[0,1]` as numbers.
@@ -74,7 +75,11 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
             raise UserError(f"{key}[{place}] is blank: expected text, such as {example!r}")
         if key == "templates" and "{}" not in str(value):
             raise UserError(f"template {value!r} has no {{}} for the class name: write it like {example!r}")
-    return [str(value) for value in listed]
+    given = [str(value) for value in listed]
+    if key == "templates" and (twice := repeated(given)):
+        notice_once(f"templates: {', '.join(twice)} given several times and used once")
+        given = list({alike(template): template for template in reversed(given)}.values())[::-1]
+    return given
 
 
 def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from openslip.data.captions.decoding import is_damaged, text_of
@@ -20,7 +21,8 @@ class UniformCaption:
     """All there are: the txt, then `captions` and `caption` of the json."""
 
     def __call__(self, txt: str, fields: dict[str, Any], /) -> list[Any]:
-        return merged([txt], listed(fields.get("captions")), listed(fields.get("caption")))
+        groups = [txt], listed(fields.get("captions")), listed(fields.get("caption"))
+        return [*merged(*groups), *not_texts(chain(*groups))]
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class FirstCaption:
     """The first of those that is not empty."""
 
     def __call__(self, txt: str, fields: dict[str, Any], /) -> list[Any]:
-        texts = UniformCaption()(txt, fields)
-        return sorted(texts, key=is_damaged)[:1]
+        values = UniformCaption()(txt, fields)
+        return [*sorted(usable(values), key=is_damaged)[:1], *not_texts(values)]
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,21 @@ def usable(texts: Iterable[Any]) -> list[str]:
     return [text for text in (t.strip() for t in texts if isinstance(t, str)) if text]
 
 
-def written_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> list[str]:
-    """The captions in a sample's members, those that cannot be decoded included.
+def not_texts(values: Iterable[Any]) -> list[Any]:
+    """What stands in the place of a caption and is none, such as a number; null is as if it were not there."""
+    return [value for value in values if not isinstance(value, str | None)]
+
+
+def written_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[list[str], bool]:
+    """The captions in a sample's members, those that cannot be decoded included; and whether others are no text.
 
     Raises:
         ValueError: not JSON.
     """
     content = json.loads(text_of(fields)) if fields else {}
-    texts = usable(policy(text_of(txt), content if isinstance(content, dict) else {}))
-    return texts if isinstance(policy, KeepEqual) else [*dict.fromkeys(texts)]
+    values = list(policy(text_of(txt), content if isinstance(content, dict) else {}))
+    texts = usable(values)
+    return texts if isinstance(policy, KeepEqual) else [*dict.fromkeys(texts)], bool(not_texts(values))
 
 
 def read_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[str, ...]:
@@ -98,4 +106,4 @@ def read_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[str
     Raises:
         ValueError: not JSON.
     """
-    return tuple(text for text in written_captions(policy, txt, fields) if not is_damaged(text))
+    return tuple(text for text in written_captions(policy, txt, fields)[0] if not is_damaged(text))

@@ -59,6 +59,9 @@ class LeftOut:
     reason: str
 
 
+NOT_A_TEXT = "caption that is no text"
+
+
 def not_decoded(encoding: str | None) -> str:
     """The reason to leave out a caption that is not in a file's encoding."""
     return f"caption that is not {encoding or 'UTF-8'} (--encoding names another)"

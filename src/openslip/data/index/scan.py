@@ -86,18 +86,20 @@ def used_texts(
     txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
     text, content = read(data, txt), read(data, fields)
     try:
-        written = written_captions(captions, text, content)
+        written, has_others = written_captions(captions, text, content)
     except (ValueError, RecursionError):
         problems.add("json that cannot be read, so only txt was used", key)
         content, fields = b"", NOTHING
-        written = written_captions(captions, text, b"")
+        written, has_others = written_captions(captions, text, b"")
     found = tuple(caption for caption in written if not is_damaged(caption))
     if len(found) < len(written):
         problems.add("caption that is not UTF-8, which is not used", key)
+    if has_others:
+        problems.add("caption that is no text, which is not used", key)
     if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
         problems.add("caption with U+FFFD, the mark of bytes lost earlier", key)
     if not found:
-        if not written:
+        if not written and not has_others:
             problems.add("empty caption" if "txt" in members or "json" in members else "no caption", key)
         return NOTHING, NOTHING, ()
     if fields[1] and read_captions(captions, text, b"") == found:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from openslip.arrays import check_size
+from openslip.data.captions.policy import not_texts
 from openslip.data.convert import metadata as files
 from openslip.data.convert import restricted_pickle
-from openslip.data.convert.record import LeftOut, Record, one_per_image, record_in
+from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Record, one_per_image, record_in
 from openslip.errors import UserError
 
 
@@ -38,8 +39,10 @@ def of_entries(entries: list[Any], folder: Path) -> Iterator[Record | LeftOut]:
                 | {"image_id": str() | int() as name, "captions": captions}
                 | (str() | int() as name, captions)
             ):
-                listed = captions if isinstance(captions, (list, tuple)) else [captions]
-                texts = tuple(caption for caption in listed if isinstance(caption, str))
+                values = captions if isinstance(captions, (list, tuple)) else [captions]
+                if not_texts(values):
+                    yield LeftOut(f"a caption of entry {place}", NOT_A_TEXT)
+                texts = tuple(caption for caption in values if isinstance(caption, str))
                 stem, _, suffix = str(name).rpartition(".")
                 yield record_in(folder, str(name), stem if "/" not in suffix and stem else str(name), texts)
             case _:

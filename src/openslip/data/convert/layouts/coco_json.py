@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from openslip.data.captions.policy import listed
+from openslip.data.captions.policy import listed, not_texts
 from openslip.data.convert import metadata as files
-from openslip.data.convert.record import LeftOut, Record, record_in
+from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Record, record_in
 from openslip.errors import UserError
 
 
@@ -28,6 +28,8 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
     captions = defaultdict[str, list[str]](list)
     for annotation in annotations:
         texts = listed(annotation.get("caption")) if isinstance(annotation, dict) else []
+        if not_texts(texts):
+            yield LeftOut(f"a caption of {annotation.get('image_id')}", NOT_A_TEXT)
         if texts := [text for text in texts if isinstance(text, str)]:
             captions[str(annotation.get("image_id"))] += texts
     for entry in entries:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openslip.data.captions.decoding import is_damaged, text_of
-from openslip.data.captions.policy import listed, merged
+from openslip.data.captions.policy import listed, merged, not_texts
 from openslip.data.convert.delimited import checked_encoding
-from openslip.data.convert.record import LeftOut, Picture, PictureFile, PictureSlice, Record, not_decoded
+from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Picture, PictureFile, PictureSlice, Record, not_decoded
 from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.data.index.tar import SPARSE, Problems, map_shard, plain_name, walk
 from openslip.data.listing import is_hidden, visible_files
@@ -86,10 +86,14 @@ def sample(
         yield LeftOut(key, "json or cls that cannot be read")
         return
     first = [text_of(texts["txt"], encoding or "utf-8")] if "txt" in texts else listed(fields.get("caption"))
-    written = merged(first, listed(fields.get("captions")))
+    listed_texts = listed(fields.get("captions"))
+    written = merged(first, listed_texts)
     captions = tuple(text for text in written if not is_damaged(text))
     if len(captions) < len(written):
         yield LeftOut(f"a caption of {key}" if captions else key, not_decoded(encoding))
+    if others := not_texts([*first, *listed_texts]):
+        yield LeftOut(f"a caption of {key}", NOT_A_TEXT)
+    if others or len(captions) < len(written):
         fields = {name: value for name, value in fields.items() if name not in ("caption", "captions")}
     if captions or not written:
         yield Record(key, pictures[0], captions, label, fields)

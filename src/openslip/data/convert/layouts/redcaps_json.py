@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from openslip.data.captions.policy import listed
+from openslip.data.captions.policy import listed, not_texts
 from openslip.data.convert import metadata as files
-from openslip.data.convert.record import LeftOut, Record, record_in
+from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Record, record_in
 from openslip.errors import UserError
 
 
@@ -30,6 +30,8 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
             match annotation:
                 case {"image_id": str() | int() as image_id, "subreddit": str() as subreddit}:
                     key, texts = f"{subreddit}/{image_id}", listed(annotation.get("caption"))
+                    if not_texts(texts):
+                        yield LeftOut(f"a caption of {key}", NOT_A_TEXT)
                     captions = tuple(text for text in texts if isinstance(text, str))
                     fields = {name: value for name, value in annotation.items() if name != "caption"}
                     yield record_in(folder, f"{key}.jpg", key, captions, fields)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openslip.data.captions.decoding import is_damaged
-from openslip.data.captions.policy import listed
+from openslip.data.captions.policy import listed, not_texts
 from openslip.data.convert import metadata as files
 from openslip.data.convert.delimited import Delimited, checked_encoding, separator_of
-from openslip.data.convert.record import LeftOut, PictureFile, Record, below, not_decoded, one_per_image
+from openslip.data.convert.record import NOT_A_TEXT, LeftOut, PictureFile, Record, below, not_decoded, one_per_image
 from openslip.data.index.tar import printable
 from openslip.distributed import notice_once
 from openslip.errors import UserError, first_line
@@ -80,7 +80,10 @@ def of_rows(rows: Rows, columns: list[str], folder: Path, undecoded: str) -> Ite
         if file is None:
             yield LeftOut(name, "path that leads out of the dataset's folder")
             continue
-        texts = [text for cell in cells for text in listed(cell) if isinstance(text, str)]
+        values = [value for cell in cells for value in listed(cell)]
+        if not_texts(values):
+            yield LeftOut(f"a caption of row {number}", NOT_A_TEXT)
+        texts = [value for value in values if isinstance(value, str)]
         captions = tuple(text for text in texts if not is_damaged(text))
         if len(captions) < len(texts):
             yield LeftOut(f"row {number}", undecoded)
