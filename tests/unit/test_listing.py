@@ -2,8 +2,11 @@
 
 import io
 import os
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from converted import run, samples_of
@@ -11,15 +14,85 @@ from PIL import Image
 from shard_files import jpeg, write_pairs, write_tar
 
 from openslip.data.convert.layouts.img2dataset import records as img2dataset_records
+from openslip.data.convert.layouts.redcaps_json import records as redcaps_records
 from openslip.data.convert.metadata import find
 from openslip.data.image.decode import open_image
 from openslip.data.image.formats import FORMATS, IMAGE_SUFFIXES
-from openslip.data.source import Source
+from openslip.data.listing import visible_files
+from openslip.data.source import Sample, Source
 from openslip.data.sources.image_folder import ImageFolder, folder_names
 from openslip.data.sources.mixture import Mixture
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 from openslip.evaluation.knn import KNN
+
+
+class Listing:
+    """A folder's entries as a file system might list them, in place of `os.scandir`."""
+
+    def __init__(self, path: Any, ordered: Callable[[list[Any]], list[Any]]) -> None:
+        with SCANDIR(path) as entries:
+            self.entries = iter(ordered(sorted(entries, key=lambda entry: entry.name)))
+
+    def __enter__(self) -> "Listing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> "Listing":
+        return self
+
+    def __next__(self) -> os.DirEntry[str]:
+        return next(self.entries)
+
+    def close(self) -> None:
+        self.entries = iter(())
+
+
+SCANDIR, LISTDIR = os.scandir, os.listdir
+ORDERS: list[Callable[[list[Any]], list[Any]]] = [
+    list,
+    lambda names: names[::-1],
+    lambda names: random.Random(1).sample(names, len(names)),
+]
+NAMES = ("b", "a", "10", "9", "C", "d")
+READERS: dict[str, Callable[[Path], list[str]]] = {
+    "class folders": lambda root: folder_names(str(root / "classes")),
+    "images of classes": lambda root: [str(path) for path, _ in ImageFolder(root=str(root / "classes")).files],
+    "images below a folder": lambda root: list(map(str, visible_files(root / "classes", below=True))),
+    "shards": lambda root: [sample.key for sample in all_of(ShardSource(shards=str(root / "shards"), require=None))],
+    "shards of a pattern": lambda root: [
+        sample.key for sample in all_of(ShardSource(shards=str(root / "shards" / "*.tar"), require=None))
+    ],
+    "img2dataset": lambda root: [record.key for record in img2dataset_records(root / "classes")],
+    "annotations": lambda root: [record.key for record in redcaps_records(root / "redcaps")],
+}
+
+
+def all_of(source: Source) -> list[Sample]:
+    return [source[place] for place in range(len(source))]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_order_in_which_a_file_system_lists_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+):
+    for number, name in enumerate(NAMES):
+        for image in ("2", "10", "1"):
+            put(tmp_path / "classes" / name / f"{image}.jpg", jpeg(number))
+        write_pairs(put(tmp_path / "shards" / f"{name}.tar", b""), 2, first=2 * number)
+        put(
+            tmp_path / "redcaps" / "annotations" / f"{name}.json",
+            b'[{"image_id": 0, "subreddit": "%s"}]' % name.encode(),
+        )
+    found = []
+    for ordered in ORDERS:
+        monkeypatch.setattr(os, "scandir", lambda path=".", ordered=ordered: Listing(path, ordered))
+        monkeypatch.setattr(os, "listdir", lambda path=".", ordered=ordered: ordered(sorted(LISTDIR(path))))
+        found.append(READERS[reader](tmp_path))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) >= len(NAMES)
 
 
 def encoded(picture_format: str) -> bytes:

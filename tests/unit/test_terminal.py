@@ -2,19 +2,24 @@
 
 import json
 import re
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from evaluation_models import bundle, dual_encoder
 from shard_files import jpeg, write_tar
 
 from openslip import terminal
 from openslip.__main__ import run
+from openslip.commands import predict
+from openslip.commands.eval import show
 from openslip.errors import UserError, run_entry_point
 from openslip.report import write_report
-from openslip.terminal import notice, printable, say, waiting
+from openslip.terminal import SAID_AFTER, notice, printable, say, waiting
 
 HOSTILE = "a\x1b]0;owned\x07\x9b31m\x7f\u202eb\u2066\r"
 STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -90,6 +95,49 @@ def test_names_of_runs_and_keys_of_checkpoints_are_printed_with_escapes(
     assert "error: " in clean(capsys)
 
 
+def test_labels_of_a_file_are_printed_with_escapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    model = bundle(dual_encoder())
+    monkeypatch.setattr(predict, "load", lambda *_, **__: model)
+    (tmp_path / "labels.txt").write_text(f"{HOSTILE[:-1]}\ncat\n{HOSTILE[:-1]}\n")
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    words = ["predict", str(tmp_path / "a.jpg"), "--checkpoint", "x", "--labels", f"@{tmp_path / 'labels.txt'}"]
+    assert run(words) == 0
+    assert clean(capsys).count("a\\x1b]0;owned") == 2, "as a label, and as one that is given twice"
+
+
+def test_names_of_evaluations_and_metrics_are_printed_as_they_are_or_with_escapes(capsys: pytest.CaptureFixture[str]):
+    show({"mine [test]": {f"top1_[red]{HOSTILE[:2]}": 50.0}}, {"mine [test]": {"[note]": HOSTILE[:2]}})
+    printed = clean(capsys)
+    assert all(text in printed for text in ("mine [test]", "top1_[red]a\\x1b", "[note]", " a\\x1b "))
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Refuses everything with a reason that steers a terminal."""
+
+    def do_GET(self) -> None:
+        self.send_response(403, HOSTILE[:-1].encode("latin-1", "ignore").decode("latin-1"))
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        pass
+
+
+def test_the_reason_of_a_server_is_printed_with_escapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.tar"
+        assert run(["data", "index", address]) == 1
+        server.shutdown()
+    assert "HTTP 403 a\\x1b]0;owned" in clean(capsys)
+
+
 def test_a_report_shows_hostile_names(tmp_path: Path):
     folder = tmp_path / f"{HOSTILE}$x$<b>"
     (folder / "arrays").mkdir(parents=True)
@@ -116,6 +164,7 @@ def test_only_long_waits_are_said_and_not_too_often(
         with waiting(lambda what=what: what):
             time.sleep(0.15)
     assert capsys.readouterr().err == "waiting for one\n"
+    assert SAID_AFTER <= 10
 
 
 # What they write is their own: numbers, names of signals, usage.

@@ -12,7 +12,7 @@ from openslip.durable import needed, refuse_unwritable, write_text
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import with_unit
 from openslip.inference.load import load
-from openslip.terminal import notice, say
+from openslip.terminal import notice, printable, say
 
 ELSEWHERE = "output=FILE names another place"
 
@@ -67,7 +67,7 @@ def show(results: dict[str, dict[str, float]], notes: dict[str, dict[str, str]])
     table = Table("evaluation", "metric", "value")
     for name, metrics in results.items():
         for metric, value in metrics.items():
-            table.add_row(name, metric, with_unit(metric, value))
+            table.add_row(*map(printable, (name, metric, with_unit(metric, value))))
         for note, text in notes[name].items():
-            table.add_row(name, note, text)
-    Console().print(table)
+            table.add_row(*map(printable, (name, note, text)))
+    Console(markup=False).print(table)
