@@ -395,6 +395,43 @@ REPORT = [
         "return str(text)",
     ),
 ]
+HOSTILE = [
+    (D + "listing.py", "return sorted(files)", "return files"),
+    (
+        D + "class_names.py",
+        "sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)",
+        "names",
+    ),
+    (D + "captions/policy.py", "bool(not_texts(values))", "False"),
+    (D + "index/damage.py", "if stated == found:", "if True:"),
+    (D + "sources/shards.py", "if not is_same:", "if False:"),
+    (D + "remote/files.py", "flags | os.O_NOFOLLOW | os.O_NONBLOCK", "flags | os.O_NONBLOCK"),
+    (D + "remote/files.py", "elif status.st_mode & stat.S_IWOTH:", "elif False:"),
+    ("src/openslip/run/checkpoints.py", "if step not in (None, noted_step):", "if False:"),
+    ("src/openslip/run/checkpoints.py", 'entry.get("step") != checkpoint.step', "False"),
+    ("src/openslip/run/checkpoints.py", "if reason := foreign(checkpoint):", 'if reason := "":'),
+    ("src/openslip/run/checkpoints.py", "is not None and old_step < step", "is not None"),
+    ("src/openslip/run/folder.py", 're.escape(self.folder.name) + "-[0-9a-f]{6}"', '".*-[0-9a-f]{6}"'),
+    ("src/openslip/run/file_sizes.py", "if declared > size or any(", "if any("),
+    ("src/openslip/run/file_sizes.py", "if claimed > max(EXPANSION * size, size + SLACK):", "if False:"),
+    ("src/openslip/inference/files.py", "refuse_damaged(path.resolve())", "pass"),
+    ("src/openslip/inference/images.py", "regular_file(image).is_file()", "Path(image).is_file()"),
+    (
+        "src/openslip/inference/prompts.py",
+        "list({alike(template): template for template in reversed(given)}.values())[::-1]",
+        "given",
+    ),
+    ("src/openslip/arrays.py", "stated > size - file.tell()", "False"),
+    ("src/openslip/distributed.py", "gradient.clone(memory_format=torch.contiguous_format)", "gradient.contiguous()"),
+    ("src/openslip/commands/strip.py", "load(temporary, allow=allow)", "pass"),
+    (
+        "src/openslip/commands/eval.py",
+        "map(printable, (name, metric, with_unit(metric, value)))",
+        "(name, metric, str(value))",
+    ),
+    ("src/openslip/commands/predict.py", "return 1 if num_bad or unusable else 0", "return 0"),
+    ("src/openslip/evaluation/class_names.py", "refuse_crossed(names, folders, 0)", "pass"),
+]
 CONFIGS = [
     (C + "train.yaml", "scale: [0.08, 1.0]", "scale: [0.2, 1.0]"),
     (C + "train.yaml", "scale: [0.5, 1.0]", "scale: [0.9, 1.0]"),
@@ -459,5 +496,6 @@ FAULTS: list[tuple[str, str, str]] = [
     *CHECKPOINTS,
     *EVALUATION,
     *REPORT,
+    *HOSTILE,
     *CONFIGS,
 ]

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from shard_files import jpeg, write_pairs, write_tar
 
+from openslip import terminal
 from openslip.data.captions.policy import CaptionPolicy, FirstCaption, UniformCaption
 from openslip.data.index import build as module
 from openslip.data.index.build import NAME, open_index
@@ -22,6 +25,7 @@ from openslip.data.index.scan import ROW
 from openslip.data.source import Sample
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
+from openslip.locks import locked
 
 IMAGE = jpeg(0)
 
@@ -331,6 +335,25 @@ def test_two_processes_scan_a_dataset_once(paths: list[Path]):
     printed = [process.communicate(timeout=60)[0] for process in processes]
     assert sorted(printed) == ["", "1\n2\n3\n"]
     assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_a_long_wait_for_an_index_that_another_process_makes_is_said(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(terminal, "SAID_AFTER", 0.05)
+    monkeypatch.setattr(terminal, "_quiet_until", 0.0)
+    folder = opened(paths).folder
+    shutil.rmtree(folder)
+    waits = threading.Thread(target=opened, args=(paths,))
+    said, deadline = "", time.monotonic() + 30
+    with locked(folder.with_suffix(".lock")):
+        waits.start()
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.02)
+            said = capsys.readouterr().err
+    waits.join()
+    assert said == f"waiting for the index {folder}, which another process has locked\n"
+    assert folder.exists()
 
 
 def test_shards_are_scanned_in_several_processes_with_the_same_result(
