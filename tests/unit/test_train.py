@@ -1,6 +1,7 @@
 """Root values of a training config that cannot be meant are refused before anything is built."""
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from openslip.config.replaced import REPLACED
 from openslip.data.image.crop import RandomResizedCrop
 from openslip.errors import UserError
 from openslip.run.folder import Run, run_name
+from openslip.training.callbacks.preemption import Preemption
 from openslip.training.lightning import SWITCHED_OFF
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
@@ -120,6 +122,15 @@ def test_an_unfit_value_names_its_key(change: dict[str, Any], said: str):
         settings[name] = value
     with pytest.raises(UserError, match=said):
         check_root_values(config)
+
+
+@pytest.mark.parametrize(
+    "time", ["soon", "12:00:00", 15, 0, True, [1], "00:00:00:00", {"seconds": 0}, {"seconds": -3}, {"years": 1}]
+)
+def test_a_time_that_is_none_is_refused_by_its_key(time: Any):
+    with pytest.raises(UserError, match=rf"^trainer\.max_time={re.escape(str(time))}: expected DD:HH:MM:SS"):
+        Preemption(max_time=time)
+    assert [Preemption(max_time=given).seconds for given in ("00:01:00:05", {"minutes": 2}, None)] == [3605, 120, None]
 
 
 class StoppedError(Exception):

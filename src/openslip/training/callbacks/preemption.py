@@ -28,18 +28,20 @@ class Preemption(pl.Callback):
     What else would make Lightning leave before the last step counts as a signal: the run is not finished.
 
     Args:
-        max_time: after which a process stops, counted from its first step: DD:HH:MM:SS, or arguments of `timedelta`.
+        max_time: after which a process stops, from its first step on: DD:HH:MM:SS, `timedelta`'s arguments, or None.
     """
 
-    def __init__(self, *, max_time: str | dict[str, int] | None) -> None:
+    def __init__(self, *, max_time: Any) -> None:
         self.asked_by = "trainer.should_stop, which a callback has set"
         self.seconds: float | None = None
         if max_time is not None:
             self.asked_by = f"trainer.max_time={max_time}"
             try:
                 self.seconds = Timer(max_time).time_remaining()
-            except (MisconfigurationException, TypeError) as error:
-                raise UserError(f"{self.asked_by}: expected DD:HH:MM:SS, e.g. trainer.max_time=00:12:00:00") from error
+            except (MisconfigurationException, TypeError, AttributeError):  # the last of a number
+                self.seconds = None
+            if self.seconds is None or self.seconds <= 0:  # zero would set no alarm
+                raise UserError(f"{self.asked_by}: expected DD:HH:MM:SS, e.g. trainer.max_time=00:12:00:00")
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         leave_signals(trainer)
