@@ -1,10 +1,12 @@
 """Plant faults, one at a time, and count how many the fast tests see: `make mutants`, or `make mutants ONLY=optim`.
 
 Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
-import it directly, then those that reach it by one more import. For a config that is the code which finds configs.
+import it directly, then those that reach it by one more import; of all these first the tests that mention the function
+or class, and last those that start processes. For a config that is the code which finds configs.
 """
 
 import ast
+import inspect
 import multiprocessing
 import os
 import re
@@ -43,6 +45,7 @@ COSTLY = (
 )  # they take most of a minute each
 FARTHEST = 2  # imports between a test and the changed file
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
+SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "timm", "pytorch_lightning", "hydra", "webdataset", "pytest", "PIL.Image"])
@@ -156,6 +159,21 @@ def module_tests(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> li
     return graph.get(module_name(ROOT / path) if path.startswith("src/") else CONFIGS_ARE_READ_BY, [])
 
 
+def names_around(fault: tuple[str, str, str]) -> list[str]:
+    """The functions and classes in which a fault is planted, without methods that every class has."""
+    path, old, _ = fault
+    text = (ROOT / path).read_text()
+    if not path.endswith(".py"):
+        return []
+    line = text[: text.index(old)].count("\n") + 1
+    around = [
+        node.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.lineno <= line <= (node.end_lineno or line)
+    ]
+    return [name for name in around if name != "forward" and not name.startswith("__")]
+
+
 def first_failures(tests: list[str], without: frozenset[str], fault: tuple[str, str, str] | None) -> list[str]:
     """The first test that fails in a copy of the project with a fault; without one, all that fail."""
     with tempfile.TemporaryDirectory(prefix="openslip-mutant-") as folder:
@@ -168,7 +186,7 @@ def first_failures(tests: list[str], without: frozenset[str], fault: tuple[str, 
         if fault is not None:
             path, old, new = fault
             (copy / path).write_text((copy / path).read_text().replace(old, new))
-        process = _context.Process(target=run_tests, args=(folder, tests, without, fault is not None))
+        process = _context.Process(target=run_tests, args=(folder, tests, without, fault))
         process.start()
         process.join(SECONDS if fault else None)
         if process.is_alive():
@@ -188,8 +206,9 @@ def tail(copy: Path) -> str:
     return "\n".join((copy / "log").read_text(errors="replace").splitlines()[-5:])
 
 
-def run_tests(folder: str, tests: list[str], without: frozenset[str], first: bool) -> None:
-    """Run tests in a copy, `first` until one fails; the names of those that fail are left in the file `seen_by`."""
+def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tuple[str, str, str] | None) -> None:
+    """Run tests in a copy, with a fault until one fails; those that fail are named in the file `seen_by`."""
+    names = [] if fault is None else names_around(fault)
     os.setpgrp()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = f"{folder}/src"  # processes that tests start run the copy as well
@@ -198,12 +217,19 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], first: boo
         os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     import pytest  # noqa: PLC0415 (in the copy's process alone)
 
+    def rank(item: pytest.Item) -> tuple[bool, bool]:
+        text = inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
+        return any(word in text for word in SLOW_TO_START), not any(name in text for name in names)
+
     class Watch:
+        def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+            items.sort(key=rank)
+
         def pytest_exception_interact(self, node: pytest.Item | pytest.Collector) -> None:
             with Path(folder, "seen_by").open("a") as file:
                 file.write(f"{node.nodeid}\n")
 
-    options = [*(["-x"] if first else []), "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow and not slurm"]
+    options = [*(["-x"] if fault else []), "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow and not slurm"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={folder}/tmp"]  # plugins are preloaded
     options += [f"--deselect={test}" for test in without]
     code = int(pytest.main([*options, *tests], plugins=[Watch()])) if tests else 0
