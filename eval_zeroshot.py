@@ -1,12 +1,10 @@
-"""`python eval_zeroshot.py checkpoint=runs/NAME evaluation=...`: the entry point is openslip.commands.eval."""
+"""`python eval_zeroshot.py checkpoint=runs/NAME evaluation=...`: the same as `openslip eval`."""
 
 import sys
 
 from openslip import streams
+from openslip.__main__ import main
 
 if __name__ == "__main__":
     streams.prepare()
-    from openslip.commands.eval import main
-    from openslip.errors import run_entry_point
-
-    sys.exit(run_entry_point(main, sys.argv[1:]))
+    main(["eval", *sys.argv[1:]])

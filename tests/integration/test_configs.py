@@ -41,6 +41,7 @@ ALSO = {
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
     ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
+    ("evaluation", "retrieval"): ["evaluation.retrieval.source.shards=SHARDS"],
 }
 
 

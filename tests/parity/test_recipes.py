@@ -48,6 +48,7 @@ USERS = {  # what an option leaves for the user to say
     "webdataset": ["data.source.shards=SHARDS"],
     "folder": ["evaluation.folder.source.root=IMAGES"],
     "shards": ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
+    "retrieval": ["evaluation.retrieval.source.shards=SHARDS"],
 }
 
 
@@ -265,7 +266,7 @@ def test_an_evaluation_of_a_checkpoint_is_the_published_one(name: str):
     assert differences(config, plain | as_in_the_run | for_all) == {}
 
 
-@pytest.mark.parametrize("name", ["folder", "shards"])
+@pytest.mark.parametrize("name", ["folder", "shards", "retrieval"])
 def test_an_evaluation_of_ones_own_data_in_training(name: str):
     config = config_of(f"evaluation={name}", *USERS[name])
     assert differences(config["evaluation"], evaluation(name), "evaluation.") == {}
@@ -285,6 +286,7 @@ def test_the_evaluation_of_eval_is_the_builtin_one():
         ("train", ["evaluation=folder"], "evaluation.folder.source.root"),
         ("train", ["evaluation=shards", USERS["shards"][0]], "evaluation.shards.classnames"),
         ("train", ["evaluation=shards", USERS["shards"][1]], "evaluation.shards.source.shards"),
+        ("train", ["evaluation=retrieval"], "evaluation.retrieval.source.shards"),
         ("eval", [], "checkpoint"),
     ],
 )

@@ -330,6 +330,17 @@ EVALUATIONS: dict[str, Settings] = {
         "templates": ["a photo of a {}."],
         "underscores": "space",
     },
+    "retrieval": {  # all captions of an image count
+        "_target_": "openslip.evaluation.retrieval.Retrieval",
+        "source": {
+            "_target_": "openslip.data.sources.shards.ShardSource",
+            "shards": "SHARDS",
+            "require": "caption",
+            "equal_captions": "keep",
+        },
+        "batch_size": 256,
+        **AT_THE_END,
+    },
 }
 
 

@@ -82,6 +82,11 @@ def test_one_string_in_place_of_texts_is_refused():
         bundle(dual_encoder()).encode_text("a red ring")
 
 
+def test_no_texts_are_refused():
+    with pytest.raises(UserError, match="no texts to encode: expected at least one"):
+        bundle(dual_encoder()).encode_text([])
+
+
 def test_texts_need_a_text_tower():
     with pytest.raises(UserError, match="ImageEncoder has neither"):
         bundle(image_encoder()).encode_text(TEXTS)

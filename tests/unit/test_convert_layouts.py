@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pickle
+import subprocess
 import zipfile
 from itertools import chain
 from pathlib import Path
@@ -290,6 +291,35 @@ def test_img2dataset_output_is_packed_again(tmp_path: Path, as_tar: bool):
     }
 
 
+def test_img2dataset_reads_members_of_any_form_by_their_plain_name(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    names = [("./a.jpg", "././a.txt"), ("/data/b.jpg", "data/b.txt"), ("../c.jpg", "c.txt")]
+    members = [member for image, text in names for member in ((image, jpeg(1)), (text, b"one"))]
+    write_tar(tmp_path / "in" / "00000.tar", members)
+    run("img2dataset", tmp_path / "in", tmp_path / "out", samples_per_shard=9)
+    assert set(samples_of(tmp_path / "out")) == {"a", "data/b"}
+    assert sorted(left_out(tmp_path / "out").values()) == ["bad name (leads out of its folder)", "missing image"]
+
+
+def test_img2dataset_lists_sparse_members_with_the_fix(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "holes.jpg").open("wb") as file:
+        for piece in range(6):
+            file.seek(piece << 20)
+            file.write(jpeg(0))
+    put(tmp_path / "a.jpg", jpeg(1))
+    put(tmp_path / "a.txt", b"one")
+    path = tmp_path / "in" / "00000.tar"
+    command = ["tar", "-S", "--format=gnu", "-cf", str(path), "-C", str(tmp_path), "holes.jpg", "a.jpg", "a.txt"]
+    subprocess.run(command, check=True)
+    if path.stat().st_size > 6 << 20:
+        pytest.skip("this file system keeps no holes")
+    run("img2dataset", tmp_path / "in", tmp_path / "out", samples_per_shard=9)
+    assert set(samples_of(tmp_path / "out")) == {"a"}
+    reason = "sparse file, which is not read (write the tar file again without -S)"
+    assert left_out(tmp_path / "out") == {"00000-tar:holes-jpg": reason}
+
+
 def test_img2dataset_refuses_a_tar_that_is_cut_off(tmp_path: Path):
     (tmp_path / "in").mkdir()
     path = write_tar(tmp_path / "in" / "00000.tar", [("0.jpg", jpeg(0)), ("0.txt", b"x")])
@@ -320,6 +350,18 @@ def test_image_folder_writes_labels_and_captions_by_a_template(tmp_path: Path):
     (root / "empty").mkdir()
     with pytest.raises(UserError, match="would be class 1"):
         run("image_folder", root, tmp_path / "third")
+
+
+def test_image_folder_says_once_how_it_reads_underscores(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("big_cat", "small_dog"):
+        put(tmp_path / "classes" / name / "a.jpg", jpeg(0))
+    said = "captions: `_` in folder names is read as a space (--underscores keep leaves it)\n"
+    options: list[dict[str, Any]] = [{"underscores": "keep"}, {"underscores": "space"}, {}]
+    for number, option in enumerate(options):
+        run("image_folder", tmp_path / "classes", tmp_path / str(number), template="a {}.", **option)
+        assert capsys.readouterr().err == ("" if option else said)
+    run("image_folder", tmp_path / "classes", tmp_path / "labels")  # no caption, no word of it
+    assert capsys.readouterr().err == ""
 
 
 def test_image_folder_numbers_numeric_classes_by_their_number(tmp_path: Path):

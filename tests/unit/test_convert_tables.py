@@ -227,6 +227,24 @@ def test_other_lists_with_several_entries_of_an_image_join_them(root: Path):
     assert convert(root, "t.tsv", rows, "cc_tsv") == {"000000000": ["one", "three"], "000000001": "two"}
 
 
+def test_annotations_with_several_entries_of_an_image_join_them(root: Path):
+    coco = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(("0.jpg", "1.jpg", "./0.jpg"))],
+        "annotations": [{"image_id": number, "caption": text} for number, text in enumerate(("one", "two", "three"))],
+    }
+    expected = {"0": ["one", "three"], "1": "two"}
+    assert convert(root, "captions_x.json", json.dumps(coco), "coco_json") == expected
+    (root / "images").mkdir()
+    for name in ("0.jpg", "1.jpg"):
+        (root / name).rename(root / "images" / name)
+    red = [{"image_id": name, "subreddit": ".", "caption": text} for name, text in (("0", "one"), ("1", "two"))]
+    (root / "red.json").write_text(json.dumps([*red, {**red[0], "caption": "three", "author": "x"}]))
+    run("redcaps_json", root, root / "red", metadata=Path("red.json"))
+    samples = samples_of(root / "red")
+    assert sorted(captions_of(root / "red").values(), key=len) == [["one", "three"], "two"]
+    assert not any("author" in json.loads(sample["json"]) for sample in samples.values())
+
+
 def test_members_of_img2dataset_hold_lists_marks_and_other_encodings(root: Path):
     folder = root / "tars" / "00000"
     folder.mkdir(parents=True)

@@ -99,6 +99,11 @@ def test_a_pil_image_of_a_truncated_file_is_refused_by_name(tmp_path: Path):
         ZeroShotClassifier(model, LABELS)(Image.open(io.BytesIO(stream.getvalue()[:4000])))
 
 
+def test_a_pil_image_without_pixels_is_refused():
+    with pytest.raises(UserError, match="PIL image: 0 x 5, no pixels"):
+        bundle(dual_encoder()).encode_image([Image.new("RGB", (0, 5))])
+
+
 def test_a_pil_image_has_the_colours_of_its_file(tmp_path: Path):
     Image.fromarray((np.arange(400, dtype=np.uint16) * 160).reshape(20, 20)).save(tmp_path / "deep.png")
     model = bundle(dual_encoder())

@@ -76,6 +76,7 @@ def test_local_shards_need_no_home(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     cache = ShardCache(folder=None, max_bytes=1)
     assert len(ShardSource(shards=f"{folder}/part-*.tar", require=None, cache=cache)) == 12
+    assert [shard.path for shard in expand("~/a.tar")] == [Path("~/a.tar")], "whoever opens it says that it is missing"
     with pytest.raises(UserError, match="XDG_CACHE_HOME=FOLDER"):
         _ = cache.folder
     monkeypatch.setattr(index_build, "writable", lambda folder: False)

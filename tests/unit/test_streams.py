@@ -63,6 +63,14 @@ def test_a_command_whose_output_is_its_product_says_that_it_could_not_be_written
     assert (ended.returncode, ended.stderr) == (1, said)
 
 
+@pytest.mark.parametrize("entry", ["train.py --help", "eval_zeroshot.py --help", "-m openslip train --help"])
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "2>&- | true"])
+def test_every_entry_point_takes_output_that_nobody_reads(entry: str, redirection: str):
+    shell = f"set -o pipefail; {sys.executable} {entry} {redirection}"
+    ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize("command", ["data check", "predict", "doctor", "plan", "verify"])
 def test_a_command_that_prints_its_product_reports_a_full_disk(command: str):
     assert prints_its_product(command.split())

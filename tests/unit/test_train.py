@@ -264,6 +264,15 @@ def test_a_run_that_ends_inside_its_warm_up_says_so(max_steps: int, lines: int):
     assert warm_up_notes(config, 100, max_steps) == said
 
 
+def test_training_says_that_it_ends_inside_its_warm_up(
+    passed_on: Callable[..., dict[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+):
+    passed_on("trainer.max_steps=2", "optim.warmup_steps=3")
+    assert capsys.readouterr().out.count("warm-up is 3 of 2 steps; the peak rate is never reached\n") == 1
+    passed_on("trainer.max_steps=3", "optim.warmup_steps=3")
+    assert "warm-up" not in capsys.readouterr().out
+
+
 def test_a_schedule_of_ones_own_needs_no_rate_at_its_ends():
     config, _ = compose_config("train", [])
     config["optim"]["schedule"] = {"_target_": "mine.Constant"}

@@ -42,7 +42,8 @@ def with_unit(metric: str, value: float) -> str:
     """A metric as people read it: counts whole, shares in per cent."""
     if metric.startswith("num_"):
         return f"{value:.0f}"
-    return f"{value:.2f} %" if metric.startswith(("top", "chance")) or metric.endswith("_acc") else f"{value:.4g}"
+    is_share = metric.startswith(("top", "chance")) or metric.endswith("_acc") or "_recall_" in metric
+    return f"{value:.2f} %" if is_share else f"{value:.4g}"
 
 
 def top1_line(title: str, metrics: dict[str, float]) -> str:

@@ -92,11 +92,13 @@ class Bundle:
         is multiplied.
 
         Raises:
-            UserError: the model has no text tower, or one string was given in place of a list.
+            UserError: the model has no text tower, there is no text, or one string was given in place of a list.
         """
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the string {texts[:40]!r}: write [{texts[:40]!r}]")
-        ids, lengths = self.need_tokenizer().encode(list(texts))
+        if not (given := list(texts)):
+            raise UserError("no texts to encode: expected at least one")
+        ids, lengths = self.need_tokenizer().encode(given)
         order = lengths.argsort(stable=True)
         features = []
         for rows in order.split(BATCH_SIZE):

@@ -72,6 +72,8 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
 def loaded(image: Image.Image, to_rgb: ToRgb) -> Image.Image:
     """A PIL image in RGB; what Pillow opened, it has not decoded yet."""
     name = getattr(image, "filename", "") or "PIL image"
+    if 0 in image.size:
+        raise UserError(f"{name}: {image.width} x {image.height}, no pixels")
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{name}: {image.width} x {image.height}, more than {MAX_PIXELS:,} pixels are refused")
     try:

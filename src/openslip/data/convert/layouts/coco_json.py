@@ -2,16 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from openslip.data.captions.policy import listed, not_texts
 from openslip.data.convert import metadata as files
-from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Record, record_in
+from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Record, one_per_image, record_in
 from openslip.errors import UserError
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of `images` in the file.
+    """Records in the order of `images` in the file, those of one image joined.
 
     Args:
         root: the dataset's folder.
@@ -32,12 +34,17 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
             yield LeftOut(f"a caption of {annotation.get('image_id')}", NOT_A_TEXT)
         if texts := [text for text in texts if isinstance(text, str)]:
             captions[str(annotation.get("image_id"))] += texts
+    yield from one_per_image(partial(of_entries, entries, captions, folder))
+
+
+def of_entries(entries: list[Any], captions: dict[str, list[str]], folder: Path) -> Iterator[Record | LeftOut]:
+    unused = dict(captions)
     for entry in entries:
         match entry:
             case {"file_name": str() as name}:
-                texts = tuple(captions.pop(str(entry.get("id")), ()))
+                texts = tuple(unused.pop(str(entry.get("id")), ()))
                 yield record_in(folder, name, name.rpartition(".")[0], texts)
             case _:
                 yield LeftOut(f"{entry!r:.80}", "entry of `images` without a file_name")
-    for image_id in captions:
+    for image_id in unused:
         yield LeftOut(image_id, "captions of an image that is not in `images`")

@@ -1,16 +1,19 @@
 """RedCaps: annotations/SUBREDDIT_YEAR.json (or all of them in one file) and images/SUBREDDIT/IMAGE_ID.jpg."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from openslip.data.captions.policy import listed, not_texts
 from openslip.data.convert import metadata as files
-from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Record, record_in
+from openslip.data.convert.record import NOT_A_TEXT, LeftOut, Record, one_per_image, record_in
 from openslip.errors import UserError
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of file names and of annotations; what else an annotation says goes to KEY.json.
+    """Records in the order of file names and of annotations, those of one image joined.
+
+    What else the first annotation of an image says goes to KEY.json.
 
     Args:
         root: the dataset's folder.
@@ -21,6 +24,10 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
     paths = files.visible((root / "annotations").glob("*.json")) if metadata is None else [files.find(root, metadata)]
     if not paths:
         raise UserError(f"{root}/annotations holds no .json file: give the annotations with --metadata FILE")
+    yield from one_per_image(partial(of_files, paths, folder))
+
+
+def of_files(paths: Sequence[Path], folder: Path) -> Iterator[Record | LeftOut]:
     for path in paths:
         content = files.read_json(path)
         annotations = content.get("annotations") if isinstance(content, dict) else content

@@ -1,0 +1,93 @@
+"""Image-text retrieval: recall at 1, 5 and 10 in both directions. Karpathy and Fei-Fei 2015, arXiv:1412.2306."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from openslip.data.source import Source
+from openslip.errors import UserError
+from openslip.evaluation.evaluation import Evaluation
+from openslip.evaluation.features import gather_batches, image_batches, text_features
+from openslip.inference.bundle import Bundle, evaluating
+
+PLACES = (1, 5, 10)
+WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+
+
+class Retrieval(Evaluation):
+    """Share of images of which a caption, and of captions whose image, is among the K most similar, in per cent.
+
+    Metrics: `image_to_text_recall_K` and `text_to_image_recall_K` for K of 1, 5 and 10 where there are more than K
+    candidates, `num_images`, `num_texts`. Every caption counts, so the source should keep equal ones of an image.
+
+    Args:
+        title: what the headline calls it.
+        source: images with one caption or several.
+        batch_size: images per forward pass, and queries that are compared at a time.
+        num_workers: processes that decode images; 0 decodes in this one.
+
+    Raises:
+        UserError: here on fewer than two samples, in `run` on a sample without a caption, or a model without a text
+            tower.
+    """
+
+    def __init__(self, *, title: str, source: Source, batch_size: int, num_workers: int) -> None:
+        if len(source) < 2:
+            raise UserError(f"retrieval: the source has {len(source)} samples: expected at least 2 to choose from")
+        self.title = title
+        self.source = source
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def headline(self, metrics: dict[str, float]) -> str:
+        shares = (f"{way} {metrics[f'{name}_recall_1']:.1f} %" for name, way in WAYS.items())
+        return f"{self.title} recall@1: {', '.join(shares)}"
+
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        bundle.need_tokenizer()
+        captions = [self.captions(index) for index in range(len(self.source))]
+        counts = torch.tensor([len(texts) for texts in captions])
+        of_image = torch.arange(len(captions), device=bundle.device)
+        of_text = of_image.repeat_interleave(counts.to(bundle.device))
+        with evaluating(bundle.model, bundle.device):
+            texts = text_features(bundle, [text for texts in captions for text in texts])
+            images = self.images(bundle)
+            to_text = self.recalls(images, of_image, texts, of_text)
+            to_image = self.recalls(texts, of_text, images, of_image)
+        recalls = {
+            f"{way}_recall_{place}": recall
+            for way, found in zip(WAYS, (to_text, to_image), strict=True)
+            for place, recall in found.items()
+        }
+        return {**recalls, "num_images": float(len(images)), "num_texts": float(len(texts))}
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        sample = self.source[index]
+        if not sample.captions:
+            raise UserError(f"sample {sample.key!r} has no caption: retrieval needs one for every image")
+        return sample.captions
+
+    def images(self, bundle: Bundle) -> Float[Tensor, "images embed"]:
+        """Unit-length features of all images, on every rank."""
+        batches = image_batches(
+            bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers, labels=False
+        )
+        features = [bundle.unit(bundle.model.encode_image(image), "image") for image, _ in batches]
+        return gather_batches(features, len(self.source), self.batch_size, bundle.device)
+
+    def recalls(
+        self,
+        queries: Float[Tensor, "queries embed"],
+        of_query: Int64[Tensor, " queries"],
+        candidates: Float[Tensor, "candidates embed"],
+        of_candidate: Int64[Tensor, " candidates"],
+    ) -> dict[int, float]:
+        """For each K the share of queries with a candidate of the same image among the first K; of equals the first."""
+        hits = []
+        for rows, own in zip(queries.split(self.batch_size), of_query.split(self.batch_size), strict=True):
+            order = (rows @ candidates.T).sort(dim=1, descending=True, stable=True).indices[:, : PLACES[-1]]
+            hits.append(of_candidate[order] == own[:, None])
+        hit = torch.cat(hits)
+        return {
+            place: 100 * int(hit[:, :place].any(dim=1).sum()) / len(hit) for place in PLACES if place < len(candidates)
+        }
