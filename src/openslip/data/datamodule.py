@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from openslip.data.bad_samples import BadSamples
 from openslip.data.batches import Batches, Plan
-from openslip.data.image.decode import Decoder
 from openslip.data.chunks import chunk_bytes
+from openslip.data.image.decode import Decoder
 from openslip.data.loader import BatchLoader
-from openslip.data.pinned import Buffers
 from openslip.data.order import VERSION, Order, local_batch_size
+from openslip.data.pinned import Buffers
 from openslip.data.source import Source
 from openslip.data.view import View, key
 from openslip.data.workers import check_workers, number_of_workers
