@@ -27,6 +27,8 @@ CLIP_IDS = ClipBpe(context_length=77, truncation="keep_end", special_text="plain
 MASKED = MaskedCaption(tokenizer=CLIP_IDS, probability=0.4, mask_share=0.8, random_share=0.1)
 VIEWS = {"image": crop_view(16, (0.5, 1.0)), "text": caption_view(), "masked": MASKED}
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes")
+
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

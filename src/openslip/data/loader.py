@@ -56,9 +56,7 @@ class Loader(DataLoader):
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except Exception as error:
             if "shared memory" in str(error) or (getattr(error, "errno", None) == ENOSPC and not shared_memory()):
-                raise UserError(
-                    f"/dev/shm is full, through which {self.setting} send batches: {more(self.setting)}"
-                ) from error
+                raise full(self.setting) from error
             if "Original Traceback" in str(error):
                 raise RuntimeError(str(error).strip().splitlines()[-1]) from error
             if isinstance(error, ConnectionError | EOFError) and self.num_workers:  # torch notices most other deaths
@@ -108,7 +106,10 @@ class BatchLoader(Loader):
             most = min(MOST_AHEAD * num_chunks, math.ceil(self.num_batches * num_chunks / num_workers))
             num_bytes = chunk_bytes(self.views, chunk)
             ahead = chunks_ahead(num_workers, most, num_bytes, prefetch_bytes, local_ranks)
-            self.slots = Slots(num_workers * ahead + 1, num_bytes)
+            try:
+                self.slots = Slots(num_workers * ahead + 1, num_bytes)
+            except RuntimeError as error:  # others have filled it since
+                raise full(self.setting) from error
         super().__init__(
             Chunks(batches, self.slots),
             batch_size=None,
@@ -162,6 +163,10 @@ def check_shared_memory(count: int, bytes_each: int, setting: str = Loader.setti
             f"{count * bytes_each / 2**20:.0f} MiB, {count} x {bytes_each / 2**20:.1f}: {more(setting)}, "
             "or fewer of them"
         )
+
+
+def full(setting: str) -> UserError:
+    return UserError(f"/dev/shm is full, through which {setting} send batches: {more(setting)}")
 
 
 def more(setting: str) -> str:
