@@ -1,6 +1,7 @@
 """A batch that is joined from chunks is the one that one process makes, in memory that is bounded."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from data_modules import data_module
 from numbered import Numbered
 from torch import Tensor
+from torch.utils.data import Sampler
 from uploads import Upload, ordinary
 from views import MEAN, STD, caption_view, crop_view, flattened
 
 from openslip.data import chunks, loader
+from openslip.data.batches import Plan
 from openslip.data.captions.masked import MaskedCaption
 from openslip.data.chunks import ChunkOrder, JoinedBatch, Slots, chunk_bytes, chunk_size
 from openslip.data.datamodule import DataModule
@@ -92,8 +95,11 @@ def test_workers_make_equally_many_chunks_of_a_batch(batch: int, num_workers: in
 
 
 def test_a_chunk_never_takes_the_slot_of_one_that_may_still_be_read():
-    plans: Any = [(0, step, np.arange(100)) for step in range(5)]
-    tasks = list(ChunkOrder(plans, size=30, num_slots=7))
+    class Plans(Sampler[Plan]):
+        def __iter__(self) -> Iterator[Plan]:
+            return (Plan(0, step, np.arange(100)) for step in range(5))
+
+    tasks = list(ChunkOrder(Plans(), size=30, num_slots=7))
     assert [len(task.plan.indices) for task in tasks] == [30, 30, 30, 10] * 5
     ahead = [{task.slot for task in tasks[start : start + 7]} for start in range(len(tasks) - 6)]
     assert all(slots == set(range(7)) for slots in ahead)  # one that is read, and six that are made
@@ -140,7 +146,7 @@ def test_what_is_in_flight_is_bounded(monkeypatch: pytest.MonkeyPatch, batch: in
     """Three views of 224 pixels; a batch of 4096 takes 1.9 GB."""
     monkeypatch.setattr(loader, "shared_memory", lambda: 64e9)
     shared = shared_bytes(THREE_VIEWS, batch, num_workers, 3e9)
-    assert 2.5e9 < shared <= 3e9 or num_workers == 30
+    assert 2.4e9 < shared <= 3e9 or num_workers == 30
     pinned = Buffers(chunk_bytes(THREE_VIEWS, batch))
     num_bytes = pinned.count * allocated(pinned.size)
     assert num_bytes <= 4 * 2**30
@@ -174,13 +180,14 @@ def test_slots_hold_columns_of_all_kinds_and_leave_out_what_does_not_fit():
     columns = {"": torch.arange(6).view(3, 2), "flags": torch.tensor([True, False, True])}
     chunk = {"index": torch.tensor([4, 5, 6]), "notes": None, "one": columns, "two": {"": torch.rand(3, 100)}}
     slots = Slots(2, 256)
+    before = slots.memory[0].clone()
     sent = slots.write(1, chunk)
     assert not any(isinstance(place, Tensor) for place in (sent["index"], *sent["one"].values()))
     assert isinstance(sent["two"][""], Tensor)
     read = slots.read(1, sent)
     assert read["index"].data_ptr() == slots.memory[1].data_ptr()
     assert_same([flattened(read)], [flattened(chunk)])
-    assert not slots.memory[0].any()
+    assert torch.equal(slots.memory[0], before)
 
 
 class Words(View):
