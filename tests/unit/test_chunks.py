@@ -121,7 +121,7 @@ def test_all_workers_make_the_first_batch_before_any_other():
     first = next(iter(data(4, size=512, batch=128, views={"who": Who()}).train_dataloader()))
     who, counts = first["who"][""].unbind(1)
     assert sorted(np.unique(who, return_counts=True)[1].tolist()) == [32] * 4
-    assert int(counts.max()) == 32
+    assert int(counts.max() - counts.min()) == 31  # nobody has made other samples in between
 
 
 THREE_VIEWS: dict[str, View] = {
