@@ -106,6 +106,7 @@ class DataModule(pl.LightningDataModule):
             self.batches,
             RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
             size=size,
+            num_batches=self.steps_per_epoch,
             num_workers=number_of_workers(self.num_workers, local_ranks, on_gpu=on_gpu),
             prefetch_bytes=int(self.prefetch_gb * 1e9),
             local_ranks=local_ranks,

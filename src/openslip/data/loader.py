@@ -78,6 +78,7 @@ class BatchLoader(Loader):
         batches: makes samples.
         plans: of this rank's batches.
         size: samples of each.
+        num_batches: of an epoch.
         num_workers: processes that decode; 0 decodes in this one.
         prefetch_bytes: size of the shared memory, at most.
         local_ranks: processes on this machine that load alike.
@@ -93,12 +94,13 @@ class BatchLoader(Loader):
         plans: Sampler[Plan],
         *,
         size: int,
+        num_batches: int,
         num_workers: int,
         prefetch_bytes: int,
         local_ranks: int,
         buffers: Buffers | None,
     ) -> None:
-        self.views, self.size, self.num_batches, self.buffers = batches.views, size, len(plans), buffers
+        self.views, self.size, self.num_batches, self.buffers = batches.views, size, num_batches, buffers
         chunk = chunk_size(size, num_workers)
         ahead, self.slots = 0, None
         if num_workers:
