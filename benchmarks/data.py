@@ -92,6 +92,7 @@ def data_module(shards: Path, views: dict[str, View], batch: int, num_workers: i
         bad_sample_budget=0.0,
         bad_samples_file=None,
         num_workers=num_workers,
+        prefetch_gb=3,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from data_modules import data_module
+from data_modules import data_module, trainer_of
 from PIL import Image
 from published import simclr_augment
 from shard_files import jpeg, write_pairs, write_tar
@@ -66,7 +66,7 @@ def same(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
 
 def rank_batches(source: Source, rank: int, world_size: int) -> list[dict[str, Any]]:
     datamodule = data(source)
-    datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
+    datamodule.trainer = trainer_of(rank, world_size)
     return epochs(datamodule, 1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from data_modules import data_module
+from data_modules import data_module, trainer_of
 from on_ranks import bad_samples_of_an_epoch
 from ranks import Ranks
 from shard_files import jpeg, write_pairs, write_tar
@@ -46,9 +46,7 @@ def play(
     datamodule: DataModule, steps: int, *, rank: int = 0, world_size: int = 1, start_method: str | None = None
 ) -> Seen:
     """Some steps from where the data module stands, across epochs; the trainer is played by hand."""
-    datamodule.trainer = type(
-        "Trainer", (), {"global_rank": rank, "world_size": world_size, "num_devices": world_size}
-    )()  # pyright: ignore
+    datamodule.trainer = trainer_of(rank, world_size)
     loader: Any = datamodule.train_dataloader()
     if start_method is not None:
         loader.multiprocessing_context = start_method

@@ -1,7 +1,9 @@
 """The data module of the tests."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from published import simclr_augment
 from views import caption_view, crop_view
 
@@ -26,5 +28,14 @@ def data_module(source: Source, num_workers: int = 0, **changes: Any) -> DataMod
         "bad_sample_budget": 1.0,
         "bad_samples_file": None,
         "num_workers": num_workers,
+        "prefetch_gb": 3,
     }
     return DataModule(**settings | changes)
+
+
+def trainer_of(rank: int, world_size: int) -> Any:
+    """What the data module asks its trainer, on a CPU."""
+    device = torch.device("cpu")
+    return SimpleNamespace(
+        global_rank=rank, world_size=world_size, num_devices=world_size, strategy=SimpleNamespace(root_device=device)
+    )

@@ -5,7 +5,7 @@ from typing import Any
 import open_clip.loss
 import torch
 import torch.distributed as dist
-from data_modules import data_module
+from data_modules import data_module, trainer_of
 from losses import clip_loss, nt_xent
 from pretraining import pretrainer
 from small_models import small_batch, small_model
@@ -195,7 +195,7 @@ def bad_samples_of_an_epoch(folder: str, budget: float) -> str:
     datamodule = data_module(
         source, views={"image": crop_view(16, (0.5, 1.0))}, global_batch_size=6, bad_sample_budget=budget
     )
-    datamodule.trainer = type("Trainer", (), {"global_rank": rank, "world_size": world_size})()  # pyright: ignore
+    datamodule.trainer = trainer_of(rank, world_size)
     try:
         for batch in datamodule.train_dataloader():
             datamodule.on_after_batch_transfer(batch, 0)

@@ -13,7 +13,8 @@ Settings = dict[str, Any]
 # Keys of a composed config that change no result: hardware, where things are kept, what is shown and when.
 HARDWARE_OR_COSMETIC = (
     *("name", "runs_dir", "resume", "allow", "plan.*", "watchdog.*"),
-    *("micro_batch_size", "*num_workers", "shard_cache.*", "*.cache.*", "devices.*", "callbacks.metrics.devices.*"),
+    *("micro_batch_size", "*num_workers", "*.prefetch_gb", "shard_cache.*", "*.cache.*"),
+    *("devices.*", "callbacks.metrics.devices.*"),
     *("towers.*.gradient_checkpointing", "towers.*.compile"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("callbacks.*.every_n_*", "callbacks.snapshot.num_samples", "callbacks.metrics.peak_tflops", "*.title"),

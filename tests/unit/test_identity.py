@@ -92,6 +92,7 @@ OUT = {
     "plan.utilisation": 0.5,
     "devices.A100.tflops": 1,
     "data.num_workers": 3,
+    "data.prefetch_gb": 0.5,
     "data.bad_sample_budget": 0.5,
     "data.source.cache.folder": "elsewhere",
     "data.source.expected_samples": 7,

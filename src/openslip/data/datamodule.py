@@ -11,11 +11,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from openslip.data.bad_samples import BadSamples
 from openslip.data.batches import Batches, Plan
+from openslip.data.chunks import chunk_bytes
 from openslip.data.image.decode import Decoder
-from openslip.data.loader import PREFETCH, Loader, check_shared_memory, start_worker
+from openslip.data.loader import BatchLoader
 from openslip.data.order import VERSION, Order, local_batch_size
+from openslip.data.pinned import Buffers
 from openslip.data.source import Source
-from openslip.data.view import View, bytes_per_sample, key
+from openslip.data.view import View, key
+from openslip.data.workers import check_workers, number_of_workers
 from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import UserError
 
@@ -34,7 +37,8 @@ class DataModule(pl.LightningDataModule):
         shuffle_window: shards whose samples are shuffled together.
         bad_sample_budget: share of an epoch's samples that may be bad.
         bad_samples_file: where those are written down; None: nowhere.
-        num_workers: processes that decode; 0 decodes in this one.
+        num_workers: processes that decode; 0 decodes in this one; `auto`: as many as there are cores for.
+        prefetch_gb: decoded samples that they hold ready in shared memory, in GB on each rank; at most.
     """
 
     def __init__(
@@ -48,11 +52,13 @@ class DataModule(pl.LightningDataModule):
         shuffle_window: int,
         bad_sample_budget: float,
         bad_samples_file: Path | None,
-        num_workers: int,
+        num_workers: int | str,
+        prefetch_gb: float,
     ) -> None:
         super().__init__()
-        if num_workers < 0:
-            raise UserError(f"data.num_workers={num_workers}: expected 0 or more")
+        check_workers(num_workers)
+        if not prefetch_gb > 0:
+            raise UserError(f"data.prefetch_gb={prefetch_gb}: expected more than 0, e.g. 3")
         if not 0 <= bad_sample_budget <= 1:
             raise UserError(f"data.bad_sample_budget={bad_sample_budget}: expected a share of 0 to 1, such as 0.001")
         self.source = source
@@ -67,9 +73,10 @@ class DataModule(pl.LightningDataModule):
         self.bad_sample_budget = bad_sample_budget
         self.bad_samples_file = bad_samples_file
         self.num_workers = num_workers
+        self.prefetch_gb = prefetch_gb
         self.consumed = 0  # steps of the run; the pretrainer counts on, `load_state_dict` sets it
         self.statistics: dict[str, tuple[int, int]] = {}  # by column: how many samples of how many
-        self.loader: Loader | None = None
+        self.loader: BatchLoader | None = None
         self.bad_samples = BadSamples(None, rank=0, budget=1.0, samples_per_epoch=0)
 
     @property
@@ -92,20 +99,18 @@ class DataModule(pl.LightningDataModule):
             samples_per_epoch=self.order.num_samples - self.order.dropped,
         )
         self.bad_samples.cut_back(*divmod(self.consumed, self.steps_per_epoch))
-        if self.num_workers:
-            local_ranks = self.trainer.num_devices if self.trainer else 1
-            size = local_batch_size(self.order.global_batch_size, num_ranks) * bytes_per_sample(self.views)
-            check_shared_memory(PREFETCH * self.num_workers, self.steps_per_epoch, local_ranks * size)
-        self.loader = Loader(
+        size = local_batch_size(self.order.global_batch_size, num_ranks)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        local_ranks = self.trainer.num_devices if self.trainer else 1
+        self.loader = BatchLoader(
             self.batches,
-            batch_size=None,
-            sampler=RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            prefetch_factor=PREFETCH if self.num_workers else None,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=start_worker,
-            generator=torch.Generator(),  # without its own, every epoch draws from the training's
+            RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
+            size=size,
+            num_batches=self.steps_per_epoch,
+            num_workers=number_of_workers(self.num_workers, local_ranks, on_gpu=on_gpu),
+            prefetch_bytes=int(self.prefetch_gb * 1e9),
+            local_ranks=local_ranks,
+            buffers=Buffers(chunk_bytes(self.views, size)) if on_gpu else None,
         )
         return self.loader
 
@@ -119,6 +124,8 @@ class DataModule(pl.LightningDataModule):
                 suffix: column if suffix in view.on_cpu else column.to(device, non_blocking=True)
                 for suffix, column in batch[name].items()
             }
+        if "buffer" in batch and device.type == "cuda":
+            batch["buffer"].give_back(torch.cuda.current_stream(device).record_event())
         return moved
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:

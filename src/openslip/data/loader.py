@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from torch._utils import ExceptionWrapper
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from openslip import signals
+from openslip.data.batches import Batches, Plan
+from openslip.data.chunks import Batch, ChunkOrder, Chunks, JoinedBatch, Slots, chunk_bytes, chunk_size
+from openslip.data.pinned import Buffers
 from openslip.distributed import any_rank
 from openslip.errors import UserError
 
-PREFETCH = 4  # batches that each worker holds ready
-HELD = 2  # further ones in the process that trains: the one just fetched, and the one before it
+HELD = 2  # batches in the process that takes them: the one just fetched, and the one before it
+MOST_AHEAD = 4  # batches that each worker may hold ready, where memory allows
 
 
 class Loader(DataLoader):
@@ -40,7 +43,7 @@ class Loader(DataLoader):
                 started = time.perf_counter()
                 with suppress(signals.Preempted), signals.waiting():
                     batches = super().__iter__() if batches is None else batches
-                    batch = next(batches, None)
+                    batch = self.take(batches)
                 self.waited += time.perf_counter() - started
                 if any_rank(signals.received() is not None):
                     for worker in getattr(batches, "_workers", ()):
@@ -53,32 +56,119 @@ class Loader(DataLoader):
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except Exception as error:
             if "shared memory" in str(error) or (getattr(error, "errno", None) == ENOSPC and not shared_memory()):
-                raise UserError(
-                    f"/dev/shm is full, through which {self.setting} send batches: {more(self.setting)}"
-                ) from error
+                raise full(self.setting) from error
             if "Original Traceback" in str(error):
                 raise RuntimeError(str(error).strip().splitlines()[-1]) from error
             if isinstance(error, ConnectionError | EOFError) and self.num_workers:  # torch notices most other deaths
                 raise RuntimeError("DataLoader worker ended while it sent a batch") from error
             raise
 
+    def take(self, batches: Iterator[Any]) -> Any:
+        """The next batch, or None after the last."""
+        return next(batches, None)
 
-def check_shared_memory(num_ready: int, num_batches: int, bytes_per_batch: int, setting: str = Loader.setting) -> None:
+
+class BatchLoader(Loader):
+    """Whole batches of planned samples; at most `prefetch_bytes` of them are ready in shared memory.
+
+    Workers make chunks of a batch, the same number of the next one each, so that it is complete as soon as its own
+    samples are decoded. A batch in page-locked memory has a `buffer`, which whoever uploads it gives back.
+
+    Args:
+        batches: makes samples.
+        plans: of this rank's batches.
+        size: samples of each.
+        num_batches: of an epoch.
+        num_workers: processes that decode; 0 decodes in this one.
+        prefetch_bytes: size of the shared memory, at most.
+        local_ranks: processes on this machine that load alike.
+        buffers: page-locked memory; None: a batch lies in ordinary memory.
+
+    Raises:
+        UserError: /dev/shm has no room for one chunk per worker.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        plans: Sampler[Plan],
+        *,
+        size: int,
+        num_batches: int,
+        num_workers: int,
+        prefetch_bytes: int,
+        local_ranks: int,
+        buffers: Buffers | None,
+    ) -> None:
+        self.views, self.size, self.num_batches, self.buffers = batches.views, size, num_batches, buffers
+        chunk = chunk_size(size, num_workers)
+        ahead, self.slots = 0, None
+        if num_workers:
+            num_chunks = math.ceil(size / chunk)
+            most = min(MOST_AHEAD * num_chunks, math.ceil(self.num_batches * num_chunks / num_workers))
+            num_bytes = chunk_bytes(self.views, chunk)
+            ahead = chunks_ahead(num_workers, most, num_bytes, prefetch_bytes, local_ranks)
+            try:
+                self.slots = Slots(num_workers * ahead + 1, num_bytes)
+            except RuntimeError as error:  # others have filled it since
+                raise full(self.setting) from error
+        super().__init__(
+            Chunks(batches, self.slots),
+            batch_size=None,
+            sampler=ChunkOrder(plans, chunk, num_workers * ahead + 1),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            prefetch_factor=ahead or None,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # without its own, every epoch draws from the training's
+        )
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def take(self, batches: Iterator[tuple[int, Batch]]) -> Batch | None:
+        """Join the chunks of the next batch, or None after the last."""
+        joined: JoinedBatch | None = None
+        for slot, sent in batches:
+            if self.slots is None and self.buffers is None:
+                return sent
+            joined = joined or JoinedBatch(self.views, self.size, self.buffers and self.buffers.take())
+            joined.add(sent if self.slots is None else self.slots.read(slot, sent))
+            if joined.is_complete:
+                return joined.batch()
+        return None
+
+
+def chunks_ahead(num_workers: int, most: int, bytes_per_chunk: int, prefetch_bytes: int, local_ranks: int) -> int:
+    """Chunks that each worker holds ready: at most half of what is free in /dev/shm is used, which others need as well.
+
+    Raises:
+        UserError: there is no room for one chunk per worker, and the one that is being read.
+    """
+    check_shared_memory((num_workers + 1) * local_ranks, bytes_per_chunk)
+    room = min(prefetch_bytes, shared_memory() / (2 * local_ranks)) / bytes_per_chunk
+    return int(max(1, min(most, (room - 1) // num_workers)))
+
+
+def check_shared_memory(count: int, bytes_each: int, setting: str = Loader.setting) -> None:
     """Refuse what cannot lie in /dev/shm, through which workers send batches; without it they die, or wait for ever.
 
     Args:
-        num_ready: batches that workers hold ready.
-        num_batches: batches that there are at all.
-        bytes_per_batch: size of one.
+        count: batches, or chunks of them, that lie there at a time.
+        bytes_each: size of one.
         setting: names the number of workers in the message.
     """
-    count, free = min(num_ready + HELD, num_batches), shared_memory()
-    if count * bytes_per_batch > free:
+    free = shared_memory()
+    if count * bytes_each > free:
         raise UserError(
-            f"/dev/shm has {free / 2**20:.0f} MiB free, and the batches that {setting} hold ready there need "
-            f"{count * bytes_per_batch / 2**20:.0f} MiB, {count} x {bytes_per_batch / 2**20:.1f}: {more(setting)}, "
+            f"/dev/shm has {free / 2**20:.0f} MiB free, and what {setting} hold ready there needs "
+            f"{count * bytes_each / 2**20:.0f} MiB, {count} x {bytes_each / 2**20:.1f}: {more(setting)}, "
             "or fewer of them"
         )
+
+
+def full(setting: str) -> UserError:
+    return UserError(f"/dev/shm is full, through which {setting} send batches: {more(setting)}")
 
 
 def more(setting: str) -> str:

@@ -6,6 +6,7 @@ An objective's config names its views; a view called `text` makes the key `text`
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,12 +52,14 @@ class View(ABC):
         needs_caption: whether a sample without captions is of no use; it is then replaced.
         on_cpu: columns that stay on the CPU, where reading them costs no synchronisation (lengths, parameters).
         statistics: columns of zeros and ones whose mean is logged as `data/COLUMN` in per cent, and no more.
+        padding: columns that are as wide as the longest of the samples, such as token ids, and what fills shorter ones.
         cost_varies: whether samples differ in what they cost, as captions of different lengths do.
     """
 
     needs_caption: bool = False
     on_cpu: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    padding: Mapping[str, int] = MappingProxyType({})
     cost_varies: bool = False
 
     @abstractmethod
@@ -64,7 +67,10 @@ class View(ABC):
         """One sample's columns by suffix; all randomness comes from `rng`, which is the sample's and the view's own."""
 
     def collate(self, drawn: list[dict[str, Any]]) -> Columns:
-        """The columns of a batch of drawn samples, still in the worker."""
+        """The columns [samples, ...] of some samples of a batch, still in the worker.
+
+        Which samples of a batch are collated together is left to the loader: a row depends on its own sample alone.
+        """
         return {suffix: torch.from_numpy(np.stack([each[suffix] for each in drawn])) for suffix in drawn[0]}
 
     def finish(self, columns: Columns) -> Columns:
@@ -95,11 +101,11 @@ def noise(place: int, generator: torch.Generator, *, num_words: int) -> DecodedS
     return DecodedSample(f"noise {place}", image, (" ".join(["a"] * num_words),), 0)
 
 
-def bytes_per_sample(views: Mapping[str, View]) -> int:
-    """Bytes of the columns that a worker makes of a sample."""
+def column_bytes(views: Mapping[str, View]) -> list[int]:
+    """Bytes of each column that a worker makes of a sample."""
     sample = noise(0, torch.Generator().manual_seed(0), num_words=1000)
     drawn = [(view, view.draw(sample, np.random.default_rng(0))) for view in views.values()]
-    return sum(column.nbytes for view, columns in drawn for column in view.collate([columns]).values())
+    return [column.nbytes for view, columns in drawn for column in view.collate([columns]).values()]
 
 
 def key(name: str, suffix: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openslip.data.image.eval_transform import EvalTransform
-from openslip.data.loader import Loader, check_shared_memory, start_worker
+from openslip.data.loader import HELD, Loader, check_shared_memory, start_worker
 from openslip.data.source import Source
 from openslip.distributed import gather, of_all_ranks, rank, world_size
 from openslip.errors import UserError
@@ -48,7 +48,7 @@ def image_batches(
     planned = rank_batches(len(source), batch_size)
     if num_workers:
         largest = min(batch_size, len(source)) * 3 * bundle.transform.size**2 * torch.float32.itemsize
-        check_shared_memory(PREFETCH * num_workers, len(planned), largest, SETTING)
+        check_shared_memory(min(PREFETCH * num_workers + HELD, len(planned)), largest, SETTING)
     loader = Loader(
         _Images(source, bundle.transform, labels),
         batch_sampler=planned,

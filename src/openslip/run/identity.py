@@ -24,7 +24,10 @@ INCLUDED = (
     *("towers.*.weights", "towers.*.locked", "towers.*.patch_dropout"),
     *("trainer.precision", "trainer.max_steps", "trainer.max_epochs"),
 )
-NOT_CONTENT = ("data.source*.cache", "data*.num_workers", "data.source*.expected_samples", "data.bad_sample_budget")
+NOT_CONTENT = (
+    *("data.source*.cache", "data*.num_workers", "data*.prefetch_gb", "data.source*.expected_samples"),
+    "data.bad_sample_budget",
+)
 # They name a run, but a resumed one may find its data elsewhere: its checkpoint knows the data by its content.
 PLACES = ("data.source*.shards", "data.source*.root")
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")

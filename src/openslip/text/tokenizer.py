@@ -23,7 +23,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], /) -> tuple[Int[Tensor, "texts length"], Int[Tensor, " texts"]]:
-        """A row of ids per text, and per row the position that is pooled, plus one; later ids are padding."""
+        """A row of ids per text, and per row the position that is pooled, plus one; later ids are `pad`, or 0."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int], /) -> str:

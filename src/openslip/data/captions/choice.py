@@ -31,6 +31,7 @@ class Caption(View):
     def __init__(self, *, tokenizer: Tokenizer, augment: Augment | None = None) -> None:
         self.tokenizer = tokenizer
         self.augment = augment
+        self.padding = {"": tokenizer.special_ids.get("pad", 0)}
 
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
         return {"text": choose(sample.captions, self.augment, rng)}

@@ -55,6 +55,7 @@ class MaskedCaption(View):
         self.mask_share = mask_share
         self.random_share = random_share
         self.augment = augment
+        self.padding = {"": tokenizer.special_ids.get("pad", 0), "labels": NO_LABEL}
 
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
         text = choose(sample.captions, self.augment, rng)

@@ -1,0 +1,56 @@
+"""How many processes decode: a number, or `auto`, as many as this task of the machine has cores for."""
+
+import os
+from collections.abc import Mapping
+
+from openslip.errors import UserError
+
+AUTO = "auto"
+OTHERS = 2  # cores of a rank for the process that trains and for what its GPU, NCCL and the file system need
+MOST_ON_CPU = 2  # a CPU trains no faster than two processes decode
+
+
+def check_workers(num_workers: int | str) -> None:
+    """Refuse what is neither a number of processes nor `auto`."""
+    is_number = isinstance(num_workers, int) and not isinstance(num_workers, bool) and num_workers >= 0
+    if not is_number and num_workers != AUTO:
+        raise UserError(f"data.num_workers={num_workers}: expected a whole number of 0 or more, or auto")
+
+
+def number_of_workers(num_workers: int | str, local_ranks: int, *, on_gpu: bool) -> int:
+    """Processes that decode for this rank.
+
+    Args:
+        num_workers: the setting.
+        local_ranks: ranks on this machine.
+        on_gpu: whether the run trains on a GPU; on a CPU of two cores, a process takes more from a step than it gives.
+    """
+    if isinstance(num_workers, int):
+        return num_workers
+    cores = cores_of_rank(os.environ, affinity(), local_ranks)
+    if on_gpu:
+        return max(1, cores - OTHERS)
+    return 0 if cores <= OTHERS else min(MOST_ON_CPU, cores - OTHERS)
+
+
+def affinity() -> int:
+    """Cores that this process may use."""
+    known = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(known(0)) if known else os.cpu_count() or 1
+
+
+def cores_of_rank(environment: Mapping[str, str], cores: int, local_ranks: int) -> int:
+    """Cores of one rank: SLURM gives them to its tasks, bound or not; other ranks of a machine share them.
+
+    Args:
+        environment: may be that of a task of SLURM's.
+        cores: that this process may use.
+        local_ranks: ranks on this machine.
+    """
+    tasks = 1
+    if "SLURM_STEP_NUM_TASKS" in environment:  # only srun sets it
+        on_nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
+        tasks = max(1, int(environment["SLURM_STEP_NUM_TASKS"]) // on_nodes)  # `srun torchrun`: one task of many ranks
+        cores = min(cores, int(environment.get("SLURM_CPUS_ON_NODE", cores * tasks)) // tasks)
+        cores = min(cores, int(environment.get("SLURM_CPUS_PER_TASK", cores)))
+    return max(1, cores // max(1, local_ranks // tasks))
