@@ -55,7 +55,7 @@ class Disturb(pl.Callback):
             if here("stuck_write", step):
                 time.sleep(1000)
             if here("slow_write", step):
-                time.sleep(1)
+                time.sleep(3)
             if here("end_writer", step):
                 raise SystemExit
             write(content, path, step)
