@@ -1,5 +1,7 @@
 """Communication between ranks; everything works the same without a process group."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -10,6 +12,12 @@ from torch import Tensor
 
 from openslip import slurm
 from openslip.terminal import notice
+
+FOREVER = 1e9  # seconds; many more overflow the clocks of gloo and NCCL
+
+_timeout: timedelta | None = None  # None: torch's half an hour
+_asks: Callable[[], bool] = bool
+_asked = False
 
 
 def rank() -> int:
@@ -96,16 +104,37 @@ def mean_over_ranks(total: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Floa
 @cache
 def _cpu_group() -> Any:
     """A gloo group, so that agreements between ranks need no device synchronisation; all ranks make the first call."""
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=_timeout)
+
+
+def wait_up_to(seconds: float) -> timedelta:
+    """Let ranks wait so long for one another in agreements; returns it for other process groups."""
+    global _timeout
+    _timeout = timedelta(seconds=min(seconds, FOREVER))
+    return _timeout
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_cpu_group())
-    return bool(flags.item())
+    """Whether the flag is set on any rank; the answer to `ask_along` comes with it."""
+    global _asked
+    flags = [flag, _asks()]
+    if world_size() > 1:
+        reduced = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(reduced, dist.ReduceOp.MAX, group=_cpu_group())
+        flags = reduced.bool().tolist()
+    flag, _asked = flags
+    return flag
+
+
+def ask_along(question: Callable[[], bool]) -> None:
+    """Let every later `any_rank` carry a second flag, the question's answer on this rank, at no further cost."""
+    global _asks, _asked
+    _asks, _asked = question, False
+
+
+def asked() -> bool:
+    """Whether the second flag was set on any rank in the last `any_rank`: the same on all ranks."""
+    return _asked
 
 
 def from_first_rank(value: Any) -> Any:

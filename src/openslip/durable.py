@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from openslip.errors import CheckpointError, UserError
 from openslip.terminal import notice
+
+WRITER = "checkpoint writer"  # name of threads that write durably while the process does something else
 
 
 @contextmanager
@@ -97,6 +100,13 @@ def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advic
             trial.unlink(missing_ok=True)
     except OSError as error:
         raise refusal(f"{unwritten(path, error)}: {advice}") from error
+
+
+def finish_writes() -> None:
+    """Wait for threads that write: for whoever ends the process from another thread than the main one."""
+    for thread in threading.enumerate():
+        if thread.name == WRITER:
+            thread.join()
 
 
 class Hashing:

@@ -21,6 +21,7 @@ from trainings import (
     figures,
     newest,
     samples_of,
+    saving_for_ever,
     steps_saved,
     two_ranks,
     weights_hash,
@@ -111,7 +112,7 @@ def test_a_killed_worker_ends_the_run_with_that_message(place: Path, whole: Path
     ("phase", "disturbance"),
     [
         *[("setup", "stuck_setup 0 0"), ("step", "stuck 3 0")],
-        *[("evaluation", "stuck_evaluation 2 0"), ("checkpoint", "stuck_save 4 0")],
+        *[("evaluation", "stuck_evaluation 2 0"), ("checkpoint", "stuck_save 4 0"), ("checkpoint", "stuck_write 4 0")],
     ],
 )
 def test_whatever_is_stuck_ends_with_the_stacks_and_the_rank(place: Path, phase: str, disturbance: str):
@@ -120,6 +121,16 @@ def test_whatever_is_stuck_ends_with_the_stacks_and_the_rank(place: Path, phase:
     assert training.wait() == 1
     assert f"rank 0 is stuck: its {phase} takes longer than watchdog.{phase}=2 seconds" in training.said()
     assert "disturbances.py" in training.said()
+
+
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it_and_saves_its_own_step(place: Path, whole: Path):
+    training = Training(place, *RUN, "name=written", log="written", DISTURB="slow_write 4 0")
+    training.wait_for("step 5/")
+    os.kill(training.pid, signal.SIGTERM)
+    assert training.wait() == 143, training.said()
+    assert steps_saved(place / "runs" / "written") == [6, 4]  # the epoch's end waits for the one before
+    assert end(place, "written") == 0
+    assert_ended_as(place / "runs" / "written", whole)
 
 
 def nan_run(name: str) -> list[str]:
@@ -259,6 +270,27 @@ def test_thirty_kills_during_saves_with_tmpdir_elsewhere(place: Path, whole: Pat
     assert_ended_as(folder, whole)
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_kills_while_weights_change_and_their_copy_is_written_leave_a_whole_checkpoint(tmp_path: Path, kills: int):
+    rng = np.random.default_rng(3)
+    in_the_middle = last = 0
+    begun = tmp_path / "begun"
+    for _ in range(kills):
+        begun.unlink(missing_ok=True)
+        process = saving_for_ever(tmp_path)
+        while not begun.exists() or begun.stat().st_size < last + 2:
+            time.sleep(0.01)
+        time.sleep(0.2 * rng.random())
+        process.kill()
+        process.join()
+        in_the_middle += any(tmp_path.glob(f".*.{process.pid}.tmp"))
+        checkpoint = newest_whole(tmp_path)
+        assert checkpoint.step >= begun.stat().st_size - 1  # a byte for every save that was begun
+        last, weights = checkpoint.step, read(checkpoint.path)["state_dict"]
+        assert {float(weight) for tensor in weights.values() for weight in tensor.unique()} == {last}
+    assert in_the_middle >= kills // 4
+
+
 def being_saved(run_folder: Path, pid: int) -> list[int]:
     """Step of the checkpoint that this process writes, or was killed in."""
     return [int(path.name[6:12]) for path in (run_folder / "checkpoints").glob(f".step-*.{pid}.tmp")][:1]
@@ -337,6 +369,50 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_both(place: Path):
     assert content["optimizer_states"][0]["state"][0]["step"] == STEPS - 1
     rows = figures(place / "runs" / "nan2")
     assert [step for step, _, loss in rows if loss == "nan"] == ["5"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_writer_that_ends_stops_all_ranks_with_5_after_the_next_steps(
+    place: Path, request: pytest.FixtureRequest, ranks: int
+):
+    run, made = [*RUN, f"name=writer{ranks}"], place / f"steps_of_writer{ranks}"
+    slow = ["+callbacks.slow._target_=slow_steps.SlowSteps", "+callbacks.slow.seconds=0.2"]
+
+    def start(*words: str, **environment: str) -> list[Training]:
+        if ranks == 2:
+            return two_ranks(place, *run, *words, log="writer2-", **environment)
+        return [Training(place, *run, *words, log="writer1-0", **environment)]
+
+    started = start(*slow, DISTURB="end_writer 8 0", STEPS_MADE=str(made))
+    assert [rank.wait() for rank in started] == [5] * ranks
+    for rank in started:
+        assert "step-000008.ckpt could not be written (SystemExit" in rank.said()
+    assert newest(place / "runs" / f"writer{ranks}")["openslip"]["step"] == 6
+    assert made.stat().st_size <= 10 * ranks  # the next save is that of step 12
+    for rank in start():
+        assert rank.wait() == 0, rank.said()
+    assert_ended_as(
+        place / "runs" / f"writer{ranks}", request.getfixturevalue("whole" if ranks == 1 else "whole_of_two")
+    )
+
+
+def test_saves_by_time_change_nothing_and_are_those_of_all_ranks(place: Path, whole_of_two: Path):
+    run = [*RUN, "name=timed", "callbacks.save.every_n_steps=null", "callbacks.save.every_n_epochs=null"]
+    slow = ["+callbacks.slow._target_=slow_steps.SlowSteps", "+callbacks.slow.seconds=0.1"]
+    timed = [*run, *slow, "callbacks.save.every_minutes=0.005"]
+    for rank in two_ranks(place, *timed, log="timed-", DISTURB="kill 20 1"):
+        assert rank.wait() in (-signal.SIGKILL, 137)
+    assert 1 < steps_saved(place / "runs" / "timed")[0] < 20
+    for rank in two_ranks(place, *timed, log="timed-"):
+        assert rank.wait() == 0, rank.said()
+    assert_ended_as(place / "runs" / "timed", whole_of_two)
+
+
+def test_ranks_wait_for_one_that_saves_for_longer_than_their_process_group_would(place: Path, whole_of_two: Path):
+    patience = ["+trainer.strategy.timeout._target_=datetime.timedelta", "+trainer.strategy.timeout.seconds=1"]
+    for rank in two_ranks(place, *RUN, *patience, "name=patient", log="patient-", DISTURB="slow_save 8 0"):
+        assert rank.wait() == 0, rank.said()
+    assert_ended_as(place / "runs" / "patient", whole_of_two)
 
 
 def test_a_rank_that_is_stuck_is_named(place: Path):

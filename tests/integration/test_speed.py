@@ -26,6 +26,7 @@ from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.snapshot import Snapshot
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.host_copy import HostCopy
 from openslip.training.logging import metrics
 from openslip.training.logging.metrics import Metrics
 from openslip.training.pretrainer import Pretrainer
@@ -129,7 +130,7 @@ class Fitted:
 @pytest.fixture
 def slow_run(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fitted]:
     """A run of which everything but its steps takes long."""
-    for module, name in ((np, "savez_compressed"), (torch, "save"), (metrics, "forward_flops")):
+    for module, name in ((np, "savez_compressed"), (HostCopy, "of"), (metrics, "forward_flops")):
         monkeypatch.setattr(module, name, slow(getattr(module, name), clock))
 
     def run(*, every_n_steps: int, after_step: int = 0) -> Fitted:
@@ -158,7 +159,7 @@ def slow_run(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
                 steps,
                 Metrics(every_n_steps=every_n_steps, devices={}, peak_tflops=1e-6),
                 Snapshot(num_samples=2),
-                Save(every_n_steps=3, every_n_epochs=1),
+                Save(every_minutes=None, every_n_steps=3, every_n_epochs=1),
                 Evaluate({"slow": SlowEvaluation(clock)}),
             ],
             logger=rows,

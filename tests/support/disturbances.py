@@ -14,6 +14,7 @@ import torch
 
 from openslip.data.source import Sample, Source
 from openslip.data.sources.shards import ShardSource
+from openslip.durable import finish_writes
 from openslip.errors import DataError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.features import image_batches
@@ -35,7 +36,9 @@ def here(kind: str, step: int) -> bool:
 
 
 class Disturb(pl.Callback):
-    """`signal`, `kill`, `kill_worker`, or `stuck`, in a step, or `stuck_setup`, `stuck_save`.
+    """`signal`, `kill`, `kill_worker`, or `stuck`, in a step, or `stuck_setup`, `stuck_save`, `slow_save`.
+
+    `stuck_write`, `slow_write` and `end_writer` happen in the thread that writes the checkpoint of that step.
 
     `STEPS_MADE` names a file that gets a byte for every step; `RECORD` begins the name of one for each rank, which
     gets the samples of every step and a hash of the weights after it.
@@ -46,6 +49,18 @@ class Disturb(pl.Callback):
             checkpoint_io.PAUSES = (0.1, 0.1)
         if here("stuck_setup", 0):
             time.sleep(1000)
+        write = checkpoint_io.write
+
+        def disturbed(content: dict[str, Any], path: Path, step: int) -> None:
+            if here("stuck_write", step):
+                time.sleep(1000)
+            if here("slow_write", step):
+                time.sleep(3)
+            if here("end_writer", step):
+                raise SystemExit
+            write(content, path, step)
+
+        checkpoint_io.write = disturbed
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = pl_module.step + 1
@@ -75,6 +90,8 @@ class Disturb(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if here("stuck_save", pl_module.step):
             time.sleep(1000)
+        if here("slow_save", pl_module.step):
+            time.sleep(3)
 
 
 class SlowSource(ShardSource):
@@ -154,6 +171,7 @@ class Scale(Evaluation):
     def run(self, bundle: Bundle) -> dict[str, float]:
         self.calls += 1
         if here(f"kill_{self.name}", self.calls):
+            finish_writes()
             os.kill(os.getpid(), signal.SIGKILL)
         return {"scale": float(bundle.model.logit_scale)}
 

@@ -1,6 +1,9 @@
 """What the tests run on two ranks."""
 
+import time
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import open_clip.loss
 import torch
@@ -13,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from views import crop_view
 
+from openslip import distributed
 from openslip.data.sources.shards import ShardSource
-from openslip.distributed import gather
+from openslip.distributed import any_rank, ask_along, asked, gather, wait_up_to
 from openslip.errors import DataError, UserError
 from openslip.objectives.objective import Objective
 from openslip.training.callbacks.finite import Finite
+from openslip.training.callbacks.save import Save
+from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.logging.late import LateMetrics
 from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.towers import prepare_towers
@@ -231,3 +237,48 @@ def skipped_under_a_scaler() -> list[bool]:
 def late_metrics() -> dict[str, float]:
     rank = dist.get_rank()
     return LateMetrics({"loss": torch.tensor(1.0 + rank), "acc": torch.tensor(50.0 * rank)}).read()
+
+
+def agree(flags: list[bool]) -> list[bool]:
+    """The answer to each flag of rank 0 with the other as the second flag, in turn, then to that."""
+    answers = []
+    for flag in flags:
+        ask_along(lambda flag=flag: not flag and dist.get_rank() == 0)
+        answers += [any_rank(flag and dist.get_rank() == 0) != flag, asked() != flag]
+    ask_along(bool)
+    return answers
+
+
+def told_of_saves(first: list[float], other: list[float], failed_at: int | None) -> list[bool]:
+    """Whether a save is asked for after each agreement, at these minutes since the last one by the clocks of two ranks.
+
+    Args:
+        first: of rank 0.
+        other: of rank 1.
+        failed_at: the agreement before which rank 0's save has failed.
+    """
+    io = DurableCheckpointIO()
+    callback = Save(every_minutes=15, every_n_steps=None, every_n_epochs=None)
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=io))
+    callback.setup(trainer, trainer, "fit")
+    told = []
+    for number, minutes in enumerate(other if dist.get_rank() else first):
+        if number == failed_at and dist.get_rank() == 0:
+            io.save_checkpoint({"openslip": {}}, "nowhere/step-000001.ckpt")
+            assert io.writer is not None
+            io.writer.join()
+        callback.saved_at = time.monotonic() - 60 * minutes
+        any_rank(False)
+        told.append(asked())
+    ask_along(bool)
+    return told
+
+
+def patience(seconds: float) -> float:
+    """Seconds that a CPU group beside NCCL's waits for a rank."""
+    wait_up_to(seconds)
+    distributed._cpu_group.cache_clear()
+    with mock.patch.object(dist, "get_backend", return_value="nccl"):
+        group = distributed._cpu_group()
+    distributed._cpu_group.cache_clear()
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()

@@ -13,11 +13,14 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openslip import signals
 from openslip.commands.train import main
 from openslip.errors import run_entry_point
 from openslip.inference.files import read
-from openslip.run.checkpoints import newest_whole, saved
+from openslip.run.checkpoints import file_name, newest_whole, saved
+from openslip.training.checkpoint_io import DurableCheckpointIO
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -121,6 +124,26 @@ def two_ranks(folder: Path | list[Path], *arguments: str, log: str = "log", **en
         )
         for rank in range(2)
     ]
+
+
+def saving_for_ever(folder: Path) -> ForkServerProcess:
+    """A process that saves weights which all equal the step, and changes them as soon as it may."""
+    process = _context.Process(target=save_for_ever, args=(folder,))
+    process.start()
+    return process
+
+
+def save_for_ever(folder: Path) -> None:
+    io, step = DurableCheckpointIO(), max((checkpoint.step for checkpoint in saved(folder)), default=0)
+    weights = {str(number): torch.zeros(1 << 20) for number in range(6)}
+    (folder / "begun").write_bytes(bytes(step))
+    while True:
+        step += 1
+        for weight in weights.values():
+            weight.fill_(step)
+        io.save_checkpoint({"openslip": {"step": step}, "state_dict": weights}, folder / file_name(step))
+        with (folder / "begun").open("ab") as begun:
+            begun.write(b".")
 
 
 def newest(run_folder: Path) -> dict[str, Any]:

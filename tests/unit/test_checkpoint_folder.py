@@ -21,16 +21,18 @@ from openslip.training import checkpoint_io
 from openslip.training.checkpoint_io import DurableCheckpointIO, check_space
 
 
-def save(folder: Path, step: int, megabytes: int = 1) -> DurableCheckpointIO:
+def save(folder: Path, step: int, megabytes: int = 1) -> str | None:
+    """Save, and return why it has failed."""
     io = DurableCheckpointIO()
     content = {"openslip": {"step": step}, "weight": torch.full((megabytes << 18,), float(step))}
     io.save_checkpoint(content, folder / file_name(step))
-    return io
+    failure = io.wait()
+    return None if failure is None else str(failure)
 
 
 def test_two_are_kept_and_the_link_leads_to_the_newest(tmp_path: Path):
     for step in (1, 2, 3):
-        assert save(tmp_path, step).failure is None
+        assert save(tmp_path, step) is None
     assert [checkpoint.step for checkpoint in saved(tmp_path)] == [3, 2]
     assert os.readlink(tmp_path / LINK) == "step-000003.ckpt"
     assert read(tmp_path / LINK)["openslip"]["step"] == 3
@@ -160,6 +162,7 @@ def run_with(folder: Path, stored: Any, step: int, *, now: dict[str, Any] | None
     io = DurableCheckpointIO()
     io.config = stored
     io.save_checkpoint(content, folder / "checkpoints" / file_name(step))
+    assert io.wait() is None
     return folder / "checkpoints"
 
 
@@ -213,13 +216,13 @@ def test_a_full_disk_leaves_the_old_one_and_names_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(checkpoint_io, "PAUSES", (0.0, 0.0))
-    assert save(tmpfs, 1, megabytes=4).failure is None
-    failure = save(tmpfs, 2, megabytes=12).failure
+    assert save(tmpfs, 1, megabytes=4) is None
+    failure = save(tmpfs, 2, megabytes=12)
     assert failure is not None
     assert f"{tmpfs}/step-000002.ckpt could not be written" in failure
     assert "MB free, 25.2 MB needed" in failure
     monkeypatch.setattr(checkpoint_io, "check_space", lambda folder, size: None)  # fills up while it is written
-    failure = save(tmpfs, 2, megabytes=30).failure
+    failure = save(tmpfs, 2, megabytes=30)
     assert failure is not None
     assert "No space left on device" in failure
     assert newest_whole(tmpfs).step == 1
@@ -235,7 +238,7 @@ def test_a_save_is_tried_again(tmpfs: Path, monkeypatch: pytest.MonkeyPatch, cap
         remount(tmpfs, "rw" if len(attempts) == 2 else "ro")
 
     monkeypatch.setattr(checkpoint_io, "check_space", mends_itself)
-    assert save(tmpfs, 1).failure is None
+    assert save(tmpfs, 1) is None
     assert "Read-only file system" in capsys.readouterr().err
     assert newest_whole(tmpfs).step == 1
     assert len(attempts) == 2
@@ -254,7 +257,8 @@ def test_the_system_is_asked_to_sync_before_and_after_the_rename(tmp_path: Path)
         "import sys; from pathlib import Path; import torch\n"
         "from openslip.run.checkpoints import file_name; from openslip.training import checkpoint_io\n"
         "content = {'openslip': {'step': 7}, 'weight': torch.ones(100)}\n"
-        "checkpoint_io.DurableCheckpointIO().save_checkpoint(content, Path(sys.argv[1]) / file_name(7))"
+        "io = checkpoint_io.DurableCheckpointIO()\n"
+        "io.save_checkpoint(content, Path(sys.argv[1]) / file_name(7)); assert io.wait() is None"
     )
     trace = tmp_path / "trace"
     folder = tmp_path / "checkpoints"

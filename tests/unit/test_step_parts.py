@@ -19,6 +19,7 @@ from openslip.training.callbacks import resume, save
 from openslip.training.callbacks.finite import Finite, refuse_non_finite
 from openslip.training.callbacks.resume import Resume, random_state
 from openslip.training.callbacks.save import Save
+from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
@@ -90,14 +91,17 @@ def test_a_streak_goes_on_after_a_resume():
 
 @pytest.mark.parametrize(
     ("steps", "epochs", "last", "expected"),
-    [(1000, 1000, 7, [7]), (3, 1000, 7, [3, 6, 7]), (1000, 1, 7, [4, 7]), (1000, 2, 16, [8, 16])],
+    [
+        *((1000, 1000, 7, [7]), (3, 1000, 7, [3, 6, 7]), (1000, 1, 7, [4, 7]), (1000, 2, 16, [8, 16])),
+        *((None, None, 7, [7]), (None, 1, 7, [4, 7]), (3, None, 7, [3, 6, 7])),
+    ],
 )
 def test_a_checkpoint_is_saved_at_intervals_and_after_the_last_step(
-    monkeypatch: pytest.MonkeyPatch, steps: int, epochs: int, last: int, expected: list[int]
+    monkeypatch: pytest.MonkeyPatch, steps: int | None, epochs: int | None, last: int, expected: list[int]
 ):
     found: list[int] = []
-    monkeypatch.setattr(save, "save", lambda trainer, module: found.append(module.step))
-    callback = Save(every_n_steps=steps, every_n_epochs=epochs)
+    monkeypatch.setattr(save, "begin_save", lambda trainer, module: found.append(module.step))
+    callback = Save(every_minutes=None, every_n_steps=steps, every_n_epochs=epochs)
     for step in range(1, last + 1):
         module = like(Pretrainer, step=step, max_steps=last, data=SimpleNamespace(steps_per_epoch=4))
         callback.on_train_batch_end(like(pl.Trainer), module, None, None, 0)
@@ -105,16 +109,21 @@ def test_a_checkpoint_is_saved_at_intervals_and_after_the_last_step(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_not_finite_are_never_saved(monkeypatch: pytest.MonkeyPatch, value: float):
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, value: float):
     weights = {"a": torch.ones(3), "count": torch.tensor(3), "b": torch.tensor([1.0, value])}
     with pytest.raises(NonFiniteError, match=r"b and 0 more are not finite at step 5: nothing is saved"):
         refuse_non_finite(weights, 5)
-    saved: list[object] = []
-    trainer = like(pl.Trainer, default_root_dir="run", save_checkpoint=saved.append)
-    module = like(Pretrainer, step=5, state_dict=lambda: weights)
-    with pytest.raises(NonFiniteError):
-        save.save(trainer, module)
-    assert saved == []
+    io = DurableCheckpointIO()
+    trainer = like(
+        pl.Trainer,
+        default_root_dir=tmp_path,
+        save_checkpoint=lambda path: io.save_checkpoint({"openslip": {"step": 5}, "state_dict": weights}, path),
+        strategy=SimpleNamespace(checkpoint_io=io),
+    )
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(NonFiniteError, match="b and 0 more are not finite at step 5"):
+        save.save(trainer, like(Pretrainer, step=5))
+    assert not list((tmp_path / "checkpoints").iterdir())
     refuse_non_finite({"a": torch.ones(3), "count": torch.tensor(3)}, 5)
 
 

@@ -165,8 +165,8 @@ def passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         build_really = train.build
         for name, replaced in (("build", build), ("Pretrainer", pretrainer), ("optimise", optimise)):
             monkeypatch.setattr(train, name, replaced)
-        for name in ("ignore_foreign_checkpoints", "end_launched_ranks", "finish_wandb"):
-            monkeypatch.setattr(train, name, lambda trainer: None)
+        for name in ("ignore_foreign_checkpoints", "end_launched_ranks", "finish_wandb", "wait_for_ranks"):
+            monkeypatch.setattr(train, name, lambda trainer, *_: None)
         (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
         with pytest.raises(StoppedError):
             train.fit(config, Run(tmp_path / "run", "new"))
@@ -302,7 +302,7 @@ def config() -> dict[str, Any]:
         ("check_val_every_n_epoch=2", "every_n_epochs"),
         ("num_sanity_val_steps=2", "evaluation=none"),
         ("log_every_n_steps=5", "callbacks.metrics.every_n_steps=N"),
-        ("enable_checkpointing=true", "callbacks.save.every_n_steps"),
+        ("enable_checkpointing=true", "callbacks.save.every_minutes, every_n_steps"),
         ("enable_progress_bar=true", "callbacks.metrics.every_n_steps"),
         ("enable_model_summary=true", "openslip plan"),
         ("use_distributed_sampler=true", "global_batch_size"),

@@ -40,6 +40,7 @@ from openslip.training.lightning import (
     finish_wandb,
     ignore_foreign_checkpoints,
     quiet_lightning,
+    wait_for_ranks,
     watch_launched_ranks,
 )
 from openslip.training.logging.csv_logger import CsvLogger
@@ -165,6 +166,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         plugins=[DurableCheckpointIO(with_format(config))],
         default_root_dir=str(run.folder),
     )
+    wait_for_ranks(trainer, max(config["watchdog"].values()))
     if resumed is None:
         ignore_foreign_checkpoints(trainer)
     try:

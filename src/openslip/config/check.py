@@ -142,6 +142,10 @@ def check_root_values(config: dict[str, Any]) -> None:
         for key in callback if isinstance(callback, dict) else ():
             if key.startswith("every_n_"):
                 checks[f"callbacks.{name}.{key}"] = (is_count, count)
+                if name == "save":
+                    checks[f"callbacks.{name}.{key}"] = (_or_null(is_count), f"{count}, or null")
+    minutes = "minutes, e.g. callbacks.save.every_minutes=15, or null"
+    checks["callbacks.save.every_minutes"] = (_or_null(_up_to(math.inf)), minutes)
     for key, (valid, expected) in checks.items():
         value = lookup(config, key)
         if not valid(value):

@@ -8,7 +8,7 @@ REPLACED = {
     "callbacks": "+callbacks.NAME._target_=CLASS adds one",
     "check_val_every_n_epoch": EVALUATIONS,
     "default_root_dir": "runs_dir=FOLDER and name=NAME are the place",
-    "enable_checkpointing": "callbacks.save.every_n_steps and every_n_epochs say when",
+    "enable_checkpointing": "callbacks.save.every_minutes, every_n_steps and every_n_epochs say when",
     "enable_model_summary": "`openslip plan` prints one",
     "enable_progress_bar": "callbacks.metrics.every_n_steps says how often a line is printed",
     "fast_dev_run": "trainer.max_steps=2 name=trial is a short run",

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from openslip import signals, slurm
 from openslip.distributed import of_all_ranks, rank, world_size
+from openslip.durable import finish_writes
 from openslip.errors import UserError, first_line
 from openslip.terminal import notice
 
@@ -113,6 +114,7 @@ class Ranks:
             failure = self.told() or self.dead()
             if failure and not self.over.wait(PATIENCE + 1):
                 notice(f"error: {RankError(self.tell(failure))}", below=True)
+                finish_writes()  # the watchdog ends them
                 os._exit(failure.exit_code)
 
     def pass_on_signals(self) -> None:

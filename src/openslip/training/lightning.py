@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher, subprocess_script
 
+from openslip.distributed import wait_up_to
 from openslip.terminal import notice
 
 SWITCHED_OFF = {
@@ -62,6 +63,13 @@ def leave_signals(trainer: pl.Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None
     # It broadcasts a flag of its own before every step, for which the device is synchronised.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def wait_for_ranks(trainer: pl.Trainer, seconds: float) -> None:
+    """Let the ranks of a run wait so long for one another, where Lightning would end them after half an hour."""
+    patience = wait_up_to(seconds)
+    if (own := getattr(trainer.strategy, "_timeout", None)) is not None:  # that of the process group it will make
+        trainer.strategy._timeout = max(own, patience)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 _launched: list[subprocess.Popen] = []

@@ -15,7 +15,7 @@ from openslip.distributed import any_rank, from_first_rank, is_main_process, of_
 from openslip.errors import UserError
 from openslip.run import ranks
 from openslip.run.checkpoints import saved
-from openslip.training.callbacks.save import save
+from openslip.training.callbacks.save import end_save, save
 from openslip.training.lightning import adopt_ranks, finish_wandb, leave_signals
 from openslip.training.pretrainer import Pretrainer
 
@@ -72,6 +72,7 @@ class Preemption(pl.Callback):
         """Save here and not where `Preempted` is raised, because an evaluation may be where the ranks agree."""
         if not isinstance(exception, signals.Preempted):
             return
+        end_save(trainer)
         steps = [0, *(checkpoint.step for checkpoint in saved(Path(trainer.default_root_dir) / "checkpoints"))]
         if from_first_rank(pl_module.step not in steps):
             save(trainer, pl_module)
