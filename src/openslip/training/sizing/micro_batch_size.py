@@ -89,7 +89,9 @@ class MicroBatchSize(pl.Callback):
             count, advice = (1, "") if is_mixing else self.count(trainer, pl_module, batch, local, multiple)
             size = even_size(local, max(of_all_ranks(count)), multiple)
             if is_main_process():
-                self.keep(size, local, name, advice)
+                self.keep(size, local, name)
+                if advice:
+                    say(f"micro_batch_size=auto: {advice}")
         if device.type == "cpu" and size < local:
             return_freed_memory()
         return size
@@ -104,13 +106,11 @@ class MicroBatchSize(pl.Callback):
             return 0
         return size if isinstance(size, int) and 1 <= size <= local else 0
 
-    def keep(self, size: int, local: int, device: str, advice: str) -> None:
+    def keep(self, size: int, local: int, device: str) -> None:
         choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
         with needed(self.file):
             write_text(self.file, json.dumps(choice, indent=1) + "\n")
         say(f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}")
-        if advice:
-            say(f"micro_batch_size=auto: {advice}")
 
     def count(
         self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int, multiple: int
