@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing import micro_batch_size as sizing
-from openslip.training.sizing.layout import are_checkpointed
+from openslip.training.sizing.layout import are_checkpointed, trained_towers
 from openslip.training.sizing.micro_batch_size import MicroBatchSize, fits_on_gpu, wants_memory
 
 pytestmark = [
@@ -195,8 +195,8 @@ def chosen_on_gpu(
 ) -> int | None:
     """The choice on a GPU with room for so many samples at a time."""
     made = pretrainer("slip", steps=1)
-    for name in ("image_tower", "text_tower"):
-        made.model.get_submodule(name).gradient_checkpointing = is_on
+    for tower in trained_towers(made.model):
+        tower.gradient_checkpointing = is_on
     room = {False: plain, True: checkpointed}
     tried: set[tuple[int, bool]] = set()
 
