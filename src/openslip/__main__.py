@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from openslip import __version__, signals, streams
 from openslip.errors import run_entry_point
 
 HYDRA = ("train", "eval", "plan")  # commands whose arguments are settings
+# The environment variable of PyTorch's allocator until 2.8, and since: later versions warn of the old name.
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose product is not what they print
 
 
@@ -52,11 +55,24 @@ def run(arguments: list[str]) -> int:
         command, rest = "sweep", [word for word in rest if word not in ("-m", "--multirun")]
     if command == "train":
         signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
+    use_expandable_segments()
     entry = importlib.import_module(f"openslip.commands.{command}").main
     try:
         return run_entry_point(entry, rest)
     except SystemExit as stop:  # argparse has said what is wrong
         return 1 if stop.code == 2 else int(stop.code or 0)
+
+
+def use_expandable_segments() -> None:
+    """Let PyTorch's CUDA allocator grow its segments, unless the user has set the allocator up.
+
+    Batches of other sizes, such as captions of other lengths, then leave no holes in the device's memory. PyTorch reads
+    the environment when it starts, and supports this on Linux.
+    """
+    if sys.platform == "linux" and not {*ALLOCATOR, "PYTORCH_HIP_ALLOC_CONF"} & os.environ.keys():
+        metadata = importlib.import_module("importlib.metadata")  # here, since it takes longer than all of --help
+        major, minor = metadata.version("torch").split(".")[:2]
+        os.environ[ALLOCATOR[(int(major), int(minor)) >= (2, 9)]] = "expandable_segments:True"
 
 
 def commands() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a run will cost before it runs; where the config states the number of samples, no data is needed."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from openslip.errors import UserError
 from openslip.optim import WarmupCosine
 from openslip.training.sizing.cost import StepCost, StepMemory
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
+from openslip.training.sizing.layout import GPU_MULTIPLE, REPEATED_IN_BLOCKS, Layout, fastest_layout
 from openslip.training.sizing.memory import available_memory
 from openslip.training.sizing.micro_batch_size import HEADROOM
 
@@ -92,43 +94,64 @@ def costs(cost: StepCost, memory: StepMemory, local: int, runs: Path) -> list[st
 
 
 def hours(
-    cost: StepCost, memory: StepMemory, steps: int, config: dict[str, Any], device: torch.device, precision: str
+    cost: StepCost,
+    memory: StepMemory,
+    steps: int,
+    config: dict[str, Any],
+    device: torch.device,
+    precision: str,
+    *,
+    splits: bool,
 ) -> list[str]:
-    """Hours on this machine, from the steps that were timed, and on GPUs at a stated utilisation."""
+    """Hours on this machine, from the steps that were timed, and on GPUs at a stated utilisation.
+
+    Args:
+        cost: of a step.
+        memory: of a step as it is configured.
+        steps: of the run.
+        config: of the run.
+        device: of this machine.
+        precision: of the run.
+        splits: whether the batch may be split into micro-batches.
+    """
     machine = (
         f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
     )
     total, local = steps * config["global_batch_size"], config["global_batch_size"]
     utilisation, counts = config["plan"]["utilisation"], config["plan"]["device_counts"]
-    again = 1 + is_split(memory, local, room(device)) / TRAINING_OVER_FORWARD
-    seconds = total * cost.seconds * again + steps * cost.update_seconds
+    split = splits and memory.bytes(local, local) > (1 - HEADROOM) * room(device)
+    seconds = total * cost.seconds * (1 + split / TRAINING_OVER_FORWARD) + steps * cost.update_seconds
     lines = [
         f"this machine, one process ({machine}, {precision}): {total / seconds:.2f} samples/s by two steps of "
-        f"{cost.samples}, {amount(seconds / 3600)} for the run{' *' * (again > 1)}",
-        f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak (*: in micro-batches, with one more forward pass):",
-        f"  {'':6}" + "".join(f"{f'{count} x  ':>16}" for count in counts),
+        f"{cost.samples}, {amount(seconds / 3600)} for the run{', in micro-batches' * split}",
+        f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak, each in the fastest layout that fits; assumed: "
+        f"micro-batches take one more forward pass, checkpointed blocks {REPEATED_IN_BLOCKS} of one:",
     ]
-    # Blocks that are checkpointed run forward once more; a tower that is not counts as well, so this is the most.
-    checkpointed = any(options["gradient_checkpointing"] for options in config["towers"].values())
-    passes = TRAINING_OVER_FORWARD + checkpointed
     for name, row in config["devices"].items():
-        cells = []
+        label = name
         for count in counts:
             local = config["global_batch_size"] // count
-            if not local:
-                cells.append(f"{'-  ':>16}")
-                continue
-            again = is_split(memory, local, 1e9 * row["memory_gb"])
-            work = total * (passes + again) * cost.forward_flops
-            duration = amount(work / (count * 1e12 * row["tflops"] * utilisation) / 3600)
-            cells.append(f"{duration + (' *' if again else '  '):>16}")
-        lines.append(f"  {name:6}" + "".join(cells))
+            layout = fastest(cost, memory, local, 1e9 * row["memory_gb"], splits=splits) if local else None
+            if layout is None:
+                told = "does not fit" if local else "more devices than samples"
+            else:
+                work = total * layout.passes * cost.forward_flops
+                told = f"{amount(work / (count * 1e12 * row['tflops'] * utilisation) / 3600):12}{layout}"
+            lines.append(f"  {label:6}{f'{count} x':>6}   {told}")
+            label = ""
     return lines
 
 
-def is_split(memory: StepMemory, local: int, room: float) -> bool:
-    """Whether a device's part of the batch does not fit in one piece, as `micro_batch_size=auto` sees it."""
-    return memory.bytes(local, local) > (1 - HEADROOM) * room
+def fastest(cost: StepCost, memory: StepMemory, local: int, room: float, *, splits: bool) -> Layout | None:
+    """The fastest layout of a step of `local` samples in so many bytes, as `micro_batch_size=auto` sees it."""
+
+    def fits(size: int, checkpointed: bool) -> bool:
+        activations = cost.by_checkpointed.get(checkpointed)
+        if activations is None or (size < local and not splits):
+            return False
+        return replace(memory, activations=activations).bytes(size, local) <= (1 - HEADROOM) * room
+
+    return fastest_layout(local, fits, GPU_MULTIPLE)
 
 
 def room(device: torch.device) -> float:

@@ -1,37 +1,29 @@
 """micro_batch_size=auto: what fits is found without changing the run, agreed by all ranks, and kept."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pretraining import BATCH, fit, pretrainer
 from ranks import Ranks
 from small_models import small_batch
-from torch import Tensor
+from torch import Tensor, nn
 
-from openslip.training.microbatch import even_size, micro_batch_sizes
+from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing import micro_batch_size as sizing
-from openslip.training.sizing.micro_batch_size import MicroBatchSize, fewest_micro_batches, wants_memory
+from openslip.training.sizing.layout import are_checkpointed, trained_towers
+from openslip.training.sizing.micro_batch_size import MicroBatchSize, fits_on_gpu, wants_memory
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
 ]
-
-
-@pytest.mark.parametrize("local", [1, 2, 7, 12, 100, 4096])
-@pytest.mark.parametrize("room", [1, 2, 3, 5, 11, 64, 1000, 5000])
-def test_the_fewest_micro_batches_that_fit_are_found(local: int, room: int):
-    truth = next(count for count in range(1, local + 1) if even_size(local, count) <= room)
-    assert fewest_micro_batches(local, lambda size: size <= room) == truth
-    sizes = micro_batch_sizes(local, even_size(local, truth))
-    assert sum(sizes) == local
-    assert max(sizes) <= room
-
-
-def test_where_nothing_fits_micro_batches_are_of_one_sample():
-    assert fewest_micro_batches(12, lambda size: False) == 12
 
 
 def longest(size: int) -> dict[str, Tensor]:
@@ -134,12 +126,155 @@ def test_a_whole_batch_has_room_for_the_holes_that_it_leaves(
         ("CUDA out of memory. Tried to allocate 20.00 MiB", True),
         ("CUDA error: out of memory", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", False),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", False),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED_CUDART", False),
+        ("cuDNN error: CUDNN_STATUS_BAD_PARAM_NULL_POINTER", False),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED_SHARED_MEMORY_INSUFFICIENT", False),  # of a kernel's blocks
+        ("GET was unable to find an engine to execute this computation", True),
         ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
     ],
 )
 def test_want_of_memory_is_known_by_what_libraries_say(message: str, expected: bool):
     assert wants_memory(RuntimeError(message)) == expected
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of CUDA is answered, as of a GPU of 5000 bytes."""
+    properties = SimpleNamespace(total_memory=5000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(Pretrainer, "optimizers", lambda *_, **__: torch.optim.AdamW([nn.Parameter(torch.ones(1))]))
+
+
+class Held:
+    """Something large that frames and cycles refer to."""
+
+
+def test_nothing_of_a_failed_trial_is_alive_when_the_memory_is_given_back(gpu: None, monkeypatch: pytest.MonkeyPatch):
+    alive: list[Any] = []
+    lasting: list[Any] = []  # what keeps an exception, and all its frames, beyond the trial
+
+    def fails(*_: Any) -> None:
+        held, cycle = Held(), Held()
+        cycle.itself = cycle  # pyright: ignore[reportAttributeAccessIssue]
+        alive.extend([weakref.ref(held), weakref.ref(cycle)])
+        error = RuntimeError("CUDA out of memory")
+        lasting.append(error)
+        raise error
+
+    given_back: list[list[Any]] = []
+    monkeypatch.setattr(sizing, "differentiate", fails)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append([ref() for ref in alive]))
+    gc.disable()
+    try:
+        assert not fits_on_gpu(pretrainer("slip", steps=1), small_batch(2), 2)
+    finally:
+        gc.enable()
+    assert given_back == [[None, None]]
+
+
+def test_a_fault_that_is_no_want_of_memory_ends_the_trials_with_its_message(gpu: None, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> None:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(sizing, "differentiate", fails)
+    with pytest.raises(RuntimeError, match="CUDNN_STATUS_EXECUTION_FAILED"):
+        fits_on_gpu(pretrainer("slip", steps=1), small_batch(2), 2)
+
+
+def chosen_on_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, local: int, plain: int, checkpointed: int, is_on: bool
+) -> int | None:
+    """The choice on a GPU with room for so many samples at a time."""
+    made = pretrainer("slip", steps=1)
+    for tower in trained_towers(made.model):
+        tower.gradient_checkpointing = is_on
+    room = {False: plain, True: checkpointed}
+    tried: set[tuple[int, bool]] = set()
+
+    def fits(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> bool:
+        trial = size, are_checkpointed(pl_module.model)
+        assert trial not in tried, "each trial takes seconds"
+        tried.add(trial)
+        return size <= room[trial[1]]
+
+    monkeypatch.setattr(sizing, "fits_on_gpu", fits)
+    monkeypatch.setattr(Pretrainer, "device", torch.device("cuda"))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    auto(tmp_path / "micro_batch_size.json").on_train_batch_start(trainer, made, small_batch(local), 0)
+    assert are_checkpointed(made.model) is is_on
+    return made.micro_batch_size
+
+
+BOTH = "towers.image.gradient_checkpointing={0} towers.text.gradient_checkpointing={0}"
+
+
+@pytest.mark.parametrize(
+    ("plain", "checkpointed", "is_on", "size", "advice"),
+    [
+        (100, 999, False, 100, ""),
+        (
+            99,
+            999,
+            False,
+            56,
+            "the whole batch with checkpointed blocks would fit and be faster: " + BOTH.format("true"),
+        ),
+        (99, 99, False, 56, ""),
+        (33, 99, False, 32, ""),
+        (99, 999, True, 100, ""),
+        (100, 999, True, 100, "checkpointed blocks are not needed, the whole batch would fit and be faster: "),
+        (20, 99, True, 56, "checkpointed blocks are not needed, 7 micro-batches of 16 would fit and be faster: "),
+        (0, 99, True, 56, ""),
+        (
+            0,
+            99,
+            False,
+            1,
+            "2 micro-batches of 56 with checkpointed blocks would fit and be faster: " + BOTH.format("true"),
+        ),
+    ],
+)
+def test_a_gpu_gets_multiples_of_eight_and_a_line_where_other_blocks_are_faster(
+    plain: int,
+    checkpointed: int,
+    is_on: bool,
+    size: int,
+    advice: str,
+    gpu: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    found = chosen_on_gpu(tmp_path, monkeypatch, local=100, plain=plain, checkpointed=checkpointed, is_on=is_on)
+    assert found == size
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"micro_batch_size=auto: {size} of 100 samples at a time (a GPU)")
+    if advice:
+        assert more[0].startswith(f"micro_batch_size=auto: {advice}")
+        assert more[0].endswith(BOTH.format(str(not is_on).lower()))
+    assert len(more) == bool(advice)
+
+
+def test_a_cpu_counts_what_its_blocks_take_and_says_which_are_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    little_memory(monkeypatch, 4 * BATCH)  # with the holes of a whole batch
+    monkeypatch.setattr(sizing, "activation_bytes", lambda _, model, __: 1e6 if are_checkpointed(model) else 2e6)
+    made = pretrainer("slip", steps=1)
+    fit(made, 1, callbacks=[auto(tmp_path / "micro_batch_size.json")])
+    assert made.micro_batch_size == BATCH // 2
+    assert f"the whole batch with checkpointed blocks would fit and be faster: {BOTH.format('true')}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_tower_that_mixes_samples_gets_the_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -158,6 +293,6 @@ def size_of_rank(folder: str) -> int | None:
     """The first rank could do with 3 micro-batches, the second needs 7."""
     rank = torch.distributed.get_rank()
     callback, made = auto(Path(folder) / "micro_batch_size.json"), pretrainer("slip", steps=1)
-    callback.count = lambda *_: 3 + 4 * rank  # pyright: ignore[reportAttributeAccessIssue]
+    callback.count = lambda *_: (3 + 4 * rank, "")  # pyright: ignore[reportAttributeAccessIssue]
     callback.on_train_batch_start(None, made, small_batch(28), 0)  # pyright: ignore[reportArgumentType]
     return made.micro_batch_size

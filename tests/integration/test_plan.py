@@ -10,8 +10,9 @@ import torch
 from openslip.__main__ import run
 from openslip.config.build import build_parts
 from openslip.config.compose import compose_config
+from openslip.data.view import example_batch
 from openslip.plan import amount, hours, number_of_devices, number_of_samples, values
-from openslip.training.sizing.cost import StepCost, StepMemory
+from openslip.training.sizing.cost import StepCost, StepMemory, measure_step
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +51,91 @@ def test_memory_grows_with_the_micro_batch_and_time_is_told_for_each_device(plan
     assert sizes == sorted(sizes)
     assert re.search(r"this machine, one process \(cpu, \d+ threads, 32-true\): [\d.]+ samples/s", plan)
     for device in ("V100", "A100", "H100", "H200"):
-        assert re.search(rf"^  {device} +(.+ h|.+ min)", plan, re.MULTILINE)
+        assert re.search(rf"^  {device} +1 x +(.+ h|.+ min) +the whole batch$", plan, re.MULTILINE)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_hours_are_operations_over_what_is_used_of_the_peak(checkpointed: bool, monkeypatch: pytest.MonkeyPatch):
+CONFIG: dict[str, Any] = {
+    "global_batch_size": 100,
+    "plan": {"utilisation": 0.5, "device_counts": [1, 4, 128]},
+    "devices": {"X": {"tflops": 100, "memory_gb": 5}},
+}
+MEMORY = StepMemory(trained=0, locked=0, averaged=0, pixels=0, activations=1e8)
+
+
+def cost(**by_checkpointed: float) -> StepCost:
+    activations = {name == "checkpointed": size for name, size in by_checkpointed.items()}
+    return StepCost(4, 2e12, 1e8, activations, seconds=0.5, update_seconds=2.0)
+
+
+def planned(cost: StepCost, *, splits: bool = True) -> list[str]:
+    return hours(cost, MEMORY, 9000, CONFIG, torch.device("cpu"), "32-true", splits=splits)
+
+
+def hours_of(passes: float, devices: int) -> str:
+    return f"{9000 * 100 * passes * 2e12 / (devices * 100e12 * 0.5) / 3600:.1f} h"
+
+
+@pytest.mark.parametrize(
+    ("plain", "checkpointed", "passes", "told"),
+    [
+        (1e8, 9e7, 3 + 1, "3 micro-batches of 40"),  # 100 samples take 10 GB, of which 4.5 are given
+        (1e8, 4e7, 3 + 0.67, "the whole batch with checkpointed blocks"),
+        (4e7, 1e7, 3, "the whole batch"),
+    ],
+)
+def test_hours_are_those_of_the_fastest_layout_that_fits_each_device(
+    plain: float, checkpointed: float, passes: float, told: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("openslip.plan.room", lambda device: 1e15)
-    cost = StepCost(samples=4, forward_flops=2e12, activation_bytes=1e8, seconds=0.5, update_seconds=2.0)
-    memory = StepMemory(trained=0, locked=0, averaged=0, pixels=0, activations=1e8)
-    config = {
-        "global_batch_size": 100,
-        "plan": {"utilisation": 0.5, "device_counts": [1, 4, 128]},
-        "towers": {"image": {"gradient_checkpointing": checkpointed}},
-        "devices": {"X": {"tflops": 100, "memory_gb": 5}},
-    }
-    here, _, _, row = hours(cost, memory, 9000, config, torch.device("cpu"), "32-true")
+    here, assumed, *rows = planned(cost(plain=plain, checkpointed=checkpointed))
     assert "0.50" not in here
-    assert f"{100 / 52:.2f} samples/s by two steps of 4, 130 h for the run" in here  # 50 s of passes, 2 of the update
-    # 100 samples on one device take 10 GB and are split, 25 on each of four are not; 128 devices are too many.
-    passes = 4 if checkpointed else 3
-    one = 9000 * 100 * (passes + 1) * 2e12 / (100e12 * 0.5) / 3600
-    four = 9000 * 100 * passes * 2e12 / (4 * 100e12 * 0.5) / 3600
-    assert row.split() == ["X", f"{one:.1f}", "h", "*", f"{four:.1f}", "h", "-"]
+    # 50 s of passes, 2 of the update
+    assert here.endswith(f"{100 / 52:.2f} samples/s by two steps of 4, 130 h for the run")
+    assert "in the fastest layout that fits; assumed: micro-batches take one more forward pass" in assumed
+    assert [" ".join(row.split()) for row in rows] == [
+        f"X 1 x {hours_of(passes, 1)} {told}",
+        f"4 x {hours_of(3, 4)} the whole batch",
+        "128 x more devices than samples",
+    ]
+
+
+def test_micro_batches_on_this_machine_take_one_more_forward_pass(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openslip.plan.room", lambda device: 5e9)
+    assert planned(cost(plain=1e8))[0].endswith(
+        f"{100 / (50 * 4 / 3 + 2):.2f} samples/s by two steps of 4, 172 h for the run, in micro-batches"
+    )
+    assert planned(cost(plain=1e8), splits=False)[0].endswith("130 h for the run")
+
+
+@pytest.mark.parametrize(
+    ("plain", "checkpointed", "splits", "told"),
+    [
+        (1e8, 4e7, False, "the whole batch with checkpointed blocks"),
+        (1e8, 9e7, False, "does not fit"),
+        (5e9, 1e8, True, "3 micro-batches of 40 with checkpointed blocks"),
+        (5e9, 4.6e9, True, "does not fit"),
+    ],
+)
+def test_batch_norm_and_large_models_leave_fewer_layouts(plain: float, checkpointed: float, splits: bool, told: str):
+    assert planned(cost(plain=plain, checkpointed=checkpointed), splits=splits)[2].endswith(told)
+
+
+def test_activations_are_counted_with_checkpointed_blocks_and_without():
+    config, _ = compose_config("train", [])
+    parts = build_parts(config)
+    parts.objective.prepare(parts.model)
+    measured = measure_step(
+        parts.model,
+        parts.objective,
+        lambda size: example_batch(parts.views, size),
+        2,
+        lambda groups: torch.optim.AdamW(groups, lr=1e-3),
+        "32-true",
+        torch.device("cpu"),
+        1e9,
+    )
+    assert measured.activation_bytes == measured.by_checkpointed[False]
+    assert measured.by_checkpointed[True] < 0.8 * measured.by_checkpointed[False]
 
 
 @pytest.mark.parametrize(

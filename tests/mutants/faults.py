@@ -192,12 +192,9 @@ STEP = [
         "return 4 * (4 * self.trained + self.locked + self.averaged)",
         "return 4 * (3 * self.trained + self.locked + self.averaged)",
     ),
-    (
-        "src/openslip/plan.py",
-        "passes = TRAINING_OVER_FORWARD + checkpointed",
-        "passes = 2 * TRAINING_OVER_FORWARD + checkpointed",
-    ),
-    ("src/openslip/plan.py", "total * (passes + again) * cost.forward_flops", "total * passes * cost.forward_flops"),
+    (T + "sizing/layout.py", "REPEATED_IN_BLOCKS = 0.67", "REPEATED_IN_BLOCKS = 1.0"),
+    (T + "microbatch.py", "size + -size % multiple", "size + size % multiple"),
+    ("src/openslip/plan.py", "total * layout.passes * cost.forward_flops", "total * 3 * cost.forward_flops"),
 ]
 DATA = [
     (

@@ -1,4 +1,6 @@
+import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from openslip import __version__
-from openslip.__main__ import commands, main, run
+from openslip.__main__ import commands, main, run, use_expandable_segments
 from openslip.inference.architecture import build_model
 from openslip.inference.files import write
 
@@ -69,6 +71,44 @@ def test_help_and_version_need_no_torch():
         )
         done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("version", "platform", "given", "expected"),
+    [
+        ("2.8.0+cu128", "linux", {}, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        ("2.9.1", "linux", {}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ("2.14.1+cu130", "linux", {}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ("2.14.1", "linux", {"PYTORCH_CUDA_ALLOC_CONF": "x"}, {"PYTORCH_CUDA_ALLOC_CONF": "x"}),
+        ("2.14.1", "linux", {"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": ""}),
+        ("2.14.1", "win32", {}, {}),
+        ("2.14.1", "darwin", {}, {}),
+    ],
+)
+def test_the_cuda_allocator_grows_its_segments_unless_it_is_set_up_or_cannot(
+    version: str, platform: str, given: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    use_expandable_segments()
+    assert os.environ == expected
+
+
+def test_the_allocator_is_set_up_before_a_command_imports_torch():
+    code = (
+        "import os, sys, importlib; from openslip.__main__ import run\n"
+        "def at_import(name):\n"
+        "    if name.startswith('openslip.commands'):\n"
+        "        print(os.environ['PYTORCH_ALLOC_CONF'], 'torch' in sys.modules)\n"
+        "        sys.exit()\n"
+        "    return imported(name)\n"
+        "imported, importlib.import_module = importlib.import_module, at_import\n"
+        "run(['train'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.stderr) == ("expandable_segments:True False\n", "")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):

@@ -13,6 +13,7 @@ from openslip.data.order import local_batch_size
 from openslip.data.view import example_batch
 from openslip.errors import UserError
 from openslip.terminal import say
+from openslip.training.microbatch import mixing_layers
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 from openslip.training.sizing.cost import StepMemory, measure_step
 
@@ -60,4 +61,5 @@ def main(arguments: list[str]) -> None:
         activations=cost.activation_bytes,
     )
     say(*plan.costs(cost, memory, local, Path(config["runs_dir"])), "")
-    say(*plan.hours(cost, memory, schedule.max_steps, config, device, precision))
+    splits = not mixing_layers(parts.model)
+    say(*plan.hours(cost, memory, schedule.max_steps, config, device, precision, splits=splits))

@@ -58,9 +58,13 @@ def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int
     return [micro_batch_size] * full + [rest] * (rest > 0)
 
 
-def even_size(batch_size: int, micro_batches: int) -> int:
-    """Samples per micro-batch where a batch is split into so many, as evenly as possible."""
-    return -(-batch_size // micro_batches)
+def even_size(batch_size: int, micro_batches: int, multiple: int = 1) -> int:
+    """Samples per micro-batch where a batch is split into so many, as evenly as possible.
+
+    Sizes of several micro-batches above `multiple` are rounded up to one of it.
+    """
+    size = -(-batch_size // micro_batches)
+    return size if micro_batches == 1 or size < multiple else min(size + -size % multiple, batch_size)
 
 
 def mixing_layers(model: nn.Module) -> list[str]:

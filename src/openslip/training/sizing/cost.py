@@ -12,6 +12,7 @@ from openslip.optim import param_groups
 from openslip.training.precision import autocast
 from openslip.training.sizing.activations import SIZES, activation_bytes
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops
+from openslip.training.sizing.layout import applied, are_checkpointed, block_settings
 
 # Large enough that the passes, and not their overhead, are timed; a few seconds on a core, tenths of one on a GPU.
 TIMED_FLOPS = {"cpu": 0.7e12, "cuda": 20e12}
@@ -24,6 +25,7 @@ class StepCost:
     samples: int  # in the batch that was timed
     forward_flops: float  # per sample
     activation_bytes: float  # per sample, in the run's precision
+    by_checkpointed: dict[bool, float]  # the same without checkpointed blocks and with them, where towers can do both
     seconds: float  # per sample, forward and backward
     update_seconds: float  # per step, the optimizer
 
@@ -81,8 +83,11 @@ def measure_step(
 
     model, objective = model.to(device).train(), objective.to(device).train()
     flops = forward_flops(objective, model, on_device(min(SIZES)))  # batch norm takes no single sample
-    with autocast(device, precision):
-        activations = activation_bytes(objective, model, on_device(max(SIZES)))
+    by_checkpointed = {}
+    for checkpointed, towers in block_settings(model).items():
+        with applied(towers), autocast(device, precision):
+            by_checkpointed[checkpointed] = activation_bytes(objective, model, on_device(max(SIZES)))
+    activations = by_checkpointed[are_checkpointed(model)]
     budget = TIMED_FLOPS[device.type] / (TRAINING_OVER_FORWARD * flops)
     samples = int(min(max(min(budget, room / max(activations, 1.0)), 2), largest))
     batch = on_device(samples)
@@ -104,7 +109,7 @@ def measure_step(
         step()  # chooses kernels
     first, second = step(), step()
     # The first update of all makes the optimizer's state, which no other one does.
-    return StepCost(samples, flops, activations, (first[0] + second[0]) / 2 / samples, second[1])
+    return StepCost(samples, flops, activations, by_checkpointed, (first[0] + second[0]) / 2 / samples, second[1])
 
 
 def finished(device: torch.device) -> float:

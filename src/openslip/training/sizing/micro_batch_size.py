@@ -2,8 +2,11 @@
 
 # pyright: reportIncompatibleMethodOverride=false
 
+import gc
 import json
+import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -16,16 +19,33 @@ from openslip.terminal import say
 from openslip.training.microbatch import even_size, mixing_layers
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.activations import activation_bytes, differentiate, trial
+from openslip.training.sizing.layout import (
+    GPU_MULTIPLE,
+    BlockSettings,
+    Layout,
+    applied,
+    are_checkpointed,
+    as_arguments,
+    block_settings,
+    fastest_layout,
+    fewest_micro_batches,
+)
 from openslip.training.sizing.memory import available_memory, return_freed_memory
 
-# Left free: for the loss, which is not tried because it waits for other ranks, and for fragments.
+# Left free: for the loss, which is not tried because it waits for other ranks, and for fragments. Views are augmented
+# before activations take memory, at most 1.3 GB beside the finished ones at 224 pixels.
 HEADROOM = 0.1
 # Holes in the heap of a CPU, the most that were seen (docs/LOG.md): times what is counted, and in bytes. A whole batch
 # is given them, since freed memory is returned, which takes time, only where there are several micro-batches.
 HOLES, MOST_HOLES = 3, 1.5e9
-# How PyTorch, CUDA, cuBLAS and cuDNN say that they want memory, the last two also by other words: what fails for
-# another reason fails again in the step itself.
-WANTS_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_")
+# How PyTorch, CUDA, cuBLAS and cuDNN say that they want memory: what fails for another reason fails again in the step
+# itself. Handles that are NOT_INITIALIZED had no memory to be made in. PyTorch tries all engines of a convolution,
+# ignores why each of them fails, and ends with the last of these messages.
+WANTS_MEMORY = (
+    *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED"),
+    *("CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    *("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "unable to find an engine to execute this computation"),
+)
 
 
 class MicroBatchSize(pl.Callback):
@@ -63,10 +83,15 @@ class MicroBatchSize(pl.Callback):
         # The first rank's file decides for all, since the others may not see its folder.
         size = from_first_rank(self.kept(local, name) if is_main_process() else 0)
         if size == 0:
-            count = 1 if mixing_layers(pl_module.model) else self.count(trainer, pl_module, batch, local)
-            size = even_size(local, max(of_all_ranks(count)))
+            # On a CPU the size is not rounded, so that float32 sums stay what they were.
+            multiple = GPU_MULTIPLE if device.type == "cuda" else 1
+            is_mixing = bool(mixing_layers(pl_module.model))
+            count, advice = (1, "") if is_mixing else self.count(trainer, pl_module, batch, local, multiple)
+            size = even_size(local, max(of_all_ranks(count)), multiple)
             if is_main_process():
                 self.keep(size, local, name)
+                if advice:
+                    say(f"micro_batch_size=auto: {advice}")
         if device.type == "cpu" and size < local:
             return_freed_memory()
         return size
@@ -87,31 +112,49 @@ class MicroBatchSize(pl.Callback):
             write_text(self.file, json.dumps(choice, indent=1) + "\n")
         say(f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}")
 
-    def count(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
-        """The fewest micro-batches that fit; weights, gradients, statistics and random states stay as they are."""
+    def count(
+        self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int, multiple: int
+    ) -> tuple[int, str]:
+        """The fewest micro-batches that fit, and on the first rank what would be faster.
+
+        Weights, gradients, statistics and random states stay as they are.
+        """
         longest = {key: column.to(batch[key].device) for key, column in self.longest(local).items() if key in batch}
         batch = batch | longest
-        with trial((pl_module,), batch), trainer.precision_plugin.forward_context():
+        settings, checkpointed = block_settings(pl_module.model), are_checkpointed(pl_module.model)
+
+        @cache
+        def fitting(checkpointed: bool) -> Callable[[int], bool]:
             if pl_module.device.type == "cuda":
-                count = fewest_micro_batches(local, lambda size: fits_on_gpu(pl_module, batch, size))
+                return cache(lambda size: fits_on_gpu(pl_module, batch, size))
+            return fits_in_memory(pl_module, batch, local, trainer.num_devices)
+
+        def fits(size: int, checkpointed: bool) -> bool:
+            if checkpointed not in settings:
+                return False
+            with applied(settings[checkpointed]):
+                return fitting(checkpointed)(size)
+
+        advice = ""
+        with trial((pl_module,), batch), trainer.precision_plugin.forward_context():
+            count = fewest_micro_batches(local, lambda size: fits(size, checkpointed), multiple)
+            if is_main_process() and (count > 1 or checkpointed):
+                advice = faster(fastest_layout(local, fits, multiple), pl_module, settings, checkpointed)
+            if pl_module.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(pl_module.device)  # the run's own peak is what is told
-            else:
-                count = fewest_micro_batches(local, fits_in_memory(pl_module, batch, local, trainer.num_devices))
-        return count
+        return count, advice
 
 
-def fewest_micro_batches(local: int, fits: Callable[[int], bool]) -> int:
-    """The smallest number of even micro-batches that fit, by doubling and bisection; of one sample each at worst."""
-    too_few, enough = 0, 1
-    while enough < local and not fits(even_size(local, enough)):
-        too_few, enough = enough, min(2 * enough, local)
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if fits(even_size(local, middle)):
-            enough = middle
-        else:
-            too_few = middle
-    return enough
+def faster(
+    layout: Layout | None, pl_module: Pretrainer, settings: dict[bool, BlockSettings], checkpointed: bool
+) -> str:
+    """What to set where the fastest layout is one with other blocks."""
+    if layout is None or layout.checkpointed == checkpointed:
+        return ""
+    arguments = as_arguments(pl_module.model, settings[layout.checkpointed])
+    if layout.checkpointed:
+        return f"{layout} would fit and be faster: {arguments}"
+    return f"checkpointed blocks are not needed, {layout} would fit and be faster: {arguments}"
 
 
 def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> bool:
@@ -130,9 +173,11 @@ def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> b
     except RuntimeError as error:
         if not wants_memory(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # they hold activations
         return False
     finally:
         del ballast
+        gc.collect()  # what checkpoints keep refers to itself, and would be in the way of the next trial
         torch.cuda.empty_cache()
 
 

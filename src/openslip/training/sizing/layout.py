@@ -1,0 +1,116 @@
+"""How a device encodes its samples of a step: which layouts there are, and which is the fastest that fits."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from openslip.models.tower import Tower
+from openslip.training.microbatch import even_size
+from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
+
+# Sizes of several micro-batches on a GPU: matrix products of 16-bit numbers want dimensions that eight divides.
+GPU_MULTIPLE = 8
+# Share of a forward pass that checkpointed blocks compute again: all but the last product of each, which the backward
+# pass does not need. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.
+REPEATED_IN_BLOCKS = 0.67
+
+BlockSettings = dict[Tower, bool]  # whether each tower's blocks are checkpointed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many samples are encoded at a time, and how."""
+
+    micro_batches: int
+    micro_batch_size: int
+    checkpointed: bool
+
+    @property
+    def passes(self) -> float:
+        """Forward passes that a step takes as long as, recomputation included."""
+        return TRAINING_OVER_FORWARD + REPEATED_IN_BLOCKS * self.checkpointed + (self.micro_batches > 1)
+
+    def __str__(self) -> str:
+        several = f"{self.micro_batches} micro-batches of {self.micro_batch_size}"
+        return (
+            several if self.micro_batches > 1 else "the whole batch"
+        ) + self.checkpointed * " with checkpointed blocks"
+
+
+def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int) -> Layout | None:
+    """The layout with the least recomputation that fits; None where not even one sample does.
+
+    The whole batch comes first, then the whole batch with checkpointed blocks, which compute less again than
+    micro-batches do, then the fewest micro-batches, and both at once only where one plain sample is too much.
+
+    Args:
+        local: samples of a step on this device.
+        fits: whether so many samples fit at a time, with checkpointed blocks or without.
+        multiple: of the size of several micro-batches.
+    """
+    for checkpointed in (False, True):
+        if fits(local, checkpointed):
+            return Layout(1, local, checkpointed)
+    for checkpointed in (False, True):
+        count = fewest_micro_batches(local, lambda size, checkpointed=checkpointed: fits(size, checkpointed), multiple)
+        size = even_size(local, count, multiple)
+        if fits(size, checkpointed):
+            return Layout(count, size, checkpointed)
+    return None
+
+
+def fewest_micro_batches(local: int, fits: Callable[[int], bool], multiple: int = 1) -> int:
+    """The smallest number of even micro-batches that fit, by doubling and bisection; of one sample each at worst."""
+    too_few, enough = 0, 1
+    while enough < local and not fits(even_size(local, enough, multiple)):
+        too_few, enough = enough, min(2 * enough, local)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if fits(even_size(local, middle, multiple)):
+            enough = middle
+        else:
+            too_few = middle
+    return enough
+
+
+def are_checkpointed(model: nn.Module) -> bool:
+    """Whether blocks of any tower that is trained are checkpointed."""
+    return any(tower.gradient_checkpointing for tower in trained_towers(model))
+
+
+def block_settings(model: nn.Module) -> dict[bool, BlockSettings]:
+    """The towers' settings by whether blocks are checkpointed: the present ones, and the opposite where there is one.
+
+    Backbones that checkpoint their blocks themselves have no opposite.
+    """
+    towers, checkpointed = trained_towers(model), are_checkpointed(model)
+    opposite = {tower: not checkpointed for tower in towers if tower.repeated_blocks()}
+    settings = {checkpointed: {tower: tower.gradient_checkpointing for tower in towers}}
+    if opposite and all(tower in opposite for tower in towers if tower.gradient_checkpointing):
+        settings[not checkpointed] = opposite
+    return settings
+
+
+def trained_towers(model: nn.Module) -> list[Tower]:
+    return [module for module in model.children() if isinstance(module, Tower) and not module.locked]
+
+
+@contextmanager
+def applied(settings: BlockSettings) -> Iterator[None]:
+    """Checkpoint the blocks of these towers, or not, inside this context."""
+    before = {tower: tower.gradient_checkpointing for tower in settings}
+    try:
+        for tower, is_on in settings.items():
+            tower.gradient_checkpointing = is_on
+        yield
+    finally:
+        for tower, is_on in before.items():
+            tower.gradient_checkpointing = is_on
+
+
+def as_arguments(model: nn.Module, settings: BlockSettings) -> str:
+    """Arguments of the command line that make a run with these settings."""
+    kinds = {tower: name.removesuffix("_tower") for name, tower in model.named_children()}
+    return " ".join(f"towers.{kinds[tower]}.gradient_checkpointing={str(on).lower()}" for tower, on in settings.items())
