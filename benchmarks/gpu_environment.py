@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.cuda import nccl
 
 from openslip.models.attention import VARLEN, varlen_is_possible
 from openslip.verify import show
@@ -43,7 +44,7 @@ def device_lines(device: torch.device) -> Iterator[str]:
         return
     gpu = torch.cuda.get_device_properties(device)
     yield f"device: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, compute capability {gpu.major}.{gpu.minor}"
-    yield f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {torch.cuda.nccl.version()}"
+    yield f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {nccl.version()}"
     query = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
     if shutil.which("nvidia-smi"):
         yield f"driver, power limit, clock: {subprocess.run(query, capture_output=True, text=True).stdout.strip()}"

@@ -82,9 +82,13 @@ def main() -> None:
         for _ in range(STEPS):
             contestant.step()
         seconds = time.perf_counter() - started
-    kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    # An operator of the CPU holds those that it calls: the innermost stand for kernels.
-    events = [event for event in profiler.events() if event.device_type == kind and (on_gpu or not event.cpu_children)]
+    kind = "CUDA" if on_gpu else "CPU"
+    # A kernel, or an operator of the CPU that calls no other; annotations lie around kernels and are none.
+    events = [
+        event
+        for event in profiler.events() or ()
+        if event.device_type.name == kind and not event.is_user_annotation and (on_gpu or not event.cpu_children)
+    ]
     spans = [(1e-6 * event.time_range.start, 1e-6 * event.time_range.end) for event in events]
     lines = [
         f"{setting.model}, {setting.device}, {setting.precision}, batch {setting.batch_size}",

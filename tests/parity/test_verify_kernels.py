@@ -116,8 +116,8 @@ def test_the_varlen_kernel_is_checked_where_there_is_one(short: bool, monkeypatc
         for i in range(len(q_starts) - 1):
             queries, keys = slice(*q_starts[i : i + 2].tolist()), slice(*k_starts[i : i + 2].tolist())
             keys = slice(keys.start, min(keys.stop, keys.start + 64)) if short else keys  # a kernel that stops at 64
-            heads = (x.transpose(0, 1) for x in (q[queries], k[keys], v[keys]))
-            parts.append(F.scaled_dot_product_attention(*heads, is_causal=causal).transpose(0, 1))
+            asking, asked, told = (x.transpose(0, 1) for x in (q[queries], k[keys], v[keys]))
+            parts.append(F.scaled_dot_product_attention(asking, asked, told, is_causal=causal).transpose(0, 1))
         return torch.cat(parts)
 
     monkeypatch.setattr(text_transformer, "varlen_is_possible", lambda *_: True)

@@ -61,7 +61,7 @@ def class_token_rows(device: str, dtype: str) -> list[Row]:
     """The last block for the class token alone, which has one query, against timm's whole block."""
     torch.manual_seed(1)
     block = Block(HEADS * HEAD_DIM, HEADS, mlp_ratio=0.25, qkv_bias=True)
-    nn.init.normal_(block.attn.qkv.weight, std=block.attn.qkv.in_features**-0.5)  # scores that differ
+    nn.init.normal_(block.get_parameter("attn.qkv.weight"), std=(HEADS * HEAD_DIM) ** -0.5)  # scores that differ
     last_block = LastBlock()
     x = draw(IMAGES, IMAGE_TOKENS, HEADS * HEAD_DIM)
 
@@ -97,8 +97,8 @@ def caption_rows(device: str, dtype: str) -> list[Row]:
 
     rows = []
     for label, pooled in (("packed captions", False), ("pooled captions, 1 query", True)):
-        functions = (partial(function, pooled=pooled) for function in (ours, written_out))
-        rows += layer_rows(label, tower, x, *functions, device, dtype)
+        mine, exact = partial(ours, pooled=pooled), partial(written_out, pooled=pooled)
+        rows += layer_rows(label, tower, x, mine, exact, device, dtype)
     return rows
 
 

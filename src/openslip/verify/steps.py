@@ -24,7 +24,7 @@ LEAST = {"float64": 1e-7, "float32": 2e-6, "tf32": 2.0**-11, "bfloat16": 2.0**-9
 Batch = dict[str, Tensor]
 
 
-def make_parts(method: type[SLIP]) -> tuple[DualEncoder, Objective]:
+def make_parts(method: type[SLIP], device: str, dtype: torch.dtype) -> tuple[DualEncoder, Objective]:
     """A small SLIP with heads of size 64, the same one every time."""
     torch.manual_seed(5)
     arguments = {"patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
@@ -40,7 +40,7 @@ def make_parts(method: type[SLIP]) -> tuple[DualEncoder, Objective]:
         max_logit_scale=4.6052,
     )
     objective.prepare(model)
-    return model.train(), objective.train()
+    return model.to(device, dtype).train(), objective.to(device, dtype).train()
 
 
 def make_batch(device: str, dtype: torch.dtype) -> Batch:
@@ -55,7 +55,7 @@ def make_batch(device: str, dtype: torch.dtype) -> Batch:
 
 def skipped_step_rows(device: str, dtype: str) -> list[Row]:
     """Values that a step with a non-finite loss changes: none of weights and optimizer state, by fused AdamW."""
-    model, objective = (part.to(device, DTYPES[dtype]) for part in make_parts(SLIP))
+    model, objective = make_parts(SLIP, device, DTYPES[dtype])
     optimizer = torch.optim.AdamW(param_groups([model, objective], 0.1), lr=1e-3, betas=(0.9, 0.98), fused=True)
     good = make_batch(device, DTYPES[dtype])
     bad = {**good, "image": good["image"].clone()}
@@ -118,7 +118,7 @@ class Weighed(SLIP):
 
 def gradients_of(micro_batches: int, device: str, dtype: str) -> Arrays:
     """Gradients of the batch in so many micro-batches."""
-    model, objective = (part.to(device, DTYPES[dtype]) for part in make_parts(Weighed))
+    model, objective = make_parts(Weighed, device, DTYPES[dtype])
     sizes = [BATCH // micro_batches] * micro_batches
     with precision(device, dtype):
         loss_in_micro_batches(objective, model, make_batch(device, DTYPES[dtype]), sizes)["loss"].backward()
