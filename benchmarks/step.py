@@ -8,6 +8,7 @@ What training adds to our step for safety, above all the norm of the gradient, i
 
     python benchmarks/step.py --json step.json
     python benchmarks/step.py --device cuda --precision bf16 --batch-size 256 --peak-tflops 989
+    python benchmarks/step.py --device cuda --precision bf16 --batch-size 256 --ours-only --compile --models slip_vitb16
 """
 
 import argparse
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from openslip.config.build import build
+from openslip.config.build import build, build_parts
 from openslip.config.compose import compose_config
 from openslip.models.attention import fused_is_fastest, varlen_is_possible
 from openslip.optim import param_groups
@@ -39,11 +40,13 @@ TITLES = {
     "slip_vits16": "SLIP ViT-S/16",
     "slip_vitb16": "SLIP ViT-B/16",
 }
+TINY = {"clip_tiny": "CLIP tiny", "slip_tiny": "SLIP tiny"}  # nothing is published to compare them with
 MODELS = ("clip_vitb16", "slip_vits16", "slip_vitb16")  # those with a bar
 # To be reached on the CPU in float32 at batch 8: against open_clip for CLIP, against the published step for SLIP.
 BARS = {"clip_vitb16": 1.2, "slip_vits16": 1.2, "slip_vitb16": 1.1}
 BACKBONES = {"vits16": ("vit_small_patch16_224", 12), "vitb16": ("vit_base_patch16_224", 12)}
 LENGTH_MEAN, LENGTH_SIGMA, CONTEXT = 14.0, 0.36, 77
+KINDS = ("image", "text")
 
 
 class Contestant(NamedTuple):
@@ -63,6 +66,7 @@ class Setting(argparse.Namespace):
     precision: str
     batch_size: int
     compile: bool
+    ours_only: bool
     peak_tflops: float | None
 
     @property
@@ -81,10 +85,11 @@ def caption_lengths(count: int) -> Tensor:
     return logs.exp().round().long().clamp(3, CONTEXT)
 
 
-def make_batch(size: int, device: str) -> dict[str, Tensor]:
-    """Noise as pictures, random words as captions padded to the context length."""
+def make_batch(size: int, device: str, image_size: int = 224) -> dict[str, Tensor]:
+    """Noise as images, random words as captions padded to the context length."""
     generator = torch.Generator().manual_seed(0)
-    batch = {name: torch.randn(size, 3, 224, 224, generator=generator).to(device) for name in ("image", "aug1", "aug2")}
+    shape = size, 3, image_size, image_size
+    batch = {name: torch.randn(shape, generator=generator).to(device) for name in ("image", "aug1", "aug2")}
     lengths = caption_lengths(size)[torch.randperm(size, generator=generator)]
     text = torch.randint(1, 49000, (size, CONTEXT), generator=generator)
     text[:, 0] = 49406
@@ -117,18 +122,21 @@ def clamp_scale(scale: nn.Parameter) -> None:
         scale.clamp_(0, 4.6052)
 
 
+def composed(setting: Setting, name: str) -> dict[str, Any]:
+    """The config of `train.py model=NAME` with blocks compiled or not, whatever its default."""
+    compiled = str(setting.compile).lower()
+    config, _ = compose_config("train", [f"model={name}", *(f"towers.{kind}.compile={compiled}" for kind in KINDS)])
+    return config
+
+
 def ours(setting: Setting, name: str, batch: dict[str, Tensor]) -> Contestant:
     """The parts that `train.py model=NAME` trains, in one micro-batch; text is trimmed as the collate function does."""
-    config, _ = compose_config("train", [f"model={name}"])
-    model: Any = build(config["model"])
-    config["objective"].pop("views")
-    objective = build(config["objective"])
-    objective.setup(model)
-    model.to(setting.device)
-    objective.to(setting.device)
-    if setting.compile:
-        model.image_tower.compile_blocks()
-        model.text_tower.compile_blocks()
+    config = composed(setting, name)
+    parts = build_parts(config)
+    model, objective = parts.model, parts.objective
+    objective.prepare(model)
+    model.to(setting.device).train()
+    objective.to(setting.device).train()
     optim = config["optim"]
     optimizer = build(optim["optimizer"])(param_groups([model, objective], optim["weight_decay"]))
     trimmed = batch | {"text": batch["text"][:, : int(batch["text_length"].max())].contiguous()}
@@ -190,11 +198,14 @@ def flops_per_sample(setting: Setting, loss: Callable[[], Tensor]) -> float:
 def measure(setting: Setting, name: str) -> Iterator[Row]:
     """One model's rows, ours last."""
     torch.manual_seed(0)
-    batch = make_batch(setting.batch_size, setting.device)
-    title = TITLES[name]
+    batch = make_batch(setting.batch_size, setting.device, composed(setting, name)["image_size"])
+    title = (TITLES | TINY)[name]
     made: dict[str, Callable[[], Contestant]] = {
         f"{title}, ours ({kernel(setting)})": lambda: ours(setting, name, batch)
     }
+    if setting.ours_only:
+        yield from one_by_one(setting, made)
+        return
     if name == "clip_vitb16":
         made[f"{title}, open_clip (fused)"] = lambda: open_clips(setting, batch)
     made[f"{title}, published (fused)"] = lambda: published(setting, name, batch, fused=True)
@@ -219,19 +230,25 @@ def measure(setting: Setting, name: str) -> Iterator[Row]:
 
 
 def one_by_one(setting: Setting, made: dict[str, Callable[[], Contestant]]) -> Iterator[Row]:
-    """On a GPU, where what lies in memory decides how large a batch may be; ours is the baseline of ratios."""
+    """Rows of steps that have the memory to themselves, as on a GPU; ours is the baseline of ratios."""
+    on_gpu = setting.device == "cuda"
     mine = next(iter(made))
     ours_per_second = 0.0
     for key, make in made.items():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         each = make()
         flops = flops_per_sample(setting, each.loss)
-        row = Rates({key: each.step}, setting.rounds, time.perf_counter).row(key, "samples/s")
+        started = time.perf_counter()
+        each.step()
+        yield Row(f"{key}, first step", time.perf_counter() - started, "s")  # compilation included
+        row = Rates({key: each.step}, setting.rounds, time.perf_counter if on_gpu else None).row(key, "samples/s")
         del each
         ours_per_second = ours_per_second or row.value
         yield row._replace(baseline=mine, ratio=row.value / ours_per_second)
-        yield Row(f"{key}, peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+        if on_gpu:
+            yield Row(f"{key}, peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
         if setting.peak_tflops is not None:
             used = TRAINING_OVER_FORWARD * flops * row.value / (1e12 * setting.peak_tflops)
             yield Row(f"{key}, utilisation", 100 * used, "% of peak")
@@ -240,14 +257,17 @@ def one_by_one(setting: Setting, made: dict[str, Callable[[], Contestant]]) -> I
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=TITLES)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=TITLES | TINY)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--compile", action="store_true", help="our towers by torch.compile, the others as they are")
+    parser.add_argument("--ours-only", action="store_true", help="without the others' steps")
     parser.add_argument("--peak-tflops", type=float, help="of the GPU, in the precision that is measured")
     setting = parser.parse_args(namespace=Setting())
+    if not setting.ours_only and (tiny := TINY.keys() & set(setting.models)):
+        parser.error(f"{', '.join(sorted(tiny))}: nothing to compare with; add --ours-only")
     torch.set_num_threads(1)
     print(f"{setting.device}, {setting.precision}, batch {setting.batch_size}, {setting.rounds} rounds")
     show(*(measure(setting, name) for name in setting.models), file=setting.json)

@@ -35,4 +35,4 @@ def test_the_wheel_trains_and_predicts_outside_the_clone(tmp_path: Path):
     predicted = openslip("predict", "red.png", "--checkpoint", "runs/w", "--labels", "red ring,blue ring")
     assert "red ring" in predicted
     assert "%" in predicted
-    assert "76 of 76 quantities within tolerance" in openslip("verify")
+    assert "97 of 97 quantities within tolerance" in openslip("verify")

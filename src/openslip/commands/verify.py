@@ -1,4 +1,4 @@
-"""Compare this machine's numbers with recorded ones, or any split of a batch with the whole batch (--splits)."""
+"""Compare this machine's numbers with recorded ones and float64, or splits of a batch with the whole (--splits)."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,7 @@ from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
 
 
 def main(arguments: list[str]) -> int:
-    """Compare our numbers with recorded ones, or splits of a batch with the whole batch."""
+    """Compare our numbers with recorded ones and with float64, or splits of a batch with the whole batch."""
     if "--splits" in arguments and not {"-h", "--help"} & set(arguments):
         return verify_splits([word for word in arguments if word != "--splits"])
     parser = argparse.ArgumentParser(

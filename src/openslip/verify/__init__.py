@@ -1,7 +1,7 @@
-"""Our numbers against recordings of what the published code computed; what equal means: docs/NUMERICS.md#equal.
+"""Our numbers against recordings of what the published code computed, and this device's kernels against the CPU's.
 
-`files` reads recordings, `recording` repeats a recorded run, `deviation` says how far two values are apart, and each
-further file makes the rows of one kind of quantity.
+What equal means: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` says
+how far two values are apart, `kernels` checks the device, and each further file makes the rows of one kind of quantity.
 """
 
 import math
@@ -16,6 +16,7 @@ from openslip.inference.load import choose_device
 from openslip.terminal import printable
 from openslip.verify.deviation import Row
 from openslip.verify.files import is_recorded, read_json
+from openslip.verify.kernels import kernel_rows
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
@@ -28,7 +29,8 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     Raises:
         UserError: no such folder or device, or a folder with none of the recordings.
     """
-    return show(compare(folder, device, dtype), f"{device}, {dtype}; {folder}")
+    rows = compare(folder, device, dtype)  # refuses a device that is not there
+    return show([*rows, *kernel_rows(device, dtype)], f"{device}, {dtype}; {folder}")
 
 
 def show(rows: list[Row], what: str) -> int:

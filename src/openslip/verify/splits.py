@@ -140,12 +140,12 @@ def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int |
 @contextmanager
 def in_tiles(size: int | None) -> Iterator[None]:
     """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
-    before = tiles.PLAIN_UP_TO, tiles.CPU_TILE
-    tiles.PLAIN_UP_TO, tiles.CPU_TILE = (1 << 62, 0) if size is None else (0, size)
+    before = tiles.PLAIN_UP_TO, tiles.CPU_TILE, tiles.GPU_TILE
+    tiles.PLAIN_UP_TO, tiles.CPU_TILE, tiles.GPU_TILE = (1 << 62, 0, 0) if size is None else (0, size, size)
     try:
         yield
     finally:
-        tiles.PLAIN_UP_TO, tiles.CPU_TILE = before
+        tiles.PLAIN_UP_TO, tiles.CPU_TILE, tiles.GPU_TILE = before
 
 
 def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
