@@ -345,9 +345,10 @@ TRAINER = {
     "deterministic": False,
 }
 DDP = {
-    "_target_": "pytorch_lightning.strategies.DDPStrategy",
+    "_target_": "openslip.training.ddp.DDP",
     "broadcast_buffers": False,
     "gradient_as_bucket_view": True,
+    "bucket_cap_mb": 100,
     "process_group_backend": None,
 }
 SLURM_ENVIRONMENT = {"_target_": "pytorch_lightning.plugins.environments.SLURMEnvironment", "auto_requeue": False}
