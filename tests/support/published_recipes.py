@@ -14,7 +14,7 @@ Settings = dict[str, Any]
 HARDWARE_OR_COSMETIC = (
     *("name", "runs_dir", "resume", "allow", "plan.*", "watchdog.*"),
     *("micro_batch_size", "*num_workers", "shard_cache.*", "*.cache.*", "devices.*", "callbacks.metrics.devices.*"),
-    *("towers.*.gradient_checkpointing", "towers.*.compile"),
+    *("towers.*.gradient_checkpointing", "compile"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("callbacks.*.every_n_*", "callbacks.snapshot.num_samples", "callbacks.metrics.peak_tflops", "*.title"),
 )

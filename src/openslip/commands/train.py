@@ -33,6 +33,7 @@ from openslip.training.callbacks.resume import Resume
 from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.compiling import choose_compile, compile_parts
 from openslip.training.initial_weights import InitialWeights
 from openslip.training.lightning import (
     SWITCHED_OFF,
@@ -96,6 +97,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     pl.seed_everything(config["seed"], verbose=False)
 
     parts = build_parts(config)
+    if choose_compile(config["compile"], config["trainer"]["accelerator"]):
+        compile_parts(parts.model, parts.views)
     resumed = run.checkpoints if saved(run.checkpoints) else None
     transform = transform_of(config)
     init_from = config["init_from"]

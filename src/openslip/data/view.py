@@ -71,6 +71,10 @@ class View(ABC):
         """The batch's columns as the objective gets them, on the training device."""
         return columns
 
+    def compile(self) -> None:
+        """Compile what `finish` runs on a GPU; called where the run compiles."""
+        return
+
     def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
         """Finished columns of `size` samples of noise: what costs and equalities are measured on.
 

@@ -40,6 +40,8 @@ def on_gpu(accelerator: str) -> bool:
 def choose_tf32(allowed: bool) -> None:
     """Whether CUDA may round the factors of float32 products to 11 bits; the losses' are among them.
 
+    Sums of 16-bit products stay in float32 in any case.
+
     Raises:
         UserError: asked for where there is no CUDA device.
     """
@@ -49,3 +51,6 @@ def choose_tf32(allowed: bool) -> None:
         return
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+    # Else sums over many rows, as in weight gradients, may be split up and added in 16 bits.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
