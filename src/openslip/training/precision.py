@@ -1,5 +1,7 @@
 """Number types of a run: which precision `auto` means on this device, and whether products may use TF32."""
 
+import os
+
 import torch
 
 from openslip.errors import UserError
@@ -35,6 +37,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def on_gpu(accelerator: str) -> bool:
     """Whether a run with this `trainer.accelerator` uses one here."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def choose_deterministic(wanted: bool | str) -> None:
+    """What makes a GPU repeat its numbers, beside PyTorch's switch, which Lightning turns; before CUDA starts.
+
+    PyTorch's flash and memory-efficient attention, and so that of packed captions, then add in a fixed order.
+    """
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such order
 
 
 def choose_tf32(allowed: bool) -> None:
