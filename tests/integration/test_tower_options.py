@@ -15,11 +15,11 @@ from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
 from openslip.optim import param_groups
+from openslip.training.compiling import compile_parts
 from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.towers import prepare_towers
 
 CHECKPOINTED = {"image.gradient_checkpointing": True, "text.gradient_checkpointing": True}
-COMPILED = {"image.compile": True, "text.compile": True}
 DROPPING = {"image.patch_dropout": 0.5}
 LOCKED = {"image.locked": True, "image.weights": "runs/earlier"}
 LOCKED_TEXT = {"text.locked": True, "text.weights": "runs/earlier"}
@@ -174,20 +174,25 @@ def test_micro_batches_in_16_bits_agree_with_the_whole_batch_as_16_bits_can(size
 def test_compiled_towers_give_the_same_update(inner: dict[str, Any]):
     plain = step_gradients("slip", True, 12, [12])
     for sizes in ([12], [5, 1, 6]):
-        assert_equal(step_gradients("slip", True, 12, sizes, options(**COMPILED, **inner)), plain, rtol=1e-7)
+        assert_equal(step_gradients("slip", True, 12, sizes, options(**inner), compiled=True), plain, rtol=1e-7)
 
 
 def test_options_change_no_name_of_the_state():
     model, _ = small_model("slip")
     names = list(model.state_dict())
-    prepare_towers(model, options(**CHECKPOINTED, **COMPILED, **DROPPING))
+    prepare_towers(model, options(**CHECKPOINTED, **DROPPING))
+    compile_parts(model, {})
     assert list(model.state_dict()) == names
 
 
 @pytest.mark.parametrize(
     ("method", "changed", "message"),
     [
-        ("simclr", {"text.compile": True}, "towers.text.compile: ImageEncoder has no text tower"),
+        (
+            "simclr",
+            {"text.gradient_checkpointing": True},
+            "towers.text.gradient_checkpointing: ImageEncoder has no text tower",
+        ),
         ("slip", {"image.locked": True}, "towers.image.locked=true would keep random weights as they are"),
         ("slip", {"image.patch_dropout": 0.5, **LOCKED}, "a locked tower drops none"),
     ],

@@ -190,9 +190,3 @@ def test_the_command_fails_where_one_split_has_another_gradient(
     assert verify_splits(*TINY) == 1
     out = [line for line in capsys.readouterr().out.splitlines() if "OUT" in line]
     assert [line.split("  ")[0] for line in out] == ["1 process x 2 micro-batches (5+7): gradients"]
-
-
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_compiling_is_refused_by_key(tower: str, capsys: pytest.CaptureFixture[str]):
-    assert verify_splits("model=slip_tiny", f"towers.{tower}.compile=true") == 1
-    assert "set it to false" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from openslip.objectives.objective import Objective
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.save import Save
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.compiling import compile_parts
 from openslip.training.logging.late import LateMetrics
 from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.towers import prepare_towers
@@ -50,10 +51,14 @@ def step_gradients(
     sizes: list[int],
     towers: dict | None = None,
     image: str = "vit",
+    *,
+    compiled: bool = False,
 ) -> dict[str, Tensor]:
     """Loss, gradients (averaged over ranks as DDP does) and running statistics of one step."""
     model, objective = small_model(method, gather_with_grad=gather_with_grad, image=image)
     prepare_towers(model, towers or {})
+    if compiled:
+        compile_parts(model, {})
     batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
     terms = loss_in_micro_batches(objective, model, batch, sizes)
     terms["loss"].backward()

@@ -15,7 +15,7 @@ HARDWARE_OR_COSMETIC = (
     *("name", "runs_dir", "resume", "allow", "plan.*", "watchdog.*"),
     *("micro_batch_size", "*num_workers", "*.prefetch_gb", "shard_cache.*", "*.cache.*"),
     *("devices.*", "callbacks.metrics.devices.*"),
-    *("towers.*.gradient_checkpointing", "towers.*.compile"),
+    *("towers.*.gradient_checkpointing", "compile"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("callbacks.*.every_n_*", "callbacks.snapshot.num_samples", "callbacks.metrics.peak_tflops", "*.title"),
 )
@@ -357,9 +357,10 @@ TRAINER = {
     "deterministic": False,
 }
 DDP = {
-    "_target_": "pytorch_lightning.strategies.DDPStrategy",
+    "_target_": "openslip.training.ddp.DDP",
     "broadcast_buffers": False,
     "gradient_as_bucket_view": True,
+    "bucket_cap_mb": 100,
     "process_group_backend": None,
 }
 SLURM_ENVIRONMENT = {"_target_": "pytorch_lightning.plugins.environments.SLURMEnvironment", "auto_requeue": False}

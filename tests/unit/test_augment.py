@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional
 
 from openslip.data.image.augment import SimCLRAugment, normalise
-from openslip.data.image.augment_batch import augment_batch
+from openslip.data.image.augment_batch import augment_batch, box_matrix
 from openslip.data.image.augment_image import ORDERS
 from openslip.errors import UserError
 
@@ -161,6 +161,16 @@ def test_the_batched_chain_is_the_chain_on_each_picture(shape: tuple[int, int], 
     torch.testing.assert_close(
         augment_batch(images.float(), drawn.numpy()), augment(images.float(), drawn), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 40])
+def test_the_blur_adds_taps_beyond_an_edge_in_their_order(size: int):
+    taps = np.random.default_rng(size).random((3, 7)).astype(np.float32)
+    once = np.zeros((3, size, size), np.float32)
+    for row, tap in itertools.product(range(size), range(7)):
+        once[:, row, min(max(row + tap - 3, 0), size - 1)] += taps[:, tap]
+    found = box_matrix(taps, size, torch.zeros(()))
+    assert torch.equal(found, torch.from_numpy(once) @ torch.from_numpy(once) @ torch.from_numpy(once))
 
 
 def test_not_a_bit_of_a_sample_depends_on_its_batch():

@@ -97,7 +97,7 @@ OUT = {
     "data.source.cache.folder": "elsewhere",
     "data.source.expected_samples": 7,
     "data.source.sources.cc3m.cache.max_bytes": 7,
-    "towers.image.compile": True,
+    "compile": True,
     "towers.text.gradient_checkpointing": True,
     "trainer.accelerator": "gpu",
     "trainer.devices": 8,

@@ -55,6 +55,24 @@ def test_tf32_sets_products_and_convolutions(monkeypatch: pytest.MonkeyPatch):
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def test_sums_of_16_bit_products_stay_in_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    matmul, tf32 = torch.backends.cuda.matmul, torch.backends.cudnn.allow_tf32
+    before = {name: getattr(matmul, name) for name in names}
+    try:
+        for name in names:
+            setattr(matmul, name, True)
+        choose_tf32(False)
+        assert all(getattr(matmul, name) for name in names)  # of no concern without a GPU
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        choose_tf32(False)
+        assert not any(getattr(matmul, name) for name in names)
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+        for name, value in before.items():
+            setattr(matmul, name, value)
+
+
 class Sum(Objective):
     """The sum of a linear layer's outputs, whose gradient is the sum of the inputs."""
 

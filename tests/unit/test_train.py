@@ -67,6 +67,7 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
     [
         ({"micro_batch_size": "most"}, "micro_batch_size=most: .* auto"),
         ({"micro_batch_size": 0}, "micro_batch_size=0"),
+        ({"compile": "yes"}, "compile=yes: expected auto, true or false"),
         ({"tf32": "yes"}, "tf32=yes: expected true or false"),
         ({"optim.clip_norm": 0}, r"optim\.clip_norm=0: expected a number between 0 and inf, or null"),
         ({"optim.layer_decay": 1.5}, r"optim\.layer_decay=1\.5: expected a number between 0 and 1"),

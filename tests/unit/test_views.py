@@ -8,9 +8,11 @@ import torch
 import torchvision
 from PIL import Image
 from published import simclr_augment
+from torch import Tensor
 from views import MEAN, STD, crop_view, drawn
 
-from openslip.data.image.augment import normalise
+from openslip.data.image import crop
+from openslip.data.image.augment import SimCLRAugment, normalise
 from openslip.data.image.crop import RandomResizedCrop, random_box
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import Columns
@@ -144,6 +146,22 @@ def test_a_finished_view_is_augmented_and_then_normalised():
     columns = cropped(view, 24)
     expected = normalise(simclr_augment()(columns[""] / 255, columns["parameters"]), MEAN, STD)
     assert torch.equal(view.finish(columns)[""], expected)
+
+
+def test_a_gpu_finishes_512_images_at_a_time_and_leaves_none_out(monkeypatch: pytest.MonkeyPatch):
+    view = crop_view(4, [0.08, 1.0], simclr_augment())
+    images = torch.zeros(1100, 3, 4, 4, dtype=torch.uint8, device="meta")  # any device but the CPU
+    sizes = []
+
+    def augmented(self: SimCLRAugment, x: Tensor, _: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    monkeypatch.setattr(SimCLRAugment, "__call__", augmented)
+    monkeypatch.setattr(crop, "normalise", lambda x, *_, out: out.copy_(x))
+    finished = view.finish({"": images, "parameters": torch.zeros(1100, 8)})[""]
+    assert (finished.shape, finished.device.type) == (images.shape, "meta")
+    assert sizes == [512, 512, 76]
 
 
 @pytest.mark.parametrize("size", [30, 32, 224])

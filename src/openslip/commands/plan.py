@@ -27,8 +27,6 @@ def main(arguments: list[str]) -> None:
     choose_tf32(config["tf32"])
     device = torch.device("cuda" if on_gpu(settings["accelerator"]) else "cpu")
     local = local_batch_size(config["global_batch_size"], plan.number_of_devices(settings, device))
-    for options in config["towers"].values():
-        options["compile"] = False  # else the compiler would be timed, not the steps
     samples = plan.number_of_samples(config["data"]["source"])
     steps_per_epoch = samples // config["global_batch_size"]
     if not steps_per_epoch:

@@ -33,6 +33,7 @@ from openslip.training.callbacks.resume import Resume
 from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.compiling import choose_compile, compile_parts
 from openslip.training.initial_weights import InitialWeights
 from openslip.training.lightning import (
     SWITCHED_OFF,
@@ -44,9 +45,11 @@ from openslip.training.lightning import (
     watch_launched_ranks,
 )
 from openslip.training.logging.csv_logger import CsvLogger
-from openslip.training.precision import choose_precision, choose_tf32, on_gpu
+from openslip.training.precision import choose_deterministic, choose_precision, choose_tf32, on_gpu
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
+
+NOT_DETERMINISTIC = " does not have a deterministic implementation"  # as PyTorch's error says it
 
 
 def main(arguments: list[str]) -> None:
@@ -94,9 +97,12 @@ def main(arguments: list[str]) -> None:
 def fit(config: dict[str, Any], run: Run) -> None:
     """Build everything, train, and write the report and the result."""
     quiet_lightning()
+    choose_deterministic(config["trainer"].get("deterministic") or False)
     pl.seed_everything(config["seed"], verbose=False)
 
     parts = build_parts(config)
+    if choose_compile(config["compile"], config["trainer"]["accelerator"]):
+        compile_parts(parts.model, parts.views)
     resumed = run.checkpoints if saved(run.checkpoints) else None
     transform = transform_of(config)
     init_from = config["init_from"]
@@ -203,6 +209,12 @@ def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resu
     except RuntimeError as error:
         if "not used in producing the loss" in str(error):
             raise UserError("parameters get no gradient: add +trainer.strategy.find_unused_parameters=true") from error
+        if NOT_DETERMINISTIC in str(error):
+            operation = str(error).partition(NOT_DETERMINISTIC)[0]
+            raise UserError(
+                f"trainer.deterministic=true: {operation} cannot repeat its numbers on this device: set it to false, "
+                "or to warn to be told of all such operations"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(

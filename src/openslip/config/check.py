@@ -99,6 +99,7 @@ def check_root_values(config: dict[str, Any]) -> None:
             f"{count}, auto, or null for the whole batch",
         ),
         "seed": (lambda x: is_whole(x) and x >= 0, "a whole number of at least 0, e.g. seed=0"),
+        "compile": (lambda x: x == "auto" or isinstance(x, bool), "auto, true or false"),
         "tf32": (lambda x: isinstance(x, bool), "true or false"),
         "resume": (lambda x: x in ("auto", "never"), "auto or never"),
         "mean": (_is_colour, colour),
@@ -127,7 +128,7 @@ def check_root_values(config: dict[str, Any]) -> None:
     for kind in config["towers"]:
         tower = f"towers.{kind}"
         checks[f"{tower}.weights"] = checkpoint
-        for key in ("locked", "gradient_checkpointing", "compile"):
+        for key in ("locked", "gradient_checkpointing"):
             checks[f"{tower}.{key}"] = (lambda x: isinstance(x, bool), "true or false")
     checks["towers.image.patch_dropout"] = (
         lambda x: x == 0 or _up_to(1.0)(x),

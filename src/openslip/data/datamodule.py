@@ -17,6 +17,7 @@ from openslip.data.loader import BatchLoader
 from openslip.data.order import VERSION, Order, local_batch_size
 from openslip.data.pinned import Buffers
 from openslip.data.source import Source
+from openslip.data.upload import Upload
 from openslip.data.view import View, key
 from openslip.data.workers import check_workers, number_of_workers
 from openslip.distributed import of_all_ranks, world_size
@@ -77,6 +78,7 @@ class DataModule(pl.LightningDataModule):
         self.consumed = 0  # steps of the run; the pretrainer counts on, `load_state_dict` sets it
         self.statistics: dict[str, tuple[int, int]] = {}  # by column: how many samples of how many
         self.loader: BatchLoader | None = None
+        self.upload = Upload()
         self.bad_samples = BadSamples(None, rank=0, budget=1.0, samples_per_epoch=0)
 
     @property
@@ -118,14 +120,15 @@ class DataModule(pl.LightningDataModule):
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
         """Move all but what the views keep on the CPU."""
-        moved = {"notes": batch["notes"], "index": batch["index"].to(device, non_blocking=True)}
-        for name, view in self.views.items():
-            moved[name] = {
-                suffix: column if suffix in view.on_cpu else column.to(device, non_blocking=True)
-                for suffix, column in batch[name].items()
-            }
-        if "buffer" in batch and device.type == "cuda":
-            batch["buffer"].give_back(torch.cuda.current_stream(device).record_event())
+        with self.upload.beside(device):
+            moved = {"notes": batch["notes"], "index": batch["index"].to(device, non_blocking=True)}
+            for name, view in self.views.items():
+                moved[name] = {
+                    suffix: column if suffix in view.on_cpu else column.to(device, non_blocking=True)
+                    for suffix, column in batch[name].items()
+                }
+            if "buffer" in batch and device.type == "cuda":
+                batch["buffer"].give_back(torch.cuda.current_stream(device).record_event())
         return moved
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
@@ -133,15 +136,16 @@ class DataModule(pl.LightningDataModule):
         notes = batch["notes"]
         self.bad_samples.record(notes.epoch, notes.step, notes.bad)
         self.check_budget(notes.step)
-        finished = {"index": batch["index"]}
-        for name, view in self.views.items():
-            columns = dict(batch[name])
-            for suffix in view.statistics:
-                column = columns.pop(suffix)
-                count, samples = self.statistics.get(suffix, (0, 0))
-                self.statistics[suffix] = count + int(column.sum()), samples + len(column)
-            finished |= {key(name, suffix): column for suffix, column in view.finish(columns).items()}
-        return finished
+        finished, device = {"index": batch["index"]}, batch["index"].device
+        with self.upload.beside(device):
+            for name, view in self.views.items():
+                columns = dict(batch[name])
+                for suffix in view.statistics:
+                    column = columns.pop(suffix)
+                    count, samples = self.statistics.get(suffix, (0, 0))
+                    self.statistics[suffix] = count + int(column.sum()), samples + len(column)
+                finished |= {key(name, suffix): column for suffix, column in view.finish(columns).items()}
+        return self.upload.hand_over(finished, device)
 
     def check_budget(self, step: int) -> None:
         """Ends the run on all ranks alike where an epoch has had more bad samples than it may."""

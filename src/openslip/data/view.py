@@ -74,8 +74,15 @@ class View(ABC):
         return {suffix: torch.from_numpy(np.stack([each[suffix] for each in drawn])) for suffix in drawn[0]}
 
     def finish(self, columns: Columns) -> Columns:
-        """The batch's columns as the objective gets them, on the training device."""
+        """The batch's columns as the objective gets them, on the training device.
+
+        On a GPU this runs beside the step before, on a stream of its own: make all that it needs of the columns.
+        """
         return columns
+
+    def compile(self) -> None:
+        """Compile what `finish` runs on a GPU; called where the run compiles."""
+        return
 
     def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
         """Finished columns of `size` samples of noise: what costs and equalities are measured on.

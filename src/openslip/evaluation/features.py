@@ -32,7 +32,7 @@ def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts 
 def image_batches(
     bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
 ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
-    """This rank's transformed images and their labels, on the device, in the order of `rank_batches`.
+    """This rank's transformed images, on the device, and their labels, on the CPU, in the order of `rank_batches`.
 
     Args:
         bundle: whose transform and device are used.
@@ -65,7 +65,7 @@ def image_batches(
         if batch is None:  # this rank's share is one batch shorter, yet it fetches as often
             return
         image, label = batch
-        yield image.to(bundle.device, non_blocking=True), label.to(bundle.device, non_blocking=True)
+        yield image.to(bundle.device, non_blocking=True), label
 
 
 def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:

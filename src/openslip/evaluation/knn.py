@@ -81,7 +81,7 @@ class KNN(Evaluation):
         features, labels = [], []
         for image, label in image_batches(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers):
             features.append(bundle.unit(bundle.model.image_tower(image), "image"))
-            labels.append(label)
+            labels.append(label.to(bundle.device, non_blocking=True))
         gathered = [gather_batches(rows, len(source), self.batch_size, bundle.device) for rows in (features, labels)]
         return gathered[0], gathered[1]
 

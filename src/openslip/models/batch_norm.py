@@ -12,7 +12,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from openslip.distributed import all_sum, world_size
+from openslip.distributed import all_sum, gather, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -79,8 +79,7 @@ def _in_training(layer: _BatchNorm, x: Tensor) -> Tensor:
             update_running(layer, mean, variance, count)
     weight = torch.ones_like(mean) if layer.weight is None else layer.weight
     bias = torch.zeros_like(mean) if layer.bias is None else layer.bias
-    y: Any = _Normalise.apply(x, weight, bias, mean, torch.rsqrt(variance + layer.eps), count)
-    return y
+    return normalise(x, weight, bias, mean, torch.rsqrt(variance + layer.eps), count)
 
 
 def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
@@ -95,16 +94,27 @@ def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
 def global_statistics(
     x: Float[Tensor, "local channels *size"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, ""]]:
-    """Mean, biased variance and count of the values of a channel over all ranks, differentiable."""
+    """Mean, biased variance and count of the values of a channel over all ranks; differentiable in one process.
+
+    Ranks exchange count, mean and sum of centred squares at once, and add them up without cancellation: Chan et al.
+    1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+    """
     dims = [0, *range(2, x.ndim)]
-    values = x.numel() // x.shape[1]
+    values, channels = x.numel() // x.shape[1], x.shape[1]
     if values * world_size() < 2:
         raise ValueError("batch norm needs a global batch of at least 2 samples, got 1: raise global_batch_size")
     # `new_full`, because `new_tensor` would copy from the host and wait
-    sums = all_sum(torch.cat([x.sum(dim=dims), x.new_full((1,), float(values))]))
-    mean, count = sums[:-1] / sums[-1], sums[-1]
-    variance = all_sum((x - per_channel(mean, x)).square().sum(dim=dims)) / count
-    return mean, variance, count
+    count = x.new_full((), float(values))
+    mean = x.sum(dim=dims) / count
+    squares = (x - per_channel(mean, x)).square().sum(dim=dims)
+    if world_size() == 1:
+        return mean, squares / count, count
+    of_ranks = gather(torch.cat([mean, squares, count[None]])[None], with_grad=False)
+    means, squares, counts = of_ranks.split([channels, channels, 1], dim=1)
+    count = counts.sum()
+    mean = (counts * means).sum(dim=0) / count
+    squares = (squares + counts * (means - mean).square()).sum(dim=0)
+    return mean, squares / count, count
 
 
 @torch.no_grad()
@@ -132,6 +142,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 def per_channel(statistic: Float[Tensor, " channels"], x: Tensor) -> Tensor:
     """Shaped to broadcast over the samples and the size of `x`."""
     return statistic.view(-1, *(x.ndim - 2) * (1,))
+
+
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:
+    """`(x - mean) * scale * weight + bias`, differentiated as the statistics of all ranks' values depend on `x`."""
+    y: Any = _Normalise.apply(x, weight, bias, mean, scale, count)
+    return y
 
 
 class _Normalise(torch.autograd.Function):

@@ -1,27 +1,55 @@
 """Heads of objectives, which see the whole global batch."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn, rsqrt
 
-from openslip.models.batch_norm import GlobalBatchNorm, at_least_float32, global_statistics, update_running
+from openslip.distributed import world_size
+from openslip.models.batch_norm import GlobalBatchNorm, at_least_float32, global_statistics, normalise, update_running
 
 
 class HeadBatchNorm(GlobalBatchNorm):
-    """Batch norm of the global batch, the same operations on one process and on several."""
+    """Batch norm of the global batch."""
 
     def forward(self, input: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:  # noqa: A002
-        if not self.training:
-            return super().forward(input)
-        x = at_least_float32(input)
+        return self.views(input)[0] if self.training else super().forward(input)
+
+    def views(self, *views: Float[Tensor, "local features"]) -> list[Float[Tensor, "local features"]]:
+        """Each view by its own statistics, in training; ranks exchange those of all views at once."""
+        if world_size() == 1:
+            return [self.in_one_process(at_least_float32(view)) for view in views]
+        x = torch.cat([at_least_float32(view) for view in views], dim=1)  # each view has channels of its own
+        with torch.no_grad():
+            mean, variance, count = global_statistics(x)
+            for view in zip(mean.chunk(len(views)), variance.chunk(len(views)), strict=True):
+                update_running(self, *view, count)
+        weight, bias = self.weight.repeat(len(views)), self.bias.repeat(len(views))
+        return list(normalise(x, weight, bias, mean, rsqrt(variance + self.eps), count).chunk(len(views), dim=1))
+
+    def in_one_process(self, x: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:
         mean, variance, count = global_statistics(x)
         update_running(self, mean.detach(), variance.detach(), count)
         y = (x - mean) * rsqrt(variance + self.eps)
         return y * self.weight + self.bias
 
 
-def projection_head(width: int, hidden: int, output: int) -> nn.Sequential:
+class ProjectionHead(nn.Sequential):
+    """Layers that several views go through side by side."""
+
+    def views(self, *views: Float[Tensor, "local width"]) -> list[Float[Tensor, "local output"]]:
+        """What the head makes of each view by itself; layer by layer, so that ranks exchange less often."""
+        outputs = list(views)
+        for layer in self:
+            if isinstance(layer, HeadBatchNorm) and layer.training:
+                outputs = layer.views(*outputs)
+            else:
+                outputs = [layer(x) for x in outputs]
+        return outputs
+
+
+def projection_head(width: int, hidden: int, output: int) -> ProjectionHead:
     """SLIP's three-layer SSL head: linear, batch norm, ReLU, twice, then linear. Mu et al. 2021, section 3.2."""
-    return nn.Sequential(
+    return ProjectionHead(
         nn.Linear(width, hidden),
         HeadBatchNorm(hidden),
         nn.ReLU(),

@@ -40,7 +40,7 @@ class SimCLR(Objective):
 
     def loss(self, model: ImageEncoder | DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         # Each view has its own batch statistics.
-        z1, z2 = (Features(self.head(features[name]), gather_with_grad=True) for name in ("aug1", "aug2"))
+        z1, z2 = (Features(z, gather_with_grad=True) for z in self.head.views(features["aug1"], features["aug2"]))
         loss, accuracy = nt_xent(z1, z2, self.ssl_temperature)
         return {"loss": loss, "ssl_loss": loss, "ssl_acc": accuracy}
 

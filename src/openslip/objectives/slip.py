@@ -58,7 +58,7 @@ class SLIP(Objective):
         image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
         clip, clip_acc = info_nce(image, text, model.logit_scale.exp())
         # Each view has its own batch statistics.
-        z1, z2 = (Features(self.head(features[name]), gather_with_grad=True) for name in ("aug1", "aug2"))
+        z1, z2 = (Features(z, gather_with_grad=True) for z in self.head.views(features["aug1"], features["aug2"]))
         ssl, ssl_acc = nt_xent(z1, z2, self.ssl_temperature)
         return {
             "loss": clip + self.ssl_scale * ssl,

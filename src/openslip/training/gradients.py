@@ -2,7 +2,7 @@
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -13,25 +13,33 @@ def marked(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
-def is_finite(gradients: list[Tensor]) -> Bool[Tensor, ""]:
-    """Whether the norm over all gradients is finite, on the device."""
-    return get_total_norm(gradients).isfinite()
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
+    """The global norm of the optimizer's gradients, on the device; NaN where it has none."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return get_total_norm(gradients) if gradients else parameters[0].new_full((), torch.nan)
 
 
-def clip_gradients(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, max_norm: float) -> Float[Tensor, ""]:
+def clip_gradients(
+    trainer: pl.Trainer, optimizer: torch.optim.Optimizer, max_norm: float, norm: Float[Tensor, ""] | None
+) -> Float[Tensor, ""]:
     """Scale the optimizer's gradients to a global norm of at most `max_norm`, and return the norm before.
 
-    Called once per step, after the backward pass of the whole global batch over micro-batches and ranks. A step that is
-    skipped may have no gradients left; its norm is NaN. Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
+    Called once per step, after the backward pass of the whole global batch over micro-batches and ranks.
+    Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
+
+    Args:
+        trainer: whose loss scaler, if it has one, unscales the gradients first.
+        optimizer: of all that is trained.
+        max_norm: of the gradients afterwards.
+        norm: of the gradients, where it is known; None: it is computed.
     """
     plugin = trainer.precision_plugin
     # Lightning refuses to clip for fused optimizers under fp16, which unscale only inside their step.
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.defaults.get("fused"):
         plugin.scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return parameters[0].new_full((), torch.nan)
-    norm = get_total_norm(gradients)
-    clip_grads_with_norm_(parameters, max_norm, norm)
+    norm = gradient_norm(optimizer) if norm is None else norm
+    clip_grads_with_norm_(
+        [parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm, norm
+    )
     return norm

@@ -1,5 +1,7 @@
 """Number types of a run: which precision `auto` means on this device, and whether products may use TF32."""
 
+import os
+
 import torch
 
 from openslip.errors import UserError
@@ -37,8 +39,20 @@ def on_gpu(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
+def choose_deterministic(wanted: bool | str) -> None:
+    """What makes a GPU repeat its numbers, beside PyTorch's switch, which Lightning turns; before CUDA starts.
+
+    PyTorch's flash and memory-efficient attention, and so that of packed captions, then add in a fixed order.
+    """
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such order
+
+
 def choose_tf32(allowed: bool) -> None:
     """Whether CUDA may round the factors of float32 products to 11 bits; the losses' are among them.
+
+    Sums of 16-bit products stay in float32 in any case.
 
     Raises:
         UserError: asked for where there is no CUDA device.
@@ -49,3 +63,6 @@ def choose_tf32(allowed: bool) -> None:
         return
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+    # Else sums over many rows, as in weight gradients, may be split up and added in 16 bits.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

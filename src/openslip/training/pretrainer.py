@@ -42,6 +42,7 @@ class Pretrainer(pl.LightningModule):
         micro_batch_size: samples encoded at a time on each rank; None for all, until `sizing` has set it.
         averaged: the model with EMA weights, which begin as the model's; None without `ema_decay`.
         terms: what the last step measured, as scalars on the device.
+        gradient_norm: of this step before clipping, where a callback has computed it; None elsewhere.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Pretrainer(pl.LightningModule):
         self.init_from = init_from or {}
         self.step = 0
         self.terms: dict[str, Tensor] = {}
+        self.gradient_norm: Tensor | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay, self.layer_decay))
@@ -114,11 +116,12 @@ class Pretrainer(pl.LightningModule):
         sizes = micro_batch_sizes(len(next(iter(batch.values()))), self.micro_batch_size)
         terms = loss_in_micro_batches(self.objective, self.model, batch, sizes)
         self.terms = {name: term.detach() for name, term in terms.items()}
+        self.gradient_norm = None
         return marked(terms["loss"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.clip_norm is not None:
-            self.terms["gradient_norm"] = clip_gradients(self.trainer, optimizer, self.clip_norm)
+            self.terms["gradient_norm"] = clip_gradients(self.trainer, optimizer, self.clip_norm, self.gradient_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -133,8 +136,10 @@ class Pretrainer(pl.LightningModule):
     def average(self, averaged: nn.Module) -> None:
         """One step of the EMA, none where the update was skipped; statistics are copied."""
         assert self.ema_decay is not None
-        for kept, new in zip(averaged.parameters(), self.model.parameters(), strict=True):
-            kept.lerp_(new, (1 - self.ema_decay) * (~self.objective.skipped).to(new.dtype))
+        made = ~self.objective.skipped
+        kept, new = list(averaged.parameters()), list(self.model.parameters())
+        weights = {dtype: (1 - self.ema_decay) * made.to(dtype) for dtype in {weight.dtype for weight in new}}
+        torch._foreach_lerp_(kept, new, [weights[weight.dtype] for weight in new])
         for kept, new in zip(averaged.buffers(), self.model.buffers(), strict=True):
             kept.copy_(new)
 

@@ -10,7 +10,7 @@ from openslip.models.tower import Tower
 
 
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, initialised: bool = False) -> None:
-    """Lock, checkpoint, thin and compile the model's towers as the config's `towers` says, except `weights`.
+    """Lock, checkpoint and thin the model's towers as the config's `towers` says, except `weights`.
 
     Their batch norms become those of the global batch.
 
@@ -38,8 +38,6 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, init
                 tower.checkpoint_blocks()
             if wanted.get("patch_dropout"):
                 tower.drop_patches(wanted["patch_dropout"])
-            if wanted["compile"]:
-                tower.compile_blocks()
         except UserError as error:
             raise UserError(f"towers.{kind}.{error}") from error
     synchronise(model, runs_again=any(wanted["gradient_checkpointing"] for wanted in options.values()))

@@ -29,6 +29,8 @@ class SimCLRAugment:
         flip_probability: of the mirror image.
     """
 
+    compiled = False
+
     def __init__(
         self,
         *,
@@ -62,6 +64,10 @@ class SimCLRAugment:
         self.blur_sigma = blur_sigma
         self.flip_probability = flip_probability
 
+    def compile(self) -> None:
+        """Compile the colour operations on batches, which are what a GPU runs."""
+        self.compiled = True
+
     def draw(self, rng: np.random.Generator) -> Float32[np.ndarray, " parameters"]:
         """One sample's parameters: [brightness, contrast, saturation, hue, order, grayscale, sigma, flip].
 
@@ -89,7 +95,7 @@ class SimCLRAugment:
         """Values in 0..1 before and after; a sample's result does not depend on the others of the batch."""
         plan = parameters.numpy(force=True)
         if not images.is_cpu:
-            return augment_batch(images, plan)
+            return augment_batch(images, plan, compiled=self.compiled)
         augmented = [augment_image(image, row) for image, row in zip(images, plan, strict=True)]
         return augmented[0][None] if len(augmented) == 1 else torch.stack(augmented)
 

@@ -11,6 +11,8 @@ from openslip.data.image.decode import Box
 from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
 
+SAMPLES_AT_A_TIME = 512  # on a GPU, where the chain takes 2.5 MB for each at 224 pixels
+
 
 class RandomResizedCrop(View):
     """One random crop of the decoded image as NAME [B, 3, size, size], augmented and normalised on the training device.
@@ -54,7 +56,7 @@ class RandomResizedCrop(View):
             # memory is numpy's, which asks for huge pages: the faults of small ones cost as much as half the chain.
             length, finished = 1, torch.from_numpy(np.empty(images.shape, np.float32))
         else:
-            length, finished = len(images), torch.empty(images.shape, device=images.device)
+            length, finished = SAMPLES_AT_A_TIME, torch.empty(images.shape, device=images.device)
         for start in range(0, len(images), length):
             part = slice(start, start + length)
             x = images[part].float().div_(255)
@@ -62,6 +64,10 @@ class RandomResizedCrop(View):
                 x = self.augment(x, parameters[part])
             normalise(x, self.mean, self.std, out=finished[part])
         return {"": finished}
+
+    def compile(self) -> None:
+        if self.augment is not None:
+            self.augment.compile()
 
     def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
         return {"": torch.randn(size, 3, self.size, self.size, generator=generator)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openslip.distributed import all_max
 from openslip.errors import NonFiniteError
-from openslip.training.gradients import is_finite
+from openslip.training.gradients import gradient_norm
 from openslip.training.logging.late import Late
 from openslip.training.pretrainer import Pretrainer
 
@@ -51,8 +51,8 @@ class Finite(pl.Callback):
         if self.scaled:
             pl_module.objective.skipped = all_max((~pl_module.terms["loss"].isfinite()).float()) > 0
             return
-        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        pl_module.objective.skipped = bad = ~is_finite(gradients)
+        pl_module.gradient_norm = norm = gradient_norm(optimizer)
+        pl_module.objective.skipped = bad = ~norm.isfinite()
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
         elif bad.item():  # only the fused kernels can skip on the device
@@ -89,8 +89,11 @@ class Finite(pl.Callback):
 
 def refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
     """Refuse to save weights or statistics that are not finite."""
-    bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
+    checked = {name: tensor.isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
+    # One wait for the device, in place of one for each tensor.
+    device = next(iter(checked.values())).device
+    finite = torch.stack([flag.to(device) for flag in checked.values()]).tolist()
+    if bad := [name for name, is_finite in zip(checked, finite, strict=True) if not is_finite]:
         raise NonFiniteError(
             f"{bad[0]} and {len(bad) - 1} more are not finite at step {step}: nothing is saved, and the checkpoints "
             "before it are valid; lower optim.lr, and give another name="

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from openslip.data.image.crop import SAMPLES_AT_A_TIME
 from openslip.distributed import from_first_rank, is_main_process, of_all_ranks
 from openslip.durable import needed, write_text
 from openslip.terminal import say
@@ -38,6 +39,7 @@ HEADROOM = 0.1
 # Holes in the heap of a CPU, the most that were seen (docs/LOG.md): times what is counted, and in bytes. A whole batch
 # is given them, since freed memory is returned, which takes time, only where there are several micro-batches.
 HOLES, MOST_HOLES = 3, 1.5e9
+CHAIN = 4  # times the images that it takes, the most that augmentation holds on a GPU
 # How PyTorch, CUDA, cuBLAS and cuDNN say that they want memory: what fails for another reason fails again in the step
 # itself. Handles that are NOT_INITIALIZED had no memory to be made in. PyTorch tries all engines of a convolution,
 # ignores why each of them fails, and ends with the last of these messages.
@@ -164,6 +166,7 @@ def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> b
     optimizer = pl_module.optimizers(use_pl_optimizer=False)
     assert isinstance(optimizer, torch.optim.Optimizer)
     held = weights * (1 if optimizer.state else 3)  # gradients, and AdamW's two moments before its first step
+    held += made_ahead(batch)
     reserve = int(HEADROOM * torch.cuda.get_device_properties(device).total_memory)
     ballast: Tensor | None = None
     try:
@@ -179,6 +182,14 @@ def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> b
         del ballast
         gc.collect()  # what checkpoints keep refers to itself, and would be in the way of the next trial
         torch.cuda.empty_cache()
+
+
+def made_ahead(batch: dict[str, Tensor]) -> int:
+    """Bytes of the next batch, made while a step is computed: its columns, their 8-bit form and what a view takes."""
+    columns = [column for column in batch.values() if not column.is_cpu]
+    finished = sum(column.nbytes for column in columns)
+    in_the_making = max((column[:SAMPLES_AT_A_TIME].nbytes for column in columns), default=0)
+    return finished + finished // 4 + CHAIN * in_the_making
 
 
 def wants_memory(error: RuntimeError) -> bool:

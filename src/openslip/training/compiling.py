@@ -1,0 +1,49 @@
+"""torch.compile in a run: whether `compile=auto` means yes here, and what is compiled."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from openslip.data.view import View
+from openslip.distributed import is_main_process
+from openslip.models.tower import Tower
+from openslip.terminal import say
+from openslip.training.precision import on_gpu
+
+OLDEST = (7, 0)  # compute capability for which Triton makes kernels
+
+
+def choose_compile(setting: bool | str, accelerator: str) -> bool:
+    """`auto` is on for GPUs where everything that the compiler needs is there, which is said in one line, else off."""
+    if isinstance(setting, bool) or not on_gpu(accelerator):
+        return setting is True
+    missing = why_not()
+    if is_main_process():
+        say("compile=auto: on" if missing is None else f"compile=auto: off, because {missing}")
+    return missing is None
+
+
+def why_not() -> str | None:
+    """What keeps this machine from compiling for its GPU; None where nothing does."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    # Triton compiles what starts its kernels, in this order.
+    if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
+        return "no C compiler is found: install gcc, or set CC"
+    if (capability := torch.cuda.get_device_capability()) < OLDEST:
+        needed, present = (".".join(map(str, version)) for version in (OLDEST, capability))
+        return f"Triton needs compute capability {needed}, and this GPU has {present}"
+    return None
+
+
+def compile_parts(model: nn.Module, views: Mapping[str, View]) -> None:
+    """Compile, in place, the blocks of a model's towers and what its views run on a GPU."""
+    for child in model.children():
+        if isinstance(child, Tower):
+            child.compile_blocks()
+    for view in views.values():
+        view.compile()
