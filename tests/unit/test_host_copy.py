@@ -21,7 +21,7 @@ def state() -> dict[str, Any]:
     """What a checkpoint holds: tied weights, optimizer state, views, several number types, plain values."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 40), nn.BatchNorm1d(40), nn.Linear(40, 30))
-    model[2].weight = nn.Parameter(model[0].weight.detach().T)
+    model[2].weight = nn.Parameter(model.get_parameter("0.weight").detach().T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.randn(5, 30)).sum().backward()
     optimizer.step()
