@@ -26,7 +26,7 @@ INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 class Shapes(FakeTensorMode):
     """Never starts CUDA, which `fake_cuda` makes believe that it is there."""
 
-    avoid_device_init = True  # pyright: ignore[reportAssignmentType]
+    avoid_device_init = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 class FakeCuda(TorchDispatchMode):

@@ -75,7 +75,7 @@ def test_values_on_the_cpu_are_real(cuda: FakeCuda):
 
 def test_tensors_of_two_devices_do_not_meet(cuda: FakeCuda):
     with pytest.raises(RuntimeError, match="found at least two devices"):
-        torch.ones(4, device=DEVICE) + torch.ones(4)
+        torch.ones(4, device=DEVICE).add(torch.ones(4))
 
 
 def test_float64_on_the_device_is_found(cuda: FakeCuda):

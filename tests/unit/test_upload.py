@@ -62,7 +62,7 @@ class OnGpu(Tensor):
     device = GPU  # pyright: ignore[reportAssignmentType]
     streams: Streams
 
-    def record_stream(self, stream: Any) -> None:
+    def record_stream(self, s: Any) -> None:
         self.streams.log.append(("kept for", self.streams.now))
 
 
@@ -85,7 +85,7 @@ class Written(View):
     def __init__(self, streams: Streams) -> None:
         self.streams = streams
 
-    def draw(self, *_: Any) -> dict[str, Any]:
+    def draw(self, sample: Any, rng: Any) -> dict[str, Any]:
         return {}
 
     def finish(self, columns: Columns) -> Columns:

@@ -137,11 +137,12 @@ class Pretrainer(pl.LightningModule):
         """One step of the EMA, none where the update was skipped; statistics are copied."""
         assert self.ema_decay is not None
         made = ~self.objective.skipped
-        kept, new = list(averaged.parameters()), list(self.model.parameters())
+        kept: list[Tensor] = list(averaged.parameters())
+        new: list[Tensor] = list(self.model.parameters())
         weights = {dtype: (1 - self.ema_decay) * made.to(dtype) for dtype in {weight.dtype for weight in new}}
-        torch._foreach_lerp_(kept, new, [weights[weight.dtype] for weight in new])
-        for kept, new in zip(averaged.buffers(), self.model.buffers(), strict=True):
-            kept.copy_(new)
+        torch._foreach_lerp_(kept, new, [weights[weight.dtype] for weight in new])  # pyright: ignore[reportPrivateImportUsage]
+        for statistic, newest in zip(averaged.buffers(), self.model.buffers(), strict=True):
+            statistic.copy_(newest)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         entry = describe(self.architecture, self.tokenizer, self.transform)

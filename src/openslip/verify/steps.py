@@ -11,7 +11,7 @@ from openslip.models.timm_tower import TimmTower
 from openslip.objectives.objective import Objective
 from openslip.objectives.slip import SLIP
 from openslip.optim import param_groups
-from openslip.training.gradients import is_finite, marked
+from openslip.training.gradients import gradient_norm, marked
 from openslip.training.microbatch import loss_in_micro_batches
 from openslip.verify.deviation import Arrays, Part, Row, exactly, norm, worst
 from openslip.verify.recording import DTYPES, as_array, precision
@@ -66,9 +66,8 @@ def skipped_step_rows(device: str, dtype: str) -> list[Row]:
         with precision(device, dtype):
             loss = marked(loss_in_micro_batches(objective, model, batch, [BATCH])["loss"])
             loss.backward()
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # As training/callbacks/finite.py asks for it, without waiting for the device
-        optimizer.found_inf = (~is_finite(gradients)).float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.found_inf = (~gradient_norm(optimizer).isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.step()
 
     step(good)
