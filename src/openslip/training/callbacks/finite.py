@@ -88,12 +88,9 @@ class Finite(pl.Callback):
 
 
 def refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
-    """Refuse to save weights or statistics that are not finite."""
-    checked = {name: tensor.isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
-    # One wait for the device, in place of one for each tensor.
-    device = next(iter(checked.values())).device
-    finite = torch.stack([flag.to(device) for flag in checked.values()]).tolist()
-    if bad := [name for name, is_finite in zip(checked, finite, strict=True) if not is_finite]:
+    """Refuse to save weights or statistics, copied to the host, that are not finite."""
+    bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
         raise NonFiniteError(
             f"{bad[0]} and {len(bad) - 1} more are not finite at step {step}: nothing is saved, and the checkpoints "
             "before it are valid; lower optim.lr, and give another name="
