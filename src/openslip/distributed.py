@@ -16,8 +16,8 @@ from openslip.terminal import notice
 FOREVER = 1e9  # seconds; many more overflow the clocks of gloo and NCCL
 
 _timeout: timedelta | None = None  # None: torch's half an hour
-_asks: Callable[[], bool] = bool
-_asked = False
+_shared_question: Callable[[], bool] = bool  # False
+_shared_answer = False
 
 
 def rank() -> int:
@@ -115,26 +115,26 @@ def wait_up_to(seconds: float) -> timedelta:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank; the answer to `ask_along` comes with it."""
-    global _asked
-    flags = [flag, _asks()]
+    """Whether the flag is set on any rank; `shared_answer` comes with it."""
+    global _shared_answer
+    flags = [flag, _shared_question()]
     if world_size() > 1:
         reduced = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(reduced, dist.ReduceOp.MAX, group=_cpu_group())
         flags = reduced.bool().tolist()
-    flag, _asked = flags
+    flag, _shared_answer = flags
     return flag
 
 
-def ask_along(question: Callable[[], bool]) -> None:
+def share_question(question: Callable[[], bool] | None) -> None:
     """Let every later `any_rank` carry a second flag, the question's answer on this rank, at no further cost."""
-    global _asks, _asked
-    _asks, _asked = question, False
+    global _shared_question, _shared_answer
+    _shared_question, _shared_answer = question or bool, False
 
 
-def asked() -> bool:
+def shared_answer() -> bool:
     """Whether the second flag was set on any rank in the last `any_rank`: the same on all ranks."""
-    return _asked
+    return _shared_answer
 
 
 def from_first_rank(value: Any) -> Any:

@@ -174,7 +174,7 @@ STEP = [
     (T + "callbacks/save.py", "epochs, pl_module.max_steps)", "epochs)"),
     (T + "checkpoint_io.py", 'refuse_non_finite(content.get("state_dict", {}), step)', "pass"),
     (T + "callbacks/save.py", "raise failure", "pass"),
-    (T + "callbacks/save.py", "if asked() or any(", "if any("),
+    (T + "callbacks/save.py", "if shared_answer() or any(", "if any("),
     (T + "callbacks/save.py", "end_save(trainer)  # before", "pass  # before"),
     (T + "callbacks/preemption.py", "end_save(trainer)\n        steps", "steps"),
     (T + "checkpoint_io.py", "content = self.host_copy.of(checkpoint)", "content = checkpoint"),

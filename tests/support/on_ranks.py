@@ -18,7 +18,7 @@ from views import crop_view
 
 from openslip import distributed
 from openslip.data.sources.shards import ShardSource
-from openslip.distributed import any_rank, ask_along, asked, gather, wait_up_to
+from openslip.distributed import any_rank, gather, share_question, shared_answer, wait_up_to
 from openslip.errors import DataError, UserError
 from openslip.objectives.objective import Objective
 from openslip.training.callbacks.finite import Finite
@@ -248,9 +248,9 @@ def agree(flags: list[bool]) -> list[bool]:
     """The answer to each flag of rank 0 with the other as the second flag, in turn, then to that."""
     answers = []
     for flag in flags:
-        ask_along(lambda flag=flag: not flag and dist.get_rank() == 0)
-        answers += [any_rank(flag and dist.get_rank() == 0) != flag, asked() != flag]
-    ask_along(bool)
+        share_question(lambda flag=flag: not flag and dist.get_rank() == 0)
+        answers += [any_rank(flag and dist.get_rank() == 0) != flag, shared_answer() != flag]
+    share_question(None)
     return answers
 
 
@@ -274,8 +274,8 @@ def told_of_saves(first: list[float], other: list[float], failed_at: int | None)
             io.writer.join()
         callback.saved_at = time.monotonic() - 60 * minutes
         any_rank(False)
-        told.append(asked())
-    ask_along(bool)
+        told.append(shared_answer())
+    share_question(None)
     return told
 
 

@@ -1,5 +1,6 @@
 """`data.num_workers: auto` is a rank's share of the cores, however its processes were started."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ def test_a_rank_has_its_share_of_the_cores(environment: dict[str, str], cores: i
         (3, True, 1),
         (2, True, 1),
         (1, True, 1),
+        (192, True, 24),
         (1, False, 0),
         (2, False, 0),
         (3, False, 1),
@@ -50,6 +52,16 @@ def test_auto_leaves_two_cores_to_the_process_that_trains(
     monkeypatch.setattr(workers, "affinity", lambda: cores)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     assert number_of_workers("auto", 1, on_gpu=on_gpu) == expected
+
+
+@pytest.mark.parametrize(("granted", "cores"), [("800000 100000", 8), ("50000 100000", 1), ("max 100000", 64)])
+def test_a_container_has_the_cores_of_its_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, granted: str, cores: int
+):
+    (tmp_path / "cpu.max").write_text(f"{granted}\n")
+    monkeypatch.setattr(workers, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(64)))
+    assert workers.affinity() == cores
 
 
 def test_a_number_of_workers_is_taken_as_it_is():

@@ -215,11 +215,13 @@ def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resu
                 f"trainer.deterministic=true: {operation} cannot repeat its numbers on this device: set it to false, "
                 "or to warn to be told of all such operations"
             ) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(f"torch.compile failed ({first_line(error)}): set compile=false") from error
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
             f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
-            "lower data.num_workers; the same command resumes the run"
+            "lower data.prefetch_gb or data.num_workers; the same command resumes the run"
         ) from error
 
 

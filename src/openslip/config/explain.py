@@ -7,7 +7,7 @@ from typing import Any
 
 from openslip.config.defaults import default_config
 from openslip.config.evaluate import of_training
-from openslip.config.replaced import REPLACED, refusal
+from openslip.config.replaced import MOVED, REPLACED, refusal
 from openslip.errors import first_line
 
 
@@ -34,6 +34,8 @@ def explain(error: Exception, name: str) -> str:
         group, _, argument = key.partition(".")
         if group == "trainer" and argument in REPLACED:
             return f"{key} {refusal(argument)}"
+        if key in MOVED:
+            return f"config key {key} has been replaced by {MOVED[key]}, for both towers"
         of_train = default_config("train").keys() - default_config("eval").keys()
         if name == "eval" and of_train & {key.split(".")[0], key.split(".")[-1]}:
             return of_training(key)

@@ -80,7 +80,8 @@ class Slots:
     """Shared memory for `count` chunks of at most `size` bytes."""
 
     def __init__(self, count: int, size: int) -> None:
-        self.memory = torch.empty(count, size, dtype=torch.uint8).share_memory_()
+        shared = torch.UntypedStorage._new_shared(count * size)  # `share_memory_` would copy what is not yet written
+        self.memory = torch.empty(0, dtype=torch.uint8).set_(shared).view(count, size)
 
     def write(self, slot: int, chunk: Batch) -> Batch:
         """Put a chunk's columns into a slot; the result says where, and holds what does not fit."""

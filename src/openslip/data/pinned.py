@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 4 * 2**30  # bytes per rank
-BUFFERS = 4  # at most; Lightning fetches a batch ahead, so that two are needed
-
-
+BUFFERS = 4  # at most; two are needed, one that is uploaded and one that is filled
 ALIGNMENT = 64  # bytes
 
 

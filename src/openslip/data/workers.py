@@ -1,12 +1,16 @@
 """How many processes decode: a number, or `auto`, as many as this task of the machine has cores for."""
 
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from openslip.errors import UserError
 
 AUTO = "auto"
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 OTHERS = 2  # cores of a rank for the process that trains and for what its GPU, NCCL and the file system need
+MOST = 24  # the fastest recipe on the fastest GPU, docs/DATA.md, needs 21 cores
 MOST_ON_CPU = 2  # a CPU trains no faster than two processes decode
 
 
@@ -29,14 +33,21 @@ def number_of_workers(num_workers: int | str, local_ranks: int, *, on_gpu: bool)
         return num_workers
     cores = cores_of_rank(os.environ, affinity(), local_ranks)
     if on_gpu:
-        return max(1, cores - OTHERS)
+        return max(1, min(MOST, cores - OTHERS))
     return 0 if cores <= OTHERS else min(MOST_ON_CPU, cores - OTHERS)
 
 
 def affinity() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use, in a container no more than its quota."""
     known = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(known(0)) if known else os.cpu_count() or 1
+    cores = len(known(0)) if known else os.cpu_count() or 1
+    return min(cores, quota(CPU_MAX.read_text())) if CPU_MAX.exists() else cores
+
+
+def quota(cpu_max: str) -> int:
+    """Whole cores that a control group grants; its file holds microseconds of a period, such as `800000 100000`."""
+    granted, period = cpu_max.split()
+    return sys.maxsize if granted == "max" else max(1, int(granted) // int(period))
 
 
 def cores_of_rank(environment: Mapping[str, str], cores: int, local_ranks: int) -> int:

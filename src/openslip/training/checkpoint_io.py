@@ -40,7 +40,7 @@ class DurableCheckpointIO(CheckpointIO):
         self.failure: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Begin a save, of which `wait` tells what came; the first rank alone does, and must tell the others.
+        """Begin a save; `wait` returns its error, if any. The first rank alone saves, and must tell the others.
 
         Raises:
             UserError: the save before has failed.

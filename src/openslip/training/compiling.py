@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,9 +33,12 @@ def why_not() -> str | None:
     """What keeps this machine from compiling for its GPU; None where nothing does."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    # Triton compiles what starts its kernels, in this order.
-    if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
-        return "no C compiler is found: install gcc, or set CC"
+    # Triton compiles what starts its kernels, a file that includes Python.h, with CC as it stands or else with these.
+    named = os.environ.get("CC")
+    if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
+        return f"CC={named} is not found: set another, or unset it" if named else "no C compiler is found: install gcc"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Python.h is not found: install python3-dev"
     if (capability := torch.cuda.get_device_capability()) < OLDEST:
         needed, present = (".".join(map(str, version)) for version in (OLDEST, capability))
         return f"Triton needs compute capability {needed}, and this GPU has {present}"

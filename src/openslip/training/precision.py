@@ -45,7 +45,7 @@ def choose_deterministic(wanted: bool | str) -> None:
     PyTorch's flash and memory-efficient attention, and so that of packed captions, then add in a fixed order.
     """
     if wanted:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such order
 
 

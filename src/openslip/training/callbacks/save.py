@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from openslip import signals
-from openslip.distributed import ask_along, asked, from_first_rank, rank
+from openslip.distributed import from_first_rank, rank, share_question, shared_answer
 from openslip.run import watchdog
 from openslip.run.checkpoints import file_name
 from openslip.terminal import notice
@@ -38,7 +38,7 @@ class Save(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         self.saved_at = time.monotonic()
         # Ranks agree before each step anyway, on signals; the first rank's clock and a save that failed ride along.
-        ask_along(lambda: rank() == 0 and (self.is_time() or checkpoint_io(trainer).has_failed()))
+        share_question(lambda: rank() == 0 and (self.is_time() or checkpoint_io(trainer).has_failed()))
 
     def is_time(self) -> bool:
         return self.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * self.every_minutes
@@ -48,9 +48,12 @@ class Save(pl.Callback):
     ) -> None:
         epochs = self.every_n_epochs and self.every_n_epochs * pl_module.data.steps_per_epoch
         intervals = (self.every_n_steps, epochs, pl_module.max_steps)
-        if asked() or any(steps and pl_module.step % steps == 0 for steps in intervals):
+        if shared_answer() or any(steps and pl_module.step % steps == 0 for steps in intervals):
             begin_save(trainer, pl_module)
             self.saved_at = time.monotonic()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
+        share_question(None)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         end_save(trainer)  # before the evaluations at the end, which may take hours
