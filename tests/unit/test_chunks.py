@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,7 @@ def test_a_buffer_goes_back_with_the_event_of_the_stream_that_copies(monkeypatch
 
     upload, module = Upload(is_done=True), data(0, views={"text": caption_view()})
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(module.upload, "beside", lambda device: nullcontext())
     pinned = Buffers(64, 64, allocate=ordinary)
     columns = {suffix: Column() for suffix in ("", "length", "truncated")}
     batch = {"index": Column(), "notes": None, "text": columns, "buffer": pinned.take()}

@@ -28,6 +28,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(compiling, "find_spec", lambda name: name)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(compiling.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
 
 
 def test_auto_is_the_default_and_off_on_a_cpu(capsys: pytest.CaptureFixture[str]):
@@ -46,7 +48,9 @@ def test_auto_is_on_for_a_gpu_with_all_that_it_needs(gpu: None, capsys: pytest.C
     ("missing", "said"),
     [
         ("triton", "triton is not installed"),
-        ("gcc", "no C compiler is found: install gcc, or set CC"),
+        ("gcc", "no C compiler is found: install gcc"),
+        ("CC", "CC=/opt/mycc is not found: set another, or unset it"),
+        ("Python.h", "Python.h is not found: install python3-dev"),
         ("capability", "Triton needs compute capability 7.0, and this GPU has 6.1"),
     ],
 )
@@ -57,6 +61,10 @@ def test_auto_says_why_it_is_off(
         monkeypatch.setattr(compiling, "find_spec", lambda _: None)
     elif missing == "gcc":
         monkeypatch.setenv("PATH", "")
+    elif missing == "CC":  # Triton takes it as it stands
+        monkeypatch.setenv("CC", "/opt/mycc")
+    elif missing == "Python.h":
+        monkeypatch.setattr(compiling.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
     else:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
     assert not choose_compile("auto", "gpu")
