@@ -17,7 +17,7 @@ HARDWARE_OR_COSMETIC = (
     *("devices.*", "callbacks.metrics.devices.*"),
     *("towers.*.gradient_checkpointing", "compile"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("callbacks.*.every_n_*", "callbacks.snapshot.num_samples", "callbacks.metrics.peak_tflops", "*.title"),
+    *("callbacks.*.every_*", "callbacks.snapshot.num_samples", "callbacks.metrics.peak_tflops", "*.title"),
 )
 
 
