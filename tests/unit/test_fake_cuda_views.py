@@ -78,6 +78,5 @@ def test_a_strong_view_of_512_samples_takes_little_beside_its_output(cuda: FakeC
     assert beside_output(512) < 1.3e9
 
 
-@pytest.mark.xfail(strict=True, reason="on a GPU a view is finished with the whole batch at once")
 def test_what_a_strong_view_takes_beside_its_output_does_not_grow_with_the_batch(cuda: FakeCuda):
     assert beside_output(2048) < 1.3e9
