@@ -1,6 +1,6 @@
-"""Compiled towers as a GPU runs them: no graph breaks, and few forms however many sizes the batches have."""
+"""Compiled towers as a GPU runs them: no graph break, and at most two forms of a block for batches of all sizes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -8,12 +8,15 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block as ImageBlock
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.utils import counters
 from versions import OLD_TORCH
 
 from openslip.models import attention, text_transformer
+from openslip.models.class_token import LastBlock
+from openslip.models.text_transformer import Block as TextBlock
 from openslip.models.text_transformer import TextTransformer
 from openslip.models.timm_tower import TimmTower
 from openslip.models.tower import Tower
@@ -25,8 +28,7 @@ pytestmark = [
 ]
 CPU = torch.device("cpu")
 CAPTIONS = [(3, 20, 7), (5, 5, 5), (2, 9), (30, 2, 12, 4), (77, 3), (11, 12, 13, 14, 15), (40, 41), (6, 7, 8, 9)]
-IMAGES = [6, 6, 6, 6, 6, 6, 6, 6]
-OTHER_IMAGES = [6, 4, 5, 7, 8, 3, 9, 2]
+IMAGES = [6, 4, 5, 7, 8, 3, 9, 2]
 
 
 def by_sequence(q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, causal: bool) -> Tensor:
@@ -90,19 +92,23 @@ def varlen_attn(
 
 
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
-    """Counts the graphs that `compile_blocks` leads to."""
-    counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`compile_blocks` leads to graphs of both passes, run by PyTorch itself."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
     monkeypatch.setattr(text_transformer, "varlen_is_possible", lambda *_: True)
     monkeypatch.setattr(attention, "fused_is_fastest", lambda *_: True)
     torch._dynamo.reset()  # earlier tests may have filled the cache of compiled forms
     counters.clear()
     jaxtyping.config.update("jaxtyping_disable", True)  # the compiler cannot see through the tests' type checker
-    yield counter
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
     torch._dynamo.reset()
+
+
+def num_forms(function: Callable) -> int:
+    """Compiled forms of a function, one for each set of guards; all modules of a class share them."""
+    return len(_debug_get_cache_entry_list(function))
 
 
 def text_tower() -> TextTransformer:
@@ -128,30 +134,30 @@ def captions(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.randint(50, (len(lengths), 77), generator=torch.Generator().manual_seed(1)), torch.tensor(lengths)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_text_tower_has_three_graphs_for_all_batches_and_no_graph_break(
-    compiler: CompileCounterWithBackend, checkpointed: bool
-):
+@pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("compiler")
+def test_a_text_block_has_two_forms_for_batches_of_all_packed_sizes(checkpointed: bool):
     tower = text_tower()
     expected = [gradients(tower, *captions(lengths)) for lengths in CAPTIONS]
     if checkpointed:
         tower.checkpoint_blocks()
     tower.compile_blocks()
-    for lengths, values in zip(CAPTIONS, expected, strict=True):
+    for number, (lengths, values) in enumerate(zip(CAPTIONS, expected, strict=True)):
         found = gradients(tower, *captions(lengths))
         for one, other in zip(found, values, strict=True):
             torch.testing.assert_close(one, other, rtol=0.05, atol=0.05 * float(other.abs().max()))
-    assert not counters["graph_break"]
-    assert compiler.frame_count == 3  # the two kinds of block, one of them twice
+        assert not counters["graph_break"]
+        # All tokens, or the pooled ones alone. The first form is traced twice and kept once: Dynamo first takes `eps`
+        # of the layer norms for a symbol, which the backend sends back.
+        assert num_forms(TextBlock.forward) == 2, number
 
 
-@pytest.mark.parametrize(("sizes", "forms"), [(IMAGES, 2), (OTHER_IMAGES, 4)], ids=["one size", "eight sizes"])
-def test_the_image_tower_has_two_forms_a_block_and_no_graph_break(
-    compiler: CompileCounterWithBackend, sizes: list[int], forms: int
-):
+@pytest.mark.usefixtures("compiler")
+def test_an_image_block_has_a_form_for_the_first_batch_size_and_one_for_all_others():
     tower = image_tower()
     tower.compile_blocks()
-    for size in sizes:
+    for number, size in enumerate(IMAGES):
         gradients(tower, torch.randn(size, 3, 32, 32))
+        forms = [num_forms(ImageBlock.forward), num_forms(LastBlock.forward)]
+        assert forms == ([1, 1] if number == 0 else [2, 2]), number
     assert not counters["graph_break"]
-    assert compiler.frame_count == forms  # a block and the last one, for one size and for all others

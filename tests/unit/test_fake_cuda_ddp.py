@@ -30,7 +30,6 @@ def handed_on(strategy: DDPStrategy, batch: dict[str, Tensor]) -> dict[str, Tens
     return inputs[0][0]
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning gives DDP the device, and DDP moves all tensors to it")
 @pytest.mark.parametrize("trainer", ["ddp", "slurm"])
 def test_lengths_of_captions_stay_on_the_cpu(cuda: FakeCuda, trainer: str):
     config = compose_config("train", [f"trainer={trainer}"])[0]

@@ -11,7 +11,6 @@ from fake_cuda import DEVICE, FakeCuda, NoWaits, Waits, fake_cuda
 from fake_models import fake_batch, fake_model, meta_model
 from pretraining import Batches
 from pytorch_lightning.plugins.precision import MixedPrecision
-from small_models import METHODS
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from views import MEAN, STD
@@ -33,7 +32,6 @@ TOWERS: dict[str, Callable[[DualEncoder], None]] = {
     "checkpointed text tower": lambda model: model.text_tower.checkpoint_blocks(),
     "patch dropout": lambda model: model.image_tower.drop_patches(0.5),
     "locked image tower": lambda model: model.image_tower.lock(),
-    "locked text tower": lambda model: model.text_tower.lock(),
 }
 
 
@@ -64,9 +62,8 @@ def test_the_loss_with_an_option_of_the_towers_never_waits(cuda: FakeCuda, tower
     loss(cuda, "clip", MICRO_BATCHES["two micro-batches"], towers)
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "32-true"])
-def test_the_loss_in_another_precision_never_waits(cuda: FakeCuda, precision: str):
-    loss(cuda, "clip", [BATCH], precision=precision)
+def test_the_loss_in_32_bits_never_waits(cuda: FakeCuda):
+    loss(cuda, "clip", [BATCH], precision="32-true")  # captions are padded
 
 
 @pytest.mark.parametrize("method", ["clip", "simclr"])
@@ -177,8 +174,9 @@ class Step:
         return watched
 
 
-@pytest.mark.parametrize("sizes", MICRO_BATCHES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "sizes"), [("clip", "one micro-batch"), ("simclr", "two micro-batches"), ("slip", "two micro-batches")]
+)
 def test_a_step_with_clipping_and_ema_never_waits(cuda: FakeCuda, method: str, sizes: str):
     step = Step(cuda, method, MICRO_BATCHES[sizes], clip_norm=1.0, ema_decay=0.99)
     for _ in range(2):
