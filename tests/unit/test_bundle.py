@@ -116,7 +116,9 @@ def run_checkpoint(tmp_path: Path) -> Path:
     path.parent.mkdir()
     entry = {**describe(small.architecture, None, small.transform), "step": 20}
     state = {f"model.{name}": tensor for name, tensor in small.model.state_dict().items()}
-    DurableCheckpointIO().save_checkpoint({"openslip": entry, "state_dict": state}, path)
+    io = DurableCheckpointIO()
+    io.save_checkpoint({"openslip": entry, "state_dict": state}, path)
+    assert io.wait() is None
     return path
 
 

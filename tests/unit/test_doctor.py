@@ -22,7 +22,9 @@ def test_damaged_checkpoints_are_listed_and_nothing_is_changed(tmp_path: Path):
     folder.mkdir(parents=True)
     for step in (1, 2):
         content = {"openslip": {"step": step}, "weight": torch.ones(10)}
-        DurableCheckpointIO().save_checkpoint(content, folder / file_name(step))
+        io = DurableCheckpointIO()
+        io.save_checkpoint(content, folder / file_name(step))
+        assert io.wait() is None
     (tmp_path / "first" / "config.yaml").write_text("")
     assert [finding.line() for finding in runs(tmp_path)] == [
         "ok      run first       unfinished, valid checkpoints at steps 2, 1"
@@ -43,6 +45,7 @@ def test_a_checkpoint_of_another_run_is_listed(tmp_path: Path):
     (tmp_path / "first" / "config.yaml").write_text(write_config({"seed": 1}))
     io = DurableCheckpointIO(with_format({"seed": 2}))
     io.save_checkpoint({"openslip": {"step": 4}}, folder / file_name(4))
+    assert io.wait() is None
     run, foreign = runs(tmp_path)
     assert "no valid checkpoint" in run.state
     assert foreign.line() == (
