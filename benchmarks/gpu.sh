@@ -25,9 +25,9 @@ log=$out/log.txt summary=$out/summary.txt
 : >"$summary"
 failed=0
 
-# Whether towers are compiled, in one place: for step.py, and for `openslip train`, whose default may be another.
+# Whether towers are compiled: for step.py, whose default is not to, and for `openslip train`, which does on a GPU.
 compiled=(--compile)
-eager=(towers.image.compile=false towers.text.compile=false)
+eager=(compile=false)
 
 recordings=$work/recordings # those of two ranks are about CPUs
 cp -r "$root/src/openslip/verify/recordings" "$recordings"
@@ -65,7 +65,7 @@ part() {
 train=(
   "$python" -m openslip train data=builtin "data.source.root=$work/builtin" "data.num_workers=$workers"
   "runs_dir=$work/runs" "trainer.accelerator=$accelerator" trainer.max_epochs=null
-  callbacks.metrics.every_n_steps=1 "${eager[@]}"
+  callbacks.metrics.every_n_steps=1
 )
 step=("$python" "$root/benchmarks/step.py" --ours-only --device "$device" --precision "$precision" --rounds "$rounds")
 
@@ -74,18 +74,18 @@ part "environment and kernels" 60 "$python" "$root/benchmarks/gpu_environment.py
 for format in "${formats[@]}"; do
   part "verify $format" 50 "$python" -m openslip verify "$recordings" --device "$device" --dtype "$format"
 done
-part "no synchronisation in a step" 70 "$python" "$root/benchmarks/sync_free_step.py" "${train[@]:4}" \
+part "no synchronisation in a step" 100 "$python" "$root/benchmarks/sync_free_step.py" "${train[@]:4}" \
   "model=$model" global_batch_size=64 evaluation=none name=sync_free
 part "SLIP step, eager" 60 "${step[@]}" --models "$model" --batch-size "$batch" --json "$out/step_slip_eager.json"
 part "SLIP step, compiled" 100 "${step[@]}" --models "$model" --batch-size "$batch" "${compiled[@]}" \
   --json "$out/step_slip_compiled.json"
-part "automatic micro-batches at $large" 80 "${train[@]}" "model=$model" "global_batch_size=$large" \
+part "automatic micro-batches at $large" 100 "${train[@]}" "model=$model" "global_batch_size=$large" \
   micro_batch_size=auto trainer.max_steps=4 evaluation=none name=large
 cp "$work/runs/large/metrics.csv" "$out/micro_batches.csv" 2>/dev/null
 cat "$work/runs/large/micro_batch_size.json" >>"$log" 2>/dev/null
-part "DDP on one device" 60 "${train[@]}" "model=$model" trainer=ddp trainer.devices=1 global_batch_size=64 \
+part "DDP on one device" 60 "${train[@]}" "${eager[@]}" "model=$model" trainer=ddp trainer.devices=1 global_batch_size=64 \
   evaluation=builtin trainer.max_steps=6 callbacks.save.every_n_steps=3 name=ddp
-part "fp16 with clipping" 50 "${train[@]}" "model=$model" "trainer.precision=$half" optim.clip_norm=1.0 \
+part "fp16 with clipping" 50 "${train[@]}" "${eager[@]}" "model=$model" "trainer.precision=$half" optim.clip_norm=1.0 \
   global_batch_size=64 trainer.max_steps=10 evaluation=none name=fp16
 part "profile" 50 "$python" "$root/benchmarks/profile_step.py" --model "$model" --device "$device" \
   --precision "$precision" --batch-size "$batch" --output "$out/profile.txt"

@@ -18,6 +18,7 @@ import torch
 from torch.cuda import nccl
 
 from openslip.models.attention import VARLEN, varlen_is_possible
+from openslip.training.compiling import why_not
 from openslip.verify import show
 from openslip.verify.kernels import kernel_rows
 
@@ -32,8 +33,6 @@ def versions() -> Iterator[str]:
             yield f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
             yield f"{name}: not installed"
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "none: torch.compile cannot run on a GPU")
-    yield f"C compiler: {compiler}"
     if Path("/dev/shm").is_dir():
         yield f"/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB free"
 
@@ -49,6 +48,7 @@ def device_lines(device: torch.device) -> Iterator[str]:
     if shutil.which("nvidia-smi"):
         yield f"driver, power limit, clock: {subprocess.run(query, capture_output=True, text=True).stdout.strip()}"
     varlen = varlen_is_possible(device, torch.bfloat16, 64)
+    yield f"torch.compile: {'yes' if (reason := why_not()) is None else f'no, because {reason}'}"
     yield f"varlen attention: {'yes' if varlen else 'no, captions in buckets'} (in this PyTorch: {VARLEN})"
 
 

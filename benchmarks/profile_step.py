@@ -72,7 +72,7 @@ def main() -> None:
     )
     setting = parser.parse_args(namespace=Profiled())
     torch.manual_seed(0)
-    batch = make_batch(setting.batch_size, setting.device, composed(setting, setting.model)["image_size"])
+    batch = make_batch(setting.batch_size, setting.device, composed(setting.model)["image_size"])
     contestant = ours(setting, setting.model, batch)
     for _ in range(2):
         contestant.step()

@@ -31,6 +31,7 @@ from openslip.config.build import build, build_parts
 from openslip.config.compose import compose_config
 from openslip.models.attention import fused_is_fastest, varlen_is_possible
 from openslip.optim import param_groups
+from openslip.training.compiling import compile_parts
 from openslip.training.microbatch import loss_in_micro_batches
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
@@ -46,7 +47,6 @@ MODELS = ("clip_vitb16", "slip_vits16", "slip_vitb16")  # those with a bar
 BARS = {"clip_vitb16": 1.2, "slip_vits16": 1.2, "slip_vitb16": 1.1}
 BACKBONES = {"vits16": ("vit_small_patch16_224", 12), "vitb16": ("vit_base_patch16_224", 12)}
 LENGTH_MEAN, LENGTH_SIGMA, CONTEXT = 14.0, 0.36, 77
-KINDS = ("image", "text")
 
 
 class Contestant(NamedTuple):
@@ -122,17 +122,17 @@ def clamp_scale(scale: nn.Parameter) -> None:
         scale.clamp_(0, 4.6052)
 
 
-def composed(setting: Setting, name: str) -> dict[str, Any]:
-    """The config of `train.py model=NAME` with blocks compiled or not, whatever its default."""
-    compiled = str(setting.compile).lower()
-    config, _ = compose_config("train", [f"model={name}", *(f"towers.{kind}.compile={compiled}" for kind in KINDS)])
-    return config
+def composed(name: str) -> dict[str, Any]:
+    """The config of `train.py model=NAME`."""
+    return compose_config("train", [f"model={name}"])[0]
 
 
 def ours(setting: Setting, name: str, batch: dict[str, Tensor]) -> Contestant:
     """The parts that `train.py model=NAME` trains, in one micro-batch; text is trimmed as the collate function does."""
-    config = composed(setting, name)
+    config = composed(name)
     parts = build_parts(config)
+    if setting.compile:
+        compile_parts(parts.model, parts.views)
     model, objective = parts.model, parts.objective
     objective.prepare(model)
     model.to(setting.device).train()
@@ -198,7 +198,7 @@ def flops_per_sample(setting: Setting, loss: Callable[[], Tensor]) -> float:
 def measure(setting: Setting, name: str) -> Iterator[Row]:
     """One model's rows, ours last."""
     torch.manual_seed(0)
-    batch = make_batch(setting.batch_size, setting.device, composed(setting, name)["image_size"])
+    batch = make_batch(setting.batch_size, setting.device, composed(name)["image_size"])
     title = (TITLES | TINY)[name]
     made: dict[str, Callable[[], Contestant]] = {
         f"{title}, ours ({kernel(setting)})": lambda: ours(setting, name, batch)

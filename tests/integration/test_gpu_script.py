@@ -1,11 +1,14 @@
 """The script for a new GPU: its parts by a stand-in for Python, and slowly by the real one on the CPU."""
 
+import importlib
 import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from openslip.config.compose import compose_config
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 PARTS = (
@@ -59,6 +62,27 @@ def test_a_part_that_no_longer_fits_is_skipped_and_named(tmp_path: Path):
     assert done == ["verify float32", "verify bfloat16", "verify tf32", "fp16 with clipping", "profile"]
     assert lines[0].startswith("skipped  environment and kernels: may take 60 s, 5")
     assert all(line.startswith("skipped") for part, line in zip(PARTS, lines, strict=False) if part not in done)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_every_setting_in_the_script_exists(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = stand_in(tmp_path, '*) printf "%s\\t" "$@" >>"$0.commands"; echo >>"$0.commands";;')
+    run(tmp_path, PYTHON=program, DEVICE=device)
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    step, sync_free = importlib.import_module("step"), importlib.import_module("sync_free_step")
+    compiled, models = [], []
+    for line in Path(f"{program}.commands").read_text().splitlines():
+        words = line.rstrip("\t").split("\t")
+        program_name = Path(words[0]).name
+        if words[:3] == ["-m", "openslip", "train"]:
+            compiled.append(compose_config("train", words[3:])[0]["compile"])
+        elif program_name == "sync_free_step.py":
+            compiled.append(compose_config("train", [*sync_free.OPTIONS, *words[1:]])[0]["compile"])
+        elif program_name in ("step.py", "profile_step.py"):
+            flag = next(word for word in words if word in ("--models", "--model"))
+            models.append(step.composed(words[words.index(flag) + 1])["objective"])
+    assert compiled == ["auto", "auto", False, False]
+    assert len(models) == 4
 
 
 @pytest.mark.slow

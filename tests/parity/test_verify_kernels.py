@@ -127,16 +127,32 @@ def test_the_varlen_kernel_is_checked_where_there_is_one(short: bool, monkeypatc
     assert out_of_tolerance(rows) == ({row.quantity for row in rows} if short else set())
 
 
-def test_a_pixel_that_is_off_is_seen(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("planted", [False, True], ids=["eager", "compiled"])
+def test_a_pixel_that_is_off_is_seen(planted: bool, monkeypatch: pytest.MonkeyPatch):
     batch = kernels.augment_batch
 
-    def changed(images: Tensor, plan: Any) -> Tensor:
+    def changed(images: Tensor, plan: Any, *, compiled: bool) -> Tensor:
         images = batch(images, plan)
-        images[5, 1, 20, 20] += 2e-5
+        images[5, 1, 20, 20] += 2e-5 * (compiled == planted)
         return images
 
     monkeypatch.setattr(kernels, "augment_batch", changed)
-    assert len(out_of_tolerance(augmentation_rows("cpu", "float32"))) == 1
+    for compiled in (False, True):
+        rows = augmentation_rows("cpu", "float32", compiled=compiled)
+        assert len(out_of_tolerance(rows)) == (compiled == planted)
+
+
+@pytest.mark.parametrize(
+    ("device", "missing", "times"), [("cuda", None, 1), ("cuda", "triton is not installed", 0), ("cpu", None, 0)]
+)
+def test_compiled_augmentation_is_checked_on_gpus_that_compile(
+    device: str, missing: str | None, times: int, monkeypatch: pytest.MonkeyPatch
+):
+    quantities = []
+    monkeypatch.setattr(kernels, "why_not", lambda: missing)
+    monkeypatch.setattr(kernels, "attempt", lambda quantity, *_: quantities.append(quantity) or [])
+    kernel_rows(device, "float32")
+    assert quantities.count("compiled augmentation") == times
 
 
 def test_tiles_that_lose_a_row_are_seen(monkeypatch: pytest.MonkeyPatch):
@@ -154,12 +170,12 @@ def test_tiles_that_lose_a_row_are_seen(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_step_that_is_not_skipped_is_seen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(steps, "is_finite", lambda gradients: torch.tensor(True))
+    monkeypatch.setattr(steps, "gradient_norm", lambda optimizer: torch.tensor(1.0))
     assert len(out_of_tolerance(skipped_step_rows("cpu", "float32"))) == 1
 
 
 def test_an_optimizer_that_skips_all_steps_is_seen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(steps, "is_finite", lambda gradients: torch.tensor(False))
+    monkeypatch.setattr(steps, "gradient_norm", lambda optimizer: torch.tensor(torch.nan))
     (row,) = skipped_step_rows("cpu", "float32")
     assert not row.ok
     assert row.note.endswith("a step after it that changes nothing")

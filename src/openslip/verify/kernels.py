@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from openslip.errors import first_line
 from openslip.objectives.clip import info_nce
 from openslip.objectives.simclr import nt_xent
 from openslip.objectives.similarity import Features
+from openslip.training.compiling import why_not
 from openslip.verify.deviation import TOLERANCES, Arrays, Part, Row, relative, worst
 from openslip.verify.layers import caption_rows, class_token_rows, image_rows
 from openslip.verify.recording import DTYPES, as_array, precision
@@ -30,12 +32,17 @@ PIXEL_TOLERANCES = {"float64": 1e-5, "float32": 1e-5, "tf32": 0.5 / 255}
 
 
 def kernel_rows(device: str, dtype: str) -> list[Row]:
-    """Attention in this format and in bfloat16, augmentation, losses and steps; notes name the attention kernels."""
+    """Attention in this format and in bfloat16, augmentation, losses and steps; notes name the attention kernels.
+
+    Augmentation is checked in its compiled form too where `compile=auto` would be on.
+    """
     single = "float32" if dtype == "bfloat16" else dtype  # augmentation and losses are outside autocast
     checks: list[tuple[str, Callable[[str, str], list[Row]], str]] = []
     for name, check in (("images", image_rows), ("class token", class_token_rows), ("captions", caption_rows)):
         checks += [(f"attention of {name}", check, number_type) for number_type in dict.fromkeys((dtype, "bfloat16"))]
     checks += [("augmentation in batches", augmentation_rows, single), ("losses in tiles", tiled_loss_rows, single)]
+    if torch.device(device).type == "cuda" and why_not() is None:
+        checks.append(("compiled augmentation", partial(augmentation_rows, compiled=True), single))
     checks += [("skipped step", skipped_step_rows, dtype), ("micro-batches", micro_batch_rows, dtype)]
     return [row for name, check, number_type in checks for row in attempt(name, check, device, number_type)]
 
@@ -48,7 +55,7 @@ def attempt(quantity: str, check: Callable[[str, str], list[Row]], device: str, 
         return [Row(f"{quantity}, {dtype}", math.inf, 0.0, f"{type(error).__name__}: {first_line(error)}")]
 
 
-def augmentation_rows(device: str, dtype: str) -> list[Row]:
+def augmentation_rows(device: str, dtype: str, *, compiled: bool = False) -> list[Row]:
     """The chain for whole batches on the device against the one for single images, in float64 on the CPU."""
     augment = SimCLRAugment(
         brightness=0.4,
@@ -67,14 +74,11 @@ def augmentation_rows(device: str, dtype: str) -> list[Row]:
     plan[::8, :5] = (1, 1, 1, 0, 0)  # some without jitter
     images = torch.rand(AUGMENTED, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     with precision(device, dtype):
-        computed = as_array(augment_batch(images.to(device, DTYPES[dtype]), plan))
+        computed = as_array(augment_batch(images.to(device, DTYPES[dtype]), plan, compiled=compiled))
     exact = np.stack([as_array(augment_image(image.double(), row)) for image, row in zip(images, plan, strict=True)])
-    deviation = float(np.abs(computed - exact).max())
-    return [
-        worst(
-            f"augmentation in batches, {dtype}: pixels", [Part("largest, of 0..1", deviation, PIXEL_TOLERANCES[dtype])]
-        )
-    ]
+    part = Part("largest, of 0..1", float(np.abs(computed - exact).max()), PIXEL_TOLERANCES[dtype])
+    name = "compiled augmentation" if compiled else "augmentation in batches"
+    return [worst(f"{name}, {dtype}: pixels", [part])]
 
 
 def tiled_loss_rows(device: str, dtype: str) -> list[Row]:
