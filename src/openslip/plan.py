@@ -72,8 +72,10 @@ def parameters(parts: Parts) -> list[str]:
     ]
 
 
-def costs(cost: StepCost, memory: StepMemory, local: int, runs: Path) -> list[str]:
+def costs(cost: StepCost, memory: StepMemory, local: int, device: torch.device, runs: Path) -> list[str]:
     """Lines about the FLOPs of a sample, the memory at several micro-batch sizes, and checkpoints on the free disk."""
+    copied = copy_bytes(memory, device)
+    parts = "gradients, AdamW's moments and a save's copy" if copied else "gradients and AdamW's moments"
     forward = cost.forward_flops / 1e9
     sizes = sorted({size for size in (1, 16, 64, 256, 1024, local) if size <= local})
     folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
@@ -84,13 +86,18 @@ def costs(cost: StepCost, memory: StepMemory, local: int, runs: Path) -> list[st
         f"FLOPs per sample (captions fill the context): forward {forward:.2f} G, "
         f"training {TRAINING_OVER_FORWARD * forward:.2f} G",
         "",
-        f"memory per device for its {local:,} samples of a step: {memory.fixed / 1e9:.2f} GB of weights, gradients and "
-        "AdamW's moments, the batch's pixels, a micro-batch's activations; without the loss",
-        *(f"  micro_batch_size={size:<8}{memory.bytes(size, local) / 1e9:8.2f} GB" for size in sizes),
+        f"memory per device for its {local:,} samples of a step: {(memory.fixed + copied) / 1e9:.2f} GB of weights, "
+        f"{parts}, the batch's pixels, a micro-batch's activations; without the loss",
+        *(f"  micro_batch_size={size:<8}{(memory.bytes(size, local) + copied) / 1e9:8.2f} GB" for size in sizes),
         "",
         f"checkpoint {memory.checkpoint / 1e9:.2f} GB, three at a time; "
         f"{free / 1e9:.1f} GB free in {folder}: {verdict}",
     ]
+
+
+def copy_bytes(memory: StepMemory, device: torch.device) -> int:
+    """Bytes of the copy of a checkpoint that a save keeps in the memory of the device: none on a GPU."""
+    return memory.checkpoint if device.type == "cpu" else 0
 
 
 def hours(
@@ -119,7 +126,7 @@ def hours(
     )
     total, local = steps * config["global_batch_size"], config["global_batch_size"]
     utilisation, counts = config["plan"]["utilisation"], config["plan"]["device_counts"]
-    split = splits and memory.bytes(local, local) > (1 - HEADROOM) * room(device)
+    split = splits and memory.bytes(local, local) + copy_bytes(memory, device) > (1 - HEADROOM) * room(device)
     seconds = total * cost.seconds * (1 + split / TRAINING_OVER_FORWARD) + steps * cost.update_seconds
     lines = [
         f"this machine, one process ({machine}, {precision}): {total / seconds:.2f} samples/s by two steps of "

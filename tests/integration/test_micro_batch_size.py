@@ -47,8 +47,10 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, samples: float) -> None:
     """A machine with room for so many samples beside what a step holds."""
     made = pretrainer("slip", steps=1)
     weights = sum(8 * parameter.numel() for parameter in made.parameters())
+    statistics = sum(buffer.nbytes for buffer in made.buffers())
     monkeypatch.setattr(sizing, "activation_bytes", lambda *_: 1e6)
-    monkeypatch.setattr(sizing, "available_memory", lambda: (samples * 1e6 + 3 * weights) / 0.9 + 1)
+    # gradients and moments; a checkpoint of weights and moments
+    monkeypatch.setattr(sizing, "available_memory", lambda: (samples * 1e6 + 6 * weights + statistics) / 0.9 + 1)
     monkeypatch.setattr(sizing, "return_freed_memory", lambda: None)  # it would be for all later tests
 
 
@@ -89,7 +91,7 @@ def test_a_resumed_run_takes_the_same_size_while_batch_and_device_are_the_same(
 def test_what_was_measured_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = pretrainer("clip", steps=1)
     weights = sum(8 * parameter.numel() for parameter in made.parameters())
-    monkeypatch.setattr(sizing, "available_memory", lambda: 2 * 3 * weights)
+    monkeypatch.setattr(sizing, "available_memory", lambda: 3 * 3 * weights)
     monkeypatch.setattr(sizing, "return_freed_memory", lambda: None)
     fit(made, 1, callbacks=[auto(tmp_path / "micro_batch_size.json")])
     assert made.micro_batch_size is not None

@@ -11,7 +11,7 @@ from openslip.__main__ import run
 from openslip.config.build import build_parts
 from openslip.config.compose import compose_config
 from openslip.data.view import example_batch
-from openslip.plan import amount, hours, number_of_devices, number_of_samples, values
+from openslip.plan import amount, costs, hours, number_of_devices, number_of_samples, values
 from openslip.training.sizing.cost import StepCost, StepMemory, measure_step
 
 
@@ -43,6 +43,10 @@ def test_parameters_are_those_of_the_tiny_model(plan: str):
     weights = vit + text + projections + head
     checkpoint = 4 * (3 * weights + vit + text + projections)
     assert f"checkpoint {checkpoint / 1e9:.2f} GB" in plan
+    gradients = 4 * weights
+    assert (
+        f"{(2 * checkpoint + gradients) / 1e9:.2f} GB of weights, gradients, AdamW's moments and a save's copy" in plan
+    )
 
 
 def test_memory_grows_with_the_micro_batch_and_time_is_told_for_each_device(plan: str):
@@ -105,6 +109,23 @@ def test_micro_batches_on_this_machine_take_one_more_forward_pass(monkeypatch: p
         f"{100 / (50 * 4 / 3 + 2):.2f} samples/s by two steps of 4, 172 h for the run, in micro-batches"
     )
     assert planned(cost(plain=1e8), splits=False)[0].endswith("130 h for the run")
+
+
+def test_only_a_cpu_holds_the_copy_that_a_save_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    memory = StepMemory(trained=10**9, locked=0, averaged=0, pixels=0, activations=1e8)
+    assert memory.checkpoint == 12e9
+
+    def told(device: str) -> list[str]:
+        return costs(cost(plain=1e8), memory, 100, torch.device(device), tmp_path)
+
+    assert "28.00 GB of weights, gradients, AdamW's moments and a save's copy, the batch's pixels" in told("cpu")[2]
+    assert "16.00 GB of weights, gradients and AdamW's moments, the batch's pixels" in told("cuda")[2]
+    sizes = [[line.split()[1] for line in told(device)[3:7]] for device in ("cpu", "cuda")]
+    assert sizes == [["28.10", "29.60", "34.40", "38.00"], ["16.10", "17.60", "22.40", "26.00"]]
+    for room, is_split in ((37.9e9, True), (38.1e9, False)):
+        monkeypatch.setattr("openslip.plan.room", lambda device, room=room: room / 0.9)
+        here = hours(cost(plain=1e8), memory, 9000, CONFIG, torch.device("cpu"), "32-true", splits=True)[0]
+        assert here.endswith("in micro-batches") is is_split
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,6 @@ def main(arguments: list[str]) -> None:
         pixels=sum(column.nbytes for column in example_batch(parts.views, 1).values()) // 4,
         activations=cost.activation_bytes,
     )
-    say(*plan.costs(cost, memory, local, Path(config["runs_dir"])), "")
+    say(*plan.costs(cost, memory, local, device, Path(config["runs_dir"])), "")
     splits = not mixing_layers(parts.model)
     say(*plan.hours(cost, memory, schedule.max_steps, config, device, precision, splits=splits))

@@ -7,46 +7,102 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from openslip.data.pinned import aligned, page_locked
+
+STAGING_BYTES = 256 * 2**20  # a power of two, as torch page-locks no other sizes
+
+
+class Staging:
+    """Page-locked memory of a fixed size, through which bytes of a GPU reach ordinary memory.
+
+    A copy that is page-locked as a whole could not be swapped out, and torch would round each of its storages up to a
+    power of two. Where no memory can be page-locked, ordinary memory takes its place.
+
+    Args:
+        size: bytes, a multiple of 64.
+    """
+
+    def __init__(self, size: int = STAGING_BYTES) -> None:
+        self.size = size
+        self.memory: Tensor | None = None
+        self.used = 0
+        self.staged: list[tuple[Tensor, Tensor]] = []  # bytes in ordinary memory and in this one
+        self.devices: set[torch.device] = set()
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        """Begin to copy the bytes of a GPU; they are there after `finish`."""
+        if self.memory is None:
+            try:
+                self.memory = page_locked(self.size)
+            except RuntimeError:  # a limit of the system
+                self.memory = torch.empty(self.size, dtype=torch.uint8)
+        start = 0
+        while start < len(source):
+            if self.used == self.size:
+                self.finish()
+            end = min(len(source), start + self.size - self.used)
+            piece = self.memory[self.used : self.used + end - start]
+            piece.copy_(source[start:end], non_blocking=True)
+            self.staged.append((to[start:end], piece))
+            self.devices.add(source.device)
+            self.used += aligned(end - start)
+            start = end
+
+    def finish(self) -> None:
+        """Wait for the devices, and move to ordinary memory what they have copied."""
+        for device in self.devices:
+            torch.cuda.current_stream(device).synchronize()
+        for to, piece in self.staged:
+            to.copy_(piece)
+        self.used = 0
+        self.staged.clear()
+        self.devices.clear()
+
 
 class HostCopy:
     """Copies nests of dicts and lists; the memory of one copy is used again for the next.
 
-    Fresh memory would take several times as long, because each of its pages is mapped when it is first written, and
-    page-locked memory, which a GPU copies into, longer still. A file made of the copy equals one made of the original,
-    to the byte: tensors that share a storage share one in the copy.
+    Fresh memory would take several times as long, because each of its pages is mapped when it is first written. A file
+    made of the copy equals one made of the original, to the byte: each storage has one of the same size in the copy,
+    shared by the tensors that shared the original, since `torch.save` writes whole storages.
     """
 
     def __init__(self) -> None:
         self.memory: list[Tensor] = []
+        self.staging = Staging()
 
     def of(self, content: Any) -> Any:
-        """Return a copy with all tensors on the host, valid until the next call; waits for the device once."""
+        """Return a copy with all tensors on the host, valid until the next call; waits for the device."""
         copied: dict[int, Any] = {}  # by identity, as `copy.deepcopy` keeps what it has copied
         storages: dict[int, Tensor] = {}
         memory, self.memory = self.memory, []
-        devices = set()
         for tensor in tree_leaves(content):
             if not is_plain(tensor):
                 continue  # left to deepcopy, which knows more kinds
             storage = tensor.untyped_storage()
             if storage._cdata not in storages:
                 place = len(self.memory)
-                on_gpu = tensor.device.type == "cuda"
                 kept = memory[place] if place < len(memory) else None
-                if kept is None or kept.nbytes != storage.nbytes() or kept.is_pinned() != on_gpu:
-                    kept = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=on_gpu)
-                kept.copy_(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage), non_blocking=on_gpu)
+                if kept is None or kept.nbytes != storage.nbytes():
+                    kept = torch.empty(storage.nbytes(), dtype=torch.uint8)
+                source = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                if is_on_gpu(tensor):
+                    self.staging.copy(kept, source)
+                else:
+                    kept.copy_(source)
                 self.memory.append(kept)
                 storages[storage._cdata] = kept
-                devices |= {tensor.device} if on_gpu else set()
             on_host = torch.empty(0, dtype=tensor.dtype)
             on_host.set_(
                 storages[storage._cdata].untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
             )
             copied[id(tensor)] = on_host.requires_grad_(tensor.requires_grad)
-        for device in devices:
-            torch.cuda.current_stream(device).synchronize()
+        self.staging.finish()
         return copy.deepcopy(content, copied)
+
+
+def is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
 
 
 def is_plain(leaf: Any) -> bool:

@@ -196,6 +196,12 @@ def wants_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in WANTS_MEMORY)
 
 
+def checkpoint_bytes(pl_module: Pretrainer) -> int:
+    """Bytes of a checkpoint: weights, EMA weights and statistics, and AdamW's two moments."""
+    moments = sum(2 * p.nbytes for p in pl_module.parameters() if p.requires_grad)
+    return moments + sum(tensor.nbytes for tensor in (*pl_module.parameters(), *pl_module.buffers()))
+
+
 def fits_in_memory(
     pl_module: Pretrainer, batch: dict[str, Tensor], local: int, processes: int
 ) -> Callable[[int], bool]:
@@ -205,7 +211,8 @@ def fits_in_memory(
         return lambda size: True
     sample = activation_bytes(pl_module.objective, pl_module.model, batch)
     weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
-    room = (1 - HEADROOM) * left / processes - 3 * weights
+    # The first save takes a checkpoint more, on the first rank, which keeps it: docs/ARCHITECTURE.md, "A save".
+    room = ((1 - HEADROOM) * left - checkpoint_bytes(pl_module)) / processes - 3 * weights
 
     def fits(size: int) -> bool:
         needed = size * sample
