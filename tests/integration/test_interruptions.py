@@ -40,8 +40,8 @@ def test_the_same_command_twice_gives_the_same_weights(place: Path, whole: Path)
 
 
 def test_twelve_kills_at_random_moments_change_nothing(place: Path, whole: Path):
-    run = [*RUN, "name=killed", "callbacks.save.every_n_steps=2"]
-    run += ["+callbacks.slow._target_=slow_steps.SlowSteps", "+callbacks.slow.seconds=0.05"]
+    run = [*RUN, "name=killed", "callbacks.save.every_n_steps=1"]
+    run += ["+callbacks.slow._target_=slow_steps.SlowSteps", "+callbacks.slow.seconds=0.2"]  # time to write between two
     rng = np.random.default_rng(0)
     resumed = 0
     for number in range(12):
@@ -50,7 +50,7 @@ def test_twelve_kills_at_random_moments_change_nothing(place: Path, whole: Path)
             time.sleep(0.5 * rng.random())  # in its set-up
         else:
             training.wait_for("step ")
-            time.sleep(0.2 * rng.random())
+            time.sleep(rng.random())
         assert training.process.is_alive(), training.said()
         training.kill()
         resumed += "resumes after step" in training.said()

@@ -327,6 +327,7 @@ def test_broken_members_of_img2dataset_are_counted(tmp_path: Path):
         "good": {"jpg": jpeg(1), "txt": b"x", "json": b'{"a": 1, "caption": "x"}', "cls": b"3"},
         "captions": {"jpg": jpeg(2), "json": b'{"captions": ["a", 7, "b"], "caption": "a"}'},
         "several": {"jpg": jpeg(3), "png": b"", "txt": b"x"},
+        "whole": {"jpg": jpeg(3), "txt": b"x"},
         "half": {"jpg": jpeg(1), "txt": b"x", "json": b'{"a": '},
         "list": {"jpg": jpeg(1), "txt": b"x", "json": b"[]"},
         "word": {"jpg": jpeg(1), "cls": b"cat"},
@@ -345,11 +346,13 @@ def test_broken_members_of_img2dataset_are_counted(tmp_path: Path):
         "captions": ["jpg", "json"],
         "good": ["cls", "jpg", "json", "txt"],
         "several": ["jpg", "txt"],
+        "whole": ["jpg", "txt"],
         "x/2": ["jpg", "txt"],
         "x/3": ["jpg", "txt"],
     }
     assert json.loads(found["captions"]["json"])["captions"] == ["a", "b"]
     assert left_out(tmp_path / "out") == {
+        "a caption of captions": "caption that is no text",
         "alone": "missing image",
         "half": "json or cls that cannot be read",
         "list": "json or cls that cannot be read",
