@@ -103,7 +103,7 @@ def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advic
 
 
 def finish_writes() -> None:
-    """Wait for threads that write: for whoever ends the process from another thread than the main one."""
+    """Wait for writer threads: call it before ending the process from a thread that is not the main one."""
     for thread in threading.enumerate():
         if thread.name == WRITER:
             thread.join()

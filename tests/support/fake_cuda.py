@@ -56,7 +56,7 @@ class FakeCuda(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Make it count as page-locked."""
+        """Make it count as pinned."""
         self.pinned[tensor.untyped_storage()] = True
         return tensor
 

@@ -1,4 +1,4 @@
-"""Stand-ins for page-locked memory and for the uploads from it."""
+"""Stand-ins for pinned memory and for the uploads from it."""
 
 import torch
 

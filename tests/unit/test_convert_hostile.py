@@ -352,7 +352,7 @@ def test_broken_members_of_img2dataset_are_counted(tmp_path: Path):
     }
     assert json.loads(found["captions"]["json"])["captions"] == ["a", "b"]
     assert left_out(tmp_path / "out") == {
-        "a caption of captions": "caption that is no text",
+        "a caption of captions": "caption that is not text",
         "alone": "missing image",
         "half": "json or cls that cannot be read",
         "list": "json or cls that cannot be read",

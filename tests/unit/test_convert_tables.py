@@ -300,7 +300,7 @@ def write_list(layout: str, root: Path, captions: list[Any]) -> dict[str, Any]:
 def test_a_caption_that_is_no_text_is_listed(root: Path, layout: str):
     options = write_list(layout, root, ["one", 5, None])
     run(layout, root, root.parent / "out", samples_per_shard=9, **options)
-    assert list(left_out(root.parent / "out").values()) == ["caption that is no text"]
+    assert list(left_out(root.parent / "out").values()) == ["caption that is not text"]
     assert list(captions_of(root.parent / "out").values()) == ["one"]
     assert ShardSource(shards=str(root.parent / "out"), require="caption").problems == ()
 

@@ -78,14 +78,14 @@ class Gpu(TorchFunctionMode):
     def __init__(self, *, can_page_lock: bool) -> None:
         super().__init__()
         self.can_page_lock = can_page_lock
-        self.page_locked: list[int] = []  # bytes of each block
+        self.pinned_memory: list[int] = []  # bytes of each block
         self.copies: list[Callable[[], Any]] = []
         self.waits = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.pop("pin_memory", False):
-            self.page_locked.append(args[0])
+            self.pinned_memory.append(args[0])
             if not self.can_page_lock:
                 raise RuntimeError("CUDA error: out of memory")
         if func is Tensor.copy_ and kwargs.pop("non_blocking", False):
@@ -100,7 +100,7 @@ class Gpu(TorchFunctionMode):
         self.copies.clear()
 
 
-@pytest.fixture(params=[True, False], ids=["page-locked", "refused"])
+@pytest.fixture(params=[True, False], ids=["pinned", "refused"])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     with Gpu(can_page_lock=request.param) as mode:
         monkeypatch.setattr(module, "is_on_gpu", lambda tensor: True)
@@ -121,7 +121,7 @@ def test_a_copy_of_a_gpu_passes_through_one_block_and_is_to_the_byte_the_origina
     for _ in range(2):
         assert written(host_copy.of(state)) == written(state)
         state["state_dict"]["0.weight"].mul_(2)
-    assert gpu.page_locked == [size]
+    assert gpu.pinned_memory == [size]
     fewest = -(-total_bytes(host_copy) // size)
     assert 2 * fewest <= gpu.waits
     if size > total_bytes(host_copy):

@@ -1,4 +1,4 @@
-"""Page-locked buffers are few, within their limit, and used again only when their upload is done."""
+"""Pinned buffers are few, within their limit, and used again only when their upload is done."""
 
 import gc
 

@@ -368,7 +368,7 @@ def test_a_caption_that_is_no_text_is_counted(tmp_path: Path, policy: CaptionPol
     path = write_tar(tmp_path / "a.tar", members)
     source = ShardSource(shards=str(path), require="caption", captions=policy)
     assert source[0].captions == ("one",)
-    assert source.problems == (f"2 x caption that is no text, which is not used, first {path}:a",)
+    assert source.problems == (f"2 x caption that is not text, which is not used, first {path}:a",)
 
 
 def test_null_in_a_list_of_captions_is_as_if_it_were_not_there(tmp_path: Path):

@@ -34,7 +34,7 @@ PROFILER = (
     "+trainer.profiler._target_=pytorch_lightning.profilers.SimpleProfiler +trainer.profiler.dirpath=FOLDER "
     "+trainer.profiler.filename=profile writes a file"
 )
-MOVED = {f"towers.{kind}.compile": "compile=true or false" for kind in ("image", "text")}  # keys of before
+MOVED = {f"towers.{kind}.compile": "compile=true or false" for kind in ("image", "text")}  # keys of earlier versions
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "single_device")
 
 

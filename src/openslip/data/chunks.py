@@ -1,7 +1,7 @@
 """Chunks of batches: workers make some samples of a batch each, and this process joins them in order.
 
-Chunks travel through slots of shared memory that is allocated once and used again and again: to allocate it anew for
-every batch takes a tenth as long as the decoding.
+Workers write chunks to slots of shared memory that is allocated once and reused: allocating it for every batch takes a
+tenth as long as the decoding.
 """
 
 import math
@@ -142,7 +142,7 @@ class JoinedBatch:
     Args:
         views: by batch key.
         size: samples of the batch.
-        buffer: page-locked memory for what is moved to a GPU; None: ordinary memory.
+        buffer: pinned memory for what is moved to a GPU; None: ordinary memory.
     """
 
     def __init__(self, views: Mapping[str, View], size: int, buffer: Buffer | None) -> None:
@@ -183,7 +183,7 @@ class JoinedBatch:
         whole[self.num_samples : self.num_samples + len(column)] = column
 
     def batch(self) -> Batch:
-        """The whole batch, with `buffer` where it lies in page-locked memory."""
+        """The whole batch, with `buffer` where it lies in pinned memory."""
         batch: Batch = {"index": self.columns["index", ""], "notes": self.notes, **{name: {} for name in self.views}}
         for (name, suffix), columns in self.padded.items():
             width = max(column.shape[1] for column in columns)

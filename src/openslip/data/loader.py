@@ -69,10 +69,11 @@ class Loader(DataLoader):
 
 
 class BatchLoader(Loader):
-    """Whole batches of planned samples; at most `prefetch_bytes` of them are ready in shared memory.
+    """Yields whole batches of planned samples, of which at most `prefetch_bytes` wait in shared memory.
 
     Workers make chunks of a batch, the same number of the next one each, so that it is complete as soon as its own
-    samples are decoded. A batch in page-locked memory has a `buffer`, which whoever uploads it gives back.
+    samples are decoded. A batch in pinned memory has a `buffer`: call its `give_back` once it is
+    uploaded.
 
     Args:
         batches: makes samples.
@@ -82,7 +83,7 @@ class BatchLoader(Loader):
         num_workers: processes that decode; 0 decodes in this one.
         prefetch_bytes: size of the shared memory, at most.
         local_ranks: processes on this machine that load alike.
-        buffers: page-locked memory; None: a batch lies in ordinary memory.
+        buffers: pinned memory; None: a batch lies in ordinary memory.
 
     Raises:
         UserError: /dev/shm has no room for one chunk per worker.

@@ -1,4 +1,4 @@
-"""Page-locked memory for whole batches, from which a GPU copies while the host goes on; few pieces, used in turn."""
+"""Pinned memory for whole batches, so that uploads to a GPU are asynchronous; a few buffers that are reused."""
 
 import math
 from collections.abc import Callable
@@ -53,12 +53,12 @@ class Buffer:
         self.buffers.returned.append((self.memory, uploaded))
 
 
-def page_locked(num_bytes: int) -> Tensor:
+def pinned_memory(num_bytes: int) -> Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
 def allocated(num_bytes: int) -> int:
-    """Bytes that torch page-locks for so many: a power of two."""
+    """Bytes that torch pins for so many: a power of two."""
     return 1 << (num_bytes - 1).bit_length()
 
 
@@ -68,10 +68,10 @@ class Buffers:
     Args:
         size: bytes of a batch.
         limit: bytes of all buffers; a batch for which there is no buffer lies in ordinary memory.
-        allocate: makes page-locked memory.
+        allocate: makes pinned memory.
     """
 
-    def __init__(self, size: int, limit: int = LIMIT, allocate: Callable[[int], Tensor] = page_locked) -> None:
+    def __init__(self, size: int, limit: int = LIMIT, allocate: Callable[[int], Tensor] = pinned_memory) -> None:
         self.size = size
         self.count = min(BUFFERS, limit // allocated(size))
         self.allocate = allocate

@@ -10,7 +10,7 @@ from openslip.errors import UserError
 AUTO = "auto"
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 OTHERS = 2  # cores of a rank for the process that trains and for what its GPU, NCCL and the file system need
-MOST = 24  # the fastest recipe on the fastest GPU, docs/DATA.md, needs 21 cores
+MOST = 24  # by estimate CLIP ViT-S/16 on one H200 needs 21, docs/DATA.md#speed
 MOST_ON_CPU = 2  # a CPU trains no faster than two processes decode
 
 
@@ -45,7 +45,7 @@ def affinity() -> int:
 
 
 def quota(cpu_max: str) -> int:
-    """Whole cores that a control group grants; its file holds microseconds of a period, such as `800000 100000`."""
+    """CPU quota of a cgroup in whole cores; `cpu.max` holds quota and period in microseconds, e.g. `800000 100000`."""
     granted, period = cpu_max.split()
     return sys.maxsize if granted == "max" else max(1, int(granted) // int(period))
 

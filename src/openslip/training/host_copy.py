@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from openslip.data.pinned import aligned, page_locked
+from openslip.data.pinned import aligned, pinned_memory
 
-STAGING_BYTES = 256 * 2**20  # a power of two, as torch page-locks no other sizes
+STAGING_BYTES = 256 * 2**20  # a power of two, as torch pins no other sizes
 
 
 class Staging:
-    """Page-locked memory of a fixed size, through which bytes of a GPU reach ordinary memory.
+    """Pinned memory of a fixed size, through which bytes of a GPU reach ordinary memory.
 
-    A copy that is page-locked as a whole could not be swapped out, and torch would round each of its storages up to a
-    power of two. Where no memory can be page-locked, ordinary memory takes its place.
+    A copy that is pinned as a whole could not be swapped out, and torch would round each of its storages up to a
+    power of two. Where no memory can be pinned, ordinary memory takes its place.
 
     Args:
         size: bytes, a multiple of 64.
@@ -33,7 +33,7 @@ class Staging:
         """Begin to copy the bytes of a GPU; they are there after `finish`."""
         if self.memory is None:
             try:
-                self.memory = page_locked(self.size)
+                self.memory = pinned_memory(self.size)
             except RuntimeError:  # a limit of the system
                 self.memory = torch.empty(self.size, dtype=torch.uint8)
         start = 0

@@ -84,7 +84,7 @@ def usable(texts: Iterable[Any]) -> list[str]:
 
 
 def not_texts(values: Iterable[Any]) -> list[Any]:
-    """What stands in the place of a caption and is none, such as a number; null is as if it were not there."""
+    """Values in the place of captions that are not strings, such as numbers; null is ignored."""
     return [value for value in values if not isinstance(value, str | None)]
 
 

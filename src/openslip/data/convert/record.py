@@ -59,7 +59,7 @@ class LeftOut:
     reason: str
 
 
-NOT_A_TEXT = "caption that is no text"
+NOT_A_TEXT = "caption that is not text"
 
 
 def not_decoded(encoding: str | None) -> str:

@@ -95,7 +95,7 @@ def used_texts(
     if len(found) < len(written):
         problems.add("caption that is not UTF-8, which is not used", key)
     if has_others:
-        problems.add("caption that is no text, which is not used", key)
+        problems.add("caption that is not text, which is not used", key)
     if any("\N{REPLACEMENT CHARACTER}" in caption for caption in found):
         problems.add("caption with U+FFFD, the mark of bytes lost earlier", key)
     if not found:
