@@ -257,6 +257,7 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
     ("argument", "said"),
     [
         ("model=slip_vitb17", "did you mean model=slip_vitb16"),
+        ("towers.image.compile=true", "has been replaced by compile=true or false"),
         ("model=slip_vitb17", "size vitb17 is none of: tiny, vitb16, vitl16, vits16"),
         ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, simclr, slip"),
         ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_tiny, clip_vitb16"),

@@ -90,6 +90,16 @@ def test_an_operation_that_cannot_repeat_its_numbers_is_named_in_one_line():
     assert "use_deterministic_algorithms" not in message
 
 
+def broken_compiler(graph: Any, inputs: Any) -> Any:
+    raise OSError("gcc: Python.h: no such file")
+
+
+def test_a_compiler_that_fails_names_the_setting_in_one_line():
+    compiled = torch.compile(lambda x: x + 1, backend=broken_compiler)
+    with pytest.raises(UserError, match=r"torch\.compile failed \(.*\): set compile=false$"):
+        optimise(lambda: compiled(torch.ones(2)))
+
+
 def test_another_error_of_an_operation_is_left_as_it_is():
     with pytest.raises(RuntimeError, match=r"not aligned|cannot be multiplied"):
         optimise(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
