@@ -107,6 +107,7 @@ def test_two_ranks_log_the_losses_of_one_process(trained: Path, workplace: Path)
     assert two_figures["num_samples"] == one_figures["num_samples"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_under_two_names_gives_identical_losses(trained: Path, workplace: Path):
     done = run("train.py", *SHORT, "trainer.max_steps=12", "name=again", "evaluation=none", cwd=workplace)
     assert done.returncode == 0, done.stderr
@@ -115,6 +116,7 @@ def test_the_same_seed_under_two_names_gives_identical_losses(trained: Path, wor
         assert [one[column] for column in columns] == [other[column] for column in columns]
 
 
+@pytest.mark.slow
 def test_micro_batches_log_the_losses_of_whole_batches(trained: Path, workplace: Path):
     split = ["trainer.max_steps=12", "name=split", "evaluation=none", "micro_batch_size=24"]
     checkpointed = [f"towers.{kind}.gradient_checkpointing=true" for kind in ("image", "text")]
@@ -184,6 +186,7 @@ def test_a_traceback_only_with_debug(workplace: Path):
         assert ("Traceback" in done.stderr) is bool(words)
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_one_run_for_each_combination(workplace: Path):
     sweep = [*SHORT, "trainer.max_steps=2", "evaluation=none", "seed=3,4", "runs_dir=swept"]
     command = [sys.executable, "-m", "openslip", "sweep", *sweep]
@@ -194,6 +197,7 @@ def test_a_sweep_makes_one_run_for_each_combination(workplace: Path):
     assert all(rows(path.parent)[-1]["step"] == "2" for path in (workplace / "swept").glob("*/result.json"))
 
 
+@pytest.mark.slow
 def test_options_of_the_step_are_the_same_on_two_ranks_in_micro_batches(workplace: Path):
     options = ["optim.clip_norm=0.5", "optim.layer_decay=0.8", "optim.ema_decay=0.9", "trainer.max_steps=4"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "micro_batch_size=9", *SHORT[1:]]

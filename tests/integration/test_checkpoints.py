@@ -23,7 +23,7 @@ def start(place: Path, ranks: int, *arguments: str, log: str, **environment: str
     return [Training(place, *arguments, log=f"{log}0", **environment)]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_disk_full_while_saving_ends_all_ranks_with_5_and_the_old_checkpoint(
     place: Path,
     tmpfs: Path,  # noqa: F811
@@ -63,7 +63,7 @@ def test_a_report_and_arrays_that_cannot_be_written_cost_no_finished_training(pl
     folder = place / "runs" / "cosmetic"
     for name in ("report.html", "arrays/views.npz", "arrays/similarity.npz"):
         (folder / name).mkdir(parents=True)  # no file can take its place
-    training = Training(place, *RUN, "name=cosmetic", log="cosmetic")
+    training = Training(place, *RUN, "name=cosmetic", log="cosmetic", REPORT="yes")
     assert training.wait() == 0, training.said()
     said = training.said()
     assert "WARNING: runs/cosmetic/arrays/views.npz could not be written (Is a directory" in said

@@ -143,7 +143,10 @@ def test_a_samples_crops_change_with_the_epoch_and_with_the_seed(source: ShardSo
         assert sum(torch.equal(first[i], crop[i]) for i in common) == 0
 
 
-@pytest.mark.parametrize(("num_workers", "start_method"), [(1, "fork"), (2, "fork"), (1, "spawn"), (1, "forkserver")])
+@pytest.mark.parametrize(
+    ("num_workers", "start_method"),
+    [(1, "fork"), (2, "fork"), (1, "forkserver"), pytest.param(1, "spawn", marks=pytest.mark.slow)],
+)
 def test_workers_change_nothing(source: ShardSource, num_workers: int, start_method: str):
     assert same(epochs(data(source)), epochs(data(source, num_workers), start_method=start_method))
 

@@ -80,7 +80,7 @@ def test_any_number_of_workers_gives_the_same_samples_and_pixels(source: ShardSo
     assert play(data_module(source, num_workers), 10) == play(data_module(source), 10)
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_two_ranks_share_an_epoch_whatever_starts_their_workers(source: ShardSource, start_method: str):
     whole = play(data_module(source), 8)
     parts = [play(data_module(source, 1), 8, rank=rank, world_size=2, start_method=start_method) for rank in range(2)]
@@ -89,6 +89,7 @@ def test_two_ranks_share_an_epoch_whatever_starts_their_workers(source: ShardSou
     assert sorted(parts[0] + parts[1]) == sorted(whole)
 
 
+@pytest.mark.slow
 def test_uneven_shards_give_every_rank_and_worker_the_same_number_of_steps(source: ShardSource):
     parts = [play(data_module(source, 4), 8, rank=rank, world_size=2) for rank in range(2)]
     assert [len(part) for part in parts] == [48, 48]
@@ -110,7 +111,12 @@ def test_one_two_one_ranks_see_the_same_samples_at_every_step(source: ShardSourc
     assert sorted(seen) == sorted(whole)
 
 
-@pytest.mark.parametrize("stops", [[1], [4], [7], [8], [9], [1, 2, 3, 5, 6], [3, 3, 11]])
+MORE_STOPS = ([1], [7], [9], [1, 2, 3, 5, 6])
+
+
+@pytest.mark.parametrize(
+    "stops", [[4], [8], [3, 3, 11], *(pytest.param(stops, marks=pytest.mark.slow) for stops in MORE_STOPS)]
+)
 def test_a_run_that_is_stopped_goes_on_with_the_next_sample(source: ShardSource, stops: list[int]):
     whole = play(data_module(source), 16)
     state, seen = data_module(source).state_dict(), []

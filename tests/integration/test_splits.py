@@ -1,5 +1,7 @@
 """Promise 1: any split of the global batch, over ranks and micro-batches, makes the same update."""
 
+import itertools
+
 import pytest
 import torch
 from on_ranks import ddp_gradients, gradient_beside_a_gather, state_after, step_gradients, step_gradients_in_tiles
@@ -47,9 +49,12 @@ SOME = ([[5, 3, 6, 2, 4]], [[3, 1, 2, 3, 1]])  # micro-batches on one process, a
 ALL = ([[20], [10, 10], [5, 3, 6, 2, 4]], [[10], [5, 5], [3, 1, 2, 3, 1]])
 
 
-@pytest.mark.parametrize("splits", [SOME, pytest.param(ALL, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("gather_with_grad", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+FEW = [("slip", True, SOME), ("clip", False, SOME), ("simclr", True, SOME)]
+EVERY = itertools.product(METHODS, [True, False], [SOME, ALL])
+OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in FEW]
+
+
+@pytest.mark.parametrize(("method", "gather_with_grad", "splits"), [*FEW, *OTHERS])
 def test_weights_after_20_steps_are_equal_for_all_splits(
     two_ranks: Ranks, method: str, gather_with_grad: bool, splits: tuple[list[list[int]], list[list[int]]]
 ):

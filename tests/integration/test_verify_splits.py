@@ -77,7 +77,9 @@ def test_splits_cover_the_batch_in_one_two_and_five_micro_batches_plain_and_in_t
         assert all(GLOBAL_BATCH // ranks % split.tile for split in some if split.tile)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["slip", *(pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "slip")]
+)
 def test_every_split_is_within_tolerance(method: str, capsys: pytest.CaptureFixture[str]):
     rows = split_rows(parts(*small_model(method)), small_batch(GLOBAL_BATCH))
     kinds = {"loss terms", "gradients", "weights"} | ({"statistics"} if method != "clip" else set())

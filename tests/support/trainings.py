@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from openslip import signals
-from openslip.commands.train import main
+from openslip.commands import train
+from openslip.config.defaults import default_config
 from openslip.errors import run_entry_point
 from openslip.inference.files import read
 from openslip.run.checkpoints import file_name, newest_whole, saved
@@ -24,7 +25,7 @@ from openslip.training.checkpoint_io import DurableCheckpointIO
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["openslip.commands.train", "openslip.data.sources.shards", "openslip.models.dual_encoder", "trainings"]
+    ["openslip.data.sources.shards", "openslip.models.dual_encoder", "ftfy", "disturbances", "trainings"]
 )
 
 # A model that makes a step in some 10 ms; six steps an epoch on 100 samples.
@@ -37,6 +38,8 @@ SMALL = [
 ]
 STEPS = 30
 RUN = [*SMALL, "data.source.shards=0.tar", f"trainer.max_steps={STEPS}", "callbacks.save.every_n_steps=4"]
+CHOICES = tuple(word for word in RUN if word.partition("=")[0] in ("trainer", "data", "evaluation"))
+default_config("train", CHOICES, ())  # kept, so that a process forked off this one need not compose it
 
 # Three evaluations: after steps 12 and 24, and at the end. What they find depends on no weights.
 EVALUATED = [
@@ -50,14 +53,17 @@ EVALUATED = [
 
 
 def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
+    """Run the train command; a finished run's page, which takes as long as its steps, only where `REPORT` is set."""
     os.chdir(folder)
+    if "REPORT" not in environment:
+        train.write_report = Path
     os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     multiprocessing.set_start_method("fork", force=True)  # as without a fork server
     signals.catch()
     try:
-        sys.exit(run_entry_point(main, arguments))
+        sys.exit(run_entry_point(train.main, arguments))
     finally:
         atexit._run_exitfuncs()  # W&B ends its files there, and a fork server's processes would not
 

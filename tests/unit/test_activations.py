@@ -137,7 +137,7 @@ print(counted / ((peak(24) - peak(8)) / 16))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is read and reset in /proc")
-@pytest.mark.parametrize("blocks", ["plain", "checkpointed"])
+@pytest.mark.parametrize("blocks", ["plain", pytest.param("checkpointed", marks=pytest.mark.slow)])
 def test_a_sample_of_a_vision_transformer_takes_the_memory_that_is_counted(blocks: str):
     run = subprocess.run([sys.executable, "-c", RESIDENT, blocks], capture_output=True, text=True, check=True)
     assert 0.8 < float(run.stdout) < 1.3

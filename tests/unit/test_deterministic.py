@@ -22,7 +22,8 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Neither the variable nor PyTorch's switches outlive a test."""
-    monkeypatch.setenv(WORKSPACE, "before")
+    monkeypatch.setenv(WORKSPACE, "")  # so that its value from before is given back
+    monkeypatch.delenv(WORKSPACE)
     cudnn, deterministic = torch.backends.cuda.cudnn_sdp_enabled(), torch.are_deterministic_algorithms_enabled()
     torch.backends.cuda.enable_cudnn_sdp(True)
     yield
@@ -37,9 +38,15 @@ def test_products_and_attention_are_told_to_repeat_their_numbers(wanted: bool | 
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+def test_a_size_that_the_user_has_set_is_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(WORKSPACE, ":16:8")
+    choose_deterministic(True)
+    assert os.environ[WORKSPACE] == ":16:8"
+
+
 def test_by_default_nothing_is_set():
     choose_deterministic(False)
-    assert os.environ[WORKSPACE] == "before"
+    assert WORKSPACE not in os.environ
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
@@ -47,12 +54,12 @@ class ReachedError(Exception):
     """Seeding was reached."""
 
 
-@pytest.mark.parametrize(("wanted", "workspace"), [(True, ":4096:8"), ("warn", ":4096:8"), (False, "before")])
+@pytest.mark.parametrize(("wanted", "workspace"), [(True, ":4096:8"), ("warn", ":4096:8"), (False, None)])
 def test_a_run_sets_it_before_anything_is_built(
-    wanted: bool | str, workspace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: bool | str, workspace: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def seed_everything(*_: Any, **__: Any) -> None:  # the first that may use CUDA
-        raise ReachedError(os.environ[WORKSPACE])
+        raise ReachedError(os.environ.get(WORKSPACE))
 
     monkeypatch.setattr(train.pl, "seed_everything", seed_everything)
     with pytest.raises(ReachedError, match=f"^{workspace}$"):
