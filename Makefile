@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 train: setup
 	$(BIN)/python train.py
 
-# Two files of tests at a time.
+# Three files of tests at a time on two cores: half of the time they wait for processes that they start.
 test: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not slurm"
 

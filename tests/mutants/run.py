@@ -1,8 +1,9 @@
 """Plant faults, one at a time, and count how many the fast tests see: `make mutants`, or `make mutants ONLY=optim`.
 
 Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
-import it directly, then those that reach it by one more import; of all these first the tests that mention the function
-or class, and last those that start processes. For a config that is the code which finds configs.
+import it directly, then those that reach it by one more import; before all these the files that mention the function
+or class, without tests that start processes. For a config that is the table of published recipes, then the tests of
+the code which finds configs.
 """
 
 import ast
@@ -19,6 +20,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import ClassVar
 
 from faults import FAULTS
 
@@ -47,6 +49,7 @@ FARTHEST = 2  # imports between a test and the changed file
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
+CONFIGS_ARE_SEEN_BY = "test_recipes.py"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "timm", "pytorch_lightning", "hydra", "webdataset", "pytest", "PIL.Image"])
 
@@ -222,8 +225,17 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
         return any(word in text for word in SLOW_TO_START), not any(name in text for name in names)
 
     class Watch:
+        """Runs what is left, the nearest first, or of that only what is quick."""
+
+        done: ClassVar[set[str]] = set()
+
+        def __init__(self, *, quick: bool) -> None:
+            self.quick = quick
+
         def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+            items[:] = [item for item in items if item.nodeid not in self.done and not (self.quick and rank(item)[0])]
             items.sort(key=rank)
+            self.done.update(item.nodeid for item in items)
 
         def pytest_exception_interact(self, node: pytest.Item | pytest.Collector) -> None:
             with Path(folder, "seen_by").open("a") as file:
@@ -232,9 +244,17 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     options = [*(["-x"] if fault else []), "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow and not slurm"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={folder}/tmp"]  # plugins are preloaded
     options += [f"--deselect={test}" for test in without]
-    code = int(pytest.main([*options, *tests], plugins=[Watch()])) if tests else 0
+    # To collect all files takes longer than most tests that see a fault.
+    mentioning = [test for test in tests if any(name in Path(test).read_text() for name in names)]
+    nearest = [test for test in tests if test.endswith(CONFIGS_ARE_SEEN_BY)] if not names else mentioning
+    code = 0
+    if fault is not None and nearest:
+        code = int(pytest.main([*options, *nearest], plugins=[Watch(quick=True)]))
+    if tests and code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        again = ["-o", "addopts=--strict-markers --import-mode=importlib"] if fault is not None and nearest else []
+        code = int(pytest.main([*options, *again, *tests], plugins=[Watch(quick=False)]))  # the hook on imports stands
     sys.stdout.flush()
-    os._exit(code)  # whatever threads a broken test has left
+    os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)  # whatever threads a broken test has left
 
 
 if __name__ == "__main__":
