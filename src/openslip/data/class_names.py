@@ -1,4 +1,4 @@
-"""Class folders: their order, which is that of the labels, and the words that their names stand for."""
+"""Names of class folders: their sort order, which defines the labels, and the words that stand in prompts."""
 
 import re
 import unicodedata
@@ -8,17 +8,17 @@ from openslip.errors import UserError
 
 
 def label_order(folders: Iterable[str]) -> list[str]:
-    """Sort class folders: as numbers where all names are whole numbers, else as text, which is torchvision's order."""
+    """Sort class folders: as numbers if all names are whole numbers, else as text, which is torchvision's order."""
     names = list(folders)
     return sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)
 
 
 def words(name: str, underscores: str) -> str:
-    """A class's name as it stands in a prompt.
+    """Turn a class name into the words that stand in a prompt.
 
     Args:
-        name: of a folder, or from a list.
-        underscores: `space` reads `_` as a space, `keep` leaves it.
+        name: name of a class folder or an entry of a list of class names.
+        underscores: `space` replaces `_` by a space, `keep` keeps it.
     """
     if underscores not in ("space", "keep"):
         raise UserError(f"underscores={underscores}: expected space (`_` is read as a space) or keep")
@@ -26,10 +26,10 @@ def words(name: str, underscores: str) -> str:
 
 
 def alike(name: str) -> str:
-    """Equal for names that differ in case, white space, underscores and Unicode's form (NFC, NFD) alone."""
+    """Normalise a name, so that case, white space, underscores and Unicode form (NFC, NFD) make no difference."""
     return unicodedata.normalize("NFC", words(name, "space")).casefold()
 
 
 def without_number(name: str) -> str:
-    """A class folder's name without a number or WordNet id in front: `001.Sooty_Albatross`, `n02085620-Chihuahua`."""
+    """Remove the number or WordNet id in front of a class name: `001.Sooty_Albatross`, `n02085620-Chihuahua`."""
     return re.sub(r"^(\d+|n\d{8})[\s._-]+(?=\D)", "", name)

@@ -1,4 +1,4 @@
-"""The files of a dataset's folder, as every reader lists them: nothing hidden, images by one list of suffixes."""
+"""List the files of a dataset folder: every reader skips the same hidden files and knows the same image suffixes."""
 
 import os
 from collections import Counter
@@ -8,24 +8,28 @@ from pathlib import Path
 from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.errors import UserError
 
-# What macOS puts in archives, and a Synology's thumbnails.
+# macOS adds the first to archives; a Synology NAS keeps thumbnails in the second.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no part of a dataset, such as `.ipynb_checkpoints` or `._00000.tar`."""
+    """Whether a file or folder is skipped because of its name, such as `.ipynb_checkpoints` or `._00000.tar`."""
     return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM_FOLDERS
 
 
 def is_image(path: Path) -> bool:
-    """Whether the suffix is an image's, in upper or lower case."""
+    """Whether the path has an image suffix, in upper or lower case."""
     return path.suffix[1:].lower() in IMAGE_SUFFIXES
 
 
 def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
-    """The files in a folder, or in all folders below it as well, in the order of their paths.
+    """List the files that are not hidden in a folder, sorted by path.
 
-    Links to folders are followed; a folder that several of them lead to is read once.
+    Links to folders are followed; a folder that is reached in several ways is read once.
+
+    Args:
+        folder: where to look.
+        below: whether to list the files of all folders below it, too.
 
     Raises:
         UserError: a folder cannot be read.
@@ -37,7 +41,7 @@ def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
     files: list[Path] = []
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=below):
-        if (real := os.path.realpath(parent)) in seen:  # a link may lead back to where it lies
+        if (real := os.path.realpath(parent)) in seen:  # a link may point to a folder that contains it
             folders.clear()
             continue
         seen.add(real)
@@ -47,7 +51,7 @@ def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
 
 
 def others_line(files: Sequence[Path], root: Path) -> str:
-    """A line that says how many files are no images, of which suffixes, and names the first."""
+    """Describe the files that are not images in one line: their number, their suffixes and the first of them."""
     suffixes = Counter(path.suffix or "no suffix" for path in files)
     kinds = ", ".join(suffix for suffix, _ in suffixes.most_common(5))
     return f"{len(files)} x file that is no image ({kinds}), such as {files[0].relative_to(root)}"

@@ -1,4 +1,4 @@
-"""Batches from worker processes: a wait for them ends with a signal, and what goes wrong in a worker is one line."""
+"""Batches from worker processes: a signal ends the wait for them, and a worker's error is reported in one line."""
 
 import math
 import os
@@ -20,21 +20,23 @@ from openslip.data.pinned import Buffers
 from openslip.distributed import any_rank
 from openslip.errors import UserError
 
-HELD = 2  # batches in the process that takes them: the one just fetched, and the one before it
+HELD = 2  # batches that the consuming process keeps alive: the one just fetched and the one before it
 MOST_AHEAD = 4  # batches that each worker may hold ready, where memory allows
 
 
 class Loader(DataLoader):
-    """Every rank fetches equally often: before each batch, and before the end, they agree whether to stop.
+    """DataLoader whose ranks agree, before each batch and before the end, whether to stop.
 
-    An error of the user's is the same one line, whether a worker meets it or this process.
+    All ranks must fetch the same number of batches. A UserError is the same one line, whether a worker or this process
+    raises it.
 
     Raises:
-        Preempted: on all ranks, after a signal to any of them, also one that comes while a batch is waited for.
+        Preempted: on all ranks, once any rank has received a signal, even if the signal interrupts the wait for a
+            batch.
     """
 
-    waited = 0.0  # seconds that whoever trains has waited for batches
-    setting = "data.num_workers"  # names the number of workers in messages
+    waited = 0.0  # seconds that the training process has waited for batches
+    setting = "data.num_workers"  # config key that error messages name for the number of workers
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches, batch = None, None
@@ -46,13 +48,14 @@ class Loader(DataLoader):
                     batch = self.take(batches)
                 self.waited += time.perf_counter() - started
                 if any_rank(signals.received() is not None):
+                    # The shutdown of the loader joins every worker, and the one that this process waited for may hang.
                     for worker in getattr(batches, "_workers", ()):
-                        worker.terminate()  # else each is waited for: it may be what this process waited for
+                        worker.terminate()
                     raise signals.Preempted
                 if batch is None:
                     return
                 yield batch
-        except UserError as error:  # from a worker, torch puts the traceback's text before it
+        except UserError as error:  # if a worker raised it, torch put the text of the traceback before the message
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except Exception as error:
             if "shared memory" in str(error) or (getattr(error, "errno", None) == ENOSPC and not shared_memory()):
@@ -64,26 +67,25 @@ class Loader(DataLoader):
             raise
 
     def take(self, batches: Iterator[Any]) -> Any:
-        """The next batch, or None after the last."""
+        """Return the next batch, or None after the last one."""
         return next(batches, None)
 
 
 class BatchLoader(Loader):
-    """Yields whole batches of planned samples, of which at most `prefetch_bytes` wait in shared memory.
+    """Loader of whole batches of planned samples; prefetched chunks take at most `prefetch_bytes` of shared memory.
 
-    Workers make chunks of a batch, the same number of the next one each, so that it is complete as soon as its own
-    samples are decoded. A batch in pinned memory has a `buffer`: call its `give_back` once it is
-    uploaded.
+    Each worker decodes the same number of chunks of a batch, so a batch is complete as soon as its own samples are
+    decoded. A batch in pinned memory has a `buffer`: call its `give_back` once the batch is uploaded.
 
     Args:
-        batches: makes samples.
-        plans: of this rank's batches.
-        size: samples of each.
-        num_batches: of an epoch.
-        num_workers: processes that decode; 0 decodes in this one.
-        prefetch_bytes: size of the shared memory, at most.
-        local_ranks: processes on this machine that load alike.
-        buffers: pinned memory; None: a batch lies in ordinary memory.
+        batches: turns a plan into decoded samples.
+        plans: this rank's samples, one plan per batch.
+        size: samples per batch on this rank.
+        num_batches: batches per epoch.
+        num_workers: worker processes that decode; 0 decodes in the calling process.
+        prefetch_bytes: upper bound for the shared memory of this rank, in bytes.
+        local_ranks: ranks on this machine, which share /dev/shm.
+        buffers: pinned memory for whole batches; None keeps them in pageable memory.
 
     Raises:
         UserError: /dev/shm has no room for one chunk per worker.
@@ -111,7 +113,7 @@ class BatchLoader(Loader):
             ahead = chunks_ahead(num_workers, most, num_bytes, prefetch_bytes, local_ranks)
             try:
                 self.slots = Slots(num_workers * ahead + 1, num_bytes)
-            except RuntimeError as error:  # others have filled it since
+            except RuntimeError as error:  # other processes have filled /dev/shm since it was checked
                 raise full(self.setting) from error
         super().__init__(
             Chunks(batches, self.slots),
@@ -121,14 +123,14 @@ class BatchLoader(Loader):
             persistent_workers=num_workers > 0,
             prefetch_factor=ahead or None,
             worker_init_fn=start_worker,
-            generator=torch.Generator(),  # without its own, every epoch draws from the training's
+            generator=torch.Generator(),  # without it, each epoch would draw a seed from the global generator
         )
 
     def __len__(self) -> int:
         return self.num_batches
 
     def take(self, batches: Iterator[tuple[int, Batch]]) -> Batch | None:
-        """Join the chunks of the next batch, or None after the last."""
+        """Join the chunks of the next batch; None after the last one."""
         joined: JoinedBatch | None = None
         for slot, sent in batches:
             if self.slots is None and self.buffers is None:
@@ -141,10 +143,19 @@ class BatchLoader(Loader):
 
 
 def chunks_ahead(num_workers: int, most: int, bytes_per_chunk: int, prefetch_bytes: int, local_ranks: int) -> int:
-    """Chunks that each worker holds ready: at most half of what is free in /dev/shm is used, which others need as well.
+    """Number of chunks that each worker may prefetch, so that all ranks use at most half of the free /dev/shm.
+
+    The other half is left to other processes.
+
+    Args:
+        num_workers: worker processes of this rank.
+        most: upper bound for the result.
+        bytes_per_chunk: shared memory of one chunk, in bytes.
+        prefetch_bytes: upper bound for the shared memory of this rank, in bytes.
+        local_ranks: ranks on this machine, which share /dev/shm.
 
     Raises:
-        UserError: there is no room for one chunk per worker, and the one that is being read.
+        UserError: /dev/shm has no room for one chunk per worker and the chunk that is being read.
     """
     check_shared_memory((num_workers + 1) * local_ranks, bytes_per_chunk)
     room = min(prefetch_bytes, shared_memory() / (2 * local_ranks)) / bytes_per_chunk
@@ -152,12 +163,14 @@ def chunks_ahead(num_workers: int, most: int, bytes_per_chunk: int, prefetch_byt
 
 
 def check_shared_memory(count: int, bytes_each: int, setting: str = Loader.setting) -> None:
-    """Refuse what cannot lie in /dev/shm, through which workers send batches; without it they die, or wait for ever.
+    """Raise UserError unless /dev/shm has room for the batches that workers send through it.
+
+    With too little room, workers would die or wait for ever.
 
     Args:
-        count: batches, or chunks of them, that lie there at a time.
-        bytes_each: size of one.
-        setting: names the number of workers in the message.
+        count: batches, or chunks of batches, that are in /dev/shm at a time.
+        bytes_each: size of one of them, in bytes.
+        setting: config key that the message names for the number of workers.
     """
     free = shared_memory()
     if count * bytes_each > free:
@@ -177,22 +190,23 @@ def more(setting: str) -> str:
 
 
 def shared_memory() -> float:
-    """Bytes that are free in /dev/shm, to the megabyte."""
+    """Free bytes in /dev/shm, rounded down to whole MiB."""
     try:
         place = os.statvfs("/dev/shm")
-    except FileNotFoundError:  # macOS has shared memory elsewhere
+    except FileNotFoundError:  # macOS keeps shared memory elsewhere
         return math.inf
     return place.f_bavail * place.f_frsize // 2**20 * 2**20
 
 
 def start_worker(worker: int) -> None:
-    """Workers are many, so each computes on one core; the main process tells them when to end."""
+    """Restrict a worker to one thread, because there are many, and let the main process alone decide when it ends."""
     torch.set_num_threads(1)
     signals.ignore(worker)
-    # A thread of the queue's sends a batch; where it fails, it prints a traceback and the main process waits for ever.
+    # The queue's feeder thread sends batches. By default it only prints a traceback when it cannot send one, and the
+    # main process then waits for ever.
     Queue._on_queue_feeder_error = send_failure  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def send_failure(queue: Queue, error: Exception, batch: tuple[Any, ...]) -> None:
-    """Send why a batch could not be sent, in its place."""
+    """Send the error in place of the batch that could not be sent."""
     queue.put((batch[0], ExceptionWrapper((type(error), error, error.__traceback__), "in DataLoader worker process")))

@@ -1,7 +1,8 @@
-"""Which samples make which global batch: a pure function of (seed, epoch), whatever the ranks and workers.
+"""Sample order: each global batch is a pure function of seed, epoch and step, independent of ranks and workers.
 
-An epoch permutes the parts (shards) of all collections, takes them in windows of a few, and shuffles the samples within
-each window, so that reading stays near a few shards and any step can be found without drawing those before it.
+An epoch permutes the parts (shards) of all collections, groups them into windows of a few parts, and shuffles the
+samples within each window. Reading thus stays within a few shards, and any step can be computed without drawing the
+steps before it.
 """
 
 import zlib
@@ -14,22 +15,22 @@ from jaxtyping import Int64
 from openslip.data.source import Collection
 from openslip.errors import UserError
 
-VERSION = 1  # of what this file computes; a run that began with another order is not continued
+VERSION = 1  # version of the sample order; a run that began with another version cannot resume
 
-# Streams of random bits, told apart by the highest word of the counter; views of samples use those below 2^32.
+# Streams of random bits, identified by the highest word of the counter; the views of samples use values below 2^32.
 PARTS, MIX, WINDOW, BEGIN = 1 << 32, 2 << 32, 3 << 32, 4 << 32
 
 
 class Segments(NamedTuple):
-    """Runs of consecutive samples in the order in which an epoch meets them."""
+    """Runs of consecutive samples, in the order in which an epoch reads them."""
 
     starts: Int64[np.ndarray, " segments"]
     lengths: Int64[np.ndarray, " segments"]
-    ends: Int64[np.ndarray, " segments"]  # positions in the epoch
+    ends: Int64[np.ndarray, " segments"]  # position in the epoch after the last sample of each run
 
 
 def local_batch_size(global_batch_size: int, world_size: int) -> int:
-    """Samples per step on each rank; raises UserError where the ranks do not divide the global batch."""
+    """Samples per step on each rank; raises UserError if the global batch is not divisible by the number of ranks."""
     local, rest = divmod(global_batch_size, world_size)
     if rest:
         raise UserError(
@@ -40,13 +41,13 @@ def local_batch_size(global_batch_size: int, world_size: int) -> int:
 
 
 class Order:
-    """Global batches of constant size; the tail that fills none is dropped.
+    """Order of the samples in global batches of constant size; the last, incomplete batch of an epoch is dropped.
 
     Args:
-        collections: of the source.
+        collections: groups of samples of the source, each with its sampling weight.
         global_batch_size: samples per step over all ranks.
-        seed: of the run.
-        shuffle_window: parts whose samples are shuffled together.
+        seed: seed of the run, which with the epoch decides the order.
+        shuffle_window: number of parts whose samples are shuffled together.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Order:
         self.parts = [collection.parts[collection.parts > 0] for collection in collections]
         sizes = [int(parts.sum()) for parts in self.parts]
         self.firsts = np.cumsum([0, *sizes]).tolist()  # first sample of each collection
-        # First samples of the parts of each collection.
+        # First sample of each part, per collection.
         self.starts = [first + np.cumsum(parts) - parts for first, parts in zip(self.firsts, self.parts, strict=False)]
         self.drawn = [round(collection.weight * size) for collection, size in zip(collections, sizes, strict=True)]
         for collection, size, drawn in zip(collections, sizes, self.drawn, strict=True):
@@ -78,7 +79,7 @@ class Order:
         self._windows: dict[tuple[int, int], Int64[np.ndarray, " samples"]] = {}
 
     def global_batch(self, epoch: int, step: int) -> Int64[np.ndarray, " global_batch"]:
-        """The samples of a step of an epoch, in canonical order."""
+        """Indices of the samples of one step, in an order that does not depend on the number of ranks."""
         start, stop = step * self.global_batch_size, (step + 1) * self.global_batch_size
         segments = self.segments(epoch)
         first, last = (self.window_at(segments, position) for position in (start, stop - 1))
@@ -87,12 +88,15 @@ class Order:
         return samples[start - begin : stop - begin]
 
     def rank_batch(self, epoch: int, step: int, rank: int, world_size: int) -> Int64[np.ndarray, " local_batch"]:
-        """One rank's contiguous part of a global batch."""
+        """Indices of the samples of one rank: a contiguous range of the global batch."""
         local = local_batch_size(self.global_batch_size, world_size)
         return self.global_batch(epoch, step)[rank * local : (rank + 1) * local]
 
     def read_ahead(self, epoch: int, step: int) -> list[int]:
-        """First samples of the parts to prefetch at a step: those of its window, and ever more of the next one's."""
+        """First sample of each part to prefetch at a step: the parts of its windows, and a growing share of the next's.
+
+        In the last window of an epoch, the next window is the first one of the next epoch.
+        """
         segments = self.segments(epoch)
         position = step * self.global_batch_size
         first = self.window_at(segments, position) * self.shuffle_window
@@ -105,23 +109,23 @@ class Order:
         return near + self.segments(epoch + 1).starts[:ahead].tolist() if is_last else near
 
     def part_of(self, sample: int) -> tuple[int, int]:
-        """First and last-plus-one sample of the part that holds a sample."""
+        """Range [first, stop) of the samples in the part that holds a sample."""
         number = bisect_right(self.firsts, sample) - 1
         part = int(np.searchsorted(self.starts[number], sample, side="right")) - 1
         start = int(self.starts[number][part])
         return start, start + int(self.parts[number][part])
 
     def collection_of(self, sample: int) -> tuple[int, int]:
-        """First and last-plus-one sample of the collection that holds a sample."""
+        """Range [first, stop) of the samples in the collection that holds a sample."""
         number = bisect_right(self.firsts, sample)
         return self.firsts[number - 1], self.firsts[number]
 
     def segments(self, epoch: int) -> Segments:
-        """What an epoch draws, before samples are shuffled.
+        """Runs of samples that an epoch draws, before the samples are shuffled.
 
-        A collection of which an epoch draws a share is walked through by as many epochs as it has whole shares, then
-        again in another order of parts. A walk is a circle that begins anywhere, so the rest that fills no share, and
-        is skipped, is another part each time.
+        If an epoch draws only a share of a collection, consecutive epochs walk through the collection share by share.
+        After the last whole share, a new walk begins with another order of parts. A walk is circular and begins at a
+        random offset, so the remainder that fills no whole share, and is skipped, differs from walk to walk.
         """
         if epoch not in self._segments:
             segment_starts, segment_lengths = [], []
@@ -137,7 +141,7 @@ class Order:
                 if drawn < size:
                     offset = np.random.Philox(key=self.seed, counter=[0, number, walk, BEGIN]).random_raw()
                     begin = turn * drawn + int(offset % size)
-                for edge in (begin % size, begin % size - size):  # the second: what goes over the end
+                for edge in (begin % size, begin % size - size):  # the second wraps around the end
                     low = np.clip(edge - begins, 0, lengths)
                     high = np.clip(edge + drawn - begins, 0, lengths)
                     some = high > low
@@ -151,15 +155,15 @@ class Order:
         return self._segments[epoch]
 
     def window_at(self, segments: Segments, position: int) -> int:
-        """The window that holds a position of the epoch."""
+        """Number of the window that holds a position of the epoch."""
         return int(np.searchsorted(segments.ends, position, side="right")) // self.shuffle_window
 
     def window_begin(self, segments: Segments, number: int) -> int:
-        """A window's first position."""
+        """Position in the epoch at which a window begins."""
         return int(segments.ends[number * self.shuffle_window - 1]) if number else 0
 
     def window(self, epoch: int, number: int) -> Int64[np.ndarray, " samples"]:
-        """A window's samples, shuffled."""
+        """Indices of the samples of a window, shuffled."""
         if (epoch, number) not in self._windows:
             segments = self.segments(epoch)
             own = slice(number * self.shuffle_window, (number + 1) * self.shuffle_window)
@@ -171,20 +175,28 @@ class Order:
         return self._windows[epoch, number]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_segments": {}, "_windows": {}}  # cheaper to draw again than to send
+        return {**self.__dict__, "_segments": {}, "_windows": {}}  # recomputing is cheaper than sending
 
 
 def permutation(size: int, seed: int, a: int, b: int, stream: int) -> Int64[np.ndarray, " size"]:
-    """A permutation from the raw bits of Philox, which stay the same over numpy's versions, unlike its Generator's."""
+    """Draw a permutation from the raw bits of Philox, which are stable across numpy versions, unlike numpy's Generator.
+
+    Args:
+        size: length of the permutation.
+        seed: key of Philox.
+        a: second word of Philox's counter, such as the number of a window.
+        b: third word of the counter, such as the epoch.
+        stream: highest word of the counter, one of the constants above.
+    """
     bits = np.random.Philox(key=seed, counter=[0, a, b, stream]).random_raw(size)
     return np.argsort(bits, kind="stable")
 
 
 class Randomness:
-    """Random numbers of one view of one sample in one epoch: the same in any process, rank or order of work.
+    """Random numbers for one view of one sample in one epoch, independent of process, rank and order of work.
 
-    One generator, moved to where the numbers of a view begin, since making one takes five times as long. What a call
-    returns is therefore only valid until the next call.
+    All calls return the same generator, with its counter moved to where the numbers of the view begin, because making
+    a generator takes five times as long. The result is therefore valid only until the next call.
     """
 
     def __init__(self, seed: int) -> None:
@@ -192,7 +204,7 @@ class Randomness:
         self.state = self.generator.bit_generator.state
 
     def __call__(self, epoch: int, index: int, view: str) -> np.random.Generator:
-        # The lowest word counts what is drawn.
+        # The lowest word counts the numbers drawn.
         self.state["state"]["counter"][:] = 0, index, epoch, zlib.crc32(view.encode())
         self.generator.bit_generator.state = self.state
         return self.generator

@@ -1,4 +1,4 @@
-"""Pinned memory for whole batches, so that uploads to a GPU are asynchronous; a few buffers that are reused."""
+"""Reusable pinned-memory buffers for whole batches, so that uploads to a GPU are asynchronous."""
 
 import math
 from collections.abc import Callable
@@ -9,30 +9,30 @@ import torch
 from torch import Tensor
 
 LIMIT = 4 * 2**30  # bytes per rank
-BUFFERS = 4  # at most; two are needed, one that is uploaded and one that is filled
+BUFFERS = 4  # upper bound; at least two are needed: one is uploaded while another is filled
 ALIGNMENT = 64  # bytes
 
 
 def aligned(num_bytes: int) -> int:
-    """Bytes up to where the next column may begin."""
+    """Round a number of bytes up to the next offset at which a column may begin."""
     return -(-num_bytes // ALIGNMENT) * ALIGNMENT
 
 
 @runtime_checkable
 class Event(Protocol):
-    """What is known of an upload, such as a CUDA event."""
+    """Completion of an upload, as a CUDA event reports it."""
 
     def query(self) -> bool:
-        """Whether it is done."""
+        """Whether the upload has finished."""
         ...
 
     def synchronize(self) -> None:
-        """Wait for it."""
+        """Wait until the upload has finished."""
         ...
 
 
 class Buffer:
-    """Memory of one batch, handed out column by column."""
+    """Pinned memory of one batch, from which columns are allocated one after another."""
 
     def __init__(self, memory: Tensor, buffers: "Buffers") -> None:
         self.memory = memory
@@ -40,7 +40,7 @@ class Buffer:
         self.used = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-        """Memory of a column, or None where there is too little left."""
+        """Allocate an uninitialised column; None if the buffer has too little memory left."""
         start, num_bytes = self.used, math.prod(shape) * dtype.itemsize
         if start + num_bytes > len(self.memory):
             return None
@@ -48,7 +48,7 @@ class Buffer:
         return self.memory[start : start + num_bytes].view(dtype).view(shape)
 
     def give_back(self, uploaded: Event) -> None:
-        """Let the memory be used again once the batch is uploaded."""
+        """Return the memory to the pool; it is reused once the upload has finished."""
         self.buffers.lent.discard(self)
         self.buffers.returned.append((self.memory, uploaded))
 
@@ -58,28 +58,28 @@ def pinned_memory(num_bytes: int) -> Tensor:
 
 
 def allocated(num_bytes: int) -> int:
-    """Bytes that torch pins for so many: a power of two."""
+    """Bytes that torch pins for a request of `num_bytes`: it rounds up to a power of two."""
     return 1 << (num_bytes - 1).bit_length()
 
 
 class Buffers:
-    """Buffers for batches on their way to the GPU, within a limit.
+    """Pool of pinned buffers for batches on their way to the GPU.
 
     Args:
-        size: bytes of a batch.
-        limit: bytes of all buffers; a batch for which there is no buffer lies in ordinary memory.
-        allocate: makes pinned memory.
+        size: bytes of one batch.
+        limit: bytes of all buffers together; a batch that gets no buffer is kept in pageable memory.
+        allocate: allocates that many bytes of pinned memory.
     """
 
     def __init__(self, size: int, limit: int = LIMIT, allocate: Callable[[int], Tensor] = pinned_memory) -> None:
         self.size = size
         self.count = min(BUFFERS, limit // allocated(size))
         self.allocate = allocate
-        self.lent: WeakSet[Buffer] = WeakSet()  # one whose batch is never uploaded is gone with that
+        self.lent: WeakSet[Buffer] = WeakSet()  # weak: a buffer whose batch is never uploaded is freed with the batch
         self.returned: list[tuple[Tensor, Event]] = []  # in the order of their uploads
 
     def take(self) -> Buffer | None:
-        """A buffer that nothing reads any more; None where all are lent."""
+        """Take a buffer that no upload reads any more, waiting for one if need be; None if all are lent."""
         ready = next((place for place, (_, uploaded) in enumerate(self.returned) if uploaded.query()), None)
         if ready is None and len(self.lent) + len(self.returned) < self.count:
             memory = self.allocate(self.size)

@@ -1,4 +1,4 @@
-"""Contract: a source is a dataset of samples with a length, a place for each, and a fingerprint."""
+"""Contract of a source: a dataset of indexed samples, with a length and a fingerprint."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,29 +11,31 @@ from jaxtyping import Int64
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is said of it."""
+    """One encoded image with its captions and label."""
 
     key: str  # names the sample in errors and reports
     image: bytes  # encoded
-    captions: tuple[str, ...]  # all that training may draw, none where the dataset has only labels
-    label: int | None  # class index, None where the dataset has only captions
+    captions: tuple[str, ...]  # training draws one of them; empty if the dataset has only labels
+    label: int | None  # class index; None if the dataset has only captions
 
 
 class Collection(NamedTuple):
-    """Consecutive samples of a source that are drawn together."""
+    """Consecutive samples of a source that share one sampling weight, such as one dataset of a mixture."""
 
-    parts: Int64[np.ndarray, " parts"]  # lengths of runs that are stored together, such as shards; permuted first
-    weight: float  # the share that an epoch draws, 1 for every sample
+    parts: Int64[np.ndarray, " parts"]  # samples per part, i.e. per run stored together, such as a shard
+    weight: float  # share of the samples that an epoch draws; 1 draws every sample once
 
 
 class Source(ABC):
-    """Samples by index. Loader processes get a copy, so a source opens files when first asked and pickles without them.
+    """Map-style dataset of samples.
+
+    Worker processes get a copy, so a source opens its files on first use and is pickled without open files.
 
     Attributes:
-        problems: what was skipped or repaired when the dataset was read, one line per kind.
-        places: files and addresses that it reads, where a mixture must know which two sources share.
-        expected_samples: of the published dataset, where that is known; some of it is often lost.
-        classes: what the dataset itself calls its labels, in their order, such as the names of class folders.
+        problems: what was skipped or repaired when the dataset was read, one line per kind of problem.
+        places: files and addresses that the source reads; a mixture uses them to find what two sources share.
+        expected_samples: number of samples of the published dataset, if known; downloads often lose some.
+        classes: the dataset's own names of the labels in label order, such as the names of class folders.
     """
 
     problems: tuple[str, ...] = ()
@@ -50,12 +52,12 @@ class Source(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes whenever the dataset's content or order does."""
+        """Text that changes whenever the content or the order of the dataset changes."""
 
     @property
     def collections(self) -> tuple[Collection, ...]:
-        """What an epoch draws from; by default all samples, as one part."""
+        """Groups of samples that an epoch draws from; by default one group, with all samples as one part."""
         return (Collection(np.array([len(self)]), 1.0),)
 
     def prefetch(self, index: int, /) -> None:  # noqa: B027
-        """Make the sample's part quick to read; called in the main process a while before that part is read."""
+        """Prefetch the part that holds a sample; called in the main process some time before the part is read."""

@@ -1,4 +1,4 @@
-"""On a GPU a batch is uploaded and finished on a stream of its own, while the step before is still computed."""
+"""Upload and finish a batch on its own CUDA stream, while the GPU still computes the previous step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 class Upload:
-    """The stream beside the computing one; on other devices than CUDA's it does nothing.
+    """Second CUDA stream, on which the next batch is uploaded; does nothing on other devices.
 
-    Nothing is fetched early. The host is ahead of the GPU: where it has a batch in hand, the GPU computes the step
-    before. At most one batch is made ahead, so that the memory for a second one bounds what is held.
+    Nothing is prefetched here. The host runs ahead of the GPU, so it has the next batch while the GPU still computes
+    the previous step. At most one batch is uploaded ahead, which bounds the extra GPU memory to one batch.
     """
 
     def __init__(self) -> None:
         self.stream: Any = None
-        self.handed_over: Any = None  # an event of the computing stream: it has come to the last batch
+        self.handed_over: Any = None  # event of the computing stream: reached when it begins with the last batch
 
     @contextmanager
     def beside(self, device: torch.device) -> Iterator[None]:
-        """What is launched in the body runs beside what the device computes; it may use only what was made so."""
+        """Run the body on the upload stream; it may use only tensors that were made on that stream."""
         if device.type != "cuda":
             yield
             return
@@ -33,7 +33,7 @@ class Upload:
             yield
 
     def hand_over(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """The batch, for which the computing stream waits, and whose memory stays until that stream is done with it."""
+        """Let the computing stream wait for the batch, and keep its memory until that stream has finished with it."""
         if device.type == "cuda":
             computing = torch.cuda.current_stream(device)
             computing.wait_stream(self.stream)

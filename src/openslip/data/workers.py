@@ -1,4 +1,4 @@
-"""How many processes decode: a number, or `auto`, as many as this task of the machine has cores for."""
+"""Number of worker processes that decode: given as a number, or `auto`, derived from the cores that a rank may use."""
 
 import os
 import sys
@@ -9,25 +9,25 @@ from openslip.errors import UserError
 
 AUTO = "auto"
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-OTHERS = 2  # cores of a rank for the process that trains and for what its GPU, NCCL and the file system need
-MOST = 24  # by estimate CLIP ViT-S/16 on one H200 needs 21, docs/DATA.md#speed
-MOST_ON_CPU = 2  # a CPU trains no faster than two processes decode
+OTHERS = 2  # cores of a rank that are left to the training process and to threads of CUDA, NCCL and the file system
+MOST = 24  # CLIP ViT-S/16 on one H200 needs an estimated 21, see docs/DATA.md#speed
+MOST_ON_CPU = 2  # training on a CPU is never faster than the decoding of two processes
 
 
 def check_workers(num_workers: int | str) -> None:
-    """Refuse what is neither a number of processes nor `auto`."""
+    """Raise UserError unless the setting is a number of processes or `auto`."""
     is_number = isinstance(num_workers, int) and not isinstance(num_workers, bool) and num_workers >= 0
     if not is_number and num_workers != AUTO:
         raise UserError(f"data.num_workers={num_workers}: expected a whole number of 0 or more, or auto")
 
 
 def number_of_workers(num_workers: int | str, local_ranks: int, *, on_gpu: bool) -> int:
-    """Processes that decode for this rank.
+    """Number of worker processes that decode for this rank.
 
     Args:
-        num_workers: the setting.
+        num_workers: the config's `data.num_workers`, a number or `auto`.
         local_ranks: ranks on this machine.
-        on_gpu: whether the run trains on a GPU; on a CPU of two cores, a process takes more from a step than it gives.
+        on_gpu: whether the run trains on a GPU; on a CPU with two cores, a worker slows a step more than it helps.
     """
     if isinstance(num_workers, int):
         return num_workers
@@ -38,7 +38,7 @@ def number_of_workers(num_workers: int | str, local_ranks: int, *, on_gpu: bool)
 
 
 def affinity() -> int:
-    """Cores that this process may use, in a container no more than its quota."""
+    """Number of cores that this process may use; in a container, at most its CPU quota."""
     known = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(known(0)) if known else os.cpu_count() or 1
     return min(cores, quota(CPU_MAX.read_text())) if CPU_MAX.exists() else cores
@@ -51,17 +51,19 @@ def quota(cpu_max: str) -> int:
 
 
 def cores_of_rank(environment: Mapping[str, str], cores: int, local_ranks: int) -> int:
-    """Cores of one rank: SLURM gives them to its tasks, bound or not; other ranks of a machine share them.
+    """Number of cores of one rank: a SLURM task has its own cores, and other ranks of a machine share all cores.
+
+    SLURM need not bind a task to its cores, so the affinity alone does not tell.
 
     Args:
-        environment: may be that of a task of SLURM's.
-        cores: that this process may use.
+        environment: environment variables, with SLURM's if this process belongs to a SLURM task.
+        cores: cores that this process may use.
         local_ranks: ranks on this machine.
     """
     tasks = 1
     if "SLURM_STEP_NUM_TASKS" in environment:  # only srun sets it
         on_nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
-        tasks = max(1, int(environment["SLURM_STEP_NUM_TASKS"]) // on_nodes)  # `srun torchrun`: one task of many ranks
+        tasks = max(1, int(environment["SLURM_STEP_NUM_TASKS"]) // on_nodes)  # `srun torchrun`: several ranks per task
         cores = min(cores, int(environment.get("SLURM_CPUS_ON_NODE", cores * tasks)) // tasks)
         cores = min(cores, int(environment.get("SLURM_CPUS_PER_TASK", cores)))
     return max(1, cores // max(1, local_ranks // tasks))
