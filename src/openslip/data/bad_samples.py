@@ -1,4 +1,4 @@
-"""Samples that could not be used in training: replaced, written down, and counted against a budget."""
+"""Bad samples: those that could not be used in training and were replaced, logged, and counted against a budget."""
 
 import json
 from contextlib import suppress
@@ -10,7 +10,7 @@ from openslip.errors import DataError
 
 
 class BadSample(NamedTuple):
-    """A planned sample, why it could not be used, and what replaced it."""
+    """A planned sample, the reason why it could not be used, and the key of its substitute."""
 
     sample: int
     key: str
@@ -19,12 +19,15 @@ class BadSample(NamedTuple):
 
 
 class BadSamples:
-    """One rank's record; ranks write files of their own, because appending to one from several nodes loses lines.
+    """Record of one rank's bad samples.
+
+    Every rank writes its own file, because lines are lost when several nodes append to the same one.
 
     Args:
-        file: of the first rank, gets a line of JSON per bad sample; None writes none.
-        budget: share of an epoch's samples that may be bad.
-        samples_per_epoch: of all ranks.
+        file: file of rank 0, with a line of JSON per bad sample; rank N adds `-rankN` to its name. None writes no file.
+        rank: rank of this process.
+        budget: share of an epoch's samples that may be bad, 0 to 1.
+        samples_per_epoch: samples per epoch over all ranks.
     """
 
     def __init__(self, file: Path | None, *, rank: int, budget: float, samples_per_epoch: int) -> None:
@@ -38,7 +41,7 @@ class BadSamples:
         self._last = ""
 
     def record(self, epoch: int, step: int, bad: list[BadSample]) -> None:
-        """Write down the bad samples of a step."""
+        """Count the bad samples of a step and append them to the file."""
         if epoch != self._epoch:
             self._epoch, self.in_epoch = epoch, 0
         if not bad:
@@ -50,7 +53,11 @@ class BadSamples:
                 file.writelines(json.dumps({"epoch": epoch, "step": step, **sample._asdict()}) + "\n" for sample in bad)
 
     def check(self, in_epoch: int) -> None:
-        """End the run, on every rank, where the epoch's bad samples, added up over the ranks, exceed the budget."""
+        """Raise DataError if the epoch's bad samples exceed the budget.
+
+        Args:
+            in_epoch: bad samples of the epoch, summed over all ranks, so that every rank decides alike.
+        """
         allowed = int(self.budget * self.samples_per_epoch)
         if in_epoch > allowed:
             raise DataError(
@@ -60,14 +67,14 @@ class BadSamples:
             )
 
     def cut_back(self, epoch: int, step: int) -> None:
-        """Discard all ranks' lines of steps that will be repeated, from this one on; the first rank does it."""
+        """Discard the lines of all ranks from this step on, because these steps are repeated; only rank 0 does it."""
         if self.rank:
             return
         self._epoch, self.in_epoch = epoch, 0
         for file in self.files():
             kept = []
             for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-                with suppress(ValueError):  # cut short by a crash
+                with suppress(ValueError):  # a line that a crash cut short
                     entry = json.loads(line)
                     if (entry["epoch"], entry["step"]) < (epoch, step):
                         kept.append(line)
@@ -76,11 +83,11 @@ class BadSamples:
                 write_text(file, "".join(kept))
 
     def total(self) -> int:
-        """Bad samples of all ranks in the whole run."""
+        """Number of bad samples of all ranks in the whole run."""
         return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in self.files())
 
     def files(self) -> list[Path]:
-        """Files of all ranks that have met bad samples."""
+        """Files of all ranks that have had bad samples."""
         if self.first_file is None:
             return []
         return sorted(self.first_file.parent.glob(f"{self.first_file.stem}*{self.first_file.suffix}"))

@@ -1,4 +1,4 @@
-"""The samples of a step as a batch: one decode each, then every view; what cannot be used is replaced."""
+"""Make a batch from the samples of a step: decode each once, draw every view, replace bad samples."""
 
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ from openslip.data.source import Source
 from openslip.data.view import DecodedImage, DecodedSample, View
 from openslip.errors import DataError, UserError
 
-ATTEMPTS = 10  # samples tried in the place of one that is bad
-NEAR_ATTEMPTS = 5  # of them in the same shard, which is open
+ATTEMPTS = 10  # substitutes that are tried for a bad sample
+NEAR_ATTEMPTS = 5  # of which the first ones come from the same shard, which is already open
 
 
 class Plan(NamedTuple):
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
 
 class Notes(NamedTuple):
-    """What the main process is told with a batch."""
+    """Report that a worker sends to the main process with a batch."""
 
     epoch: int
     step: int
@@ -34,7 +34,7 @@ class Notes(NamedTuple):
 
 
 class Batches(Dataset):
-    """A plan to the collated columns of every view, with one decode per sample."""
+    """Dataset that turns a plan into the collated columns of every view, decoding each sample once."""
 
     def __init__(self, source: Source, order: Order, views: dict[str, View], decoder: Decoder) -> None:
         self.source = source
@@ -58,7 +58,19 @@ class Batches(Dataset):
         return {"index": torch.tensor(used), "notes": Notes(epoch, step, bad), **columns}
 
     def load(self, epoch: int, planned: int, bad: list[BadSample]) -> tuple[int, DecodedSample]:
-        """A planned sample, decoded, or a substitute that depends on seed, epoch and sample alone."""
+        """Decode a planned sample, or else a substitute that depends on seed, epoch and sample only.
+
+        Args:
+            epoch: number of the epoch.
+            planned: index of the planned sample.
+            bad: list to which a bad sample and its substitute are appended.
+
+        Returns:
+            The index of the sample that was used, and the decoded sample.
+
+        Raises:
+            DataError: no substitute could be used either, or the source itself cannot be read.
+        """
         index, problem = planned, ("", "")
         for attempt in range(ATTEMPTS + 1):
             name = f"sample {index}"

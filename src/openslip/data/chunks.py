@@ -1,7 +1,7 @@
-"""Chunks of batches: workers make some samples of a batch each, and this process joins them in order.
+"""Chunks of batches: each worker makes some samples of a batch, and the main process joins the chunks in order.
 
-Workers write chunks to slots of shared memory that is allocated once and reused: allocating it for every batch takes a
-tenth as long as the decoding.
+Workers write chunks to slots of shared memory, which is allocated once and reused: allocating it for every batch would
+take a tenth as long as decoding.
 """
 
 import math
@@ -18,12 +18,12 @@ from openslip.data.pinned import Buffer, aligned
 from openslip.data.view import View, column_bytes
 from openslip.errors import UserError
 
-LARGEST, SMALLEST = 128, 32  # samples of a chunk
-Batch = dict[str, Any]  # `index`, `notes`, and the columns of each view by suffix
+LARGEST, SMALLEST = 128, 32  # samples per chunk
+Batch = dict[str, Any]  # `index`, `notes`, and for each view its columns by suffix
 
 
 def chunk_size(batch_size: int, num_workers: int) -> int:
-    """Samples of a chunk: every worker makes equally many of a batch's chunks, unless they become too small."""
+    """Samples per chunk: all workers get the same number of a batch's chunks, unless the chunks become too small."""
     if not num_workers:
         return batch_size
     chunks_per_worker = math.ceil(batch_size / (num_workers * LARGEST))
@@ -31,28 +31,28 @@ def chunk_size(batch_size: int, num_workers: int) -> int:
 
 
 def chunk_bytes(views: Mapping[str, View], num_samples: int) -> int:
-    """Bytes that the columns of so many samples take at most, each where a column may begin."""
+    """Largest number of bytes that the aligned columns of `num_samples` samples can take."""
     index = torch.int64.itemsize
     return sum(aligned(num_samples * num_bytes) for num_bytes in (index, *column_bytes(views)))
 
 
 class Task(NamedTuple):
-    """What a worker is asked for: the samples of a chunk, and the slot to put them into."""
+    """Request to a worker: the samples of a chunk, and the slot to write them to."""
 
     slot: int
     plan: Plan
 
 
 class ChunkOrder(Sampler[Task]):
-    """The chunks of planned batches in order.
+    """Sampler of the chunks of planned batches, in order.
 
-    A chunk is asked for when another arrives, while that one is still in its slot; with one slot more than chunks that
-    are made at a time, the slot of the chunk before it is free.
+    The loader requests a new chunk when it receives one, while the received chunk is still in its slot. The slots are
+    therefore one more than the chunks in progress: the slot of the chunk before that is free.
 
     Args:
-        plans: of whole batches.
-        size: samples of a chunk.
-        num_slots: chunks that workers make or hold ready at a time, plus one.
+        plans: plans of whole batches.
+        size: samples per chunk.
+        num_slots: number of chunks that workers make or hold ready at a time, plus one.
     """
 
     def __init__(self, plans: Sampler[Plan], size: int, num_slots: int) -> None:
@@ -69,7 +69,7 @@ class ChunkOrder(Sampler[Task]):
 
 
 class Placed(NamedTuple):
-    """Where in its slot a column lies."""
+    """Location of a column in its slot."""
 
     offset: int
     shape: tuple[int, ...]
@@ -80,11 +80,11 @@ class Slots:
     """Shared memory for `count` chunks of at most `size` bytes."""
 
     def __init__(self, count: int, size: int) -> None:
-        shared = torch.UntypedStorage._new_shared(count * size)  # `share_memory_` would copy what is not yet written
+        shared = torch.UntypedStorage._new_shared(count * size)  # `share_memory_` would copy uninitialised memory
         self.memory = torch.empty(0, dtype=torch.uint8).set_(shared).view(count, size)
 
     def write(self, slot: int, chunk: Batch) -> Batch:
-        """Put a chunk's columns into a slot; the result says where, and holds what does not fit."""
+        """Copy a chunk's columns into a slot; the result has their locations, and the columns that do not fit."""
         offset = 0
 
         def put(column: Tensor) -> Placed | Tensor:
@@ -99,7 +99,7 @@ class Slots:
         return of_columns(chunk, put)
 
     def read(self, slot: int, chunk: Batch) -> Batch:
-        """The chunk that was written; its columns stay in the slot."""
+        """Restore a chunk from the result of `write`; its columns are views of the slot."""
         return of_columns(chunk, lambda column: column if isinstance(column, Tensor) else self.column(slot, column))
 
     def column(self, slot: int, placed: Placed) -> Tensor:
@@ -109,7 +109,7 @@ class Slots:
 
 
 def of_columns(batch: Batch, function: Callable[[Any], Any]) -> Batch:
-    """A batch with a function applied to each of its columns."""
+    """Apply a function to each column of a batch."""
     return {
         name: {suffix: function(column) for suffix, column in value.items()}
         if isinstance(value, dict)
@@ -119,11 +119,11 @@ def of_columns(batch: Batch, function: Callable[[Any], Any]) -> Batch:
 
 
 class Chunks(Dataset):
-    """What workers make of tasks.
+    """Dataset that makes the chunk of a task; runs in the workers.
 
     Args:
-        batches: makes any number of samples.
-        slots: take what was made; None: it stays where it is.
+        batches: turns a plan of any size into decoded samples.
+        slots: shared memory to which chunks are written; None returns them as they are.
     """
 
     def __init__(self, batches: Batches, slots: Slots | None) -> None:
@@ -137,12 +137,12 @@ class Chunks(Dataset):
 
 
 class JoinedBatch:
-    """A batch in the making, from its chunks in order; equal to what one call makes of all its samples.
+    """Batch joined from its chunks in order; equal to the batch that one call makes from all its samples.
 
     Args:
-        views: by batch key.
-        size: samples of the batch.
-        buffer: pinned memory for what is moved to a GPU; None: ordinary memory.
+        views: batch key to view.
+        size: samples in the batch.
+        buffer: pinned memory for the columns that are moved to a GPU; None uses pageable memory.
     """
 
     def __init__(self, views: Mapping[str, View], size: int, buffer: Buffer | None) -> None:
@@ -152,14 +152,14 @@ class JoinedBatch:
         self.num_samples = 0
         self.notes: Notes | None = None
         self.columns: dict[tuple[str, str], Tensor] = {}
-        self.padded: dict[tuple[str, str], list[Tensor]] = {}  # whose width is known in the end
+        self.padded: dict[tuple[str, str], list[Tensor]] = {}  # chunks of columns whose width depends on all
 
     @property
     def is_complete(self) -> bool:
         return self.num_samples == self.size
 
     def add(self, chunk: Batch) -> None:
-        """Copy the next chunk."""
+        """Copy the next chunk into the batch."""
         self.add_column("index", "", chunk["index"])
         for name, view in self.views.items():
             for suffix, column in chunk[name].items():
@@ -183,7 +183,7 @@ class JoinedBatch:
         whole[self.num_samples : self.num_samples + len(column)] = column
 
     def batch(self) -> Batch:
-        """The whole batch, with `buffer` where it lies in pinned memory."""
+        """Return the whole batch, with the key `buffer` if it is in pinned memory."""
         batch: Batch = {"index": self.columns["index", ""], "notes": self.notes, **{name: {} for name in self.views}}
         for (name, suffix), columns in self.padded.items():
             width = max(column.shape[1] for column in columns)
@@ -200,10 +200,10 @@ class JoinedBatch:
         return batch if self.buffer is None else batch | {"buffer": self.buffer}
 
     def empty(self, name: str, suffix: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory of a column."""
+        """Allocate a column, in pinned memory if it is moved to a GPU and the buffer has room."""
         moved = name not in self.views or suffix not in self.views[name].on_cpu
         column = self.buffer.empty(shape, dtype) if self.buffer is not None and moved else None
-        if column is None:  # numpy asks for huge pages, whose faults cost less
+        if column is None:  # numpy asks for huge pages, which cause fewer page faults
             num_bytes = math.prod(shape) * dtype.itemsize
             column = torch.from_numpy(np.empty(num_bytes, np.uint8)).view(dtype).view(shape)
         return column

@@ -1,4 +1,4 @@
-"""The data path, top to bottom: order -> batches of samples (`batches`) -> device -> augmentation."""
+"""Data path from top to bottom: sample order -> decoded batches (`batches.py`) -> device -> augmentation."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -23,23 +23,23 @@ from openslip.data.workers import check_workers, number_of_workers
 from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import UserError
 
-BUDGET_EVERY = 16  # steps after which ranks add up their bad samples
+BUDGET_EVERY = 16  # interval, in steps, at which the ranks sum their bad samples
 
 
 class DataModule(pl.LightningDataModule):
-    """Batches of the views that an objective names, and `index` [B], the samples' places in the source.
+    """Training batches: the views that an objective names, and `index` [B], the index of each sample in the source.
 
     Args:
         source: the dataset.
         views: batch key to view.
-        decoder: decodes and crops; another one gives slightly other pixels.
+        decoder: decodes and crops images; decoders differ slightly in the pixels.
         global_batch_size: samples per step over all ranks.
-        seed: decides the order, the crops and the captions; nothing else does.
-        shuffle_window: shards whose samples are shuffled together.
-        bad_sample_budget: share of an epoch's samples that may be bad.
-        bad_samples_file: where those are written down; None: nowhere.
-        num_workers: processes that decode; 0 decodes in this one; `auto`: as many as there are cores for.
-        prefetch_gb: decoded samples that they hold ready in shared memory, in GB on each rank; at most.
+        seed: only seed of the sample order, the crops and the captions.
+        shuffle_window: number of shards whose samples are shuffled together.
+        bad_sample_budget: share of an epoch's samples that may be bad, 0 to 1.
+        bad_samples_file: file that lists the bad samples; None writes no file.
+        num_workers: worker processes that decode; 0 decodes in the main process, `auto` adapts to the number of cores.
+        prefetch_gb: upper bound for the decoded samples in shared memory, in GB per rank.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class DataModule(pl.LightningDataModule):
         self.bad_samples_file = bad_samples_file
         self.num_workers = num_workers
         self.prefetch_gb = prefetch_gb
-        self.consumed = 0  # steps of the run; the pretrainer counts on, `load_state_dict` sets it
-        self.statistics: dict[str, tuple[int, int]] = {}  # by column: how many samples of how many
+        self.consumed = 0  # steps of the run so far; the pretrainer increments it, `load_state_dict` restores it
+        self.statistics: dict[str, tuple[int, int]] = {}  # per column: number of ones, number of samples
         self.loader: BatchLoader | None = None
         self.upload = Upload()
         self.bad_samples = BadSamples(None, rank=0, budget=1.0, samples_per_epoch=0)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch; the tail that fills none is dropped."""
+        """Number of global batches per epoch; the last, incomplete one is dropped."""
         return self.order.steps_per_epoch
 
     @property
@@ -92,7 +92,7 @@ class DataModule(pl.LightningDataModule):
         return 0.0 if self.loader is None else self.loader.waited
 
     def train_dataloader(self) -> DataLoader:
-        # Rank and world are read here, in the main process: workers that are spawned know of no process group.
+        # Rank and world size are read here, in the main process, because spawned workers have no process group.
         rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         self.bad_samples = BadSamples(
             self.bad_samples_file,
@@ -119,7 +119,7 @@ class DataModule(pl.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Move all but what the views keep on the CPU."""
+        """Move the columns to the device, except those that their view keeps on the CPU."""
         with self.upload.beside(device):
             moved = {"notes": batch["notes"], "index": batch["index"].to(device, non_blocking=True)}
             for name, view in self.views.items():
@@ -132,7 +132,7 @@ class DataModule(pl.LightningDataModule):
         return moved
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
-        """Finish each view on the device, from the columns that its worker made."""
+        """Finish each view on the device, and record the batch's bad samples and statistics."""
         notes = batch["notes"]
         self.bad_samples.record(notes.epoch, notes.step, notes.bad)
         self.check_budget(notes.step)
@@ -148,17 +148,17 @@ class DataModule(pl.LightningDataModule):
         return self.upload.hand_over(finished, device)
 
     def check_budget(self, step: int) -> None:
-        """Ends the run on all ranks alike where an epoch has had more bad samples than it may."""
+        """Raise DataError on all ranks if the epoch has had more bad samples than the budget allows."""
         if world_size() == 1 or (step + 1) % BUDGET_EVERY == 0 or step + 1 == self.steps_per_epoch:
             self.bad_samples.check(sum(of_all_ranks(self.bad_samples.in_epoch)))
 
     def metrics(self) -> dict[str, float]:
-        """Samples that this rank replaced in this epoch, and its views' statistics since the start, in per cent."""
+        """Number of this rank's bad samples in this epoch, and its views' statistics since the start, in per cent."""
         shares = {f"data/{name}": 100 * count / samples for name, (count, samples) in self.statistics.items()}
         return {"data/bad_samples": float(self.bad_samples.in_epoch), **shares}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands: the same on all ranks, under 200 bytes as JSON."""
+        """Data position and settings of the run: the same on all ranks, under 200 bytes as JSON."""
         fingerprint = hashlib.sha256(self.source.fingerprint.encode()).hexdigest()[:32]
         return {
             "step": self.consumed,
@@ -172,10 +172,10 @@ class DataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from there.
+        """Resume at the step of a saved state.
 
         Raises:
-            UserError: anything but the step is another; the steps to come would not be those of the run that began.
+            UserError: an entry other than the step has changed, so the next batches would differ from those of the run.
         """
         here = self.state_dict()
         changed = [key for key in here if key != "step" and state_dict.get(key) != here[key]]
@@ -194,16 +194,17 @@ NAMES = {
 
 
 class RankOrder(Sampler[Plan]):
-    """One rank's plan of the rest of an epoch, from where the run stands.
+    """Sampler of one rank's plans for the remaining steps of the current epoch.
 
-    Which epoch that is, the steps done tell: the trainer's own count differs after a stop in the middle of one.
+    The epoch follows from the number of steps done, because the trainer's own epoch count differs after a stop within
+    an epoch.
 
     Args:
-        order: of the samples.
-        rank: of this process.
+        order: sample order of the run.
+        rank: rank of this process.
         world_size: number of ranks.
-        consumed: tells how many steps of the run are done.
-        prefetch: told the first sample of every part that will soon be read.
+        consumed: returns the number of steps of the run that are done.
+        prefetch: called with the first sample of every part that will soon be read.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class RankOrder(Sampler[Plan]):
         self.world_size = world_size
         self.consumed = consumed
         self.prefetch = prefetch
-        # Refuses what the ranks do not divide before training starts.
+        # Raises, before training starts, if the global batch size is not divisible by the number of ranks.
         local_batch_size(order.global_batch_size, world_size)
 
     def __iter__(self) -> Iterator[Plan]:

@@ -1,7 +1,7 @@
-"""Contract: a view makes one or more batch keys of a sample, in the loader's worker and then on the training device.
+"""Contract of a view: it makes one or more batch keys from each sample, in a worker and then on the training device.
 
-An objective's config names its views; a view called `text` makes the key `text` and, of its column `length`, the key
-`text_length`. Image and text views are alike.
+An objective's config names its views. A view called `text` makes the key `text` and, from its column `length`, the key
+`text_length`. The contract is the same for images and text.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from openslip.data.image.decode import Box, Decoder, PillowDecoder
 
-Columns = dict[str, Tensor]  # by suffix; "" is the key itself
+Columns = dict[str, Tensor]  # suffix to column; the suffix "" stands for the view's own key
 
 
 class DecodedImage(NamedTuple):
-    """An image's pixels as its decoder holds them."""
+    """Decoded pixels, in the form that their decoder uses."""
 
     pixels: Any
     decoder: Decoder
@@ -32,12 +32,12 @@ class DecodedImage(NamedTuple):
         return self.decoder.size(self.pixels)
 
     def crop(self, box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
-        """A box (left, top, right, bottom) scaled to a square of `side` pixels, bilinear with antialiasing."""
+        """Scale a box (left, top, right, bottom) to a square of `side` pixels, bilinear with antialiasing."""
         return self.decoder.crop(self.pixels, box, side)
 
 
 class DecodedSample(NamedTuple):
-    """What a view is made of; `captions` is empty and `label` None where the dataset has none."""
+    """Input of a view; `captions` is empty and `label` is None if the dataset has none."""
 
     key: str
     image: DecodedImage
@@ -46,14 +46,14 @@ class DecodedSample(NamedTuple):
 
 
 class View(ABC):
-    """How the columns of one view are drawn, collated and finished; only `draw` must be written.
+    """Draws, collates and finishes the columns of one view; a subclass must define only `draw`.
 
     Attributes:
-        needs_caption: whether a sample without captions is of no use; it is then replaced.
-        on_cpu: columns that stay on the CPU, where reading them costs no synchronisation (lengths, parameters).
-        statistics: columns of zeros and ones whose mean is logged as `data/COLUMN` in per cent, and no more.
-        padding: columns that are as wide as the longest of the samples, such as token ids, and what fills shorter ones.
-        cost_varies: whether samples differ in what they cost, as captions of different lengths do.
+        needs_caption: whether a sample without captions is unusable and must be replaced.
+        on_cpu: columns that stay on the CPU, where reading them needs no synchronisation (lengths, parameters).
+        statistics: columns of zeros and ones, used only to log their mean as `data/COLUMN` in per cent.
+        padding: columns that are as wide as their longest sample, such as token ids, with the value that pads the rest.
+        cost_varies: whether samples differ in compute cost, as captions of different lengths do.
     """
 
     needs_caption: bool = False
@@ -64,33 +64,39 @@ class View(ABC):
 
     @abstractmethod
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
-        """One sample's columns by suffix; all randomness comes from `rng`, which is the sample's and the view's own."""
+        """Make one sample's columns by suffix, with `rng` as the only source of randomness.
+
+        Args:
+            sample: the decoded sample.
+            rng: generator for this sample, view and epoch.
+        """
 
     def collate(self, drawn: list[dict[str, Any]]) -> Columns:
-        """The columns [samples, ...] of some samples of a batch, still in the worker.
+        """Stack the columns of some samples of a batch to [samples, ...]; runs in the worker.
 
-        Which samples of a batch are collated together is left to the loader: a row depends on its own sample alone.
+        The loader decides which samples are collated together, so a row may depend on its own sample only.
         """
         return {suffix: torch.from_numpy(np.stack([each[suffix] for each in drawn])) for suffix in drawn[0]}
 
     def finish(self, columns: Columns) -> Columns:
-        """The batch's columns as the objective gets them, on the training device.
+        """Turn the columns of a batch into those that the objective gets; runs on the training device.
 
-        On a GPU this runs beside the step before, on a stream of its own: make all that it needs of the columns.
+        On a GPU this runs on its own stream, concurrently with the previous step: use no tensors from outside, but
+        derive everything from the columns.
         """
         return columns
 
     def compile(self) -> None:
-        """Compile what `finish` runs on a GPU; called where the run compiles."""
+        """Compile the operations that `finish` runs on a GPU; called if the run uses torch.compile."""
         return
 
     def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
-        """Finished columns of `size` samples of noise: what costs and equalities are measured on.
+        """Finished columns of `size` samples of noise, for measurements of cost and checks of equality.
 
         Args:
             size: number of samples.
-            generator: of the noise.
-            varied: samples of different cost; else each costs the most that any can.
+            generator: source of the noise.
+            varied: whether the samples differ in cost; else each has the highest cost possible.
         """
         drawn = []
         for place in range(size):
@@ -102,26 +108,32 @@ class View(ABC):
 
 
 def noise(place: int, generator: torch.Generator, *, num_words: int) -> DecodedSample:
-    """A sample of random pixels with one caption of so many words."""
+    """Sample of random pixels with one caption of `num_words` words."""
     pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
     image = DecodedImage(Image.fromarray(pixels), PillowDecoder())
     return DecodedSample(f"noise {place}", image, (" ".join(["a"] * num_words),), 0)
 
 
 def column_bytes(views: Mapping[str, View]) -> list[int]:
-    """Bytes of each column that a worker makes of a sample."""
+    """Bytes per sample of each column that a worker makes, at the longest caption."""
     sample = noise(0, torch.Generator().manual_seed(0), num_words=1000)
     drawn = [(view, view.draw(sample, np.random.default_rng(0))) for view in views.values()]
     return [column.nbytes for view, columns in drawn for column in view.collate([columns]).values()]
 
 
 def key(name: str, suffix: str) -> str:
-    """The batch key of a view's column."""
+    """Batch key of the column `suffix` of the view `name`."""
     return f"{name}_{suffix}" if suffix else name
 
 
 def example_batch(views: Mapping[str, View], size: int, *, varied: bool = False) -> dict[str, Tensor]:
-    """A finished batch of noise on the CPU, the same one every time; `varied` as in `View.example`."""
+    """Finished batch of noise on the CPU, the same at every call.
+
+    Args:
+        views: batch key to view.
+        size: number of samples.
+        varied: whether the samples differ in cost; else each has the highest cost possible.
+    """
     generator = torch.Generator().manual_seed(0)
     batch = {"index": torch.arange(size)}
     for name, view in views.items():

@@ -1,7 +1,7 @@
-"""SimCLR's augmentations, drawn with the crop and applied on the training device, each sample by its own parameters.
+"""SimCLR's augmentations, drawn in the worker and applied on the training device with parameters per sample.
 
-The published chain (SLIP, main.py): colour jitter, grayscale, Gaussian blur, horizontal flip. What torchvision and
-Pillow compute at the same parameters, but on floats: they round to 8 bits after every operation.
+The published chain (SLIP, main.py): colour jitter, grayscale, Gaussian blur, horizontal flip. The operations are those
+of torchvision and Pillow at the same parameters, but on floats: torchvision and Pillow round to 8 bits after each one.
 """
 
 import numpy as np
@@ -15,18 +15,20 @@ from openslip.errors import UserError
 
 
 class SimCLRAugment:
-    """Chen et al. 2020, arXiv:2002.05709, appendix A, with the strengths of MoCo v2 that SLIP took over.
+    """SimCLR's augmentations with the strengths of MoCo v2, which SLIP adopted.
+
+    Chen et al. 2020, arXiv:2002.05709, appendix A.
 
     Args:
-        brightness: factor in 1 +- this; likewise `contrast` and `saturation`.
-        contrast: see brightness.
-        saturation: see brightness.
-        hue: shift in +- this share of the colour circle.
-        jitter_probability: of the four together, in random order.
-        grayscale_probability: of dropping all colour.
-        blur_probability: of the Gaussian blur.
-        blur_sigma: least and most standard deviation in pixels.
-        flip_probability: of the mirror image.
+        brightness: the brightness factor is drawn from 1 - brightness to 1 + brightness.
+        contrast: the contrast factor is drawn from 1 - contrast to 1 + contrast.
+        saturation: the saturation factor is drawn from 1 - saturation to 1 + saturation.
+        hue: the hue shift is drawn from -hue to hue, as a share of the hue circle.
+        jitter_probability: probability of the colour jitter, i.e. of the four above together, in random order.
+        grayscale_probability: probability of the conversion to grayscale.
+        blur_probability: probability of the Gaussian blur.
+        blur_sigma: lowest and highest standard deviation of the blur, in pixels.
+        flip_probability: probability of the horizontal flip.
     """
 
     compiled = False
@@ -65,13 +67,13 @@ class SimCLRAugment:
         self.flip_probability = flip_probability
 
     def compile(self) -> None:
-        """Compile the colour operations on batches, which are what a GPU runs."""
+        """Compile the batched colour operations, which run on a GPU only."""
         self.compiled = True
 
     def draw(self, rng: np.random.Generator) -> Float32[np.ndarray, " parameters"]:
-        """One sample's parameters: [brightness, contrast, saturation, hue, order, grayscale, sigma, flip].
+        """Draw one sample's parameters: [brightness, contrast, saturation, hue, order, grayscale, sigma, flip].
 
-        1, 1, 1, 0 is no jitter, sigma 0 no blur.
+        The first four are 1, 1, 1, 0 without jitter; sigma is 0 without blur.
         """
         u = rng.random(10).tolist()
         jitter = (1.0, 1.0, 1.0, 0.0, 0)
@@ -92,7 +94,12 @@ class SimCLRAugment:
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], parameters: Float32[Tensor, "batch parameters"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Values in 0..1 before and after; a sample's result does not depend on the others of the batch."""
+        """Augment images with values in 0..1, independently of each other.
+
+        Args:
+            images: batch of images on the training device.
+            parameters: one row of `draw` per image, on the CPU.
+        """
         plan = parameters.numpy(force=True)
         if not images.is_cpu:
             return augment_batch(images, plan, compiled=self.compiled)
@@ -106,9 +113,9 @@ def normalise(
     std: list[float],
     out: Float[Tensor, "batch 3 height width"] | None = None,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Per channel, (x - mean) / std."""
+    """Normalise each channel: (x - mean) / std; `out` may be given to save an allocation."""
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device) if out is None else out
     for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
-        # One pass, and numbers instead of tensors of the device's: those would have to be copied to it first.
+        # One pass per channel, with numbers: tensors of mean and std would have to be copied to the device first.
         torch.add(torch.tensor(-m / s, dtype=images.dtype), images[:, channel], alpha=1 / s, out=out[:, channel])
     return out

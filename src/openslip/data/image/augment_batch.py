@@ -1,4 +1,4 @@
-"""SimCLR's chain on a whole batch: few and large operations, as an accelerator likes them, and no wait for it."""
+"""SimCLR's augmentations on a whole batch: few large operations, which suit a GPU, and no synchronisation with it."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -12,18 +12,21 @@ from torch import Tensor
 from openslip.data.image.augment_image import CONTRAST, HUE, LUMA, ORDERS, SATURATION, box
 
 HUE_PLACE = (ORDERS == HUE).argmax(axis=1)
-OTHERS = ORDERS[ORDERS != HUE].reshape(-1, 3)  # of each order, the three that are not hue
+OTHERS = ORDERS[ORDERS != HUE].reshape(-1, 3)  # the operations other than hue, in sequence, for each order
 
 
 def augment_batch(
     images: Float[Tensor, "batch 3 height width"], plan: np.ndarray, *, compiled: bool = False
 ) -> Float[Tensor, "batch 3 height width"]:
-    """The same as `augment_image` on each; `plan` has one sample's parameters a row.
+    """Augment a batch as `augment_image` augments each image.
 
-    Colour operations may be `compiled`, each to one or two passes over the images in place of ten.
+    Args:
+        images: batch with values in 0..1.
+        plan: parameters on the CPU, one row per image.
+        compiled: whether to compile the colour operations, each to one or two passes over the images instead of ten.
     """
     place = np.where((plan[:, :4] == (1, 1, 1, 0)).all(axis=1), 4, HUE_PLACE[plan[:, 4].astype(np.int64)])
-    # Sorted by the place of hue, those without jitter last: each colour operation then works in place on a slice.
+    # Sort by the position of hue, images without jitter last, so that each colour operation works in place on a slice.
     rows = np.argsort(place, kind="stable")
     plan, place = plan[rows], place[rows]
     grayscale, sigma, flip = plan[:, 5:].T
@@ -46,9 +49,16 @@ def augment_batch(
 def jitter_(
     x: Float[Tensor, "jittered 3 height width"], plan: np.ndarray, place: np.ndarray, *, compiled: bool
 ) -> None:
-    """The four colour operations in each sample's own order, in place; samples are sorted by the place of their hue.
+    """Apply the four colour operations in place, in each sample's own order.
 
-    The three others are one and the same line with different numbers, so they run on all samples at once.
+    Brightness, contrast and saturation are one expression with different weights, so each turn runs one of them on all
+    samples at once.
+
+    Args:
+        x: the jittered images, sorted by `place`.
+        plan: parameters on the CPU, one row per image.
+        place: position of hue in each sample's order, 0 to 3.
+        compiled: whether to compile the operations.
     """
     if len(x) == 0:
         return
@@ -70,13 +80,13 @@ def jitter_(
 
 @cache
 def compiled_form(function: Callable[..., None]) -> Callable[..., None]:
-    """The function compiled for batches of any size."""
+    """Compile a function for batches of any size."""
     form: Any = torch.compile(function, dynamic=True)
     return form
 
 
 def blend_(x: Float[Tensor, "batch 3 height width"], weights: Float[Tensor, "3 batch"]) -> None:
-    """Weighted sum of the image, its mean luma and each pixel's luma: clipped, in place."""
+    """Replace the image by a weighted sum of itself, its mean luma and each pixel's luma, clipped to 0..1."""
     of_image, of_mean, of_pixel = weights.view(3, -1, 1, 1, 1)
     gray = luma(x)
     mean = gray.mean(dim=(2, 3), keepdim=True)
@@ -85,17 +95,17 @@ def blend_(x: Float[Tensor, "batch 3 height width"], weights: Float[Tensor, "3 b
 
 
 def luma(x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
-    """Brightness as the eye weighs the channels."""
+    """Luma of each pixel, a weighted sum of its channels."""
     red, green, blue = x.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def shift_hue_(x: Float[Tensor, "batch 3 height width"], sixths: Float[Tensor, " batch"]) -> None:
-    """Turns the hue of HSV by sixths of the circle, in place: value and chroma stay, the hexagon is rotated.
+    """Rotate the HSV hue in place by sixths of the hue circle; value and chroma stay the same.
 
-    With channels scaled to 0..1 between the least and the greatest, the hue counted from red in sixths, -3..3, is
-    1 - red + green + blue with the sign of green - blue; and a channel whose own hue lies u away is ||u| - 3| - 1,
-    clipped. Without comparisons, which are ten times as slow on a CPU.
+    Scale the channels so that the least becomes 0 and the greatest 1. The hue, counted from red in sixths from -3 to
+    3, is then 1 - red + green + blue with the sign of green - blue. A channel whose own hue lies u sixths away has the
+    value ||u| - 3| - 1, clipped to 0..1. This needs no comparisons, which are ten times as slow on a CPU.
     """
     red, green, blue = x.split(1, dim=1)
     least = torch.minimum(torch.minimum(red, green), blue)
@@ -105,13 +115,13 @@ def shift_hue_(x: Float[Tensor, "batch 3 height width"], sixths: Float[Tensor, "
     hue.sub_((hue / 6).round_(), alpha=6)
     for channel, own in ((red, 0), (green, 2), (blue, -2)):
         scaled = (hue - own).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
-        channel.copy_(torch.addcmul(least, chroma, scaled))  # the compiler knows no `out` with strides of its own
+        channel.copy_(torch.addcmul(least, chroma, scaled))  # torch.compile does not support a strided `out`
 
 
 def blur(x: Float[Tensor, "batch 3 height width"], sigma: np.ndarray) -> Float[Tensor, "batch 3 height width"]:
-    """Pillow's GaussianBlur: three box blurs of fractional width along each axis, edge pixels repeated.
+    """Blur as Pillow's GaussianBlur: three box blurs of fractional width along each axis, with edge pixels repeated.
 
-    As two matrix products per image, exact at any size.
+    Two matrix products per image, exact at any image size. `sigma` has one standard deviation per image, in pixels.
     """
     whole, part = box(sigma.astype(np.float64)[:, None])
     reach = int(whole.max()) + 1
@@ -127,12 +137,12 @@ def blur(x: Float[Tensor, "batch 3 height width"], sigma: np.ndarray) -> Float[T
 
 
 def box_matrix(taps: np.ndarray, size: int, like: Tensor) -> Float[Tensor, "batch size size"]:
-    """The filters [batch, taps] along an axis of `size` pixels, three times over, as the matrices that do it.
+    """Matrices that apply each filter of `taps` [batch, taps] three times along an axis of `size` pixels.
 
-    Taps beyond an edge read the edge pixel. They are added up here, because a GPU would add them in any order.
+    Taps beyond an edge read the edge pixel. They are summed on the CPU, because a GPU sums them in no fixed order.
     """
     runs, entries = tap_runs(taps.shape[1], size)
-    taps = taps.astype(np.float64) if like.dtype == torch.float64 else taps  # the precision in which they are added
+    taps = taps.astype(np.float64) if like.dtype == torch.float64 else taps  # precision of the sums
     sums = [np.zeros_like(taps[:, 0]), *(taps[:, first : last + 1].cumsum(axis=1)[:, -1] for first, last in runs)]
     table = to_device(np.stack(sums, axis=1), like)
     once = table.index_select(1, to_device(entries, like)).view(-1, size, size)
@@ -141,13 +151,13 @@ def box_matrix(taps: np.ndarray, size: int, like: Tensor) -> Float[Tensor, "batc
 
 @lru_cache
 def tap_runs(taps: int, size: int) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Which taps a pixel is read by, for every pixel of an axis and every one that is read.
+    """Find the run of taps with which each output pixel of an axis reads each input pixel.
 
     Returns:
-        The runs of taps that occur, first and last; and for each of the `size` x `size` pairs, row by row, the place of
-        its run, counted from 1, or 0 where no tap reaches so far.
+        The distinct runs as pairs of first and last tap; and for each of the `size` x `size` pairs of output and input
+        pixel, row by row, the number of its run counted from 1, or 0 if no tap reaches that far.
     """
-    own = np.arange(size) - np.arange(size)[:, None] + taps // 2  # the tap that reads the pixel, were there no edges
+    own = np.arange(size) - np.arange(size)[:, None] + taps // 2  # the tap that reads the pixel, without edges
     first, last = own.clip(min=0), own.clip(max=taps - 1)
     first[:, 0], last[:, -1] = 0, taps - 1
     reached = first <= last
@@ -158,7 +168,7 @@ def tap_runs(taps: int, size: int) -> tuple[list[tuple[int, int]], np.ndarray]:
 
 
 def to_device(values: np.ndarray, like: Tensor) -> Tensor:
-    """On the device of `like` and, if not indices, in its precision; the copy does not wait for the device."""
+    """Copy an array to the device of `like` without synchronisation; floating-point values get the dtype of `like`."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if like.is_cuda:
         tensor = tensor.pin_memory().to(like.device, non_blocking=True)

@@ -1,6 +1,6 @@
-"""SimCLR's chain on one image: few passes over arrays that stay in a processor's cache, nothing done in vain.
+"""SimCLR's augmentations on one image: few passes over arrays that fit the CPU cache, neutral operations skipped.
 
-Bit for bit the same whatever else is in the batch.
+The result is bit for bit the same, whatever else is in the batch.
 """
 
 import itertools
@@ -16,11 +16,11 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(itertools.permutations(range(4))))
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's grayscale
-BLOCK = 16  # rows or columns that one matrix product blurs
+BLOCK = 16  # number of rows or columns that one matrix product blurs
 
 
 def augment_image(image: Float[Tensor, "3 height width"], parameters: np.ndarray) -> Float[Tensor, "3 height width"]:
-    """Colour jitter in the drawn order, grayscale, blur, flip; the result may be a view with strides of its own."""
+    """Apply flip, colour jitter in the drawn order, grayscale and blur; the result may be a strided view."""
     *factors, order, grayscale, sigma, flip = parameters.tolist()
     x = image.flip(2).contiguous() if flip else image.clone(memory_format=torch.contiguous_format)
     for operation in ORDERS[int(order)].tolist():
@@ -34,14 +34,14 @@ def augment_image(image: Float[Tensor, "3 height width"], parameters: np.ndarray
 
 
 def brighten_(x: Float[Tensor, "3 height width"], factor: float) -> None:
-    """`factor` of the image and the rest of black. Here as below, only factors above 1 leave 0..1."""
+    """Multiply the image by `factor` in place; here as below, only a factor above 1 needs clipping to 0..1."""
     x.mul_(factor)
     if factor > 1:
         x.clamp_(max=1)
 
 
 def contrast_(x: Float[Tensor, "3 height width"], factor: float) -> None:
-    """`factor` of the image and the rest of its mean luma."""
+    """Blend the image with its mean luma in place: factor * image + (1 - factor) * mean."""
     mean = sum(weight * total for weight, total in zip(LUMA, x.sum((1, 2)).tolist(), strict=True)) / x[0].numel()
     torch.add(torch.tensor((1 - factor) * mean, dtype=x.dtype), x, alpha=factor, out=x)
     if factor > 1:
@@ -49,25 +49,25 @@ def contrast_(x: Float[Tensor, "3 height width"], factor: float) -> None:
 
 
 def saturate_(x: Float[Tensor, "3 height width"], factor: float) -> None:
-    """`factor` of the image and the rest of each pixel's luma."""
+    """Blend each pixel with its own luma in place: factor * image + (1 - factor) * luma."""
     torch.add(luma(x, 1 - factor), x, alpha=factor, out=x)
     if factor > 1:
         x.clamp_(0, 1)
 
 
 def luma(x: Float[Tensor, "3 height width"], times: float = 1) -> Float[Tensor, "height width"]:
-    """Brightness as the eye weighs the channels."""
+    """Luma of each pixel, a weighted sum of its channels, multiplied by `times`."""
     red, green, blue = x
     return (red * (times * LUMA[0])).add_(green, alpha=times * LUMA[1]).add_(blue, alpha=times * LUMA[2])
 
 
 def shift_hue_(x: Float[Tensor, "3 height width"], shift: float) -> None:
-    """Turns the hue of HSV by a share of the circle; value and chroma stay.
+    """Rotate the HSV hue in place by a share of the hue circle; value and chroma stay the same.
 
-    On the hexagon of hues a turn by k sixths, 0 <= k <= 1, is piecewise linear in the colours themselves: red becomes
-    (least + greatest) / 2 + red - green + (1/2 - k) chroma sign(green - blue), clipped to least..greatest, and the
-    others likewise in a cycle. A turn the other way is the mirror image, green and blue exchanged; a turn by two
-    sixths renames the channels.
+    On the hexagon of hues, a rotation by k sixths, 0 <= k <= 1, is piecewise linear in the channels themselves: red
+    becomes (least + greatest) / 2 + red - green + (1/2 - k) chroma sign(green - blue), clipped to least..greatest, and
+    the other channels follow by cyclic exchange. A rotation the other way is the same with green and blue exchanged. A
+    rotation by two sixths permutes the channels.
     """
     thirds = round(3 * shift)
     sixths = 6 * shift - 2 * thirds
@@ -92,10 +92,10 @@ COLOUR = {BRIGHTNESS: brighten_, CONTRAST: contrast_, SATURATION: saturate_, HUE
 
 
 def blur(x: Float[Tensor, "channels height width"], sigma: float) -> Float[Tensor, "channels height width"]:
-    """Pillow's GaussianBlur: three box blurs of fractional width along each axis, edge pixels repeated.
+    """Blur as Pillow's GaussianBlur: three box blurs of fractional width along each axis, with edge pixels repeated.
 
-    As matrix products, each of a block of rows or columns with all that its blur reaches: the matrix of a whole axis
-    is nearly all zeros.
+    Each matrix product computes one block of rows or columns from only the pixels that the block reads, because the
+    matrix of a whole axis is nearly all zeros.
     """
     channels, height, width = x.shape
     whole, part = (float(value) for value in box(np.float64(sigma)))
@@ -115,7 +115,7 @@ def blur(x: Float[Tensor, "channels height width"], sigma: float) -> Float[Tenso
 
 
 def box(sigma: np.ndarray | np.float64) -> tuple[np.ndarray | np.float64, np.ndarray | np.float64]:
-    """Of the box that blurs by `sigma` when taken three times: whole pixels to each side, and the part of the next.
+    """Radius of the box filter that, applied three times, blurs by `sigma`: whole pixels and a part of the next one.
 
     Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering".
     """
@@ -126,7 +126,7 @@ def box(sigma: np.ndarray | np.float64) -> tuple[np.ndarray | np.float64, np.nda
 
 
 def block_matrices(size: int, whole: int, part: float, dtype: torch.dtype) -> Float[Tensor, "blocks block reached"]:
-    """The filter along an axis of `size` pixels, cut into blocks with what they reach to both sides."""
+    """Matrices that blur an axis of `size` pixels: one per block of output pixels, over all the pixels it reads."""
     terms = block_terms(size, whole, dtype)
     powers = torch.tensor([part**power / (2 * (whole + part) + 1) ** 3 for power in range(4)], dtype=dtype)
     return powers.matmul(terms.view(4, -1)).view(terms.shape[1:])
@@ -134,7 +134,7 @@ def block_matrices(size: int, whole: int, part: float, dtype: torch.dtype) -> Fl
 
 @lru_cache
 def block_terms(size: int, whole: int, dtype: torch.dtype) -> Float[Tensor, "4 blocks block reached"]:
-    """The filter's matrices as a polynomial in the part of a pixel: (inner + part outer)^3, both of zeros and ones."""
+    """Coefficients of the blur matrices as a polynomial in `part`: (inner + part * outer)^3, of integer matrices."""
     inner, outer = np.zeros((size, size)), np.zeros((size, size))
     for distance in range(-whole - 1, whole + 2):
         source = (np.arange(size) + distance).clip(0, size - 1)

@@ -1,4 +1,4 @@
-"""The random crops of training, and what becomes of them on the training device."""
+"""Random crops for training, augmented and normalised on the training device."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from openslip.data.image.decode import Box
 from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
 
-SAMPLES_AT_A_TIME = 512  # on a GPU, where the chain takes 2.5 MB for each at 224 pixels
+SAMPLES_AT_A_TIME = 512  # on a GPU, where the augmentations take 2.5 MB per sample at 224 pixels
 
 
 class RandomResizedCrop(View):
-    """One random crop of the decoded image as NAME [B, 3, size, size], augmented and normalised on the training device.
+    """View NAME [B, 3, size, size]: one random crop per image, augmented and normalised on the training device.
 
-    The crop is torchvision's RandomResizedCrop: bilinear with antialiasing, ratio 3/4 to 4/3.
+    The crop is that of torchvision's RandomResizedCrop: bilinear with antialiasing, ratio 3/4 to 4/3.
 
     Args:
         size: side of the square crop, in pixels.
         scale: least and most share of the image's area, (0.08, 1) in SimCLR, (0.5, 1) for SLIP's image view.
-        augment: draws its parameters with the crop and is applied on the device; None: the crop alone.
-        mean: of the normalisation, per channel.
-        std: of the normalisation, per channel.
+        augment: augmentations, drawn in the worker and applied on the training device; None only crops.
+        mean: mean of the normalisation, per channel.
+        std: standard deviation of the normalisation, per channel.
     """
 
     on_cpu = ("parameters",)
@@ -44,16 +44,16 @@ class RandomResizedCrop(View):
         self.std = std
 
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The crop in uint8, and the augmentation's parameters."""
+        """Draw the crop as uint8, and the parameters of its augmentation."""
         drawn = {"": sample.image.crop(random_box(*sample.image.size, self.scale, rng), self.size)}
         return drawn if self.augment is None else drawn | {"parameters": self.augment.draw(rng)}
 
     def finish(self, columns: Columns) -> Columns:
-        """Augments and normalises; the parameters stay on the CPU."""
+        """Augment and normalise the crops; the parameters are read on the CPU."""
         images, parameters = columns[""], columns.get("parameters")
         if images.is_cpu:
-            # The cache holds one image, which therefore goes through the whole chain before the next. The batch's
-            # memory is numpy's, which asks for huge pages: the faults of small ones cost as much as half the chain.
+            # The CPU cache holds one image, so each image passes all operations before the next one. The memory comes
+            # from numpy, which asks for huge pages: faults of small pages cost half as much as all the operations.
             length, finished = 1, torch.from_numpy(np.empty(images.shape, np.float32))
         else:
             length, finished = SAMPLES_AT_A_TIME, torch.empty(images.shape, device=images.device)
@@ -78,9 +78,9 @@ _TRIES = 10
 
 
 def random_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    """A box with the distribution of torchvision's RandomResizedCrop.get_params.
+    """Draw a box from the distribution of torchvision's RandomResizedCrop.get_params.
 
-    Always takes the same number of draws, so that what is drawn next does not depend on the image's shape.
+    The number of draws is constant, so that later draws do not depend on the shape of the image.
     """
     draws = rng.random(2 * _TRIES + 2).tolist()
     low, high = scale

@@ -1,4 +1,4 @@
-"""Bytes of an image to pixels, and boxes cut out of them: by Pillow, the reference, or by libjpeg-turbo."""
+"""Image decoders, which also crop: Pillow, the reference, and libjpeg-turbo."""
 
 import io
 from pathlib import Path
@@ -18,17 +18,18 @@ from openslip.regular_file import regular_file
 MAX_PIXELS = 50_000_000
 
 AS_USUAL = ToRgb()
-MAY_BE_TURNED = (b"Exif", b"http://ns.adobe.com/xap/")  # where a JPEG's orientation can be written
+MAY_BE_TURNED = (b"Exif", b"http://ns.adobe.com/xap/")  # headers of the metadata that can state a JPEG's orientation
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 class PillowDecoder:
-    """The reference: pixel by pixel what the published loaders and torchvision's crops on PIL images give.
+    """Reference decoder: the exact pixels of the published loaders and of torchvision's crops of PIL images.
 
     Args:
-        transparency: None or `white`: transparent images lie on white; `ignore`: as published.
-        exif: `apply` turns images upright; None or `ignore`: as published.
+        transparency: `white` (or None) composites transparent images on white; `ignore` drops the transparency, as the
+            published loaders do.
+        exif: `apply` turns images upright; `ignore` (or None) does not, as the published loaders.
     """
 
     name = "pillow"  # part of a run's fingerprint: decoders differ in the last bit of a pixel
@@ -37,25 +38,26 @@ class PillowDecoder:
         self.to_rgb = ToRgb(transparency, exif)
 
     def decode(self, data: bytes, name: str) -> Image.Image:
-        """The image in RGB; `name` is what an error calls it. Raises UserError as `open_image` does."""
+        """Decode an image to RGB; `name` is what an error calls the image. Raises UserError as `open_image` does."""
         return open_image(data, name, self.to_rgb)
 
     def size(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height."""
+        """Width and height in pixels."""
         return image.size
 
     def crop(self, image: Image.Image, box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
-        """The box scaled to a square, bilinear with antialiasing; contiguous, and nothing outside the box is seen."""
-        # Not resize(box=...): its filter reaches beyond the box, torchvision's crop does not.
+        """Scale a box to a contiguous square, bilinear with antialiasing; pixels outside the box have no effect."""
+        # resize(box=...) will not do: its filter reaches beyond the box, unlike torchvision's crop.
         crop = image.crop(box).resize((side, side), Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.frombuffer(crop.tobytes(), np.uint8).reshape(side, side, 3).transpose(2, 0, 1))
 
 
 class TurboDecoder:
-    """Pillow's pixels, and its crops but for one level here and there, in less than half the time.
+    """libjpeg-turbo decoder: Pillow's pixels, and crops that differ by one level in places, in under half the time.
 
-    What is no ordinary JPEG (four channels, other formats, to be turned, damage of any kind) is left to Pillow, whose
-    judgement of a damaged image and whose message therefore hold for both decoders. The arguments are PillowDecoder's.
+    Only ordinary, intact JPEGs are decoded here. Pillow decodes all others (four channels, other formats, images to be
+    turned upright, damage of any kind), so both decoders refuse the same images with the same messages. The arguments
+    are those of PillowDecoder.
     """
 
     name = "turbo"
@@ -64,28 +66,28 @@ class TurboDecoder:
         self.to_rgb = ToRgb(transparency, exif)
 
     def decode(self, data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
-        """As PillowDecoder's."""
+        """Decode an image to RGB; `name` is what an error calls the image. Raises UserError as `open_image` does."""
         turned = self.to_rgb.exif == "apply" and any(mark in data[: 1 << 17] for mark in MAY_BE_TURNED)
         if data.startswith(b"\xff\xd8") and not turned:
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 if int(height) * int(width) <= MAX_PIXELS and colours in ("YCbCr", "RGB", "Gray"):
                     return simplejpeg.decode_jpeg(data)
-            except ValueError:  # raised for what libjpeg only warns of, too, and some of that is harmless
+            except ValueError:  # simplejpeg raises it for mere warnings of libjpeg, too, some of them harmless
                 pass
         return np.array(open_image(data, name, self.to_rgb))
 
     def size(self, image: UInt8[np.ndarray, "height width 3"]) -> tuple[int, int]:
-        """As PillowDecoder's."""
+        """Width and height in pixels."""
         return image.shape[1], image.shape[0]
 
     def crop(self, image: UInt8[np.ndarray, "height width 3"], box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
-        """As PillowDecoder's."""
+        """Scale a box to a contiguous square, bilinear with antialiasing; pixels outside the box have no effect."""
         left, top, right, bottom = box
-        # Contiguous with the colours innermost: torch scales no other layout without a slower copy into this one.
+        # Contiguous with the channels innermost: torch would copy any other layout to this one, more slowly.
         inside = torch.from_numpy(np.ascontiguousarray(image[top:bottom, left:right]))
         scaled = interpolate(inside[None].permute(0, 3, 1, 2), (side, side), mode="bilinear", antialias=True)
-        return np.ascontiguousarray(scaled[0].numpy())  # numpy parts the colours in half of torch's time
+        return np.ascontiguousarray(scaled[0].numpy())  # numpy separates the channels in half of torch's time
 
 
 Decoder = PillowDecoder | TurboDecoder
@@ -95,13 +97,13 @@ def open_image(source: bytes | str | Path, name: str, to_rgb: ToRgb = AS_USUAL) 
     """Decode one image to RGB; `name` is what an error calls the image.
 
     Raises:
-        UserError: it has more than 50 million pixels (known from its header, before anything is decoded), cannot be
-            decoded whole, or holds pixels that have no meaning as 8 bits.
+        UserError: the image has more than 50 million pixels (checked in its header, before decoding), cannot be decoded
+            completely, or has pixels that cannot be converted to 8 bits.
     """
     if not isinstance(source, bytes):
         regular_file(source)
     try:
-        # Bytes in any case: of a file with several frames Pillow would keep the descriptor.
+        # Always bytes: Pillow would keep a file with several frames open.
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         image = Image.open(io.BytesIO(data), formats=[*FORMATS])
         if image.width * image.height <= MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""The one deterministic transform of evaluation: image to tensor."""
+"""The deterministic transform of evaluation, from image to tensor."""
 
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,21 @@ from torch import Tensor
 from openslip.data.image.decode import open_image
 from openslip.data.image.rgb import ToRgb
 
-LONGEST = 100  # short sides
+LONGEST = 100  # longest side that is resized, in multiples of the shorter side
 
 
 class EvalTransform:
-    """Short side to `size` (bilinear, antialiased), centre crop, normalise; equal to torchvision's four transforms.
+    """Resize the short side to `size` (bilinear, antialiased), crop the centre, and normalise.
+
+    Equal to torchvision's Resize, CenterCrop, ToTensor and Normalize.
 
     Args:
         size: side of the square that the model takes, in pixels.
-        mean: of the normalisation, per channel.
-        std: of the normalisation, per channel.
-        transparency: None or `white`: transparent images lie on white; `ignore`: as published.
-        exif: `apply` turns images upright; None or `ignore`: as published.
+        mean: mean of the normalisation, per channel.
+        std: standard deviation of the normalisation, per channel.
+        transparency: `white` (or None) composites transparent images on white; `ignore` drops the transparency, as the
+            published loaders do.
+        exif: `apply` turns images upright; `ignore` (or None) does not, as the published loaders.
     """
 
     def __init__(
@@ -43,11 +46,11 @@ class EvalTransform:
         self._std = torch.tensor(std).view(3, 1, 1)
 
     def read(self, source: bytes | str | Path, name: str) -> Float[Tensor, "3 size size"]:
-        """An encoded image, its bytes or its path; `name` is what an error calls it. Raises as `open_image` does."""
+        """Read an encoded image from bytes or a path; `name` is what an error calls it. Raises as `open_image` does."""
         return self._resized(open_image(source, name, self.to_rgb))
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
-        """A PIL image of any mode."""
+        """Transform a PIL image of any mode."""
         image.load()
         return self._resized(self.to_rgb(image))
 
@@ -63,18 +66,18 @@ class EvalTransform:
         return pixels.float().div_(255).sub_(self._mean).div_(self._std).contiguous()
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, plain, from which a checkpoint rebuilds the transform."""
+        """Arguments of the constructor as plain values, from which a checkpoint rebuilds the transform."""
         return {"size": self.size, "mean": list(self.mean), "std": list(self.std), **self.to_rgb.settings()}
 
     def undo(self, images: Float[Tensor, "images 3 height width"]) -> UInt8[np.ndarray, "images 3 height width"]:
-        """Pixels of normalised images, for reports."""
+        """Convert normalised images back to pixels, for reports."""
         return (images * self._std + self._mean).mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def middle(image: Image.Image) -> Image.Image:
-    """An image without the ends of a long strip, which no centre crop reaches; resized, they could fill the memory."""
+    """Cut off the ends of a very long image: no centre crop reaches them, and resizing them could fill the memory."""
     most = LONGEST * min(image.size)
-    cuts = [max(0, side - most) // 2 for side in image.size]  # the same from both ends, so that the middle stays
+    cuts = [max(0, side - most) // 2 for side in image.size]  # the same at both ends, which keeps the centre
     if not any(cuts):
         return image
     return image.crop((cuts[0], cuts[1], image.width - cuts[0], image.height - cuts[1]))

@@ -1,7 +1,7 @@
-"""The image formats that every reader knows."""
+"""Image formats that every reader accepts."""
 
-# Pillow's names with their suffixes. Named, because Pillow's full list holds decoders that start other programs (EPS)
-# or read other files.
+# Pillow's names of the formats, with their suffixes. Pillow's full list is not used, because some of its decoders start
+# other programs (EPS) or read other files.
 FORMATS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
     "PNG": ("png",),
