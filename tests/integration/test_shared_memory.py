@@ -71,7 +71,7 @@ def test_a_run_whose_batches_do_not_fit_is_refused_before_its_first_step(tmp_pat
     words += ["evaluation=none", "trainer.max_steps=2", "name=large"]
     ended = with_shared_memory("48m", sys.executable, str(ROOT / "train.py"), *words, folder=tmp_path)
     assert ended.returncode == 1, ended.stderr
-    expected = "error: /dev/shm has 48 MiB free, and what data.num_workers hold ready there needs 55 MiB, 3 x 18.5: "
+    expected = "error: /dev/shm has 48 MiB free, but data.num_workers needs 55 MiB, 3 x 18.5: "
     assert expected in ended.stderr
     assert "docker run --shm-size=8g, or data.num_workers=0" in ended.stderr.splitlines()[-1]
 

@@ -165,7 +165,7 @@ def test_one_chunk_per_worker_is_made_where_there_is_room_for_no_more(monkeypatc
     monkeypatch.setattr(loader, "shared_memory", lambda: 90.0)
     assert chunks_ahead(8, 100, 10, prefetch_bytes=10**9, local_ranks=1) == 1
     monkeypatch.setattr(loader, "shared_memory", lambda: 89.0)
-    with pytest.raises(UserError, match=r"/dev/shm has 0 MiB free, and what data.num_workers hold ready there needs"):
+    with pytest.raises(UserError, match=r"/dev/shm has 0 MiB free, but data.num_workers needs"):
         chunks_ahead(8, 100, 10, prefetch_bytes=10**9, local_ranks=1)
 
 

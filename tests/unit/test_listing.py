@@ -261,8 +261,8 @@ def test_a_copy_of_a_shard_is_said(tmp_path: Path):
     write_pairs(tmp_path / "c.tar", 2, first=2)
     (line,) = ShardSource(shards=str(tmp_path), require="caption").problems
     assert line == (
-        f"1 x shard with the keys, sizes and captions of another, such as {tmp_path}/b.tar of {tmp_path}/a.tar: "
-        "not left out"
+        f"1 x shard with the same keys, sizes and captions as another, such as {tmp_path}/b.tar and {tmp_path}/a.tar: "
+        "both are used"
     )
 
 
@@ -294,8 +294,8 @@ def test_a_mixture_says_which_shards_its_sources_share(tmp_path: Path):
     }
     assert Mixture(sources=sources, weights=dict.fromkeys(sources, 1)).problems == (
         f"none: 1 x shard named more than once, counted once, such as {tmp_path}/2.tar",
-        "all and some: 2 x shard of both, whose samples are drawn for each",
-        "all and none: 1 x shard of both, whose samples are drawn for each",
+        "all and some: 2 x shard in both, whose samples are drawn for each of them",
+        "all and none: 1 x shard in both, whose samples are drawn for each of them",
     )
 
 
@@ -313,5 +313,5 @@ def test_a_root_that_is_one_folder_too_high_is_said(classes: Path, tmp_path: Pat
     for split in ("train", "val"):
         shutil.copytree(classes, tmp_path / "splits" / split)
     (said,) = [line for line in ImageFolder(root=str(tmp_path / "splits")).problems if "too high" in line]
-    assert said.startswith("2 x folder as a class, which are train, val, while all have ")
+    assert said.startswith("2 x class folder, such as train, val, with a folder ")
     assert not [line for line in ImageFolder(root=str(classes)).problems if "too high" in line]

@@ -79,7 +79,7 @@ class Batches(Dataset):
                 name = sample.key
                 pixels = self.decoder.decode(sample.image, sample.key)
                 if self.needs_caption and not sample.captions:
-                    raise UserError(f"{sample.key}: no caption that is not empty; only simclr can be trained on it")
+                    raise UserError(f"{sample.key}: no usable caption; only simclr can be trained on it")
             except DataError:
                 raise
             except UserError as error:

@@ -175,9 +175,9 @@ def check_shared_memory(count: int, bytes_each: int, setting: str = Loader.setti
     free = shared_memory()
     if count * bytes_each > free:
         raise UserError(
-            f"/dev/shm has {free / 2**20:.0f} MiB free, and what {setting} hold ready there needs "
+            f"/dev/shm has {free / 2**20:.0f} MiB free, but {setting} needs "
             f"{count * bytes_each / 2**20:.0f} MiB, {count} x {bytes_each / 2**20:.1f}: {more(setting)}, "
-            "or fewer of them"
+            "or fewer workers"
         )
 
 

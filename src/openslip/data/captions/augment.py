@@ -1,13 +1,13 @@
-"""Random edits of a caption's words. Wei and Zou 2019, arXiv:1901.11196 (EDA), section 2: deletion and swap."""
+"""Random deletion and swapping of a caption's words. Wei and Zou 2019, arXiv:1901.11196 (EDA), section 2."""
 
 import numpy as np
 
 
 class RandomEdits:
-    """Deletes words and swaps pairs of them; a caption keeps at least one word.
+    """Caption augmentation that deletes words and swaps pairs of words; a caption keeps at least one word.
 
     Args:
-        delete: probability of each word to be deleted (0.1 in the paper).
+        delete: probability with which each word is deleted (0.1 in the paper).
         swap: number of swaps as a share of the number of words (0.1 in the paper).
     """
 

@@ -1,4 +1,4 @@
-"""The caption of a sample: one of those that it has, drawn uniformly, as token ids."""
+"""Caption view: one of a sample's captions, drawn uniformly, as token ids."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ Augment = Callable[[str, np.random.Generator], str]
 
 
 class Caption(View):
-    """Makes NAME, ids [B, L] cut to the longest caption of the batch, and NAME_length [B], the pooled position + 1.
+    """View NAME [B, L], token ids as wide as the batch's longest caption, and NAME_length [B], the pooled position + 1.
 
-    Published SLIP draws title or description alike (datasets.py); two views of a sample draw independently.
+    Published SLIP draws title or description in the same way (datasets.py). Two views of a sample draw independently.
 
     Args:
-        tokenizer: text to ids.
-        augment: changes the text before it is tokenized, such as `RandomEdits`; None: nothing does.
+        tokenizer: converts text to token ids.
+        augment: changes the text before it is tokenized, such as `RandomEdits`; None keeps the text.
     """
 
     needs_caption = True
@@ -44,6 +44,6 @@ class Caption(View):
 
 
 def choose(captions: tuple[str, ...], augment: Augment | None, rng: np.random.Generator) -> str:
-    """One of the captions, drawn uniformly, and augmented."""
+    """Draw one of the captions uniformly, and augment it."""
     text = captions[rng.integers(len(captions)) if len(captions) > 1 else 0]
     return text if augment is None else augment(text, rng)

@@ -1,9 +1,9 @@
-"""Bytes of a text file to text: by its byte-order mark, else as UTF-8 or in a named encoding."""
+"""Decode the bytes of a text file: by its byte-order mark, else as UTF-8 or a named encoding."""
 
 import codecs
 import re
 
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+# UTF-32 comes before UTF-16, because its little-endian mark begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -11,19 +11,19 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-UNDECODED = re.compile("[\udc80-\udcff]")  # what Python's error handler surrogateescape makes of a byte
+UNDECODED = re.compile("[\udc80-\udcff]")  # Python's error handler surrogateescape maps bytes to these
 
 
 def text_of(data: bytes, encoding: str = "utf-8") -> str:
-    """The text without its byte-order mark; `is_damaged` tells where bytes were in no such encoding."""
+    """Decode bytes to text without byte-order mark; `is_damaged` finds texts with bytes that could not be decoded."""
     mark = next(mark for mark in MARKS if data.startswith(mark)) if data.startswith(tuple(MARKS)) else b""
     try:
         text = data[len(mark) :].decode(MARKS.get(mark, encoding), "surrogateescape")
-    except UnicodeDecodeError:  # the handler knows encodings of single bytes alone
+    except UnicodeDecodeError:  # surrogateescape fails with encodings of several bytes per unit
         text = data.decode("utf-8", "surrogateescape")
-    return text.replace("\0", "\udc80")  # no caption holds NUL; UTF-16 without a mark is full of it
+    return text.replace("\0", "\udc80")  # counts as damage: NUL means UTF-16 without a mark, not a caption
 
 
 def is_damaged(text: str) -> bool:
-    """Whether a text from `text_of` holds what could not be decoded."""
+    """Whether a text from `text_of` contains bytes that could not be decoded."""
     return not text.isascii() and UNDECODED.search(text) is not None

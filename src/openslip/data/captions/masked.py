@@ -1,4 +1,4 @@
-"""A caption with masked tokens and their labels. Devlin et al. 2018, arXiv:1810.04805, section 3.1."""
+"""Masked caption view: token ids with masked tokens, and labels. Devlin et al. 2018, arXiv:1810.04805, section 3.1."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
 from openslip.text.tokenizer import Tokenizer
 
-NO_LABEL = -100  # what torch's cross-entropy ignores
+NO_LABEL = -100  # torch's cross-entropy ignores this label
 
 
 class MaskedCaption(View):
-    """Makes NAME and NAME_length as `Caption`, and NAME_labels [B, L]: the ids that were masked, -100 elsewhere.
+    """View NAME and NAME_length as in `Caption`, and NAME_labels [B, L]: the ids of masked tokens, -100 elsewhere.
 
-    Special tokens are never masked. Which tokens are depends on (seed, epoch, sample, view) alone.
+    Special tokens are never masked. Which tokens are masked depends only on seed, epoch, sample and view.
 
     Args:
-        tokenizer: text to ids; it must have a `mask` token.
+        tokenizer: converts text to token ids; it must have a `mask` token.
         probability: share of the tokens that get a label (0.15 in the paper).
-        mask_share: share of those that become the mask token (0.8).
-        random_share: share of those that become a random token (0.1); the others stay as they are.
+        mask_share: share of the labelled tokens that become the mask token (0.8 in the paper).
+        random_share: share of the labelled tokens that become a random token (0.1 in the paper); the others stay.
         augment: as in `Caption`.
     """
 
@@ -74,7 +74,13 @@ class MaskedCaption(View):
     def mask(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], draws: Float[Tensor, "batch 3 context"]
     ) -> Columns:
-        """Masked ids and their labels; a token's three draws say whether it is chosen, how, and by which other id."""
+        """Mask token ids and make their labels.
+
+        Args:
+            ids: token ids of the captions.
+            lengths: number of tokens of each caption.
+            draws: per token three numbers in 0..1: whether it is masked, how, and with which random id.
+        """
         chosen, kind, other = draws[:, :, : ids.shape[1]].unbind(1)
         special = torch.tensor(list(self.tokenizer.special_ids.values()))
         place = torch.arange(ids.shape[1])

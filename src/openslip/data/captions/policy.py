@@ -1,7 +1,7 @@
-"""What counts as a caption of a sample: one policy per source; among several, training draws uniformly.
+"""Caption policies: each source has one, which decides what its captions are; training draws uniformly among them.
 
-A policy is called with the text of `KEY.txt` (empty where there is none) and the content of `KEY.json` (likewise), and
-returns texts. Its `repr` is part of the index's identity, so policies are frozen dataclasses.
+A policy is called with the text of `KEY.txt` and the content of `KEY.json` (each empty if the file is missing), and
+returns the captions. Its `repr` is part of the index's identity, so policies are frozen dataclasses.
 """
 
 import json
@@ -18,7 +18,7 @@ CaptionPolicy = Callable[[str, dict[str, Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class UniformCaption:
-    """All there are: the txt, then `captions` and `caption` of the json."""
+    """Policy that takes all captions: the text of KEY.txt, then `captions` and `caption` of KEY.json."""
 
     def __call__(self, txt: str, fields: dict[str, Any], /) -> list[Any]:
         groups = [txt], listed(fields.get("captions")), listed(fields.get("caption"))
@@ -27,7 +27,7 @@ class UniformCaption:
 
 @dataclass(frozen=True)
 class FirstCaption:
-    """The first of those that is not empty."""
+    """Policy that takes the first caption of `UniformCaption`; one that can be decoded comes before one that cannot."""
 
     def __call__(self, txt: str, fields: dict[str, Any], /) -> list[Any]:
         values = UniformCaption()(txt, fields)
@@ -36,10 +36,10 @@ class FirstCaption:
 
 @dataclass(frozen=True)
 class CaptionFields:
-    """Named fields of the json: `title` and `description` for YFCC, as published SLIP (datasets.py) draws them.
+    """Policy that takes fields of KEY.json: `title` and `description` for YFCC, as published SLIP does (datasets.py).
 
     Args:
-        fields: names of strings or of lists of strings.
+        fields: names of fields that hold a string or a list of strings.
     """
 
     fields: tuple[str, ...]
@@ -53,7 +53,7 @@ class CaptionFields:
 
 @dataclass(frozen=True)
 class KeepEqual:
-    """Another policy's captions with their repetitions, which `read_captions` drops otherwise."""
+    """Policy that keeps repetitions among the captions of another policy; otherwise `read_captions` drops them."""
 
     policy: CaptionPolicy
 
@@ -62,12 +62,12 @@ class KeepEqual:
 
 
 def listed(value: Any) -> list[Any]:
-    """The value of a field that holds a text or a list of texts, lists in lists included."""
+    """Flatten the value of a field, which is a text or a (nested) list of texts."""
     return [text for part in value for text in listed(part)] if isinstance(value, list) else [value]
 
 
 def merged(*groups: Iterable[Any]) -> list[str]:
-    """The usable texts of all groups; one that several groups hold counts as often as in the group with most of it."""
+    """Merge the usable texts of all groups; each text occurs as often as in the group that repeats it most."""
     texts: list[str] = []
     for group in map(usable, groups):
         counted = Counter(texts)
@@ -79,20 +79,25 @@ def merged(*groups: Iterable[Any]) -> list[str]:
 
 
 def usable(texts: Iterable[Any]) -> list[str]:
-    """Stripped, without what is empty or no text: an empty choice is thus drawn again."""
+    """Strip texts, and drop empty ones and values that are not strings, so that training never draws an empty text."""
     return [text for text in (t.strip() for t in texts if isinstance(t, str)) if text]
 
 
 def not_texts(values: Iterable[Any]) -> list[Any]:
-    """Values in the place of captions that are not strings, such as numbers; null is ignored."""
+    """Find values that stand in place of captions but are not strings, such as numbers; null is ignored."""
     return [value for value in values if not isinstance(value, str | None)]
 
 
 def written_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[list[str], bool]:
-    """The captions in a sample's members, those that cannot be decoded included; and whether others are no text.
+    """Extract a sample's captions, including those that cannot be decoded, and whether other values are not strings.
+
+    Args:
+        policy: decides what counts as a caption.
+        txt: content of KEY.txt, empty if there is none.
+        fields: content of KEY.json, empty if there is none.
 
     Raises:
-        ValueError: not JSON.
+        ValueError: `fields` is not JSON.
     """
     content = json.loads(text_of(fields)) if fields else {}
     values = list(policy(text_of(txt), content if isinstance(content, dict) else {}))
@@ -101,9 +106,9 @@ def written_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[
 
 
 def read_captions(policy: CaptionPolicy, txt: bytes, fields: bytes) -> tuple[str, ...]:
-    """The captions in a sample's members; one in an unknown encoding is none.
+    """Extract a sample's captions as `written_captions` does, without those that cannot be decoded.
 
     Raises:
-        ValueError: not JSON.
+        ValueError: `fields` is not JSON.
     """
     return tuple(text for text in written_captions(policy, txt, fields)[0] if not is_damaged(text))

@@ -1,4 +1,4 @@
-"""Token ids of a batch of captions, and random ones of the same form."""
+"""Token ids of a batch of captions, and random token ids of the same form."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from openslip.text.tokenizer import Tokenizer
 
 
 def tokenize(texts: list[str], tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """Columns of ids cut to the longest text, lengths, and whether a text was truncated."""
+    """Columns of a batch of texts: ids as wide as the longest text, lengths, and whether each text was truncated."""
     ids, lengths = tokenizer.encode(texts)
     truncated = [tokenizer.num_tokens(text) > tokenizer.context_length for text in texts]
     return {"": ids[:, : int(lengths.max())].contiguous(), "length": lengths, "truncated": torch.tensor(truncated)}
 
 
 def random_tokens(tokenizer: Tokenizer, size: int, generator: torch.Generator, *, varied: bool) -> dict[str, Tensor]:
-    """Ids and lengths of texts of noise: of all lengths from 2 on, or all as long as the context."""
+    """Draw random token ids and lengths; with `varied`, lengths count up from 2, else all are the context length."""
     context = tokenizer.context_length
     lengths = [2 + place % (context - 1) if varied else context for place in range(size)]
     length = torch.tensor(lengths)

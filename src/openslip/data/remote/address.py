@@ -1,4 +1,4 @@
-"""Addresses of shards: which ones are read, and how they are shown."""
+"""Addresses of remote shards: which schemes are read, and how an address is shown without credentials."""
 
 from urllib.parse import urlsplit
 
@@ -6,12 +6,12 @@ SCHEMES = ("http", "https", "s3", "gs")
 
 
 def is_remote(address: str) -> bool:
-    """Whether it is an address that is read through a ShardCache."""
+    """Whether this is a remote address, which is read through a ShardCache, and not a path."""
     return address.partition("://")[0] in SCHEMES and "://" in address
 
 
 def shown(address: str) -> str:
-    """The address without user, password and query, which may hold credentials; a path as it is."""
+    """Remove user, password and query from an address, because they may hold credentials; a path is unchanged."""
     if "://" not in address:
         return address
     parts = urlsplit(address)

@@ -1,8 +1,9 @@
-"""Remote shards through a folder on a local disk that all processes of a machine share and that never outgrows a bound.
+"""Cache of remote shards: a folder of bounded size on a local disk, shared by all processes of a machine.
 
 A file under its final name is complete. `.NAME.part` is a download in progress: its process holds a lock on it, which
-dies with the process, and its length is the room it has reserved (0 while it waits for room). `.NAME.sha256` holds the
-checksum of a complete file, and the time of its last change; the time of its last use is its time of access.
+is released when the process dies, and the file's length is the room it has reserved (0 while it waits for room).
+`.NAME.sha256` holds the checksum of a complete file and its modification time. The access time of a complete file is
+the time of its last use.
 """
 
 import errno
@@ -34,30 +35,30 @@ from openslip.data.remote.transfer import MIN_BYTES_PER_SECOND, Identity, ask, a
 from openslip.errors import DataError, UserError
 from openslip.terminal import waiting
 
-WAIT_FOR_ROOM = 0.2
+WAIT_FOR_ROOM = 0.2  # seconds between two attempts to make room
 ASKED_AT_ONCE = 16
-OURS = re.compile(r"[0-9a-f]{16}-")  # how our files' names begin: no other file in the folder is ever deleted
+OURS = re.compile(r"[0-9a-f]{16}-")  # start of the names of cached files; no other file in the folder is ever deleted
 
 
 def cache_folder(name: str) -> Path | None:
-    """A folder for files of the user's that can be made again; None where the user has no home."""
+    """Folder of the user for files that can be recreated; None if the user has no home directory."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip" / name
-    except RuntimeError:  # in a container: no HOME, and no entry of the user in /etc/passwd
+    except RuntimeError:  # in a container without HOME whose /etc/passwd has no entry for the user
         return None
 
 
 class ShardCache:
-    """Local copies of remote shards; the least recently used make room for new ones.
+    """Local copies of remote shards; the least recently used ones are deleted to make room for new ones.
 
-    Safe for any number of processes and threads: each shard is downloaded once. Its identity and the sha256 of its
-    content are kept once known, also by copies of this object in other processes; a shard that no longer has them is an
-    error.
+    Safe for any number of processes and threads: each shard is downloaded once. The identity of a shard and the sha256
+    of its content are remembered once known, also in copies of this object in other processes. A shard that no longer
+    matches them raises DataError.
 
     Args:
-        folder: on a local disk; None: `shards` in the user's cache folder.
-        max_bytes: bound of the folder's content, downloads in progress included.
-        min_bytes_per_second: a download that is slower for 20 seconds counts as broken.
+        folder: folder on a local disk; None means `shards` in the user's cache folder.
+        max_bytes: upper bound for the folder's content, including downloads in progress.
+        min_bytes_per_second: a download that is slower than this for 20 seconds counts as broken.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ShardCache:
 
     @property
     def folder(self) -> Path:
-        """Where the local copies lie; local data asks for none, and so needs no home."""
+        """Folder of the local copies; local data never asks for it, and so needs no home directory."""
         folder = self.given_folder or cache_folder("shards")
         if folder is None:
             raise UserError(
@@ -84,19 +85,23 @@ class ShardCache:
         return folder
 
     def identity(self, address: str) -> Identity:
-        """Size and version of a remote shard."""
+        """Size and version of a remote shard, as its server states them."""
         if address not in self.identities:
             with waiting(lambda: f"the server of shard {shown(address)}"):
                 self.identities[address] = attempt(address, lambda: ask(address))
         return self.identities[address]
 
     def identify(self, addresses: Iterable[str]) -> list[Identity]:
-        """Size and version of many shards, asked for at once."""
+        """Size and version of many remote shards, requested in parallel."""
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
             return list(threads.map(self.identity, addresses))
 
     def open(self, address: str) -> int:
-        """A descriptor to read the shard from, downloaded if need be; it outlives the deletion of the local copy."""
+        """Open a shard for reading, after downloading it if needed.
+
+        Returns:
+            A file descriptor, which stays readable when the local copy is deleted.
+        """
         identity, is_second = self.identity(address), False
         try:
             make_own(self.folder)
@@ -115,7 +120,7 @@ class ShardCache:
                         "index that openslip data index names"
                     )
                 is_second = True
-                self._remove(self.path(address))  # the copy may be what is damaged
+                self._remove(self.path(address))  # perhaps only the local copy is damaged
         except OSError as error:
             remedy = "name another shard_cache.folder"
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -123,20 +128,20 @@ class ShardCache:
             raise UserError(f"shard cache {self.folder} cannot be written ({error.strerror}): {remedy}") from error
 
     def fetch(self, address: str) -> Path:
-        """The local copy, downloaded if need be. Another process may delete it at any time; `open` cannot lose it."""
+        """Path of the local copy, downloaded if needed; another process may delete it at any time, so prefer `open`."""
         os.close(self.open(address))
         return self.path(address)
 
     def prefetch(self, address: str) -> None:
-        """Download a shard in the background, one after the other; errors appear when it is fetched."""
-        if self.prefetcher is None or not self.prefetcher.is_alive():  # a forked process has the object, not the thread
+        """Download a shard in the background, one at a time; an error is raised only when the shard is opened."""
+        if self.prefetcher is None or not self.prefetcher.is_alive():  # a fork copies the object without its thread
             self.wanted: SimpleQueue[str] = SimpleQueue()
             self.prefetcher = threading.Thread(target=self._prefetch_wanted, daemon=True, name="prefetch shards")
             self.prefetcher.start()
         self.wanted.put(address)
 
     def path(self, address: str) -> Path:
-        """Where the local copy lies or would lie."""
+        """Path of the local copy, whether it exists or not."""
         name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(address).path.rpartition("/")[2])[-100:]
         digest = hashlib.sha256(f"{address} {self.identity(address)}".encode()).hexdigest()
         return self.folder / f"{digest[:16]}-{name}"
@@ -150,7 +155,7 @@ class ShardCache:
                 self.fetch(self.wanted.get())
 
     def _open_complete(self, address: str, identity: Identity) -> tuple[int, str] | None:
-        """The local copy's descriptor and sha256; None where there is no whole one."""
+        """Open the local copy; returns its descriptor and sha256, or None if there is no complete copy."""
         path = self.path(address)
         with self._lock():
             try:
@@ -158,26 +163,26 @@ class ShardCache:
             except FileNotFoundError:
                 return None
             status = os.fstat(descriptor)
-            if status.st_size != identity.size:  # it was cut off
+            if status.st_size != identity.size:  # the copy was truncated
                 os.close(descriptor)
                 path.unlink(missing_ok=True)
                 return None
             checksum = read_note(path, status.st_mtime_ns)
-            if checksum is None:  # an earlier version wrote it, or somebody else has written to it
+            if checksum is None:  # an earlier version wrote the copy, or something else has changed it
                 checksum = content_digest(descriptor)
                 write_note(path, checksum, descriptor)
             os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
             return descriptor, checksum
 
     def _download(self, address: str, identity: Identity) -> tuple[int, str] | None:
-        """The new file's descriptor and sha256, or None if another process had begun first."""
+        """Download a shard; returns its descriptor and sha256, or None if another process had begun first."""
         path = self.path(address)
         part = path.with_name(f".{path.name}.part")
         descriptor = open_own(part, os.O_RDWR | os.O_CREAT)
         checksum = None
         try:
             with must_lock(descriptor, what=f"shard {shown(address)}"):
-                if is_at(descriptor, part):  # else its former holder has finished it, or has stopped
+                if is_at(descriptor, part):  # else the process that held it has finished or stopped
                     try:
                         if not path.exists():
                             self._reserve(address, identity.size, descriptor, part)
@@ -201,7 +206,7 @@ class ShardCache:
             path.unlink(missing_ok=True)
 
     def _reserve(self, address: str, size: int, descriptor: int, part: Path) -> None:
-        """Wait until the bound leaves room for the part, and reserve it."""
+        """Wait until `max_bytes` leaves room for the download, and reserve it."""
         if size > self.max_bytes:
             raise UserError(
                 f"shard {shown(address)} has {size:,} bytes, more than the {self.max_bytes:,} of "
@@ -216,7 +221,12 @@ class ShardCache:
                 time.sleep(WAIT_FOR_ROOM)
 
     def _make_room(self, size: int, part: Path) -> bool:
-        """Delete what dead processes left, then complete shards, the least recently used first, as far as needed."""
+        """Delete leftovers of dead processes and, as needed, the least recently used shards; False if room is lacking.
+
+        Args:
+            size: bytes to make room for.
+            part: the download that needs them.
+        """
         in_progress, shards = 0, []
         for path in self.folder.iterdir():
             if path == part or not OURS.match(path.name.removeprefix(".")):
@@ -226,7 +236,7 @@ class ShardCache:
             elif not path.name.startswith("."):
                 status = path.stat()
                 shards.append((status.st_atime_ns, status.st_size, path))
-        if in_progress + size > self.max_bytes:  # however much is deleted
+        if in_progress + size > self.max_bytes:  # even if all shards were deleted
             return False
         used = in_progress + sum(shard_size for _, shard_size, _ in shards)
         for _, freed, path in sorted(shards):
@@ -238,5 +248,5 @@ class ShardCache:
         return True
 
     def _lock(self) -> AbstractContextManager[None]:
-        """The lock under which complete files appear and disappear."""
+        """Lock that is held while complete files are added or deleted."""
         return must_lock(self.folder / ".lock")

@@ -1,4 +1,4 @@
-"""The files of a shard cache: the user's own, opened without following links, with a checksum beside each."""
+"""Files of a shard cache: owned by the user, opened without following links, each with its checksum beside it."""
 
 import errno
 import hashlib
@@ -14,10 +14,10 @@ from openslip.locks import locked
 
 
 def make_own(folder: Path) -> None:
-    """Make the folder if need be.
+    """Create the cache folder if needed, and refuse one that other users could write to.
 
     Raises:
-        UserError: it belongs to somebody else, or anybody may write to it; links planted there could lead anywhere.
+        UserError: another user owns the folder, or anybody may write to it; links planted there could lead anywhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
     status = folder.stat()
@@ -34,15 +34,15 @@ def make_own(folder: Path) -> None:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a regular file of the user's own; links are not followed, and no hard link of another file is written to.
+    """Open a regular file that the user owns, without following links or writing to a file with several hard links.
 
     Raises:
-        UserError: something else has the name.
+        UserError: the path is a link, a file of another user, or not a regular file.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         status = os.fstat(descriptor)
-        has_one_name = status.st_nlink <= 1 or not flags & os.O_CREAT  # of a file that will be written
+        has_one_name = status.st_nlink <= 1 or not flags & os.O_CREAT  # checked only for files to write
         if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and has_one_name:
             return descriptor
         os.close(descriptor)
@@ -56,7 +56,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def content_digest(descriptor: int) -> str:
-    """Sha256 of all of an open file."""
+    """Sha256 of the whole content of an open file."""
     with open(descriptor, "rb", closefd=False) as file:
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -67,7 +67,7 @@ def note(path: Path) -> Path:
 
 
 def read_note(path: Path, mtime_ns: int) -> str | None:
-    """The sha256 that was noted of a file, unless the file has changed since."""
+    """Read the recorded sha256 of a file; None if there is none or the file has changed since."""
     try:
         checksum, _, written = note(path).read_text(encoding="ascii").partition(" ")
     except (OSError, ValueError):
@@ -81,7 +81,7 @@ def write_note(path: Path, checksum: str, descriptor: int) -> None:
 
 @contextmanager
 def must_lock(file: Path | int, *, wait: float | None = None, what: str = "") -> Iterator[None]:
-    """A lock without which processes would write to the same file."""
+    """Hold the lock of a file; raises OSError on a file system without locks, where processes would write at once."""
     with locked(file, wait=wait, what=what) as held:
         if not held:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -95,7 +95,7 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def reserved(part: Path) -> int:
-    """Bytes that a download in progress takes; what a dead process left is deleted and takes none."""
+    """Bytes that a download in progress has reserved; a file left by a dead process is deleted and counts 0."""
     try:
         descriptor = open_own(part, os.O_RDWR)
     except (FileNotFoundError, UserError):

@@ -1,4 +1,4 @@
-"""Files at addresses: what a server says of one, and all of its content, tried again where that helps."""
+"""Download remote files: ask a server for a file's identity, and copy its content, with retries."""
 
 import asyncio
 import errno
@@ -18,14 +18,14 @@ from openslip.errors import DataError, UserError
 from openslip.terminal import waiting
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-WAITS = (1, 2, 4, 8)  # seconds before each further attempt
-SLOW_RETRIES = 2  # after a download that was too slow
+WAITS = (1, 2, 4, 8)  # seconds before each retry
+SLOW_RETRIES = 2  # retries after a download that was too slow
 BLOCK = 1 << 22
 MIN_BYTES_PER_SECOND = 10_000
-RATE_WINDOW = 20.0  # seconds over which the rate is taken
-ANSWER_LIMIT = 20.0  # seconds for what a server says of a file, and for the head of its answer
-WORTH_A_LINE = 1e6  # bytes per second below which a line says that a download is waited for
-# The first of these that a server states tells whether a file has changed.
+RATE_WINDOW = 20.0  # seconds over which the download rate is measured
+ANSWER_LIMIT = 20.0  # seconds that a server has to state a file's identity, or to begin with its content
+WORTH_A_LINE = 1e6  # bytes per second; progress is shown for slower downloads only
+# The first of these fields that a server states is the version of the file.
 VERSION_FIELDS = ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "updated")
 TEMPORARY_REFUSALS = (408, 429)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -34,18 +34,18 @@ T = TypeVar("T")
 
 
 class TooSlowError(ConnectionError):
-    """A download is slower than it may be."""
+    """A download is slower than the limit."""
 
 
 class Identity(NamedTuple):
-    """What a server says of a file; another identity is another content."""
+    """Size and version that a server states for a file; they change when the content changes."""
 
     size: int  # bytes
-    version: str  # checksum or time of change, empty where the server states none
+    version: str  # checksum or modification time; empty if the server states neither
 
 
 def ask(address: str) -> Identity:
-    """The file's identity, in one request."""
+    """Ask the server for a file's identity, in one request."""
     system, path = connect(address)
     info = system.info(path, **({"timeout": ANSWER_LIMIT} if isinstance(system, AsyncFileSystem) else {}))
     if info["size"] is None:
@@ -58,13 +58,13 @@ def ask(address: str) -> Identity:
 
 
 def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> None:
-    """Copy the whole content into an open file; a download that breaks or drips is resumed where it broke.
+    """Download the whole content into an open file; a download that breaks or is too slow is resumed at its position.
 
     Args:
-        address: of the shard.
-        identity: what its server must still say of it.
-        descriptor: of the open file.
-        min_rate: bytes per second.
+        address: address of the shard.
+        identity: identity of the shard when the run began, which the server must still state.
+        descriptor: descriptor of the file to write to.
+        min_rate: lowest download rate that is accepted, in bytes per second.
     """
     done = 0
 
@@ -104,13 +104,23 @@ def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> 
 
 
 def open_at(address: str, offset: int, size: int, min_rate: float) -> tuple[Any, int]:
-    """A stream of the content and the offset at which it begins: 0 where a server cannot begin elsewhere."""
+    """Open a stream of the content at an offset, or at 0 if the server cannot begin elsewhere.
+
+    Args:
+        address: address of the shard.
+        offset: position of the first byte wanted.
+        size: size of the whole content in bytes.
+        min_rate: lowest download rate that is accepted, in bytes per second.
+
+    Returns:
+        The stream, and the offset at which it begins.
+    """
     system, path = connect(address)
     if isinstance(system, HTTPFileSystem):
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
-        # aiohttp's own limit is five minutes for a whole file.
+        # The default limit of aiohttp is five minutes for a whole file.
         seconds = ANSWER_LIMIT + (size - offset) / min_rate if min_rate else None
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=30, sock_read=60)
         stream: Any = system.open(path, block_size=0, size=size, headers=headers, timeout=timeout)
@@ -121,11 +131,11 @@ def open_at(address: str, offset: int, size: int, min_rate: float) -> tuple[Any,
 
 
 def connect(address: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address and the path in it."""
+    """Find the fsspec file system of an address, and the path in it."""
     scheme = address.partition("://")[0]
     options = {}
     if scheme in ("http", "https"):
-        options["client_kwargs"] = {"trust_env": True}  # it ignores proxies unless told
+        options["client_kwargs"] = {"trust_env": True}  # use proxies of the environment; aiohttp's default is not to
     try:
         return fsspec.url_to_fs(address, **options)
     except ImportError as error:
@@ -135,16 +145,16 @@ def connect(address: str) -> tuple[AbstractFileSystem, str]:
 
 
 def attempt(address: str, action: Callable[[], T]) -> T:
-    """The action's result; after an error that may pass, it is tried again, with growing waits."""
+    """Run an action, and retry it with growing waits after errors that may be temporary."""
     for number in range(len(WAITS) + 1):
         try:
             return action()
         except UserError:
             raise
-        except Exception as error:  # every file system has its own types
+        except Exception as error:  # every file system has its own error types
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
-            cause = error.__cause__ or error  # fsspec calls any failed request a missing file
+            cause = error.__cause__ or error  # fsspec reports any failed request as a missing file
             num_waits = min(len(WAITS), SLOW_RETRIES) if isinstance(cause, TooSlowError) else len(WAITS)
             if number < num_waits and may_pass(cause):
                 time.sleep(WAITS[number])
@@ -164,7 +174,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def reason(error: BaseException, address: str) -> str:
-    """The error in a few words and without any address but the shown one, because others may hold credentials."""
+    """Describe an error in a few words, with all addresses replaced by the shown one: others may hold credentials."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {error.message}"
     if isinstance(error, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The built-in image-caption set: images of four attributes; training never shows some of their combinations."""
+"""Built-in image-caption dataset: drawn images with four attributes; training never shows some combinations."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ from openslip.durable import needed
 from openslip.errors import UserError
 
 Split = Literal["train", "unseen", "seen"]
-Combination = tuple[int, int, int, int]  # places in the values of ATTRIBUTES
+Combination = tuple[int, int, int, int]  # for each of ATTRIBUTES, the index of its value
 
 RGB = {
     "red": (214, 40, 40),
@@ -36,7 +36,7 @@ ATTRIBUTES = {
     "shape": ("square", "triangle", "cross", "ring"),
 }
 
-FORMAT = 1  # part of the folder's name: a set drawn by other code is another set
+FORMAT = 1  # version of the drawing code; part of the folder's name, because other code draws another dataset
 PIXELS = 40
 NUM_IMAGES: dict[Split, int] = {"train": 10_240, "unseen": 1_450, "seen": 1_495}
 IMAGES_PER_SHARD = 2_048
@@ -64,19 +64,19 @@ SENTENCES = (
     "a {} in the picture",
     "look at this {}",
 )
-DROPPED = 0.05  # share of the captions that leave one attribute out (never the shape)
+DROPPED = 0.05  # share of the captions that omit one attribute (never the shape)
 
 
 def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
-    """One split of the set, written below `root` on first use.
+    """Open one split of the dataset, which is written below `root` on first use.
 
-    `train` has captions and labels, `unseen` (combinations that training never shows) and `seen` (other images of the
-    training combinations) have labels alone. A label is a place in `classnames()`.
+    `train` has captions and labels. `unseen` (combinations that training never shows) and `seen` (other images of the
+    training combinations) have only labels. A label is an index into `classnames()`.
 
     Args:
-        root: folder of the data; the set takes about 50 MB of it.
+        root: folder for the dataset, which takes about 50 MB.
         split: `train`, `unseen` or `seen`.
-        shuffle_captions: control: every training image gets the caption of another.
+        shuffle_captions: permute the captions among the training images, as a control experiment.
     """
     if split not in NUM_IMAGES:
         raise UserError(f"data split {split!r} of the built-in set: expected one of {', '.join(NUM_IMAGES)}")
@@ -88,32 +88,32 @@ def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
 
 
 def combinations() -> list[Combination]:
-    """All of them; a label is a place in this list."""
+    """List all combinations of attribute values; a label is an index into this list."""
     size, texture, colour, shape = (range(len(values)) for values in ATTRIBUTES.values())
     return list(itertools.product(size, texture, colour, shape))
 
 
 def is_unseen(combination: Combination) -> bool:
-    """One fifth of the combinations, such that any three attributes' values still meet in training."""
+    """Whether training never shows a combination: one fifth, but any three attribute values still meet in training."""
     size, texture, colour, shape = combination
     return (2 * size + texture + 2 * colour + shape) % 5 == 0
 
 
 def classnames() -> list[str]:
-    """The candidate names of the zero-shot test: all combinations, seen or not."""
+    """Class names for zero-shot classification: all combinations, whether training shows them or not."""
     return [" ".join(values) for values in itertools.product(*ATTRIBUTES.values())]
 
 
 def attributes() -> dict[str, list[str]]:
-    """Per attribute its value for every candidate."""
+    """Map each attribute to its value in every class name."""
     columns = zip(*itertools.product(*ATTRIBUTES.values()), strict=True)
     return {name: list(values) for name, values in zip(ATTRIBUTES, columns, strict=True)}
 
 
 def write(root: Path, *, shuffle_captions: bool = False) -> Path:
-    """Write the set unless it is there, and return its folder.
+    """Write the dataset unless it exists, and return its folder.
 
-    Safe to call from several processes at once: each writes a folder of its own, one of them gets the name.
+    Safe to call from several processes at once: each writes its own folder, and one of them gets the final name.
     """
     folder = root / f"builtin-{FORMAT}{'-shuffled' if shuffle_captions else ''}"
     if not folder.is_dir():
@@ -131,7 +131,7 @@ def write(root: Path, *, shuffle_captions: bool = False) -> Path:
             try:
                 os.rename(partial, folder)
             except OSError:
-                if not folder.is_dir():  # else another process was first, with the same bytes
+                if not folder.is_dir():  # otherwise another process was first, with the same bytes
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -156,7 +156,7 @@ def _write_split(folder: Path, split: Split, shuffle_captions: bool) -> None:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its time is 0 and its owner nobody: the same bytes on every day and machine
+    member = tarfile.TarInfo(name)  # with time 0 and no owner: the bytes are the same on every day and machine
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 
@@ -168,7 +168,7 @@ def _jpeg(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
 
 
 def _draw_split(split: Split) -> tuple[list[int], list[str], UInt8[np.ndarray, "images height width 3"]]:
-    """Labels in random order but equal numbers, their captions and their images; fixed for all time."""
+    """Draw the labels (random order, equal numbers per class), captions and images of a split, from a fixed seed."""
     rng = np.random.default_rng([FORMAT, list(NUM_IMAGES).index(split)])
     table = combinations()
     allowed = [label for label, combination in enumerate(table) if is_unseen(combination) == (split == "unseen")]
@@ -180,7 +180,7 @@ def _draw_split(split: Split) -> tuple[list[int], list[str], UInt8[np.ndarray, "
 
 
 def caption(combination: Combination, rng: np.random.Generator) -> str:
-    """A sentence that tells the attributes in one of several ways, and now and then leaves one out."""
+    """Draw a sentence that states the attributes in one of several ways, and sometimes omits one."""
     words = []
     for values, place in zip(ATTRIBUTES.values(), combination, strict=True):
         choices = SYNONYMS.get(values[place], (values[place],))
@@ -196,7 +196,12 @@ def caption(combination: Combination, rng: np.random.Generator) -> str:
 def draw(
     values: Integer[np.ndarray, "images 4"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "images height width 3"]:
-    """Images of combinations: place, tilt, shades, background and noise differ, and mean nothing."""
+    """Draw one image per combination; position, tilt, shades, background and noise are random nuisances.
+
+    Args:
+        values: one combination per row.
+        rng: source of the nuisances.
+    """
     num = len(values)
     size, texture, colour, shape = (column[:, None, None] for column in values.T)
 
@@ -230,7 +235,7 @@ def draw(
 
 
 def _distances(u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
-    """Signed distance to each shape's outline in the order of ATTRIBUTES, negative inside; the shapes fill [-1, 1]."""
+    """Signed distances to the outlines of the shapes in ATTRIBUTES, negative inside; the shapes fill [-1, 1]."""
     across, along = abs(u), abs(v)
     square = np.maximum(across, along) - 0.85
     triangle = np.maximum(0.88 * across - 0.47 * v - 0.45, v - 0.8)
@@ -240,5 +245,5 @@ def _distances(u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
 
 
 def _smooth(distance: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Coverage of a pixel by a shape at this signed distance in pixels: an antialiased edge."""
+    """Coverage of a pixel by a shape at a signed distance in pixels, for antialiased edges."""
     return (0.5 - distance).clip(0, 1)

@@ -1,4 +1,4 @@
-"""Images in one folder per class, as ImageNet's validation set is laid out."""
+"""Labelled images in one folder per class, as in ImageNet's validation set."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from openslip.regular_file import regular_file
 
 
 class ImageFolder(Source):
-    """`ROOT/CLASS/*.jpg`; a label is the place of its class folder: in alphabetical order, or in that of numbers."""
+    """Source of images in `ROOT/CLASS/*.jpg`; the sorted class folders (see `label_order`) are labelled from 0."""
 
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
@@ -33,7 +33,7 @@ class ImageFolder(Source):
 
 
 def folder_names(root: str) -> list[str]:
-    """Names of the class folders, in the order of their labels."""
+    """List the names of the class folders in the order of their labels."""
     path = Path(root)
     if not path.is_dir():
         raise UserError(f"{root}: no such folder; expected one folder per class with its images")
@@ -44,7 +44,11 @@ def folder_names(root: str) -> list[str]:
 
 
 def class_files(root: Path, names: list[str]) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
-    """Images and labels, by class and then by path, and one line per kind of file that was skipped.
+    """List images with their labels, sorted by class and path, and describe what was skipped, one line per kind.
+
+    Args:
+        root: folder of the class folders.
+        names: names of the class folders, in label order.
 
     Raises:
         UserError: a class has no image.
@@ -52,7 +56,7 @@ def class_files(root: Path, names: list[str]) -> tuple[list[tuple[Path, int]], t
     files: list[tuple[Path, int]] = []
     outside = visible_files(root)
     others = [path for path in outside if not is_image(path)]
-    inner: list[set[str]] = []  # of each class, the folders in which its images lie
+    inner: list[set[str]] = []  # per class, its direct subfolders with images
     for label, name in enumerate(names):
         paths = visible_files(root / name, below=True)
         images = [path for path in paths if is_image(path)]
@@ -71,7 +75,7 @@ def class_files(root: Path, names: list[str]) -> tuple[list[tuple[Path, int]], t
     shared = sorted(set.intersection(*inner))
     if all("." not in folders for folders in inner) and shared and (len(names) > 1 or len(shared) > 1):
         skipped.append(
-            f"{len(names)} x folder as a class, which are {', '.join(names[:3])}, while all have {shared[0]} in them: "
+            f"{len(names)} x class folder, such as {', '.join(names[:3])}, with a folder {shared[0]} in it: "
             "is ROOT one folder too high?"
         )
     return files, tuple(skipped)

@@ -1,4 +1,4 @@
-"""Several datasets as one source, each with the share of it that an epoch draws."""
+"""Mixture of several datasets in one source; an epoch draws a given share of each."""
 
 import hashlib
 from bisect import bisect_right
@@ -11,12 +11,12 @@ from openslip.errors import UserError
 
 
 class Mixture(Source):
-    """Samples of all sources, one source after the other; the order of an epoch mixes them.
+    """Concatenation of sources; the sample order of an epoch mixes them.
 
     Args:
         sources: name to source.
-        weights: name to share: with 0.25, an epoch draws a quarter of the source without replacement, the next epoch
-            the next quarter, and the fifth starts again in another order.
+        weights: name to the share of the source that an epoch draws, 0 to 1. With 0.25, an epoch draws a quarter
+            without replacement, the next epoch the next quarter, and the fifth begins again in another order.
     """
 
     def __init__(self, *, sources: dict[str, Source], weights: dict[str, float | int]) -> None:
@@ -40,7 +40,7 @@ class Mixture(Source):
         self.problems = (
             *(f"{name}: {line}" for name, source in sources.items() for line in source.problems),
             *(
-                f"{first} and {second}: {len(shared)} x shard of both, whose samples are drawn for each"
+                f"{first} and {second}: {len(shared)} x shard in both, whose samples are drawn for each of them"
                 for first, second in combinations(sources, 2)
                 if (shared := sources[first].places & sources[second].places)
             ),
@@ -54,7 +54,7 @@ class Mixture(Source):
         return source[place]
 
     def find(self, index: int) -> tuple[Source, int]:
-        """The source that holds a sample, and the sample's index there."""
+        """Find the source that holds a sample, and the index of the sample in that source."""
         number = bisect_right(self.ends, index)
         return self.sources[number], index - (self.ends[number - 1] if number else 0)
 

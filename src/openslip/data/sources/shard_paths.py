@@ -1,4 +1,4 @@
-"""The shards that a brace pattern, a folder, a glob, an address or a list of them names."""
+"""Expand brace patterns, folders, globs and addresses to the list of shards that they name."""
 
 import os
 from glob import escape, glob, has_magic
@@ -15,7 +15,10 @@ COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def expand(shards: str | list[str]) -> list[Shard]:
-    """All shards, in the order of the list and of names within a folder; a `pipe:` command is never run."""
+    """List all shards in the order given, and by name within a folder or glob.
+
+    A `pipe:` command, which webdataset would run, is refused.
+    """
     expanded = []
     for pattern in [shards] if isinstance(shards, str) else shards:
         if pattern.strip().startswith("pipe:"):
@@ -51,25 +54,28 @@ def expand(shards: str | list[str]) -> list[Shard]:
 
 
 def without_repeats(shards: list[Shard]) -> tuple[list[Shard], list[str]]:
-    """Each shard once, where it comes first, and the names of the others: links and relative paths are seen through."""
+    """Keep the first of several names of one shard; returns the shards, and the repeated names.
+
+    Links and relative paths are resolved.
+    """
     unique: dict[str, Shard] = {}
     repeated = [shard.name for shard in shards if unique.setdefault(place_of(shard), shard) is not shard]
     return [*unique.values()], repeated
 
 
 def place_of(shard: Shard) -> str:
-    """The file of a shard, whatever links and hard links lead to it, or its address."""
+    """Identify the file of a shard, the same for all links and hard links to it; for a remote shard, its address."""
     if shard.path is None:
         return shard.address
     try:
         status = os.stat(shard.path)
-    except OSError:  # missing: whoever opens it says so
+    except OSError:  # the file is missing: the error is raised when it is opened
         return os.path.realpath(shard.path)
     return f"{status.st_dev}:{status.st_ino}"
 
 
 def passed_over(shards: str | list[str]) -> list[str]:
-    """Shards in the folders that are named which are not read: compressed ones, and those one folder deeper."""
+    """List shards that are not read although their folder is named: compressed ones, and those one folder deeper."""
     names = []
     for pattern in [shards] if isinstance(shards, str) else shards:
         folder = local_path(pattern)
@@ -81,7 +87,7 @@ def passed_over(shards: str | list[str]) -> list[str]:
 
 
 def with_braces_expanded(pattern: str) -> list[str]:
-    """Every word of a brace pattern; braces of a file or folder that has them in its name stay."""
+    """Expand the braces of a pattern, except those in the name of an existing file or folder."""
     folder, slash, name = pattern.rpartition("/")
     if Path(pattern).exists():
         return [pattern]
@@ -91,9 +97,9 @@ def with_braces_expanded(pattern: str) -> list[str]:
 
 
 def local_path(word: str) -> Path:
-    """The path as it is written where something lies there, else with the user's home for a leading ~."""
+    """Path as it is written if it exists, else with a leading ~ replaced by the user's home directory."""
     path = Path(word)
     try:
         return path if path.exists() else path.expanduser()
-    except RuntimeError:  # there is no such user, or no home
+    except RuntimeError:  # the user does not exist or has no home directory
         return path

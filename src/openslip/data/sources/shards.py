@@ -1,4 +1,4 @@
-"""Image-caption tar shards (webdataset's layout) as a source, read by offset."""
+"""Source of image-caption tar shards in webdataset's layout, which are read by offset."""
 
 import os
 import sys
@@ -22,20 +22,23 @@ from openslip.data.source import Collection, Sample, Source
 from openslip.data.sources.shard_paths import expand, passed_over, place_of, without_repeats
 from openslip.errors import DataError, UserError
 
-MAX_OPEN = 64  # a file that is open keeps its space, even where the cache has deleted it
+MAX_OPEN = 64  # an open file takes disk space, even after the cache has deleted it
 ALL_CAPTIONS = UniformCaption()
 
 
 class ShardSource(Source):
-    """Members `KEY.jpg` or another image's suffix, `KEY.txt` and/or `KEY.json` (`caption`, `captions`), `KEY.cls`.
+    """Source of samples in tar shards.
+
+    A sample consists of the members `KEY.jpg` (or another image suffix), `KEY.txt` and/or `KEY.json` (`caption`,
+    `captions`), and `KEY.cls` (label).
 
     Args:
         shards: a brace pattern, a folder, a glob, an address (https, s3, gs), or a list of them.
-        require: what a sample must have to count: `caption`, `label`, or null for the image alone.
-        captions: what counts as a caption.
-        equal_captions: of one image: `keep` all, as retrieval counts them, or `drop` (or null) repetitions.
-        expected_samples: of the published dataset.
-        cache: local copies of remote shards.
+        require: what a sample must have besides its image: `caption`, `label`, or null for nothing.
+        captions: policy that decides what counts as a caption.
+        equal_captions: `keep` keeps equal captions of one image, as retrieval counts them; `drop` (or null) drops them.
+        expected_samples: number of samples of the published dataset, if known.
+        cache: cache of remote shards; None if all shards are local.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class ShardSource(Source):
         self.expected_samples = expected_samples
         self.cache = cache
         self.files: dict[int, _File] = {}
-        self.states: dict[int, State] = {}  # of files that were checked after they had changed
+        self.states: dict[int, State] = {}  # states of files that have changed and passed the check
         self.ahead: ThreadPoolExecutor | None = None
         expanded, repeated = without_repeats(expand(shards))
         self.places = frozenset(map(place_of, expanded))
@@ -89,8 +92,8 @@ class ShardSource(Source):
         if copies := copied(self.index.scans):
             first, second = (expanded[place].name for place in copies[0])
             self.problems += (
-                f"{len(copies)} x shard with the keys, sizes and captions of another, such as {second} of {first}: "
-                "not left out",
+                f"{len(copies)} x shard with the same keys, sizes and captions as another, such as {second} and "
+                f"{first}: both are used",
             )
         if not len(self.index):
             problems = "; ".join(self.problems) or "no images at all"
@@ -101,7 +104,8 @@ class ShardSource(Source):
                 None: "an image KEY.jpg, or with another suffix of an image",
             }[require]
             raise UserError(
-                f"shard {expanded[0].name}: no usable sample here or after ({problems}); each needs {wanted}"
+                f"shard {expanded[0].name}: no usable sample in this shard or later ones ({problems}); "
+                f"each needs {wanted}"
             )
 
     def __len__(self) -> int:
@@ -124,7 +128,7 @@ class ShardSource(Source):
                 self.read(file, shard, *extent)
                 for extent in ((image, image_size), (txt, txt_size), (fields, fields_size))
             ]
-            self.check(shard, file.descriptor)  # after it was read: what has changed since then is not in the sample
+            self.check(shard, file.descriptor)  # after reading, so that any change before it is found
         except UserError as error:  # a shard that cannot be fetched or has changed is not the sample's fault
             raise DataError(str(error)) from error
         except OSError as error:
@@ -140,7 +144,14 @@ class ShardSource(Source):
         )
 
     def read(self, file: "_File", shard: int, block: int, length: int) -> bytes:
-        """Bytes of a shard; not from a memory map, which would end the process where a file has become shorter."""
+        """Read bytes of a shard, without a memory map, which would kill the process if the file has become shorter.
+
+        Args:
+            file: the open shard.
+            shard: number of the shard.
+            block: offset in the shard, in blocks of 512 bytes.
+            length: number of bytes.
+        """
         content = os.pread(file.descriptor, length, block * BLOCK) if length else b""
         if len(content) != length:
             raise DataError(
@@ -150,7 +161,7 @@ class ShardSource(Source):
         return content
 
     def open(self, index: int) -> "_File":
-        """A shard's file; a remote shard is fetched first, and no more than MAX_OPEN files stay open."""
+        """Open a shard, which is fetched first if it is remote; at most MAX_OPEN files stay open."""
         file = self.files.get(index)
         if file is None:
             if len(self.files) >= MAX_OPEN:
@@ -158,18 +169,19 @@ class ShardSource(Source):
             shard = self.index.shards[index]
             if shard.path is None:
                 file = _File(self.fetch(shard.address)[0])
-                self.states[index] = state_of(os.fstat(file.descriptor))  # the cache has checked it
+                self.states[index] = state_of(os.fstat(file.descriptor))  # the cache has checked the content
             else:
-                file = _File(os.open(shard.path, os.O_RDONLY | os.O_NONBLOCK))  # it may have become a named pipe
+                file = _File(os.open(shard.path, os.O_RDONLY | os.O_NONBLOCK))  # nonblocking: it may now be a pipe
                 self.check(index, file.descriptor)
             self.files[index] = file
         return file
 
     def check(self, index: int, descriptor: int) -> None:
-        """Raise DataError where a shard is not what it was when the index was opened, by its file and then its content.
+        """Raise DataError if a shard has changed since the index was opened.
 
-        A file of the same size and time has changed where its inode or its time of change has; so it has when it was
-        only moved or linked, or, in the cache, used. Then a local shard is scanned again, a remote one read.
+        A local shard with the same size and mtime, but another inode or ctime, may only have been moved or linked. It
+        is scanned again, and has changed if its samples or captions differ. Every use of a file in the cache changes
+        its ctime, so a remote shard has changed if both its mtime and the sha256 of its content differ.
         """
         expected, state = self.states.get(index, self.index.states[index]), state_of(os.fstat(descriptor))
         if state == expected:
@@ -187,7 +199,7 @@ class ShardSource(Source):
         self.states[index] = state
 
     def fetch(self, address: str) -> tuple[int, str]:
-        """A descriptor of a remote shard and the sha256 of its content."""
+        """Fetch a remote shard; returns a file descriptor and the sha256 of its content."""
         cache = self.cache_of(Shard(shown(address), None, address, ""))
         return cache.open(address), cache.checksums[address]
 
@@ -197,7 +209,7 @@ class ShardSource(Source):
         return self.cache
 
     def prefetch(self, index: int, /) -> None:
-        """Fetch the sample's shard, or ask the system to read it ahead, without waiting."""
+        """Fetch the shard of a sample in the background, or ask the system to read a local shard ahead."""
         shard = self.index.shards[self.index.find(index)[0]]
         if shard.path is None:
             self.cache_of(shard).prefetch(shard.address)
@@ -206,11 +218,11 @@ class ShardSource(Source):
             self.ahead.submit(read_ahead, shard.path)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "files": {}, "ahead": None}  # each process opens its own
+        return {**self.__dict__, "files": {}, "ahead": None}  # each process opens its own files
 
 
 class _File:
-    """An open file, closed when nothing reads it any more, so that one thread cannot close what another reads."""
+    """Open file that is closed with its last reference, so that no thread closes a file that another one reads."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -220,15 +232,15 @@ class _File:
 
 
 def copied(scans: Sequence[tuple[str, str, str]]) -> list[tuple[int, int]]:
-    """Pairs of shards whose samples have the same places, keys, labels and captions: copies under another name."""
+    """Find pairs of shards whose samples have the same offsets, keys, labels and captions, i.e. renamed copies."""
     first: dict[tuple[str, str], int] = {}
     pairs = [(first.setdefault(scan[:2], place), place) for place, scan in enumerate(scans)]
     return [(earlier, later) for earlier, later in pairs if earlier != later]
 
 
 def read_ahead(path: Path) -> None:
-    """Read a file into the system's page cache, for the processes that decode."""
-    with suppress(OSError):  # a hint; an error appears when the samples are read
+    """Ask the system to read a file into its page cache, from where the workers read it."""
+    with suppress(OSError):  # only a hint; a real error is raised when the samples are read
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         os.close(descriptor)
