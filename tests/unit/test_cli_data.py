@@ -103,7 +103,7 @@ def test_a_config_names_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["check", "cc3"], "error: cc3: neither a path nor a data config; did you mean cc3m?"),
         (["convert", "image_folder", ".", "shards"], "all of which the layout image_folder reads"),
         (["check", "cc3m", "data.source.shrads=x"], "error: config key data.source.shrads is unknown"),
-        (["convert", "tabel", "x", "y"], "error: layout tabel: there is none of this name; did you mean table?"),
+        (["convert", "tabel", "x", "y"], "error: layout tabel does not exist; did you mean table?"),
         (["convert", "table", "nowhere", "out"], "error: "),
         (["check"], "the following arguments are required: target"),
     ],

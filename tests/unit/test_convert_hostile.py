@@ -278,8 +278,8 @@ def test_missing_columns_are_told_with_those_there_are(tmp_path: Path, header: s
     ("layout", "files", "why"),
     [
         ("cocojson", {}, "did you mean coco_json"),
-        ("../table", {}, "there is none of this name"),
-        ("record", {}, "there is none of this name"),
+        ("../table", {}, "does not exist"),
+        ("record", {}, "does not exist"),
         ("coco_json", {}, r"no metadata file .*captions_\*.json"),
         ("coco_json", {"captions_a.json": "{", "captions_b.json": "{"}, "choose one with --metadata"),
         ("coco_json", {"captions_a.json": "{"}, "is not JSON"),

@@ -217,7 +217,7 @@ def test_captions_shifted_by_one_sample_are_noticed(paths: list[Path], capsys: p
     capsys.readouterr()
     assert pairs(paths, "caption") == expected
     assert capsys.readouterr().err == (
-        f"index {folder} is damaged (rows: not what was written): its shards are scanned again where need be\n"
+        f"index {folder} is damaged (rows: not what was written): the affected shards are scanned again\n"
     )
     assert pairs(paths, "caption") == expected
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What a dataset holds, exactly: every sample is read once, in parallel, into a few numbers."""
+"""Check a dataset: read every sample once, in parallel, and reduce it to a few numbers for a report."""
 
 import hashlib
 import re
@@ -19,11 +19,11 @@ from openslip.data.source import Source
 from openslip.errors import UserError
 from openslip.text.tokenizer import Tokenizer
 
-SHOWN = 10  # of the unreadable samples
+SHOWN = 10  # number of unreadable samples that are listed
 LABEL_WIDTH = 22
 SAMPLES_PER_PART = 64
 
-# Hashes of 64 bits: among 15 million, two different ones are equal with a chance of 6 in a million.
+# Images and texts are hashed to 64 bits: among 15 million, a collision has a probability of 6 in a million.
 SAMPLE = np.dtype([("image", "<u8"), ("bytes", "<u4"), ("captions", "<u2"), ("width", "<u4"), ("height", "<u4")])
 CAPTION = np.dtype([("text", "<u8"), ("tokens", "<u4")])
 
@@ -41,15 +41,15 @@ def check(
 
     Args:
         source: the dataset; 22 bytes are kept per sample, and 12 per caption.
-        tokenizer: the one to be trained with; captions are counted in its tokens.
-        decode: decode every image as well, which takes most of the time.
-        limit: None reads every sample.
-        num_workers: processes that read; 0 reads in this one.
-        contact_sheet: image file to draw images and captions in.
+        tokenizer: tokenizer to train with; the lengths of captions are counted in its tokens.
+        decode: whether to decode every image, too, which takes most of the time.
+        limit: number of samples to read; None reads every sample.
+        num_workers: worker processes that read; 0 reads in the calling process.
+        contact_sheet: image file to which images with their captions are drawn; None draws none.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: expected the number of samples to look at, at least 1")
-    if contact_sheet is not None:  # first, so that a name which cannot be written costs no hours
+    if contact_sheet is not None:  # first, so that an unusable file name is found before hours of reading
         write_contact_sheet(source, contact_sheet)
     count = min(len(source), limit or len(source))
     places = np.arange(count) * len(source) // max(count, 1)
@@ -65,13 +65,13 @@ def check(
         start += len(numbers)
         captions.append(of_captions)
         for key, reason in unreadable:
-            # Reasons that differ in their numbers alone are one, in the words of the first.
+            # Reasons that differ only in numbers are counted as one, in the words of the first.
             reasons[words.setdefault(re.sub(r"\d+", "0", reason), reason)] += 1
             if len(first) < SHOWN:
                 first.append(f"{key}: {reason}")
     rows = [("samples", number(len(source)))]
     if (expected := source.expected_samples) is not None:
-        whole = 100 * len(source) // expected  # rounded down: 100 % is all of them
+        whole = 100 * len(source) // expected  # rounded down, so that 100 % means all
         rows = [("samples", f"{number(len(source))} of {number(expected)} samples, {whole} %")]
     rows += [("left out", problem) for problem in source.problems]
     unreadable = share(reasons.total(), len(places))
@@ -93,9 +93,9 @@ def check(
 
 @dataclass(frozen=True)
 class Parts(Dataset):
-    """The samples at `places`, some at a time: as SAMPLE and CAPTION, and keys and reasons of unreadable ones.
+    """Dataset of batches of the samples at `places`: arrays of SAMPLE and CAPTION, and (key, reason) if unreadable.
 
-    Image 0 is one that could not be read, and width 0 one that was not decoded.
+    In SAMPLE, image 0 means that the sample could not be read, and width 0 that the image was not decoded.
     """
 
     source: Source

@@ -1,4 +1,4 @@
-"""Images of a dataset with their captions, on one page."""
+"""Contact sheet: images of a dataset with their captions, on one page."""
 
 import textwrap
 from pathlib import Path
@@ -12,15 +12,15 @@ from openslip.durable import durable
 from openslip.errors import UserError
 
 COLUMNS, ROWS = 6, 4
-SIDE = 224  # of the square that an image is fitted in, in pixels
-PADDING, GAP = 12, 16  # inside a card, and between cards
-WIDTH, LINES, FONT_SIZE = 31, 4, 12  # of a caption, in letters, lines and pixels
+SIDE = 224  # side of the square that an image is fitted into, in pixels
+PADDING, GAP = 12, 16  # pixels inside a card, and between cards
+WIDTH, LINES, FONT_SIZE = 31, 4, 12  # of a caption: characters per line, lines, and font size in pixels
 PAPER, CARD, FRAME, INK, FAINT = "#e9e9e6", "#ffffff", "#f3f3f1", "#222222", "#8a8a86"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def write_contact_sheet(source: Source, path: Path) -> None:
-    """Draw evenly spaced samples, left to right and top to bottom, into an image file."""
+    """Draw evenly spaced samples to an image file, from left to right and top to bottom."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"contact sheet {path}: expected a name that ends in .png or .jpg")
     try:
@@ -31,7 +31,7 @@ def write_contact_sheet(source: Source, path: Path) -> None:
 
 
 def draw_contact_sheet(source: Source) -> Image.Image:
-    # Pillow's own font has no accents; Matplotlib's has the alphabets, and boxes for what it lacks.
+    # Pillow's own font has no accents. Matplotlib's has most alphabets, and a box for a missing character.
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf"), FONT_SIZE)
     count = min(COLUMNS * ROWS, len(source))
     width, height = SIDE + 2 * PADDING, SIDE + 3 * PADDING + LINES * (FONT_SIZE + 5)
@@ -54,7 +54,7 @@ def draw_contact_sheet(source: Source) -> Image.Image:
 
 
 def look(source: Source, index: int) -> tuple[Image.Image | None, str]:
-    """A sample's image in its square, None where it cannot be decoded, and its first caption."""
+    """Read a sample: its image padded to the square, or None if it cannot be decoded, and its first caption."""
     caption = ""
     try:
         sample = source[index]

@@ -1,4 +1,4 @@
-"""The arrays of all samples as rows of text. Quantiles are values that occur, not means of two."""
+"""Report on a dataset: statistics of all samples as rows of text. Quantiles are values that occur, not means of two."""
 
 import numpy as np
 from rich.filesize import decimal
@@ -7,7 +7,7 @@ from openslip.data.source import Source
 
 FREQUENT = 5
 PAIRS = 5
-SMALL_SIDE = 224  # the published models' input: an image with a shorter side is enlarged
+SMALL_SIDE = 224  # pixels; input size of the published models, to which smaller images are enlarged
 MAX_TEXT = 70
 
 Rows = list[tuple[str, str]]  # label and text
@@ -43,7 +43,7 @@ def caption_rows(
         caption, count = int(first[top]), int(times[top])
         if count > 1:
             row = int(np.searchsorted(ends, caption, side="right"))
-            text = source[int(places[row])].captions[caption - int(ends[row])]  # counted from the last, so negative
+            text = source[int(places[row])].captions[caption - int(ends[row])]  # negative index, from the end
             rows.append(("  most frequent", f"{number(count)} x {shortened(text)}"))
     return rows
 
@@ -53,7 +53,7 @@ def image_rows(source: Source, places: np.ndarray, samples: np.ndarray) -> Rows:
     places, samples = places[is_read], samples[is_read]
     _, first, inverse = np.unique(samples["image"], return_index=True, return_inverse=True)
     earliest = first[inverse]
-    duplicates = np.flatnonzero(earliest != np.arange(len(samples)))  # the first of equal images is none
+    duplicates = np.flatnonzero(earliest != np.arange(len(samples)))  # the first of equal images is not a duplicate
     rows = [("duplicate images", f"{share(len(duplicates), len(samples))}: the same bytes as an earlier one")]
     for row in duplicates[:PAIRS]:
         rows.append(("  the same", f"{source[int(places[row])].key} = {source[int(places[earliest[row]])].key}"))
@@ -71,7 +71,7 @@ def image_rows(source: Source, places: np.ndarray, samples: np.ndarray) -> Rows:
 
 
 def quantiles(values: np.ndarray, *per_cent: int) -> list[int]:
-    """The least values that so many per cent of the values do not exceed."""
+    """Compute quantiles: for each percentage, the lowest value that at least this share of the values do not exceed."""
     return np.percentile(values, per_cent, method="inverted_cdf").astype(np.int64).tolist()
 
 
@@ -84,6 +84,6 @@ def share(part: int, whole: int) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text on one line, without what a terminal would obey."""
+    """Shorten a text to one line, without control characters that a terminal would interpret."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."

@@ -1,4 +1,4 @@
-"""Records of a layout to tar shards: resumable, parallel, and the same bytes however often it was interrupted."""
+"""Convert a dataset to tar shards: resumable, parallel, and with the same bytes however often it is interrupted."""
 
 import difflib
 import importlib
@@ -22,7 +22,7 @@ from openslip.durable import needed, sweep
 from openslip.errors import UserError
 from openslip.locks import locked
 
-SAMPLES_PER_SHARD = 10_000  # img2dataset's
+SAMPLES_PER_SHARD = 10_000  # the default of img2dataset
 
 
 def convert(
@@ -40,19 +40,20 @@ def convert(
     """Write `out/shard-000000.tar ...`, `out/manifest.json` and `out/left_out.jsonl`; resume an interrupted call.
 
     Args:
-        layout: one of `descriptions()`.
+        layout: name of a layout, one of `descriptions()`.
         root: folder of the dataset.
-        out: folder of the shards.
-        options: the layout's own, by name; None leaves an option its default.
-        samples_per_shard: records per shard; those that are left out count.
-        resize: short side in pixels of larger images; None keeps every JPEG, PNG and WebP as it is.
-        transparency: of images that become JPEGs: `white` ground under them, or `ignore` as the published loaders do.
-        workers: processes that write shards.
-        on_shard: called after each shard.
+        out: folder for the shards.
+        options: options of the layout by name; None selects an option's default.
+        samples_per_shard: records per shard, including records that are left out.
+        resize: short side in pixels to which larger images are scaled; None keeps every JPEG, PNG and WebP as it is.
+        transparency: for images that become JPEGs: `white` composites them on white, `ignore` drops the transparency as
+            the published loaders do.
+        workers: number of processes that write shards.
+        on_shard: called after each shard with its entry and the totals so far.
 
     Raises:
-        UserError: an argument, the dataset or `out` cannot be used; no record of the first shard could be used; or
-            more than half of all records were left out, which is said at the end, with everything written.
+        UserError: an argument, the dataset or `out` cannot be used; or no record of the first shard could be used; or
+            more than half of all records were left out (raised at the end, with all shards written).
     """
     root, out = root.resolve(), out.resolve()
     walks_folders = "metadata" not in inspect.signature(find_records(layout)).parameters
@@ -61,7 +62,7 @@ def convert(
     given = {key: value for key, value in options.items() if value is not None}
     records = with_unique_keys(read_records(layout, root, given))
     batches = iter(lambda: list(islice(records, samples_per_shard)), [])
-    first = next(batches, None)  # before anything is written: most mistakes show here
+    first = next(batches, None)  # before anything is written, because most errors show here
     if first is None:
         raise UserError(f"{root}: no sample in it; is it a dataset in the layout {layout}?")
     made_of = {
@@ -84,12 +85,12 @@ def convert(
 
 
 def find_records(layout: str) -> Callable[..., Iterator[Record | LeftOut]]:
-    """A layout's generator of records."""
+    """Find the function `records` of a layout."""
     known = descriptions()
     if layout not in known:
         near = difflib.get_close_matches(layout, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        raise UserError(f"layout {layout}: there is none of this name; {hint}")
+        raise UserError(f"layout {layout} does not exist; {hint}")
     return importlib.import_module(f"openslip.data.convert.layouts.{layout}").records
 
 
@@ -104,7 +105,7 @@ def read_records(layout: str, root: Path, options: dict[str, Any]) -> Iterator[R
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Make the folder and let nobody else write to it."""
+    """Create the folder, and lock it against other conversions."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / ".lock", wait=0.0):
@@ -116,7 +117,12 @@ def alone_in(out: Path) -> Iterator[None]:
 
 
 def prepare(out: Path, made_of: dict[str, Any]) -> Manifest:
-    """The manifest to resume from; removes what an interrupted call left behind."""
+    """Read or create the manifest to resume from, and remove the leftovers of an interrupted call.
+
+    Args:
+        out: folder for the shards.
+        made_of: layout, root and options, which must equal those of the shards that exist already.
+    """
     path = out / "manifest.json"
     if path.exists():
         manifest = read(path, made_of.keys())
@@ -154,12 +160,12 @@ def write(
         if totals.shards > len(manifest.shards):
             if not totals.samples:
                 (out / entry.name).unlink(missing_ok=True)
-                (out / "manifest.json").unlink(missing_ok=True)  # the folder is nobody's again
+                (out / "manifest.json").unlink(missing_ok=True)  # so that the folder can be used for another dataset
                 raise UserError(
                     f"{out}: none of the first {sum(entry.left_out.values()):,} records could be used "
                     f"({totals.reasons()}), such as {left_out[0]}; nothing was kept"
                 )
-            lines = out / "left_out.jsonl"  # before the manifest, which says how many bytes count
+            lines = out / "left_out.jsonl"  # written before the manifest, which states how many bytes are valid
             with needed(lines, refusal=UserError, advice=RESUMES), lines.open("ab") as file:
                 file.writelines(f"{line}\n".encode() for line in left_out)
                 file.flush()

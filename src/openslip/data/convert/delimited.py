@@ -1,4 +1,4 @@
-"""CSV, TSV and other separated text as rows, each of as many cells as the header has, or an error with its line."""
+"""Read CSV, TSV and other delimited text strictly: a row with more or fewer cells than the header is an error."""
 
 import csv
 import os
@@ -14,18 +14,19 @@ from openslip.data.captions.decoding import MARKS
 from openslip.data.index.tar import printable
 from openslip.errors import UserError
 
-SEPARATORS = (",", "\t", ";", "|", " ")  # that are guessed
-LATE_QUOTE = re.compile(r'\s+".*"\s*$', re.DOTALL)  # for which the marks are text
-QUOTED = re.compile(r'"([^"]|"")*""([^"]|"")*"')  # as CSV has cells that hold quotation marks
+SEPARATORS = (",", "\t", ";", "|", " ")  # separators that a hint may suggest
+LATE_QUOTE = re.compile(r'\s+".*"\s*$', re.DOTALL)  # quotation marks after a blank, which csv reads as text
+QUOTED = re.compile(r'"([^"]|"")*""([^"]|"")*"')  # a cell with quotation marks in it, as CSV writes it
 
 
 @dataclass(frozen=True)
 class Delimited:
-    """A file of a header and rows.
+    """Text file with a header and rows of cells.
 
     Attributes:
-        separator: one character; with a tab, quotation marks are text like any other, as in most TSV files.
-        encoding: None: that of the byte-order mark, else UTF-8.
+        path: path of the file.
+        separator: one character; if it is a tab, quotation marks are ordinary text, as in most TSV files.
+        encoding: encoding of the file; None means that of the byte-order mark, else UTF-8.
     """
 
     path: Path
@@ -38,7 +39,7 @@ class Delimited:
 
     @property
     def hint(self) -> str:
-        """What may be wrong with a header in which a column is missed."""
+        """Suggest what may be wrong with a header in which a column was not found."""
         header = self.separator.join(self.columns)
         if not header.replace("\t", "").isprintable():
             return f"; is it {self.encoding or 'UTF-8'}? --encoding names another, such as latin-1 or utf-16"
@@ -48,7 +49,7 @@ class Delimited:
         return f"; is its separator {guess!r}? --separator {'tab' if guess == chr(9) else repr(guess)}"
 
     def rows(self, columns: Sequence[str]) -> Iterator[list[str]]:
-        """The cells of these columns, the first of which names files."""
+        """Yield the cells of the given columns for every row; the first column must hold file names."""
         lines = self.lines()
         _, header = next(lines)
         places = [header.index(column) for column in columns]
@@ -63,14 +64,14 @@ class Delimited:
 
     @property
     def first_quoted(self) -> int | None:
-        """The first line of a tab-separated file, among many, with a cell that another program has quoted."""
+        """First line, among 10,000, of a tab-separated file with a cell that another program has quoted, or None."""
         if self.separator != "\t":
             return None
         quoted = (line for line, cells in islice(self.lines(), 10_000) if any(map(QUOTED.fullmatch, cells)))
         return next(quoted, None)
 
     def lines(self) -> Iterator[tuple[int, list[str]]]:
-        """The cells of every row and the number of its first line; blank lines are passed over."""
+        """Yield the cells of every row with the number of its first line; blank lines are skipped."""
         quoting = csv.QUOTE_NONE if self.separator == "\t" else csv.QUOTE_MINIMAL
         with open_text(self.path, self.encoding, newline="") as file:
             reader = csv.reader(file, delimiter=self.separator, quoting=quoting, strict=True)
@@ -86,7 +87,12 @@ class Delimited:
                 raise UserError(f"{self.open_quotation(line)} ({error})") from error
 
     def holds_rows(self, cells: list[str], place: int) -> bool:
-        """Whether a line inside a cell is itself a row: as many cells, and a file name of the same kind."""
+        """Whether a line inside a cell looks like a row: it has as many cells, and a file name of the same kind.
+
+        Args:
+            cells: cells of a row.
+            place: index of the cell with the file name.
+        """
         kind = os.path.splitext(cells[place])[1].lower()
         inner = [line.split(self.separator) for cell in cells for line in cell.splitlines()[1:]]
         return any(len(row) == len(cells) and kind == os.path.splitext(row[place])[1].lower() != "" for row in inner)
@@ -111,7 +117,7 @@ class Delimited:
 
 @contextmanager
 def open_text(path: Path, encoding: str | None, newline: str) -> Iterator[TextIO]:
-    """An open text file after its byte-order mark; bytes that cannot be decoded become what `is_damaged` finds."""
+    """Open a text file after its byte-order mark; `is_damaged` finds texts with bytes that could not be decoded."""
     with path.open("rb") as start:
         first = start.read(4)
     written = encoding or next((name for mark, name in MARKS.items() if first.startswith(mark)), "utf-8")
@@ -125,7 +131,7 @@ def open_text(path: Path, encoding: str | None, newline: str) -> Iterator[TextIO
 
 
 def checked_encoding(name: str | None) -> str | None:
-    """An option's encoding, if Python knows it."""
+    """Return the encoding given as an option, after checking that Python knows it."""
     try:
         "".encode(name or "utf-8")
     except (LookupError, ValueError) as error:
@@ -136,7 +142,7 @@ def checked_encoding(name: str | None) -> str | None:
 
 
 def separator_of(path: Path, given: str | None) -> str:
-    """The separator of an option, else by the file's suffix."""
+    """Return the separator given as an option, else the usual one for the file's suffix."""
     if given is None:
         return "\t" if path.suffix.lower() == ".tsv" else ","
     separator = {"tab": "\t", "\\t": "\t"}.get(given, given)

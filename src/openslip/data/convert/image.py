@@ -1,4 +1,4 @@
-"""An image's bytes: read from where they lie, checked by decoding, and scaled down if that is asked."""
+"""Read an image's bytes from the dataset, check them by decoding, and scale the image down if requested."""
 
 import errno
 import io
@@ -15,18 +15,23 @@ from openslip.data.image.rgb import ToRgb, orientation
 from openslip.errors import UserError
 from openslip.regular_file import regular_file
 
-SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by more of them
-QUALITY = 95  # img2dataset's; photographs come back with their brightness right to 43 dB, at 90 to 40 dB
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG followed by further JPEGs
+QUALITY = 95  # as in img2dataset; the luma of photographs keeps a PSNR of 43 dB, at quality 90 one of 40 dB
 MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _BROKEN_STORAGE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnusableError(Exception):
-    """The one image cannot be used; the message is the reason's category."""
+    """An image cannot be used; the message is a category of reasons."""
 
 
 def read_image(picture: Picture) -> bytes:
-    """The image's bytes; failing storage is a UserError, because what lies on it may be fine."""
+    """Read the bytes of an image.
+
+    Raises:
+        UnusableError: the image is missing or cannot be read.
+        UserError: the storage fails, so that the image itself may be fine.
+    """
     try:
         match picture:
             case PictureFile(path):
@@ -52,21 +57,24 @@ def read_image(picture: Picture) -> bytes:
         raise UnusableError("image file that cannot be opened") from error
 
 
-@lru_cache(maxsize=1)  # the images of a shard are neighbours in an archive
+@lru_cache(maxsize=1)  # successive images of a shard mostly come from the same archive
 def open_archive(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(regular_file(path))
 
 
 def convert_image(data: bytes, resize: int | None, transparency: str | None = None) -> tuple[str, bytes]:
-    """Suffix and bytes of an image in a shard; a JPEG, PNG or WebP that need not be scaled down keeps its bytes.
+    """Convert an image for a shard, to its suffix and bytes; a JPEG, PNG or WebP that is not resized keeps its bytes.
 
-    Every image is decoded, so that what lies in a shard can be. Pixels are stored as they lie in the file; of EXIF the
-    orientation is carried over, so that training may apply or ignore it as it does with images that keep their bytes.
+    Every image is decoded, so that all images in a shard are known to be decodable. Pixels are not turned upright, but
+    the EXIF orientation is kept, so that training can apply or ignore it as for images that keep their bytes.
 
     Args:
-        data: the image's file.
-        resize: short side in pixels of images that are larger.
-        transparency: of images that become JPEGs, as in `ToRgb`.
+        data: content of the image file.
+        resize: short side in pixels to which larger images are scaled; None scales none.
+        transparency: conversion of images that become JPEGs, as in `ToRgb`.
+
+    Raises:
+        UnusableError: the image is too large or cannot be decoded.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=[*FORMATS])
@@ -76,14 +84,14 @@ def convert_image(data: bytes, resize: int | None, transparency: str | None = No
         target = min(short, resize or short)
         suffix = SUFFIXES.get(image.format or "")
         if suffix and target == short:
-            image.draft("L", (1, 1))  # JPEG: reads all of the data, but computes an eighth of the pixels
+            image.draft("L", (1, 1))  # JPEG: reads all data, but decodes at an eighth of the size
             image.load()
             return suffix, data
         width, height = (max(1, int(target * side / short)) for side in image.size)
         if max(width, height) > MAX_JPEG_SIDE:
             raise UnusableError(f"more than {MAX_JPEG_SIDE:,} pixels in a row or column, which a JPEG cannot hold")
         if target < short:
-            # JPEG decodes to halves, quarters and eighths at less cost; twice the target keeps the filter's quality.
+            # JPEG decodes faster to 1/2, 1/4 or 1/8 of the size; twice the target size keeps the filter's quality.
             image.draft("RGB", (2 * width, 2 * height))
         image.load()
         pixels = ToRgb(transparency)(image)
@@ -93,12 +101,12 @@ def convert_image(data: bytes, resize: int | None, transparency: str | None = No
         if (turn := orientation(image)) != 1:
             exif[ExifTags.Base.Orientation] = turn
         stream = io.BytesIO()
-        # Full colour resolution: halving it, as is usual, costs a photograph more than the rest of the encoding does.
+        # No chroma subsampling: the usual 4:2:0 costs a photograph more quality than the rest of the encoding.
         pixels.save(stream, "JPEG", quality=QUALITY, subsampling="4:4:4", exif=exif if len(exif) else b"")
         return "jpg", stream.getvalue()
     except UnusableError:
         raise
-    except UserError as error:  # pixels that have no meaning as 8 bits
+    except UserError as error:  # pixels that cannot be converted to 8 bits
         raise UnusableError(str(error).partition(";")[0]) from error
     except Image.DecompressionBombError as error:
         raise UnusableError(f"more than {MAX_PIXELS:,} pixels") from error

@@ -1,4 +1,4 @@
-"""OUT/manifest.json: what the shards were made of, and which are complete; only the parent process writes it."""
+"""Manifest of a conversion, OUT/manifest.json: its settings and complete shards; only the parent process writes it."""
 
 import json
 from collections import Counter
@@ -16,18 +16,18 @@ RESUMES = "the same command resumes"
 
 @dataclass(frozen=True)
 class Entry:
-    """A written shard, as the manifest keeps it."""
+    """Entry of a complete shard in the manifest."""
 
     name: str
     samples: int
     bytes: int
-    sha256: str  # of the file
-    records: str  # sha256 of the records it was made of, so that a changed dataset is noticed
+    sha256: str  # digest of the file
+    records: str  # sha256 of the records that it was made from, to detect that the dataset has changed
     left_out: dict[str, int]  # number of records that were left out, by reason
 
 
 class Totals:
-    """Sums over shards: their number, samples and bytes, and the records left out by reason."""
+    """Totals over shards: number of shards, samples and bytes, and of records left out by reason."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.shards = self.samples = self.bytes = 0
@@ -42,7 +42,7 @@ class Totals:
         self.left_out.update(entry.left_out)
 
     def reasons(self) -> str:
-        """`800 x missing image, 12 x no caption`, the most frequent first."""
+        """Describe why records were left out, as `800 x missing image, 12 x no caption`, the most frequent first."""
         return ", ".join(f"{count:,} x {reason}" for reason, count in self.left_out.most_common())
 
     def __str__(self) -> str:
@@ -52,12 +52,12 @@ class Totals:
 
 @dataclass
 class Manifest:
-    """The complete shards, which are always the first ones, in order."""
+    """Settings and complete shards of a conversion; the complete shards are always the first ones, in order."""
 
-    made_of: dict[str, Any]  # layout, root and options; another value of any of them would give other bytes
+    made_of: dict[str, Any]  # layout, root and options, all of which affect the bytes of the shards
     shards: list[Entry] = field(default_factory=list)
-    left_out_bytes: int = 0  # how much of left_out.jsonl belongs to the shards
-    is_complete: bool = False  # the dataset gives no further shard
+    left_out_bytes: int = 0  # length of the part of left_out.jsonl that belongs to the complete shards
+    is_complete: bool = False  # whether the whole dataset is converted
 
     def save(self, path: Path) -> None:
         totals = Totals(self.shards)
@@ -76,7 +76,7 @@ class Manifest:
 
 
 def read(path: Path, keys: Collection[str]) -> Manifest:
-    """The manifest at `path`; `keys` are those of `made_of`."""
+    """Read a manifest; `keys` are the keys of its `made_of`."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:

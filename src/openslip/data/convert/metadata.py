@@ -1,4 +1,4 @@
-"""Files that describe a dataset: found, and read without running anything."""
+"""Find the metadata files and image folders of a dataset, and read JSON files."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,13 @@ from openslip.regular_file import regular_file
 
 
 def find(root: Path, metadata: Path | None, *patterns: str) -> Path:
-    """The metadata file: `metadata`, as it is or below `root`, or the only file below `root` that matches a pattern."""
+    """Find the metadata file.
+
+    Args:
+        root: folder of the dataset.
+        metadata: path as given, or relative to `root`; None searches for the only match of `patterns`.
+        patterns: glob patterns below `root`.
+    """
     if not regular_file(root).is_dir():
         raise UserError(f"{root}: no such folder; ROOT is the folder of the dataset")
     if metadata is not None:
@@ -29,12 +35,18 @@ def find(root: Path, metadata: Path | None, *patterns: str) -> Path:
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
-    """Each path once and in order, without hidden ones: `glob` gives macOS's `._captions.csv`, too."""
+    """Sort paths, without repetitions and hidden files: `glob` also finds files such as macOS's `._captions.csv`."""
     return sorted({path for path in paths if not is_hidden(path.name)})
 
 
 def images_folder(root: Path, images: Path | None, *names: str) -> Path:
-    """The folder of the images: `images`, as it is or below `root`, or the first existing of `names`, or `root`."""
+    """Find the folder of the images.
+
+    Args:
+        root: folder of the dataset.
+        images: path as given, or relative to `root`; None selects the first existing folder of `names`, else `root`.
+        names: usual names of the folder below `root`.
+    """
     if images is None:
         return next((root / name for name in names if (root / name).is_dir()), root)
     for path in (images, root / images):

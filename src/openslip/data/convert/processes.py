@@ -1,4 +1,4 @@
-"""Shards written in parallel processes, their results in order."""
+"""Write shards in parallel processes, with the results in order."""
 
 import multiprocessing
 import os
@@ -16,11 +16,11 @@ from openslip.errors import UserError
 
 
 def write_shards(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Entry, list[str]]]:
-    """Results in the order of the tasks, which are read only a few ahead of the processes."""
+    """Write the shards of all tasks, and yield the results in order; only a few tasks are read ahead."""
     if workers == 1:
         yield from map(write_shard, tasks)
         return
-    # spawn: a forked copy would inherit whatever threads of the caller hold.
+    # spawn: a forked process would inherit locks that threads of the caller hold.
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         futures = (executor.submit(write_shard, task) for task in tasks)
@@ -39,7 +39,7 @@ def write_shards(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Entry, l
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent is killed, which could not tell it to end."""
+    """End this worker process when its parent has been killed and so cannot end it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # only the parent reports an interruption
     parent = multiprocessing.parent_process()
     assert parent is not None

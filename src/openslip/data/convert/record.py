@@ -1,7 +1,7 @@
-"""What a layout yields: a record of where a sample's image lies and what is said of it, or why there is no sample.
+"""Records that a layout yields: a sample's image location, captions and label, or the reason why there is no sample.
 
-The names of these classes and fields, and the reasons, are hashed into manifests: with other names, a conversion that
-an earlier version began could not be resumed.
+The names of these classes and fields, and the reasons, are part of the hashes in manifests: with other names, a
+conversion that an earlier version began could not be resumed.
 """
 
 import os
@@ -15,14 +15,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
-    """An image in a file of its own."""
+    """An image in its own file."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class PictureSlice:
-    """An image in `size` bytes at `offset` of a file, such as a member of a tar."""
+    """An image in a byte range of a file, such as a member of a tar file."""
 
     path: str
     offset: int
@@ -44,16 +44,16 @@ Picture = PictureFile | PictureSlice | PictureInZip
 class Record:
     """One sample to be written."""
 
-    key: str  # the dataset's own name for it; need not be unique or fit for a file name
+    key: str  # the dataset's own name of the sample; need not be unique or a valid file name
     picture: Picture
     captions: tuple[str, ...] | dict[str, str] = ()  # in order, or by name, such as `title` and `description`
     label: int | None = None
-    fields: dict[str, Any] = field(default_factory=dict)  # more to keep in KEY.json
+    fields: dict[str, Any] = field(default_factory=dict)  # further fields of KEY.json
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A sample that the layout itself cannot use; `reason` is a category, the same for all of a kind."""
+    """A sample that the layout itself cannot use; `reason` is a category, so the text is the same for all of a kind."""
 
     key: str
     reason: str
@@ -63,14 +63,16 @@ NOT_A_TEXT = "caption that is not text"
 
 
 def not_decoded(encoding: str | None) -> str:
-    """The reason to leave out a caption that is not in a file's encoding."""
+    """Reason for leaving out a caption that cannot be decoded."""
     return f"caption that is not {encoding or 'UTF-8'} (--encoding names another)"
 
 
 def one_per_image(read: Callable[[], Iterator[Record | LeftOut]]) -> Iterator[Record | LeftOut]:
-    """The records that `read` gives, those of one image joined to one in the place of the first, captions in order.
+    """Join the records of each image to one, at the position of the first, with all captions in order.
 
-    It reads several times, so that of most images only a hash is kept.
+    Args:
+        read: returns the records from the beginning; it is called up to three times, so that only a hash is kept of
+            most images.
     """
     images, repeated = set[int](), set[int]()
     for record in read():
@@ -91,7 +93,15 @@ def one_per_image(read: Callable[[], Iterator[Record | LeftOut]]) -> Iterator[Re
 def record_in(
     folder: Path, relative: str, key: str, captions: tuple[str, ...], fields: dict[str, Any] | None = None
 ) -> Record | LeftOut:
-    """The record of an image file below a folder; it is left out where its path leads out of the folder."""
+    """Make the record of an image file below a folder; a path that leads out of the folder is left out.
+
+    Args:
+        folder: folder of the images.
+        relative: path of the image, relative to `folder`.
+        key: the dataset's own name of the sample.
+        captions: captions of the image.
+        fields: further fields of KEY.json.
+    """
     path = below(folder, relative)
     if path is None:
         return LeftOut(relative, "path that leads out of the dataset's folder")
@@ -99,13 +109,13 @@ def record_in(
 
 
 def below(root: Path, relative: str) -> str | None:
-    """The path of `relative` below `root`, None where it leads out: a list from elsewhere must not choose any file."""
+    """Join two paths; None if the result leads out of `root`, because foreign metadata must not select any file."""
     inside = os.path.normpath(relative)
     return None if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") else os.path.join(root, inside)
 
 
 def clean(text: str) -> str:
-    """The text stripped, and without what UTF-8 or a reader in C cannot hold: lone surrogates and NUL."""
+    """Strip a text, and replace lone surrogates, which UTF-8 cannot encode, and NUL, which ends strings in C."""
     return encodable(text.replace("\0", " ")).strip()
 
 
@@ -114,16 +124,16 @@ def encodable(text: str) -> str:
 
 
 def safe_key(name: str) -> str:
-    """A name as a key: without a dot, where the suffix would start, and not hidden or outside the shard's folder."""
+    """Convert a name to a key: without a dot, where the suffix would start, and not hidden or outside its folder."""
     plain = re.sub(r"[\x00-\x1f\x7f\\.]", "-", encodable(name).strip())
     # Readers skip members under folders such as __MACOSX__, so no key begins with an underscore.
     return "/".join(filter(None, plain.split("/"))).lstrip("_/") or "-"
 
 
 def with_unique_keys(records: Iterable[Record | LeftOut]) -> Iterator[Record | LeftOut]:
-    """Records with safe keys; a key that is taken gets the record's place in the dataset as a suffix.
+    """Give all records safe and unique keys; a key that is taken gets the record's position in the dataset as a suffix.
 
-    Keeps only hashes, about 70 bytes a record. Two keys of one hash only lengthen the second.
+    Only hashes of keys are kept, about 70 bytes per record. A collision merely lengthens the second key.
     """
     taken: set[int] = set()
     for place, record in enumerate(records):

@@ -1,7 +1,7 @@
-"""Pickles of lists, tuples, dicts, texts, numbers and numpy arrays of them; nothing that a file names is ever called.
+"""Read pickles of lists, tuples, dicts, texts, numbers and numpy arrays, without calling anything that a file names.
 
-numpy's own names are answered with the classes below, which give plain Python values, so that neither numpy's
-constructors nor the module's old or new name (numpy.core, numpy._core) matter.
+Names of numpy are resolved to the classes below, which make plain Python values. So neither numpy's constructors nor
+the old and new names of its module (numpy.core, numpy._core) matter.
 """
 
 import pickle
@@ -31,7 +31,7 @@ class _Dtype:
 
 
 class _Array(list):
-    """An array as nested lists."""
+    """A numpy array as nested lists."""
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         _, shape, dtype, is_fortran, data = state
@@ -43,7 +43,7 @@ def _nested(values: list[Any], shape: tuple[int, ...], order: Literal["C", "F"])
 
 
 _ANSWERS: dict[str, Any] = {
-    "_codecs.encode": lambda text, encoding: text.encode("latin-1"),  # how protocols before 3 write bytes
+    "_codecs.encode": lambda text, encoding: text.encode("latin-1"),  # writes bytes in protocols before 3
     "numpy.dtype": _Dtype,
     "numpy.ndarray": _Array,
     **{
@@ -70,7 +70,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(file: IO[bytes], path: Path) -> Any:
-    """The pickle at the file's position, arrays as lists; one that names anything else is refused."""
+    """Load a pickle with arrays as nested lists, and refuse one that names anything that is not known to be safe.
+
+    Args:
+        file: open file, read from its current position.
+        path: path of the file in errors.
+    """
     try:
         return _Unpickler(file).load()
     except _RefusedError as error:
@@ -78,6 +83,6 @@ def load(file: IO[bytes], path: Path) -> Any:
             f"{path} names {error}, which could run code, so it is refused and nothing was run; "
             "expected lists, tuples, dicts, texts and numbers"
         ) from error
-    except Exception as error:  # whatever a damaged or hostile file provokes
+    except Exception as error:  # a damaged or hostile file can cause any error
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{path} cannot be read as a pickle ({reason}): write or download it again") from error

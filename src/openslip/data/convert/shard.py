@@ -1,4 +1,4 @@
-"""One shard of records to a tar file: complete or absent, and the same bytes every time."""
+"""Write the records of a shard to a tar file, which is complete or absent and has the same bytes every time."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from openslip.errors import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """Records to be written to `path`; `known` is the manifest's entry for it, if it was written before."""
+    """Records to write to the shard `path`; `known` is the manifest's entry if the shard was written before."""
 
     path: Path
     records: list[Record | LeftOut]
@@ -31,7 +31,7 @@ class Task:
 
 
 def write_shard(task: Task) -> tuple[Entry, list[str]]:
-    """Write a shard that is not complete yet; return its entry and a JSON line for each record left out just now."""
+    """Write a shard unless it is complete; return its entry, and a line of JSON per record that was left out now."""
     records = hashlib.sha256(repr(task.records).encode("utf-8", "surrogatepass")).hexdigest()
     if task.known is not None:
         if task.known.records != records:
@@ -41,9 +41,9 @@ def write_shard(task: Task) -> tuple[Entry, list[str]]:
     lines, left_out = [], Counter[str]()
     try:
         with durable(task.path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, on odd images that it can decode all the same
+            warnings.simplefilter("ignore")  # Pillow warns of unusual images that it can decode
             hashed = Hashing(file)
-            # Fixed time and owner: the same bytes on every day and machine.
+            # Fixed time and owner, so that the bytes are the same on every day and machine.
             with TarWriter(cast(BinaryIO, hashed), user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
                 for record in task.records:
                     try:
@@ -68,7 +68,7 @@ def is_complete(path: Path, entry: Entry) -> bool:
 
 
 def members(record: Record | LeftOut, task: Task) -> dict[str, Any]:
-    """A sample as the writer takes it; captions are looked at first, because images cost more."""
+    """Convert a record to webdataset's sample; captions are checked first, because reading an image costs more."""
     if isinstance(record, LeftOut):
         raise UnusableError(record.reason)
     fields, sample = dict(record.fields), {}
@@ -77,7 +77,7 @@ def members(record: Record | LeftOut, task: Task) -> dict[str, Any]:
         fields |= named
         captions = [text for text in named.values() if text]
     else:
-        captions = list(filter(None, map(clean, record.captions)))  # equal ones too: a source drops or keeps them
+        captions = list(filter(None, map(clean, record.captions)))  # equal ones stay: the source keeps or drops them
         if len(captions) == 1:
             sample["txt"] = captions[0].encode()
         elif captions:

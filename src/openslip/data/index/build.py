@@ -1,7 +1,7 @@
-"""The index of a list of shards: found where it is up to date, else made, by one process for all.
+"""Open the index of a list of shards; if there is none that is up to date, one process builds it for all.
 
-What any index in the same home knows of an unchanged shard is taken over, so that neither a dataset that grows nor a
-scan that was cut short starts again.
+Data of unchanged shards is copied from the other indexes in the same folder, so that neither a dataset that grows nor
+an interrupted scan starts from the beginning.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from openslip.errors import UserError
 from openslip.locks import locked
 from openslip.terminal import notice
 
-FORMAT = 2  # of the files and of what counts as a sample; a scan of another format is made again
+FORMAT = 2  # version of the files and of the rules for samples; shards indexed in another version are scanned again
 NAME = ".openslip-index"
-MAX_SCANS = 8  # at the same time; more only wait for the disk
-WORTH_PROCESSES = 1 << 30  # bytes of shards, below which starting processes takes longer than the scan
+MAX_SCANS = 8  # concurrent scans; more would only wait for the disk
+WORTH_PROCESSES = 1 << 30  # bytes of shards; for fewer, starting processes takes longer than the scan
 
-Fetch = Callable[[str], tuple[int, str]]  # address to a descriptor of the shard, and the sha256 of its content
-Progress = Callable[[int, int], None]  # shards done, samples found
+Fetch = Callable[[str], tuple[int, str]]  # maps an address to a file descriptor and the sha256 of its content
+Progress = Callable[[int, int], None]  # called with the numbers of shards done and samples found
 
 
 def open_index(
@@ -46,14 +46,14 @@ def open_index(
     fetch: Fetch,
     progress: Progress,
 ) -> Index:
-    """The index of these shards: from disk where they are unchanged, else scanned now.
+    """Open the index of these shards; scans the shards that no index on disk covers.
 
     Args:
-        shards: at least one.
-        captions: what counts as one.
-        require: `caption`, `label` or None.
-        cache_folder: for an index that cannot lie beside its shards; None where the user has no home.
-        fetch: gives a remote shard.
+        shards: at least one shard.
+        captions: policy that decides what counts as a caption.
+        require: what a sample must have besides its image: `caption`, `label`, or None for nothing.
+        cache_folder: folder for an index that cannot be written beside its shards; None if the user has no home.
+        fetch: opens a remote shard.
         progress: called after every shard.
     """
     beside = None if shards[0].path is None else shards[0].path.parent / NAME
@@ -76,29 +76,28 @@ def open_index(
             "or set XDG_CACHE_HOME=FOLDER"
         )
     folder, stamps = index_in(home)
-    with locked(
-        folder.with_suffix(".lock"), what=f"the index {folder}"
-    ) as alone:  # where not, each process scans into a folder of its own
-        if problem := damage(folder, stamps):  # else another process has been first
+    # On a file system without locks, `alone` is False and each process scans into its own folder.
+    with locked(folder.with_suffix(".lock"), what=f"the index {folder}") as alone:
+        if problem := damage(folder, stamps):  # else another process was first
             if folder.exists():
-                notice(f"index {folder} is damaged ({problem}): its shards are scanned again where need be")
+                notice(f"index {folder} is damaged ({problem}): the affected shards are scanned again")
                 set_aside(folder)
             try:
                 build(folder, shards, stamps, captions, fetch, progress, alone=alone)
-            except FileNotFoundError:  # a process of another node was first, and has tidied up
+            except FileNotFoundError:  # a process on another node was first, and has removed this process's folder
                 if damage(folder, stamps):
                     raise
-            if problem := damage(folder, stamps):  # of the former index, which could not be replaced
+            if problem := damage(folder, stamps):  # the damaged index is still in place
                 raise UserError(f"index {folder} is damaged ({problem}) and cannot be replaced: remove it")
     return Index(folder, shards, states, require)
 
 
 def set_aside(folder: Path) -> None:
-    """Make a damaged index one that is in progress, of which the shards that are whole are taken over."""
+    """Rename a damaged index to one in progress, from which the data of intact shards is copied."""
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
-        folder.rename(partial)  # onto an empty folder
-    except OSError:  # no folder, or one that a process of another node has set aside
+        folder.rename(partial)  # replaces the empty folder
+    except OSError:  # not a folder, or a process on another node has renamed it already
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -115,11 +114,14 @@ def state(shard: Shard) -> State:
 def stamps_of(
     shards: list[Shard], states: list[State], captions: CaptionPolicy, home: Path, cache_folder: Path | None
 ) -> list[str]:
-    """What identifies each unchanged shard; relative paths in an index beside its shards let it move with them."""
+    """Make a text per shard that identifies its unchanged file.
+
+    In an index beside its shards the paths are relative, so that the index stays valid when it is moved with them.
+    """
     stamps = []
     for shard, (size, mtime_ns, *_) in zip(shards, states, strict=True):
         if shard.path is None:
-            address = hashlib.sha256(shard.address.encode()).hexdigest()  # it may hold credentials
+            address = hashlib.sha256(shard.address.encode()).hexdigest()  # an address may hold credentials
             stamps.append(f"{FORMAT} {captions!r} {address} {shard.version}")
         else:
             path = shard.path.absolute()
@@ -146,7 +148,17 @@ def build(
     *,
     alone: bool,
 ) -> None:
-    """Write a complete index under its name; until then, what was scanned lies in a folder beside it."""
+    """Write an index to a partial folder, and rename the folder when it is complete.
+
+    Args:
+        folder: final folder of the index.
+        shards: all shards.
+        stamps: result of `stamps_of` for the shards.
+        captions: policy that decides what counts as a caption.
+        fetch: opens a remote shard.
+        progress: called after every shard.
+        alone: whether this process holds the lock of the index, and so may remove partial folders.
+    """
     known = known_shards(folder.parent)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     total = 0
@@ -174,7 +186,7 @@ def build(
                 ("keys", samples.keys),
                 ("caption", (captioned + total).astype("<u4").tobytes()),
                 ("label", (labelled + total).astype("<u4").tobytes()),
-                # The last: it says that the others are there.
+                # The journal comes last, because its line states that the others are written.
                 (JOURNAL, journal_line(entry)),
             ):
                 with needed(partial / name, refusal=UserError, advice="the same command continues the scan"):
@@ -183,9 +195,9 @@ def build(
             total += len(samples.rows)
             progress(done, total)
         for file in files.values():
-            os.fsync(file.fileno())  # the folder's name will say that they are complete
+            os.fsync(file.fileno())  # the final name of the folder means that they are complete
     for requirement in REQUIREMENTS:
-        if (partial / requirement).stat().st_size == 4 * total:  # all samples meet it
+        if (partial / requirement).stat().st_size == 4 * total:  # all samples meet the requirement
             (partial / requirement).unlink()
     if (partial / "label").exists() and (partial / "label").stat().st_size == 0:
         (partial / "labels").unlink()
@@ -194,7 +206,7 @@ def build(
     try:
         os.rename(partial, folder)
     except OSError:
-        if not folder.is_dir():  # else a process of another node was first, with the same content
+        if not folder.is_dir():  # otherwise a process on another node was first, with the same content
             raise
         shutil.rmtree(partial, ignore_errors=True)
     if alone:
@@ -204,7 +216,7 @@ def build(
 
 
 def abandoned(partial: Path) -> bool:
-    """Whether no process is scanning into it."""
+    """Whether no process scans into a partial folder any more."""
     try:
         with locked(partial.with_suffix(".lock"), wait=0.0) as held:
             return held
@@ -215,7 +227,7 @@ def abandoned(partial: Path) -> bool:
 def samples_of(
     shards: list[Shard], known: list[Known | None], captions: CaptionPolicy, fetch: Fetch
 ) -> Iterator[ShardSamples]:
-    """The samples of each shard, in order: taken over from another index, else scanned."""
+    """Yield the samples of each shard, in order: copied from another index if it knows them, else scanned."""
 
     def scan(shard: Shard) -> ShardSamples:
         if shard.path is not None:
@@ -241,4 +253,4 @@ def samples_of(
             if taken is None:
                 yield next(local_scans if shard.path else remote_scans)
             else:
-                yield take_over(taken) or scan(shard)  # None: what was known is damaged
+                yield take_over(taken) or scan(shard)  # None: the other index is damaged

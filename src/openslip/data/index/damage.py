@@ -1,4 +1,4 @@
-"""Whether the files of an index are those that were written: their checksums lie in `checksums` beside them."""
+"""Detect damage to the files of an index, by the checksums in the file `checksums` beside them."""
 
 import json
 import zlib
@@ -13,7 +13,7 @@ CHUNK = 1 << 22
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file: finds damage, at several GB a second, so that 15 million samples cost a fraction of one."""
+    """CRC-32 of a file, at several GB per second: checking 15 million samples takes a fraction of a second."""
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -22,12 +22,12 @@ def checksum(path: Path) -> int:
 
 
 def checksums(folder: Path) -> dict[str, int]:
-    """The checksum of each file of an index."""
+    """Compute the checksum of each file of an index."""
     return {name: checksum(folder / name) for name in (*TABLES, JOURNAL) if (folder / name).exists()}
 
 
 def damage(folder: Path, stamps: list[str]) -> str | None:
-    """What keeps a folder from being the complete index of these shards, or None; reads all of its files once."""
+    """Say why a folder is not the complete index of these shards, or None if it is; reads all of its files once."""
     try:
         entries = read_journal(folder)
         if [entry.stamp for entry in entries] != stamps:

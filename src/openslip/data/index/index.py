@@ -1,9 +1,9 @@
-"""Where every sample of a dataset lies: one table on disk that all processes map; `build` writes it.
+"""Index of a dataset: a table of the location of every sample, on disk and memory-mapped; `build.py` writes it.
 
-Beside the shards (or, where that cannot be written, in the cache folder) lies `.openslip-index/`, with a folder per
-list of shards: `shards.jsonl`, a line per shard; `rows`, `keys` and, if there are any, `labels`; `caption` and `label`:
-places of the samples that have one, unless all do; `checksums` of these files. A folder gets its name when it is
-complete.
+The indexes are in `.openslip-index/` beside the shards or, if that is not writable, in the cache folder. Each list of
+shards has a folder there, which gets its final name when it is complete. It holds `shards.jsonl` (a line per shard),
+`rows`, `keys`, `labels` (if there are any), `caption` and `label` (row numbers of the samples that have one, unless all
+do), and `checksums` of these files.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ class Shard(NamedTuple):
     """A tar file, on a local disk or remote."""
 
     name: str  # path, or address without credentials
-    path: Path | None  # None for a remote shard, which has to be fetched
-    address: str  # of a remote shard
-    version: str  # of a remote shard, as its server states it; a file is identified by its size and time
+    path: Path | None  # None for a remote shard, which must be fetched
+    address: str  # address of a remote shard, else empty
+    version: str  # version of a remote shard, as its server states it; a local file is identified by size and mtime
 
 
 class State(NamedTuple):
-    """What the system says of a shard's file; the last two also change where the content stays the same."""
+    """File status of a shard; inode and ctime can also change while the content stays the same."""
 
     size: int
     mtime_ns: int
@@ -39,7 +39,7 @@ class State(NamedTuple):
     ctime_ns: int
 
 
-REMOTE = State(-1, 0, 0, 0)  # its server tells its version instead
+REMOTE = State(-1, 0, 0, 0)  # a remote shard is identified by its version instead
 
 
 def state_of(status: os.stat_result) -> State:
@@ -47,13 +47,13 @@ def state_of(status: os.stat_result) -> State:
 
 
 class Index:
-    """The samples that meet a requirement, in shard order. Memory-mapped: the processes of a node share it.
+    """The samples that meet a requirement, in shard order; memory-mapped, so that the processes of a node share it.
 
     Attributes:
         parts: number of these samples in each shard.
-        problems: of the samples and members that were skipped or repaired.
-        states: of each file when the index was opened.
-        scans: sha256 of rows, labels and keys, of captions, and of all of a remote shard, for each shard.
+        problems: samples and members that were skipped or repaired.
+        states: file status of each shard when the index was opened.
+        scans: three sha256 digests per shard: of rows, labels and keys; of captions; of the content, if it is remote.
         fingerprint: sha256 of shard names and sizes, rows, labels, keys and captions, and the requirement.
     """
 
@@ -66,7 +66,7 @@ class Index:
         self.scans = [(entry.digest, entry.captions, entry.content) for entry in entries]
         counted = require or "samples"
         self.parts: Int64[np.ndarray, " shards"] = np.array([entry.counts[counted] for entry in entries], np.int64)
-        self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # of the shards, in `rows`
+        self.ends = np.cumsum([entry.counts["samples"] for entry in entries]).tolist()  # end of each shard in `rows`
         self.key_starts = np.cumsum([0, *(entry.key_bytes for entry in entries)]).tolist()
         self.rows = mapped(folder / "rows", ROW)
         self.labels = mapped(folder / "labels", LABEL) if (folder / "labels").exists() else None
@@ -87,7 +87,7 @@ class Index:
         return len(self.rows) if self.places is None else len(self.places)
 
     def find(self, index: int) -> tuple[int, int]:
-        """A sample's shard and its place in `rows`."""
+        """Find the shard of a sample, and its row number in `rows`."""
         place = index if self.places is None else int(self.places[index])
         return bisect_right(self.ends, place), place
 
@@ -103,14 +103,10 @@ class Index:
         return printable(self.keys[base + start : base + int(self.rows[place]["key_end"])].tobytes().decode())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Index, (
-            self.folder,
-            self.shards,
-            self.states,
-            self.require,
-        )  # mapped anew where it is unpickled, not copied
+        # The process that unpickles the index maps the files again, instead of getting a copy.
+        return Index, (self.folder, self.shards, self.states, self.require)
 
 
 def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    empty = path.stat().st_size == 0  # which cannot be mapped
+    empty = path.stat().st_size == 0  # an empty file cannot be mapped
     return np.empty(0, dtype) if empty else np.memmap(path, dtype, mode="r").view(np.ndarray)

@@ -1,4 +1,4 @@
-"""`shards.jsonl` of an index: what a scan found in each shard, a line when all of it is in the tables."""
+"""Journal `shards.jsonl` of an index: the result of each shard's scan, one line once all its data is in the tables."""
 
 import json
 import zlib
@@ -13,26 +13,26 @@ JOURNAL = "shards.jsonl"
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the journal: what a scan found in a shard."""
+    """Line of the journal: the result of a shard's scan."""
 
     stamp: str  # identifies the shard as it was scanned
-    size: int  # of the shard in bytes
-    counts: dict[str, int]  # of samples, and of those that meet each requirement
+    size: int  # bytes of the shard
+    counts: dict[str, int]  # number of samples, and of those that meet each requirement
     key_bytes: int
     digest: str  # sha256 of rows, labels and keys
     captions: str  # sha256 of the captions
-    content: str  # sha256 of all of a remote shard: its server may state nothing that changes with it
+    content: str  # sha256 of the content of a remote shard, because its server may state no version
     problems: Problems
 
 
 def journal_line(entry: Entry) -> bytes:
-    """A line of JSON that holds its own checksum, because a scan that was cut short leaves lines alone."""
+    """Encode an entry as a line of JSON with its own checksum, because a partial index has no checksums of files."""
     fields = {**vars(entry), "problems": vars(entry.problems)}
     return json.dumps({**fields, "checksum": zlib.crc32(json.dumps(fields).encode())}).encode() + b"\n"
 
 
 def read_journal(folder: Path) -> list[Entry]:
-    """The shards that were scanned to the end; the list ends at a line that was cut short or damaged."""
+    """Read the entries of completely scanned shards, up to the first truncated or damaged line."""
     entries = []
     for line in (folder / JOURNAL).read_bytes().split(b"\n"):
         try:

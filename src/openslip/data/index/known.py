@@ -1,4 +1,4 @@
-"""What the indexes of a home know of shards, so that an unchanged shard is scanned once."""
+"""Find shards that other indexes in the same folder cover, so that an unchanged shard is scanned only once."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,22 +10,22 @@ from openslip.data.index.scan import LABEL, ROW, ShardSamples
 
 
 class Known(NamedTuple):
-    """Where another index holds what a scan of a shard gave."""
+    """Location of a shard's data in another index."""
 
     folder: Path
     entry: Entry
-    row: int  # the first of its rows
-    key: int  # the first byte of its keys
+    row: int  # number of its first row
+    key: int  # offset of its keys in bytes
 
 
 def known_shards(home: Path) -> dict[str, Known]:
-    """All shards in the indexes of a home, complete or not, by stamp."""
+    """Find all shards in the indexes of a folder, complete or partial, by stamp."""
     known = {}
     for journal in home.glob(f"*/{JOURNAL}"):
         row = key = 0
         try:
             entries = read_journal(journal.parent)
-        except OSError:  # another process has tidied up, or it is not ours to read
+        except OSError:  # another process has removed it, or it is not readable
             continue
         for entry in entries:
             known[entry.stamp] = Known(journal.parent, entry, row, key)
@@ -35,13 +35,13 @@ def known_shards(home: Path) -> dict[str, Known]:
 
 
 def take_over(known: Known) -> ShardSamples | None:
-    """What an index holds of a shard, or None where it is damaged, as after a power failure."""
+    """Read a shard's samples from another index; None if they are damaged, as after a power failure."""
     folder, entry, row, key = known
     count = entry.counts["samples"]
     try:
         rows = np.fromfile(folder / "rows", ROW, count, offset=row * ROW.itemsize)
         keys = np.fromfile(folder / "keys", np.uint8, entry.key_bytes, offset=key).tobytes()
-        labels = np.full(count, -1, LABEL)  # no file: none of them has one
+        labels = np.full(count, -1, LABEL)  # without a file, no sample has a label
         if (folder / "labels").exists():
             labels = np.fromfile(folder / "labels", LABEL, count, offset=row * LABEL.itemsize)
     except OSError:

@@ -1,4 +1,4 @@
-"""One shard's samples: its members grouped by key, each sample classified, by headers, captions and labels alone."""
+"""Scan a shard: group its members by key to samples, and check them by headers, captions and labels only."""
 
 import hashlib
 import mmap
@@ -18,30 +18,30 @@ from openslip.errors import UserError
 KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, "txt", "json", "cls"))
 PICKLES = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))  # reading one can run a program
 
-# Per sample, 28 bytes: where its members lie in its shard, in blocks (size 0: it has none), and where its key ends
-# among the shard's keys.
+# 28 bytes per sample: offset (in blocks) and size (in bytes) of its members in the shard, with size 0 for a missing
+# one, and the end of its key among the keys of the shard.
 ROW = np.dtype([(name, "<u4") for name in ("image", "image_size", "txt", "txt_size", "json", "json_size", "key_end")])
-LABEL = np.dtype("<i4")  # -1: it has none
+LABEL = np.dtype("<i4")  # -1: no label
 
 MAX_MEMBER = (1 << 32) - 1
 
 Extent = tuple[int, int]  # offset in blocks, and length in bytes
 NOTHING: Extent = (0, 0)
 
-# What a source may require of a sample, and the reasons for which it then leaves samples out.
+# What a source may require of a sample, and the reasons why it then skips samples.
 REQUIREMENTS: dict[str, tuple[str, ...]] = {"caption": ("no caption", "empty caption"), "label": ("no label",)}
 
 
 class ShardSamples(NamedTuple):
     """All samples of a shard that have an image, in the order of their first member."""
 
-    size: int  # of the shard in bytes
+    size: int  # bytes of the shard
     rows: np.ndarray
     labels: np.ndarray
     keys: bytes
-    captions: str  # sha256 of all texts
+    captions: str  # sha256 of all captions
     problems: Problems
-    content: str = ""  # sha256 of all of a remote shard
+    content: str = ""  # sha256 of the content of a remote shard
 
     @property
     def digest(self) -> str:
@@ -50,13 +50,22 @@ class ShardSamples(NamedTuple):
 
 
 def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSamples:
-    """The samples of a path or descriptor, which is closed; errors call the shard by `name`, and tell the offset."""
+    """Scan the samples of a shard.
+
+    Args:
+        file: path, or open descriptor, which is closed.
+        name: name of the shard in errors.
+        captions: policy that decides what counts as a caption.
+
+    Raises:
+        UserError: the shard is damaged (with the offset in the file), or cannot be read.
+    """
     problems, texts = Problems(), hashlib.sha256()
     rows, labels, keys = [], [], []
     try:
         with map_shard(file, name) as data:
             if sys.platform == "linux":
-                data.madvise(mmap.MADV_SEQUENTIAL)  # the disk streams; a wait for every header would take longer
+                data.madvise(mmap.MADV_SEQUENTIAL)  # streaming is faster than waiting for each header
             size = len(data)
             for key, members in group(name, data, problems).items():
                 image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
@@ -82,7 +91,10 @@ def scan_shard(file: Path | int, name: str, captions: CaptionPolicy) -> ShardSam
 def used_texts(
     key: str, members: dict[str, Extent], data: mmap.mmap, captions: CaptionPolicy, problems: Problems
 ) -> tuple[Extent, Extent, tuple[str, ...]]:
-    """A sample's txt and json, if they add captions, and these captions; other members are not read for each sample."""
+    """Find a sample's captions, and the members txt and json if they contribute any.
+
+    Training reads no other members for captions.
+    """
     txt, fields = members.get("txt", NOTHING), members.get("json", NOTHING)
     text, content = read(data, txt), read(data, fields)
     try:
@@ -124,9 +136,10 @@ def read(data: mmap.mmap, extent: Extent) -> bytes:
 
 
 def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str, Extent]]:
-    """A shard's members by key, then suffix; the key is the path up to the first dot of its last part, as webdataset's.
+    """Group the members of a shard by key, then suffix.
 
-    The first of two members of one name counts. Names are never used as paths.
+    As in webdataset, the key is the path up to the first dot of its last part. Of two members with the same name, the
+    first is used. Names are never used as paths.
     """
     groups: dict[str, dict[str, Extent]] = {}
     for raw, start, length in walk(shard, data, problems):

@@ -1,6 +1,6 @@
-"""Tar files as offsets: a walk over the headers that checks every one.
+"""Find the offsets of a tar file's members, with a check of every header.
 
-Python's tarfile and webdataset end silently at a damaged header; this walk refuses the file.
+Python's tarfile and webdataset end silently at a damaged header; this code refuses the file.
 Format: POSIX.1-1988 (ustar), with GNU and pax long names.
 """
 
@@ -17,13 +17,13 @@ from openslip.errors import UserError
 from openslip.regular_file import regular_file
 from openslip.terminal import printable
 
-BLOCK = 512  # every header and every member starts at a multiple of this
+BLOCK = 512  # bytes; every header and every member starts at a multiple of this
 SPARSE = "sparse file, which is not read (write the tar file again without -S)"
 
 
 @dataclass
 class Problems:
-    """What was skipped or repaired, by reason: how often, and where first."""
+    """Counts what was skipped or repaired, by reason, and keeps the first place of each reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -34,12 +34,12 @@ class Problems:
             self.first[reason] = printable(where)
 
     def lines(self) -> tuple[str, ...]:
-        """One line per reason."""
+        """Describe the problems, one line per reason."""
         return tuple(f"{count} x {reason}, first {self.first[reason]}" for reason, count in self.counts.items())
 
 
 def plain_name(name: str) -> str | None:
-    """A member's name as tar unpacks it: without `.`, empty parts and a slash at its start; None if `..` is in it."""
+    """Normalise a member's name as tar does: without `.`, empty parts and a leading slash; None if it contains `..`."""
     if name.startswith((".", "/")) or "/." in name or "//" in name:
         parts = [part for part in name.split("/") if part not in ("", ".")]
         return None if ".." in parts else "/".join(parts)
@@ -47,7 +47,12 @@ def plain_name(name: str) -> str | None:
 
 
 def map_shard(file: Path | int, shard: str) -> mmap.mmap:
-    """The content of a path or descriptor, which is closed; `shard` is what errors call it."""
+    """Map a shard into memory.
+
+    Args:
+        file: path, or open descriptor, which is closed.
+        shard: name of the shard in errors.
+    """
     with open(file if isinstance(file, int) else regular_file(file), "rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             raise UserError(f"shard {shard} is empty (0 bytes): download or write it again")
@@ -55,9 +60,10 @@ def map_shard(file: Path | int, shard: str) -> mmap.mmap:
 
 
 def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, int, int]]:
-    """Name, offset and length of every regular file; every header checked, up to the end marker.
+    """List name, offset and length of every regular file, and check all headers up to the end marker.
 
-    Checksums are compared at the end, all at once: sums of 512 bytes in Python would take most of the time.
+    The checksums are compared all at once at the end, because summing 512 bytes at a time in Python would take most of
+    the time.
     """
     members: list[tuple[bytes, int, int]] = []
     headers: list[bytes] = []
@@ -66,7 +72,7 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
     long_name, long_size, is_sparse = None, None, False
 
     def refuse(reason: str) -> NoReturn:
-        verify(shard, headers, offsets)  # an earlier header may be what led here
+        verify(shard, headers, offsets)  # the actual damage may be in an earlier header
         raise UserError(f"shard {shard} {reason}: download or write it again")
 
     if data[:2] == b"\x1f\x8b" or data[:4] == b"\x28\xb5\x2f\xfd" or data[:3] in (b"BZh", b"\xfd7z"):
@@ -86,7 +92,7 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
         is_regular = kind in b"07\0"
         if is_regular and long_size is not None:
             length = long_size
-        if kind == b"S" and header[482]:  # GNU: the map of a file of more than four pieces goes on in further blocks
+        if kind == b"S" and header[482]:  # GNU: with more than four pieces, more blocks follow
             while data[start + 504 : start + 505] not in (b"", b"\0"):
                 start += BLOCK
             start += BLOCK
@@ -104,7 +110,7 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
             long_name = attributes.get(b"GNU.sparse.name") or attributes.get(b"path", long_name)
             is_sparse = any(key.startswith(b"GNU.sparse.") for key in attributes)
             long_size = int(attributes[b"size"]) if is_number(attributes.get(b"size", b"")) else None
-        elif kind not in b"5gK":  # folder, pax defaults, GNU's long link name
+        elif kind not in b"5gK":  # allowed: folder, pax defaults, GNU long link name
             problems.add("link or device", f"{name_of(header)!r}")
             if kind in b"12":
                 length = 0
@@ -118,9 +124,9 @@ def walk(shard: str, data: mmap.mmap, problems: Problems) -> list[tuple[bytes, i
 
 
 def verify(shard: str, headers: list[bytes], offsets: list[int]) -> None:
-    """Compare the headers' checksums."""
+    """Raise UserError unless all headers match their checksums."""
     blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
-    own = 8 * ord(" ") - blocks[:, 148:156].sum(axis=1, dtype=np.int64)  # their own field counts as spaces
+    own = 8 * ord(" ") - blocks[:, 148:156].sum(axis=1, dtype=np.int64)  # the checksum field counts as spaces
     sums = np.add.reduceat(blocks.reshape(-1), np.arange(0, blocks.size, BLOCK), dtype=np.int64) + own
     for header, total, offset in zip(headers, sums.tolist(), offsets, strict=True):
         if octal(header[148:156]) != total:
@@ -133,7 +139,7 @@ def octal(field: bytes) -> int | None:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0") or b"0"
     try:
-        return int(digits, 8) if digits.isdigit() else None  # int would take a sign, too
+        return int(digits, 8) if digits.isdigit() else None  # int() would accept a sign
     except ValueError:
         return None
 
@@ -150,7 +156,7 @@ def name_of(header: bytes) -> bytes:
 
 
 def pax(records: bytes) -> dict[bytes, bytes]:
-    """The `LENGTH KEY=VALUE` lines of a pax header."""
+    """Parse the `LENGTH KEY=VALUE` lines of a pax header."""
     attributes = {}
     while records:
         length, _, _ = records.partition(b" ")

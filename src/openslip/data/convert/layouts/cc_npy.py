@@ -1,4 +1,4 @@
-"""CC3M and CC12M as published SLIP reads them: cc3m.npy lists the images' paths below ROOT and their captions.
+"""CC3M and CC12M as published SLIP reads them: cc3m.npy lists the paths of the images below ROOT and their captions.
 
 An entry is a dict with `image_name` (CC12M) or `image_id` (CC3M) and `captions` (facebookresearch/SLIP datasets.py and
 README), or (path, caption) or (path, captions).
@@ -20,12 +20,12 @@ from openslip.errors import UserError
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of the file, those of one image joined.
+    """Yield records in the order of the file; the entries of one image are joined.
 
     Args:
-        root: the dataset's folder.
-        metadata: the file; by default the only .npy in ROOT.
-        images: the folder that paths in it start from; by default ROOT.
+        root: folder of the dataset.
+        metadata: the .npy file; by default the only one in ROOT.
+        images: folder that the paths in the file are relative to; by default ROOT.
     """
     path = files.find(root, metadata, "*.npy")
     yield from one_per_image(partial(of_entries, read(path), files.images_folder(root, images)))
@@ -51,7 +51,7 @@ def of_entries(entries: list[Any], folder: Path) -> Iterator[Record | LeftOut]:
 
 
 def read(path: Path) -> list[Any]:
-    """The array as nested lists; numpy.load would run what the pickle in the file names, which this refuses."""
+    """Read the array as nested lists, without the code that a pickle in the file may name and numpy.load would run."""
     with path.open("rb") as file:
         try:
             if not check_size(file, path.stat().st_size).hasobject:

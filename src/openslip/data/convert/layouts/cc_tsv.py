@@ -1,8 +1,8 @@
 """CC3M and CC12M as Google publishes them: a .tsv of captions and addresses, and the images you have downloaded.
 
 A row is caption, address (CC3M) or address, caption (CC12M), without a header. Its image is named by a third column
-that you have added, a path below the folder of the images, or else by the row's number: NUMBER.jpg (or another suffix
-of an image) in that folder itself, counted from 0, with or without leading zeros.
+that you have added: a path relative to the folder of the images. Without that column, it is named by the row's number:
+NUMBER.jpg (or another image suffix) in the folder itself, counted from 0, with or without leading zeros.
 """
 
 import os
@@ -20,13 +20,15 @@ from openslip.data.listing import is_image, visible_files
 def records(
     root: Path, *, metadata: Path | None = None, images: Path | None = None, encoding: str | None = None
 ) -> Iterator[Record | LeftOut]:
-    """Records in the order of the rows, those of one image in a third column joined; the address goes to KEY.json.
+    """Yield records in the order of the rows; rows that name the same image in a third column are joined.
+
+    The address goes to KEY.json.
 
     Args:
-        root: the dataset's folder.
-        metadata: the file; by default the only .tsv in ROOT.
+        root: folder of the dataset.
+        metadata: the .tsv file; by default the only one in ROOT.
         images: folder of the images; by default ROOT/images, or ROOT.
-        encoding: such as latin-1; by default that of the file's byte-order mark, else UTF-8.
+        encoding: encoding of the file, such as latin-1; by default that of its byte-order mark, else UTF-8.
     """
     path = files.find(root, metadata, "*.tsv")
     folder = files.images_folder(root, images, "images")
@@ -36,7 +38,7 @@ def records(
 
 
 def read_rows(path: Path, encoding: str | None) -> Iterator[list[str]]:
-    """The cells of every line; a quotation mark is text like any other, and a line break alone ends a row."""
+    """Yield the cells of every line; quotation marks are ordinary text, and only a line break ends a row."""
     with open_text(path, encoding, newline="\n") as file:
         for row in file:
             cells = [cell.strip() for cell in row.split("\t")]
@@ -70,7 +72,7 @@ def is_address(cell: str) -> bool:
 
 
 def name_patterns(folder: Path) -> list[tuple[int, str]]:
-    """How the numbered files in a folder are written: digits with leading zeros (0: without), and suffix."""
+    """List the forms of the numbered file names in a folder: number of digits (0: no leading zeros), and suffix."""
     patterns = set()
     for path in visible_files(folder):
         if path.stem.isdecimal() and path.stem.isascii() and is_image(path):

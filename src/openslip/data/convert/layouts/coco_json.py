@@ -13,12 +13,12 @@ from openslip.errors import UserError
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of `images` in the file, those of one image joined.
+    """Yield records in the order of `images` in the file; the captions of one image are joined.
 
     Args:
-        root: the dataset's folder.
-        metadata: the captions; by default the only annotations/captions_*.json or captions_*.json in ROOT.
-        images: folder of the images; by default the one after which the captions are named, or ROOT.
+        root: folder of the dataset.
+        metadata: file of the captions; by default the only annotations/captions_*.json or captions_*.json in ROOT.
+        images: folder of the images; by default train2017 for captions_train2017.json, else ROOT/images, or ROOT.
     """
     path = files.find(root, metadata, "annotations/captions_*.json", "captions_*.json")
     match files.read_json(path):

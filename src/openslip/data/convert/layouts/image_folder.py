@@ -1,4 +1,4 @@
-"""ROOT/CLASS/*.jpg: a label is the place of its class folder, by alphabet or number; a caption only by a template."""
+"""Images in ROOT/CLASS/*.jpg, labelled from 0 in the order of the class folders; captions only with a template."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +11,12 @@ from openslip.errors import UserError
 
 
 def records(root: Path, *, template: str | None = None, underscores: str | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of labels, then of paths; keys begin with the class.
+    """Yield records in the order of labels, then of paths; keys begin with the name of the class folder.
 
     Args:
         root: folder of the class folders.
-        template: such as "a photo of a {}.": makes a caption of the class folder's name.
-        underscores: `keep` leaves those of folder names in captions; `space`, the default, reads each as a space.
+        template: text that makes a caption of the class name, such as "a photo of a {}."; by default no caption.
+        underscores: `space` (default) replaces underscores of class names by spaces in captions; `keep` keeps them.
     """
     if template is not None and "{}" not in template:
         raise UserError(f'--template {template!r}: expected {{}} in it for the class, as in "a photo of a {{}}."')

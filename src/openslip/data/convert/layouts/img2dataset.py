@@ -1,4 +1,4 @@
-"""img2dataset's output: folders 00000/ with 000000000.jpg, .txt and .json, or tars of them, which are packed again."""
+"""Output of img2dataset: folders 00000/ with 000000000.jpg, .txt and .json, or tar files of them."""
 
 import json
 from collections import defaultdict
@@ -18,11 +18,11 @@ TEXTS = ("txt", "json", "cls")
 
 
 def records(root: Path, *, encoding: str | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of names, with a sample's txt and json, and its cls, if other tools have added one.
+    """Yield records in the order of names, with the sample's txt and json, and its cls if another tool has added one.
 
     Args:
-        root: img2dataset's output_folder.
-        encoding: of .txt files without a byte-order mark, such as latin-1; by default UTF-8.
+        root: output_folder of img2dataset.
+        encoding: encoding of .txt files without a byte-order mark, such as latin-1; by default UTF-8.
     """
     checked_encoding(encoding)
     if not root.is_dir():

@@ -11,13 +11,13 @@ from openslip.errors import UserError
 
 
 def records(root: Path, *, metadata: Path | None = None, images: Path | None = None) -> Iterator[Record | LeftOut]:
-    """Records in the order of file names and of annotations, those of one image joined.
+    """Yield records in the order of file names and annotations; the annotations of one image are joined.
 
-    What else the first annotation of an image says goes to KEY.json.
+    The other fields of an image's first annotation go to KEY.json.
 
     Args:
-        root: the dataset's folder.
-        metadata: one file in place of ROOT/annotations: RedCaps' own, or the list that published SLIP makes of all.
+        root: folder of the dataset.
+        metadata: one file instead of ROOT/annotations: from RedCaps, or the list that published SLIP makes of all.
         images: folder of the images; by default ROOT/images, or ROOT.
     """
     folder = files.images_folder(root, images, "images")

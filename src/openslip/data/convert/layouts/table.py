@@ -1,7 +1,7 @@
-"""A CSV, TSV or Parquet table with a column of image paths and one or several of captions.
+"""A CSV, TSV or Parquet table with a column of image paths and one or several columns of captions.
 
-Rows of one image become one sample with their captions in order. Paths are relative to the folder of the images and
-stay in it; absolute ones, in a table of your own, are taken as they are.
+The rows of one image become one sample with their captions in order. Relative paths start at the folder of the images
+and may not lead out of it; absolute paths, in your own table, are used as they are.
 """
 
 import importlib
@@ -24,11 +24,11 @@ from openslip.errors import UserError, first_line
 IMAGE_NAMES = ("image", "images", "filepath", "file_path", "path", "file", "filename", "file_name", "image_path")
 CAPTION_NAMES = ("caption", "captions", "title", "text", "description")
 
-Rows = Callable[[Sequence[str]], Iterable[Sequence[Any]]]  # columns to the cells of every row, anew each time
+Rows = Callable[[Sequence[str]], Iterable[Sequence[Any]]]  # given columns, yields the cells of every row
 
 
 class Parquet(NamedTuple):
-    """An open Parquet file."""
+    """Open Parquet file, with the interface that is used of `Delimited`."""
 
     columns: list[str]
     rows: Rows
@@ -45,16 +45,16 @@ def records(
     separator: str | None = None,
     encoding: str | None = None,
 ) -> Iterator[Record | LeftOut]:
-    """Records in the order of the first row of each image.
+    """Yield records in the order of the first row of each image.
 
     Args:
-        root: the dataset's folder, or the table in it.
+        root: folder of the dataset, or the table in it.
         metadata: the table; by default the only .csv, .tsv or .parquet in ROOT.
-        images: the folder that relative paths start from; by default ROOT.
-        image_column: by default the only one with a usual name, such as `image` or `filepath`.
-        caption_columns: by default the only one with a usual name, such as `caption` or `title`.
-        separator: one character, or tab; by default a comma, in a .tsv a tab.
-        encoding: such as latin-1; by default that of the table's byte-order mark, else UTF-8.
+        images: folder that relative paths start from; by default ROOT.
+        image_column: column of image paths; by default the only one with a usual name, such as `image` or `filepath`.
+        caption_columns: column of captions; by default the only one with a usual name, such as `caption` or `title`.
+        separator: separator of cells, one character or tab; by default a comma, in a .tsv a tab.
+        encoding: encoding of the table, such as latin-1; by default that of its byte-order mark, else UTF-8.
     """
     if root.is_file():
         root, metadata = root.parent, root
@@ -93,7 +93,15 @@ def of_rows(rows: Rows, columns: list[str], folder: Path, undecoded: str) -> Ite
 
 
 def choose(path: Path, table: Delimited | Parquet, given: str | None, usual: Sequence[str], option: str) -> str:
-    """The column of a given name, or the only one of a usual name."""
+    """Choose a column of the table.
+
+    Args:
+        path: path of the table in errors.
+        table: the open table.
+        given: name given by the user; None selects the only column with a usual name.
+        usual: usual names of such a column, in lower case.
+        option: option that errors name.
+    """
     columns = table.columns
     matches = [column for column in columns if given in (column, column.strip())]
     if given is None:

@@ -1,8 +1,8 @@
 """YFCC100M as published SLIP reads it: ROOT/images/12/345.zip holds 678.jpg, yfcc15m.pkl the titles and descriptions.
 
-The pickle is a list of (index, title, description); facebookresearch/SLIP make_dataset.py writes it, datasets.py
-`yfcc_loader` finds the images. Texts are cleaned as there; of a text that was cleaned before, cleaning again changes
-what still spells a percent escape, and no more.
+The pickle is a list of (index, title, description). facebookresearch/SLIP make_dataset.py writes it, and `yfcc_loader`
+in datasets.py finds the images. Texts are cleaned as there. Cleaning a text twice changes it only if it
+still contains a percent escape.
 """
 
 import re
@@ -20,11 +20,11 @@ ADDRESSES = re.compile(r"http\S+|www\S+")
 
 
 def records(root: Path, *, metadata: Path = Path("yfcc15m.pkl")) -> Iterator[Record | LeftOut]:
-    """Records in the order of the index, so that images of one archive are neighbours.
+    """Yield records in the order of the index, so that the images of one archive follow each other.
 
     Args:
-        root: its zip archives are in ROOT/images, or in ROOT itself.
-        metadata: the pickle, by its path or its place below ROOT; unpickled, it takes about 0.4 GB per million samples.
+        root: folder of the dataset, with its zip archives in ROOT/images or in ROOT itself.
+        metadata: the pickle, as a path or relative to ROOT; loading it takes about 0.4 GB per million samples.
     """
     path = files.find(root, metadata)
     with path.open("rb") as file:
@@ -49,5 +49,5 @@ def records(root: Path, *, metadata: Path = Path("yfcc15m.pkl")) -> Iterator[Rec
 
 
 def clean(text: str) -> str:
-    """As published: percent escapes and plus signs resolved, links, bold and italic tags and addresses taken out."""
+    """Clean a text as published: decode percent escapes and plus signs, remove addresses and tags a, b and i."""
     return ADDRESSES.sub("", TAGS.sub("", unquote(text).replace("+", " "))).strip()
