@@ -46,8 +46,8 @@ class Task(NamedTuple):
 class ChunkOrder(Sampler[Task]):
     """Sampler of the chunks of planned batches, in order.
 
-    The loader requests a new chunk when it receives one, while the received chunk is still in its slot. The slots are
-    therefore one more than the chunks in progress: the slot of the chunk before that is free.
+    The loader requests a new chunk when it receives one, and the received chunk still occupies its slot. There is one
+    slot more than chunks in progress, so the slot of the chunk received before it is free for the new one.
 
     Args:
         plans: plans of whole batches.
