@@ -18,9 +18,8 @@ class HeadBatchNorm(GlobalBatchNorm):
         """Normalise each view with its own training statistics, exchanged between ranks in one call for all views."""
         if world_size() == 1:
             return [self.in_one_process(at_least_float32(view)) for view in views]
-        x = torch.cat(
-            [at_least_float32(view) for view in views], dim=1
-        )  # as channels, so that each view keeps its own statistics
+        # Side by side as channels, the views keep separate statistics.
+        x = torch.cat([at_least_float32(view) for view in views], dim=1)
         with torch.no_grad():
             mean, variance, count = global_statistics(x)
             for view in zip(mean.chunk(len(views)), variance.chunk(len(views)), strict=True):
