@@ -98,9 +98,8 @@ class Float64Copy(nn.Module):
 
     def __init__(self, parts: StepParts) -> None:
         super().__init__()
-        self.model, self.objective = copy.deepcopy(
-            (parts.model, parts.objective)
-        )  # together, because they may share modules
+        # Copied together, because they may share modules.
+        self.model, self.objective = copy.deepcopy((parts.model, parts.objective))
         self.double().train()
 
     def forward(self, batch: Batch, sizes: Sequence[int]) -> dict[str, Tensor]:
