@@ -159,7 +159,7 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tens
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise `x` with statistics that it is part of; of the activations only `x` is saved for backward."""
+    """Normalise `x` with statistics that depend on `x`; the only activation saved for backward is `x` itself."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class Tower(nn.Module, ABC):
         self.gradient_checkpointing = True
 
     def drop_patches(self, rate: float) -> None:
-        """Drop this fraction of each image's patches at random in every step: Li et al. 2022, arXiv:2212.00794."""
+        """Drop the fraction `rate` of each image's patches in training, at random: Li et al. 2022, arXiv:2212.00794."""
         raise UserError(f"patch_dropout={rate}: {type(self).__name__} has no patches to drop; set it to 0")
 
     def resize(self, input_size: int) -> None:

@@ -151,7 +151,7 @@ def in_tiles(size: int | None) -> Iterator[None]:
 
 
 def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
-    """Compare each split with the whole batch in one process: loss terms, gradients, and statistics and weights after.
+    """Compare each split with the whole batch in one process: loss terms, gradients, and the state after a step.
 
     Args:
         parts: parts of the step, in any precision, with an objective after its `setup`; every step runs on a copy.
