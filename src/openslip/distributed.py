@@ -16,7 +16,7 @@ from openslip.terminal import notice
 FOREVER = 1e9  # seconds; much larger values overflow the clocks of gloo and NCCL
 
 _timeout: timedelta | None = None  # None means torch's default of half an hour
-_shared_question: Callable[[], bool] = bool  # False
+_shared_question: Callable[[], bool] = bool  # bool() is False
 _shared_answer = False
 
 
