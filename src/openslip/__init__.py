@@ -15,7 +15,7 @@ _HOMES = {"Bundle": "bundle", "ZeroShotClassifier": "classifier", "load": "load"
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: only who predicts waits for it
+    # Lazy, because torch takes seconds to import, and `openslip --help` does not need it.
     if name in __all__:
         return getattr(importlib.import_module(f"openslip.inference.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'openslip' has no attribute {name!r}")

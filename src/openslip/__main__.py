@@ -1,4 +1,4 @@
-"""`openslip COMMAND`: finds `commands/COMMAND.py` by its name, and imports nothing slow before that."""
+"""`openslip COMMAND`: finds `commands/COMMAND.py` by its name, without slow imports before that."""
 
 import ast
 import difflib
@@ -10,10 +10,11 @@ from pathlib import Path
 from openslip import __version__, signals, streams
 from openslip.errors import run_entry_point
 
-HYDRA = ("train", "eval", "plan")  # commands whose arguments are settings
-# The environment variable of PyTorch's allocator until 2.8, and since: later versions warn of the old name.
+HYDRA = ("train", "eval", "plan")  # commands whose arguments are config overrides
+# Environment variable of PyTorch's allocator: first the name up to 2.8, then the later one. Newer versions warn about
+# the old name.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose product is not what they print
+LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,12 +26,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def prints_its_product(arguments: list[str]) -> bool:
-    """Whether a command exists for what it prints: `data check` does, other commands for data leave files."""
+    """Whether a command's result is what it prints: true for `data check`, while other `data` commands write files."""
     return arguments[:2] == ["data", "check"] or arguments[:1] not in [[command] for command in LEAVE_FILES]
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code; a user's mistake is one line and 1."""
+    """Run a command and return its exit code; a user's mistake prints one line and returns 1."""
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
         show_commands("openslip", commands())
@@ -54,29 +55,29 @@ def run(arguments: list[str]) -> int:
     if command == "train" and {"-m", "--multirun"} & set(rest):
         command, rest = "sweep", [word for word in rest if word not in ("-m", "--multirun")]
     if command == "train":
-        signals.catch()  # the imports take seconds, in which a scheduler's signal would kill the process
+        signals.catch()  # first, because a scheduler's signal would kill the process during the slow imports
     use_expandable_segments()
     entry = importlib.import_module(f"openslip.commands.{command}").main
     try:
         return run_entry_point(entry, rest)
-    except SystemExit as stop:  # argparse has said what is wrong
+    except SystemExit as stop:  # argparse has printed the reason
         return 1 if stop.code == 2 else int(stop.code or 0)
 
 
 def use_expandable_segments() -> None:
-    """Let PyTorch's CUDA allocator grow its segments, unless the user has set the allocator up.
+    """Let PyTorch's CUDA allocator grow its segments, unless the user has configured the allocator.
 
-    Batches of other sizes, such as captions of other lengths, then leave no holes in the device's memory. PyTorch reads
-    the environment when it starts, and supports this on Linux.
+    Batches of varying size, such as captions of varying length, then cause no fragmentation of device memory. PyTorch
+    reads the environment when it starts, and supports this on Linux only.
     """
     if sys.platform == "linux" and not {*ALLOCATOR, "PYTORCH_HIP_ALLOC_CONF"} & os.environ.keys():
-        metadata = importlib.import_module("importlib.metadata")  # here, since it takes longer than all of --help
+        metadata = importlib.import_module("importlib.metadata")  # not at the top, because its import is slow
         major, minor = metadata.version("torch").split(".")[:2]
         os.environ[ALLOCATOR[(int(major), int(minor)) >= (2, 9)]] = "expandable_segments:True"
 
 
 def commands() -> dict[str, str]:
-    """Each command with the first line of its file's docstring; imports none of them."""
+    """Return each command with the first line of its file's docstring, without importing any."""
     files = sorted((Path(__file__).parent / "commands").glob("[a-z]*.py"))
     return {
         path.stem: (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0] for path in files
@@ -84,7 +85,7 @@ def commands() -> dict[str, str]:
 
 
 def show_commands(program: str, commands: dict[str, str]) -> None:
-    """Print what `--help` alone shows."""
+    """Print the help text that lists all commands."""
     print(f"usage: {program} COMMAND ...\n")
     for name, purpose in commands.items():
         print(f"  {name:8} {purpose}")

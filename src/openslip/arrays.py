@@ -1,4 +1,4 @@
-"""Files of arrays, whose stated sizes are compared with the file before any memory is taken."""
+"""Reads files of arrays, after comparing the sizes in their headers with the file, before memory is allocated."""
 
 import lzma
 import math
@@ -13,11 +13,15 @@ from openslip.regular_file import regular_file
 
 
 def read_arrays(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
-    """All arrays of an npz file.
+    """Read all arrays of an npz file.
+
+    Args:
+        path: the npz file.
+        max_bytes: largest accepted total size of the unpacked arrays in bytes.
 
     Raises:
-        ValueError: they are larger than `max_bytes` together, or than what the file holds of them.
-        OSError, zipfile.BadZipFile, ...: whatever a damaged file makes numpy, zipfile and zlib raise.
+        ValueError: the arrays are larger than `max_bytes` together, or an array's header states more than there is.
+        OSError, zipfile.BadZipFile, ...: any error of numpy, zipfile or zlib from a damaged file.
     """
     with zipfile.ZipFile(regular_file(path)) as archive:
         if (total := sum(member.file_size for member in archive.infolist())) > max_bytes:
@@ -30,10 +34,14 @@ def read_arrays(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
 
 
 def check_size(file: Any, size: int) -> np.dtype:
-    """The dtype in the header of an npy file, at whose start the file stands.
+    """Read the header of an npy file and return its dtype.
+
+    Args:
+        file: open npy file, positioned at its start.
+        size: size of the file in bytes.
 
     Raises:
-        ValueError: no npy file, or one whose header states more values than its `size` in bytes holds.
+        ValueError: it is not an npy file, or its header states more values than `size` bytes can hold.
     """
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -46,7 +54,7 @@ def check_size(file: Any, size: int) -> np.dtype:
 
 
 def read_xz(path: Path, *, max_bytes: int) -> bytes:
-    """The content of an xz file; ValueError where it is larger than `max_bytes`."""
+    """Unpack an xz file; raise ValueError if its content is larger than `max_bytes` or cut off."""
     decompressor = lzma.LZMADecompressor()
     content = decompressor.decompress(regular_file(path).read_bytes(), max_length=max_bytes)
     if not decompressor.eof:

@@ -1,4 +1,4 @@
-"""Communication between ranks; everything works the same without a process group."""
+"""Communication between ranks; without a process group everything works as with one rank."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,10 +13,10 @@ from torch import Tensor
 from openslip import slurm
 from openslip.terminal import notice
 
-FOREVER = 1e9  # seconds; many more overflow the clocks of gloo and NCCL
+FOREVER = 1e9  # seconds; much larger values overflow the clocks of gloo and NCCL
 
-_timeout: timedelta | None = None  # None: torch's half an hour
-_shared_question: Callable[[], bool] = bool  # False
+_timeout: timedelta | None = None  # None means torch's default of half an hour
+_shared_question: Callable[[], bool] = bool  # bool() is False
 _shared_answer = False
 
 
@@ -31,12 +31,12 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes for all ranks; right before and after the process group exists."""
+    """Whether this process is rank 0, which writes for all ranks; correct also when there is no process group yet."""
     return rank() == 0 if dist.is_available() and dist.is_initialized() else slurm.is_first_task()
 
 
 def notice_once(*texts: str) -> None:
-    """Print texts on stderr, once for all ranks."""
+    """Print texts on stderr, on rank 0 only."""
     if is_main_process():
         for line in "\n".join(texts).splitlines():
             notice(line)
@@ -45,7 +45,7 @@ def notice_once(*texts: str) -> None:
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14
 
 
-# torch.distributed.nn.functional.all_gather is deprecated and differs between versions; these eight lines run on all.
+# torch.distributed.nn.functional.all_gather is deprecated and differs between versions; this function works in all.
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may give the same one to others
+        # Cloned, because autograd may pass the same tensor to other nodes.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         local = len(gradient) // world_size()
         return gradient[rank() * local : (rank() + 1) * local]
@@ -76,14 +77,14 @@ class _Sum(torch.autograd.Function):
 
 
 def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tensor, "world *rest"]:
-    """Rows of all ranks in rank order, which is the order of the global batch; `with_grad=False` detaches them."""
+    """Return the rows of all ranks in rank order, the order of the global batch; `with_grad=False` detaches them."""
     if world_size() == 1:
         return x if with_grad else x.detach()
     return _Gather.apply(x) if with_grad else _Gather.apply(x.detach())  # pyright: ignore[reportReturnType]
 
 
 def all_max(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Maximum over ranks, without gradient."""
+    """Return the elementwise maximum over ranks, without gradient."""
     if world_size() == 1:
         return x.detach()
     largest = x.detach().clone()
@@ -92,30 +93,30 @@ def all_max(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Sum over ranks; the gradient is summed too, so a quantity shared by all ranks is differentiated exactly."""
+    """Return the sum over ranks; gradients are summed too, so a quantity shared by ranks is differentiated exactly."""
     return x if world_size() == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
 
 
 def mean_over_ranks(total: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Float[Tensor, ""]:
-    """This rank's total over the count of all ranks, scaled so that its mean over ranks is the global mean."""
+    """Return this rank's total over the count of all ranks, scaled so that its mean over ranks is the global mean."""
     return total * world_size() / all_sum(count.to(total.dtype)).clamp(min=1)
 
 
 @cache
 def _cpu_group() -> Any:
-    """A gloo group, so that agreements between ranks need no device synchronisation; all ranks make the first call."""
+    """Return a gloo group, for exchanges without device synchronisation; the first call must be made by all ranks."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def wait_up_to(seconds: float) -> timedelta:
-    """Let ranks wait so long for one another in agreements; returns it for other process groups."""
+    """Set how long ranks wait for one another in exchanges on the CPU; return it as timeout of other process groups."""
     global _timeout
     _timeout = timedelta(seconds=min(seconds, FOREVER))
     return _timeout
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank; `shared_answer` comes with it."""
+    """Whether the flag is set on any rank; the same exchange also updates `shared_answer`."""
     global _shared_answer
     flags = [flag, _shared_question()]
     if world_size() > 1:
@@ -127,18 +128,18 @@ def any_rank(flag: bool) -> bool:
 
 
 def share_question(question: Callable[[], bool] | None) -> None:
-    """Let every later `any_rank` carry a second flag, the question's answer on this rank, at no further cost."""
+    """Set a question, whose answer on this rank every later `any_rank` exchanges as a second flag; None removes it."""
     global _shared_question, _shared_answer
     _shared_question, _shared_answer = question or bool, False
 
 
 def shared_answer() -> bool:
-    """Whether the second flag was set on any rank in the last `any_rank`: the same on all ranks."""
+    """Whether, in the last `any_rank`, the shared question was answered with true on any rank; equal on all ranks."""
     return _shared_answer
 
 
 def from_first_rank(value: Any) -> Any:
-    """Broadcast the first rank's value to every rank."""
+    """Broadcast rank 0's value to every rank."""
     if world_size() == 1:
         return value
     values = [value]

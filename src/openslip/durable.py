@@ -1,4 +1,4 @@
-"""Atomic, durable writes: a file is complete or absent, whatever happens to the process or the machine."""
+"""Atomic, durable writes: a file is complete or absent, even if the process is killed or the machine crashes."""
 
 import glob
 import hashlib
@@ -15,19 +15,19 @@ import numpy as np
 from openslip.errors import CheckpointError, UserError
 from openslip.terminal import notice
 
-WRITER = "checkpoint writer"  # name of threads that write durably while the process does something else
+WRITER = "checkpoint writer"  # name of the threads that write durably in the background
 
 
 @contextmanager
 def durable(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` once all of it is on the disk.
+    """Open a temporary file that replaces `path` when all of it is on the disk.
 
-    The temporary file lies in the same folder: TMPDIR may be another file system, where a move is a copy.
+    It lies in the same folder, because TMPDIR may be another file system, from which a move is not atomic.
     """
     sweep(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("xb") as file:  # a link of this name, which anybody may have made, is not followed
+        with temporary.open("xb") as file:  # "x" does not follow a link of this name, which anybody may have created
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write one compressed `.npz` durably, for the report; where it cannot be written a line says so."""
+    """Write a compressed `.npz` durably, for the report; if that fails, print a warning."""
     with optional(path):
         path.parent.mkdir(exist_ok=True)
         with durable(path) as file:
@@ -53,7 +53,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def unwritten(path: Path, error: OSError) -> str:
-    """That a file could not be written, why, and how much room there is."""
+    """Describe why a file could not be written, and how much space is free."""
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(folder).free
     return f"{path} could not be written ({error.strerror or error}; {free / 1e6:,.1f} MB free)"
@@ -66,22 +66,22 @@ def needed(
     refusal: type[UserError] = CheckpointError,
     advice: str = "the same command resumes the run from its last checkpoint",
 ) -> Iterator[None]:
-    """Name the file, the free space and what to do where a file that is needed cannot be written.
+    """Turn an OSError in this context into an error that names the file, the free space and what to do.
 
     Args:
-        path: of the file.
-        refusal: the error to raise; the default is that of a run's own files.
-        advice: what helps once there is room.
+        path: file that is written in this context, and without which the caller cannot continue.
+        refusal: type of the error to raise; the default is for a run's own files.
+        advice: what to do when there is enough space again.
     """
     try:
         yield
     except OSError as error:
-        raise refusal(f"{unwritten(path, error)}: make room or mend the file system; {advice}") from error
+        raise refusal(f"{unwritten(path, error)}: make room or repair the file system; {advice}") from error
 
 
 @contextmanager
 def optional(path: Path) -> Iterator[None]:
-    """Go on with a line where a file cannot be written that only shows what is kept elsewhere."""
+    """Print a warning instead of an OSError in this context, for a file that the caller can do without."""
     try:
         yield
     except OSError as error:
@@ -89,7 +89,13 @@ def optional(path: Path) -> Iterator[None]:
 
 
 def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advice: str) -> None:
-    """Find out before hours of work whether a file can be written; what lies there is left as it is."""
+    """Check, before hours of work, that a file can be written; an existing file is not changed.
+
+    Args:
+        path: file to be written later.
+        refusal: type of the error to raise if it cannot be written.
+        advice: what to do about it, for the error's message.
+    """
     trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.exists() and not path.is_file():
@@ -103,14 +109,14 @@ def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advic
 
 
 def finish_writes() -> None:
-    """Wait for writer threads: call it before ending the process from a thread that is not the main one."""
+    """Wait for writer threads; call it before ending the process from a thread other than the main one."""
     for thread in threading.enumerate():
         if thread.name == WRITER:
             thread.join()
 
 
 class Hashing:
-    """A file wrapper that computes the size and sha256 of what is written."""
+    """A file wrapper that computes the size and SHA-256 of the written bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -136,7 +142,7 @@ def point(link: Path, target: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that renames in it survive a power cut."""
+    """Synchronise a folder with the disk, so that renames in it survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -145,6 +151,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove temporary files of processes that were killed while they wrote."""
+    """Remove temporary files left by processes that were killed while writing."""
     for orphan in folder.glob(f".{name}.*.tmp"):
         orphan.unlink(missing_ok=True)

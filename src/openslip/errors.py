@@ -1,4 +1,4 @@
-"""Errors that a user can cause and fix: entry points print the message alone and leave with its exit code."""
+"""Errors that a user can cause and fix; entry points print only their message and exit with their code."""
 
 import sys
 import traceback
@@ -8,7 +8,7 @@ from openslip.terminal import notice
 
 
 class UserError(Exception):
-    """One short message that names the key or file, its value, what was expected and what to do next."""
+    """An error whose short message names the key or file, its value, what was expected and what to do next."""
 
     exit_code = 1
 
@@ -20,7 +20,7 @@ class NonFiniteError(UserError):
 
 
 class DataError(UserError):
-    """The dataset itself is at fault, found while the run was training."""
+    """The dataset is faulty, which was found during training."""
 
     exit_code = 4
 
@@ -32,10 +32,10 @@ class CheckpointError(UserError):
 
 
 def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    """Run an entry point: a user's mistake is one line and its exit code; debug=true shows the traceback as it is."""
+    """Run an entry point and return its exit code; an error prints one line, and with debug=true the traceback."""
     try:
         code = main([word for word in arguments if word not in ("debug=true", "debug=false")]) or 0
-        sys.stdout.flush()  # here, where a failure is reported
+        sys.stdout.flush()  # inside this block, so that a failing write is reported
         return code
     except UserError as error:
         if "debug=true" in arguments:
@@ -51,6 +51,6 @@ def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Checks that the processes which torchrun or mpirun started are those of the trainer; imports nothing slow."""
+"""Checks that torchrun or mpirun started as many processes as the trainer has; imports nothing slow."""
 
 import os
 
@@ -9,25 +9,23 @@ MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAM
 
 
 def check_launched(processes: int, nodes: int) -> None:
-    """Refuse a trainer of fewer processes than were started: each would train the whole run, into the same folder.
+    """Refuse a trainer with fewer processes than were started, each of which would train the run in the same folder.
 
     Args:
-        processes: ranks of the trainer on all nodes.
-        nodes: the trainer's.
+        processes: number of the trainer's ranks on all nodes.
+        nodes: number of the trainer's nodes.
     """
     environment = os.environ
     ranks = [int(environment[key]) + 1 for key in ("RANK", "LOCAL_RANK") if environment.get(key, "").isdecimal()]
     started = int(environment.get("WORLD_SIZE", "0") or 0) or max(ranks, default=0)
-    if "LOCAL_RANK" in environment:  # Lightning starts no processes then
+    if "LOCAL_RANK" in environment:  # then Lightning starts no processes itself
         complete = "WORLD_SIZE" in environment
         if started > processes or (complete and started != processes):
             raise UserError(
                 f"{started} processes were started (torchrun?), {_mismatch(processes, started, environment)}"
             )
-    elif started > 1 and started not in (
-        processes,
-        nodes,
-    ):  # some clusters count nodes, on which Lightning starts ranks
+    elif started > 1 and started not in (processes, nodes):
+        # `nodes` is accepted, because some clusters count nodes, on each of which Lightning starts its ranks.
         raise UserError(f"WORLD_SIZE or RANK names {started} processes, {_mismatch(processes, started, environment)}")
     elif not started:
         _refuse_mpi(environment)
@@ -42,7 +40,7 @@ def _mismatch(processes: int, started: int, environment: os._Environ[str]) -> st
 
 
 def _refuse_mpi(environment: os._Environ[str]) -> None:
-    """Refuse mpirun, whose ranks Lightning does not know."""
+    """Refuse processes started by mpirun, because Lightning does not recognise its ranks."""
     for key in MPI_SIZES:
         started = environment.get(key, "1")
         if started != "1" and "SLURM_STEP_NUM_TASKS" not in environment:  # srun sets PMI_SIZE as well

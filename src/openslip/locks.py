@@ -1,4 +1,4 @@
-"""Locks on files, the only place that calls `flock`: the system releases the lock of a process that dies."""
+"""File locks by `flock`, which this file alone calls; the system releases the lock of a process that dies."""
 
 import errno
 import fcntl
@@ -19,27 +19,27 @@ _held: set[int] = set()
 
 @contextmanager
 def locked(file: Path | int, *, wait: float | None = None, what: str = "") -> Iterator[bool]:
-    """Hold a file's lock, which neither threads nor processes share; False where the file system knows no locks.
+    """Hold a file's lock, exclusive among threads and processes; yield False if the file system has no locks.
 
     Args:
-        file: made if need be, its content unchanged; or a descriptor that is open for writing.
-        wait: seconds to wait for the lock, 0.0 for a single attempt, None for as long as it takes.
-        what: what it protects, for a line that says what is waited for.
+        file: file to lock, created if it does not exist and otherwise unchanged; or a descriptor open for writing.
+        wait: seconds to wait for the lock; 0.0 for a single attempt, None for no limit.
+        what: what the lock protects, for the line printed while waiting.
 
     Raises:
-        BlockingIOError: somebody else holds the lock.
+        BlockingIOError: another process or thread still holds the lock.
         OSError: the file cannot be opened.
-        UserError: it is a link, which anybody could have made lead anywhere, or no regular file.
+        UserError: the file is a symbolic link, which anybody could have pointed anywhere, or not a regular file.
     """
     descriptor = file if isinstance(file, int) else _open(file)
-    _held.add(descriptor)  # before the lock is taken: a process may be forked at any time
+    _held.add(descriptor)  # before locking, because another thread may fork this process at any time
     try:
         yield _acquire(descriptor, wait, what or f"{file}")
     finally:
-        if descriptor in _held:  # else this is a forked child, which has closed it
+        if descriptor in _held:  # not in a forked child, which has closed it
             _held.remove(descriptor)
-            with suppress(OSError):  # no lock was held
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked a moment ago may not have closed its copy yet
+            with suppress(OSError):  # raised if the file system has no locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child just forked may not have closed its copy yet
             if not isinstance(file, int):
                 os.close(descriptor)
 
@@ -86,7 +86,7 @@ def _wait(descriptor: int, wait: float | None) -> bool:
 
 
 def _close_in_child() -> None:
-    """Close what a forked child inherits: its copies would hold the locks for as long as it lives."""
+    """Close the descriptors that a forked child inherits, because its copies would hold the locks while it lives."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

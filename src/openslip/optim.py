@@ -1,4 +1,4 @@
-"""Parameter groups and the learning rate as published SLIP: docs/NUMERICS.md#optimizer."""
+"""Parameter groups and learning-rate schedule of published SLIP: docs/NUMERICS.md#optimizer."""
 
 import math
 import re
@@ -10,15 +10,15 @@ from openslip.errors import UserError
 
 
 def param_groups(modules: Iterable[nn.Module], weight_decay: float, layer_decay: float | None = None) -> list[dict]:
-    """Matrices decay; vectors, scalars and whatever is named a bias or a norm do not.
+    """Return parameter groups in which matrices have weight decay, but not vectors, scalars, biases and norms.
 
     Class tokens and positional embeddings have two dimensions or more and do decay, as published.
 
     Args:
-        modules: model and objective.
-        weight_decay: of the decayed groups.
+        modules: modules with parameters to train, the model and the objective.
+        weight_decay: weight decay of the decayed groups.
         layer_decay: factor on the learning rate per block below a tower's top, kept in a group as `lr_scale`; None for
-            two groups that share the learning rate.
+            two groups with the same learning rate.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for module in modules:
@@ -36,13 +36,18 @@ def param_groups(modules: Iterable[nn.Module], weight_decay: float, layer_decay:
 
 
 def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Factor on the learning rate of the parameters below the top of a tower. Bao et al. 2021, arXiv:2106.08254.
+    """Return factors on the learning rate of parameters below the top of a tower. Bao et al. 2021, arXiv:2106.08254.
 
-    A tower is whatever holds `blocks`: of n blocks the last has the factor d, the first d^n, and what a tower holds
-    before its blocks (patch, token, position, class embeddings) d^(n + 1). All else is a head and has the factor 1.
+    A tower is a module with `blocks`: of n blocks the last has the factor d and the first d^n, and the parameters
+    before the blocks (patch, token, position, class embeddings) have d^(n + 1). All others belong to a head and have
+    the factor 1.
+
+    Args:
+        module: model or objective.
+        layer_decay: the factor d.
 
     Raises:
-        UserError: a tower that is trained has no blocks, or has them in stages, whose depths do not add up here.
+        UserError: a trained tower has no blocks, or has them in several stages, for which depth is not defined here.
     """
     for name, tower in module.named_children():
         trained = [key for key, parameter in tower.named_parameters() if parameter.requires_grad]
@@ -68,19 +73,19 @@ def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def is_decayed(name: str, ndim: int) -> bool:
-    """The published rule: at least two dimensions, and no `bias`, `ln` or `bn` in the name."""
+    """Apply the published rule: at least two dimensions, and no `bias`, `ln` or `bn` in the name."""
     return ndim >= 2 and not any(part in name for part in ("bias", "ln", "bn"))
 
 
 class WarmupCosine:
-    """Learning rate as a closed form of the step: a straight line up, then half a cosine down.
+    """Learning rate as a function of the step: linear warm-up, then half a cosine.
 
     Args:
-        lr_start: at step 0.
-        lr: at the last warm-up step and once more at the step after it, as the published table.
-        lr_end: what the cosine tends to; the last step is one short of it.
-        warmup_steps: length of the line.
-        max_steps: length of the run; the rate stays at its last value beyond it.
+        lr_start: learning rate at step 0.
+        lr: learning rate at the last warm-up step, and again at the step after it, as in the published table.
+        lr_end: limit of the cosine, which would be reached one step after the last one.
+        warmup_steps: length of the warm-up in steps.
+        max_steps: length of the run in steps; beyond it the learning rate stays at its last value.
     """
 
     def __init__(self, *, lr_start: float, lr: float, lr_end: float, warmup_steps: int, max_steps: int) -> None:

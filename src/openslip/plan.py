@@ -1,4 +1,4 @@
-"""What a run will cost before it runs; where the config states the number of samples, no data is needed."""
+"""Estimates the cost of a run before it starts; no data is needed if the config states the number of samples."""
 
 import shutil
 from dataclasses import replace
@@ -17,11 +17,11 @@ from openslip.training.sizing.layout import GPU_MULTIPLE, REPEATED_IN_BLOCKS, La
 from openslip.training.sizing.memory import available_memory
 from openslip.training.sizing.micro_batch_size import HEADROOM
 
-TIMED_SHARE = 0.5  # of the free memory, that the timed batch may take: the optimizer and the loss want some as well
+TIMED_SHARE = 0.5  # fraction of free memory for the timed batch; the optimizer and the loss need some as well
 
 
 def number_of_samples(source: dict[str, Any]) -> int:
-    """Samples of the dataset as its config states them, else as counted in the files."""
+    """Return the number of samples that the dataset's config states, or else that of its files."""
     if "sources" in source:
         parts = source["sources"].items()
         return sum(round(source["weights"][name] * number_of_samples(part)) for name, part in parts)
@@ -29,10 +29,14 @@ def number_of_samples(source: dict[str, Any]) -> int:
 
 
 def number_of_devices(settings: dict[str, Any], device: torch.device) -> int:
-    """Devices over all nodes; `auto` and -1 mean all that this machine has.
+    """Return the number of devices over all nodes; `auto` and -1 mean all devices of this machine on each node.
+
+    Args:
+        settings: the config's `trainer`.
+        device: device of this machine.
 
     Raises:
-        UserError: another word.
+        UserError: `devices` is neither a count, a list, `auto` nor -1.
     """
     wanted = settings["devices"]
     present = torch.cuda.device_count() if device.type == "cuda" else 1
@@ -41,18 +45,18 @@ def number_of_devices(settings: dict[str, Any], device: torch.device) -> int:
     if isinstance(wanted, list):
         return len(wanted) * settings["num_nodes"]
     if not is_count(wanted):
-        raise UserError(f"trainer.devices={wanted}: expected a number of devices, a list of theirs, or auto")
+        raise UserError(f"trainer.devices={wanted}: expected a number of devices, a list of device indices, or auto")
     return wanted * settings["num_nodes"]
 
 
 def values(parts: Parts, *, trained: bool) -> int:
-    """Number of parameters of model and objective that are trained, or that are not."""
+    """Count the parameter values of model and objective that are trained, or those that are not."""
     modules = (parts.model, parts.objective)
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad is trained)
 
 
 def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule: WarmupCosine) -> list[str]:
-    """Lines about steps, epochs and the learning rate."""
+    """Return lines about steps, epochs and the learning rate."""
     batch, steps = config["global_batch_size"], schedule.max_steps
     return [
         f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch; training counts what it finds",
@@ -62,7 +66,7 @@ def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule:
 
 
 def parameters(parts: Parts) -> list[str]:
-    """Lines about the parameters of each part of the model, and of what only training needs."""
+    """Return lines with the number of parameters of each part of the model, and of modules that only training needs."""
     model, training = (sum(p.numel() for p in module.parameters()) for module in (parts.model, parts.objective))
     towers = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.model.named_children()}
     lines = {**towers, "projections and scale": model - sum(towers.values())}
@@ -73,14 +77,14 @@ def parameters(parts: Parts) -> list[str]:
 
 
 def costs(cost: StepCost, memory: StepMemory, local: int, device: torch.device, runs: Path) -> list[str]:
-    """Lines about the FLOPs of a sample, the memory at several micro-batch sizes, and checkpoints on the free disk."""
+    """Return lines about FLOPs per sample, memory for several micro-batch sizes, and disk space for checkpoints."""
     copied = copy_bytes(memory, device)
     parts = "gradients, AdamW's moments and a save's copy" if copied else "gradients and AdamW's moments"
     forward = cost.forward_flops / 1e9
     sizes = sorted({size for size in (1, 16, 64, 256, 1024, local) if size <= local})
     folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    needed = 3 * memory.checkpoint  # two are kept while the next is written
+    needed = 3 * memory.checkpoint  # two checkpoints are kept while the next is written
     verdict = "enough" if free > needed else f"TOO LITTLE: {needed / 1e9:.1f} GB are needed; choose another runs_dir="
     return [
         f"FLOPs per sample (captions fill the context): forward {forward:.2f} G, "
@@ -96,7 +100,7 @@ def costs(cost: StepCost, memory: StepMemory, local: int, device: torch.device, 
 
 
 def copy_bytes(memory: StepMemory, device: torch.device) -> int:
-    """Bytes of the copy of a checkpoint that a save keeps in the memory of the device: none on a GPU."""
+    """Return the bytes of device memory that a save needs for its copy of a checkpoint, which is 0 on a GPU."""
     return memory.checkpoint if device.type == "cpu" else 0
 
 
@@ -110,15 +114,15 @@ def hours(
     *,
     splits: bool,
 ) -> list[str]:
-    """Hours on this machine, from the steps that were timed, and on GPUs at a stated utilisation.
+    """Return lines with the hours on this machine, from the timed steps, and on GPUs at the configured utilisation.
 
     Args:
-        cost: of a step.
-        memory: of a step as it is configured.
-        steps: of the run.
-        config: of the run.
-        device: of this machine.
-        precision: of the run.
+        cost: measured cost of a step.
+        memory: memory of a step as it is configured.
+        steps: length of the run in steps.
+        config: config of the run.
+        device: device of this machine.
+        precision: precision of the run, to be shown.
         splits: whether the batch may be split into micro-batches.
     """
     machine = (
@@ -150,7 +154,7 @@ def hours(
 
 
 def fastest(cost: StepCost, memory: StepMemory, local: int, room: float, *, splits: bool) -> Layout | None:
-    """The fastest layout of a step of `local` samples in so many bytes, as `micro_batch_size=auto` sees it."""
+    """Return the fastest layout of `local` samples per step in `room` bytes, by the rules of micro_batch_size=auto."""
 
     def fits(size: int, checkpointed: bool) -> bool:
         activations = cost.by_checkpointed.get(checkpointed)
@@ -162,14 +166,14 @@ def fastest(cost: StepCost, memory: StepMemory, local: int, room: float, *, spli
 
 
 def room(device: torch.device) -> float:
-    """Bytes of memory of this machine's device."""
+    """Return the bytes of memory of a GPU, or those available on this machine for a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(available_memory() or "inf")
 
 
 def amount(hours: float) -> str:
-    """Hours with three digits that matter, or minutes."""
+    """Format hours with up to three significant digits, or as minutes."""
     if hours < 1 / 60:
         return "< 1 min"
     return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"

@@ -1,4 +1,4 @@
-"""Only regular files are opened: a named pipe would be waited for without end, and a device may never end."""
+"""Refuses paths that are not regular files, because opening a named pipe or reading a device may never return."""
 
 import stat
 from pathlib import Path
@@ -9,10 +9,10 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR:
 
 
 def regular_file(path: str | Path) -> Path:
-    """The path, unless it is a named pipe, socket or device; a folder, or nothing, is an error of whoever opens it.
+    """Return the path, unless it is a named pipe, socket or device; a folder or missing file fails when it is opened.
 
     Raises:
-        UserError: it is one of these.
+        UserError: the path is a named pipe, socket or device.
     """
     try:
         kind = _KINDS.get(stat.S_IFMT(Path(path).stat().st_mode))

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop; imports nothing slow, so that it is in force before anything else is imported."""
+"""Handles signals that ask a run to stop; imports nothing slow, so that it can be installed before other imports."""
 
 import atexit
 import multiprocessing
@@ -15,33 +15,35 @@ from openslip import slurm
 
 EXIT_CODE = 143
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-ECHO = 1.0  # seconds: a launcher passes on what the whole process group has already got
-MAIN_THREAD = 5.0  # seconds for it to come back to Python and leave in order
+ECHO = 1.0  # seconds in which a repeated signal is ignored: a launcher forwards what the process group already received
+MAIN_THREAD = 5.0  # seconds for the main thread to return to Python and exit in order
 
 
 class Preempted(SystemExit):
-    """Raised where all ranks have agreed to stop; not an Exception, so that nothing swallows it on its way."""
+    """Raised when all ranks have agreed to stop; not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
 
 
 _first: signal.Signals | None = None
-_seen: signal.Signals | None = None  # also while the main thread cannot note it
+_seen: signal.Signals | None = None  # set even while the main thread is too busy to run its handler
 _deferred = False
 _waiting = False
 
 
 def catch() -> None:
-    """Handle signals: the first stops a set-up at once, or after `defer` is noted for the next step boundary.
+    """Install the handlers: the first signal ends set-up at once; after `defer` it is noted for the next step boundary.
 
-    A second one ends the process where it stands.
+    A second signal ends the process immediately.
     """
-    # Python calls handlers in the main thread alone, which may wait in a collective for as long as others like.
+    # Python runs handlers only in the main thread, which may be blocked in a collective for a long time, so another
+    # thread watches the wake-up descriptor.
     written_to, write_to = os.pipe()
     os.set_blocking(write_to, False)
     signal.set_wakeup_fd(write_to, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not this process's
+    # In forked children it is removed, so that their signals do not count as this process's.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     threading.Thread(target=_watch, args=(written_to,), name="signals", daemon=True).start()
     atexit.register(_keep_exit_code)
     for number in stopping():
@@ -49,33 +51,33 @@ def catch() -> None:
 
 
 def stopping() -> list[signal.Signals]:
-    """The signals that ask this process to stop: not SIGHUP where it was started to outlive its terminal (nohup)."""
+    """Return the signals that ask this process to stop; SIGHUP is excluded if it is ignored, as under nohup."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in STOPPING if number != signal.SIGHUP or not ignored]
 
 
 def defer() -> None:
-    """Mark set-up as over: from now on `received` is checked at step boundaries."""
+    """End set-up: from now on a signal is only noted, and the caller checks `received` at step boundaries."""
     global _deferred
     _deferred = True
 
 
 def received() -> signal.Signals | None:
-    """The signal that asked this process to stop, or None."""
+    """Return the signal that asked this process to stop, or None."""
     return _first
 
 
 def seen() -> signal.Signals | None:
-    """The first signal that came to this process, known before its main thread comes back to Python and notes it."""
+    """Return the first signal that arrived, even if the main thread has not yet returned to Python to handle it."""
     return _seen
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Let the first signal end what a block waits for: it raises `Preempted` there.
+    """Let the first signal interrupt this context by raising `Preempted`.
 
     Raises:
-        Preempted: in this process alone; what other ranks do is for the caller to agree with them.
+        Preempted: a signal arrived; raised in this process only, so the caller must agree with the other ranks.
     """
     global _waiting
     _waiting = True
@@ -88,23 +90,23 @@ def waiting() -> Iterator[None]:
 
 
 def stop_after(seconds: float) -> None:
-    """Ask this process to stop in so many seconds, as a signal does; `received` is then SIGALRM."""
+    """Ask this process to stop after `seconds`, as a signal does; `received` then returns SIGALRM."""
     signal.signal(signal.SIGALRM, _note)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def ignore(worker: int) -> None:
-    """Ignore signals in a data-loading worker, which only the process that started it may end."""
+    """Ignore signals in data-loading worker number `worker`, which only the process that started it may end."""
     for number in STOPPING:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    # Ignoring it would leave the main process waiting forever for workers that it has told to end by SIGTERM.
+    # SIGTERM is blocked, not ignored, because the main process ends its workers by SIGTERM and waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()  # under forkserver another one than `os.getppid`
+    parent = multiprocessing.parent_process()  # under forkserver `os.getppid` gives another process
     assert parent is not None
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
@@ -123,7 +125,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _keep_exit_code() -> None:
-    """Leave with our exit code although Hydra, among others, turns what is raised inside it into its own error."""
+    """Exit with our exit code, because Hydra and others turn a SystemExit raised inside them into their own error."""
     if _first is not None and not _deferred:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -145,14 +147,14 @@ def _watch(written_to: int) -> None:
 
 
 def _next(written_to: int) -> signal.Signals:
-    """Wait for a signal that asks to stop; libraries handle others."""
+    """Wait for the next signal that asks to stop; other signals are left to libraries."""
     while (number := os.read(written_to, 1)[0]) not in STOPPING:
         pass
     return signal.Signals(number)
 
 
 def _end_set_up(received: signal.Signals) -> None:
-    """End a set-up whose main thread has not noted the signal, or waits on its way out for threads of a download."""
+    """End set-up if the main thread has not handled the signal, or is stuck at exit, e.g. in download threads."""
     global _first
     if not _deferred:
         if _first is None:

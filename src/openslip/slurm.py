@@ -1,4 +1,4 @@
-"""SLURM: requeueing a job and checking its tasks; imports nothing slow, because signals may come first."""
+"""SLURM: requeues a job and checks its tasks; imports nothing slow, because signal handlers need it early."""
 
 import os
 import re
@@ -10,18 +10,18 @@ from typing import Any
 from openslip.errors import UserError
 from openslip.terminal import notice
 
-ANSWER = 60  # seconds for the scheduler, which many jobs may ask at the same time
+ANSWER = 60  # seconds to wait for the scheduler's answer, because many jobs may ask at the same time
 
 
 def requeue(received: signal.Signals | None) -> None:
-    """Requeue the job, where this is the first process of a batch job; SLURM then ends the job itself.
+    """Requeue the job if this is the first process of a batch job; SLURM then ends the job itself.
 
-    SIGUSR1 and SIGUSR2 announce the end of the time limit or a pre-emption, as `sbatch --signal` said. SIGTERM comes
-    at a pre-emption without --signal, and when somebody cancels the job, which must then stay cancelled. SLURM itself
-    requeues no job that exits within the grace time of its pre-emption (measured with 22.05).
+    SIGUSR1 and SIGUSR2 announce the end of the time limit or a pre-emption, as requested by `sbatch --signal`. SIGTERM
+    comes at a pre-emption without --signal, and when somebody cancels the job, which must then stay cancelled. SLURM
+    itself does not requeue a job that exits within the grace time of its pre-emption (measured with 22.05).
 
     Args:
-        received: the signal that asked to stop.
+        received: signal that asked the run to stop; None if it was not a signal.
     """
     environment = os.environ
     if "SLURM_JOB_ID" not in environment or not is_first_task():
@@ -48,31 +48,34 @@ def requeue(received: signal.Signals | None) -> None:
 
 
 def requeue_alone(received: signal.Signals) -> None:
-    """Requeue the job where ranks cannot agree; others wait, because srun ends all tasks once one has exited.
+    """Requeue the job during set-up, when ranks cannot communicate yet; all tasks but the first wait.
+
+    They wait because srun ends all tasks once one has exited.
 
     Args:
-        received: as above; SIGINT comes from a person, who waits.
+        received: signal that asked to stop; after SIGINT, which a person sends, no task waits.
     """
     requeue(received)
     if "SLURM_JOB_ID" in os.environ and not is_first_task() and received != signal.SIGINT:
-        time.sleep(2 * ANSWER + 10)  # SLURM ends it when the first process has left
+        time.sleep(2 * ANSWER + 10)  # SLURM ends this task when the first one has exited
 
 
 def ask(*words: str) -> str:
-    """The output of `scontrol`."""
+    """Run `scontrol` with these arguments and return its output."""
     return subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=ANSWER, check=True).stdout
 
 
 def is_first_task() -> bool:
-    """Whether the environment names this process the first of its run, whoever started it."""
+    """Whether this process is the first of its run, according to the environment that SLURM, torchrun or others set."""
     return all(os.environ.get(key, "0") == "0" for key in ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def check_tasks(trainer: dict[str, Any]) -> None:
-    """Refuse a trainer whose processes are not the tasks that SLURM started: missing ranks would be waited for.
+    """Refuse a trainer whose processes are not the tasks that SLURM started, because it would wait for missing ranks.
 
     Args:
-        trainer: the config group; one that brings SLURM as its `cluster_environment` takes its ranks from there.
+        trainer: the config group `trainer`; with a `cluster_environment` in its strategy, as in trainer=slurm, ranks
+            come from SLURM.
     """
     environment = os.environ
     strategy = trainer["strategy"]
@@ -93,7 +96,7 @@ def check_tasks(trainer: dict[str, Any]) -> None:
     tasks, devices, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), trainer["devices"], trainer["num_nodes"]
     if from_slurm and tasks > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
         raise UserError(
-            f"SLURM started {tasks} tasks, and how many per node was not said: give sbatch or srun "
+            f"SLURM started {tasks} tasks without --ntasks-per-node: give sbatch or srun "
             "--ntasks-per-node=N instead of --ntasks=N"
         )
     if isinstance(devices, int) and devices > 0 and devices * nodes != tasks:
@@ -104,6 +107,6 @@ def check_tasks(trainer: dict[str, Any]) -> None:
     gpus = environment.get("CUDA_VISIBLE_DEVICES")
     if gpus and trainer["accelerator"] != "cpu" and isinstance(devices, int) and len(gpus.split(",")) < devices:
         raise UserError(
-            f"CUDA_VISIBLE_DEVICES={gpus}, but {devices} tasks of a node need {devices} GPUs that each of them sees: "
+            f"CUDA_VISIBLE_DEVICES={gpus}, but each of the {devices} tasks of a node must see {devices} GPUs: "
             f"give sbatch --gpus-per-node={devices} instead of --gpus-per-task"
         )

@@ -1,4 +1,4 @@
-"""Standard output and error: what cannot be printed stops no work, and what a command exists to print is not lost."""
+"""Standard output and error: a failing write never stops work, unless the command's result is what it prints."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from openslip.errors import UserError
 
 
 class _Cosmetic(io.FileIO):
-    """A descriptor that becomes /dev/null with the first write that fails: reader gone, disk full, terminal closed."""
+    """A descriptor that becomes /dev/null when a write fails because the reader left, the disk is full, or similar."""
 
     def write(self, data, /) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
@@ -22,11 +22,11 @@ class _Cosmetic(io.FileIO):
             return memoryview(data).nbytes
 
     def report(self, error: OSError) -> None:
-        """Say nothing: the work goes on."""
+        """Ignore the error, so that work continues."""
 
 
 class _Product(_Cosmetic):
-    """A descriptor for which a command exists: it ends quietly once its reader has left, else with an error."""
+    """A descriptor for a command's result: the command ends quietly if the reader has left, else with an error."""
 
     def report(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
@@ -35,13 +35,13 @@ class _Product(_Cosmetic):
 
 
 def prepare(*, stdout_is_product: bool = False) -> None:
-    """Decide what a failing write to standard output does, let none to standard error fail, open closed descriptors.
+    """Replace standard output and error by streams with the behaviour above, and open descriptors that are closed.
 
-    Call it first of all: a file that the process opens would otherwise get the number of a descriptor that the caller
-    closed (`>&-`), and whatever prints would write into it.
+    Call it first: a file that the process opens would otherwise get the number of a descriptor that the caller closed
+    (`>&-`), and printed text would be written into that file.
 
     Args:
-        stdout_is_product: whether the command exists for what it prints; the product of others is files.
+        stdout_is_product: whether the command's result is what it prints; other commands write files.
     """
     for number in (0, 1, 2):
         try:
@@ -53,6 +53,6 @@ def prepare(*, stdout_is_product: bool = False) -> None:
 
 
 def _text(raw: io.FileIO, former: TextIO | None) -> io.TextIOWrapper:
-    """A text stream with the former's encoding, sent line by line."""
+    """Return a line-buffered text stream with the encoding of the former stream."""
     encoding, errors = ("utf-8", "strict") if former is None else (former.encoding, former.errors)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=True)

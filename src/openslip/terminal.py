@@ -1,4 +1,4 @@
-"""Lines on the terminal. Names, messages of servers and contents of files cannot steer it: see `printable`."""
+"""Prints lines in which control characters from names, servers and files cannot control the terminal."""
 
 import re
 import sys
@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SAID_AFTER = 10.0  # seconds of waiting
-QUIET = 60.0  # seconds between two lines of a process that say what it waits for
+SAID_AFTER = 10.0  # seconds of waiting before a line says what is waited for
+QUIET = 60.0  # seconds of silence after such a line
 
 _quiet_until = 0.0
 
@@ -17,28 +17,28 @@ _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 
 
 def printable(text: object) -> str:
-    r"""The text on one line, with `\x1b`, `\n` or `\u202e` in place of each character that a terminal would obey."""
+    r"""Return text as one line, with escapes such as `\x1b`, `\n` or `\u202e` for characters that control terminals."""
     return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def say(*lines: object) -> None:
-    """Print lines of results."""
+    """Print lines of results on stdout."""
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
     sys.stdout.flush()
 
 
 def notice(text: object, *, below: bool = False) -> None:
-    """Print a line on stderr that tells what happens, beside the results; `below` the status line, on a new one."""
+    """Print a status message on stderr; `below` starts a new line first, below the status line."""
     sys.stderr.write(("\n" if below else "") + f"{printable(text)}\n")
     sys.stderr.flush()
 
 
 @contextmanager
 def waiting(describe: Callable[[], str | None]) -> Iterator[None]:
-    """Print a line that says what is waited for when it takes longer than ten seconds.
+    """Print what is waited for if this context takes longer than ten seconds.
 
     Args:
-        describe: what is waited for, asked when the line is due; None: nothing worth a line.
+        describe: returns what is waited for, called when the line is due; None prints nothing.
     """
     timer = threading.Timer(SAID_AFTER, _say_waiting, [describe])
     timer.daemon = True

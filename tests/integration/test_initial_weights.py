@@ -73,7 +73,7 @@ def test_a_logit_bias_is_copied_and_one_that_the_checkpoint_lacks_starts_anew(tm
     assert biased.model.get_parameter("logit_bias").item() == -3
     assert len(initial.notices) == 1
     assert "it has no logit_bias" in initial.notices[0]
-    with pytest.raises(UserError, match="the checkpoint alone has logit_bias"):
+    with pytest.raises(UserError, match="only the checkpoint has logit_bias"):
         start(parts_of(), tmp_path / "biased.ckpt")
 
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_kind_of_model_is_refused_with_the_keys(tmp_path
     model = build_parts(config).model
     transform = EvalTransform(**TRANSFORM)
     write(Bundle(model, None, transform, config["model"], torch.device("cpu")), tmp_path / "simclr.ckpt")
-    with pytest.raises(UserError, match=r"another kind of model \(this run alone has .*towers\.image\.weights="):
+    with pytest.raises(UserError, match=r"another kind of model \(only this run has .*towers\.image\.weights="):
         start(parts_of(), tmp_path / "simclr.ckpt")
 
 

@@ -169,7 +169,7 @@ def test_devices_are_counted_over_nodes(devices: Any, found: int):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trainer.devices=0"], "trainer.devices=0: expected a number of devices, a list of theirs, or auto"),
+        (["trainer.devices=0"], "trainer.devices=0: expected a number of devices, a list of device indices, or auto"),
         (["trainer=ddp", "trainer.devices=3"], "global_batch_size=64 cannot be divided among 3 ranks: use 63 or other"),
         (["tf32=true"], "tf32=true: TF32 is a format of CUDA devices"),
         (["plan.utilisation=40"], "plan.utilisation=40: expected a share of the peak"),

@@ -159,7 +159,7 @@ def test_weights_are_those_of_the_optimizer_and_its_groups():
 def test_a_model_that_draws_at_random_is_refused_by_key():
     model, objective = small_model("clip")
     model.image_tower.trunk.pos_drop = nn.Dropout(0.5)  # pyright: ignore
-    with pytest.raises(UserError, match=r"features image are drawn at random.*towers\.image\.patch_dropout"):
+    with pytest.raises(UserError, match=r"features image are random in training.*towers\.image\.patch_dropout"):
         refuse_randomness(parts(model, objective), small_batch(GLOBAL_BATCH))
 
 

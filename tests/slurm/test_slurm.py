@@ -202,7 +202,7 @@ def test_a_job_of_a_sweep_that_is_signalled_saves_and_goes_on(cluster: Cluster, 
 @pytest.mark.parametrize(
     ("command", "processes", "said"),
     [
-        (["srun", "--ntasks=2"], 2, "SLURM started 2 tasks, and how many per node was not said"),
+        (["srun", "--ntasks=2"], 2, "SLURM started 2 tasks without --ntasks-per-node"),
         ([], 1, "trainer=slurm, but SLURM did not start this process"),
     ],
 )

@@ -116,7 +116,7 @@ def test_several_sequences_of_tokens_are_refused():
     tower = TimmTower(name="crossvit_tiny_240", image_size=240, arguments={"depth": [[1, 1, 0]]})
     images = torch.rand(1, 3, 240, 240)
     assert tower(images).shape == (1, tower.width)
-    with pytest.raises(UserError, match="CrossVit has no one sequence of tokens"):
+    with pytest.raises(UserError, match="CrossVit has no single sequence of tokens"):
         tower.tokens(images)
 
 

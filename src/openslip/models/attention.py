@@ -1,4 +1,4 @@
-"""Scaled dot-product attention by the kernel that is fastest for the device and the number type."""
+"""Scaled dot-product attention with the fastest kernel for the device and the dtype."""
 
 import inspect
 
@@ -12,25 +12,25 @@ try:
 except ImportError:  # before torch 2.10
     varlen_attn = None
 
-# Torch 2.10 had it with another way to ask for causality.
+# Torch 2.10 had `varlen_attn` without `window_size`, and another argument for causal attention.
 VARLEN = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
 HALF = (torch.float16, torch.bfloat16)
 
 
 def fused_is_fastest(device: torch.device, dtype: torch.dtype) -> bool:
-    """False for 16 bits on the CPU: plain products are 2 to 5 times faster there, forward and backward."""
+    """Whether fused attention is fastest; on the CPU, plain 16-bit products are 2 to 5 times faster in both passes."""
     return device.type != "cpu" or dtype not in HALF
 
 
 def varlen_is_possible(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether sequences of different lengths can be attended to without padding: flash attention's requirements."""
+    """Whether flash attention's requirements are met, so that sequences of different lengths need no padding."""
     if not VARLEN or device.type != "cuda" or dtype not in HALF or head_dim % 8 or head_dim > 256:
         return False
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrix products of `x` run here, autocast considered."""
+    """Return the dtype in which matrix products of `x` are computed, autocast included."""
     if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -44,7 +44,15 @@ def attention(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "batch heads queries dim"]:
-    """Attention over padded sequences: to keys where `mask` is true, to those before the query where `causal`."""
+    """Compute attention over padded sequences.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: true where a query may attend to a key; None for every key.
+        causal: whether a query attends only to the keys up to its own position; needs `mask` None.
+    """
     if fused_is_fastest(q.device, q.dtype):
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -66,7 +74,18 @@ def varlen_attention(
     *,
     causal: bool,
 ) -> Float[Tensor, "queries heads dim"]:
-    """Attention within packed sequences, which begin at `starts`; `longest` bounds their lengths."""
+    """Compute attention within each of several sequences that are packed one after the other, without padding.
+
+    Args:
+        q: queries of all sequences.
+        k: keys of all sequences.
+        v: values of all sequences.
+        q_starts: first row of each sequence in `q`, then the number of rows.
+        k_starts: first row of each sequence in `k`, then the number of rows.
+        longest_q: upper bound of the queries per sequence.
+        longest_k: upper bound of the keys per sequence.
+        causal: whether a query attends only to the keys up to its own position.
+    """
     assert varlen_attn is not None
     y = varlen_attn(q, k, v, q_starts, k_starts, longest_q, longest_k, window_size=(-1, 0) if causal else (-1, -1))
     assert isinstance(y, Tensor)

@@ -1,6 +1,7 @@
 """Batch norm over the samples of all ranks. Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
 
-`torch.nn.SyncBatchNorm` refuses tensors on the CPU, and the variance here is centred: E[x^2] - E[x]^2 cancels.
+Unlike `torch.nn.SyncBatchNorm` it accepts tensors on the CPU, and its variance is computed from centred values,
+because E[x^2] - E[x]^2 suffers from cancellation.
 """
 
 from typing import Any
@@ -16,10 +17,10 @@ from openslip.distributed import all_sum, gather, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Stands for PyTorch's batch norms, and for timm's `BatchNormAct2d` with its dropout and activation.
+    """Replaces PyTorch's batch norms, and timm's `BatchNormAct2d` including its dropout and activation.
 
     Attributes:
-        runs_again: gradient checkpointing may run the layer a second time, in the backward pass.
+        runs_again: whether gradient checkpointing may run the layer a second time, in the backward pass.
     """
 
     runs_again: bool = False
@@ -35,7 +36,12 @@ _REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, B
 
 
 def synchronise(model: nn.Module, *, runs_again: bool) -> None:
-    """Turn the batch norms of a model into those of the global batch; their parameters and buffers stay."""
+    """Make the batch norms of a model use global-batch statistics; parameters and buffers are unchanged.
+
+    Args:
+        model: module whose batch norms are changed in place.
+        runs_again: whether gradient checkpointing may run them a second time, in the backward pass.
+    """
     for layer in model.modules():
         if type(layer) in _REPLACED:
             layer.__class__ = GlobalBatchNorm
@@ -44,21 +50,22 @@ def synchronise(model: nn.Module, *, runs_again: bool) -> None:
 
 
 def mixes_samples(layer: nn.Module) -> bool:
-    """Whether what a layer makes of a sample depends on the others of its batch."""
+    """Whether a layer's output for a sample depends on the other samples of the batch."""
     if isinstance(layer, _BatchNorm):
         return layer.training or layer.running_mean is None
-    # Relatives such as EvoNorm-B have a running variance too; a frozen batch norm has it, and nothing to train.
+    # Related layers such as EvoNorm-B have a running variance too. timm's frozen batch norm also has one, but has no
+    # parameters and never uses batch statistics.
     has_weights = next(layer.parameters(recurse=False), None) is not None
     return layer.training and has_weights and "running_var" in dict(layer.named_buffers(recurse=False))
 
 
 def is_synchronised(layer: nn.Module) -> bool:
-    """Whether a layer that mixes samples mixes those of all ranks."""
+    """Whether a layer computes its batch statistics over the samples of all ranks."""
     return layer.training and isinstance(layer, GlobalBatchNorm)
 
 
 def batch_norm(layer: GlobalBatchNorm, x: Tensor) -> Tensor:
-    """`x` normalised by the statistics of the global batch in training, by the running ones in evaluation."""
+    """Normalise `x` with the statistics of the global batch in training, with the running ones in evaluation."""
     if not layer.training:
         mean, variance = layer.running_mean, layer.running_var
         return F.batch_norm(x, mean, variance, layer.weight, layer.bias, mean is None, 0.0, layer.eps)
@@ -69,7 +76,8 @@ def batch_norm(layer: GlobalBatchNorm, x: Tensor) -> Tensor:
 
 @torch.compiler.disable()
 def _in_training(layer: _BatchNorm, x: Tensor) -> Tensor:
-    # In the backward pass a layer runs because its activations were not kept; its statistics have been counted.
+    # Inside a backward pass the layer runs only to recompute activations. The forward pass before it has already
+    # updated the running statistics, so they must not be updated twice.
     updates = torch._C._current_graph_task_id() == -1
     if world_size() == 1:
         return _in_one_process(layer, x, updates=updates)
@@ -84,7 +92,7 @@ def _in_training(layer: _BatchNorm, x: Tensor) -> Tensor:
 
 def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
     mean, variance = layer.running_mean, layer.running_var
-    if not updates:  # the kernel's update goes to copies
+    if not updates:  # let the kernel update copies, which are thrown away
         mean, variance = (None if running is None else running.clone() for running in (mean, variance))
     elif layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
@@ -94,16 +102,16 @@ def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
 def global_statistics(
     x: Float[Tensor, "local channels *size"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, ""]]:
-    """Mean, biased variance and count of the values of a channel over all ranks; differentiable in one process.
+    """Return mean, biased variance and number of values per channel over all ranks; differentiable in one process.
 
-    Ranks exchange count, mean and sum of centred squares at once, and add them up without cancellation: Chan et al.
-    1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+    Ranks exchange count, mean and sum of centred squares in one call, and combine them without cancellation: Chan et
+    al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
     """
     dims = [0, *range(2, x.ndim)]
     values, channels = x.numel() // x.shape[1], x.shape[1]
     if values * world_size() < 2:
         raise ValueError("batch norm needs a global batch of at least 2 samples, got 1: raise global_batch_size")
-    # `new_full`, because `new_tensor` would copy from the host and wait
+    # `new_full`, because `new_tensor` copies from the host and synchronises with the device
     count = x.new_full((), float(values))
     mean = x.sum(dim=dims) / count
     squares = (x - per_channel(mean, x)).square().sum(dim=dims)
@@ -119,7 +127,7 @@ def global_statistics(
 
 @torch.no_grad()
 def update_running(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    """As PyTorch does it: the variance with n / (n - 1)."""
+    """Update the running statistics as PyTorch does, with the unbiased variance: the biased one times n / (n - 1)."""
     if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
         return
     layer.num_batches_tracked.add_(1)
@@ -129,7 +137,7 @@ def update_running(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: Ten
 
 
 def _momentum(layer: _BatchNorm) -> float:
-    """The newest batch's share of the running statistics, which without a momentum are means over all batches."""
+    """Return the weight of the newest batch in the running statistics; momentum None averages over all batches."""
     if layer.momentum is None and layer.num_batches_tracked is not None:
         return 1 / float(layer.num_batches_tracked)
     return layer.momentum or 0.0
@@ -140,18 +148,18 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def per_channel(statistic: Float[Tensor, " channels"], x: Tensor) -> Tensor:
-    """Shaped to broadcast over the samples and the size of `x`."""
+    """Reshape a per-channel statistic so that it broadcasts over the samples and the spatial size of `x`."""
     return statistic.view(-1, *(x.ndim - 2) * (1,))
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:
-    """`(x - mean) * scale * weight + bias`, differentiated as the statistics of all ranks' values depend on `x`."""
+    """Return `(x - mean) * scale * weight + bias`; its gradient includes how the global statistics depend on `x`."""
     y: Any = _Normalise.apply(x, weight, bias, mean, scale, count)
     return y
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalises by statistics of which `x` is a part, and keeps `x` alone for the backward pass."""
+    """Normalise `x` with statistics that depend on `x`; the only activation saved for backward is `x` itself."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:
@@ -166,7 +174,7 @@ class _Normalise(torch.autograd.Function):
         g = at_least_float32(gradient)
         dims = [0, *range(2, x.ndim)]
         of_weight, of_bias = (g * normal).sum(dim=dims), g.sum(dim=dims)
-        # All ranks' losses depend on this rank's samples, by way of the mean and the variance.
+        # The losses of all ranks depend on this rank's samples through the mean and the variance.
         by_variance, by_mean = all_sum(torch.stack([of_weight, of_bias])) / count
         of_x = g - per_channel(by_mean, x) - normal * per_channel(by_variance, x)
         of_x = of_x * per_channel(scale * weight, x)

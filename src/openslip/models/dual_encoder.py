@@ -8,15 +8,15 @@ from openslip.models.tower import Tower
 
 
 class DualEncoder(nn.Module):
-    """Images and captions as vectors of one space; features are normalised where they are compared, not here.
+    """Maps images and captions into one joint space; the features are not normalised here, but where they are compared.
 
     Args:
-        image_tower: any tower of images.
-        text_tower: any tower of token ids.
-        embed_dim: size of the joint space.
-        logit_scale_init: initial log of the factor on the cosines (2.6593 = ln(1/0.07) in the paper).
-        projection_bias: adds a bias to both projections, zero at first.
-        logit_bias_init: initial value of what is added to the logits (-10 in SigLIP); None for no such parameter.
+        image_tower: tower that encodes images.
+        text_tower: tower that encodes token ids.
+        embed_dim: dimension of the joint space.
+        logit_scale_init: initial natural logarithm of the factor on the cosines (2.6593 = ln(1/0.07) in the paper).
+        projection_bias: whether both projections have a bias, initially zero.
+        logit_bias_init: initial value of the bias added to the logits (-10 in SigLIP); None for no such parameter.
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class DualEncoder(nn.Module):
         nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
 
     def project_image(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embed"]:
-        """Features of the image tower into the joint space."""
+        """Project features of the image tower into the joint space."""
         return project(features, self.image_projection, self.image_projection_bias)
 
     def project_text(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embed"]:
-        """Features of the text tower into the joint space."""
+        """Project features of the text tower into the joint space."""
         return project(features, self.text_projection, self.text_projection_bias)
 
     def encode_image(self, image: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
-        """Images into the joint space, not normalised."""
+        """Encode images into the joint space; the features are not normalised."""
         return self.project_image(self.image_tower(image))
 
     def encode_text(
         self, text: Int[Tensor, "batch length"], text_length: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch embed"]:
-        """Captions into the joint space, not normalised; `text_length` is the pooled position + 1."""
+        """Encode captions into the joint space, not normalised; `text_length` counts the tokens of each caption."""
         return self.project_text(self.text_tower(text, text_length))
 
 

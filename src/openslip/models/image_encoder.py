@@ -1,4 +1,4 @@
-"""An image tower alone, for objectives without captions (SimCLR)."""
+"""A model with an image tower only, for objectives without captions (SimCLR)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,12 +7,12 @@ from openslip.models.tower import Tower
 
 
 class ImageEncoder(nn.Module):
-    """Images as vectors; the tower's own width, no projection."""
+    """Encodes images with a tower, without a projection: features have the tower's width."""
 
     def __init__(self, *, image_tower: Tower) -> None:
         super().__init__()
         self.image_tower = image_tower
 
     def encode_image(self, image: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Images to tower features, not normalised."""
+        """Return the tower's features of images, not normalised."""
         return self.image_tower(image)

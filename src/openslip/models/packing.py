@@ -1,4 +1,4 @@
-"""Captions without their padding: one row per real token, captions of similar length side by side."""
+"""Packing of captions without padding: one row per real token, captions sorted by length."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,19 @@ import torch
 from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
-# A caption is padded to a multiple of it for attention, whatever else is in the batch, so alone it gets the same sums.
+# For attention in buckets a caption is padded to a multiple of this number of tokens. That padding does not depend on
+# the other captions of the batch, so a caption gets the same sums alone and in any batch.
 _LENGTH_STEP = 8
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """For attention that cannot do without padding: captions of similar length together, a few padded tensors.
+    """Captions of similar length grouped into a few padded tensors, for attention kernels that need padding.
 
     Attributes:
-        shapes: captions and padded length of each bucket.
+        shapes: number of captions and padded length in tokens of each bucket.
         rows: packed row of every padded position, bucket after bucket; padding repeats the caption's last token.
-        real: false where a position is padding.
+        real: false where a padded position is padding.
         places: padded position of each packed row.
     """
 
@@ -29,16 +30,16 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a batch of captions lie among the packed rows; captions are sorted by length.
+    """Indices between a batch of padded captions and packed rows, in which captions are sorted by length.
 
     Attributes:
-        tokens: place of each packed row in the flattened batch.
-        positions: of each packed row in its caption.
-        starts: first packed row of each sorted caption, and the number of rows.
+        tokens: index of each packed row in the flattened batch of token ids.
+        positions: position of each packed row in its caption, for the position embedding.
+        starts: first packed row of each sorted caption, then the number of rows.
         last: packed row of each sorted caption's last token.
-        unsorted: place of each caption of the batch among the sorted ones.
-        longest: no caption has more tokens.
-        buckets: None where attention needs no padding.
+        unsorted: index of each caption of the batch among the sorted captions.
+        longest: upper bound of the tokens per caption.
+        buckets: padded form for attention; None where attention needs no padding.
     """
 
     tokens: Int[Tensor, " rows"]
@@ -53,14 +54,14 @@ class Packing:
 def pack(
     text_length: Int[Tensor, " captions"], row_length: int, device: torch.device, *, longest: int, in_buckets: bool
 ) -> Packing:
-    """The packing of captions of these lengths, made on the CPU: to know its sizes the device need not be waited for.
+    """Compute the packing of captions from their lengths, on the CPU, so that its sizes need no host synchronisation.
 
     Args:
-        text_length: tokens of each caption, best on the CPU; elsewhere they cost a wait.
-        row_length: columns of the batch of token ids.
-        device: where the packing is used.
-        longest: a bound of the lengths, the same for all batches.
-        in_buckets: whether attention needs padding.
+        text_length: tokens of each caption, at least 1; on a GPU, reading them costs a host synchronisation.
+        row_length: number of columns of the batch of token ids.
+        device: device that the index tensors are copied to.
+        longest: upper bound of the tokens per caption, the same for all batches.
+        in_buckets: whether to add buckets, for attention that needs padding.
     """
     lengths, order = text_length.cpu().long().sort()
     assert int(lengths[0]) >= 1, "a caption has at least the token that is pooled"

@@ -1,6 +1,7 @@
 """CLIP's text transformer, initialised as published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
 
-Padding is never multiplied: all layers see one row per real token, and the last block computes the pooled ones alone.
+No computation is spent on padding: all layers see one row per real token, and the last block computes only the pooled
+tokens.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from openslip.models.tower import Tokens, Tower
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """CLIP's approximation x * sigmoid(1.702 x), which the published text tower uses."""
+    """Approximate GELU by x * sigmoid(1.702 x), as the published text tower does."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -27,24 +28,25 @@ POOLINGS = ("last", "first", "mean")
 
 
 class TextTransformer(Tower):
-    """Token ids to a feature of each caption, after the final norm; by default the published one of CLIP and SLIP.
+    """A transformer that encodes captions from token ids; its defaults are the published text tower of CLIP and SLIP.
 
     Args:
         vocab_size: number of token ids.
-        context_length: longest caption in tokens; shorter batches need no padding up to it.
-        width: size of a token feature, and of the output.
+        context_length: longest caption in tokens; batches of shorter captions need not be padded to it.
+        width: width of token features and of the pooled feature.
         depth: number of blocks.
         heads: attention heads per block.
-        activation: of the blocks' networks: `quick_gelu`, `gelu`, or its approximation `gelu_tanh`.
-        causal: whether a token sees those before it alone, or its whole caption.
-        pooling: the feature of the caption's `last` token (position length - 1) or `first`, or the `mean` of all.
-        norm_eps: added to the variance in layer norms.
+        activation: activation of the MLPs: `quick_gelu`, `gelu`, or its approximation `gelu_tanh`.
+        causal: whether a token attends only to the tokens up to itself; false lets it attend to the whole caption.
+        pooling: feature of a caption: that of its `last` token (position length - 1), of its `first` token, or the
+            `mean` over its tokens.
+        norm_eps: epsilon added to the variance in layer norms.
 
     Raises:
-        UserError: an unknown word, or arguments that contradict each other.
+        UserError: an unknown activation or pooling, or arguments that contradict each other.
     """
 
-    dynamic_shapes = True  # each batch has another number of tokens
+    dynamic_shapes = True  # because the number of tokens differs from batch to batch
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class TextTransformer(Tower):
             if value not in known:
                 raise UserError(f"{key}={value}: expected one of {', '.join(known)}")
         if causal and pooling == "first":
-            raise UserError("pooling=first with causal=true: the first token sees no other one; set causal=false")
+            raise UserError("pooling=first with causal=true: the first token attends only to itself; set causal=false")
         if width % heads:
             raise UserError(f"heads={heads} do not divide width={width}")
         self.width = width
@@ -78,7 +80,7 @@ class TextTransformer(Tower):
         self.initialise()
 
     def initialise(self) -> None:
-        """Published standard deviations: docs/NUMERICS.md#text-initialisation."""
+        """Draw the weights with the published standard deviations: docs/NUMERICS.md#text-initialisation."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         residual_std = self.width**-0.5 * (2 * len(self.blocks)) ** -0.5
@@ -95,7 +97,8 @@ class TextTransformer(Tower):
         return list(self.blocks)
 
     def resize(self, input_size: int) -> None:
-        # An image of tokens by width, since torch's antialiased kernel misreads columns of width 1.
+        # Treat the embeddings as an image [tokens, width], because torch's antialiased kernel misreads columns of
+        # width 1.
         image = self.positional_embedding.detach()[None, None]
         image = F.interpolate(image, size=(input_size, self.width), mode="bicubic", antialias=True)
         self.positional_embedding = nn.Parameter(image[0, 0])
@@ -104,14 +107,19 @@ class TextTransformer(Tower):
     def forward(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /
     ) -> Float[Tensor, "batch width"]:
-        """Tokens from position `lengths` on do not matter. On the CPU `lengths` cost no wait for the device."""
+        """Return the pooled feature of each caption; ids from position `lengths` on are ignored.
+
+        Args:
+            ids: token ids, padded on the right.
+            lengths: tokens of each caption; best on the CPU, because reading them from a GPU synchronises with it.
+        """
         if self.pooling == "mean":
             return self.pooled_and_tokens(ids, lengths)[0]
         packing = self.pack(ids, lengths)
         return self.rows(ids, packing, self.pooled_rows(packing)).index_select(0, packing.unsorted)
 
     def tokens(self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /) -> Tokens:
-        """Features of the tokens before position `lengths`, zeros from it on."""
+        """Return the features of all tokens; from position `lengths` on they are zero and masked."""
         return self.pooled_and_tokens(ids, lengths)[1]
 
     def pooled_and_tokens(
@@ -129,13 +137,14 @@ class TextTransformer(Tower):
         return pooled, Tokens(features, mask)
 
     def rows(self, ids: Tensor, packing: Packing, pooled: Tensor | None = None) -> Float[Tensor, "rows width"]:
-        """Features of all real tokens, or of the rows `pooled`, each of which sees its whole caption."""
+        """Return the features of all real tokens, or those of the rows `pooled`, which attend to the whole caption."""
         packed = ids.flatten().index_select(0, packing.tokens)
         x = self.token_embedding(packed) + F.embedding(packing.positions, self.positional_embedding)
         *before, last = self.blocks
         for block in before:
             x = self.run(block, x, packing)
-        # The last block's activations would be made again at once, so where few are kept it is not checkpointed.
+        # The backward pass begins with the last block, so checkpointing it frees its activations only briefly. Where
+        # it computes the pooled rows alone, and so keeps few activations, it is not checkpointed.
         x = self.run(last, x, packing) if pooled is None else last(x, packing, pooled)
         return self.ln_final(x)
 
@@ -143,13 +152,13 @@ class TextTransformer(Tower):
         return packing.last if self.pooling == "last" else packing.starts[:-1]
 
     def pack(self, ids: Tensor, lengths: Tensor) -> Packing:
-        """Where the tokens of these captions lie among the rows of the blocks."""
+        """Return the packing of these captions, with buckets where the attention kernel needs padding."""
         in_buckets = not varlen_is_possible(ids.device, compute_dtype(self.positional_embedding), self.head_dim)
         return pack(lengths, ids.shape[1], ids.device, longest=self.context_length, in_buckets=in_buckets)
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then a network of four times the width."""
+    """Pre-norm residual block: attention, then an MLP whose hidden layer has four times the width."""
 
     def __init__(self, width: int, heads: int, activation: str, causal: bool, norm_eps: float) -> None:
         super().__init__()
@@ -163,7 +172,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"] | None = None
     ) -> Float[Tensor, "rows_or_captions width"]:
-        """All tokens, or the rows `pooled`, one of each caption."""
+        """Return the block's output for all rows, or only for the rows `pooled`, one per caption."""
         y = self.ln_1(x)
         if pooled is None:
             x = x + self.attention(y, packing)
@@ -173,7 +182,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each caption; where it is causal, to the tokens up to the query."""
+    """Multi-head self-attention within each caption; `causal` lets a token attend only to the tokens up to itself."""
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -195,7 +204,7 @@ class SelfAttention(nn.Module):
     def pooled(
         self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"]
     ) -> Float[Tensor, "captions width"]:
-        """What `forward` gives for one token of each caption, if that token sees the whole caption."""
+        """Return the attention output of one token per caption, equal to `forward` if it may attend to all tokens."""
         width = x.shape[1]
         q_weight, kv_weight = self.in_proj.weight.split([width, 2 * width])
         q_bias, kv_bias = self.in_proj.bias.split([width, 2 * width])
@@ -210,7 +219,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(y.flatten(1))
 
 
-@torch.compiler.disable()  # each batch has other buckets, so a compiled form would never be used twice
+@torch.compiler.disable()  # bucket shapes differ from batch to batch, so a compiled graph would not be reused
 def attention_in_buckets(
     qkv: Float[Tensor, "rows 3 heads dim"], buckets: Buckets, *, causal: bool
 ) -> Float[Tensor, "rows heads dim"]:

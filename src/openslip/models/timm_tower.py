@@ -1,4 +1,4 @@
-"""Any timm backbone as an image tower, its classifier removed."""
+"""An image tower around any timm backbone, without its classifier."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,31 +17,31 @@ from openslip.models.attention import compute_dtype, fused_is_fastest
 from openslip.models.class_token import LastBlock, pools_class_token
 from openslip.models.tower import Tokens, Tower, unpadded
 
-# Arguments with which timm opens or fetches another file.
+# Arguments that make timm read or download weights.
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 class TimmTower(Tower):
-    """A backbone by its timm name; the published ViT-S is `vit_small_patch16_224` with `num_heads: 12`.
+    """A timm backbone as a tower; the published ViT-S is `vit_small_patch16_224` with `num_heads: 12`.
 
     Args:
-        name: a name that `timm.create_model` knows; hub addresses are refused, since they download.
+        name: model name that `timm.create_model` knows; hub addresses are refused, because they start a download.
         image_size: side of the square input in pixels.
-        arguments: further arguments of that timm model.
+        arguments: further keyword arguments of `timm.create_model` for this model.
 
     Raises:
-        UserError: no such name, an argument that would bring weights from elsewhere, or no vector per image.
+        UserError: timm has no such model, an argument would load weights, or the model gives no vector per image.
     """
 
     def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_base_patch16_224"
-            raise UserError(f"tower name {name!r} is not a timm model; near ones: {near}. See timm.list_models().")
+            raise UserError(f"tower name {name!r} is not a timm model; similar names: {near}. See timm.list_models().")
         if fetching := [f"{key}={arguments[key]}" for key in _FETCHING if arguments.get(key)]:
             raise UserError(
-                f"timm argument {', '.join(fetching)}: a tower brings no weights of its own; training starts from "
-                "those of a checkpoint by towers.image.weights="
+                f"timm argument {', '.join(fetching)} would load weights, which a tower must not do itself; set "
+                "towers.image.weights= to start from a checkpoint"
             )
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
@@ -49,7 +49,8 @@ class TimmTower(Tower):
         self.input_size = image_size if hasattr(trunk, "set_input_size") else None
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
-            # timm 0.5 (the published code) drew it with 0.02, later ones with 1e-6: docs/NUMERICS.md#cls-token
+            # timm 0.5 (used by the published code) initialised it with std 0.02, later versions with 1e-6:
+            # docs/NUMERICS.md#cls-token
             nn.init.trunc_normal_(trunk.cls_token, std=0.02)
 
     @property
@@ -72,7 +73,7 @@ class TimmTower(Tower):
         return trunk.forward_head(features), self.as_tokens(features)
 
     def features(self, images: Tensor, *, class_token_alone: bool = False) -> Any:
-        """Return timm's `forward_features`, or those of the class token alone."""
+        """Return what timm's `forward_features` does, or the class token's features alone."""
         self.choose_kernel(images)
         trunk: Any = self.trunk
         if not self.repeated_blocks():
@@ -81,14 +82,15 @@ class TimmTower(Tower):
         *before, last = trunk.blocks
         for block in before:
             x = self.run(block, x)
-        # The last block's activations would be made again at once, so where few are kept it is not checkpointed.
+        # The backward pass begins with the last block, so checkpointing it frees its activations only briefly. Where
+        # it computes the class token alone, and so keeps few activations, it is not checkpointed.
         x = self.last_block(last, x) if class_token_alone and self.last_block is not None else self.run(last, x)
         return trunk.norm(x)
 
     def as_tokens(self, features: Any) -> Tokens:
-        """Bring timm's features to one row per token; maps have their channels before or after height and width."""
+        """Reshape timm's features to one row per token; feature maps may be NCHW or NHWC."""
         if not isinstance(features, Tensor):
-            raise UserError(f"{type(self.trunk).__name__} has no one sequence of tokens; take another backbone")
+            raise UserError(f"{type(self.trunk).__name__} has no single sequence of tokens; use another backbone")
         if features.ndim == 4:
             channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
             features = (features if channels_last else features.permute(0, 2, 3, 1)).flatten(1, 2)
@@ -102,7 +104,7 @@ class TimmTower(Tower):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """The blocks of timm's plain vision transformer; other backbones run, and checkpoint, theirs themselves."""
+        """Return the blocks of timm's plain vision transformer; other backbones run and checkpoint their own."""
         return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
 
     def resize(self, input_size: int) -> None:
@@ -117,7 +119,7 @@ class TimmTower(Tower):
             return
         try:
             trunk.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError):  # timm's ways to say that this backbone cannot
+        except (AssertionError, AttributeError):  # raised by timm backbones without gradient checkpointing
             super().checkpoint_blocks()
         self.gradient_checkpointing = True
 
@@ -133,7 +135,7 @@ class TimmTower(Tower):
 
 
 def create(name: str, image_size: int, arguments: dict) -> nn.Module:
-    """The backbone without its classifier; convolutional ones take images of any size and are told none."""
+    """Create the backbone without its classifier; `img_size` is passed only to backbones that take it."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
     except TypeError as error:
@@ -143,13 +145,13 @@ def create(name: str, image_size: int, arguments: dict) -> nn.Module:
 
 
 def pooled_width(trunk: nn.Module, name: str, image_size: int, channels: int) -> int:
-    """Size of the pooled feature, found by a pass on the meta device, where nothing is computed."""
+    """Return the size of the pooled feature, from a pass on the meta device, which computes shapes only."""
     weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
     try:
         with torch.no_grad():
             images = torch.empty(2, channels, image_size, image_size, device="meta")
             pooled = functional_call(trunk.eval(), weights, images)
-    except Exception as error:  # whatever timm says
+    except Exception as error:  # timm has no common type for its errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tower {name} does not take images of {image_size} pixels ({reason})") from error
     trunk.train()

@@ -13,12 +13,14 @@ from openslip.objectives.tiles import is_large
 
 
 class CLIP(Objective):
-    """Consumes `image`, `text`, `text_length`.
+    """The CLIP objective, which reads the batch keys `image`, `text` and `text_length`.
 
     Args:
-        gather_with_grad: gradients flow into the keys of all ranks (the exact loss of the global batch); false detaches
-            the keys at any number of ranks, one included, as the published 64-GPU runs did: docs/NUMERICS.md#gather.
-        max_logit_scale: upper clamp of `logit_scale` after each step; the lower one is 0.
+        gather_with_grad: true lets gradients flow into the keys of all ranks (the exact loss of the global batch);
+            false detaches the keys at every number of ranks, one included, as the published 64-GPU runs did:
+            docs/NUMERICS.md#gather.
+        max_logit_scale: upper bound to which `logit_scale` (a natural logarithm) is clamped after each step; the lower
+            bound is 0.
     """
 
     min_batch_size = 2
@@ -44,9 +46,14 @@ class CLIP(Objective):
 
 
 def info_nce(image: Features, text: Features, scale: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean cross-entropy of image-to-text and text-to-image over the global batch, and the accuracy in per cent.
+    """Return the symmetric InfoNCE loss of this rank's rows, and their image-to-text accuracy in per cent.
 
-    `scale` is exp(logit_scale). Of this rank's rows; the mean over ranks is the loss.
+    Every row is compared with the features of all ranks. The mean over ranks is the loss of the global batch.
+
+    Args:
+        image: image features of this rank and, gathered, of all ranks.
+        text: text features of this rank and, gathered, of all ranks.
+        scale: factor on the cosines, exp(logit_scale).
     """
     if is_large(len(image.local)):
         return tiled_info_nce(image, text, scale)
@@ -59,5 +66,5 @@ def info_nce(image: Features, text: Features, scale: Float[Tensor, ""]) -> tuple
 
 @torch.no_grad()
 def clamp_logit_scale(model: DualEncoder, maximum: float) -> None:
-    """Keep `logit_scale` in [0, maximum], after the step as published."""
+    """Clamp `logit_scale` to [0, maximum]; called after the optimizer step, as in the published code."""
     model.logit_scale.clamp_(0, maximum)

@@ -1,4 +1,4 @@
-"""Heads of objectives, which see the whole global batch."""
+"""Projection heads of objectives, with batch norm over the whole global batch."""
 
 import torch
 from jaxtyping import Float
@@ -9,16 +9,17 @@ from openslip.models.batch_norm import GlobalBatchNorm, at_least_float32, global
 
 
 class HeadBatchNorm(GlobalBatchNorm):
-    """Batch norm of the global batch."""
+    """Batch norm whose training statistics are those of the global batch."""
 
     def forward(self, input: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:  # noqa: A002
         return self.views(input)[0] if self.training else super().forward(input)
 
     def views(self, *views: Float[Tensor, "local features"]) -> list[Float[Tensor, "local features"]]:
-        """Each view by its own statistics, in training; ranks exchange those of all views at once."""
+        """Normalise each view with its own training statistics, exchanged between ranks in one call for all views."""
         if world_size() == 1:
             return [self.in_one_process(at_least_float32(view)) for view in views]
-        x = torch.cat([at_least_float32(view) for view in views], dim=1)  # each view has channels of its own
+        # Side by side as channels, the views keep separate statistics.
+        x = torch.cat([at_least_float32(view) for view in views], dim=1)
         with torch.no_grad():
             mean, variance, count = global_statistics(x)
             for view in zip(mean.chunk(len(views)), variance.chunk(len(views)), strict=True):
@@ -34,10 +35,10 @@ class HeadBatchNorm(GlobalBatchNorm):
 
 
 class ProjectionHead(nn.Sequential):
-    """Layers that several views go through side by side."""
+    """A sequence of layers that can process several views side by side."""
 
     def views(self, *views: Float[Tensor, "local width"]) -> list[Float[Tensor, "local output"]]:
-        """What the head makes of each view by itself; layer by layer, so that ranks exchange less often."""
+        """Apply the head to each view separately, layer by layer, so that ranks exchange statistics less often."""
         outputs = list(views)
         for layer in self:
             if isinstance(layer, HeadBatchNorm) and layer.training:
@@ -48,7 +49,7 @@ class ProjectionHead(nn.Sequential):
 
 
 def projection_head(width: int, hidden: int, output: int) -> ProjectionHead:
-    """SLIP's three-layer SSL head: linear, batch norm, ReLU, twice, then linear. Mu et al. 2021, section 3.2."""
+    """Build SLIP's SSL head: twice linear, batch norm and ReLU, then a last linear. Mu et al. 2021, section 3.2."""
     return ProjectionHead(
         nn.Linear(width, hidden),
         HeadBatchNorm(hidden),

@@ -15,12 +15,12 @@ from openslip.objectives.tiles import is_large
 
 
 class SimCLR(Objective):
-    """Consumes `aug1`, `aug2`.
+    """The SimCLR objective, which reads the batch keys `aug1` and `aug2`.
 
     Args:
-        head_hidden: width of the head's two hidden layers; it reads the image tower's unprojected feature.
-        head_output: size of `z1`, `z2`.
-        ssl_temperature: divides the cosines.
+        head_hidden: width of the head's two hidden layers; the head reads the image tower's unprojected feature.
+        head_output: width of the head's output, the features `z1` and `z2` that the loss compares.
+        ssl_temperature: temperature by which the cosines are divided.
     """
 
     min_batch_size = 2
@@ -39,16 +39,17 @@ class SimCLR(Objective):
         return {"aug1": aug1, "aug2": aug2}
 
     def loss(self, model: ImageEncoder | DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
-        # Each view has its own batch statistics.
+        # `views` gives each view its own batch statistics.
         z1, z2 = (Features(z, gather_with_grad=True) for z in self.head.views(features["aug1"], features["aug2"]))
         loss, accuracy = nt_xent(z1, z2, self.ssl_temperature)
         return {"loss": loss, "ssl_loss": loss, "ssl_acc": accuracy}
 
 
 def nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy of each view finding its partner among all 2B - 1 others of the global batch, and its accuracy.
+    """Return the NT-Xent loss of this rank's rows, and their accuracy from `z1` to `z2` in per cent.
 
-    The mean of the two directions, as published SLIP; gradients reach the features of all ranks.
+    Each view has to find its partner among the 2B - 1 other views of the global batch of B samples. The loss is the
+    mean of the two directions, as in published SLIP; gradients reach the features of all ranks.
     """
     if is_large(2 * len(z1.local)):
         return tiled_nt_xent(z1, z2, temperature)
@@ -58,9 +59,9 @@ def nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tenso
 
 
 def one_view(view: Features, other: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy of one view's rows, and their accuracy in per cent."""
+    """Return the cross-entropy of finding this view's partners in the other view, and the accuracy in per cent."""
     to_same = view.local @ view.all.T / temperature  # [local, world]
-    to_same = to_same.scatter(1, view.places[:, None], float("-inf"))  # a view is no negative of itself
+    to_same = to_same.scatter(1, view.places[:, None], float("-inf"))  # a view is not its own negative
     to_other = view.local @ other.all.T / temperature
     logits = torch.cat([to_other, to_same], dim=1)
     accuracy = 100 * (logits.detach().argmax(dim=-1) == view.places).to(logits.dtype).mean()

@@ -1,4 +1,4 @@
-"""Features that are compared by cosine: unit length, gathered over ranks once however many losses use them."""
+"""Features to compare by cosine: scaled to unit length, and gathered over ranks once for all losses that use them."""
 
 from functools import cached_property
 
@@ -11,10 +11,10 @@ from openslip.distributed import gather, rank
 
 
 class Features:
-    """This rank's unit-length features, and those of all ranks.
+    """Unit-length features of this rank's samples and, gathered when first read, of all ranks.
 
     Args:
-        features: of this rank's samples, of any length; compared in float32 at least.
+        features: features of this rank's samples, not normalised; 16-bit ones are cast to float32.
         gather_with_grad: whether gradients reach the features of other ranks.
     """
 
@@ -24,20 +24,20 @@ class Features:
 
     @cached_property
     def all(self) -> Float[Tensor, "world dim"]:
-        """Features of all ranks in the order of the global batch; every rank must ask for them."""
+        """Features of all ranks in the order of the global batch; a collective call, so every rank must read it."""
         return gather(self.local, with_grad=self.gather_with_grad)
 
     @cached_property
     def places(self) -> Int[Tensor, " local"]:
-        """Places of this rank's samples in the global batch."""
+        """Indices of this rank's samples in the global batch."""
         return places(self.local)
 
 
 def unit_length(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
-    """Rows of length 1, in float32 at least."""
+    """Normalise each row to Euclidean length 1, in float64 for float64 input and in float32 otherwise."""
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
 def places(x: Float[Tensor, "local dim"]) -> Int[Tensor, " local"]:
-    """Places of this rank's rows among those of all ranks."""
+    """Return the indices of this rank's rows among the rows of all ranks."""
     return rank() * len(x) + torch.arange(len(x), device=x.device)

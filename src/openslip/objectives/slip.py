@@ -11,15 +11,16 @@ from openslip.objectives.similarity import Features
 
 
 class SLIP(Objective):
-    """Consumes `image`, `text`, `text_length`, `aug1`, `aug2`.
+    """The SLIP objective, which reads the batch keys `image`, `text`, `text_length`, `aug1` and `aug2`.
 
     Args:
-        head_hidden: width of the SSL head's two hidden layers; it reads the image tower's unprojected feature.
-        head_output: size of `z1`, `z2`.
+        head_hidden: width of the SSL head's two hidden layers; the head reads the image tower's unprojected feature.
+        head_output: width of the SSL head's output, the features `z1` and `z2` that the SimCLR term compares.
         ssl_scale: weight of the SimCLR term.
-        ssl_temperature: divides the cosines of the SimCLR term.
-        gather_with_grad: as in `CLIP`; the SimCLR term always gathers with gradient, as published.
-        max_logit_scale: as in `CLIP`.
+        ssl_temperature: temperature by which the cosines of the SimCLR term are divided.
+        gather_with_grad: whether gradients of the CLIP term reach the keys of all ranks, as in `CLIP`; the SimCLR term
+            always gathers with gradient, as published.
+        max_logit_scale: upper bound to which `logit_scale` is clamped after each step, as in `CLIP`.
     """
 
     min_batch_size = 2
@@ -57,7 +58,7 @@ class SLIP(Objective):
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
         clip, clip_acc = info_nce(image, text, model.logit_scale.exp())
-        # Each view has its own batch statistics.
+        # `views` gives each view its own batch statistics.
         z1, z2 = (Features(z, gather_with_grad=True) for z in self.head.views(features["aug1"], features["aug2"]))
         ssl, ssl_acc = nt_xent(z1, z2, self.ssl_temperature)
         return {

@@ -1,6 +1,6 @@
-"""InfoNCE and NT-Xent in linear memory: a tile of logits serves its rows and its columns.
+"""InfoNCE and NT-Xent in linear memory: each tile of logits is used for its rows and for its columns.
 
-The same functions as the plain forms in `clip.py` and `simclr.py`, which serve where logits are few.
+They compute the same values as the plain forms in `clip.py` and `simclr.py`, which are used where logits are few.
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,21 @@ from openslip.objectives.tiles import RunningSoftmax, cut, own_rows, tile_size
 def tiled_info_nce(
     image: Features, text: Features, scale: Float[Tensor, ""]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """`info_nce`; the gradient of `scale` is this rank's share, of which only the mean over ranks has a meaning.
+    """Compute `info_nce` tile by tile.
 
-    A rank computes the logits of its images and all texts, and the texts' softmax is combined over ranks: half the
-    products of the plain form.
+    A rank computes the logits of its own images and all texts, and the softmax over images is combined over ranks, so
+    that half the matrix products of the plain form suffice. The gradient of `scale` is this rank's share; only its
+    mean over ranks is meaningful.
     """
     texts = text.all.detach()
     return _InfoNCE.apply(image.local, text.local, texts, scale, text.gather_with_grad)  # pyright: ignore[reportReturnType]
 
 
 def tiled_nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """`nt_xent`, in which both views share one matrix of logits.
+    """Compute `nt_xent` tile by tile, with one matrix of logits for both views.
 
-    The logits are symmetric: of those between a rank's own rows only a triangle is computed, and what the rows of other
-    ranks add to a gradient follows from their softmax, so that no gradient travels between ranks.
+    That matrix is symmetric: between a rank's own rows only one triangle is computed, and what the rows of other ranks
+    add to a gradient follows from their softmax, so that ranks exchange no gradients.
     """
     of_ranks = [z.all.detach().unflatten(0, (world_size(), -1)) for z in (z1, z2)]
     keys = torch.cat(of_ranks, dim=1).flatten(0, 1)  # [2 world, dim], rank by rank
@@ -69,7 +70,7 @@ class _InfoNCE(torch.autograd.Function):
                 tile = queries[row] @ texts[column].T
                 by_images = ctx.of_images.gradient(row, tile, paired)
                 by_texts = ctx.of_texts.gradient(column, tile.T, paired).T
-                if ctx.gather_with_grad:  # the keys learn too: both softmaxes reach both sides
+                if ctx.gather_with_grad:  # the keys get gradients too, so each side gets those of both softmaxes
                     by_images = by_texts = by_images.add_(by_texts)
                 to_queries[row].addmm_(by_images, texts[column])
                 to_texts[column].addmm_(by_texts.T, queries[row])
@@ -77,7 +78,7 @@ class _InfoNCE(torch.autograd.Function):
             own = own_rows(image)
             to_text = all_sum(to_texts)[own] * weight
             to_scale = (image * to_queries).sum() * weight
-            if not ctx.gather_with_grad:  # the images' softmax alone has reached the queries
+            if not ctx.gather_with_grad:  # `to_queries` has the gradient of the images' softmax only
                 to_scale += (texts[own] * to_text).sum() / scale
             return to_queries.mul_(scale * weight), to_text, None, to_scale, None
 
@@ -129,7 +130,7 @@ Tiles = Iterator[tuple[slice, slice, bool]]
 
 
 def _info_nce_tiles(image: Tensor, texts: Tensor) -> Tiles:
-    """Rows and columns of all tiles, from left to right, and whether the diagonal holds the positives."""
+    """Yield the rows and columns of each tile, from left to right, and whether its diagonal holds the positives."""
     own = own_rows(image)
     size = tile_size(image)
     columns = [*cut(0, own.start, size), *cut(own.start, own.stop, size), *cut(own.stop, len(texts), size)]
@@ -139,7 +140,7 @@ def _info_nce_tiles(image: Tensor, texts: Tensor) -> Tiles:
 
 
 def _own_tiles(z: Tensor) -> Tiles:
-    """Rows and columns of the tiles on and above the diagonal; no tile crosses from one view to the other."""
+    """Yield like `_info_nce_tiles` the tiles on and above the diagonal; no tile spans both views."""
     views = len(z) // 2
     size = tile_size(z)
     spans = [*cut(0, views, size), *cut(views, len(z), size)]
@@ -149,7 +150,7 @@ def _own_tiles(z: Tensor) -> Tiles:
 
 
 def _foreign_tiles(z: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Rows of `z` and columns of the other ranks' `keys`."""
+    """Yield the rows of `z` and the columns of `keys` of each tile between this rank and the other ranks."""
     own = own_rows(z)
     size = tile_size(z)
     columns = [*cut(0, own.start, size), *cut(own.stop, len(keys), size)]

@@ -1,4 +1,4 @@
-"""How Lightning saves and reads a run's checkpoints: durably, checked, and without running what stands in them."""
+"""Checkpoint plugin for Lightning: writes durably, verifies files, and never executes code stored in a checkpoint."""
 
 import shutil
 import threading
@@ -20,17 +20,18 @@ from openslip.terminal import notice
 from openslip.training.callbacks.finite import refuse_non_finite
 from openslip.training.host_copy import HostCopy
 
-PAUSES = (1.0, 4.0)  # seconds before each new attempt: file servers recover
-HEADROOM = 2  # times the size must be free: a disk that full fills up elsewhere as well
+PAUSES = (1.0, 4.0)  # seconds before each further attempt, because a failing file server may recover
+HEADROOM = 2  # free space needed, in checkpoint sizes: others may write to a nearly full disk at the same time
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Copies what is to be saved, and writes the copy in a thread while training continues.
+    """Copies the training state, and writes the copy in a thread while training continues.
 
-    Lightning's own writes through TMPDIR, which tears the old file where that is another file system.
+    Lightning's own plugin writes through TMPDIR; if that is another file system, an interrupted save damages the old
+    file.
 
     Args:
-        config: of the run, as in its config.yaml; kept in every checkpoint, so that it is told from another run's.
+        config: the run's config, as in its config.yaml; stored in every checkpoint to identify the run it belongs to.
     """
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
@@ -40,32 +41,32 @@ class DurableCheckpointIO(CheckpointIO):
         self.failure: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Begin a save; `wait` returns its error, if any. The first rank alone saves, and must tell the others.
+        """Begin a save, whose error `wait` returns; called on rank 0 only, which must tell the other ranks.
 
         Raises:
-            UserError: the save before has failed.
+            UserError: the previous save has failed.
         """
         if failure := self.wait():
             raise failure
         checkpoint["openslip"]["run"] = self.config
         content = self.host_copy.of(checkpoint)
-        self.failure = CheckpointError(f"checkpoint {path} was not written: the thread that writes it has ended")
+        self.failure = CheckpointError(f"checkpoint {path} was not written: its writer thread ended early")
         self.writer = threading.Thread(target=self.write, args=(content, Path(path)), name=WRITER)
         self.writer.start()
 
     def wait(self) -> UserError | None:
-        """Wait for the save in flight, if there is one; returns why it has failed, once."""
+        """Wait for the save in progress, if any, and return its error; a second call does not return it again."""
         if self.writer is not None:
             self.writer.join()
         failure, self.writer, self.failure = self.failure, None, None
         return failure
 
     def has_failed(self) -> bool:
-        """Whether the last save is over and has failed; waits for nothing."""
+        """Whether the last save has ended with an error; returns without waiting."""
         return self.writer is not None and not self.writer.is_alive() and self.failure is not None
 
     def write(self, content: dict[str, Any], path: Path) -> None:
-        """Write the copy: the work of the thread, in which nothing may be raised."""
+        """Write the copy in the writer thread; errors are kept for `wait`, because nobody would catch them here."""
         try:
             step = content["openslip"]["step"]
             refuse_non_finite(content.get("state_dict", {}), step)
@@ -78,7 +79,7 @@ class DurableCheckpointIO(CheckpointIO):
             self.failure = CheckpointError(f"checkpoint {path} could not be written ({why}); {before(path)}")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The newest whole checkpoint of a folder; the first rank alone reads it twice, to check it."""
+        """Load the newest intact checkpoint of the folder `path`; only rank 0 reads it a second time, to verify it."""
         newest: Path | UserError | None = None
         if rank() == 0:
             try:
@@ -94,15 +95,15 @@ class DurableCheckpointIO(CheckpointIO):
         return read(newest)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Never asked for: `finish` keeps what must be kept."""
+        """Not used: `finish` decides which checkpoints are kept."""
         raise NotImplementedError
 
 
 def write(content: dict[str, Any], path: Path, step: int) -> None:
-    """Write a checkpoint durably, in a few attempts.
+    """Write a checkpoint durably, with a few attempts.
 
     Raises:
-        CheckpointError: none of them succeeded; nothing is left of them.
+        CheckpointError: no attempt succeeded; their incomplete files are removed.
     """
     reason = ""
     for pause in (*PAUSES, None):
@@ -118,22 +119,22 @@ def write(content: dict[str, Any], path: Path, step: int) -> None:
         except CheckpointError as error:  # no room
             reason = str(error)
         if pause is not None:
-            notice(f"checkpoint {path} could not be written ({reason}): tried again in {pause:.0f} s", below=True)
+            notice(f"checkpoint {path} could not be written ({reason}); trying again in {pause:.0f} s", below=True)
             time.sleep(pause)
     raise CheckpointError(
-        f"checkpoint {path} could not be written ({reason}): make room or mend the file system; {before(path)}"
+        f"checkpoint {path} could not be written ({reason}): make room or repair the file system; {before(path)}"
     )
 
 
 def before(path: Path) -> str:
-    """What there is to resume from where a checkpoint could not be written."""
+    """Describe what a run can resume from if the checkpoint at `path` could not be written."""
     if not saved(path.parent):
-        return "there is none before it"
-    return "the checkpoints before it are whole, and the same command resumes the run"
+        return "the run has no earlier checkpoint"
+    return "earlier checkpoints are intact, and the same command resumes the run"
 
 
 def size_of(content: Any) -> int:
-    """Bytes of the tensors in a nest of dicts and lists."""
+    """Return the total bytes of the tensors in nested dicts and lists."""
     return sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
 
 

@@ -1,4 +1,4 @@
-"""torch.compile in a run: whether `compile=auto` means yes here, and what is compiled."""
+"""torch.compile in a run: whether `compile=auto` turns it on, and which modules are compiled."""
 
 import os
 import shutil
@@ -16,11 +16,11 @@ from openslip.models.tower import Tower
 from openslip.terminal import say
 from openslip.training.precision import on_gpu
 
-OLDEST = (7, 0)  # compute capability for which Triton makes kernels
+OLDEST = (7, 0)  # lowest compute capability that Triton supports
 
 
 def choose_compile(setting: bool | str, accelerator: str) -> bool:
-    """`auto` is on for GPUs where everything that the compiler needs is there, which is said in one line, else off."""
+    """Resolve `compile`: `auto` is on for a GPU if the compiler has all it needs; the choice is printed in one line."""
     if isinstance(setting, bool) or not on_gpu(accelerator):
         return setting is True
     missing = why_not()
@@ -30,10 +30,10 @@ def choose_compile(setting: bool | str, accelerator: str) -> bool:
 
 
 def why_not() -> str | None:
-    """What keeps this machine from compiling for its GPU; None where nothing does."""
+    """Return why this machine cannot compile for its GPU, or None if it can."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    # Triton compiles what starts its kernels, a file that includes Python.h, with CC as it stands or else with these.
+    # Triton compiles a launcher for its kernels, a C file that includes Python.h, with $CC or else with one of these.
     named = os.environ.get("CC")
     if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
         return f"CC={named} is not found: set another, or unset it" if named else "no C compiler is found: install gcc"
@@ -46,7 +46,7 @@ def why_not() -> str | None:
 
 
 def compile_parts(model: nn.Module, views: Mapping[str, View]) -> None:
-    """Compile, in place, the blocks of a model's towers and what its views run on a GPU."""
+    """Compile in place the blocks of a model's towers, and the part of its views that runs on a GPU."""
     for child in model.children():
         if isinstance(child, Tower):
             child.compile_blocks()

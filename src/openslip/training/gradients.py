@@ -1,4 +1,4 @@
-"""Gradient clipping, and gradients that are not finite; nothing here synchronises with the device."""
+"""Gradient clipping and the detection of non-finite gradients; nothing here synchronises with the device."""
 
 import pytorch_lightning as pl
 import torch
@@ -9,12 +9,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 def marked(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The loss, whose gradients are all NaN where it is not finite, so that the mean over ranks tells every rank."""
+    """Return the loss, with all gradients NaN if it is not finite: their mean over ranks then tells every rank."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-    """The global norm of the optimizer's gradients, on the device; NaN where it has none."""
+    """Return the global norm of the optimizer's gradients, as a scalar on the device; NaN if there are none."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return get_total_norm(gradients) if gradients else parameters[0].new_full((), torch.nan)
@@ -23,19 +23,19 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
 def clip_gradients(
     trainer: pl.Trainer, optimizer: torch.optim.Optimizer, max_norm: float, norm: Float[Tensor, ""] | None
 ) -> Float[Tensor, ""]:
-    """Scale the optimizer's gradients to a global norm of at most `max_norm`, and return the norm before.
+    """Scale the optimizer's gradients to a global norm of at most `max_norm`, and return the norm before clipping.
 
     Called once per step, after the backward pass of the whole global batch over micro-batches and ranks.
     Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
 
     Args:
-        trainer: whose loss scaler, if it has one, unscales the gradients first.
-        optimizer: of all that is trained.
-        max_norm: of the gradients afterwards.
-        norm: of the gradients, where it is known; None: it is computed.
+        trainer: provides the loss scaler, if there is one, which unscales the gradients first.
+        optimizer: holds all trained parameters.
+        max_norm: largest global L2 norm of the gradients after clipping.
+        norm: global norm of the gradients if already computed, else None.
     """
     plugin = trainer.precision_plugin
-    # Lightning refuses to clip for fused optimizers under fp16, which unscale only inside their step.
+    # Lightning refuses clipping with a fused optimizer in fp16, because that unscales gradients only inside its step.
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.defaults.get("fused"):
         plugin.scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer) if norm is None else norm

@@ -1,4 +1,4 @@
-"""A copy of a training state in host memory, so that it can be written while training changes the original."""
+"""Copies a training state to host memory, so that it can be written while training changes the original."""
 
 import copy
 from typing import Any
@@ -9,32 +9,32 @@ from torch.utils._pytree import tree_leaves
 
 from openslip.data.pinned import aligned, pinned_memory
 
-STAGING_BYTES = 256 * 2**20  # a power of two, as torch pins no other sizes
+STAGING_BYTES = 256 * 2**20  # a power of two, because torch rounds pinned memory up to one
 
 
 class Staging:
-    """Pinned memory of a fixed size, through which bytes of a GPU reach ordinary memory.
+    """A pinned buffer of fixed size, through which bytes are copied from a GPU to pageable memory.
 
     A copy that is pinned as a whole could not be swapped out, and torch would round each of its storages up to a
-    power of two. Where no memory can be pinned, ordinary memory takes its place.
+    power of two. If the system cannot pin memory, the buffer is pageable too.
 
     Args:
-        size: bytes, a multiple of 64.
+        size: size of the buffer in bytes, a multiple of 64.
     """
 
     def __init__(self, size: int = STAGING_BYTES) -> None:
         self.size = size
         self.memory: Tensor | None = None
         self.used = 0
-        self.staged: list[tuple[Tensor, Tensor]] = []  # bytes in ordinary memory and in this one
+        self.staged: list[tuple[Tensor, Tensor]] = []  # pairs of target in pageable memory and source in the buffer
         self.devices: set[torch.device] = set()
 
     def copy(self, to: Tensor, source: Tensor) -> None:
-        """Begin to copy the bytes of a GPU; they are there after `finish`."""
+        """Begin to copy bytes from a GPU into the host tensor `to`, which is complete only after `finish`."""
         if self.memory is None:
             try:
                 self.memory = pinned_memory(self.size)
-            except RuntimeError:  # a limit of the system
+            except RuntimeError:  # the system limits pinned memory
                 self.memory = torch.empty(self.size, dtype=torch.uint8)
         start = 0
         while start < len(source):
@@ -49,7 +49,7 @@ class Staging:
             start = end
 
     def finish(self) -> None:
-        """Wait for the devices, and move to ordinary memory what they have copied."""
+        """Synchronise with the devices, and move the copied bytes from the buffer to their targets."""
         for device in self.devices:
             torch.cuda.current_stream(device).synchronize()
         for to, piece in self.staged:
@@ -60,11 +60,11 @@ class Staging:
 
 
 class HostCopy:
-    """Copies nests of dicts and lists; the memory of one copy is used again for the next.
+    """Copies nested dicts and lists with their tensors, and reuses the memory of one copy for the next.
 
-    Fresh memory would take several times as long, because each of its pages is mapped when it is first written. A file
-    made of the copy equals one made of the original, to the byte: each storage has one of the same size in the copy,
-    shared by the tensors that shared the original, since `torch.save` writes whole storages.
+    New memory would take several times as long, because each page is mapped when it is first written. A file saved
+    from the copy equals one saved from the original byte for byte: `torch.save` writes whole storages, so each storage
+    is copied as a whole, and tensors that share a storage also share it in the copy.
     """
 
     def __init__(self) -> None:
@@ -72,13 +72,13 @@ class HostCopy:
         self.staging = Staging()
 
     def of(self, content: Any) -> Any:
-        """Return a copy with all tensors on the host, valid until the next call; waits for the device."""
-        copied: dict[int, Any] = {}  # by identity, as `copy.deepcopy` keeps what it has copied
+        """Return a copy with all tensors on the host, valid until the next call; synchronises with the device."""
+        copied: dict[int, Any] = {}  # by id(), the memo that `copy.deepcopy` takes
         storages: dict[int, Tensor] = {}
         memory, self.memory = self.memory, []
         for tensor in tree_leaves(content):
             if not is_plain(tensor):
-                continue  # left to deepcopy, which knows more kinds
+                continue  # `copy.deepcopy` below handles the other kinds of tensors
             storage = tensor.untyped_storage()
             if storage._cdata not in storages:
                 place = len(self.memory)
@@ -106,7 +106,7 @@ def is_on_gpu(tensor: Tensor) -> bool:
 
 
 def is_plain(leaf: Any) -> bool:
-    """Whether a tensor is its storage, offset, sizes and strides."""
+    """Whether a leaf is a tensor that its storage, offset, sizes and strides describe completely."""
     if type(leaf) is not Tensor or leaf.layout is not torch.strided or leaf.is_quantized:
         return False
     return not (leaf.is_conj() or leaf.is_neg())

@@ -1,4 +1,4 @@
-"""What a new run starts from: the whole model of a checkpoint, or single towers of it. LiT, arXiv:2111.07991."""
+"""Initial weights of a run, from a checkpoint's whole model or from single towers as in LiT, arXiv:2111.07991."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,22 +13,23 @@ from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
 TEXTS = ("a photo of a dog.", "two red squares, beside a large blue ring")
-TOLERANCE = 1e-3  # of the largest feature: the same function in float32, perhaps by another kernel
+TOLERANCE = 1e-3  # relative to the largest feature; allows another float32 kernel for the same function
 
 
 class InitialWeights:
     """Copies the weights that `init_from` and `towers.*.weights` name into a model to be trained.
 
     Args:
-        model: to be trained; heads of the objective are no part of it.
-        tokenizer: of the new run.
+        model: model to be trained; heads of the objective are not part of it.
+        tokenizer: tokenizer of the new run; None without a text tower.
         transform: settings of the new run's evaluation transform.
-        allow: classes of your own that the checkpoints may name.
-        resize: interpolate position embeddings where the new run's image size or context length is another.
+        allow: class paths outside this package that the checkpoints may name.
+        resize: whether to interpolate position embeddings if image size or context length differ from the checkpoint's.
 
     Attributes:
-        record: for the new run's checkpoints: the files, and the sizes between which embeddings were interpolated.
-        notices: what differs from the checkpoints without making them unfit.
+        record: entry for the new run's checkpoints: the files, and the sizes between which embeddings were
+            interpolated.
+        notices: messages about differences from the checkpoints that do not prevent their use.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class InitialWeights:
         """Copy the whole model first, then single towers.
 
         Args:
-            checkpoint: the config's `init_from.checkpoint`.
-            towers: the config's `towers`.
+            checkpoint: path of a checkpoint or run folder, the config's `init_from.checkpoint`; None for none.
+            towers: options by kind of tower (`image`, `text`), the config's `towers`.
 
         Raises:
-            UserError: no such file, weights of another shape, or a tower or tokenizer that computes something else.
+            UserError: a file is missing, weights have other shapes, or a tower or tokenizer gives other results.
         """
         if checkpoint is not None:
             self.load_model(checkpoint)
@@ -65,7 +66,7 @@ class InitialWeights:
                 self.load_tower(kind, options["weights"])
 
     def load_model(self, path: str) -> None:
-        """Copy towers, projections, `logit_scale` and `logit_bias`; a bias that is not in the checkpoint stays."""
+        """Copy towers, projections, `logit_scale` and `logit_bias`, which stays as it is if the checkpoint has none."""
         key = f"init_from.checkpoint={path}"
         bundle = load(path, allow=self.allow)
         stored, wanted = children(bundle.model), children(self.model)
@@ -74,8 +75,8 @@ class InitialWeights:
         lacking = self.model.state_dict().keys() - bundle.model.state_dict().keys() - {"logit_bias"}
         if lacking or bundle.model.state_dict().keys() - self.model.state_dict().keys():
             raise UserError(
-                f"{key}: it holds another kind of model ({difference(self.model, bundle.model)}); take the model= it "
-                "was made with, or start single towers by towers.image.weights= and towers.text.weights="
+                f"{key}: it holds another kind of model ({difference(self.model, bundle.model)}); use the model= it "
+                "was trained with, or load single towers with towers.image.weights= and towers.text.weights="
             )
         for kind in shared:
             self.fit(stored[kind], wanted[kind], kind, key)
@@ -87,7 +88,7 @@ class InitialWeights:
         self.record["checkpoint"] = path
 
     def load_tower(self, kind: str, path: str) -> None:
-        """Copy one tower."""
+        """Copy the tower of this kind (`image` or `text`) from a checkpoint."""
         key = f"towers.{kind}.weights={path}"
         bundle = load(path, allow=self.allow)
         stored, tower = children(bundle.model).get(kind), children(self.model).get(kind)
@@ -96,16 +97,16 @@ class InitialWeights:
             raise UserError(f"{key}: {which} no {kind} tower; set it to null")
         refuse_non_finite(stored, f"{key}: its {kind} tower")
         self.fit(stored, tower, kind, key)
-        self.copy(stored, tower, f"{key}: its {kind} tower is another one")
+        self.copy(stored, tower, f"{key}: its {kind} tower differs from this run's")
         self.compare(bundle, stored, tower, kind, key)
         self.record[f"{kind}_tower"] = path
 
     def fit(self, stored: nn.Module, tower: nn.Module, kind: str, key: str) -> None:
-        """Bring a stored tower to the input size of the new one, if that is wanted."""
+        """Resize a stored tower to the input size of the new one, or refuse it if `resize` is off."""
         if not (isinstance(stored, Tower) and isinstance(tower, Tower)) or stored.input_size == tower.input_size:
             return
         if stored.input_size is None or tower.input_size is None:
-            return  # not the same kind of tower, or none with position embeddings
+            return  # another kind of tower, which `copy` refuses, or towers without position embeddings
         sizes = [stored.input_size, tower.input_size]
         what = {"image": "image_size", "text": "context_length"}.get(kind, "input size")
         if not self.resize:
@@ -124,10 +125,10 @@ class InitialWeights:
         except RuntimeError as error:
             differences = [line.strip() for line in str(error).splitlines()[1:]]
             more = f", and {len(differences) - 1} more" * (len(differences) > 1)
-            raise UserError(f"{key} ({differences[0]}{more}); take the config it was made with") from error
+            raise UserError(f"{key} ({differences[0]}{more}); use the config it was trained with") from error
 
     def compare(self, bundle: Bundle, stored: nn.Module, new: nn.Module, kind: str, key: str) -> None:
-        """Check what shapes do not show: heads, activations, epsilons, pooling, token ids, colours."""
+        """Check what shapes do not show: attention heads, activation, epsilon, pooling, token ids, mean and std."""
         if kind == "text":
             self.compare_tokenizers(bundle.tokenizer, key)
         elif kind == "image":
@@ -148,13 +149,13 @@ class InitialWeights:
             )
 
     def compare_tokenizers(self, theirs: Tokenizer | None, key: str) -> None:
-        """Refuse other ids for the same words; say where the settings differ."""
+        """Refuse a tokenizer that gives other ids for the same text; note other differences in `notices`."""
         if theirs is None or self.tokenizer is None:
             return
         if token_ids(theirs) != token_ids(self.tokenizer):
             raise UserError(
-                f"{key}: its tokenizer ({type(theirs).__name__}) makes other ids of {TEXTS[0]!r} than this run's "
-                f"({type(self.tokenizer).__name__}): the text tower's embeddings would belong to other words"
+                f"{key}: its tokenizer ({type(theirs).__name__}) gives other ids for {TEXTS[0]!r} than this run's "
+                f"({type(self.tokenizer).__name__}); use the tokenizer= that the checkpoint was trained with"
             )
         settings, wanted = theirs.settings(), self.tokenizer.settings()
         self.notices += [
@@ -164,7 +165,7 @@ class InitialWeights:
         ]
 
     def probe(self, kind: str) -> tuple[Tensor, ...]:
-        """Inputs on which two towers of a kind are compared."""
+        """Return the inputs on which two towers of this kind are compared."""
         if kind == "text":
             assert self.tokenizer is not None
             ids, lengths = self.tokenizer.encode(TEXTS)
@@ -174,29 +175,29 @@ class InitialWeights:
 
 
 def refuse_non_finite(stored: nn.Module, who: str) -> None:
-    """Refuse weights with which every loss would be NaN."""
+    """Refuse weights that are not finite, because every loss would be NaN."""
     for name, weight in stored.state_dict().items():
         if not weight.isfinite().all():
             raise NonFiniteError(f"{who} has NaN or infinite values in {name}; take another checkpoint")
 
 
 def children(model: nn.Module) -> dict[str, nn.Module]:
-    """The towers of a model by kind."""
+    """Return the towers of a model by kind (`image`, `text`)."""
     return {name.removesuffix("_tower"): child for name, child in model.named_children() if name.endswith("_tower")}
 
 
 def token_ids(tokenizer: Tokenizer) -> list[list[int]]:
-    """The ids of some texts without padding."""
+    """Encode `TEXTS`, and return the ids of each without padding."""
     ids, lengths = tokenizer.encode(TEXTS)
     return [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
 
 
 def difference(wanted: nn.Module, stored: nn.Module) -> str:
-    """The first keys that one of two models alone has."""
+    """Name, for each of two models, the first key that the other lacks, and how many more there are."""
 
     def say(who: str, names: set[str]) -> Iterator[str]:
         if names:
-            yield f"{who} alone has {sorted(names)[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}"
+            yield f"only {who} has {sorted(names)[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}"
 
     ours, theirs = set(wanted.state_dict()), set(stored.state_dict())
     return "; ".join([*say("this run", ours - theirs - {"logit_bias"}), *say("the checkpoint", theirs - ours)])

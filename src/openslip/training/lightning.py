@@ -1,10 +1,10 @@
-"""What works around Lightning, each with its reason; an upgrade of Lightning is checked against this file.
+"""Workarounds for Lightning, each with its reason; check this file when Lightning is upgraded.
 
-Three habits belong to it: `Pretrainer.step` counts batches, because `trainer.global_step` counts optimizer steps.
-`Pretrainer.max_steps` is the run's length, because `trainer.estimated_stepping_batches` builds the data loaders to tell
-it. All that is due at a step is due by that count, because after a resume in the middle of an epoch Lightning's epochs
-and their hooks come at other times. Callbacks annotate the fitted module as `Pretrainer`, for which pyright's rule on
-overrides is off in their files.
+Three conventions elsewhere work around it too. `Pretrainer.step` counts batches, because `trainer.global_step` counts
+optimizer steps. `Pretrainer.max_steps` is the run's length, because reading `trainer.estimated_stepping_batches`
+builds the data loaders. Saves, evaluations and logs are scheduled by `Pretrainer.step`, because after a resume in the
+middle of an epoch Lightning's epochs and their hooks come at other times. Callbacks annotate the fitted module as
+`Pretrainer`, for which pyright's rule on overrides is off in their files.
 """
 
 import logging
@@ -24,17 +24,17 @@ from openslip.distributed import wait_up_to
 from openslip.terminal import notice
 
 SWITCHED_OFF = {
-    "max_epochs": -1,  # `max_steps` alone ends a run
-    "use_distributed_sampler": False,  # the data module cuts the global batch itself
-    "num_sanity_val_steps": 0,  # evaluations are no validation loop
+    "max_epochs": -1,  # only `max_steps` ends a run
+    "use_distributed_sampler": False,  # the data module distributes the global batch over ranks
+    "num_sanity_val_steps": 0,  # evaluations do not use Lightning's validation loop
     "enable_checkpointing": False,  # the `save` callback writes checkpoints
     "enable_progress_bar": False,  # the `metrics` callback shows a status line
     "enable_model_summary": False,  # `openslip plan` prints one
 }
 
-NOISE = (  # notes about devices, products and its own deprecations
+NOISE = (  # Lightning's warnings about devices, its products and its own deprecations
     ".*LeafSpec.*",
-    "The `srun` command is available",  # on every login node
+    "The `srun` command is available",  # shown on every SLURM login node
     ".*does not have many workers.*",
     "This DataLoader will create",
     r"Found \d+ module\(s\) in eval mode",  # towers.*.locked
@@ -44,7 +44,7 @@ NOISE = (  # notes about devices, products and its own deprecations
 
 
 def quiet_lightning() -> None:
-    """Silence what is not about the run."""
+    """Silence Lightning's messages that do not concern the run."""
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
@@ -53,22 +53,23 @@ def quiet_lightning() -> None:
 
 
 def ignore_foreign_checkpoints(trainer: pl.Trainer) -> None:
-    """Without a checkpoint to resume from, Lightning would load a hpc_ckpt_N.ckpt of the folder in a SLURM job."""
+    """Keep Lightning from loading a hpc_ckpt_N.ckpt of the folder when a SLURM job has no checkpoint to resume from."""
     trainer._checkpoint_connector._user_managed = True
 
 
 def leave_signals(trainer: pl.Trainer) -> None:
-    """Leave signals to `openslip.signals`."""
-    # Its handlers talk to the other ranks inside the handler, which can wait for ever.
+    """Turn off Lightning's signal handling; `openslip.signals` replaces it."""
+    # Lightning's handlers communicate with the other ranks, which can deadlock inside a signal handler.
     trainer._signal_connector.register_signal_handlers = lambda: None
-    # It broadcasts a flag of its own before every step, for which the device is synchronised.
+    # Lightning broadcasts a SIGTERM flag before every step, which synchronises with the device.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def wait_for_ranks(trainer: pl.Trainer, seconds: float) -> None:
-    """Let the ranks of a run wait so long for one another, where Lightning would end them after half an hour."""
+    """Set how long the ranks of a run wait for one another, if that is more than Lightning's half an hour."""
     patience = wait_up_to(seconds)
-    if (own := getattr(trainer.strategy, "_timeout", None)) is not None:  # that of the process group it will make
+    # `_timeout` is that of the process group that Lightning will create.
+    if (own := getattr(trainer.strategy, "_timeout", None)) is not None:
         trainer.strategy._timeout = max(own, patience)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -76,7 +77,7 @@ _launched: list[subprocess.Popen] = []
 
 
 def adopt_ranks(trainer: pl.Trainer) -> None:
-    """Take the ranks that Lightning started away from it: it kills this process without a word if one of them ends."""
+    """Take over the rank processes that Lightning started: it kills this process silently if one of them ends."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         _launched.extend(launcher.procs)
@@ -84,10 +85,10 @@ def adopt_ranks(trainer: pl.Trainer) -> None:
 
 
 def watch_launched_ranks(abandon: Callable[[], None]) -> None:
-    """Replace Lightning's watch over the ranks that it starts: it kills this process and hides their exit code.
+    """Replace Lightning's watch over the ranks that it starts, which kills this process and hides their exit code.
 
     Args:
-        abandon: called before this process ends with the exit code of a rank that failed before all ranks have met.
+        abandon: called if a rank fails before all ranks have met, just before this process exits with its exit code.
     """
 
     def watch(launched: list[subprocess.Popen]) -> None:
@@ -99,7 +100,7 @@ def watch_launched_ranks(abandon: Callable[[], None]) -> None:
         for process in launched:
             process.kill()
         abandon()
-        if code < 0:  # else it has said why
+        if code < 0:  # a rank that was not killed has printed its own error
             notice(f"error: rank {rank}: killed by signal {-code} in its set-up", below=True)
         os._exit(128 - code if code < 0 else code)
 
@@ -110,7 +111,7 @@ def watch_launched_ranks(abandon: Callable[[], None]) -> None:
 
 
 def end_launched_ranks(trainer: pl.Trainer) -> None:
-    """Wait for the ranks that Lightning started; after an error, end them."""
+    """Wait for the rank processes that Lightning started; kill them first if this process has failed."""
     adopt_ranks(trainer)
     failed = sys.exc_info()[0] is not None
     for process in _launched:
@@ -125,5 +126,5 @@ def finish_wandb(trainer: pl.Trainer) -> None:
         if isinstance(logger, WandbLogger):
             try:
                 logger.experiment.finish()
-            except Exception as error:  # of whatever kind: the metrics are in metrics.csv
+            except Exception as error:  # any error is acceptable, because the metrics are in metrics.csv too
                 notice(f"W&B was not finished: {error}")

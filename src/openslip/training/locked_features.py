@@ -1,4 +1,4 @@
-"""Outputs of locked towers, kept from the first pass of a micro-batch for the pass that encodes it again."""
+"""Keeps the outputs of locked towers from the forward pass of a micro-batch for its recomputation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _METHODS = ("forward", "tokens", "pooled_and_tokens")
 
 
 class LockedFeatures:
-    """Keeps the outputs for one micro-batch. They need no graph: a vector, or a sequence of them, per sample."""
+    """Outputs of a model's locked towers for one micro-batch, features or token features without an autograd graph."""
 
     def __init__(self, model: nn.Module) -> None:
         self.returned: dict[Tower, list[Any]] = {
@@ -21,12 +21,12 @@ class LockedFeatures:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep what locked towers return inside this context."""
+        """Record what locked towers return inside this context."""
         inside: set[Tower] = set()
 
         def keeping(tower: Tower, method: Callable) -> Callable:
             def call(*inputs: Any) -> Any:
-                if tower in inside:  # one of its methods calls another
+                if tower in inside:  # called by another method of the same tower, which is recorded
                     return method(*inputs)
                 inside.add(tower)
                 self.returned[tower].append(method(*inputs))
@@ -40,7 +40,7 @@ class LockedFeatures:
 
     @contextmanager
     def given_again(self) -> Iterator[None]:
-        """Let locked towers return what was kept, in the same order, without running inside this context."""
+        """Let locked towers return the recorded outputs in the same order, instead of running, inside this context."""
 
         def giving(kept: Iterator[Any]) -> Callable:
             return lambda *inputs: next(kept)
@@ -51,7 +51,7 @@ class LockedFeatures:
 
 @contextmanager
 def methods(replaced: dict[Tower, list[Callable]]) -> Iterator[None]:
-    """Replace the towers' methods by these functions inside this context."""
+    """Replace the methods `_METHODS` of each tower by the given functions inside this context."""
     for tower, functions in replaced.items():
         for name, function in zip(_METHODS, functions, strict=True):
             setattr(tower, name, function)

@@ -1,7 +1,7 @@
 """The batch-exact step: micro-batches are encoded one by one, and the loss sees the whole batch.
 
-Non-reentrant checkpoints store no activations of a micro-batch and encode it again in the backward pass: memory falls
-with the micro-batch, and the update stays that of the whole batch.
+Non-reentrant checkpoints store no activations of a micro-batch and encode it again in the backward pass. Memory then
+depends on the size of the micro-batch, while the update remains that of the whole batch.
 Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
 """
 
@@ -22,7 +22,7 @@ from openslip.training.locked_features import LockedFeatures
 def loss_in_micro_batches(
     objective: Objective, model: nn.Module, batch: dict[str, Tensor], sizes: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The objective's terms on the whole local batch, encoded in micro-batches of the given sizes."""
+    """Return the objective's loss terms on the whole local batch, encoded in micro-batches of the given sizes."""
     if len(sizes) > 1 or world_size() > 1:
         refuse_mixing_layers(model, len(sizes))
     if len(sizes) == 1:
@@ -33,9 +33,9 @@ def loss_in_micro_batches(
 
 
 def encode_without_activations(objective: Objective, model: nn.Module, part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Run `objective.encode`, and once more when the backward pass needs it; random states are replayed.
+    """Run `objective.encode` without keeping activations; the backward pass runs it again with the same random state.
 
-    Outputs of locked towers are kept: they need no graph, and a second pass would be most of the work.
+    Outputs of locked towers are kept. They need no graph, and computing them twice would be most of the extra work.
     """
     locked = LockedFeatures(model)
     features: Any = checkpoint(
@@ -51,7 +51,7 @@ def split(batch: dict[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tens
 
 
 def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int]:
-    """Sizes of the micro-batches, the last one smaller; one for the whole batch where `micro_batch_size` is None."""
+    """Return the sizes of the micro-batches, of which the last may be smaller; None means one for the whole batch."""
     if micro_batch_size is None:
         return [batch_size]
     full, rest = divmod(batch_size, micro_batch_size)
@@ -59,21 +59,25 @@ def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int
 
 
 def even_size(batch_size: int, micro_batches: int, multiple: int = 1) -> int:
-    """Samples per micro-batch where a batch is split into so many, as evenly as possible.
+    """Return the samples per micro-batch when a batch is split as evenly as possible.
 
-    Sizes of several micro-batches above `multiple` are rounded up to one of it.
+    Args:
+        batch_size: samples of the local batch.
+        micro_batches: number of micro-batches.
+        multiple: a size that is at least this number is rounded up to a multiple of it, unless there is only one
+            micro-batch.
     """
     size = -(-batch_size // micro_batches)
     return size if micro_batches == 1 or size < multiple else min(size + -size % multiple, batch_size)
 
 
 def mixing_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that mix the samples of a batch in their present mode, such as batch norm in training."""
+    """Return the names of layers that mix the samples of a batch in their current mode, e.g. batch norm in training."""
     return [name for name, layer in model.named_modules() if mixes_samples(layer)]
 
 
 def refuse_mixing_layers(model: nn.Module, micro_batches: int) -> None:
-    """Refuse layers that would mix the samples of a micro-batch, or of a rank, instead of the global batch's."""
+    """Refuse a model with layers that would mix only the samples of a micro-batch or rank, not of the global batch."""
     for name in mixing_layers(model):
         tower, layer = name.partition(".")[0], model.get_submodule(name)
         if micro_batches > 1:

@@ -20,29 +20,30 @@ from openslip.training.microbatch import loss_in_micro_batches, micro_batch_size
 
 
 class Pretrainer(pl.LightningModule):
-    """Trains a model with an objective; both are plain modules that know nothing of Lightning.
+    """Trains a model with an objective; both are plain modules that do not depend on Lightning.
 
     Args:
-        model: what inference needs.
-        objective: what training needs beside it.
-        optimizer: parameter groups to optimizer, e.g. a partial `torch.optim.AdamW`.
-        weight_decay: of the decayed group.
-        layer_decay: factor on the learning rate per block below a tower's top; None for one rate.
-        clip_norm: the largest global norm of the gradient; None clips nothing.
-        ema_decay: of the model's EMA weights, kept as `averaged`; None keeps none.
-        schedule: step to learning rate, over the length of the run.
-        architecture: plain fields from which the model was built; saved in every checkpoint, as the next two are.
-        tokenizer: of the captions; None without text.
-        transform: image to model input in evaluations.
-        init_from: files that the weights came from, and how they were made to fit; saved in every checkpoint.
+        model: modules and parameters that inference needs.
+        objective: loss, and modules that only training needs.
+        optimizer: function from parameter groups to an optimizer, e.g. a partial `torch.optim.AdamW`.
+        weight_decay: weight decay of the parameters that are decayed.
+        layer_decay: factor on the learning rate per block below a tower's top; None for the same rate in all blocks.
+        clip_norm: largest global norm of the gradient, above which it is clipped; None for no clipping.
+        ema_decay: decay per step of the EMA weights, kept as `averaged`; None for no EMA.
+        schedule: function from step to learning rate, over the length of the run.
+        architecture: plain fields from which the model was built; saved in every checkpoint.
+        tokenizer: tokenizer of the captions, saved in every checkpoint; None without text.
+        transform: image to model input in evaluations; saved in every checkpoint.
+        init_from: files that the initial weights came from, and how position embeddings were resized; saved in every
+            checkpoint.
 
     Attributes:
-        step: global batches consumed, whether their update was skipped or not.
-        max_steps: length of the run.
-        micro_batch_size: samples encoded at a time on each rank; None for all, until `sizing` has set it.
-        averaged: the model with EMA weights, which begin as the model's; None without `ema_decay`.
-        terms: what the last step measured, as scalars on the device.
-        gradient_norm: of this step before clipping, where a callback has computed it; None elsewhere.
+        step: number of global batches consumed, including those whose update was skipped.
+        max_steps: length of the run in steps.
+        micro_batch_size: samples encoded at a time on each rank; None, until `sizing` has set it, for all.
+        averaged: the model with EMA weights, which start as a copy of the model's; None without `ema_decay`.
+        terms: metrics of the last step, as scalars on the device.
+        gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.
     """
 
     def __init__(
@@ -87,22 +88,22 @@ class Pretrainer(pl.LightningModule):
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated and used: the one with EMA weights where there is one."""
+        """The model to evaluate and to export: the one with EMA weights, if there is one."""
         return self.model if self.averaged is None else self.averaged
 
     @property
     def bundle(self) -> Bundle:
-        """What evaluations take, with the weights of this step."""
+        """The bundle for evaluations, with the weights of this step."""
         return Bundle(self.evaluated, self.tokenizer, self.transform, self.architecture, self.device)
 
     @property
     def data(self) -> DataModule:
-        """The data module that it is fitted with."""
+        """The data module that `trainer.fit` was called with."""
         return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def samples_seen(self) -> int:
-        """The x-axis on which runs with different batch sizes compare."""
+        """Number of samples consumed, the x-axis on which runs with different batch sizes can be compared."""
         return self.step * self.data.order.global_batch_size
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -125,7 +126,7 @@ class Pretrainer(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        # All of a step ends here: callbacks come before this module at the end of a batch, and one of them saves.
+        # Complete the step here: at the end of a batch callbacks run before this module's hook, and one of them saves.
         self.objective.after_step(self.model)
         if self.averaged is not None:
             self.average(self.averaged)
@@ -134,7 +135,7 @@ class Pretrainer(pl.LightningModule):
 
     @torch.no_grad()
     def average(self, averaged: nn.Module) -> None:
-        """One step of the EMA, none where the update was skipped; statistics are copied."""
+        """Update the EMA weights, unless the optimizer's update was skipped; buffers are copied."""
         assert self.ema_decay is not None
         made = ~self.objective.skipped
         kept: list[Tensor] = list(averaged.parameters())
@@ -150,4 +151,4 @@ class Pretrainer(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["openslip"]["step"]
-        self.init_from = checkpoint["openslip"].get("init_from", {})  # younger than the format
+        self.init_from = checkpoint["openslip"].get("init_from", {})  # missing in checkpoints of early versions

@@ -1,4 +1,4 @@
-"""Options that a run applies to its towers. They are no part of the model, so no checkpoint names them."""
+"""Options that a run applies to its towers; they are not part of the model, so checkpoints do not contain them."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from openslip.models.tower import Tower
 
 
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, initialised: bool = False) -> None:
-    """Lock, checkpoint and thin the model's towers as the config's `towers` says, except `weights`.
+    """Apply the config's `towers` to a model: locking, gradient checkpointing and patch dropout, but not `weights`.
 
-    Their batch norms become those of the global batch.
+    The model's batch norms are turned into those of the global batch.
 
     Args:
-        model: to be trained.
-        options: the config's `towers`.
+        model: model to be trained, changed in place.
+        options: options by kind of tower (`image`, `text`), the config's `towers`.
         initialised: whether the whole model starts from a checkpoint, so that a locked tower needs no `weights`.
 
     Raises:
-        UserError: options contradict each other, or the model has no such tower, or the tower cannot do it.
+        UserError: options contradict each other, or the model lacks the tower, or the tower does not support one.
     """
     children = dict(model.named_children())
     for kind, wanted in options.items():
@@ -30,7 +30,7 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, init
         tower = children.get(f"{kind}_tower")
         if not isinstance(tower, Tower):
             asked = ", ".join(f"towers.{kind}.{key}" for key, value in wanted.items() if value)
-            raise UserError(f"{asked}: {type(model).__name__} has no {kind} tower that could; leave it at its default")
+            raise UserError(f"{asked}: {type(model).__name__} has no {kind} tower; leave it at its default")
         try:
             if wanted["locked"]:
                 tower.lock()
@@ -44,7 +44,7 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, init
 
 
 def refuse_contradictions(kind: str, wanted: dict[str, Any], initialised: bool) -> None:
-    """Check that a tower's options go together before any is applied."""
+    """Refuse options of a tower that contradict each other, before any is applied."""
     if wanted["locked"] and not (wanted["weights"] or initialised):
         raise UserError(
             f"towers.{kind}.locked=true would keep random weights as they are: give towers.{kind}.weights= or "

@@ -1,7 +1,7 @@
-"""Our numbers against recordings of what the published code computed, and this device's kernels against the CPU's.
+"""Compares our numbers with recordings of the published code's, and this device's kernels with the CPU's.
 
-What equal means: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` says
-how far two values are apart, `kernels` checks the device, and each further file makes the rows of one kind of quantity.
+Tolerances: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` measures
+how far apart two values are, `kernels` checks the device, and each other file makes the rows of one kind of quantity.
 """
 
 import math
@@ -24,17 +24,27 @@ from openslip.verify.zero_shot import zero_shot_rows
 
 
 def verify(folder: Path, device: str, dtype: str) -> int:
-    """Print one line per quantity; 0 when all are within tolerance, else 1.
+    """Print one line per quantity; return 0 if all are within tolerance, else 1.
+
+    Args:
+        folder: folder of recordings of the published code.
+        device: device to check, such as `cpu` or `cuda`.
+        dtype: format to compute in, a key of `TOLERANCES`.
 
     Raises:
-        UserError: no such folder or device, or a folder with none of the recordings.
+        UserError: the folder or device does not exist, or the folder has none of the recordings.
     """
-    rows = compare(folder, device, dtype)  # refuses a device that is not there
+    rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
     return show([*rows, *kernel_rows(device, dtype)], f"{device}, {dtype}; {folder}")
 
 
 def show(rows: list[Row], what: str) -> int:
-    """Print one line per row and the verdict; 0 when all are within tolerance, else 1."""
+    """Print one line per row and a summary; return 0 if all rows are within tolerance, else 1.
+
+    Args:
+        rows: rows to print; skipped ones do not count.
+        what: what was compared, for the summary.
+    """
     width = max(len(row.quantity) for row in rows)
     say = partial(Console().print, soft_wrap=True, markup=False, highlight=False)
     say(f"{'quantity':<{width}}  deviation  tolerance")
@@ -47,10 +57,10 @@ def show(rows: list[Row], what: str) -> int:
 
 
 def compare(folder: Path, device: str, dtype: str) -> list[Row]:
-    """A row for each quantity that the folder records; models, batches and quantities are read from the folder.
+    """Return a row for each quantity recorded in the folder, which also gives the models and batches.
 
     Raises:
-        UserError: as `verify`.
+        UserError: as in `verify`, or TF32 is asked for on a CPU.
     """
     if choose_device(device).type == "cpu" and dtype == "tf32":
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
@@ -64,7 +74,7 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
             return
         try:
             rows.extend(make())
-        except Exception as error:  # files that do not fit together are a row out of tolerance, not a crash
+        except Exception as error:  # recordings that contradict each other give a row out of tolerance, not a crash
             rows.append(Row(quantity, math.inf, 0.0, f"{file}: {type(error).__name__}: {first_line(error)}"))
 
     def training() -> list[Row]:

@@ -1,4 +1,4 @@
-"""How far our values are from recorded ones, and how far they may be."""
+"""Deviations of our values from recorded ones, and their tolerances."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,9 +13,10 @@ U = TypeVar("U")
 
 _LEARNING_RATE = 1e-9
 ZERO_GRADIENT = 1e-10
-# A small tensor's gradient carries rounding of the model's size: a share of that is the least to measure by.
+# A small tensor's gradient has rounding errors on the scale of the whole model's gradient, so its deviation is divided
+# by at least this fraction of the model's gradient norm.
 _GRADIENT_FLOOR = 1e-4
-# Four standard deviations, and another implementation may round twice as much.
+# Four standard deviations, times two because another implementation may round twice as much.
 _NOISE_FACTOR = 8.0
 
 
@@ -23,16 +24,19 @@ _NOISE_FACTOR = 8.0
 class Tolerances:
     """Largest relative deviation from the recordings, per kind of quantity.
 
-    A float32 recording is itself off the truth, by as much as our own float32 run is off our float64 run of
-    the very same quantity. Where eight times that distance is more than the stated tolerance, nobody can meet
-    the tolerance and the distance counts instead, up to a limit; coarser formats scale it by their rounding.
+    A float32 recording itself has a rounding error, about as large as the distance between our float32 and float64
+    runs for the same quantity. If eight times that distance is more than the stated tolerance, the tolerance cannot be
+    met, and that value replaces it, up to a limit. For coarser formats the distance is scaled by their rounding.
 
     Attributes:
-        output, loss, gradient: after one step.
-        trajectory, weight: along all steps; None: not compared.
-        accuracy_samples: how many samples of a batch may change sides.
-        rounding: of the format, in units of float32's.
-        limit: what rounding may excuse at most.
+        output: model outputs of one step.
+        loss: losses of one step.
+        gradient: gradients of one step.
+        trajectory: losses along all steps; None if they are not compared.
+        weight: final weights and statistics; None if they are not compared.
+        accuracy_samples: number of samples of a batch whose prediction may flip between right and wrong.
+        rounding: unit roundoff of the format, relative to float32's.
+        limit: largest tolerance that rounding can justify.
     """
 
     output: float
@@ -45,31 +49,31 @@ class Tolerances:
     limit: float
 
     def allow(self, tolerance: float, noise: float) -> float:
-        """The stated tolerance, or what rounding does to this quantity where that is more."""
+        """Return the larger of the stated tolerance and eight times the rounding `noise` of this quantity, limited."""
         return max(tolerance, min(_NOISE_FACTOR * noise * self.rounding, self.limit))
 
     def accuracy(self, batch: int) -> float:
-        """Largest deviation in per cent: so many samples of the batch, and the float32 rounding of the accuracy."""
+        """Return the largest deviation of an accuracy, in per cent: samples that may flip, plus float32 rounding."""
         return 1e-3 + self.accuracy_samples * 100 / batch
 
 
 def _coarse(bits: int) -> Tolerances:
-    # A pass rounds an activation some ten times on its way; errors of random sign add up to a few units.
-    # Twenty steps of AdamW, which divides by the gradient's size, carry that to the size of the updates.
+    # A forward pass rounds an activation about ten times; errors of random sign add up to a few units. In twenty steps
+    # of AdamW, which divides by the gradient's size, they grow to the size of the updates.
     u = 2.0**-bits
     return Tolerances(8 * u, 8 * u, 8 * u, None, None, accuracy_samples=2, rounding=u / 2.0**-24, limit=0.25)
 
 
 # The limit is a tenth of 1 %, so that an error of 1 % is always seen.
 _FLOAT32 = Tolerances(1e-5, 1e-6, 1e-5, 1e-4, 1e-5, accuracy_samples=0, rounding=1.0, limit=1e-3)
-# The recordings are float32: float64 comes no closer to them.
+# The recordings are float32, so float64 results are no closer to them than float32 results.
 TOLERANCES = {"float64": _FLOAT32, "float32": _FLOAT32, "tf32": _coarse(11), "bfloat16": _coarse(8)}
 TOO_COARSE = "too coarse a format to compare after AdamW; float32 does"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; its deviation is None where nothing was recorded to compare with."""
+    """One line of the table; its deviation is None if there is nothing to compare."""
 
     quantity: str
     deviation: float | None
@@ -85,7 +89,7 @@ class Row:
         return self.deviation is None or self.deviation <= self.tolerance
 
     def line(self, width: int) -> str:
-        """The quantity in a column of this width, its deviation, its tolerance and a note."""
+        """Format the row, with the quantity in a column of `width` characters."""
         if self.deviation is None:
             return f"{self.quantity:<{width}}  {'':9}  {'':9}  skipped  {self.note}"
         verdict = f"{self.deviation:9.2e}  {self.tolerance:9.2e}  {'ok' if self.ok else 'OUT':7}"
@@ -94,7 +98,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """One of the comparisons of which a row shows the worst."""
+    """One of several comparisons, of which a row shows the worst."""
 
     label: str
     deviation: float
@@ -110,25 +114,25 @@ class Part:
 
 
 def exactly(label: str, difference: int) -> Part:
-    """A comparison of counts, which must not differ at all."""
+    """Return a comparison of counts, whose difference must be 0."""
     return Part(label, float(difference), 0.0)
 
 
 @dataclass(frozen=True)
 class Trio(Generic[T]):
-    """A quantity in the format asked for, and on the CPU in float32 and float64 to know its rounding."""
+    """A quantity in the requested format, and on the CPU in float32 and float64, whose distance shows its rounding."""
 
     ours: T
     single: T
     exact: T
 
     def each(self, take: Callable[[T], U]) -> "Trio[U]":
-        """The trio of what a function gives of each."""
+        """Apply a function to each of the three."""
         return Trio(take(self.ours), take(self.single), take(self.exact))
 
 
 def worst(quantity: str, parts: Iterable[Part], note: str = "") -> Row:
-    """The row of the part that is furthest out, measured in its own tolerance."""
+    """Return the row of the part whose deviation is largest relative to its own tolerance."""
     parts = list(parts)
     if not parts:
         return Row.skipped(quantity, "none recorded")
@@ -139,12 +143,12 @@ def worst(quantity: str, parts: Iterable[Part], note: str = "") -> Row:
 
 
 def norm(x: np.ndarray | np.floating) -> float:
-    """Square root of the sum of squares, in float64."""
+    """Return the Euclidean norm of all elements, computed in float64."""
     return float(np.sqrt(np.square(x, dtype=np.float64).sum()))
 
 
 def relative(ours: np.ndarray, recorded: np.ndarray) -> float:
-    """Norm of the difference over the norm of the recorded array."""
+    """Return the norm of the difference divided by the norm of the recorded array; infinite if shapes differ."""
     if ours.shape != recorded.shape:
         return math.inf
     difference, scale = norm(ours - recorded.astype(np.float64)), norm(recorded)
@@ -154,18 +158,18 @@ def relative(ours: np.ndarray, recorded: np.ndarray) -> float:
 
 
 def rate_part(label: str, ours: float, recorded: float) -> Part:
-    """A learning rate, relative to the recorded one."""
+    """Return a comparison of a learning rate with the recorded one, as a relative deviation."""
     return Part(label, abs(ours - recorded) / (abs(recorded) or 1.0), _LEARNING_RATE)
 
 
 def same_names(label: str, ours: Iterable[str], recorded: Iterable[str]) -> Part:
-    """A comparison of two sets of names by how many only one of them has."""
+    """Return a comparison of two sets of names, whose deviation is the number of names in only one of them."""
     difference = sorted(set(ours) ^ set(recorded))
     return exactly(f"{label}: {', '.join(difference[:3]) or 'the same names'}", len(difference))
 
 
 def same_shapes(label: str, ours: Mapping[str, Any], recorded: Mapping[str, Any]) -> Part:
-    """A comparison of the names and shapes of arrays, or of recorded shapes."""
+    """Return a comparison of names and shapes; the values are arrays, tensors or shapes."""
     named = ([f"{name} {list(getattr(x, 'shape', x))}" for name, x in arrays.items()] for arrays in (ours, recorded))
     return same_names(label, *named)
 
@@ -181,24 +185,25 @@ def term_parts(
     where: str = "",
     scales: Mapping[str, float] | None = None,
 ) -> list[Part]:
-    """Comparisons of losses and of accuracies.
+    """Return comparisons of losses and accuracies.
 
     Args:
-        recorded: values by name; the accuracies are in per cent.
-        terms: ours, by the same names.
-        tolerances: of the format.
-        tolerance: of these losses, relative.
-        batch: number of samples, of which accuracies are shares.
-        noise: what rounding does to each loss; the distance of a single value may be small by luck.
-        where: added to the names.
-        scales: a loss is measured against its size, or this where it is more.
+        recorded: recorded values by name; the accuracies, whose names end in `_acc`, are in per cent.
+        terms: our values, by the same names.
+        tolerances: tolerances of the format.
+        tolerance: relative tolerance of the losses.
+        batch: number of samples that an accuracy is computed from.
+        noise: absolute rounding error of each loss, estimated beforehand, because the distance between float32 and
+            float64 of a single value may be small by chance.
+        where: text appended to the names, such as ` at step 3`.
+        scales: lower bound, by name, of the size that a loss's deviation is divided by; None for no bound.
     """
     parts = []
     for name, value in recorded.items():
         deviation = abs(terms.ours[name] - value)
         rounding = abs(terms.single[name] - terms.exact[name])
         if name.endswith("_acc"):
-            # Rounding changes sides only where two candidates tie; there float32 and float64 differ as well.
+            # Rounding flips a prediction only where two candidates nearly tie; float32 and float64 differ there too.
             parts.append(Part(name + where, deviation, tolerances.accuracy(batch) + rounding))
         else:
             scale = max(abs(value), scales[name] if scales else 0.0) or 1.0
@@ -208,7 +213,7 @@ def term_parts(
 
 
 def term_rows(label: str, parts: list[Part], losses: str = "loss terms") -> list[Row]:
-    """A row of the losses and one of the accuracies."""
+    """Return one row of the losses and one of the accuracies."""
     return [
         worst(f"{label}: {losses}", [part for part in parts if "_acc" not in part.label]),
         worst(f"{label}: accuracies (per cent)", [part for part in parts if "_acc" in part.label]),
@@ -225,18 +230,19 @@ def array_parts(
     floor: float = 0.0,
     counted: Collection[str] | None = None,
 ) -> tuple[Part, list[Part]]:
-    """Comparisons of arrays as one vector, and of each by itself.
+    """Return a comparison of all arrays as one vector, and comparisons of each array by itself.
 
     Args:
-        recorded: by name.
-        trio: ours, by the same names.
-        compared: per name, which elements count.
-        tolerances: of the format.
-        tolerance: of these arrays.
-        floor: an array is measured against its norm, or this share of the whole vector's where that is more.
-        counted: the arrays that make the vector; None: all.
+        recorded: recorded arrays by name.
+        trio: our arrays, by the same names.
+        compared: boolean masks by name, true for the elements to compare.
+        tolerances: tolerances of the format.
+        tolerance: relative tolerance of these arrays.
+        floor: an array's deviation is divided by its norm, or by this fraction of the whole vector's norm if that is
+            larger.
+        counted: names of the arrays that form the vector; None for all.
     """
-    measured = {}  # of each array: its norm, that of our deviation, that of rounding
+    measured = {}  # for each array: its norm, the norm of our deviation, the norm of rounding
     for name, array in recorded.items():
         values = array, trio.ours[name] - array, trio.single[name] - trio.exact[name]
         measured[name] = [norm(np.where(compared[name], value, 0.0)) for value in values]
@@ -254,7 +260,7 @@ def array_parts(
 
 
 def gradient_rows(label: str, recorded: Arrays, gradients: Trio[Arrays], tolerances: Tolerances) -> list[Row]:
-    """The model's gradient as one vector, tensor by tensor, and elements that are zero but for rounding."""
+    """Return rows of the model's gradient: as one vector, by tensor, and of elements that are zero but for rounding."""
     if not recorded:
         return [Row.skipped(f"{label}: gradients", "none recorded")]
     if (names := same_shapes("gradients", gradients.ours, recorded)).deviation:

@@ -1,8 +1,9 @@
-"""Files of recordings: JSON and npz, or packed as those of the published code are, which ship with the package.
+"""Files of recordings: JSON and npz, or a packed form of them, in which those of the published code are distributed.
 
-A packed file of arrays is one xz stream. Its first line is JSON: of each array the dtype, the shape, and which others
-in its folder predict it as their sum ("+clip/grad/x": array grad/x of clip.npz). Then follows how far each number is
-from its prediction, in steps from one float32 to the next, by planes of bytes. Nothing is rounded.
+A packed file of arrays is one xz stream. Its first line is JSON: for each array the dtype, the shape, and which other
+arrays in its folder predict it as their sum ("+clip/grad/x": array grad/x of clip.npz). The rest is the distance of
+each number from its prediction, counted in steps from one float32 to the next and stored byte plane by byte plane.
+Packing is lossless.
 """
 
 import json
@@ -17,26 +18,26 @@ from openslip import arrays
 from openslip.verify.deviation import Arrays
 
 RECORDINGS = Path(__file__).parent / "recordings"
-MAX_BYTES = 1 << 32  # of a file
+MAX_BYTES = 1 << 32  # largest unpacked size of a file
 
 
 def packed(path: Path) -> Path:
-    """Where the packed form of a file lies."""
+    """Return the path of the packed form of a file."""
     return path.with_name(f"{path.name}.xz")
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a file is there, packed or not."""
+    """Whether a file exists, packed or not."""
     return path.is_file() or packed(path).is_file()
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, packed or not."""
+    """Read a JSON file, packed or not."""
     return json.loads(path.read_bytes() if path.is_file() else arrays.read_xz(packed(path), max_bytes=MAX_BYTES))
 
 
 def read_arrays(path: Path) -> Arrays:
-    """All arrays of an npz file, packed or not."""
+    """Read all arrays of an npz file, packed or not."""
     if not path.is_file():
         return dict(_unpack(packed(path)))
     return Arrays(arrays.read_arrays(path, max_bytes=MAX_BYTES))
@@ -46,7 +47,7 @@ def read_arrays(path: Path) -> Arrays:
 def _unpack(path: Path) -> Arrays:
     head, planes = arrays.read_xz(path, max_bytes=MAX_BYTES).split(b"\n", 1)
     folded = np.frombuffer(planes, np.uint8).reshape(4, -1).T.copy().view("<u4").ravel()
-    steps = (folded >> 1) ^ (0 - (folded & 1))  # 0, 1, 2, 3, 4 are 0, -1, 1, -2, 2
+    steps = (folded >> 1) ^ (0 - (folded & 1))  # decode 0, 1, 2, 3, 4 to 0, -1, 1, -2, 2
     files = {path.name.split(".")[0]: Arrays()}
     (unpacked,) = files.values()
     for name, (dtype, shape, terms) in json.loads(head).items():
@@ -63,11 +64,11 @@ def _unpack(path: Path) -> Arrays:
 
 
 def ordinal(x: np.ndarray) -> np.ndarray:
-    """The place of each float32 in their order."""
+    """Return the index of each float32 value in the order of all float32 values."""
     bits = x.view(np.uint32)
     return np.where(bits >> 31, ~bits, bits ^ 0x80000000)
 
 
 def from_ordinal(places: np.ndarray) -> np.ndarray:
-    """The float32 at each place."""
+    """Return the float32 value at each index, the inverse of `ordinal`."""
     return np.where(places >> 31, places ^ 0x80000000, ~places).view(np.float32)

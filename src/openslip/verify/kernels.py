@@ -1,6 +1,6 @@
-"""The device's kernels and steps against float64 on the CPU; tolerances and their reasons: docs/NUMERICS.md#kernels.
+"""Compares the device's kernels and steps with float64 on the CPU; tolerances: docs/NUMERICS.md#kernels.
 
-`layers` has the attention layers, `steps` what a training step must keep, and this file augmentation and losses.
+`layers` checks attention layers, `steps` properties of a training step, and this file augmentation and losses.
 """
 
 import math
@@ -25,16 +25,16 @@ from openslip.verify.recording import DTYPES, as_array, precision
 from openslip.verify.splits import in_tiles
 from openslip.verify.steps import micro_batch_rows, skipped_step_rows
 
-PAIRS, WIDTH, TILE = 300, 64, 128  # of the losses; the tiles do not divide the pairs
-AUGMENTED, SIDE = 48, 40  # images and their pixels: each order of the colour operations twice
-# Of an augmented pixel in 0..1: what float32 rounds, and half a level of 8 bits where factors have 11 bits.
+PAIRS, WIDTH, TILE = 300, 64, 128  # for the losses; the tile size does not divide the number of pairs
+AUGMENTED, SIDE = 48, 40  # number of images and their side in pixels: each order of colour operations occurs twice
+# Absolute tolerance of an augmented pixel in 0..1: float32 rounding, or half an 8-bit level for the 11 bits of TF32.
 PIXEL_TOLERANCES = {"float64": 1e-5, "float32": 1e-5, "tf32": 0.5 / 255}
 
 
 def kernel_rows(device: str, dtype: str) -> list[Row]:
-    """Attention in this format and in bfloat16, augmentation, losses and steps; notes name the attention kernels.
+    """Return rows of attention in this format and in bfloat16, of augmentation, losses and steps.
 
-    Augmentation is checked in its compiled form too where `compile=auto` would be on.
+    Notes name the attention kernels. Compiled augmentation is checked too if `compile=auto` would be on.
     """
     single = "float32" if dtype == "bfloat16" else dtype  # augmentation and losses are outside autocast
     checks: list[tuple[str, Callable[[str, str], list[Row]], str]] = []
@@ -48,15 +48,15 @@ def kernel_rows(device: str, dtype: str) -> list[Row]:
 
 
 def attempt(quantity: str, check: Callable[[str, str], list[Row]], device: str, dtype: str) -> list[Row]:
-    """The check's rows, or one out of tolerance that says how it failed, so that the others still run."""
+    """Return the rows of a check; if it raises, one row out of tolerance, so that the other checks still run."""
     try:
         return check(device, dtype)
-    except Exception as error:  # of whatever kind a device raises
+    except Exception as error:  # devices have no common type for their errors
         return [Row(f"{quantity}, {dtype}", math.inf, 0.0, f"{type(error).__name__}: {first_line(error)}")]
 
 
 def augmentation_rows(device: str, dtype: str, *, compiled: bool = False) -> list[Row]:
-    """The chain for whole batches on the device against the one for single images, in float64 on the CPU."""
+    """Compare augmentation of whole batches on the device with that of single images in float64 on the CPU."""
     augment = SimCLRAugment(
         brightness=0.4,
         contrast=0.4,
@@ -71,7 +71,7 @@ def augmentation_rows(device: str, dtype: str, *, compiled: bool = False) -> lis
     rng = np.random.default_rng(0)
     plan = np.stack([augment.draw(rng) for _ in range(AUGMENTED)])
     plan[:, 4] = np.arange(AUGMENTED) % len(ORDERS)
-    plan[::8, :5] = (1, 1, 1, 0, 0)  # some without jitter
+    plan[::8, :5] = (1, 1, 1, 0, 0)  # every eighth image without colour jitter
     images = torch.rand(AUGMENTED, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     with precision(device, dtype):
         computed = as_array(augment_batch(images.to(device, DTYPES[dtype]), plan, compiled=compiled))
@@ -82,10 +82,10 @@ def augmentation_rows(device: str, dtype: str, *, compiled: bool = False) -> lis
 
 
 def tiled_loss_rows(device: str, dtype: str) -> list[Row]:
-    """Both losses in tiles on the device against their plain forms in float64 on the CPU."""
+    """Compare both losses in tiles on the device with their plain forms in float64 on the CPU."""
     torch.manual_seed(4)
     first, noise = torch.randn(2, PAIRS, WIDTH)
-    pairs = first, first + noise  # alike, so that many but not all find each other
+    pairs = first, first + noise  # similar, so that many samples but not all find their partner
     tolerances = TOLERANCES[dtype]
     rows = []
     for label, loss in (("InfoNCE", clip_loss), ("NT-Xent", simclr_loss)):
@@ -101,12 +101,12 @@ def tiled_loss_rows(device: str, dtype: str) -> list[Row]:
 
 
 def clip_loss(first: Features, second: Features, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """InfoNCE, its temperature trained."""
+    """Compute InfoNCE with a trained temperature."""
     return info_nce(first, second, scale.exp())
 
 
 def simclr_loss(first: Features, second: Features, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """NT-Xent at SLIP's temperature."""
+    """Compute NT-Xent at SLIP's temperature."""
     return nt_xent(first, second, 0.1)
 
 
@@ -117,7 +117,7 @@ def loss_passes(
     device: str,
     dtype: str,
 ) -> Arrays:
-    """Loss, accuracy and gradients, in tiles of this size or in the plain form."""
+    """Return a loss, its accuracy and gradients, computed in tiles of this size, or in the plain form if it is None."""
     leaves = [nn.Parameter(x.to(device, DTYPES[dtype])) for x in (*pairs, torch.tensor(math.log(1 / 0.07)))]
     first, second = (Features(x, gather_with_grad=True) for x in leaves[:2])
     with in_tiles(tile), precision(device, dtype):

@@ -1,6 +1,6 @@
-"""Attention layers on the device against the same layers written out in float64 on the CPU.
+"""Compares attention layers on the device with the same layers written out in float64 on the CPU.
 
-Shapes are those of training: heads of size 64, images of 197 tokens, captions of 1 to 77.
+Shapes are those of training: heads of size 64, images of 197 tokens, captions of 1 to 77 tokens.
 """
 
 import copy
@@ -22,13 +22,13 @@ from openslip.verify.recording import DTYPES, as_array, precision
 
 HEADS, HEAD_DIM = 12, 64  # ViT-B/16
 IMAGES, IMAGE_TOKENS = 2, 197
-CAPTIONS = (1, 3, 8, 9, 14, 15, 16, 40, 77)  # tokens, sorted as packing sorts them
+CAPTIONS = (1, 3, 8, 9, 14, 15, 16, 40, 77)  # number of tokens, sorted as packing sorts them
 
-# Largest relative deviation of a layer's output: two units of a coarse format, and four of its gradients.
+# Largest relative deviation: in coarse formats two units for a layer's output, and four units for its gradients.
 OUTPUT_TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "tf32": 2 * 2.0**-11, "bfloat16": 2 * 2.0**-8}
 GRADIENT_TOLERANCES = OUTPUT_TOLERANCES | {"tf32": 4 * 2.0**-11, "bfloat16": 4 * 2.0**-8}
 
-# Operators of PyTorch by part of their names, and what people call the kernel.
+# Attention kernels by a part of the name of PyTorch's operator; the first match counts.
 _KERNELS = {
     "_varlen_attn": "varlen (flash)",
     "cudnn_attention": "cuDNN",
@@ -38,11 +38,11 @@ _KERNELS = {
     "attention_math": "math",
 }
 
-Compute = Callable[[Any, Tensor], Tensor]  # of a module and its input
+Compute = Callable[[Any, Tensor], Tensor]  # from a module and its input to the output
 
 
 def image_rows(device: str, dtype: str) -> list[Row]:
-    """An image tower's attention, [2, 12, 197, 64] with the strides that one projection of q, k and v gives."""
+    """Check an image tower's attention, [2, 12, 197, 64], with the strides of a joint projection of q, k and v."""
     torch.manual_seed(0)
     x = draw(IMAGES, IMAGE_TOKENS, 3, HEADS, HEAD_DIM)
 
@@ -58,10 +58,10 @@ def image_rows(device: str, dtype: str) -> list[Row]:
 
 
 def class_token_rows(device: str, dtype: str) -> list[Row]:
-    """The last block for the class token alone, which has one query, against timm's whole block."""
+    """Compare the last block for the class token alone, which has one query, with timm's whole block."""
     torch.manual_seed(1)
     block = Block(HEADS * HEAD_DIM, HEADS, mlp_ratio=0.25, qkv_bias=True)
-    nn.init.normal_(block.get_parameter("attn.qkv.weight"), std=(HEADS * HEAD_DIM) ** -0.5)  # scores that differ
+    nn.init.normal_(block.get_parameter("attn.qkv.weight"), std=(HEADS * HEAD_DIM) ** -0.5)  # so that scores differ
     last_block = LastBlock()
     x = draw(IMAGES, IMAGE_TOKENS, HEADS * HEAD_DIM)
 
@@ -75,7 +75,7 @@ def class_token_rows(device: str, dtype: str) -> list[Row]:
 
 
 def caption_rows(device: str, dtype: str) -> list[Row]:
-    """Attention within packed captions: causal, and that of the pooled tokens, which has one query for each caption."""
+    """Check attention within packed captions: causal, and for the pooled tokens with one query per caption."""
     torch.manual_seed(2)
     tower = TextTransformer(vocab_size=1, context_length=max(CAPTIONS), width=8 * HEAD_DIM, depth=1, heads=8)
     tower = rounded(tower)
@@ -109,7 +109,7 @@ def layer_of(tower: TextTransformer) -> SelfAttention:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Attention by its definition."""
+    """Compute attention by its definition."""
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if causal:
         scores = scores + torch.full_like(scores, -math.inf).triu(1)
@@ -119,16 +119,16 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) 
 def layer_rows(
     label: str, module: nn.Module, x: Tensor, ours: Compute, written_out: Compute, device: str, dtype: str
 ) -> list[Row]:
-    """A row of the output and one of the gradients of input and weights.
+    """Return a row of a layer's output, and one of the gradients of its input and weights.
 
     Args:
-        label: what the rows are called.
-        module: the weights, in float32.
-        x: the input.
-        ours: what runs on the device.
-        written_out: the same function, in float64 on the CPU.
-        device: where ours runs.
-        dtype: in which format; bfloat16 by autocast.
+        label: name of the layer in the rows.
+        module: module with the weights, in float32.
+        x: input of the layer, in float32.
+        ours: implementation to check, run on the device.
+        written_out: reference for the same function, run in float64 on the CPU.
+        device: device to check.
+        dtype: format to check; bfloat16 runs under autocast.
     """
     with Operators() as operators:
         computed = passes(module, x, ours, device, dtype)
@@ -143,7 +143,7 @@ def layer_rows(
 
 
 def passes(module: nn.Module, x: Tensor, compute: Compute, device: str, dtype: str) -> Arrays:
-    """The output, and the gradients of a sum that weighs each of its numbers differently."""
+    """Return the output, and the gradients of a sum in which each element of the output has another weight."""
     module = copy.deepcopy(module).to(device, DTYPES[dtype])
     x = x.detach().clone().to(device, DTYPES[dtype]).requires_grad_()
     with precision(device, dtype):
@@ -156,13 +156,13 @@ def passes(module: nn.Module, x: Tensor, compute: Compute, device: str, dtype: s
 
 
 def draw(*shape: int) -> Tensor:
-    """Normal numbers that bfloat16 holds, so that rounding the inputs is no part of a deviation."""
+    """Draw normal numbers that bfloat16 represents exactly, so that a deviation includes no rounding of inputs."""
     return torch.randn(shape).bfloat16().float()
 
 
 @torch.no_grad()
 def rounded(module: nn.Module) -> Any:
-    """The module with weights that bfloat16 holds, and biases that are not zero."""
+    """Change a module's weights to values that bfloat16 represents exactly, and its biases to nonzero ones."""
     for name, parameter in module.named_parameters():
         if "bias" in name:
             nn.init.normal_(parameter, std=0.2)
@@ -171,7 +171,7 @@ def rounded(module: nn.Module) -> Any:
 
 
 class Operators(TorchDispatchMode):
-    """Keeps the names of the operators that PyTorch calls."""
+    """Records the names of the operators that PyTorch calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def kernel(self) -> str:
-        """The attention kernel among them."""
+        """Return the name of the attention kernel among the recorded operators."""
         for part, kernel in _KERNELS.items():
             if any(part in name for name in self.names):
                 return kernel

@@ -1,4 +1,4 @@
-"""Rows of a batch split over ranks, which are gloo processes on this machine's CPU."""
+"""Compares a batch split over ranks, which are gloo processes on this machine's CPU, with recordings."""
 
 import math
 import tempfile
@@ -17,7 +17,7 @@ from openslip.verify.recording import DTYPES, Run, as_array, build, loss_roundin
 
 
 def rank_rows(folder: Path, dtype: str) -> list[Row]:
-    """Losses per rank and the averaged gradient: as published (keys detached), and as one process computes it."""
+    """Return rows of losses per rank and the mean gradient, both as published (keys detached) and as in one process."""
     recorded = read_arrays(folder / "two_ranks.npz")
     runs = [read_run(folder, name) for name in dict.fromkeys(key.split("/")[0] for key in recorded)]
     world = 1 + max(int(key.split("/")[1].removeprefix("rank")) for key in recorded if "/rank" in key)
@@ -26,7 +26,7 @@ def rank_rows(folder: Path, dtype: str) -> list[Row]:
 
 
 def repeat_on_ranks(folder: Path, runs: Sequence[Run], world: int, dtype: str) -> list[Arrays]:
-    """Repeat the recorded step on as many processes; per rank, losses and gradients under `dtype/mode/run/...`."""
+    """Repeat the recorded step on `world` ranks; return each rank's losses and gradients by `dtype/mode/run/...`."""
     names = [run.name for run in runs]
     dtypes = list(dict.fromkeys(_dtypes(dtype)))
     with tempfile.TemporaryDirectory() as scratch:
@@ -42,7 +42,7 @@ def _dtypes(dtype: str) -> tuple[str, str, str]:
 def compare_ranks(
     recorded: Arrays, runs: Sequence[Run], ranks: list[Arrays], rounding: dict[str, dict[str, float]], dtype: str
 ) -> list[Row]:
-    """The recorded losses and gradients against ours; `rounding` is that of float32 in each loss of a run."""
+    """Compare recorded losses and gradients with ours; `rounding` has the float32 error of each run's losses."""
     tolerances, dtypes = TOLERANCES[dtype], Trio(*_dtypes(dtype))
     rows = []
     for run in runs:
@@ -51,7 +51,7 @@ def compare_ranks(
             dtypes.each(lambda dtype, under=f"{mode}/{run.name}/grad/": _under(ranks[0], f"{dtype}/{under}"))
             for mode in ("published", "with_grad")
         )
-        # A rank's loss is the mean of fewer samples.
+        # A rank's loss is the mean over fewer samples, so its rounding is larger.
         noise = {name: math.sqrt(len(ranks)) * value for name, value in rounding[run.name].items()}
         parts = []
         for rank, ours in enumerate(ranks):

@@ -1,4 +1,4 @@
-"""A recorded run as its folder describes it, and the same steps repeated by our code."""
+"""Reads a recorded run from its folder, and repeats its steps with our code."""
 
 import copy
 import math
@@ -28,16 +28,16 @@ from openslip.verify.files import read_arrays, read_json
 Model = DualEncoder | ImageEncoder
 _ROUNDING_SAMPLES = 8
 
-# The README of the recordings gives these in words; a run's `hyper` may name others.
+# Values that the README of the recordings states in words; a run's `hyper` overrides them.
 PUBLISHED_HYPER: dict[str, Any] = {"lr_start": 1e-6, "lr_end": 1e-5, "warmup_epochs": 1}
 PUBLISHED_HYPER |= {"betas": (0.9, 0.98), "eps": 1e-8, "max_logit_scale": 4.6052}
-# Of the weights; autocast does the rest.
+# dtype of the weights in each format; bfloat16 computes under autocast.
 DTYPES = {"float64": torch.float64, **dict.fromkeys(("float32", "tf32", "bfloat16"), torch.float32)}
 
 
 @dataclass(frozen=True)
 class Run:
-    """The recording of one method: its part of `meta.json` and the arrays of its file."""
+    """The recording of one method: its entry of `meta.json` and the arrays of its file."""
 
     name: str
     dims: dict[str, Any]
@@ -48,7 +48,7 @@ class Run:
     arrays: Arrays
 
     def group(self, prefix: str) -> Arrays:
-        """The arrays whose names start with a prefix such as `init/`, by the rest of their names."""
+        """Return the arrays whose names start with a prefix such as `init/`, which is removed from their names."""
         return {key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)}
 
     @property
@@ -68,7 +68,7 @@ class Run:
         return "init/image_mlp.layer1.weight" in self.arrays
 
     def schedule(self) -> WarmupCosine:
-        """Learning rate by step; an epoch is one round of the batches."""
+        """Return the learning-rate schedule; an epoch is one pass over the recorded batches."""
         return WarmupCosine(
             lr_start=self.hyper["lr_start"],
             lr=self.hyper["lr"],
@@ -79,7 +79,7 @@ class Run:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read the run of this name."""
+    """Read the run `name`, such as `clip`, from a folder of recordings."""
     meta = read_json(folder / "meta.json")
     run = meta["runs"][name]
     return Run(
@@ -94,13 +94,13 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def describe(run: Run, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The architecture that arrays of these shapes have."""
+    """Return the architecture of a model whose published arrays have these shapes."""
     text_heads = run.dims["text_heads"] if run.has_text else None
     return slip.read_architecture(shapes, image_heads=run.dims["vision_heads"], text_heads=text_heads)
 
 
 def build(run: Run, state: Arrays, *, gather_with_grad: bool) -> tuple[Model, Objective]:
-    """Model and objective of the recorded shapes in this state, in training mode."""
+    """Build model and objective for the arrays `state`, load them, and set training mode."""
     model = build_model(describe(run, {name: array.shape for name, array in state.items()}))
     assert isinstance(model, DualEncoder | ImageEncoder)
     objective = _objective(run, gather_with_grad=gather_with_grad)
@@ -123,7 +123,7 @@ def _objective(run: Run, *, gather_with_grad: bool) -> Objective:
 
 
 def read_batch(run: Run, index: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A recorded batch as our data module yields it: captions cut to the longest."""
+    """Read a recorded batch in the form our data module yields, with captions truncated to the longest one."""
     batch: dict[str, Tensor] = {}
     for key, array in run.group(f"batch{index}/").items():
         tensor = torch.from_numpy(array).to(device)
@@ -137,7 +137,7 @@ def read_batch(run: Run, index: int, device: str, dtype: torch.dtype) -> dict[st
 
 @contextmanager
 def precision(device: str, dtype: str) -> Iterator[None]:
-    """Compute in this format: TF32 only where asked for, autocast for bfloat16."""
+    """Compute in this format inside the context: TF32 for `tf32` only, autocast for `bfloat16`."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -151,20 +151,20 @@ def precision(device: str, dtype: str) -> Iterator[None]:
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """A float64 copy."""
+    """Copy a tensor to a float64 array."""
     return tensor.detach().double().cpu().numpy().copy()
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What our repetition of the recorded steps gives.
+    """Results of repeating the recorded steps.
 
     Attributes:
-        outputs: of the first step.
-        gradients: of the first step.
-        largest_gradient: absolute, over all steps, element by element.
-        terms: per step: losses, accuracies, learning rate, and the logit scale after it.
-        final: the state after the last step.
+        outputs: model outputs of the first step.
+        gradients: gradients of the first step.
+        largest_gradient: largest absolute gradient over all steps, element by element.
+        terms: for each step its losses, accuracies, learning rate, and the logit scale after it.
+        final: weights and statistics after the last step.
     """
 
     outputs: Arrays
@@ -175,7 +175,7 @@ class Trajectory:
 
 
 def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Trajectory:
-    """Repeat the recorded steps in this format from the recorded initial state, moved by `nudge`."""
+    """Repeat the recorded steps in this format, from the recorded initial state plus `nudge`."""
     init = run.group("init/")
     for name, change in (nudge or {}).items():
         init[name] = np.asarray(init[name] + change)
@@ -219,7 +219,7 @@ def train(run: Run, device: str, dtype: str, nudge: Arrays | None = None) -> Tra
 
 @torch.no_grad()
 def loss_rounding(run: Run) -> dict[str, float]:
-    """Root mean square rounding of float32 in each loss of batch 0, over slightly different initial weights."""
+    """Return the root-mean-square float32 rounding error of each loss of batch 0, over perturbed initial weights."""
     rng = np.random.default_rng(0)
     squares: dict[str, list[float]] = {}
     for _ in range(_ROUNDING_SAMPLES):
@@ -247,19 +247,19 @@ def _outputs(model: Model, objective: Objective, features: dict[str, Tensor]) ->
         outputs |= {"image_embed": features["image"], "text_embed": features["text"]}
         outputs |= {"logit_scale": model.logit_scale.exp()}
     if isinstance(objective, SimCLR | SLIP):
-        head = copy.deepcopy(objective.head)  # a pass updates its running statistics
+        head = copy.deepcopy(objective.head)  # a copy, because a pass updates running statistics
         outputs |= {"aug1_embed": head(features["aug1"]), "aug2_embed": head(features["aug2"])}
     return {name: as_array(tensor) for name, tensor in outputs.items()}
 
 
 @dataclass(frozen=True)
 class Driven:
-    """Where AdamW turns rounding into steps of the learning rate, since the true gradient is zero.
+    """Elements whose true gradient is zero, so that AdamW turns rounding into steps as large as the learning rate.
 
     Attributes:
-        zero: per weight, elements with a float64 gradient below 1e-10 at every step, yet not exactly zero.
-        reach: how far such an element can be from another run's, and how far that carries what follows from
-            it (the running mean of a batch norm whose input's bias it is); zero where nothing is driven.
+        zero: masks by weight, true for elements whose float64 gradient is below 1e-10 at every step but not exactly 0.
+        reach: largest distance by array between such an element in two runs, and of what depends on it (a bias before
+            a batch norm shifts its running mean); zero for all other elements.
     """
 
     zero: Arrays
@@ -267,7 +267,7 @@ class Driven:
 
 
 def find_driven(run: Run, exact: Trajectory) -> Driven:
-    """Find these elements in the float64 run, and what moves when they are moved as far as they can go."""
+    """Find zero-gradient elements in the float64 run, and what else moves if they are moved as far as possible."""
     zero = {name: np.asarray((g > 0) & (g < ZERO_GRADIENT)) for name, g in exact.largest_gradient.items()}
     schedule = run.schedule()
     strides = [schedule(step) * _adamw_stride(step + 1, *run.hyper["betas"]) for step in range(len(run.trajectory))]
@@ -286,7 +286,7 @@ def find_driven(run: Run, exact: Trajectory) -> Driven:
 
 
 def _adamw_stride(step: int, beta1: float, beta2: float) -> float:
-    """Largest |m| / sqrt(v) that any gradients give at this step, by Cauchy-Schwarz over the averages."""
+    """Return the largest |m| / sqrt(v) that any gradients can give at this step, by the Cauchy-Schwarz inequality."""
     ages = np.arange(step)
     m = (1 - beta1) * beta1**ages / (1 - beta1**step)
     v = (1 - beta2) * beta2**ages / (1 - beta2**step)

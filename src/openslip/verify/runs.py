@@ -1,4 +1,4 @@
-"""Rows of a recorded training run on one process."""
+"""Compares a recorded training run with its repetition in one process."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,23 +41,23 @@ from openslip.verify.recording import (
 
 
 def run_rows(folder: Path, name: str, device: str, dtype: str) -> list[Row]:
-    """Rows of one step's outputs, losses and gradients, the trajectory, the state after it, the decayed names."""
+    """Return rows of one step's outputs, losses and gradients, of the trajectory, the final state and decayed names."""
     run = read_run(folder, name)
     return compare_run(run, repeat_run(run, device, dtype), TOLERANCES[dtype])
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """Our computation from a recorded run's dims, initial state and batches."""
+    """Results of our code from a recorded run's dims, initial state and batches."""
 
-    steps: Trio[Trajectory]  # the recorded steps
-    rounding: dict[str, float]  # of float32 in each loss
+    steps: Trio[Trajectory]  # repetitions of the recorded steps
+    rounding: dict[str, float]  # float32 rounding error of each loss
     driven: Driven  # elements on the zero-gradient list
-    names: tuple[list[str], list[str]]  # of decayed and of undecayed parameters
+    names: tuple[list[str], list[str]]  # names of decayed and of undecayed parameters
 
 
 def repeat_run(run: Run, device: str, dtype: str) -> Repeated:
-    """Repeat the recorded computation."""
+    """Repeat a recorded run in this format on this device, and in float32 and float64 on the CPU."""
     on_cpu = {other: train(run, "cpu", other) for other in ("float32", "float64")}
     ours = on_cpu.get(dtype) if device == "cpu" else None
     steps = Trio(ours or train(run, device, dtype), on_cpu["float32"], on_cpu["float64"])
@@ -66,7 +66,7 @@ def repeat_run(run: Run, device: str, dtype: str) -> Repeated:
 
 
 def compare_run(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Row]:
-    """The recorded values against ours."""
+    """Return rows that compare the recorded values with ours."""
     steps = repeated.steps
     gradients = steps.each(lambda trajectory: trajectory.gradients)
     outputs = []
@@ -123,13 +123,14 @@ def _trajectory_rows(run: Run, steps: Trio[Trajectory], tolerances: Tolerances) 
     if tolerances.trajectory is None:
         return [rate_row, Row.skipped(f"{label}: loss terms", TOO_COARSE)]
     entries = [{key: value for key, value in entry.items() if key != "lr"} for entry in run.trajectory]
-    # A loss is a difference of logits, whose rounding does not shrink with it: its usual size is the measure.
+    # A loss is a difference of logits, whose rounding does not shrink when the loss does. So the deviation is divided
+    # by the loss's mean size over all steps.
     usual = {
         key: float(np.mean([abs(entry[key]) for entry in entries if key in entry]))
         for key in set[str]().union(*entries)
     }
     parts = []
-    noise: dict[str, float] = {}  # the largest so far: what rounding has done to the weights stays
+    noise: dict[str, float] = {}  # the largest so far, because the effect of rounding on the weights remains
     for step, entry in enumerate(entries):
         terms = steps.each(lambda trajectory, step=step: trajectory.terms[step])
         for key in entry:
@@ -148,7 +149,7 @@ def _state_rows(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Ro
     if (names := same_shapes("state", trio.ours, recorded)).deviation:
         return [worst(f"{label}: final state", [names])]
     free = {name: driven.reach[name] == 0 for name in recorded}
-    # As one vector the weights, not the statistics.
+    # The vector consists of the weights, without the statistics.
     whole, tensors = array_parts(recorded, trio, free, tolerances, tolerances.weight, counted=driven.zero)
     drifts = [
         Part(name, norm(np.where(free[name], 0.0, trio.ours[name] - array)) / norm(driven.reach[name]), 1.0)
@@ -165,7 +166,7 @@ def _state_rows(run: Run, repeated: Repeated, tolerances: Tolerances) -> list[Ro
 
 
 def decayed_names(model: nn.Module, objective: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of decayed and of undecayed parameters in our optimizer, as published code names them."""
+    """Return the published names of the decayed and of the undecayed parameters in our optimizer."""
     names = {id(tensor): name for name, tensor in slip.to_published(model, objective).items()}
     by_decay: dict[bool, list[str]] = {True: [], False: []}
     for group in param_groups([model, objective], weight_decay=1.0):
@@ -174,5 +175,5 @@ def decayed_names(model: nn.Module, objective: nn.Module) -> tuple[list[str], li
 
 
 def decay_parts(ours: tuple[list[str], list[str]], decay: list[str], no_decay: list[str]) -> list[Part]:
-    """Comparisons of decayed and undecayed names with the recorded ones."""
+    """Return comparisons of decayed and undecayed names with the recorded ones."""
     return [same_names("decayed", ours[0], decay), same_names("undecayed", ours[1], no_decay)]

@@ -1,6 +1,6 @@
-"""Whether any split of a batch, over micro-batches, ranks and tiles, makes the same update with a config of your own.
+"""Checks that with a given config every split of a batch over micro-batches, ranks and tiles gives the same update.
 
-Everything runs in float64 on this machine's CPU; what equal means: docs/NUMERICS.md#equal.
+Everything runs in float64 on this machine's CPU; tolerances: docs/NUMERICS.md#equal.
 """
 
 import copy
@@ -35,10 +35,11 @@ Batch = dict[str, Tensor]
 
 
 RANKS = 2
-GLOBAL_BATCH = 12  # the smallest that two ranks can both cut into five uneven micro-batches
-TILE = 5  # divides the rows of neither one process nor a rank
+GLOBAL_BATCH = 12  # the smallest batch that each of two ranks can split into five uneven micro-batches
+TILE = 5  # divides neither the rows of one process nor those of a rank
 TOLERANCE = 1e-7
-# A tensor whose true gradient is zero holds rounding of the model's size: a share of that is the least to measure by.
+# A tensor whose true gradient is zero has rounding errors on the scale of the whole model's gradient, so its deviation
+# is divided by at least this fraction of the model's gradient norm.
 _GRADIENT_FLOOR = 1e-4
 
 COVERED = (
@@ -50,7 +51,7 @@ COVERED = (
 
 @dataclass(frozen=True)
 class StepParts:
-    """The parts of a step, as `Pretrainer` takes them; a step changes none of them."""
+    """The parts of a training step, with the meaning they have in `Pretrainer`; no step changes them."""
 
     model: nn.Module
     objective: Objective
@@ -61,9 +62,9 @@ class StepParts:
 
 @dataclass(frozen=True)
 class Split:
-    """A split of the global batch."""
+    """A split of the global batch over ranks and micro-batches, and the tile size of losses."""
 
-    ranks: int  # 1 is this process
+    ranks: int  # number of ranks; 1 is this process
     sizes: tuple[int, ...]  # samples of each micro-batch, on every rank
     tile: int | None = None  # rows and columns of the losses' tiles; None for their plain form
 
@@ -85,7 +86,7 @@ ON_RANKS = (
 
 
 class Quantity(NamedTuple):
-    """An array in the memory of a step, to be used before the next one is asked for."""
+    """An array of a step; it shares the step's memory, so use it before the iterator yields the next one."""
 
     kind: str
     name: str
@@ -93,11 +94,12 @@ class Quantity(NamedTuple):
 
 
 class Float64Copy(nn.Module):
-    """Model and objective in training mode, and the forward pass that DDP wraps."""
+    """Copies of model and objective in float64 and training mode, with the forward pass that DDP wraps."""
 
     def __init__(self, parts: StepParts) -> None:
         super().__init__()
-        self.model, self.objective = copy.deepcopy((parts.model, parts.objective))  # at once: they may share modules
+        # Copied together, because they may share modules.
+        self.model, self.objective = copy.deepcopy((parts.model, parts.objective))
         self.double().train()
 
     def forward(self, batch: Batch, sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -105,13 +107,13 @@ class Float64Copy(nn.Module):
 
 
 def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int | None) -> Iterator[Quantity]:
-    """Loss terms and gradients as means over ranks, then statistics and weights after the optimizer's step.
+    """Yield loss terms and gradients as means over ranks, then statistics and weights after the optimizer's step.
 
     Args:
-        parts: of the step.
-        batch: of this rank, in float64.
+        parts: parts of the step, which are copied.
+        batch: batch of this rank, in float64.
         sizes: samples of each micro-batch.
-        tile: rows and columns of the losses' tiles; None: their plain form.
+        tile: rows and columns of the losses' tiles; None for their plain form.
     """
     copied = Float64Copy(parts)
     forward = copied
@@ -139,7 +141,7 @@ def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int |
 
 @contextmanager
 def in_tiles(size: int | None) -> Iterator[None]:
-    """Whatever the batch, losses are made in tiles of this many rows and columns; None: in their plain form."""
+    """Compute losses inside the context in tiles of `size` rows and columns, or in their plain form if None."""
     before = tiles.PLAIN_UP_TO, tiles.CPU_TILE, tiles.GPU_TILE
     tiles.PLAIN_UP_TO, tiles.CPU_TILE, tiles.GPU_TILE = (1 << 62, 0, 0) if size is None else (0, size, size)
     try:
@@ -149,21 +151,21 @@ def in_tiles(size: int | None) -> Iterator[None]:
 
 
 def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
-    """Each split against the whole batch in one process: loss terms, gradients, statistics, weights after a step.
+    """Compare each split with the whole batch in one process: loss terms, gradients, and the state after a step.
 
     Args:
-        parts: of the step, in any precision; the objective is set up for the model. Every step is made by a copy.
-        batch: of `GLOBAL_BATCH` samples.
+        parts: parts of the step, in any precision, with an objective after its `setup`; every step runs on a copy.
+        batch: batch of `GLOBAL_BATCH` samples.
 
     Raises:
-        UserError: the model draws at random while it trains, or mixes the samples of each rank alone.
+        UserError: the model is random in training, or a layer mixes only the samples of one rank.
     """
     batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
     refuse_randomness(parts, batch)
     model = Float64Copy(parts).model
     refuse_mixing_layers(model, micro_batches=1)
     mixing = mixing_layers(model)
-    in_one_process, on_ranks = (  # no micro-batches where layers of the model mix samples, as in training
+    in_one_process, on_ranks = (  # as in training, no micro-batches if layers of the model mix samples
         [split for split in splits if not mixing or len(split.sizes) == 1] for splits in (IN_ONE_PROCESS, ON_RANKS)
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -180,7 +182,7 @@ def split_rows(parts: StepParts, batch: Batch) -> list[Row]:
 
 
 def refuse_randomness(parts: StepParts, batch: Batch) -> None:
-    """Two passes over two samples from different random states must agree, else no split could."""
+    """Refuse a model whose features of the same samples depend on the random state, because splits could not agree."""
     some = {key: value[:2] for key, value in batch.items()}
     copied = Float64Copy(parts)
     passes = []
@@ -191,21 +193,21 @@ def refuse_randomness(parts: StepParts, batch: Batch) -> None:
     changed = [name for name in passes[0] if not torch.equal(passes[0][name], passes[1][name])]
     if changed:
         raise UserError(
-            f"features {', '.join(changed)} are drawn at random in training, which another split draws otherwise: for "
-            "this comparison set what draws them to 0, such as towers.image.patch_dropout, or drop_path_rate, "
+            f"features {', '.join(changed)} are random in training, so that splits cannot agree: for this comparison "
+            "set every dropout rate to 0, such as towers.image.patch_dropout, or drop_path_rate, "
             "proj_drop_rate, attn_drop_rate and pos_drop_rate of model.image_tower.arguments"
         )
 
 
 def record(arrays: Iterable[Quantity], folder: Path) -> None:
-    """Write each quantity to a file of its own, so that no process holds the arrays of two splits."""
+    """Write each quantity to its own file, so that no process holds the arrays of two splits in memory."""
     for kind, name, array in arrays:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         np.save(folder / kind / f"{name}.npy", array, allow_pickle=False)
 
 
 def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list[Row]:
-    """The largest relative deviation of each kind of quantity, and the tensor that has it."""
+    """Return a row for each kind of quantity, with the largest relative deviation and the tensor that has it."""
     files = {str(path.relative_to(expected)) for path in expected.glob("*/*.npy")}
     apart: dict[str, dict[str, float]] = defaultdict(dict)
     sizes: dict[str, dict[str, float]] = defaultdict(dict)
@@ -217,7 +219,7 @@ def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list
             truth = np.load(expected / file, allow_pickle=False)
             difference = array - truth
             if kind == "weights" and f"gradients/{name}.npy" in files:
-                # Where the true gradient is zero, an optimizer that divides by its size takes a step of rounding.
+                # Where the true gradient is zero, an optimizer that divides by its size turns rounding into a step.
                 gradient = np.load(expected / "gradients" / f"{name}.npy", allow_pickle=False)
                 difference = np.where(np.abs(gradient) < ZERO_GRADIENT, 0.0, difference)
             apart[kind][name] = float(np.linalg.norm(difference))
@@ -235,7 +237,7 @@ def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list
 
 
 def rows_on_ranks(parts: StepParts, batch: Batch, splits: list[Split], scratch: Path) -> list[Row]:
-    """Rows of these splits, made by gloo processes; the worst rank counts."""
+    """Return rows of splits over ranks, which run as gloo processes; each row is that of the worst rank."""
     spawn(_rank_main, (parts, batch, splits, max(1, torch.get_num_threads() // RANKS), scratch), nprocs=RANKS)
     of_ranks: dict[str, list[Row]] = defaultdict(list)
     for rank in range(RANKS):
@@ -246,7 +248,7 @@ def rows_on_ranks(parts: StepParts, batch: Batch, splits: list[Split], scratch: 
 
 def _rank_main(rank: int, parts: StepParts, batch: Batch, splits: list[Split], threads: int, scratch: Path) -> None:
     torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, about names that its older versions need
+    warnings.filterwarnings("ignore", category=FutureWarning)  # torch warns about names kept for its older versions
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=RANKS)
     local = {key: value.chunk(RANKS)[rank] for key, value in batch.items()}
     rows = []

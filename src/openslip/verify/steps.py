@@ -1,4 +1,4 @@
-"""What a training step must keep on the device: a skipped one changes nothing, and micro-batches change no gradient."""
+"""Checks of a training step on the device: a skipped one changes nothing, and micro-batches keep the gradient."""
 
 import math
 
@@ -17,7 +17,8 @@ from openslip.verify.deviation import Arrays, Part, Row, exactly, norm, worst
 from openslip.verify.recording import DTYPES, as_array, precision
 
 BATCH, MICRO_BATCHES = 32, 16
-# Micro-batches may be further from float64 than the whole batch by this factor, or as far as the format's least.
+# The deviation of micro-batches from float64 may be this factor times that of the whole batch, and is always allowed up
+# to the format's value in LEAST.
 RATIO = 1.05
 LEAST = {"float64": 1e-7, "float32": 2e-6, "tf32": 2.0**-11, "bfloat16": 2.0**-9}
 
@@ -25,7 +26,7 @@ Batch = dict[str, Tensor]
 
 
 def make_parts(method: type[SLIP], device: str, dtype: torch.dtype) -> tuple[DualEncoder, Objective]:
-    """A small SLIP with heads of size 64, the same one every time."""
+    """Build a small SLIP with attention heads of size 64 and the same weights in every call."""
     torch.manual_seed(5)
     arguments = {"patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
     image = TimmTower(name="vit_small_patch16_224", image_size=16, arguments=arguments)
@@ -44,7 +45,7 @@ def make_parts(method: type[SLIP], device: str, dtype: torch.dtype) -> tuple[Dua
 
 
 def make_batch(device: str, dtype: torch.dtype) -> Batch:
-    """Noise as images and captions of 2 to 9 tokens, whose lengths stay on the CPU as in training."""
+    """Make a batch of noise images and random captions of 2 to 9 tokens; lengths stay on the CPU as in training."""
     generator = torch.Generator().manual_seed(6)
     lengths = torch.randint(2, 10, (BATCH,), generator=generator)
     batch = {name: torch.randn(BATCH, 3, 16, 16, generator=generator) for name in ("image", "aug1", "aug2")}
@@ -54,7 +55,7 @@ def make_batch(device: str, dtype: torch.dtype) -> Batch:
 
 
 def skipped_step_rows(device: str, dtype: str) -> list[Row]:
-    """Values that a step with a non-finite loss changes: none of weights and optimizer state, by fused AdamW."""
+    """Count the weights and optimizer states that a step with a non-finite loss changes: none with fused AdamW."""
     model, objective = make_parts(SLIP, device, DTYPES[dtype])
     optimizer = torch.optim.AdamW(param_groups([model, objective], 0.1), lr=1e-3, betas=(0.9, 0.98), fused=True)
     good = make_batch(device, DTYPES[dtype])
@@ -66,7 +67,7 @@ def skipped_step_rows(device: str, dtype: str) -> list[Row]:
         with precision(device, dtype):
             loss = marked(loss_in_micro_batches(objective, model, batch, [BATCH])["loss"])
             loss.backward()
-        # As training/callbacks/finite.py asks for it, without waiting for the device
+        # As in training/callbacks/finite.py, without a host synchronisation
         optimizer.found_inf = (~gradient_norm(optimizer).isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.step()
 
@@ -83,7 +84,7 @@ def skipped_step_rows(device: str, dtype: str) -> list[Row]:
 
 
 def state_of(model: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of weights and optimizer state."""
+    """Copy weights and optimizer state."""
     state = {}
     for module in (model, objective):
         for name, parameter in module.named_parameters():
@@ -93,7 +94,7 @@ def state_of(model: nn.Module, objective: nn.Module, optimizer: torch.optim.Opti
 
 
 def micro_batch_rows(device: str, dtype: str) -> list[Row]:
-    """Gradients of 16 micro-batches: no further from float64 than those of one, but for chance."""
+    """Check that the gradients of 16 micro-batches are about as close to float64 as those of the whole batch."""
     exact = gradients_of(1, "cpu", "float64")
     whole, split = (deviation(gradients_of(count, device, dtype), exact) for count in (1, MICRO_BATCHES))
     part = Part(f"of one: {whole:.2e}", split, max(RATIO * whole, LEAST[dtype]))
@@ -101,13 +102,13 @@ def micro_batch_rows(device: str, dtype: str) -> list[Row]:
 
 
 def deviation(gradients: Arrays, exact: Arrays) -> float:
-    """Relative, of all as one vector."""
+    """Return the relative deviation of all gradients as one vector."""
     distances = [norm(gradients[name] - x) for name, x in exact.items()]
     return math.hypot(*distances) / math.hypot(*map(norm, exact.values()))
 
 
 class Weighed(SLIP):
-    """Features under a fixed weight each: unlike a contrastive loss it does not enlarge their rounding."""
+    """A loss that sums features with fixed weights; unlike a contrastive loss, it does not amplify their rounding."""
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(7)
@@ -116,7 +117,7 @@ class Weighed(SLIP):
 
 
 def gradients_of(micro_batches: int, device: str, dtype: str) -> Arrays:
-    """Gradients of the batch in so many micro-batches."""
+    """Return the gradients of the batch, encoded in `micro_batches` micro-batches of equal size."""
     model, objective = make_parts(Weighed, device, DTYPES[dtype])
     sizes = [BATCH // micro_batches] * micro_batches
     with precision(device, dtype):

@@ -1,4 +1,4 @@
-"""Rows of learning rates, of the official models' names and shapes, and of token ids."""
+"""Compares learning rates, the official models' names and shapes, and token ids with recordings."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from openslip.verify.runs import decay_parts, decayed_names
 
 
 def schedule_rows(folder: Path) -> list[Row]:
-    """Sampled points of each recipe's learning-rate table."""
+    """Compare the recorded points of each recipe's learning-rate table."""
     parts = []
     for name, table in read_json(folder / "lr_schedules.json").items():
         schedule = WarmupCosine(
@@ -36,12 +36,12 @@ def schedule_rows(folder: Path) -> list[Row]:
 
 
 def official_rows(folder: Path) -> list[Row]:
-    """Each published model, built on the meta device: number of parameters, names, shapes, decay, heads."""
+    """Compare each published model, built on the meta device: number of parameters, names, shapes, decay, heads."""
     counts, shapes, decays, heads = [], [], [], []
     for name, recorded in read_json(folder / "official_models.json").items():
         state = recorded["state"]
         size = name.rsplit("_", 1)[-1]
-        # The weights of other sizes do not say how many heads there are: the recording does.
+        # The weights do not show the number of heads; for sizes that were not published it comes from the recording.
         published = size in slip.PUBLISHED_IMAGE_HEADS
         num_heads = slip.image_heads(state, name) if published else recorded["heads"]
         heads.append(exactly(f"{name}: {num_heads}", abs(num_heads - recorded["heads"])))
@@ -76,7 +76,7 @@ def _build(state: dict[str, list[int]], num_heads: int) -> tuple[Model, Objectiv
 
 
 def tokenizer_rows(folder: Path) -> list[Row]:
-    """Token ids of each caption, with both switches as published."""
+    """Compare the token ids of each caption, with both tokenizer switches as published."""
     recorded = read_json(folder / "tokenizer.json")
     tokenizer = ClipBpe(context_length=recorded["context_length"], **slip.PUBLISHED_TOKENIZER)
     parts = []

@@ -1,4 +1,4 @@
-"""Rows of zero-shot classification and of the evaluation transform."""
+"""Compares zero-shot classification and the evaluation transform with recordings."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from openslip.verify.recording import DTYPES, Run, as_array, build, precision, r
 
 
 def zero_shot_rows(folder: Path, device: str, dtype: str) -> list[Row]:
-    """Class embeddings, cosines and probabilities of the run `clip` after its last step."""
+    """Compare class embeddings, cosines and probabilities of the run `clip` after its last step."""
     recorded = read_arrays(folder / "zero_shot.npz")
     tolerances = TOLERANCES[dtype]
     rows = [_transform_row(recorded, tolerances.output if dtype == "float32" else TOLERANCES["float32"].output)]

@@ -1,4 +1,4 @@
-"""Makes the folder that of a run once its first step has succeeded, so that a failed start leaves no run."""
+"""Registers the run in its folder after the first step has succeeded, so that a failed start leaves no run behind."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -11,10 +11,10 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Begin(pl.Callback):
-    """Calls `begin` before anything else of the first step is kept.
+    """Calls `begin` after the first step, before any of its results is stored.
 
     Args:
-        begin: keeps the run's config and sets the result of a shorter run aside.
+        begin: function that stores the run's config and sets the result of a shorter run aside.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
@@ -22,7 +22,7 @@ class Begin(pl.Callback):
         self.begun = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        if pl_module.step == pl_module.max_steps:  # no step is left, only evaluations
+        if pl_module.step == pl_module.max_steps:  # no step remains, only evaluations
             self.begin()
 
     def on_train_batch_end(

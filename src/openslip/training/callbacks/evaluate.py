@@ -20,11 +20,11 @@ class Evaluate(pl.Callback):
     """Runs each evaluation on its own schedule and at the end, and writes its arrays into the run's folder.
 
     Args:
-        evaluations: by the name under which they log `eval/<name>/<metric>`.
+        evaluations: evaluations by name, which stands in the logged `eval/<name>/<metric>`.
 
     Attributes:
-        results: each evaluation's latest metrics.
-        steps: the step at which each evaluation last ran.
+        results: latest metrics of each evaluation, by its name.
+        steps: step at which each evaluation last ran, by its name.
     """
 
     def __init__(self, evaluations: dict[str, Evaluation]) -> None:
@@ -33,12 +33,12 @@ class Evaluate(pl.Callback):
         self.steps: dict[str, int] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        # Stopped during the last evaluations: no step is left, so Lightning calls none of the hooks below.
+        # The run was stopped during its last evaluations: no step remains, so Lightning calls none of the hooks below.
         if pl_module.step == pl_module.max_steps:
             self.on_train_end(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        self.run_due(trainer, pl_module)  # stopped between the step and its evaluations, or during them
+        self.run_due(trainer, pl_module)  # in case the run was stopped before or during them
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
@@ -46,14 +46,14 @@ class Evaluate(pl.Callback):
         self.run_due(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        if pl_module.step < pl_module.max_steps:  # Lightning was made to leave early; the run will resume
+        if pl_module.step < pl_module.max_steps:  # Lightning was stopped early; the run will be resumed
             return
         for name in self.evaluations:
             self.run(name, trainer, pl_module)
 
     def run_due(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         step = pl_module.step
-        if not 0 < step < pl_module.max_steps:  # after the last step all are run, by the hook above
+        if not 0 < step < pl_module.max_steps:  # after the last step `on_train_end` runs all
             return
         for name, evaluation in self.evaluations.items():
             intervals = (evaluation.every_n_steps, evaluation.every_n_epochs * pl_module.data.steps_per_epoch)
@@ -75,7 +75,7 @@ class Evaluate(pl.Callback):
         return {"steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "step" in state_dict:  # of a run that began when all evaluations shared one schedule
+        if "step" in state_dict:  # saved by a version in which all evaluations shared one schedule
             self.steps = dict.fromkeys(self.evaluations, int(state_dict["step"]))
         else:
             self.steps = dict(state_dict["steps"])

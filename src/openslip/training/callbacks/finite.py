@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite changes nothing, and too many in a row end the run."""
+"""Skips the update of a step whose loss or gradient is not finite; too many such steps in a row end the run."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -19,14 +19,15 @@ MOST_RESTORED = 2**18  # elements of a buffer; statistics are far smaller, queue
 
 
 class Finite(pl.Callback):
-    """Skips such steps on all ranks alike, without a host sync: gradients are the same on all ranks.
+    """Skips non-finite steps on all ranks, without a host synchronisation, as gradients are the same on all ranks.
 
     Parameters, optimizer state, statistics and EMA weights stay as they were; the batch counts as consumed. Buffers of
-    more than `MOST_RESTORED` elements are not copied: an objective leaves its queue as it is where `skipped` says so.
-    With a loss scaler the scaler handles gradients, and its back-off is no such step; then the loss alone counts.
+    more than `MOST_RESTORED` elements are not restored: an objective must not change its queue if `skipped` is true.
+    With a loss scaler, the scaler handles non-finite gradients and its back-off does not count as a skipped step; only
+    a non-finite loss does.
 
     Args:
-        stop_after: such steps in a row end the run, exit code 3.
+        stop_after: number of skipped steps in a row that ends the run, with exit code 3.
     """
 
     def __init__(self, *, stop_after: int) -> None:
@@ -55,7 +56,7 @@ class Finite(pl.Callback):
         pl_module.objective.skipped = bad = ~norm.isfinite()
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-        elif bad.item():  # only the fused kernels can skip on the device
+        elif bad.item():  # this synchronises, because only fused optimizers can skip on the device
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(
@@ -88,7 +89,7 @@ class Finite(pl.Callback):
 
 
 def refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
-    """Refuse to save weights or statistics, copied to the host, that are not finite."""
+    """Raise an error if weights or statistics to be saved, already copied to the host, are not finite."""
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         raise NonFiniteError(

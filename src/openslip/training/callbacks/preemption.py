@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves between two steps, and is requeued where a scheduler asked."""
+"""Saves between two steps when the run is asked to stop, and requeues the job if a scheduler asked."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -23,12 +23,13 @@ NOW = 1e-6  # seconds: zero would stop the timer
 
 
 class Preemption(pl.Callback):
-    """All ranks agree before a step, or after the last one, save, and leave with exit code 143.
+    """Makes all ranks agree to stop before a step or after the last one, save, and exit with code 143.
 
-    What else would make Lightning leave before the last step counts as a signal: the run is not finished.
+    Everything else that makes Lightning stop before the last step is treated like a signal: the run is not finished.
 
     Args:
-        max_time: after which a process stops, from its first step on: DD:HH:MM:SS, `timedelta`'s arguments, or None.
+        max_time: time limit of this process, counted from its first step: DD:HH:MM:SS, a dict of `timedelta`'s
+            arguments, or None for no limit.
     """
 
     def __init__(self, *, max_time: Any) -> None:
@@ -38,7 +39,7 @@ class Preemption(pl.Callback):
             self.asked_by = f"trainer.max_time={max_time}"
             try:
                 self.seconds = Timer(max_time).time_remaining()
-            except (MisconfigurationException, TypeError, AttributeError):  # the last of a number
+            except (MisconfigurationException, TypeError, AttributeError):  # AttributeError for a number
                 self.seconds = None
             if self.seconds is None or self.seconds <= 0:  # zero would set no alarm
                 raise UserError(f"{self.asked_by}: expected DD:HH:MM:SS, e.g. trainer.max_time=00:12:00:00")
@@ -47,7 +48,7 @@ class Preemption(pl.Callback):
         leave_signals(trainer)
         adopt_ranks(trainer)
         ranks.meet()
-        # Here, where all ranks have met, because a resumed run may evaluate in every callback's next hook.
+        # Only now that all ranks have met, and not in a later hook, in which a resumed run may already evaluate.
         signals.defer()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -60,7 +61,7 @@ class Preemption(pl.Callback):
         if trainer.should_stop and pl_module.step < pl_module.max_steps:
             trainer.should_stop = False
             signals.stop_after(NOW)
-        # Before all other steps the ranks agree where they fetch its batch, which may be what a signal finds them at.
+        # Before every other step the ranks agree while they fetch its batch, where a signal may find them waiting.
         if pl_module.step == pl_module.max_steps and any_rank(signals.received() is not None):
             raise signals.Preempted
 
@@ -69,7 +70,7 @@ class Preemption(pl.Callback):
             raise signals.Preempted
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
-        """Save here and not where `Preempted` is raised, because an evaluation may be where the ranks agree."""
+        """Save here, not where `Preempted` is raised, because the ranks may also agree to stop in an evaluation."""
         if not isinstance(exception, signals.Preempted):
             return
         end_save(trainer)
@@ -83,6 +84,6 @@ class Preemption(pl.Callback):
             ended = ended if pl_module.step else "before the first step; the same command starts it anew"
             sys.stderr.write(f"\nstopped by {asked_by} {ended}\n")
             sys.stderr.flush()
-            finish_wandb(trainer)  # under SLURM the job ends with the next call
+            finish_wandb(trainer)  # before requeueing, which ends the job under SLURM
             slurm.requeue(received)
-        from_first_rank(None)  # whoever leaves earlier makes launchers kill the first rank
+        from_first_rank(None)  # wait, because a rank that exits earlier makes launchers kill rank 0

@@ -1,4 +1,4 @@
-"""What a run needs to resume beside weights, optimizer and data: random states, and metrics up to its step."""
+"""Resumes what weights, optimizer and data do not cover: random states, and the rows of `metrics.csv`."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -17,12 +17,12 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Resume(pl.Callback):
-    """Saves every rank's random states, and restores them before the next step; cuts `metrics.csv` back.
+    """Saves the random states of all ranks, restores them before the next step, and truncates `metrics.csv`.
 
     Args:
         resumes: whether this rank sees checkpoints in the run's folder.
-        rows: the logger of `metrics.csv`.
-        former_steps: the run's length before this start made it longer; None if it did not.
+        rows: logger of `metrics.csv`.
+        former_steps: former length of the run in steps, if this start extends it; else None.
     """
 
     def __init__(self, *, resumes: bool, rows: CsvLogger, former_steps: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Resume(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         all_resume = of_all_ranks(self.resumes)
-        if len(set(all_resume)) > 1:  # some would wait for the checkpoint, and the others for the first step
+        if len(set(all_resume)) > 1:  # else the ranks would wait for each other for ever
             blind = ", ".join(str(number) for number, resumes in enumerate(all_resume) if not resumes)
             raise CheckpointError(
                 f"{trainer.default_root_dir}: rank {blind} cannot see the checkpoints that the other ranks see: "
@@ -54,10 +54,10 @@ class Resume(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         assert pl_module.step == trainer.global_step == pl_module.data.consumed
-        # The last of all hooks before a step: nothing may draw in between.
+        # This is the last hook before a step, so nothing can draw random numbers in between.
         if rank() < len(self.loaded):
             set_random_state(self.loaded[rank()])
-        elif rank():  # each rank draws for samples of its own, so what it drops is its own as well
+        elif rank():  # ranks have different samples, so they must draw different random numbers
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank() + pl_module.step)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Pretrainer, checkpoint: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Resume(pl.Callback):
 
 
 def random_state() -> dict[str, Any]:
-    """Random states of Python, numpy, torch and this rank's GPU, as numbers and tensors that a checkpoint may hold."""
+    """Return the random states of Python, NumPy, torch and this rank's GPU, as types that a checkpoint may hold."""
     numpy_state: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = numpy_state
     return {
@@ -83,7 +83,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` returned."""
+    """Restore random states that `random_state` returned."""
     random.setstate(state["python"])
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))

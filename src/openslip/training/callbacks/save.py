@@ -1,4 +1,4 @@
-"""Saves `checkpoints/step-000123.ckpt`: by time, by steps, at the end of epochs and of the run."""
+"""Saves checkpoints such as `checkpoints/step-000123.ckpt`: by time, steps, epochs, and at the end of the run."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -18,15 +18,16 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Save(pl.Callback):
-    """Saves at each interval that is not None and after the last step; signals save by themselves.
+    """Saves at each interval that is not None and after the last step; `Preemption` saves when the run is stopped.
 
-    Training waits until its state is copied, and the copy is written while it continues. One save at a time: the next
-    one, the end of training, a signal and an error wait for the one before. One that fails ends the run on all ranks.
+    Training waits until its state is copied, and continues while the copy is written. Only one save is in progress at
+    a time: the next save, the end of training, a signal and an error wait for it. A failed save ends the run on all
+    ranks.
 
     Args:
-        every_minutes: since the last save, by the first rank's clock.
-        every_n_steps: by the count of steps.
-        every_n_epochs: at the end of epochs.
+        every_minutes: minutes since the last save, by rank 0's clock.
+        every_n_steps: steps between saves.
+        every_n_epochs: epochs between saves.
     """
 
     def __init__(self, *, every_minutes: float | None, every_n_steps: int | None, every_n_epochs: int | None) -> None:
@@ -37,7 +38,8 @@ class Save(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         self.saved_at = time.monotonic()
-        # Ranks agree before each step anyway, on signals; the first rank's clock and a save that failed ride along.
+        # Ranks exchange whether a signal arrived before each step anyway; that exchange also tells them, from rank 0,
+        # whether it is time to save and whether a save has failed.
         share_question(lambda: rank() == 0 and (self.is_time() or checkpoint_io(trainer).has_failed()))
 
     def is_time(self) -> bool:
@@ -59,7 +61,7 @@ class Save(pl.Callback):
         end_save(trainer)  # before the evaluations at the end, which may take hours
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
-        if isinstance(exception, signals.Preempted):  # all ranks save once more, and wait for both
+        if isinstance(exception, signals.Preempted):  # `Preemption` waits, and saves once more
             return
         watchdog.enter("checkpoint")
         if failure := checkpoint_io(trainer).wait():
@@ -67,11 +69,11 @@ class Save(pl.Callback):
 
 
 def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
-    """Save a checkpoint of this step: called by all ranks, returns when it is on the disk.
+    """Save a checkpoint of this step and return its path when it is on the disk; called by all ranks.
 
     Raises:
-        NonFiniteError: on all ranks, where a weight or statistic is not finite; nothing is written.
-        CheckpointError: on all ranks, when the first one could not write.
+        NonFiniteError: a weight or statistic is not finite, and nothing is written; raised on all ranks.
+        CheckpointError: rank 0 could not write the file; raised on all ranks.
     """
     path = begin_save(trainer, pl_module)
     end_save(trainer)
@@ -79,10 +81,10 @@ def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
 
 
 def begin_save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
-    """Begin to save a checkpoint of this step: called by all ranks, returns when the state is copied.
+    """Begin to save a checkpoint of this step, and return its path when the state is copied; called by all ranks.
 
     Raises:
-        UserError: on all ranks, when the save before has failed, as in `save`.
+        UserError: the previous save has failed, as in `save`; raised on all ranks.
     """
     end_save(trainer)
     path = Path(trainer.default_root_dir) / "checkpoints" / file_name(pl_module.step)
@@ -92,10 +94,10 @@ def begin_save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
 
 
 def end_save(trainer: pl.Trainer) -> None:
-    """Wait for the save in flight, if there is one: called by all ranks.
+    """Wait for the save in progress, if there is one; called by all ranks.
 
     Raises:
-        UserError: on all ranks, when it has failed, as in `save`.
+        UserError: that save has failed, as in `save`; raised on all ranks.
     """
     with watchdog.phase("checkpoint"):
         failure = from_first_rank(checkpoint_io(trainer).wait())
@@ -104,7 +106,7 @@ def end_save(trainer: pl.Trainer) -> None:
 
 
 def checkpoint_io(trainer: pl.Trainer) -> DurableCheckpointIO:
-    """What reads and writes the run's checkpoints."""
+    """Return the plugin that reads and writes the run's checkpoints."""
     io = trainer.strategy.checkpoint_io
     assert isinstance(io, DurableCheckpointIO)
     return io

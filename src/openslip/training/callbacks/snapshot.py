@@ -1,4 +1,4 @@
-"""Keeps the first batch for the report: its views as the model sees them, and which caption finds which image."""
+"""Stores the first batch for the report: its views as the model sees them, and its final image-text similarities."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -19,12 +19,12 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Snapshot(pl.Callback):
-    """Leaves `arrays/views.npz` and, where there are captions, `arrays/similarity.npz`.
+    """Writes `arrays/views.npz` and, if there are captions, `arrays/similarity.npz`.
 
-    Views are told by their columns, whatever their names: a caption has lengths, an image has three channels.
+    Views are recognised by their columns, not by their names: captions have lengths, and images have three channels.
 
     Args:
-        num_samples: kept of the first batch.
+        num_samples: number of samples to keep of the first batch.
     """
 
     def __init__(self, *, num_samples: int) -> None:
@@ -43,15 +43,15 @@ class Snapshot(pl.Callback):
             self.save(trainer, "views", **images, **captions)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        if pl_module.step == pl_module.max_steps:  # no step is left, and `on_train_end` is not called
+        if pl_module.step == pl_module.max_steps:  # no step remains, and Lightning does not call `on_train_end`
             self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        if pl_module.step < pl_module.max_steps:  # Lightning was made to leave early; the run will resume
+        if pl_module.step < pl_module.max_steps:  # Lightning was stopped early; the run will be resumed
             return
         captions, side = self.caption_views(), pl_module.transform.size
         images = [key for key in self.image_views() if self.kept[key].shape[-1] == side]
-        # A resumed run gives the kept batch to every rank.
+        # A checkpoint restores `kept` on every rank, so the rank has to be checked here too.
         if not is_main_process() or pl_module.tokenizer is None or not images or not captions:
             return
         image, text, bundle = self.kept[images[0]], captions[0], pl_module.bundle
@@ -73,7 +73,7 @@ class Snapshot(pl.Callback):
         return [key for key, ids in self.kept.items() if ids.ndim == 2 and f"{key}_length" in self.kept]
 
     def captions(self, key: str, tokenizer: Tokenizer | None) -> np.ndarray:
-        """The captions of a view as text, empty without a tokenizer."""
+        """Decode the captions of a view; the array is empty without a tokenizer."""
         if tokenizer is None:
             return np.array([], dtype=str)
         rows = zip(self.kept[key].tolist(), self.kept[f"{key}_length"].tolist(), strict=True)

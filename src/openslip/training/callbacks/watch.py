@@ -1,4 +1,4 @@
-"""Tells the watchdog where a run stands."""
+"""Tells the watchdog which phase a run is in."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -11,7 +11,7 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Watch(pl.Callback):
-    """Starts each step's time limit; the first step counts as set-up: kernels are compiled and workers start."""
+    """Starts each step's time limit; the first step, which compiles kernels and starts workers, is set-up."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row per logged step, a column per metric, empty where a metric was not measured."""
+"""`metrics.csv`: one row per logged step and one column per metric, empty where a metric was not measured."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from openslip.errors import CheckpointError
 
 
 class CsvLogger(Logger):
-    """Always on; a new metric rewrites the file with its column, else a row is appended and flushed.
+    """Logs to `metrics.csv` in every run; a row is appended and flushed, and a new column rewrites the file.
 
     Rows that the file already holds are kept; `cut_back` drops those of steps that will be repeated.
     """
@@ -37,7 +37,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The run's config.yaml holds them."""
+        """Do nothing, because the run's config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -52,7 +52,7 @@ class CsvLogger(Logger):
                 csv.DictWriter(file, self.columns).writerow(self.rows[step])
 
     def read(self) -> None:
-        """Read the rows of the run so far; a crash may have cut their end short, or filled it with zeros.
+        """Read the rows so far; after a crash the last one may be incomplete or filled with zero bytes.
 
         Raises:
             CheckpointError: another program has changed the file, and rewriting it would lose rows.
@@ -65,7 +65,7 @@ class CsvLogger(Logger):
                 raise ValueError(f"its first line has no column step: {text.splitlines()[0][:60]!r}")
             for row in reader:
                 step = (row["step"] or "").strip("\0 ")
-                if not step or None in row:  # what a crash left
+                if not step or None in row:  # left by a crash
                     break
                 if not step.isdecimal():
                     raise ValueError(f"line {reader.line_num} has step {step[:20]!r}")
@@ -78,7 +78,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def cut_back(self, step: int) -> None:
-        """Drop the rows after a step, and columns that are then empty."""
+        """Drop the rows of later steps than `step`, and columns that are then empty."""
         self.rows = {key: row for key, row in self.rows.items() if key <= step}
         self.columns = [
             name for name in self.columns if name == "step" or any(name in row for row in self.rows.values())
@@ -88,13 +88,13 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def sync(self) -> None:
-        """Flush the file to the disk."""
+        """Synchronise the file with the disk."""
         if self.path.exists():
             with needed(self.path), self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rewrite(self) -> None:
-        """Write the whole file."""
+        """Write the whole file anew, durably."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()

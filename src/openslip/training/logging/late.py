@@ -1,4 +1,4 @@
-"""Metrics of a step, read after the next one: reading a tensor at once would synchronise with the device."""
+"""Metrics of a step, read after the next step, because reading them at once would synchronise with the device."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from openslip.distributed import world_size
 
 
 class Late:
-    """A copy of the values as they are now, on its way from the device."""
+    """An asynchronous copy of the values, as they are now, from the device to the host."""
 
     def __init__(self, values: Shaped[Tensor, "*shape"]) -> None:
         self.on_gpu = values.device.type == "cuda"
@@ -20,14 +20,14 @@ class Late:
             self.copied.record()
 
     def read(self) -> Shaped[Tensor, "*shape"]:
-        """The values on the host; waits until they are copied."""
+        """Return the values on the host, after waiting until they are copied."""
         if self.on_gpu:
             self.copied.synchronize()
         return self.values
 
 
 class LateMetrics:
-    """Means over ranks of scalars by name, made in one reduction."""
+    """Means over ranks of scalars by name, computed in one reduction and copied to the host asynchronously."""
 
     def __init__(self, metrics: dict[str, Tensor]) -> None:
         self.names = list(metrics)
@@ -38,5 +38,5 @@ class LateMetrics:
         self.values = Late(values)
 
     def read(self) -> dict[str, float]:
-        """The metrics by name; waits until they are copied."""
+        """Return the metrics by name, after waiting until they are copied."""
         return dict(zip(self.names, self.values.read().tolist(), strict=True))

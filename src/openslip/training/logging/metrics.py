@@ -1,4 +1,4 @@
-"""What a step measured, for the loggers and as one live line."""
+"""Logs the metrics of steps, and shows them in the status line."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -19,21 +19,22 @@ from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops, peak_tflops
 from openslip.training.sizing.memory import peak_memory
 
-COUNTED_SAMPLES = 8  # whose operations are counted: enough captions for their mean length
+COUNTED_SAMPLES = 8  # samples whose FLOPs are counted: enough captions for a typical mean length
 
 
 class Metrics(pl.Callback):
-    """Logs loss terms (mean over ranks), logit scale, learning rate, speed, memory and time left.
+    """Logs loss terms (mean over ranks), logit scale, learning rate, speed, memory and remaining time.
 
-    On a GPU they are read one step later, so that no step waits for them. What the data module measures (bad samples,
-    truncated captions, time spent waiting for data) and the peak memory are those of the first rank. Speeds and the
-    time left count steps alone: the clock starts when the first batch is set up, and stops during evaluations and
+    On a GPU they are read one step later, so that no step waits for them. Metrics of the data module (bad samples,
+    truncated captions, time spent waiting for data) and the peak memory are those of rank 0. Speeds and the remaining
+    time count only steps: the clock starts when the first batch has been set up, and stops during evaluations and
     saves.
 
     Args:
-        every_n_steps: how often, besides the first step and the last.
-        devices: peaks of GPUs, `{word of the name: {tflops: ...}}`.
-        peak_tflops: of a device that the table lacks, or None; without either no utilisation is logged.
+        every_n_steps: steps between logged steps; the first and the last step are logged too.
+        devices: peak rates of GPUs, `{word of the name: {tflops: ...}}`.
+        peak_tflops: peak rate in TFLOP/s that replaces the table's; None to use the table. Without a peak no
+            utilisation is logged.
     """
 
     def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: float | None) -> None:
@@ -41,9 +42,9 @@ class Metrics(pl.Callback):
         self.devices = devices
         self.peak_tflops = peak_tflops
         self.line = StatusLine(every_n_steps=every_n_steps)
-        self.flops: float | None = None  # of training, per sample
-        self.peak: float | None = None  # of a device, per second
-        # A step, its metrics that are still on their way from the device, and those that the host knew.
+        self.flops: float | None = None  # FLOPs of training per sample
+        self.peak: float | None = None  # peak FLOP/s of one device
+        # Last measured step, its metrics still being copied from the device, and those already on the host.
         self.measured: tuple[int, LateMetrics, dict[str, float | int]] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -79,11 +80,11 @@ class Metrics(pl.Callback):
         known["train/lr"] = pl_module.schedule(step - 1)
         known |= self.speed(pl_module, step, global_batch_size) | pl_module.data.metrics()
         self.measured = step, LateMetrics(late), known
-        if pl_module.device.type != "cuda":  # a CPU has its metrics at once
+        if pl_module.device.type != "cuda":  # on a CPU the metrics are available at once
             self.write(trainer, pl_module)
 
     def speed(self, pl_module: Pretrainer, step: int, global_batch_size: int) -> dict[str, float]:
-        """Speeds since the step that was measured before."""
+        """Return the speeds since the previously measured step."""
         now = watchdog.step_clock()
         seconds = max(now - self.last_time, 1e-9)
         samples = (step - self.last_step) * global_batch_size / seconds
@@ -101,13 +102,13 @@ class Metrics(pl.Callback):
         return {f"speed/{key}": value for key, value in speed.items()}
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Pretrainer, checkpoint: dict[str, Any]) -> None:
-        self.write(trainer, pl_module)  # the step before has a row that a run resumed from here would lack
+        self.write(trainer, pl_module)  # else a run resumed from here would lack the last measured row
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.write(trainer, pl_module)
 
     def write(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        """Log and show what was measured last, once."""
+        """Log and show the last measured step, unless that was done already."""
         if self.measured is None:
             return
         (step, late, known), self.measured = self.measured, None
@@ -123,7 +124,7 @@ def log(trainer: pl.Trainer, metrics: Mapping[str, float | int], step: int) -> N
 
 
 def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) -> None:
-    """Send to all loggers; one that fails is named and dropped, unless it is the CSV file, which every run needs."""
+    """Call `to_logger` for each logger; one that fails is dropped with a notice, except the required CSV logger."""
     for logger in list(trainer.loggers):
         try:
             to_logger(logger)

@@ -1,4 +1,4 @@
-"""A table of predictions, sample by sample, for W&B."""
+"""Logs a table of single predictions to W&B."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from openslip.training.logging.metrics import send
 
-ROWS = 200  # spread over the samples
+ROWS = 200  # at most, evenly spread over the samples
 
 
 def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray], step: int) -> None:
-    """Send `eval/<name>/predictions` if W&B is among the loggers and the evaluation has predictions."""
+    """Log `eval/<name>/predictions` if W&B is among the loggers and the evaluation has predictions."""
     if "predictions" not in arrays or "labels" not in arrays:
         return
     columns, rows = prediction_table(arrays)
@@ -25,7 +25,7 @@ def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray
 
 
 def prediction_table(arrays: dict[str, np.ndarray]) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows: sample, label, prediction, whether it is right, and its probability if known."""
+    """Return column names and rows: sample, label, prediction, whether it is right, and its probability if known."""
     labels, predictions = arrays["labels"], arrays["predictions"]
     columns = ["sample", "label", "prediction", "right"]
     names, probabilities = arrays.get("classnames"), arrays.get("top_probabilities")

@@ -1,14 +1,14 @@
-"""The status line: where a run stands."""
+"""The status line, which shows the progress of a run."""
 
 import sys
 from collections.abc import Mapping
 
 
 class StatusLine:
-    """Redrawn in place on a terminal; elsewhere (a log file) about twenty lines a run.
+    """A line that is redrawn in place on a terminal; a log file gets about twenty lines per run.
 
     Args:
-        every_n_steps: how often `show` is called.
+        every_n_steps: steps between calls of `show`.
     """
 
     def __init__(self, *, every_n_steps: int) -> None:
@@ -25,7 +25,7 @@ class StatusLine:
 
 
 def status(step: int, total: int, logged: Mapping[str, float | int]) -> str:
-    """The metrics of a step as one line; speeds that were not measured are skipped."""
+    """Format the metrics of a step as one line, without speeds that were not measured."""
     terms = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in logged.items() if key.startswith("train/")]
     speed = {key.removeprefix("speed/"): value for key, value in logged.items() if key.startswith("speed/")}
     parts = [*terms, f"{speed['samples_per_second']:.0f} samples/s"]
@@ -40,7 +40,7 @@ def status(step: int, total: int, logged: Mapping[str, float | int]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
+    """Format a duration as `1:02:03` or `2:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Activations: what a sample holds at most while it is encoded and differentiated, counted where tensors are made."""
+"""Peak activation bytes per sample, forward and backward, measured with a dispatch mode that sees every new tensor."""
 
 import weakref
 from collections.abc import Iterator, Sequence
@@ -13,23 +13,24 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from openslip.objectives.objective import Objective
 
-# Not one: tensors of a single sample count as contiguous where those of several are copied.
+# Batch sizes to compare. Not 1: tensors of a single sample often count as contiguous, where those of several samples
+# have to be copied.
 SIZES = (2, 3)
 
 
 def activation_bytes(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> float:
-    """What each further sample of a micro-batch takes at most, forward and backward, beside its pixels and captions.
+    """Return the peak bytes per additional sample of a micro-batch, forward and backward, without its pixels and ids.
 
-    Weights, their gradients and their 16-bit copies are as large for two samples as for three, so what is larger is
-    the samples'. Blocks that are encoded again in the backward pass count as what they hold then.
+    Weights, their gradients and their 16-bit copies are as large for two samples as for three, so the difference
+    belongs to the samples. Checkpointed blocks are counted while the backward pass runs them again.
 
     Args:
-        objective: set up for the model.
-        model: what is trained, on the batch's device.
-        batch: its first samples are measured, again and again where there are too few.
+        objective: objective after its `setup` with the model.
+        model: model to be trained, on the batch's device.
+        batch: batch whose first samples are measured; they are repeated if there are too few.
     """
     few, more = (live_bytes(objective, model, first(batch, size)) for size in SIZES)
-    if len(few) != len(more):  # operations that depend on the samples: too much is counted rather than too little
+    if len(few) != len(more):  # the operations depend on the samples: count too much rather than too little
         return max(more) / max(SIZES)
     return float(max(after - before for before, after in zip(few, more, strict=True)))
 
@@ -39,29 +40,29 @@ def first(batch: dict[str, Tensor], size: int) -> dict[str, Tensor]:
 
 
 def live_bytes(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> list[int]:
-    """Bytes made and not freed, after each operation of the passes."""
+    """Return the bytes allocated and not yet freed after each operation of the forward and backward pass."""
     with LiveBytes() as counter:
         differentiate(objective, model, batch)
     return counter.history
 
 
 def differentiate(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> None:
-    """Encodes and, where something is trained, goes back to the weights; their gradients are dropped."""
+    """Encode the batch and, if something is trained, compute the gradients of the weights, which are discarded."""
     features = objective.encode(model, batch)
     sums = [feature.float().sum() for feature in features.values() if feature.requires_grad]
     if sums:
         trained = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
-        # Not `backward`: hooks of DDP would wait for the other ranks.
+        # Not `backward`, because DDP's hooks would wait for the other ranks.
         torch.autograd.grad(torch.stack(sums).sum(), trained, allow_unused=True)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages made while it is active, until they are freed.
+    """Counts the bytes of the storages that are created while it is active and not yet freed.
 
-    Autograd runs backward passes, and checkpoints in them, under the mode of their caller, also in its own threads.
+    Autograd runs a backward pass, and the checkpoints in it, under the mode of its caller, also in its own threads.
 
     Attributes:
-        history: bytes after each operation.
+        history: bytes allocated after each operation.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in storages((args, kwargs)):
-            self.known[storage] = True  # made before the mode, if it is not known yet
+            self.known[storage] = True  # an input not seen so far was created before the mode, and is not counted
         made = func(*args, **(kwargs or {}))
         for storage in storages(made):
             if storage not in self.known:
@@ -92,9 +93,9 @@ def storages(tree: Any) -> list[torch.UntypedStorage]:
 
 @contextmanager
 def trial(modules: Sequence[nn.Module], batch: dict[str, Tensor]) -> Iterator[None]:
-    """Run passes that are no part of the training: nothing is compiled, random states and buffers are restored.
+    """Run trial passes inside this context: nothing is compiled, and random states and buffers are restored afterwards.
 
-    All buffers are copied, queues too, since that happens once in a run.
+    All buffers are copied, including queues, because that happens only once in a run.
     """
     devices = list({value.device for value in batch.values() if value.device.type == "cuda"})
     buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]

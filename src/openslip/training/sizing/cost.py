@@ -1,4 +1,4 @@
-"""What a training step costs: operations, memory and time, measured on a small batch."""
+"""Cost of a training step in operations, memory and time, measured on a small batch."""
 
 import time
 from collections.abc import Callable
@@ -14,31 +14,31 @@ from openslip.training.sizing.activations import SIZES, activation_bytes
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops
 from openslip.training.sizing.layout import applied, are_checkpointed, block_settings
 
-# Large enough that the passes, and not their overhead, are timed; a few seconds on a core, tenths of one on a GPU.
+# FLOPs of the timed batch: enough that overhead does not matter. They take seconds on a CPU core, tenths on a GPU.
 TIMED_FLOPS = {"cpu": 0.7e12, "cuda": 20e12}
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Measured operations, memory and time of a step."""
+    """Measured operations, memory and time of a training step."""
 
     samples: int  # in the batch that was timed
     forward_flops: float  # per sample
     activation_bytes: float  # per sample, in the run's precision
-    by_checkpointed: dict[bool, float]  # the same without checkpointed blocks and with them, where towers can do both
-    seconds: float  # per sample, forward and backward
-    update_seconds: float  # per step, the optimizer
+    by_checkpointed: dict[bool, float]  # activation_bytes by whether blocks are checkpointed, as far as towers support
+    seconds: float  # per sample, forward and backward pass
+    update_seconds: float  # per step, for the optimizer's update
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a step by its parts; all but the activations are float32."""
+    """The memory of a training step by its parts, of which all but the activations are float32."""
 
-    trained: int  # number of values that are trained
-    locked: int  # number of those that are not
+    trained: int  # number of trained values
+    locked: int  # number of values that are not trained
     averaged: int  # number of EMA weights
-    pixels: int  # of a sample's views, times three channels
-    activations: float  # bytes per sample at most, forward and backward
+    pixels: int  # per sample: pixels of all its views, times three channels
+    activations: float  # peak bytes per sample, forward and backward
 
     @property
     def fixed(self) -> int:
@@ -47,11 +47,11 @@ class StepMemory:
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of a checkpoint: all but the gradients."""
+        """Bytes of a checkpoint, which holds all of `fixed` but the gradients."""
         return 4 * (3 * self.trained + self.locked + self.averaged)
 
     def bytes(self, micro_batch_size: int, local_batch_size: int) -> float:
-        """At most, for a micro-batch and a device's part of the global batch."""
+        """Return the peak bytes of a step, from the sizes of a micro-batch and of a device's share of the batch."""
         return self.fixed + 4 * self.pixels * local_batch_size + self.activations * micro_batch_size
 
 
@@ -65,24 +65,24 @@ def measure_step(
     device: torch.device,
     room: float,
 ) -> StepCost:
-    """Counts operations and memory of few samples, then times two steps that train the model on noise.
+    """Count operations and memory on a few samples, then time two steps that train the model on noise.
 
     Args:
-        model: what is trained; it is moved to the device.
-        objective: set up for the model.
-        make_batch: a batch of a size, on the CPU.
-        largest: batch worth timing, since the run has no larger one.
-        make_optimizer: parameter groups to optimizer.
-        precision: of the run.
-        device: where it runs.
-        room: bytes of the device for the samples of the batch that is timed; two are timed in any case.
+        model: model to be trained; it is moved to the device, and its weights change.
+        objective: objective after its `setup` with the model.
+        make_batch: function from a number of samples to a batch on the CPU.
+        largest: upper bound of the samples to time, because the run has no larger batch.
+        make_optimizer: function from parameter groups to an optimizer.
+        precision: the run's precision, one of `bf16-mixed`, `16-mixed` and `32-true`.
+        device: device to measure on.
+        room: bytes of device memory for the timed samples; at least two samples are timed in any case.
     """
 
     def on_device(size: int) -> dict[str, Tensor]:
         return {key: value.to(device) for key, value in make_batch(size).items()}
 
     model, objective = model.to(device).train(), objective.to(device).train()
-    flops = forward_flops(objective, model, on_device(min(SIZES)))  # batch norm takes no single sample
+    flops = forward_flops(objective, model, on_device(min(SIZES)))  # batch norm needs two samples
     by_checkpointed = {}
     for checkpointed, towers in block_settings(model).items():
         with applied(towers), autocast(device, precision):
@@ -94,7 +94,7 @@ def measure_step(
     optimizer = make_optimizer(param_groups([model, objective], weight_decay=0.0))
 
     def step() -> tuple[float, float]:
-        """Seconds of the passes over the batch, and of the update."""
+        """Train once; return the seconds of the two passes over the batch, and those of the update."""
         started = finished(device)
         with autocast(device, precision):
             loss = objective.terms(model, objective.encode(model, batch))["loss"]
@@ -106,14 +106,14 @@ def measure_step(
         return passed - started, finished(device) - passed
 
     if device.type == "cuda":
-        step()  # chooses kernels
+        step()  # the first step also selects kernels
     first, second = step(), step()
-    # The first update of all makes the optimizer's state, which no other one does.
+    # Only the second update is timed, because the very first one also creates the optimizer's state.
     return StepCost(samples, flops, activations, by_checkpointed, (first[0] + second[0]) / 2 / samples, second[1])
 
 
 def finished(device: torch.device) -> float:
-    """The time when the device has done what it was given."""
+    """Synchronise with the device and return the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, counted where they happen, and the peak of the device they run on."""
+"""FLOPs of a model, counted operation by operation, and the peak FLOP rate of a device."""
 
 import re
 from typing import Any
@@ -11,20 +11,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from openslip.objectives.objective import Objective
 from openslip.training.sizing.activations import trial
 
-# The backward pass makes two products for each of the forward pass: for the input's and for the weights' gradient.
+# For each matrix product of the forward pass the backward pass has two: one for the input's gradient, one for the
+# weights' gradient.
 TRAINING_OVER_FORWARD = 3
 
 
 @torch.no_grad()
 def forward_flops(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> float:
-    """Of `encode` per sample of this batch, two per multiplication and addition.
+    """Count the FLOPs of `encode` per sample of this batch; a multiplication with its addition counts as two.
 
-    What `loss` adds (heads, contrastive sums) is under one per cent, and left out because it waits for other ranks.
-    Random states and the statistics of batch norm are left as they were.
+    `loss` (heads, similarities) adds less than one per cent, and is not counted because it communicates with other
+    ranks. Random states and the statistics of batch norm are restored.
     """
     with (
-        trial((model, objective), batch),  # compiled kernels could not be looked into
-        sdpa_kernel(SDPBackend.MATH),  # the counter knows plain products on every device, fused kernels on some
+        trial((model, objective), batch),  # uncompiled, because the counter cannot see into compiled kernels
+        sdpa_kernel(SDPBackend.MATH),  # the counter supports fused attention only on some devices
         FlopCounterMode(display=False) as counter,
     ):
         objective.encode(model, batch)
@@ -32,11 +33,16 @@ def forward_flops(objective: Objective, model: nn.Module, batch: dict[str, Tenso
 
 
 def peak_tflops(device: torch.device, table: dict[str, dict[str, Any]]) -> float | None:
-    """The table's peak of the device, whose name holds one of the table's words; None where none does."""
+    """Return the peak of a device in TFLOP/s, or None if the table has no entry for it.
+
+    Args:
+        device: device to look up.
+        table: rows `{tflops: ...}` by a word that the device's name contains, such as `A100`.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     for word, row in table.items():
-        if re.search(rf"\b{re.escape(word)}\b", name):  # an A1000 is no A100
+        if re.search(rf"\b{re.escape(word)}\b", name):  # whole words, so that A100 does not match A1000
             return float(row["tflops"])
     return None

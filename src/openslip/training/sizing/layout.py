@@ -1,4 +1,4 @@
-"""How a device encodes its samples of a step: which layouts there are, and which is the fastest that fits."""
+"""Layouts in which a device can encode its samples of a step, and the choice of the fastest one that fits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from openslip.models.tower import Tower
 from openslip.training.microbatch import even_size
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
-# Sizes of several micro-batches on a GPU: matrix products of 16-bit numbers want dimensions that eight divides.
+# On a GPU micro-batch sizes are multiples of it, because 16-bit matrix products are fastest for multiples of eight.
 GPU_MULTIPLE = 8
-# Share of a forward pass that checkpointed blocks compute again: all but the last product of each, which the backward
-# pass does not need. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.
+# Fraction of a forward pass that checkpointed blocks compute again: all but the last matrix product of each block,
+# whose result the backward pass does not need. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.
 REPEATED_IN_BLOCKS = 0.67
 
 BlockSettings = dict[Tower, bool]  # whether each tower's blocks are checkpointed
@@ -21,7 +21,7 @@ BlockSettings = dict[Tower, bool]  # whether each tower's blocks are checkpointe
 
 @dataclass(frozen=True)
 class Layout:
-    """How many samples are encoded at a time, and how."""
+    """The split of a device's samples into micro-batches, and whether blocks are checkpointed."""
 
     micro_batches: int
     micro_batch_size: int
@@ -29,7 +29,7 @@ class Layout:
 
     @property
     def passes(self) -> float:
-        """Forward passes that a step takes as long as, recomputation included."""
+        """Cost of a step in forward passes, recomputation included."""
         return TRAINING_OVER_FORWARD + REPEATED_IN_BLOCKS * self.checkpointed + (self.micro_batches > 1)
 
     def __str__(self) -> str:
@@ -40,15 +40,15 @@ class Layout:
 
 
 def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int) -> Layout | None:
-    """The layout with the least recomputation that fits; None where not even one sample does.
+    """Return the layout with the least recomputation that fits, or None if not even one sample fits.
 
-    The whole batch comes first, then the whole batch with checkpointed blocks, which compute less again than
-    micro-batches do, then the fewest micro-batches, and both at once only where one plain sample is too much.
+    The whole batch is tried first, then the whole batch with checkpointed blocks, which recompute less than
+    micro-batches do, then the fewest micro-batches, and both together only if a single sample does not fit otherwise.
 
     Args:
         local: samples of a step on this device.
-        fits: whether so many samples fit at a time, with checkpointed blocks or without.
-        multiple: of the size of several micro-batches.
+        fits: called with a number of samples and whether blocks are checkpointed; tells whether they fit in memory.
+        multiple: several micro-batches have a size that is a multiple of this number.
     """
     for checkpointed in (False, True):
         if fits(local, checkpointed):
@@ -62,7 +62,7 @@ def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int)
 
 
 def fewest_micro_batches(local: int, fits: Callable[[int], bool], multiple: int = 1) -> int:
-    """The smallest number of even micro-batches that fit, by doubling and bisection; of one sample each at worst."""
+    """Return the smallest number of even micro-batches that fit, by bisection; at worst one for each sample."""
     too_few, enough = 0, 1
     while enough < local and not fits(even_size(local, enough, multiple)):
         too_few, enough = enough, min(2 * enough, local)
@@ -76,14 +76,14 @@ def fewest_micro_batches(local: int, fits: Callable[[int], bool], multiple: int 
 
 
 def are_checkpointed(model: nn.Module) -> bool:
-    """Whether blocks of any tower that is trained are checkpointed."""
+    """Whether the blocks of any trained tower are checkpointed."""
     return any(tower.gradient_checkpointing for tower in trained_towers(model))
 
 
 def block_settings(model: nn.Module) -> dict[bool, BlockSettings]:
-    """The towers' settings by whether blocks are checkpointed: the present ones, and the opposite where there is one.
+    """Return the current settings of the trained towers and, if possible, the opposite ones, keyed by `checkpointed`.
 
-    Backbones that checkpoint their blocks themselves have no opposite.
+    There is no opposite for a tower without `repeated_blocks`, such as a backbone that checkpoints its blocks itself.
     """
     towers, checkpointed = trained_towers(model), are_checkpointed(model)
     opposite = {tower: not checkpointed for tower in towers if tower.repeated_blocks()}
@@ -99,7 +99,7 @@ def trained_towers(model: nn.Module) -> list[Tower]:
 
 @contextmanager
 def applied(settings: BlockSettings) -> Iterator[None]:
-    """Checkpoint the blocks of these towers, or not, inside this context."""
+    """Apply these settings of gradient checkpointing to the towers inside this context."""
     before = {tower: tower.gradient_checkpointing for tower in settings}
     try:
         for tower, is_on in settings.items():
@@ -111,6 +111,6 @@ def applied(settings: BlockSettings) -> Iterator[None]:
 
 
 def as_arguments(model: nn.Module, settings: BlockSettings) -> str:
-    """Arguments of the command line that make a run with these settings."""
+    """Format settings as arguments of the command line."""
     kinds = {tower: name.removesuffix("_tower") for name, tower in model.named_children()}
     return " ".join(f"towers.{kinds[tower]}.gradient_checkpointing={str(on).lower()}" for tower, on in settings.items())

@@ -1,4 +1,4 @@
-"""Memory of a process: what it has used at most, what is left, and that it keeps none that it has freed."""
+"""Memory of a process: its peak, the memory still available, and the return of freed memory to the system."""
 
 import ctypes
 import platform
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-# Blocks from this size on are mapped on their own; smaller ones are too few bytes to matter, and many.
+M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
+# Blocks of at least this size get their own mapping. Smaller ones are many, but their total is too small to matter.
 MAPPED_BYTES = 1 << 20
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes used at most so far: allocated on the GPU, or resident in this process."""
+    """Return the peak bytes so far: allocated on the GPU, or resident in this process for a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -22,7 +22,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that this machine, or the container, can still give; None where the system does not tell."""
+    """Return the bytes still available on this machine or in this container; None if the system does not report it."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
@@ -35,10 +35,10 @@ def available_memory() -> int | None:
 
 
 def return_freed_memory() -> None:
-    """Freed tensors go back to the system at once, so that a process resides in what its tensors take and no more.
+    """Make malloc return freed tensors to the system at once, so that resident memory is what live tensors need.
 
-    glibc would keep blocks of up to 32 MB in a heap whose holes aligned blocks of the same size do not fit: two to four
-    times what checkpointed towers hold. Other C libraries are left as they are.
+    By default glibc keeps blocks of up to 32 MB in a heap, into whose holes aligned blocks of the same size do not fit.
+    That heap grew to two to four times the size of what checkpointed towers hold. Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)

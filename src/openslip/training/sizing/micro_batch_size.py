@@ -1,4 +1,4 @@
-"""`micro_batch_size` of a run: all samples at once, a given number, or the most that fit (`auto`)."""
+"""Choice of `micro_batch_size`: all samples at once, a given number, or the most that fit in memory (`auto`)."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -33,16 +33,16 @@ from openslip.training.sizing.layout import (
 )
 from openslip.training.sizing.memory import available_memory, return_freed_memory
 
-# Left free: for the loss, which is not tried because it waits for other ranks, and for fragments. Views are augmented
-# before activations take memory, at most 1.3 GB beside the finished ones at 224 pixels.
+# Fraction of memory to leave free, for fragmentation and for the loss, which is not tried because it communicates with
+# other ranks. Augmentation needs at most 1.3 GB beside the finished views at 224 pixels, before activations exist.
 HEADROOM = 0.1
-# Holes in the heap of a CPU, the most that were seen (docs/LOG.md): times what is counted, and in bytes. A whole batch
-# is given them, since freed memory is returned, which takes time, only where there are several micro-batches.
+# Largest fragmentation of a CPU's heap that was seen (docs/LOG.md), as a multiple of the counted bytes and in bytes. It
+# is added for a whole batch only: with several micro-batches freed memory is returned to the system, which takes time.
 HOLES, MOST_HOLES = 3, 1.5e9
-CHAIN = 4  # times the images that it takes, the most that augmentation holds on a GPU
-# How PyTorch, CUDA, cuBLAS and cuDNN say that they want memory: what fails for another reason fails again in the step
-# itself. Handles that are NOT_INITIALIZED had no memory to be made in. PyTorch tries all engines of a convolution,
-# ignores why each of them fails, and ends with the last of these messages.
+CHAIN = 4  # peak memory of augmentation on a GPU, as a multiple of the images it processes at a time
+# Messages by which PyTorch, CUDA, cuBLAS and cuDNN report a lack of memory; any other failure would also fail in the
+# step itself. A handle is NOT_INITIALIZED if there was no memory to create it. PyTorch tries all engines of a
+# convolution, ignores why each of them fails, and ends with the last of these messages.
 WANTS_MEMORY = (
     *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED"),
     *("CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
@@ -51,15 +51,17 @@ WANTS_MEMORY = (
 
 
 class MicroBatchSize(pl.Callback):
-    """Sets how many samples the pretrainer encodes at a time, before the first step and the same on all ranks.
+    """Sets the pretrainer's `micro_batch_size` before the first step, to the same value on all ranks.
 
-    For `auto` a GPU tries micro-batches, forward and backward, and a CPU compares what small ones take with the memory
-    that is left.
+    For `auto` a GPU tries micro-batches, forward and backward; on a CPU the memory of a few samples is measured and
+    compared with the memory available.
 
     Args:
-        setting: a number, `auto`, or None for the whole batch of a rank.
-        file: keeps what `auto` chose, so that a resumed run with the same batch and device takes it again.
-        longest: number of samples to what takes the place of the batch's captions, so that no later ones take more.
+        setting: samples per micro-batch, `auto`, or None for the whole batch of a rank.
+        file: file in which the choice of `auto` is stored, so that a resumed run with the same batch and device
+            repeats it.
+        longest: function from a number of samples to the longest possible captions, which replace those of the batch,
+            so that no later batch needs more memory.
     """
 
     def __init__(self, setting: int | str | None, *, file: Path, longest: Callable[[int], dict[str, Tensor]]) -> None:
@@ -79,13 +81,13 @@ class MicroBatchSize(pl.Callback):
             pl_module.micro_batch_size = self.setting or local
 
     def most(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
-        """The largest even micro-batch that fits on every rank."""
+        """Return the size of the largest even micro-batch that fits on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        # The first rank's file decides for all, since the others may not see its folder.
+        # Rank 0's file decides for all ranks, because the others may not see its folder.
         size = from_first_rank(self.kept(local, name) if is_main_process() else 0)
         if size == 0:
-            # On a CPU the size is not rounded, so that float32 sums stay what they were.
+            # On a CPU the size is not rounded, so that float32 results equal those of earlier versions.
             multiple = GPU_MULTIPLE if device.type == "cuda" else 1
             is_mixing = bool(mixing_layers(pl_module.model))
             count, advice = (1, "") if is_mixing else self.count(trainer, pl_module, batch, local, multiple)
@@ -99,12 +101,12 @@ class MicroBatchSize(pl.Callback):
         return size
 
     def kept(self, local: int, device: str) -> int:
-        """What an earlier process of the run chose for this batch on this device, or 0."""
+        """Return the size that an earlier process of the run chose for this batch and device, or 0 if there is none."""
         try:
             stored = json.loads(self.file.read_bytes())
             is_same = (stored["local_batch_size"], stored["device"]) == (local, device)
             size = stored["micro_batch_size"] if is_same else 0
-        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one: it is measured again
+        except (OSError, ValueError, KeyError, TypeError):  # no file, or a damaged one: measure again
             return 0
         return size if isinstance(size, int) and 1 <= size <= local else 0
 
@@ -117,9 +119,9 @@ class MicroBatchSize(pl.Callback):
     def count(
         self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int, multiple: int
     ) -> tuple[int, str]:
-        """The fewest micro-batches that fit, and on the first rank what would be faster.
+        """Return the smallest number of micro-batches that fit and, on rank 0, advice on a faster layout.
 
-        Weights, gradients, statistics and random states stay as they are.
+        Weights, gradients, statistics and random states are unchanged.
         """
         longest = {key: column.to(batch[key].device) for key, column in self.longest(local).items() if key in batch}
         batch = batch | longest
@@ -143,14 +145,14 @@ class MicroBatchSize(pl.Callback):
             if is_main_process() and (count > 1 or checkpointed):
                 advice = faster(fastest_layout(local, fits, multiple), pl_module, settings, checkpointed)
             if pl_module.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(pl_module.device)  # the run's own peak is what is told
+                torch.cuda.reset_peak_memory_stats(pl_module.device)  # the trials must not count in the run's peak
         return count, advice
 
 
 def faster(
     layout: Layout | None, pl_module: Pretrainer, settings: dict[bool, BlockSettings], checkpointed: bool
 ) -> str:
-    """What to set where the fastest layout is one with other blocks."""
+    """Return advice on gradient checkpointing if the fastest layout differs in it, else an empty string."""
     if layout is None or layout.checkpointed == checkpointed:
         return ""
     arguments = as_arguments(pl_module.model, settings[layout.checkpointed])
@@ -160,7 +162,7 @@ def faster(
 
 
 def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> bool:
-    """Whether one micro-batch can be encoded and differentiated beside all that a step holds: tried."""
+    """Try whether a micro-batch fits, forward and backward, beside everything else that a step holds in memory."""
     device = pl_module.device
     weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
     optimizer = pl_module.optimizers(use_pl_optimizer=False)
@@ -176,16 +178,16 @@ def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> b
     except RuntimeError as error:
         if not wants_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold activations
+        traceback.clear_frames(error.__traceback__)  # its frames hold activations
         return False
     finally:
         del ballast
-        gc.collect()  # what checkpoints keep refers to itself, and would be in the way of the next trial
+        gc.collect()  # checkpoints leave reference cycles, whose memory the next trial needs
         torch.cuda.empty_cache()
 
 
 def made_ahead(batch: dict[str, Tensor]) -> int:
-    """Bytes of the next batch, made while a step is computed: its columns, their 8-bit form and what a view takes."""
+    """Return the bytes of the next batch, prepared during a step: its columns, their uint8 form, and augmentation."""
     columns = [column for column in batch.values() if not column.is_cpu]
     finished = sum(column.nbytes for column in columns)
     in_the_making = max((column[:SAMPLES_AT_A_TIME].nbytes for column in columns), default=0)
@@ -197,7 +199,7 @@ def wants_memory(error: RuntimeError) -> bool:
 
 
 def checkpoint_bytes(pl_module: Pretrainer) -> int:
-    """Bytes of a checkpoint: weights, EMA weights and statistics, and AdamW's two moments."""
+    """Return the bytes of a checkpoint: weights, EMA weights, statistics, and AdamW's two moments."""
     moments = sum(2 * p.nbytes for p in pl_module.parameters() if p.requires_grad)
     return moments + sum(tensor.nbytes for tensor in (*pl_module.parameters(), *pl_module.buffers()))
 
@@ -205,13 +207,20 @@ def checkpoint_bytes(pl_module: Pretrainer) -> int:
 def fits_in_memory(
     pl_module: Pretrainer, batch: dict[str, Tensor], local: int, processes: int
 ) -> Callable[[int], bool]:
-    """Whether a micro-batch of a size fits into what the machine has left, from the memory that few samples take."""
+    """Return a function that tells whether a micro-batch of a given size fits in the available memory of the machine.
+
+    Args:
+        pl_module: the pretrainer, whose memory per sample is measured on a few samples.
+        batch: batch to measure.
+        local: samples of the whole local batch.
+        processes: number of ranks that share the machine's memory.
+    """
     left = available_memory()
     if left is None:
         return lambda size: True
     sample = activation_bytes(pl_module.objective, pl_module.model, batch)
     weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
-    # The first save takes a checkpoint more, on the first rank, which keeps it: docs/ARCHITECTURE.md, "A save".
+    # The first save copies a checkpoint to host memory, on rank 0, and keeps it: docs/ARCHITECTURE.md, "A save".
     room = ((1 - HEADROOM) * left - checkpoint_bytes(pl_module)) / processes - 3 * weights
 
     def fits(size: int) -> bool:
