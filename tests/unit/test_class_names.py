@@ -212,7 +212,7 @@ def test_one_string_is_no_list_of_labels_and_generators_are_one():
 
 def test_nearest_neighbours_of_other_class_folders_are_refused(tmp_path: Path):
     train, test = write_folder(tmp_path / "train", ["a", "b", "c"]), write_folder(tmp_path / "test", ["b", "c"])
-    with pytest.raises(UserError, match=r"other classes \(3 and 2; a is not in both\)"):
+    with pytest.raises(UserError, match=r"different classes \(3 and 2; a is not in both\)"):
         knn(train, test, k=1)
     assert knn(train, train, k=1).run(bundle(image_encoder()))["top1"] == 100
 

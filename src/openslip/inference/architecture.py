@@ -176,7 +176,7 @@ def build(description: Any, allow: Collection[str]) -> Any:
     required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     if wrong := (fields.keys() - parameters.keys()) | (required - fields.keys()):
         raise UserError(
-            f"the checkpoint's {target} has other fields than this version expects: "
+            f"the checkpoint's {target} has unexpected or missing fields for this version: "
             f"{', '.join(sorted(map(str, wrong)))}"
         )
     try:

@@ -17,7 +17,7 @@ def imagenet_ids() -> dict[str, int]:
     assert package.origin is not None
     path = Path(package.origin).parent / "data" / "_info" / "imagenet_synsets.txt"
     if not path.is_file():
-        raise UserError(f"{path}: not there, but ImageNet's WordNet ids are read from it: pip install -U timm")
+        raise UserError(f"{path} is missing; ImageNet's WordNet ids are read from it: pip install -U timm")
     return {identifier: label for label, identifier in enumerate(path.read_text().split())}
 
 

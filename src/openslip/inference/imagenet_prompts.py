@@ -40,7 +40,7 @@ def _open_clip_metadata() -> ModuleType:
     path = Path(package.origin).with_name("zero_shot_metadata.py")
     spec = importlib.util.spec_from_file_location("openslip_zero_shot_metadata", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: not there, but ImageNet's names are read from it: pip install -U open_clip_torch")
+        raise UserError(f"{path} is missing; ImageNet's names are read from it: pip install -U open_clip_torch")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
