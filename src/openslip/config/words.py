@@ -13,9 +13,7 @@ from openslip.errors import UserError, first_line
 
 TEXTS = ("name", "runs_dir", "checkpoint", "output")  # keys whose value is always text, even if it looks like a number
 PLACES = ("shards", "root", "path", "folder", "weights")  # keys that end in these may name a folder by a number
-DASHED = re.compile(
-    r"--(?!config-dir=)([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL
-)  # form in which W&B agents pass settings
+DASHED = re.compile(r"--(?!config-dir=)([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL)  # a setting as W&B agents write it
 
 
 def quoted(text: str) -> str:
