@@ -35,7 +35,9 @@ class Finding(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Print one line per finding, with advice if it is a problem."""
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs by default"
+    )
     for finding in examine(parser.parse_args(arguments).runs):
         say(finding.line())
     return 0

@@ -107,7 +107,7 @@ def split_labels(text: str) -> list[str]:
         raise UserError(f"--labels {text}: a quotation mark is left open; @FILE has one label per line") from error
     for label in labels:
         if label[:1] in ("[", "{") or (len(label) > 1 and label[0] == label[-1] == "'"):
-            raise UserError(f"--labels {text}: write labels between commas, without brackets and quotation marks")
+            raise UserError(f"--labels {text}: separate labels by commas, without brackets or quotation marks")
     return labels
 
 

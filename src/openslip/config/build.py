@@ -120,7 +120,7 @@ def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
     for name, options in config.items():
         if not isinstance(options, dict):
             raise UserError(
-                f"evaluation.{name}={options}: expected its settings; to leave it out, write ~evaluation.{name}"
+                f"evaluation.{name}={options}: expected its settings; to remove it, write ~evaluation.{name}"
             )
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
         evaluations[name] = build(arguments, f"evaluation.{name}")

@@ -26,7 +26,7 @@ def spread_prompts(config: Any) -> None:
         evaluations = [name for name, options in config.evaluation.items() if options and key in list(options)]
         if not evaluations:
             chosen = ", ".join(map(str, config.evaluation)) or "none"
-            raise UserError(f"{key}={value}: no zero-shot evaluation is chosen ({chosen}): leave {key} out")
+            raise UserError(f"{key}={value}: no zero-shot evaluation is chosen ({chosen}): remove {key}")
         for name in evaluations:
             OmegaConf.update(config, f"evaluation.{name}.{key}", value, merge=False)
 
@@ -55,5 +55,5 @@ def of_training(key: str) -> str:
     """Return the error message for a root key that exists for training but not for evaluation."""
     return (
         f"config key {key} is a setting of training: an evaluation takes model, tokenizer, image_size, mean and std "
-        f"from its checkpoint; leave {key} out, or train with it"
+        f"from its checkpoint; remove {key}, or train with it"
     )

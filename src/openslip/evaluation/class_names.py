@@ -50,7 +50,7 @@ def class_names(
     """
     folders = None if classes is None else list(classes)
     if value is None and folders is None:
-        raise UserError("classnames=null: this dataset has label numbers alone; give a text file or a list of names")
+        raise UserError("classnames=null: this dataset only has label numbers; give a text file or a list of names")
     given = list(folders or ()) if value is None else texts_of(value, "classnames")
     places, notices = match(given, folders)
     chosen, num_known = [given[place] for place in places], len(given)
@@ -62,10 +62,10 @@ def class_names(
         notices.append("class names: `_` is read as a space (underscores=keep leaves it)")
     if numbered := [name for name in names if value is None and without_number(name) != name]:
         notices.append(
-            f"class names: numbers in front stand in the prompts ({numbered[0]}); classnames=FILE gives others"
+            f"class names: leading numbers become part of the prompts ({numbered[0]}); classnames=FILE gives others"
         )
     if twice := repeated(names):
-        notices.append(f"class names: {', '.join(twice)} stand for several labels each, which share the probability")
+        notices.append(f"class names: {', '.join(twice)} name several labels each, which share the probability")
     return ClassNames(texts(names, "classnames"), places, len(given), num_known, notices)
 
 
@@ -142,7 +142,9 @@ def unequal(names: list[str], folders: list[str], is_imagenet: bool) -> str:
     counts = f"classnames: {given} for {len(folders)} class folders"
     if is_imagenet:
         other = [folder for folder in folders if folder not in imagenet_ids()]
-        return f"{counts}, of which {', '.join(other[:3])} are no WordNet ids of ImageNet's classes: move them away"
+        return (
+            f"{counts}, of which {', '.join(other[:3])} are no WordNet ids of ImageNet's classes: move them elsewhere"
+        )
     ours, theirs = set(map(alike, folders)), set(map(alike, names))
     unnamed = [folder for folder in folders if alike(folder) not in theirs]
     missing = [name for name in names if alike(name) not in ours]

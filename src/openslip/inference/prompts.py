@@ -102,7 +102,7 @@ def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
             raise UserError(f"{key}={value} is one string, not a list: write {key}=['{value}']")
         known = " or ".join(LISTS[key])
         raise UserError(
-            f"{key}={value}: no such file; expected a text file with one a line, {known}, or a list such as "
+            f"{key}={value}: no such file; expected a text file with one per line, {known}, or a list such as "
             f"[{value if ',' in str(value) else EXAMPLES.get(key, 'cat,dog')!s}]"
         )
     return texts(read_lines(file, key), key)
@@ -123,10 +123,10 @@ def read_lines(path: str | Path, key: str = "classnames") -> list[str]:
     """
     lines = all_lines(path, key)
     if lines == [""]:
-        raise UserError(f"{path}: the file is empty: expected one name a line")
+        raise UserError(f"{path}: the file is empty: expected one name per line")
     if "" in lines:
         # Skipping it silently could hide a missing name, which shifts every label after it.
-        raise UserError(f"{path}: line {lines.index('') + 1} is blank: expected one name a line")
+        raise UserError(f"{path}: line {lines.index('') + 1} is blank: expected one name per line")
     return lines
 
 
@@ -139,11 +139,11 @@ def all_lines(path: str | Path, key: str = "labels") -> list[str]:
     try:
         content = text_of(regular_file(path).read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): expected text with one name per line") from error
     if is_damaged(content):
-        raise UserError(f"{path}: not UTF-8 text: save it as UTF-8, one name a line")
+        raise UserError(f"{path}: not UTF-8 text: save it as UTF-8, one name per line")
     lines = [line.strip() for line in re.split(r"\r\n?|\n", content.rstrip())]
     one_line = len(lines) == 1 and key != "templates" and re.search("[,;|]", lines[0])
     if one_line or (content.strip() and all(MARKED_UP.match(line) for line in lines if line)):
-        raise UserError(f"{path}: its lines are like {lines[0][:60]!r}: expected plain text, one name a line")
+        raise UserError(f"{path}: its lines are like {lines[0][:60]!r}: expected plain text, one name per line")
     return lines

@@ -30,7 +30,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     if "openslip" not in metadata:
         raise UserError(
-            f"checkpoint {path} holds weights and no settings: give the checkpoint it was made of, or one that "
+            f"checkpoint {path} holds weights and no settings: give the checkpoint it was made from, or one that "
             "`openslip strip IN OUT.safetensors` wrote"
         )
     try:

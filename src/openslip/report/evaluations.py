@@ -66,10 +66,10 @@ def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
     labels, predictions = arrays["labels"], arrays["predictions"]
     try:
         check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")
-        check(labels.dtype.kind in "iu" and predictions.dtype.kind in "iu", "labels are no whole numbers")
-        check(min(labels.min(), predictions.min()) >= 0, "a negative label")
+        check(labels.dtype.kind in "iu" and predictions.dtype.kind in "iu", "labels are not whole numbers")
+        check(min(labels.min(), predictions.min()) >= 0, "there is a negative label")
         highest = int(max(labels.max(), predictions.max()))
-        check(highest < len(arrays.get("classnames", range(MAX_CLASSES))), f"a label {highest}")
+        check(highest < len(arrays.get("classnames", range(MAX_CLASSES))), f"label {highest} has no name")
         names = [str(name) for name in arrays.get("classnames", range(highest + 1))]
         return [_confusions(arrays, names), _images(arrays, names), _mistakes(labels, predictions, names)]
     # A user's evaluation may store other data under these names, which must not prevent the report.

@@ -66,10 +66,10 @@ def _watch() -> None:
         time.sleep(min(1.0, min(_limits.values()) / 4))
     limit = f"watchdog.{_phase}={_limits[_phase]:g} seconds"
     sys.stderr.write(
-        f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; where its threads are:\n"
+        f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; the stacks of its threads:\n"
     )
     sys.stderr.flush()
-    ranks.tell(EXIT_CODE, f"stuck: its {_phase} takes longer than {limit}; it has printed where its threads are")
+    ranks.tell(EXIT_CODE, f"stuck: its {_phase} takes longer than {limit}; it has printed the stacks of its threads")
     faulthandler.dump_traceback(all_threads=True)
     time.sleep(LAST_WORDS)
     os._exit(EXIT_CODE)

@@ -94,7 +94,7 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
             raise UserError(f"checkpoint {fault} keys {', '.join(sorted(names)[:5])}{more}")
     for name, tensor in published.items():
         if tensor.shape != (shape := expected[name].shape):
-            raise UserError(f"checkpoint key {name} has shape {[*tensor.shape]}; its other keys ask for {[*shape]}")
+            raise UserError(f"checkpoint key {name} has shape {[*tensor.shape]}; its other keys require {[*shape]}")
     state = {name.removeprefix("model."): tensor for name, tensor in from_published(published).items()}
     return architecture, state
 
