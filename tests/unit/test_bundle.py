@@ -230,7 +230,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "meta": (put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 24, device="meta")), "its weights do not fit"),
     "shape": (put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 25)), "its weights do not fit"),
     "architecture": (put("openslip", "architecture", value=[[]]), "architecture describes no model"),
-    "field": (put("openslip", "architecture", 3, value=1), "other fields than this version expects: 3"),  # pyright: ignore
+    "field": (put("openslip", "architecture", 3, value=1), "unexpected or missing fields for this version: 3"),  # pyright: ignore
     "tokenizer": (put("openslip", "tokenizer", value=[1]), "tokenizer is a list"),
     "tokenizer text": (put("openslip", "tokenizer", value="ClipBpe"), "tokenizer is a str"),
     **{

@@ -74,7 +74,7 @@ def test_names_behind_a_number_are_the_folders_own(tmp_path: Path, capsys: pytes
     with pytest.raises(UserError, match=r"another order \(folder 001.Black_footed would be Laysan"):
         evaluation(source, classnames=["Laysan", "Black footed", "Sooty"])
     evaluation(source)
-    assert "numbers in front stand in the prompts (001.Black footed); classnames=FILE" in capsys.readouterr().err
+    assert "leading numbers become part of the prompts (001.Black footed); classnames=FILE" in capsys.readouterr().err
 
 
 def test_a_pairing_shows_the_names_that_are_not_the_folders_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -184,7 +184,7 @@ def test_names_that_read_the_same_are_named_once(capsys: pytest.CaptureFixture[s
         ({"classnames": ["cat", True]}, r"classnames\[1\] is True: expected text; in a config, put it in quotes"),
         ({"classnames": ["cat", " "]}, r"classnames\[1\] is blank"),
         ({"classnames": {"cat", "dog"}}, "classnames is a set: expected a list"),
-        ({"classnames": None}, "classnames=null: this dataset has label numbers alone"),
+        ({"classnames": None}, "classnames=null: this dataset only has label numbers"),
     ],
 )
 def test_what_gives_no_list_of_names_is_refused(settings: dict[str, Any], message: str):
@@ -212,7 +212,7 @@ def test_one_string_is_no_list_of_labels_and_generators_are_one():
 
 def test_nearest_neighbours_of_other_class_folders_are_refused(tmp_path: Path):
     train, test = write_folder(tmp_path / "train", ["a", "b", "c"]), write_folder(tmp_path / "test", ["b", "c"])
-    with pytest.raises(UserError, match=r"other classes \(3 and 2; a is not in both\)"):
+    with pytest.raises(UserError, match=r"different classes \(3 and 2; a is not in both\)"):
         knn(train, test, k=1)
     assert knn(train, train, k=1).run(bundle(image_encoder()))["top1"] == 100
 

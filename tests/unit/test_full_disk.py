@@ -122,7 +122,7 @@ def test_an_evaluation_that_cannot_be_written_is_printed(
     assert "metrics:" not in printed
     reason = "Read-only file system" if state == "read-only" else "No space left on device"
     assert f"{tmpfs}/evaluation-.json could not be written ({reason}" in said
-    assert "output=FILE names another place; the metrics are printed alone" in said
+    assert "output=FILE names another place; the metrics are only printed" in said
     assert sorted(tmpfs.iterdir()) == before
 
 

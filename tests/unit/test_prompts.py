@@ -124,7 +124,7 @@ def test_lines_are_read_whole_and_stripped(tmp_path: Path):
         (b"\ndog\n", "line 1 is blank"),
         (b"dog\n\xff\n", "not UTF-8"),
         ("dog\ncat".encode("utf-16-le"), "not UTF-8"),
-        (b"- dog\n- cat\n", "its lines are like '- dog': expected plain text, one name a line"),
+        (b"- dog\n- cat\n", "its lines are like '- dog': expected plain text, one name per line"),
         (b'["dog", "cat"]', "plain text"),
         (b"0,dog\n1,cat\n", "plain text"),
         (b"0: dog\n1: cat\n", "plain text"),

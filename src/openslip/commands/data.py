@@ -10,9 +10,9 @@ from typing import Any
 from openslip.terminal import notice, say
 
 COMMANDS = {
-    "convert": "another layout of a dataset to tar shards: openslip data convert table images.csv shards",
-    "index": "scan shards once, so that training starts at once: openslip data index shards",
-    "check": "what a dataset holds: openslip data check shards --decode --contact-sheet sheet.png",
+    "convert": "convert a dataset of another layout to tar shards: openslip data convert table images.csv shards",
+    "index": "index shards, so that training starts without a scan: openslip data index shards",
+    "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
 }
 TARGET = (
     "a data config (cc3m, yfcc15m, ...) with overrides such as data.source.shards=..., or paths and addresses of shards"
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def convert(arguments: list[str]) -> int:
-    """Write shards; the same command resumes where it was interrupted."""
+    """Convert a dataset to shards; the same command resumes an interrupted conversion."""
     from openslip.data.convert import descriptions
     from openslip.data.convert.convert import SAMPLES_PER_SHARD
     from openslip.data.convert.convert import convert as write_shards
@@ -45,24 +45,29 @@ def convert(arguments: list[str]) -> int:
         "openslip data convert",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{COMMANDS['convert']}\n\n"
-        f"layouts, each with options of its own (openslip data convert LAYOUT --help):\n{purposes}",
+        f"layouts, each with its own options (openslip data convert LAYOUT --help):\n{purposes}",
     )
-    parser.add_argument("layout", metavar="LAYOUT", help="one of those above")
+    parser.add_argument("layout", metavar="LAYOUT", help="one of the layouts above")
     parser.add_argument("root", type=Path, metavar="ROOT", help="the dataset's folder or table")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
     parser.add_argument(
         "--resize", type=count, metavar="SIDE", help="short side to which larger images are resized, such as 256"
     )
     parser.add_argument(
-        "--samples-per-shard", type=count, default=SAMPLES_PER_SHARD, metavar="N", help=f"{SAMPLES_PER_SHARD}"
+        "--samples-per-shard",
+        type=count,
+        default=SAMPLES_PER_SHARD,
+        metavar="N",
+        help=f"samples per shard, {SAMPLES_PER_SHARD} by default",
     )
     parser.add_argument(
         "--transparency",
         choices=("white", "ignore"),
         default="white",
-        help="of images that become JPEGs, because of --resize or of their format: on white, or ignored; white",
+        help="how transparent images become JPEGs (with --resize, or if their format requires it): on white by "
+        "default, or with transparency ignored",
     )
-    parser.add_argument("--workers", type=count, default=2, help="processes that write shards, 2")
+    parser.add_argument("--workers", type=count, default=2, help="processes that write shards, 2 by default")
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     for name, (kind, many, purpose) in extra.items():
         flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
@@ -94,14 +99,14 @@ def convert(arguments: list[str]) -> int:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1, as argparse takes types."""
+    """Parse a whole number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
     return int(text)
 
 
 def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
-    """The keyword parameters of a layout's `records`: type, whether they may be repeated, and purpose."""
+    """Return the keyword parameters of a layout's `records`: type, whether it may be repeated, and purpose."""
     from openslip.data.convert.convert import find_records
 
     records = find_records(layout)
@@ -115,7 +120,7 @@ def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
 
 
 def index(arguments: list[str]) -> int:
-    """Scan shards and print what they hold."""
+    """Index the shards of a dataset and print how many samples they hold."""
     parser = argparse.ArgumentParser("openslip data index", description=COMMANDS["index"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
@@ -134,16 +139,16 @@ def index(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """Read every sample and print statistics."""
+    """Read every sample of a dataset and print statistics."""
     parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
     parser.add_argument("--decode", action="store_true", help="decode every image and list those that fail")
-    parser.add_argument("--limit", type=int, metavar="N", help="look at N evenly spaced samples")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only N evenly spaced samples")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that read and decode")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read and decode, 2 by default")
     options = parser.parse_args(arguments)
 
     from openslip.config.build import build
@@ -170,12 +175,17 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="what a sample must have to count; null: the image alone (a config states its own)",
+        help="what a sample needs besides its image, else it is skipped; null: nothing (data configs set their own)",
     )
 
 
 def open_source(target: list[str], require: str) -> Any:
-    """The source of a data config, or of shards named by path."""
+    """Open the source of a data config, or of shards.
+
+    Args:
+        target: name of a data config followed by overrides, or paths and addresses of shards.
+        require: what a sample of shards must have: `caption`, `label` or `null`; a data config sets its own.
+    """
     from openslip.config.build import build
     from openslip.config.compose import compose_config
     from openslip.config.search_path import config_folder

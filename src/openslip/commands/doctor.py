@@ -1,4 +1,4 @@
-"""Find what may be wrong with this machine, its runs and their checkpoints; changes nothing."""
+"""Report problems of this machine, its runs and their checkpoints; change nothing."""
 
 import argparse
 import importlib.metadata
@@ -15,13 +15,13 @@ import torch
 from openslip.run.checkpoints import damage, foreign, saved
 from openslip.terminal import say
 
-FREE_DISK = 20e9  # bytes: three ViT-L checkpoints with their optimizer
-SHARED_MEMORY = 1e9  # bytes: decoded batches of a few workers
-OPEN_FILES = 4096  # shards, sockets and tensors between processes
+FREE_DISK = 20e9  # bytes: room for three ViT-L checkpoints with optimizer state
+SHARED_MEMORY = 1e9  # bytes: room for the decoded batches of a few workers
+OPEN_FILES = 4096  # enough for shards, sockets and tensors shared between processes
 
 
 class Finding(NamedTuple):
-    """A line of the report; `advice` says what to do, and is empty where all is well."""
+    """A line of the report; `advice` says what to do, and is empty if there is no problem."""
 
     subject: str
     state: str
@@ -33,16 +33,18 @@ class Finding(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Print one line per finding, with what to do about it."""
+    """Print one line per finding, with advice if it is a problem."""
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs by default"
+    )
     for finding in examine(parser.parse_args(arguments).runs):
         say(finding.line())
     return 0
 
 
 def examine(runs_folder: Path) -> list[Finding]:
-    """The machine, and every run in the folder."""
+    """Examine the machine and every run in the folder."""
     return [versions(), devices(), *folders(runs_folder), shared_memory(), open_files(), *runs(runs_folder)]
 
 
@@ -54,7 +56,7 @@ def versions() -> Finding:
 def devices() -> Finding:
     if not torch.cuda.is_available():
         advice = "" if torch.version.cuda is None else "this torch is built for CUDA but finds no GPU: see nvidia-smi"
-        return Finding("devices", "CPU alone", advice)
+        return Finding("devices", "CPU only", advice)
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     return Finding("devices", ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus))
 
@@ -88,7 +90,7 @@ def open_files() -> Finding:
 
 
 def runs(folder: Path) -> list[Finding]:
-    """Each run with its state, and each of its checkpoints that is not what was written."""
+    """Report the state of each run, and each checkpoint that is damaged or belongs to another run."""
     findings = []
     for run in sorted(path.parent for path in folder.glob("*/config.yaml")):
         checkpoints = saved(run / "checkpoints")

@@ -18,7 +18,7 @@ ELSEWHERE = "output=FILE names another place"
 
 
 def main(arguments: list[str]) -> None:
-    """Run the evaluations that training uses; tokenizer and transform come with the checkpoint."""
+    """Run evaluations on a checkpoint, with its own tokenizer and transform, as in training."""
     config, _ = compose_config("eval", arguments)
     bundle = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]), format=config["format"])
     bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
@@ -41,23 +41,30 @@ def main(arguments: list[str]) -> None:
 
 
 def can_write(output: Path, *, is_asked_for: bool) -> bool:
-    """Whether the metrics can be written, found out before they are computed; where not, they are printed alone.
+    """Check, before metrics are computed, whether their file can be written; if not, they are only printed.
+
+    Args:
+        output: the file for the metrics.
+        is_asked_for: whether the user has named the file.
 
     Raises:
-        UserError: they cannot, and the user has named the file.
+        UserError: the file cannot be written, and the user has named it.
     """
     try:
         refuse_unwritable(output, advice=ELSEWHERE)
     except UserError as error:
         if is_asked_for:
             raise
-        notice(f"{error}; the metrics are printed alone")
+        notice(f"{error}; the metrics are only printed")
         return False
     return True
 
 
 def default_output(checkpoint: str, evaluations: list[str]) -> Path:
-    """In the run's folder, or beside the file and with its name: several of a folder may be evaluated at a time."""
+    """Return the default file for metrics: in the run's folder, or beside a checkpoint file and named after it.
+
+    The checkpoint's name is included because several checkpoints of a folder may be evaluated at the same time.
+    """
     path, name = Path(checkpoint), f"evaluation-{'-'.join(evaluations)}.json"
     return path / name if path.is_dir() else path.with_name(f"{path.stem}-{name}")
 

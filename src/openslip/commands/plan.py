@@ -1,4 +1,4 @@
-"""What a run will cost: openslip plan model=slip_vitb16 data=yfcc15m."""
+"""Estimate the memory and time of a run: openslip plan model=slip_vitb16 data=yfcc15m."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from openslip.training.sizing.cost import StepMemory, measure_step
 
 
 def main(arguments: list[str]) -> None:
-    """Print the plan of the run that `openslip train` with the same arguments would make."""
+    """Print length, parameters, memory and time of the run that `openslip train` starts with the same arguments."""
     config, _ = compose_config("train", arguments)
     check_root_values(config)
     settings = config["trainer"]

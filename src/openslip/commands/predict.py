@@ -1,4 +1,4 @@
-"""Which label fits an image: openslip predict a.jpg --checkpoint runs/NAME --labels "cat,dog"."""
+"""Rank labels by how well they fit images: openslip predict a.jpg --checkpoint runs/NAME --labels "cat,dog"."""
 
 import argparse
 import csv
@@ -39,13 +39,13 @@ def main(arguments: list[str]) -> int:
         "--probabilities",
         choices=("softmax", "sigmoid"),
         default="softmax",
-        help="softmax (default): they add up to 1; sigmoid: each label for itself, for models with a logit_bias",
+        help="softmax (default): they sum to 1; sigmoid: each label is independent, for models with a logit_bias",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
-    parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
+    parser.add_argument("--allow", action="append", default=[], help="your own model class that the file may name")
+    parser.add_argument("--format", help="format of the file, or a module that reads it; detected by default")
     for name, known in SETTINGS.items():
-        parser.add_argument(f"--{name}", choices=known, help="of images, if not as in the run")
+        parser.add_argument(f"--{name}", choices=known, help="how to read images; as in the run by default")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument(
@@ -80,7 +80,11 @@ def main(arguments: list[str]) -> int:
 
 
 def read_labels(text: str) -> list[str]:
-    """Labels between commas or of a file; blank and repeated ones are dropped, and said."""
+    """Read labels from comma-separated text or a file; blank and repeated ones are dropped with a notice.
+
+    Args:
+        text: labels between commas, or `@FILE` for a file with one label per line.
+    """
     given = all_lines(text[1:]) if text.startswith("@") else split_labels(text)
     labels = [label for label in given if label]
     kept = list({alike(label): label for label in reversed(labels)}.values())[::-1]
@@ -95,20 +99,20 @@ def read_labels(text: str) -> list[str]:
 
 
 def split_labels(text: str) -> list[str]:
-    """Labels between commas; one in quotation marks may hold commas."""
+    """Split labels at commas; a label in quotation marks may contain commas."""
     try:
         rows = csv.reader(text.splitlines(), skipinitialspace=True, strict=True)
         labels = [label.strip() for row in rows for label in row]
     except csv.Error as error:
-        raise UserError(f"--labels {text}: a quotation mark is left open; @FILE takes one label a line") from error
+        raise UserError(f"--labels {text}: a quotation mark is left open; @FILE has one label per line") from error
     for label in labels:
         if label[:1] in ("[", "{") or (len(label) > 1 and label[0] == label[-1] == "'"):
-            raise UserError(f"--labels {text}: write labels between commas, without brackets and quotation marks")
+            raise UserError(f"--labels {text}: separate labels by commas, without brackets or quotation marks")
     return labels
 
 
 def image_paths(arguments: list[str]) -> tuple[list[str], int]:
-    """Image files, those of folders in the order of their paths; and how many folders hold none."""
+    """List the image files of files and folders, those of a folder in path order; count folders without images."""
     paths, without = [], 0
     for argument in arguments:
         folder = Path(argument)
@@ -129,7 +133,7 @@ def image_paths(arguments: list[str]) -> tuple[list[str], int]:
 def rank_each(
     classifier: ZeroShotClassifier, paths: list[str], *, show_progress: bool
 ) -> Iterator[tuple[str, Ranking]]:
-    """Yield each image with its ranking; one that cannot be read is named on stderr, and the rest go on."""
+    """Yield the path and ranking of each image; an unreadable image is reported on stderr and skipped."""
     bundle, starts = classifier.bundle, range(0, len(paths), BATCH_SIZE)
     console = Console(stderr=True)
     shown = show_progress and console.is_terminal
@@ -150,7 +154,7 @@ Write = Callable[[str, Ranking], None]
 
 @contextmanager
 def bar_printer(labels: list[str]) -> Iterator[Write]:
-    """Print an image's labels as bars."""
+    """Print the probabilities of an image's labels as bars."""
     width = max(map(len, labels))
 
     def write(path: str, ranking: Ranking) -> None:
@@ -163,7 +167,7 @@ def bar_printer(labels: list[str]) -> Iterator[Write]:
 
 @contextmanager
 def json_printer() -> Iterator[Write]:
-    """Print one JSON list at the end."""
+    """Collect all rankings and print them as one JSON list at the end."""
     entries = []
     yield lambda path, ranking: entries.append(as_json(path, ranking))
     say(*json.dumps(entries, indent=1).splitlines())
@@ -171,9 +175,9 @@ def json_printer() -> Iterator[Write]:
 
 @contextmanager
 def writer(output: Path, labels: list[str]) -> Iterator[Write]:
-    """Write a CSV or JSON lines file, which is there once it is complete.
+    """Write rankings to a CSV or JSON lines file, which appears only once it is complete.
 
-    The columns of a CSV: `image`, the best `label`, its `probability`, and one per label.
+    A CSV has the columns `image`, `label` (the most probable one), its `probability`, and one column per label.
     """
     with needed(output, refusal=UserError, advice=ELSEWHERE), durable(output) as file:
 
@@ -192,7 +196,7 @@ def writer(output: Path, labels: list[str]) -> Iterator[Write]:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a file that cannot be written, before the work."""
+    """Refuse an output file that cannot be written, before any image is ranked."""
     if output.suffix not in FILES:
         raise UserError(f"--output {output}: expected a name that ends in {' or '.join(FILES)}")
     refuse_unwritable(output, advice=ELSEWHERE)

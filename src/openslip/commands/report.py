@@ -1,4 +1,4 @@
-"""Write a run's report page again: openslip report runs/NAME."""
+"""Write or update a run's report page: openslip report runs/NAME."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from openslip.terminal import say
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page of a run from what lies in its folder."""
+    """Write the report page of a run from the files in its folder."""
     parser = argparse.ArgumentParser("openslip report", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/NAME")
     options = parser.parse_args(arguments)

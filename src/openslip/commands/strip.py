@@ -1,4 +1,4 @@
-"""Keep only what inference needs of a checkpoint: openslip strip runs/NAME small.ckpt."""
+"""Write a checkpoint that holds only what inference needs: openslip strip runs/NAME small.ckpt."""
 
 import argparse
 import os
@@ -13,12 +13,12 @@ from openslip.terminal import say
 
 
 def main(arguments: list[str]) -> int:
-    """Write a smaller file that predicts the same."""
+    """Write a smaller checkpoint that gives the same predictions, and print both sizes."""
     parser = argparse.ArgumentParser("openslip strip", description=__doc__)
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
-    parser.add_argument("target", metavar="OUT", help="the file to write; .safetensors gives one of that format")
-    parser.add_argument("--allow", action="append", default=[], help="model class of your own that the file may name")
-    parser.add_argument("--format", help="format of the file, if not found by its content; or a module that reads it")
+    parser.add_argument("target", metavar="OUT", help="the file to write; a name in .safetensors selects that format")
+    parser.add_argument("--allow", action="append", default=[], help="your own model class that the file may name")
+    parser.add_argument("--format", help="format of the file, or a module that reads it; detected by default")
     options = parser.parse_args(arguments)
 
     before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
@@ -33,7 +33,14 @@ def strip(
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
 ) -> tuple[int, int]:
-    """Write the model of a checkpoint with its tokenizer and transform; returns the sizes before and after in bytes."""
+    """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
+
+    Args:
+        source: a run's folder or a checkpoint.
+        target: the file to write.
+        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
+        format: name of the source's format, or import path of a module that reads it; None detects it.
+    """
     source, target = checkpoint_file(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
@@ -41,7 +48,7 @@ def strip(
     temporary = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         write(bundle, temporary)
-        load(temporary, allow=allow)  # what cannot be loaded again is not left behind
+        load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

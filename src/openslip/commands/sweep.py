@@ -1,7 +1,8 @@
-"""One run per combination of settings: openslip sweep model=clip_tiny,slip_tiny seed=0,1 hydra/launcher=submitit_slurm.
+"""Train each combination of settings: openslip sweep model=clip_tiny,slip_tiny seed=0,1 hydra/launcher=submitit_slurm.
 
-Hydra's own multirun, so that its sweepers and launchers work as they are; each of its jobs is `openslip train` with the
-settings of its combination, in a process of its own: ranks that Lightning starts repeat the command of their process.
+This is Hydra's multirun, so that Hydra's sweepers and launchers can be used. Each job runs `openslip train` with the
+settings of its combination in a separate process, because the ranks that Lightning starts repeat the command of their
+process.
 """
 
 import signal
@@ -19,8 +20,8 @@ from openslip.config.words import readable, split_words
 
 
 def main(arguments: list[str]) -> None:
-    """Run Hydra's multirun with these words."""
-    # Not in the config, where an error in another setting would be reported as the lack of this one.
+    """Run Hydra's multirun with the words of the command line."""
+    # Multirun is requested here and not in the config, where Hydra would blame it for errors in other settings.
     folders, settings, options = split_words(arguments)
     words = [readable(word, folders, sweep=True) for word in settings]
     sys.argv = ["openslip sweep", "--multirun", *options, *(f"--config-dir={folder}" for folder in folders), *words]
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="sweep")
 def combination(config: DictConfig) -> None:
-    """Train one combination; `config` is not used, because the run composes its own as on the command line."""
+    """Train one combination; `config` is not used, because `openslip train` composes the config itself."""
     job = HydraConfig.get()
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     command = [sys.executable, "-m", "openslip", "train", *job.overrides.task]
@@ -37,11 +38,11 @@ def combination(config: DictConfig) -> None:
     if code == signals.EXIT_CODE or -code in signals.STOPPING:
         sys.exit(signals.EXIT_CODE)  # a signal to a run stops the sweep
     if code:
-        raise CompactHydraException(f"the run ended with exit code {code}, and has said why")
+        raise CompactHydraException(f"the run ended with exit code {code}; its output says why")
 
 
 def run(command: list[str]) -> int:
-    """Run a command and return its exit code; signals are passed on to it, so that it saves before it ends."""
+    """Run a command and return its exit code; pass signals on to it, so that it saves before it ends."""
     process = subprocess.Popen(command)
     handlers = {
         number: signal.signal(number, lambda received, _: process.send_signal(received))

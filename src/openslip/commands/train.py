@@ -1,4 +1,7 @@
-"""`python train.py` and `openslip train`: compose -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit."""
+"""Train a model: openslip train model=slip_vitb16 data=yfcc15m, or python train.py.
+
+The steps: compose the config -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -49,12 +52,12 @@ from openslip.training.precision import choose_deterministic, choose_precision, 
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
 
-NOT_DETERMINISTIC = " does not have a deterministic implementation"  # as PyTorch's error says it
+NOT_DETERMINISTIC = " does not have a deterministic implementation"  # part of PyTorch's error message
 
 
 def main(arguments: list[str]) -> None:
-    """Train what the config says and leave `runs/<name>/`."""
-    for word in arguments:  # before a group of settings stands in its way
+    """Train the model of a config and write the folder `runs/<name>/`."""
+    for word in arguments:  # before composing: trainer=ddp has settings as its strategy, and Hydra refuses a word there
         if word.startswith("trainer.strategy") and "fsdp" in word.lower():
             raise UserError(f"{word}: {NO_FSDP}")
     config, choices = compose_config("train", arguments)
@@ -64,15 +67,16 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cuda" if on_gpu(config["trainer"]["accelerator"]) else "cpu")
     check_launched(number_of_devices(config["trainer"], device), config["trainer"]["num_nodes"])
     name = run_name(config, chosen(choices))
-    # What `auto` means here is the run's from now on: hardware with another answer must not change its numbers.
+    # The precision that `auto` selects now is stored in the run's config: other hardware must not change its numbers.
     config["trainer"]["precision"] = choose_precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
     planned_steps(config["trainer"], 1)  # refuses a run without a length before its folder is touched
     run = open_run(config, name)
     if run.state == "finished":
-        # A name that is derived counts the length in.
+        # A derived name depends on the length, so an extension must give the name.
         same = "" if config["name"] is not None else f"name={run.folder.name} with "
         say(
-            f"{run.folder} is finished ({same}a larger trainer.max_steps or max_epochs extends it, name= gives another)"
+            f"{run.folder} is finished ({same}a larger trainer.max_steps or max_epochs extends it; "
+            "another name= starts a new run)"
         )
         result = run.result()
         say(*result["lines"])
@@ -109,7 +113,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     initial = InitialWeights(
         parts.model, parts.tokenizer, transform.settings(), allow=tuple(config["allow"]), resize=init_from["resize"]
     )
-    if resumed is None:  # else the run's own checkpoint holds every weight
+    if resumed is None:  # a resumed run takes all weights from its own checkpoint
         initial.load(init_from["checkpoint"], config["towers"])
         if is_main_process():
             say(*initial.notices)
@@ -160,7 +164,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     resume = Resume(resumes=resumed is not None, rows=rows, former_steps=former_steps)
     size = MicroBatchSize(config["micro_batch_size"], file=run.folder / "micro_batch_size.json", longest=longest)
     configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
-    # Lightning calls them in this order: a skipped step is undone first; saving comes after all that may change state.
+    # Lightning calls callbacks in this order: Finite undoes a skipped step first, and Save comes after all others that
+    # may change state.
     configured.sort(key=lambda callback: isinstance(callback, Save) - isinstance(callback, Finite))
     stop = Preemption(max_time=config["trainer"].get("max_time"))
     choose_tf32(config["tf32"])
@@ -191,7 +196,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
         try:
             lines = [*headlines, f"report: {write_report(run.folder)}"]
-        except Exception as error:  # of whatever kind: it shows what is kept elsewhere
+        except Exception as error:  # of any kind: the report only shows data that is stored in other files
             lines = [*headlines, f"report: none ({first_line(error)}); openslip report {run.folder} writes it"]
         if bad := data.bad_samples.total():
             files = ", ".join(map(str, data.bad_samples.files()))
@@ -203,7 +208,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
 
 def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resumed: Path | None) -> None:
-    """Let Lightning train; what it raises of a user's making becomes one line."""
+    """Train with Lightning; convert errors that a user can correct to a UserError."""
     try:
         trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
     except RuntimeError as error:
@@ -226,11 +231,11 @@ def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resu
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
-    """Start the configured loggers beside the CSV file; one that fails is named and skipped, never fatal."""
+    """Start the configured loggers besides the CSV logger; a logger that fails is reported and skipped."""
     started = []
     for name, logger_config in config["logger"].items():
         try:
-            # Other ranks than the first log nothing, and may not see the folder.
+            # Only the first rank logs; other ranks may not see the folder, which holds the id.
             own = {"name": run.folder.name, "version": run.identifier() if is_main_process() else run.folder.name}
             named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
             logger = build(logger_config, f"logger.{name}", save_dir=str(run.folder), **named)
@@ -243,14 +248,14 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
 
 
 def chosen(choices: dict[str, str]) -> str:
-    """The part of a run's name that a person recognises."""
+    """Return the readable part of a run's name: the experiment, or model and data."""
     if choices["experiment"] != "None":
         return choices["experiment"].replace("/", "-")
     return f"{choices['model']}-{choices['data']}"
 
 
 def transform_of(config: dict[str, Any]) -> EvalTransform:
-    """The transform of evaluations; transparent and turned images become what they are in training."""
+    """Build the evaluation transform, which treats transparency and EXIF orientation as training does."""
     decoder = config["data"].get("decoder", {})
     return EvalTransform(
         size=config["image_size"],

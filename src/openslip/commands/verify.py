@@ -1,4 +1,4 @@
-"""Compare this machine's numbers with recorded ones and float64, or splits of a batch with the whole (--splits)."""
+"""Verify this machine's numbers against recordings and float64, or splits of a batch against the whole (--splits)."""
 
 import argparse
 from pathlib import Path
@@ -16,26 +16,32 @@ from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
 
 
 def main(arguments: list[str]) -> int:
-    """Compare our numbers with recorded ones and with float64, or splits of a batch with the whole batch."""
+    """Compare this machine's numbers with recordings and float64, or splits of a batch with the whole batch."""
     if "--splits" in arguments and not {"-h", "--help"} & set(arguments):
         return verify_splits([word for word in arguments if word != "--splits"])
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=__doc__,
-        epilog="openslip verify --splits [KEY=VALUE ...]: 1 process and 2 ranks x 1, 2 and 5 micro-batches, losses "
-        "plain and in tiles, give the same gradients, statistics and weights with your config, in float64",
+        epilog="openslip verify --splits [KEY=VALUE ...]: check in float64 that with your config 1 process and 2 ranks "
+        "x 1, 2 and 5 micro-batches, with plain and tiled losses, give the same gradients, statistics and weights",
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=RECORDINGS, help="recordings; the published code's")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=RECORDINGS,
+        help="folder of recordings; by default those of the published code",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
     options = parser.parse_args(arguments)
 
-    torch.set_num_threads(1)  # as the recordings were made, and faster for models of their size
+    torch.set_num_threads(1)  # the recordings were made with one thread, which is also faster for such small models
     return verify(options.folder, options.device, options.dtype)
 
 
 def verify_splits(arguments: list[str]) -> int:
-    """Compare splits of a batch with the whole batch, for a training config."""
+    """Compare splits of a batch over ranks and micro-batches with the whole batch, for a training config."""
     config, _ = compose_config("train", arguments)
     check_root_values(config)
     torch.manual_seed(config["seed"])

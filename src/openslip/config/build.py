@@ -1,4 +1,4 @@
-"""Builds what a config describes: any `_target_`, and the parts of a training step."""
+"""Build the objects that a config describes: any `_target_`, and the parts of a training step."""
 
 import re
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from openslip.objectives.objective import Objective
 from openslip.text.tokenizer import Tokenizer
 from openslip.training.towers import prepare_towers
 
-SCHEDULE = {"every_n_epochs", "every_n_steps"}  # keys of an evaluation's config that are no arguments
+SCHEDULE = {"every_n_epochs", "every_n_steps"}  # keys of an evaluation's config that are not constructor arguments
 
 
 def build(config: Any, key: str = "", /, **extra: Any) -> Any:
     """Build the object whose `_target_` a config names.
 
     Args:
-        config: settings with a `_target_`; with `_partial_`, what is returned is still to be called.
-        key: of these settings in the whole config, for messages.
-        extra: further arguments.
+        config: settings with a `_target_`; with `_partial_`, a function is returned that builds the object.
+        key: dotted key of these settings in the whole config, for error messages.
+        extra: further keyword arguments of the constructor.
 
     Raises:
-        UserError: whatever the constructor raises, with its key, its name and the arguments that the config gives.
+        UserError: the constructor raises any error; the message names the key, the class and the config's arguments.
     """
     if not isinstance(config, dict) or "_target_" not in config:
         raise UserError(f"{key}={config}: expected settings with a _target_")
@@ -56,7 +56,7 @@ def _call(function: Callable[..., Any], config: dict[str, Any], key: str, *argum
 
 def _error(error: BaseException, config: dict[str, Any], key: str) -> UserError:
     if isinstance(error, UserError):
-        named = re.split("[=:]", str(error))[0] in config  # it begins with an argument, whose full key is known here
+        named = re.split("[=:]", str(error))[0] in config  # if the message begins with an argument, complete its key
         return type(error)(f"{key}.{error}") if key and named else error
     given = {name: value for name, value in config.items() if name not in ("_target_", "_partial_")}
     plain = [
@@ -67,7 +67,7 @@ def _error(error: BaseException, config: dict[str, Any], key: str) -> UserError:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a step."""
+    """The parts of a training step that a config describes."""
 
     model: nn.Module
     objective: Objective
@@ -76,9 +76,9 @@ class Parts:
 
 
 def build_parts(config: dict[str, Any]) -> Parts:
-    """Build the parts; the objective is not yet set up for the model, and no data is read."""
+    """Build the parts of a training step; `objective.prepare` is not called yet, and no data is read."""
     config = settled(config)
-    # Its views are built here, and model configs have read what it wants of the model.
+    # The objective gets neither: its views are built below, and model configs have already read its key `model`.
     objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
     model, objective = build(config["model"], "model"), build(objective_config, "objective")
     if (batch := config["global_batch_size"]) < objective.min_batch_size:
@@ -96,10 +96,10 @@ def build_parts(config: dict[str, Any]) -> Parts:
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with a text tower's `vocab_size: auto` and `context_length: auto` filled in from the tokenizer.
+    """Fill in a text tower's `vocab_size: auto` and `context_length: auto` from the tokenizer.
 
     Raises:
-        UserError: the text tower has room for fewer ids than the tokenizer makes.
+        UserError: the text tower's vocabulary or context is smaller than the tokenizer's.
     """
     text_tower = config["model"].get("text_tower")
     if not text_tower or not config["tokenizer"]:
@@ -115,12 +115,12 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
-    """Build the evaluations, each with the schedule of its config."""
+    """Build the evaluations and set how often training runs each of them."""
     evaluations = {}
     for name, options in config.items():
         if not isinstance(options, dict):
             raise UserError(
-                f"evaluation.{name}={options}: expected its settings; to leave it out, write ~evaluation.{name}"
+                f"evaluation.{name}={options}: expected its settings; to remove it, write ~evaluation.{name}"
             )
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
         evaluations[name] = build(arguments, f"evaluation.{name}")

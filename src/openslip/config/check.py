@@ -1,4 +1,4 @@
-"""Checks the values of a config before anything is built of them."""
+"""Check the values of a config before anything is built from them."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,21 +14,21 @@ NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW st
 
 
 def is_whole(value: Any) -> bool:
-    """Whether this is a whole number as a person means it: for Python `true` is 1 as well."""
+    """Tell whether a value is a whole number; `true`, which is 1 in Python, is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], config: dict[str, Any]) -> None:
-    """Check that values on the command line have the shape of the defaults that they replace.
+    """Check that values on the command line have the type and length of the defaults that they replace.
 
     Args:
-        name: the root config's.
+        name: name of the root config, `train` or `eval`.
         overrides: words of the command line.
-        folders: of the user's own configs.
-        config: composed with these overrides, unresolved.
+        folders: folders of the user's own configs.
+        config: the config composed with these overrides, unresolved.
 
     Raises:
-        UserError: a word where the default is a number, a number for a list, two numbers for three, ...
+        UserError: for example, a word replaces a number, a number a list, or two numbers three.
     """
     choices = tuple(word for word in overrides if is_choice(word, folders))
     if len(choices) == len(overrides):
@@ -41,14 +41,22 @@ def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], c
 
 
 def lookup(config: Any, key: str) -> Any:
-    """The value under a dotted key, or None."""
+    """Return the value of a dotted key, or None if there is none."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, dict) else None
     return config
 
 
 def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
-    """Yield where a value differs in shape from its default; null, `auto` and interpolations fit anything."""
+    """Yield an error for each value that differs in type or length from its default.
+
+    Null, missing values and interpolations fit any default, and `auto` fits any number.
+
+    Args:
+        key: dotted key of the value.
+        value: the value in the composed config.
+        default: the value in the default config.
+    """
     if any(x is None or (isinstance(x, str) and ("${" in x or x == "???")) for x in (value, default)):
         return
     if isinstance(default, dict) and isinstance(value, dict):
@@ -56,7 +64,7 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
             yield from mismatches(f"{key}.{part}", value[part], default.get(part))
         return
     if key.endswith((".classnames", ".templates")) and isinstance(value, str) and "{}" not in value:
-        return  # what stands for a list: a file, or the name of one that ships
+        return  # in place of a list: a text file, or the name of a built-in list
     example = f"e.g. {key}={default}"
     if isinstance(default, dict):
         first = next((name for name in default if name != "_target_"), "NAME")
@@ -67,7 +75,7 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
         listed = key == "trainer.devices" and isinstance(value, list)
         valid, expected = is_number(value) or value == "auto" or listed, f"a number, {example}"
     elif isinstance(default, list):
-        # A list of whole numbers or words names cases, as many as wanted; one of fractions is a pair, a colour, ...
+        # A list of whole numbers or words may have any length; a list with fractions is a pair, a colour or the like.
         fixed = any(isinstance(number, float) for number in default)
         valid = isinstance(value, list) and (len(value) == len(default) or not fixed)
         valid = valid and (not any(map(is_number, default)) or all(map(is_number, value)))
@@ -79,10 +87,10 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
 
 
 def check_root_values(config: dict[str, Any]) -> None:
-    """Check the values of the root and of the training loop, from files as well as from the command line.
+    """Check values of the root config and the training loop, wherever they were set.
 
     Raises:
-        UserError: names the key, its value and what was expected.
+        UserError: a value is invalid; the message names the key, the value and what was expected.
     """
     for key in ("trainer", "optim", "callbacks", "init_from", "towers", "watchdog", "plan"):
         if not isinstance(config[key], dict):
@@ -158,7 +166,7 @@ def check_root_values(config: dict[str, Any]) -> None:
 
 
 def _optim_checks(config: dict[str, Any]) -> dict[str, tuple[Callable[[Any], bool], str]]:
-    """Checks of what would train to a wrong result without an error; a key that a class of one's own lacks is null."""
+    """Return checks of settings that would silently train to a wrong result; keys that are absent count as null."""
     lr = lookup(config, "optim.lr")
     positive, least = (_up_to(math.inf), "a number above 0"), (_at_least_0, "a number of at least 0")
     up_to_peak = (lambda x: _at_least_0(x) and not (is_number(lr) and x > lr), f"a number from 0 to optim.lr={lr}")
@@ -185,12 +193,12 @@ def _optim_checks(config: dict[str, Any]) -> dict[str, tuple[Callable[[Any], boo
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a number, whole or not."""
+    """Tell whether a value is an integer or a float; `true` and `false` are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:
-    """Whether this is a whole number of at least 1."""
+    """Tell whether a value is a whole number of at least 1."""
     return is_whole(value) and value >= 1
 
 

@@ -1,4 +1,4 @@
-"""Composes a run's config; Hydra is read by this folder and by commands alone."""
+"""Compose a run's config; only this folder and the commands use Hydra."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from openslip.errors import UserError
 def compose_config(
     name: str, arguments: list[str], values: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compose a config: resolved, as plain dicts and lists, and the option chosen in each group.
+    """Compose a config; return it resolved, as plain dicts and lists, with the option chosen in each group.
 
     Args:
-        name: of the root config, `train` or `eval`.
+        name: name of the root config, `train` or `eval`.
         arguments: Hydra overrides (`model=slip_vitb16 seed=1`); `--config-dir DIR` adds a folder of your own configs.
-        values: root keys that something other than the command line decides.
+        values: values of root keys that are set by the caller, not on the command line.
     """
     folders, settings, options = split_words(arguments)
     if options:

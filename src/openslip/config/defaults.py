@@ -1,4 +1,4 @@
-"""Root configs as Hydra composes them, with overrides and without."""
+"""Compose root configs with Hydra, with or without overrides."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +13,13 @@ from openslip.config.search_path import config_folder, search_path
 
 
 def composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> tuple[Any, dict[str, str]]:
-    """A root config as OmegaConf's, unresolved, and each group's option; `folders` hold the user's configs."""
+    """Compose a root config as an unresolved OmegaConf config, and return the option chosen in each group.
+
+    Args:
+        name: name of the root config, `train` or `eval`.
+        overrides: Hydra overrides.
+        folders: folders of the user's own configs.
+    """
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose(name, [*overrides, search_path(folders)], return_hydra_config=True)
     choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
@@ -23,22 +29,28 @@ def composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> tu
 
 
 def plain(config: Any, *, resolve: bool) -> dict[str, Any]:
-    """OmegaConf's config as plain dicts and lists."""
+    """Convert an OmegaConf config to plain dicts and lists."""
     return {str(key): value for key, value in OmegaConf.to_container(config, resolve=resolve).items()}  # pyright: ignore
 
 
 @cache
 def default_config(name: str, choices: tuple[str, ...] = (), folders: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A root config in which nothing is overridden but the files chosen in groups."""
+    """Compose a root config in which only the files chosen in groups are overridden.
+
+    Args:
+        name: name of the root config, `train` or `eval`.
+        choices: overrides that choose files of groups.
+        folders: folders of the user's own configs.
+    """
     config, _ = composed(name, choices, folders)
     try:
         return plain(config, resolve=True)
-    except OmegaConfBaseException:  # something that only the user can say is used elsewhere
+    except OmegaConfBaseException:  # it refers to a value that only the user can give
         return plain(config, resolve=False)
 
 
 def is_choice(override: str, folders: Sequence[Path]) -> bool:
-    """Whether a word of the command line chooses a file of a group, or removes a key, and sets no value."""
+    """Tell whether a word of the command line chooses a file of a group or removes a key, rather than sets a value."""
     key = override.partition("=")[0].lstrip("+")
     in_groups = any((folder / key).is_dir() for folder in (config_folder(), *folders))
     return in_groups or "/" in key or "@" in key or key.startswith("~")

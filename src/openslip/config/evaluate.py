@@ -1,4 +1,4 @@
-"""What only `configs/eval.yaml` has: keys for all its evaluations, and no settings of training."""
+"""Rules of `configs/eval.yaml` alone: root keys set all evaluations, and settings of training are refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,36 +10,36 @@ from openslip.errors import UserError
 
 
 def spread_prompts(config: Any) -> None:
-    """Give each evaluation that has class names the root's `classnames`, and likewise its `templates`.
+    """Copy the root's `classnames` and `templates` to each evaluation that has these keys.
 
     Args:
-        config: OmegaConf's, unresolved.
+        config: unresolved OmegaConf config, changed in place.
 
     Raises:
-        UserError: one of them is set, and no chosen evaluation has such a key.
+        UserError: a key is set at the root, but no chosen evaluation has it.
     """
     for key in ("classnames", "templates"):
         value = config.get(key)
         if value is None:
             continue
-        # `key in options` is false for a key that still waits for its value.
+        # `key in options` would be false for a key with the missing value `???`.
         evaluations = [name for name, options in config.evaluation.items() if options and key in list(options)]
         if not evaluations:
             chosen = ", ".join(map(str, config.evaluation)) or "none"
-            raise UserError(f"{key}={value}: no zero-shot evaluation is chosen ({chosen}): leave {key} out")
+            raise UserError(f"{key}={value}: no zero-shot evaluation is chosen ({chosen}): remove {key}")
         for name in evaluations:
             OmegaConf.update(config, f"evaluation.{name}.{key}", value, merge=False)
 
 
 def check_keys(config: Any, overrides: Sequence[str]) -> None:
-    """Refuse what an evaluation would ignore.
+    """Refuse root keys that `openslip eval` would ignore.
 
     Args:
-        config: composed with these overrides.
+        config: the config composed with these overrides.
         overrides: words of the command line.
 
     Raises:
-        UserError: a setting of training, or a root key that was added on the command line and that nothing reads.
+        UserError: a key is a setting of training, or was added on the command line but is unknown.
     """
     added = [str(key) for key in config if key not in default_config("eval")]
     for key in added:
@@ -52,8 +52,8 @@ def check_keys(config: Any, overrides: Sequence[str]) -> None:
 
 
 def of_training(key: str) -> str:
-    """The error of a key that training has and an evaluation has not."""
+    """Return the error message for a root key that exists for training but not for evaluation."""
     return (
         f"config key {key} is a setting of training: an evaluation takes model, tokenizer, image_size, mean and std "
-        f"from its checkpoint; leave {key} out, or train with it"
+        f"from its checkpoint; remove {key}, or train with it"
     )

@@ -1,4 +1,4 @@
-"""Errors of Hydra as one line that names the key, the value and what to write instead."""
+"""Turn errors of Hydra into one line that names the key, the value and what to write instead."""
 
 import difflib
 import re
@@ -12,7 +12,12 @@ from openslip.errors import first_line
 
 
 def explain(error: Exception, name: str) -> str:
-    """Explain an error of Hydra in one line."""
+    """Explain an error of Hydra in one line.
+
+    Args:
+        error: the error that Hydra or OmegaConf raised.
+        name: name of the root config, `train` or `eval`.
+    """
     message = str(error)
     unknown_option = re.search(r"Could not find '([^']+)/([^'/]+)'", message)
     if unknown_option:
@@ -49,7 +54,7 @@ def explain(error: Exception, name: str) -> str:
 
 
 def dotted_keys(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield every key of a config, those of groups included."""
+    """Yield every key of a config in dotted form, including keys of nested dicts."""
     for key, value in config.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""How long a run is, and its learning rate over that length."""
+"""The length of a run in steps, and its learning rate schedule."""
 
 from typing import Any
 
@@ -8,7 +8,12 @@ from openslip.optim import WarmupCosine
 
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
-    """The run's length in steps: `trainer.max_steps` or `trainer.max_epochs`, whichever ends first."""
+    """Return the run's length in steps: `trainer.max_steps` or `trainer.max_epochs`, whichever ends first.
+
+    Args:
+        settings: the config's `trainer`.
+        steps_per_epoch: global batches per epoch.
+    """
     max_steps, max_epochs = settings.get("max_steps"), settings.get("max_epochs")
     if max_steps is None and max_epochs is None:
         raise UserError("trainer.max_steps and trainer.max_epochs are both null: set one, e.g. trainer.max_epochs=25")
@@ -16,19 +21,19 @@ def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
 
 
 def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
-    """The learning rate over the run's length."""
+    """Build the learning rate schedule for the run's length."""
     warmup_steps = planned_warm_up(config, steps_per_epoch)
     max_steps = planned_steps(config["trainer"], steps_per_epoch)
     return build(config["optim"]["schedule"], "optim.schedule", warmup_steps=warmup_steps, max_steps=max_steps)
 
 
 def planned_warm_up(config: dict[str, Any], steps_per_epoch: int) -> int:
-    """The warm-up in steps: `optim.warmup_steps`, or else `optim.warmup_epochs`."""
+    """Return the length of the warm-up in steps: `optim.warmup_steps`, or if null, `optim.warmup_epochs`."""
     steps = config["optim"]["warmup_steps"]
     return round(config["optim"]["warmup_epochs"] * steps_per_epoch) if steps is None else steps
 
 
 def warm_up_notes(config: dict[str, Any], steps_per_epoch: int, max_steps: int) -> list[str]:
-    """A line where the run ends inside its warm-up, else none."""
+    """Return a warning line if the run ends during its warm-up, else no line."""
     steps = planned_warm_up(config, steps_per_epoch)
     return [f"warm-up is {steps} of {max_steps} steps; the peak rate is never reached"] if steps > max_steps else []

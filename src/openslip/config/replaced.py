@@ -1,32 +1,32 @@
-"""Arguments of Lightning's Trainer whose part is played by settings of ours; Lightning's would change or end a run."""
+"""Arguments of Lightning's Trainer that are refused, as they would change or end a run; our settings replace them."""
 
-EVALUATIONS = "evaluation.NAME.every_n_steps or every_n_epochs says when, evaluation=none switches them off"
-LENGTH = "trainer.max_steps or trainer.max_epochs is the length"
+EVALUATIONS = "evaluation.NAME.every_n_steps or every_n_epochs sets when to evaluate, evaluation=none turns it off"
+LENGTH = "trainer.max_steps or trainer.max_epochs sets the length"
 REPLACED = {
-    "accumulate_grad_batches": "micro_batch_size=N encodes the global batch in parts",
-    "barebones": "callbacks=none evaluation=none is the least",
+    "accumulate_grad_batches": "micro_batch_size=N encodes the global batch in micro-batches",
+    "barebones": "callbacks=none evaluation=none turns off what can be turned off",
     "callbacks": "+callbacks.NAME._target_=CLASS adds one",
     "check_val_every_n_epoch": EVALUATIONS,
-    "default_root_dir": "runs_dir=FOLDER and name=NAME are the place",
-    "enable_checkpointing": "callbacks.save.every_minutes, every_n_steps and every_n_epochs say when",
+    "default_root_dir": "runs_dir=FOLDER and name=NAME set the run's folder",
+    "enable_checkpointing": "callbacks.save.every_minutes, every_n_steps and every_n_epochs set when to save",
     "enable_model_summary": "`openslip plan` prints one",
-    "enable_progress_bar": "callbacks.metrics.every_n_steps says how often a line is printed",
+    "enable_progress_bar": "callbacks.metrics.every_n_steps sets how often a line is printed",
     "fast_dev_run": "trainer.max_steps=2 name=trial is a short run",
     "gradient_clip_algorithm": "optim.clip_norm=NORM clips the global norm",
     "gradient_clip_val": "optim.clip_norm=NORM clips the global norm",
     "limit_predict_batches": EVALUATIONS,
     "limit_test_batches": EVALUATIONS,
-    "limit_train_batches": f"{LENGTH}, and fewer shards in data.source.shards make an epoch shorter",
+    "limit_train_batches": f"{LENGTH}, and with fewer shards in data.source.shards an epoch is shorter",
     "limit_val_batches": EVALUATIONS,
-    "log_every_n_steps": "callbacks.metrics.every_n_steps=N logs",
+    "log_every_n_steps": "callbacks.metrics.every_n_steps=N sets how often metrics are logged",
     "logger": "logger=wandb or logger=tensorboard chooses one",
     "min_epochs": LENGTH,
     "min_steps": LENGTH,
     "num_sanity_val_steps": EVALUATIONS,
-    "overfit_batches": f"{LENGTH}, and one small shard in data.source.shards is learnt by heart",
+    "overfit_batches": f"{LENGTH}, and one small shard in data.source.shards can be overfitted",
     "plugins": "trainer.precision and trainer=slurm choose them",
-    "reload_dataloaders_every_n_epochs": "every epoch has an order of its own, by seed",
-    "sync_batchnorm": "batch norm is that of the global batch on any number of devices",
+    "reload_dataloaders_every_n_epochs": "every epoch has its own order, set by seed",
+    "sync_batchnorm": "batch norm always uses statistics of the global batch, on any number of devices",
     "use_distributed_sampler": "global_batch_size is divided among the devices",
     "val_check_interval": EVALUATIONS,
 }
@@ -34,10 +34,10 @@ PROFILER = (
     "+trainer.profiler._target_=pytorch_lightning.profilers.SimpleProfiler +trainer.profiler.dirpath=FOLDER "
     "+trainer.profiler.filename=profile writes a file"
 )
-MOVED = {f"towers.{kind}.compile": "compile=true or false" for kind in ("image", "text")}  # keys of earlier versions
+MOVED = {f"towers.{kind}.compile": "compile=true or false" for kind in ("image", "text")}  # old key -> its replacement
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "single_device")
 
 
 def refusal(key: str) -> str:
-    """What to write in place of an argument of Lightning's Trainer; `key` is without `trainer.`."""
+    """Return the error for an argument of Lightning's Trainer, named without `trainer.`, with what replaces it."""
     return f"is an argument of Lightning that is not used: {REPLACED[key]}"

@@ -1,4 +1,4 @@
-"""Where Hydra looks for configs: the packaged folder, the user's folders, and models composed of method and size."""
+"""Hydra's search path: the packaged configs, the user's folders, and models composed from method and size."""
 
 import re
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from omegaconf import OmegaConf
 
 
 def config_folder() -> Path:
-    """`configs/` of the wheel, or of the clone."""
+    """Return the folder `configs/` of the installed package, or else of the repository."""
     packaged = Path(__file__).parents[1] / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
 
 
 def search_path(folders: Sequence[Path]) -> str:
-    """The override by which Hydra also looks in folders of the user's own and composes models."""
+    """Return the override that adds the user's folders and composed models to Hydra's search path."""
     places = [*(f"file://{folder}" for folder in folders), "models://"]
     return f"hydra.searchpath=[{','.join(QuotedString(place, Quote.double).with_quotes() for place in places)}]"
 
 
 class ComposedModels(ConfigSource):
-    """A source of configs for Hydra: `model/METHOD_SIZE` is `method/METHOD.yaml` with `size/SIZE.yaml`.
+    """A config source for Hydra that composes `model/METHOD_SIZE` from `method/METHOD.yaml` and `size/SIZE.yaml`.
 
-    It stands last in the search path, so a file `model/NAME.yaml` in any folder goes before it. Its answer names the
-    two files alone, so Hydra finds these in any folder too, and lists what there is where one is missing.
+    It is last in the search path, so a file `model/NAME.yaml` in any folder takes precedence. The composed config only
+    names the two files, so Hydra searches every folder for them, and lists the available ones if one is missing.
     """
 
     @staticmethod
@@ -35,7 +35,7 @@ class ComposedModels(ConfigSource):
         return "models"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """The defaults list; where two of its parts override the same group, Hydra obeys the later one."""
+        """Return a config with only a defaults list; if two entries override the same group, the later one wins."""
         method, size = config_path.removeprefix("model/").rsplit("_", 1)
         parts = [
             "_self_",
@@ -43,7 +43,7 @@ class ComposedModels(ConfigSource):
             {"/method@_global_": method},
             {"/size@_global_": size},
         ]
-        # Towers draw their initial weights in the order of these keys.
+        # Towers are built, and draw their initial weights, in the order of these keys.
         config = OmegaConf.create({"defaults": parts, "model": {"image_tower": {}}})
         return ConfigResult(self.provider, self.full_path(), config, header={"package": "_global_"})
 
@@ -57,7 +57,7 @@ class ComposedModels(ConfigSource):
         return True
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """The models of the packaged methods and sizes."""
+        """List the models that the packaged methods and sizes compose."""
         if results_filter is ObjectType.GROUP:
             return []
         methods, sizes = (sorted(config_folder().glob(f"{group}/*.yaml")) for group in ("method", "size"))

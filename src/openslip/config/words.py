@@ -1,4 +1,4 @@
-"""Words of the command line as Hydra's grammar reads them: options, and values that it would refuse or misread."""
+"""Prepare words of the command line for Hydra's grammar, which would refuse or misread some values."""
 
 import re
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from hydra.errors import HydraException
 from openslip.config.defaults import is_choice
 from openslip.errors import UserError, first_line
 
-TEXTS = ("name", "runs_dir", "checkpoint", "output")  # keys whose value is text, whatever it looks like
-PLACES = ("shards", "root", "path", "folder", "weights")  # last parts of keys of which a number may name a folder
-DASHED = re.compile(r"--(?!config-dir=)([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL)  # as agents of W&B write settings
+TEXTS = ("name", "runs_dir", "checkpoint", "output")  # keys whose value is always text, even if it looks like a number
+PLACES = ("shards", "root", "path", "folder", "weights")  # keys that end in these may name a folder by a number
+DASHED = re.compile(r"--(?!config-dir=)([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL)  # a setting as W&B agents write it
 
 
 def quoted(text: str) -> str:
-    """A text as one value in Hydra's grammar."""
+    """Quote a text as one value of Hydra's grammar."""
     return QuotedString(text, Quote.double).with_quotes()
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[Path], list[str], list[str]]:
-    """Folders of the user's own configs, settings without leading dashes, and other options.
+    """Split a command line into folders of the user's configs, settings without leading dashes, and other options.
 
     Raises:
-        UserError: no such folder.
+        UserError: a folder given by `--config-dir` does not exist.
     """
     folders, settings, options = [], [], []
     words = iter(arguments)
@@ -45,16 +45,16 @@ def split_words(arguments: Sequence[str]) -> tuple[list[Path], list[str], list[s
 
 
 def readable(word: str, folders: Sequence[Path], *, sweep: bool = False, remedy: str = "give one") -> str:
-    """A setting that Hydra reads as it is meant: paths and shard patterns get quotes where its grammar needs them.
+    """Rewrite a setting so that Hydra reads it as meant: paths and other texts are quoted if its grammar requires it.
 
     Args:
-        word: `key=value`, or `~key`.
-        folders: of the user's own configs.
-        sweep: whether several values stand for several runs.
-        remedy: what to do about several values otherwise.
+        word: a setting `key=value` or `~key`.
+        folders: folders of the user's own configs.
+        sweep: whether several values are allowed, one for each run of a sweep.
+        remedy: advice in the error message if several values are not allowed.
 
     Raises:
-        UserError: not of that form, or several values where one is expected.
+        UserError: the word has another form, or several values where one is expected.
     """
     key, equals, text = word.partition("=")
     if not equals and not word.startswith("~"):
@@ -79,7 +79,7 @@ def readable(word: str, folders: Sequence[Path], *, sweep: bool = False, remedy:
 
 
 def _with_quotes(word: str, path: bool, error: HydraException) -> str:
-    """The setting with quotes around its value, or around each part of a list."""
+    """Return a setting with quotes around its value, or around each part of a list."""
     key, _, text = word.partition("=")
     if text.startswith("[") and not path and key not in TEXTS:
         quotes = f"{key}=[{','.join(quoted(part.strip()) for part in text[1:-1].split(','))}]"
@@ -88,7 +88,7 @@ def _with_quotes(word: str, path: bool, error: HydraException) -> str:
         raise UserError(f"{word}: not of the form key=value ({first_line(error)})")
     try:
         _parse(with_quotes := f"{key}={quoted(text)}")
-    except HydraException:  # it is the key that cannot be read
+    except HydraException:  # quotes do not help, so it is the key that cannot be parsed
         raise UserError(f"{word}: not of the form key=value ({first_line(error)})") from error
     return with_quotes
 
@@ -104,5 +104,5 @@ def _several(override: Override) -> bool:
 def _exists(text: str) -> bool:
     try:
         return bool(text) and Path(text).exists()
-    except (OSError, ValueError):  # too long, or with a null byte: no path
+    except (OSError, ValueError):  # too long or with a null byte, so it is not a path
         return False

@@ -1,4 +1,4 @@
-"""Which name belongs to which label: names from a config, matched with what the dataset calls its classes."""
+"""Class names of labels: names from a config, matched with the names of the dataset's class folders."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,20 +12,20 @@ from openslip.inference.imagenet_classes import are_ids, imagenet_ids, imagenet_
 from openslip.inference.imagenet_prompts import imagenet_classnames
 from openslip.inference.prompts import repeated, texts, texts_of
 
-MAX_PAIRS = 40  # what is printed of a pairing
-MAX_CROSSED = 10  # of ImageNet's 1000: lists by other authors name some classes as CLIP's list names their neighbours
+MAX_PAIRS = 40  # printed pairs of folder and name
+MAX_CROSSED = 10  # of ImageNet's 1000: some authors' lists give a class a name that CLIP's list gives a similar class
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The names of a source's labels.
+    """The names of a source's labels, and how they were chosen from the given list.
 
     Attributes:
-        names: as they stand in prompts, in the order of the labels.
-        places: of these names in the list that was given.
-        num_given: names in that list.
-        num_known: classes of the whole dataset, as far as the list or ImageNet's ids say it.
-        notices: what the user should know.
+        names: class names as they appear in prompts, in label order.
+        places: index of each name in the given list.
+        num_given: number of names in the given list.
+        num_known: number of classes of the whole dataset, as far as the list or ImageNet's ids tell.
+        notices: lines to print for the user.
     """
 
     names: list[str]
@@ -38,23 +38,23 @@ class ClassNames:
 def class_names(
     value: Iterable[Any] | str | Path | None, classes: Sequence[str] | None, underscores: str = "space"
 ) -> ClassNames:
-    """Read class names and match them with a source's own.
+    """Read class names and match them with the source's class folders.
 
     Args:
         value: a list, a text file, `imagenet`, or None for the source's own names.
-        classes: what the source calls its labels, such as its folders; None where it has numbers alone.
+        classes: the source's names of its labels, such as its folders; None if it only has label numbers.
         underscores: `space` reads `_` in a name as a space, `keep` leaves it.
 
     Raises:
-        UserError: another number of names than of folders, or the folders' own names in another order.
+        UserError: the numbers of names and folders differ, or the names are those of the folders in another order.
     """
     folders = None if classes is None else list(classes)
     if value is None and folders is None:
-        raise UserError("classnames=null: this dataset has label numbers alone; give a text file or a list of names")
+        raise UserError("classnames=null: this dataset only has label numbers; give a text file or a list of names")
     given = list(folders or ()) if value is None else texts_of(value, "classnames")
     places, notices = match(given, folders)
     chosen, num_known = [given[place] for place in places], len(given)
-    if are_ids(chosen):  # no words: a prompt with n01440764 would mean nothing
+    if are_ids(chosen):  # a text tower has not learnt what n01440764 means
         chosen, num_known = imagenet_names(chosen), len(imagenet_ids())
         notices.append("class names are WordNet ids of ImageNet: CLIP's names of these classes are used")
     names = [words(name, underscores) for name in chosen]
@@ -62,15 +62,15 @@ def class_names(
         notices.append("class names: `_` is read as a space (underscores=keep leaves it)")
     if numbered := [name for name in names if value is None and without_number(name) != name]:
         notices.append(
-            f"class names: numbers in front stand in the prompts ({numbered[0]}); classnames=FILE gives others"
+            f"class names: leading numbers become part of the prompts ({numbered[0]}); classnames=FILE gives others"
         )
     if twice := repeated(names):
-        notices.append(f"class names: {', '.join(twice)} stand for several labels each, which share the probability")
+        notices.append(f"class names: {', '.join(twice)} name several labels each, which share the probability")
     return ClassNames(texts(names, "classnames"), places, len(given), num_known, notices)
 
 
 def match(names: list[str], folders: list[str] | None) -> tuple[list[int], list[str]]:
-    """For each folder the place of its name in the list, and a notice that shows what only the order says."""
+    """Return the index of each folder's name in the list, and notices that show pairs matched only by their order."""
     in_order = list(range(len(names)))
     if folders is None or folders == names:
         return in_order, []
@@ -86,7 +86,15 @@ def match(names: list[str], folders: list[str] | None) -> tuple[list[int], list[
 
 
 def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
-    """Refuse a list in which more than `allowed` names are another folder's, while that folder is not given it."""
+    """Refuse a list that gives a folder another folder's name.
+
+    Such a name counts only if a folder to which it belongs is given a name that does not match it.
+
+    Args:
+        names: given class names, one per folder.
+        folders: names of the class folders, in label order.
+        allowed: number of such names that is accepted.
+    """
     known = list(map(known_as, folders))
     owners = defaultdict[str, list[int]](list)
     for i, own in enumerate(known):
@@ -107,7 +115,7 @@ def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
 
 
 def pairing(names: list[str], folders: list[str], order: str) -> list[str]:
-    """The lines that show which folder is given which name, without the folders' own."""
+    """Return a notice that shows which folder is given which name, except for folders that match by name."""
     pairs = [
         f"  {label}: {folder} -> {name}"
         for label, (folder, name) in enumerate(zip(folders, names, strict=True))
@@ -122,19 +130,21 @@ def pairing(names: list[str], folders: list[str], order: str) -> list[str]:
 
 
 def known_as(folder: str) -> set[str]:
-    """What a list may call a folder: its name, with or without a number in front, or CLIP's name of a WordNet id."""
+    """Names that match a folder: its own, with or without a leading number, or CLIP's name of its WordNet id."""
     own = {alike(folder), alike(without_number(folder))}
     label = imagenet_ids().get(folder)
     return own if label is None else own | {alike(imagenet_classnames()[label])}
 
 
 def unequal(names: list[str], folders: list[str], is_imagenet: bool) -> str:
-    """The error where there are more folders than names, or fewer."""
+    """Return the error message for numbers of names and folders that differ."""
     given = "1 name" if len(names) == 1 else f"{len(names)} names"
     counts = f"classnames: {given} for {len(folders)} class folders"
     if is_imagenet:
         other = [folder for folder in folders if folder not in imagenet_ids()]
-        return f"{counts}, of which {', '.join(other[:3])} are no WordNet ids of ImageNet's classes: move them away"
+        return (
+            f"{counts}, of which {', '.join(other[:3])} are no WordNet ids of ImageNet's classes: move them elsewhere"
+        )
     ours, theirs = set(map(alike, folders)), set(map(alike, names))
     unnamed = [folder for folder in folders if alike(folder) not in theirs]
     missing = [name for name in names if alike(name) not in ours]

@@ -1,4 +1,4 @@
-"""Contract: an evaluation measures a bundle, in training and afterwards alike."""
+"""Contract: an evaluation measures a bundle, both during training and afterwards."""
 
 from abc import ABC, abstractmethod
 
@@ -9,13 +9,16 @@ from openslip.inference.bundle import Bundle
 
 
 class Evaluation(ABC):
-    """Only `run` must be written. Tokenizer, transform and device come with the bundle, never with a config.
+    """Base class of evaluations; a subclass only has to implement `run`.
+
+    Tokenizer, transform and device come from the bundle, never from a config.
 
     Attributes:
-        every_n_epochs: how often training runs it; 0: at the end only. Set from the config's key of this name.
-        every_n_steps: the same in steps.
-        arrays: what the report shows of the last run, none of it of objects.
-        notes: what stands in the table beside the metrics, by its name there.
+        every_n_epochs: epochs between evaluations in training, set from the config's key of this name; 0 disables
+            this interval, so that without `every_n_steps` training evaluates only at its end.
+        every_n_steps: steps between evaluations in training; 0 disables this interval.
+        arrays: arrays of the last `run` for the report, by name; their dtype must not be object.
+        notes: texts that are printed in the table of metrics, by name.
     """
 
     every_n_epochs: int = 0
@@ -25,21 +28,21 @@ class Evaluation(ABC):
 
     @abstractmethod
     def run(self, bundle: Bundle) -> dict[str, float]:
-        """The model's metrics by name; every rank calls this and gets the same ones."""
+        """Return the model's metrics by name; every rank must call this and gets the same metrics."""
 
     def problems(self) -> list[str]:
-        """What its sources skipped or repaired, one line per kind."""
+        """List what the evaluation's sources skipped or repaired, one line per kind."""
         return [line for part in vars(self).values() if isinstance(part, Source) for line in part.problems]
 
     def headline(self, metrics: dict[str, float]) -> str:
-        """One line that says what `run` returned."""
+        """Summarise in one line the metrics that `run` returned."""
         return f"{type(self).__name__}: " + ", ".join(
             f"{name} {with_unit(name, value)}" for name, value in metrics.items()
         )
 
 
 def with_unit(metric: str, value: float) -> str:
-    """A metric as people read it: counts whole, shares in per cent."""
+    """Format a metric for people: counts as whole numbers, shares in per cent."""
     if metric.startswith("num_"):
         return f"{value:.0f}"
     is_share = metric.startswith(("top", "chance")) or metric.endswith("_acc") or "_recall_" in metric
@@ -47,5 +50,5 @@ def with_unit(metric: str, value: float) -> str:
 
 
 def top1_line(title: str, metrics: dict[str, float]) -> str:
-    """The headline of a classification."""
+    """Return the headline of a classification: top-1 accuracy and chance level."""
     return f"{title}: {metrics['top1']:.1f} % (chance {metrics['chance']:.1f} %)"

@@ -1,4 +1,4 @@
-"""Features of images and texts, computed by all ranks together and the same as in one process."""
+"""Features of images and texts, computed by all ranks together and identical to those of one process."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ from openslip.distributed import gather, of_all_ranks, rank, world_size
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 
-PREFETCH = 2  # batches that each worker holds ready
+PREFETCH = 2  # batches that each worker prefetches
 SETTING = "the evaluation's num_workers"
-TEXTS_PER_BATCH = 256  # what a rank takes at a time
+TEXTS_PER_BATCH = 256  # the unit in which texts are distributed over ranks
 
 
 def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
-    """Unit-length features in the order of `texts`; the ranks share the work, so all of them must call this."""
+    """Encode texts to unit-length features in their order; ranks share the work, so all of them must call this."""
     batches = rank_batches(len(texts), TEXTS_PER_BATCH)
     encoded = [bundle.encode_text([texts[row] for row in batch]) for batch in batches]
     return gather_batches(encoded, len(texts), TEXTS_PER_BATCH, bundle.device)
@@ -32,17 +32,17 @@ def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts 
 def image_batches(
     bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
 ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
-    """This rank's transformed images, on the device, and their labels, on the CPU, in the order of `rank_batches`.
+    """Yield this rank's batches of transformed images on the device and labels on the CPU, as `rank_batches` orders.
 
     Args:
-        bundle: whose transform and device are used.
-        source: of the images.
+        bundle: bundle whose transform and device are used.
+        source: source of images and labels.
         batch_size: images per batch.
-        num_workers: processes that decode; 0 decodes in this one.
-        labels: whether a sample without a label is an error; else its label is -1.
+        num_workers: processes that decode images; 0 decodes in this process.
+        labels: whether a sample without a label is an error; otherwise its label is -1.
 
     Raises:
-        UserError: a sample has no label, or its image cannot be read, or /dev/shm has no room for the batches.
+        UserError: a sample has no label, its image cannot be read, or /dev/shm is too small for the batches.
         Preempted: a signal has asked some rank to stop.
     """
     planned = rank_batches(len(source), batch_size)
@@ -56,23 +56,23 @@ def image_batches(
         prefetch_factor=PREFETCH if num_workers else None,
         pin_memory=bundle.device.type == "cuda",
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # without its own, the loader draws from the training's
+        generator=torch.Generator(),  # without it, the loader would draw from training's random state
     )
     loader.setting = SETTING
     batches: Iterator[Any] = iter(loader)
     for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
         batch = next(batches, None)
-        if batch is None:  # this rank's share is one batch shorter, yet it fetches as often
+        if batch is None:  # a rank with one batch less still fetches as often: each fetch synchronises the ranks
             return
         image, label = batch
         yield image.to(bundle.device, non_blocking=True), label
 
 
 def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:
-    """This rank's batches of rows.
+    """List the row indices of this rank's batches: batch b belongs to rank b modulo the world size.
 
-    Batch b belongs to rank b modulo the world size, and none is padded: every batch holds the same rows as in one
-    process, so its arithmetic is the same to the last bit.
+    No batch is padded: every batch holds the same rows as in one process, so that its result is identical to the last
+    bit.
     """
     starts = range(0, num_rows, batch_size)[rank() :: world_size()]
     return [list(range(start, min(start + batch_size, num_rows))) for start in starts]
@@ -81,10 +81,17 @@ def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:
 def gather_batches(
     batches: list[Tensor], num_rows: int, batch_size: int, device: torch.device
 ) -> Shaped[Tensor, "all ..."]:
-    """The rows of all ranks' batches of `rank_batches` in their original order, on every rank."""
+    """Gather the rows of all ranks' batches on every rank, in their original order.
+
+    Args:
+        batches: this rank's batches, as planned by `rank_batches`.
+        num_rows: rows on all ranks together.
+        batch_size: rows per batch, except for the last one.
+        device: device of the result if there are several ranks.
+    """
     if world_size() == 1:
         return torch.cat(batches)
-    # A rank without a batch does not know what a row is.
+    # A rank without a batch does not know the shape and dtype of a row.
     shape, dtype = next(row for row in of_all_ranks(batches and (batches[0].shape[1:], batches[0].dtype)) if row)
     batches_per_rank = math.ceil(math.ceil(num_rows / batch_size) / world_size())
     padded = torch.zeros(batches_per_rank * batch_size, *shape, dtype=dtype, device=device)
@@ -92,7 +99,7 @@ def gather_batches(
         rows = torch.cat(batches)
         padded[: len(rows)] = rows
     gathered = gather(padded, with_grad=False).view(world_size(), batches_per_rank, batch_size, *shape)
-    # Only the very last batch can be short, so padding stands behind all rows once batches are back in order.
+    # Only the last batch of all can be short, so all padding follows the rows once the batches are in order.
     return gathered.transpose(0, 1).reshape(-1, *shape)[:num_rows]
 
 

@@ -15,22 +15,22 @@ from openslip.inference.bundle import Bundle, evaluating
 
 
 class KNN(Evaluation):
-    """Share of test images that their nearest training images give the right label, in per cent.
+    """Accuracy of labelling test images by their nearest training images, in per cent.
 
-    Neighbours are found by cosine of the image tower's features, before any projection. Metrics: `top1`, `chance` (one
-    of the training images' classes), `num_samples`.
+    Neighbours are found by cosine similarity of the image tower's features, before any projection. Metrics: `top1`,
+    `chance` (1 / number of the training images' classes), `num_samples`.
 
     Args:
-        title: what the headline calls it.
-        train: images with labels to search.
-        test: images with labels to classify.
-        k: neighbours that vote (200 in the paper).
-        temperature: a neighbour's vote weighs exp(cosine / temperature) (0.07 in the paper).
+        title: name of the evaluation in its headline.
+        train: labelled images among which neighbours are searched.
+        test: labelled images to classify.
+        k: number of neighbours that vote (200 in the paper).
+        temperature: a neighbour's vote has the weight exp(cosine / temperature) (0.07 in the paper).
         batch_size: images per forward pass.
-        num_workers: processes that decode images; 0 decodes in this one.
+        num_workers: processes that decode images; 0 decodes in this process.
 
     Raises:
-        UserError: here on an impossible k or temperature, in `run` on a sample without a label.
+        UserError: the constructor refuses k, the temperature or the sources; `run` meets a sample without a label.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class KNN(Evaluation):
         if train.classes and test.classes and list(train.classes) != list(test.classes):
             other = sorted(set(train.classes) ^ set(test.classes)) or list(test.classes)
             raise UserError(
-                f"knn: train and test have other classes ({len(train.classes)} and {len(test.classes)}; {other[0]} is "
-                "not in both), so that a label would mean one class here and another there: give both the same folders"
+                f"knn: train and test have different classes ({len(train.classes)} and {len(test.classes)}; {other[0]} "
+                "is not in both), so that their labels do not match: give both the same class folders"
             )
         self.title = title
         self.train = train
@@ -77,7 +77,7 @@ class KNN(Evaluation):
         }
 
     def encode(self, bundle: Bundle, source: Source) -> tuple[Tensor, Tensor]:
-        """Unit-length tower features and labels of a whole source."""
+        """Compute unit-length tower features and labels of all samples of a source."""
         features, labels = [], []
         for image, label in image_batches(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers):
             features.append(bundle.unit(bundle.model.image_tower(image), "image"))
@@ -94,11 +94,21 @@ def vote(
     k: int,
     temperature: float,
 ) -> Int64[Tensor, " queries"]:
-    """The label with the largest sum of exp(cosine / temperature) over the k nearest, lowest of equals."""
+    """Return each query's label by the largest sum of exp(cosine / temperature) over its k nearest neighbours.
+
+    The lowest label wins a tie.
+
+    Args:
+        queries: unit-length features to classify.
+        features: unit-length features of the training images.
+        labels: labels of the training images.
+        k: number of neighbours that vote.
+        temperature: temperature of the votes.
+    """
     cosines, neighbours = (queries @ features.T).topk(k, dim=1)
-    # Relative to the nearest neighbour: the same winner, and no overflow however small the temperature.
+    # Cosines relative to the nearest neighbour give the same winner, and never overflow at a small temperature.
     weights = ((cosines - cosines[:, :1]).cpu().double() / temperature).exp()  # [Q, k]
     classes, places = labels[neighbours].cpu().unique(return_inverse=True)  # a label may be any number
     votes = weights.new_zeros(len(queries), len(classes))
-    votes.scatter_add_(1, places, weights)  # on the CPU: a GPU adds in any order
+    votes.scatter_add_(1, places, weights)  # on the CPU, because a GPU adds in no fixed order
     return classes[votes.sort(dim=1, descending=True, stable=True).indices[:, 0]].to(queries.device)

@@ -15,20 +15,21 @@ WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 
 class Retrieval(Evaluation):
-    """Share of images of which a caption, and of captions whose image, is among the K most similar, in per cent.
+    """Recall at K: share of queries with a correct match among the K most similar candidates, in per cent.
 
-    Metrics: `image_to_text_recall_K` and `text_to_image_recall_K` for K of 1, 5 and 10 where there are more than K
-    candidates, `num_images`, `num_texts`. Every caption counts, so the source should keep equal ones of an image.
+    Images are queries for captions and captions for images. Metrics: `image_to_text_recall_K` and
+    `text_to_image_recall_K` for K of 1, 5 and 10 if there are more than K candidates, `num_images`, `num_texts`. Every
+    caption counts, so the source should keep equal captions of an image.
 
     Args:
-        title: what the headline calls it.
-        source: images with one caption or several.
+        title: name of the evaluation in its headline.
+        source: images with one or more captions.
         batch_size: images per forward pass, and queries that are compared at a time.
-        num_workers: processes that decode images; 0 decodes in this one.
+        num_workers: processes that decode images; 0 decodes in this process.
 
     Raises:
-        UserError: here on fewer than two samples, in `run` on a sample without a caption, or a model without a text
-            tower.
+        UserError: the constructor gets fewer than two samples; `run` meets a sample without a caption, or the model
+            has no text tower.
     """
 
     def __init__(self, *, title: str, source: Source, batch_size: int, num_workers: int) -> None:
@@ -68,7 +69,7 @@ class Retrieval(Evaluation):
         return sample.captions
 
     def images(self, bundle: Bundle) -> Float[Tensor, "images embed"]:
-        """Unit-length features of all images, on every rank."""
+        """Compute unit-length features of all images, on every rank."""
         batches = image_batches(
             bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers, labels=False
         )
@@ -82,7 +83,16 @@ class Retrieval(Evaluation):
         candidates: Float[Tensor, "candidates embed"],
         of_candidate: Int64[Tensor, " candidates"],
     ) -> dict[int, float]:
-        """For each K the share of queries with a candidate of the same image among the first K; of equals the first."""
+        """Return for each K the share of queries with a candidate of the same image among the K most similar.
+
+        The earlier candidate ranks first among equals.
+
+        Args:
+            queries: unit-length features of the queries.
+            of_query: index of each query's image.
+            candidates: unit-length features of the candidates.
+            of_candidate: index of each candidate's image.
+        """
         hits = []
         for rows, own in zip(queries.split(self.batch_size), of_query.split(self.batch_size), strict=True):
             order = (rows @ candidates.T).sort(dim=1, descending=True, stable=True).indices[:, : PLACES[-1]]

@@ -1,21 +1,21 @@
 """Zero-shot classification by prompt ensembles. Radford et al. 2021, arXiv:2103.00020, section 3.1.
 
-Published SLIP's protocol: ranked by cosine in float32, the lower class first among equals. After `run`,
-`ZeroShot.arrays` holds (N samples in the source's order, C classes, T templates, K = min(5, C), P images,
-A attributes):
+The protocol is that of published SLIP: classes are ranked by cosine similarity in float32, the lower class first among
+equals. After `run`, `ZeroShot.arrays` holds the following arrays, where N is the number of samples in the source's
+order, C of classes, T of templates, K = min(5, C), P of images and A of attributes:
 
-| name | dtype, shape | what |
+| name | dtype, shape | content |
 |---|---|---|
 | `classnames` | str [C] | candidates in label order |
 | `templates` | str [T] | prompts, with `{}` |
 | `labels` | int64 [N] | true class |
 | `predictions` | int64 [N] | most similar class (= `top_classes[:, 0]`) |
-| `top_classes` | int64 [N, K] | most similar classes, best first |
-| `top_probabilities` | float32 [N, K] | their softmax(exp(logit_scale) * cosine) over all C classes |
-| `pictures` | uint8 [P, 3, H, W] | samples evenly spread over the source, as the model sees them |
-| `picture_indices` | int64 [P] | their rows in the arrays above |
-| `attribute_names` | str [A] | only with `attributes` |
-| `attribute_values` | str [A, C] | only with `attributes`: every class's value |
+| `top_classes` | int64 [N, K] | most similar classes, most similar first |
+| `top_probabilities` | float32 [N, K] | softmax(exp(logit_scale) * cosine) over all C classes, for `top_classes` |
+| `pictures` | uint8 [P, 3, H, W] | images evenly spread over the source, as the model sees them |
+| `picture_indices` | int64 [P] | rows of `pictures` in the arrays above |
+| `attribute_names` | str [A] | names of the `attributes`, if there are any |
+| `attribute_values` | str [A, C] | every class's value of each attribute, if there are any |
 """
 
 from collections.abc import Iterable
@@ -39,26 +39,26 @@ NUM_IMAGES = 16
 
 
 class ZeroShot(Evaluation):
-    """Share of images whose own class name is the most similar text, in per cent.
+    """Accuracy of labelling images by the most similar class name, in per cent.
 
-    Metrics: `top1`, `top5` (from 5 classes on), `chance` (of top1), `num_samples`, and per attribute
+    Metrics: `top1`, `top5` (with at least 5 classes), `chance` (of top1), `num_samples`, and per attribute
     `top1_<attribute>`: the share of images for which the predicted class has the right value.
 
     Args:
-        title: what the headline calls it.
+        title: name of the evaluation in its headline.
         source: images with labels.
-        classnames: the name of every label: a list, a text file, `imagenet`, or None for what the source calls its
-            classes. Where the source has class folders the names are matched with them; ImageNet's 1000 names by the
-            folders' WordNet ids, so that a part of ImageNet is classified among its own classes.
-        templates: prompts, each with `{}` in the place of the name: a list, a text file, `imagenet7`, `imagenet80`.
+        classnames: the name of every label: a list, a text file, `imagenet`, or None for the source's own class names.
+            If the source has class folders, the names are matched with them. ImageNet's 1000 names are matched by the
+            folders' WordNet ids, so that a subset of ImageNet is classified among the subset's classes only.
+        templates: prompts, each with `{}` for the class name: a list, a text file, `imagenet7` or `imagenet80`.
         batch_size: images per forward pass.
-        num_workers: processes that decode images; 0 decodes in this one.
-        attributes: per attribute, every class's value, in the order of `classnames`.
+        num_workers: processes that decode images; 0 decodes in this process.
+        attributes: for each attribute, the value of every class, in the order of `classnames`.
         underscores: `space` reads `_` in class names as a space, `keep` leaves it.
 
     Raises:
-        UserError: here on names, templates or attributes of no use, or names that do not fit the class folders; in
-            `run` on a label without a name, a sample without a label, a model without a text tower.
+        UserError: the constructor gets invalid names, templates or attributes, or names that do not fit the class
+            folders; `run` meets a label without a name or a sample without a label, or the model has no text tower.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ZeroShot(Evaluation):
         return metrics
 
     def classify(self, bundle: Bundle, classes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, most similar classes and their probabilities of all samples."""
+        """Return the labels of all samples, their most similar classes and the probabilities of these classes."""
         num_top = min(5, len(classes))
         top, probabilities, labels = [], [], []
         batches = image_batches(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
@@ -154,7 +154,7 @@ class ZeroShot(Evaluation):
             )
 
     def images(self, bundle: Bundle) -> dict[str, np.ndarray]:
-        """Some of the images as the model sees them."""
+        """Return the arrays of sample images for the report, as the model sees them."""
         count = min(NUM_IMAGES, len(self.source))
         indices = np.arange(count) * len(self.source) // count
         samples = [self.source[int(index)] for index in indices]
@@ -163,5 +163,5 @@ class ZeroShot(Evaluation):
 
 
 def per_cent(right: np.ndarray) -> float:
-    """Share of the true values."""
+    """Share of true values in per cent."""
     return 100 * int(right.sum()) / len(right)

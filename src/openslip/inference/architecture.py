@@ -1,4 +1,4 @@
-"""Models and tokenizers built of a checkpoint's plain fields; only of OpenSLIP's own classes and allowed ones."""
+"""Build models and tokenizers from a checkpoint's plain fields, using only OpenSLIP's classes and allowed ones."""
 
 import importlib
 import inspect
@@ -19,10 +19,10 @@ from openslip.inference.files import unwrapped
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
-EXPANSION = 4  # times the elements and tensors of its weights is what a model may have: buffers are not all stored
-SLACK = 1 << 24  # elements
-MAX_FIELDS = 100_000  # in a description
-LARGEST = 10_000  # a size or count of a description that needs no weight as large
+EXPANSION = 4  # a model may have this many times the tensors and elements of its weights: not all buffers are stored
+SLACK = 1 << 24  # elements allowed on top of that
+MAX_FIELDS = 100_000  # per description
+LARGEST = 10_000  # sizes and counts up to this are accepted even if no weight has a dimension as large
 
 
 class TooLargeError(UserError):
@@ -30,14 +30,14 @@ class TooLargeError(UserError):
 
 
 def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
-    """The model that plain fields describe.
+    """Build the model that a checkpoint's `architecture` entry describes.
 
     Args:
-        architecture: a model config as it stands in a run's config.yaml.
-        allow: import paths of classes of your own that the description may name.
+        architecture: the model config, as in a run's config.yaml.
+        allow: import paths of your own classes that the config may name.
 
     Raises:
-        UserError: it names a `_target_` that is neither OpenSLIP's nor allowed; nothing is built then.
+        UserError: the config names a `_target_` that is neither OpenSLIP's nor allowed; that class is never called.
     """
     model = build_whole("architecture", architecture, allow)
     if not isinstance(model, nn.Module):
@@ -46,19 +46,24 @@ def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
 
 
 def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collection[str] = ()) -> nn.Module:
-    """The model that plain fields describe, with these weights.
+    """Build the model that a checkpoint's `architecture` entry describes and load weights into it.
+
+    Args:
+        weights: the model's weights by name.
+        architecture: the model config, as in a run's config.yaml.
+        allow: import paths of your own classes that the config may name.
 
     Raises:
-        UserError: beside the reasons of `build_model`: the model is far larger than the weights, which is found
-            before memory is taken for it, or they do not fit.
+        UserError: `build_model` refuses the config; the model is far larger than the weights, which is detected
+            before its memory is allocated; or the weights do not fit the model.
     """
-    with limited(weights, None if allow else architecture):  # a class of the user's own may take any number
+    with limited(weights, None if allow else architecture):  # a user's own class may take numbers of any size
         try:
             with torch.device("meta"):
                 build_model(architecture, allow)
         except TooLargeError:
             raise
-        except UserError:  # some classes cannot be built there; what is wrong with others is said now
+        except UserError:  # some classes cannot be built on the meta device; real errors are raised by the next build
             pass
         model = build_model(architecture, allow)
     load_weights(model, weights)
@@ -67,9 +72,13 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
 
 @contextmanager
 def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
-    """Refuse what is built meanwhile once it has far more tensors or elements than the weights, or fields say so.
+    """Raise while a model is built as soon as it becomes far larger than its weights.
 
-    A parameter is counted when a module gets it, which is before it is initialised.
+    A parameter is counted when it is registered with a module, which is before it is initialised.
+
+    Args:
+        weights: the weights that set the limits on the number of tensors and elements.
+        architecture: config whose integers are checked before anything is built; None skips this check.
     """
     tensors = EXPANSION * len(weights) + 1000
     elements = EXPANSION * sum(tensor.numel() for tensor in weights.values()) + SLACK
@@ -83,7 +92,7 @@ def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
                 raise TooLargeError(f"{too_large}{type(module).__name__}.{name} has shape {[*tensor.shape]}")
 
     largest = max([LARGEST, *(EXPANSION * side for tensor in weights.values() for side in tensor.shape)])
-    for value in fields_of(architecture):  # layers may be counted by one before the first is made
+    for value in fields_of(architecture):  # a huge layer count can exhaust memory before any parameter is registered
         if isinstance(value, int) and value > largest:
             raise TooLargeError(f"{too_large}it names {str(value)[:20]}")
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
@@ -95,13 +104,14 @@ def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a model's weights, all of them, of the kind of numbers that it has.
+    """Load weights into a model; names, shapes and kinds of dtype must match exactly.
 
     Raises:
-        UserError: names or shapes that do not fit, whole or complex numbers where it has floating-point ones.
+        UserError: names or shapes do not match, or the weights are integer or complex where the model's are floating
+            point.
     """
     known = model.state_dict()
-    # A model of one's own may have a part that is named `module`; else data parallelism has left the name.
+    # A user's model may have a submodule named `module`; otherwise data parallelism added this prefix.
     weights = {name if name in known else unwrapped(name): tensor for name, tensor in weights.items()}
     for name, expected in known.items():
         given = weights.get(name)
@@ -115,7 +125,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer | None:
-    """The tokenizer that plain fields describe; None where there are none."""
+    """Build the tokenizer that a checkpoint's `tokenizer` entry describes; None if the entry is None."""
     tokenizer = build_whole("tokenizer", description, allow)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise UserError(f"the checkpoint's tokenizer is a {type(tokenizer).__name__}: expected a _target_ at its top")
@@ -123,7 +133,13 @@ def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer 
 
 
 def build_whole(entry: str, description: Any, allow: Collection[str]) -> Any:
-    """The object of an entry of a checkpoint."""
+    """Build the object that a checkpoint's entry describes, and limit the entry's size and depth.
+
+    Args:
+        entry: name of the entry, for error messages.
+        description: value of the entry.
+        allow: import paths of your own classes that the description may name.
+    """
     if len(fields_of(description)) > MAX_FIELDS:
         raise UserError(f"the checkpoint's {entry} has more than {MAX_FIELDS:,} fields")
     try:
@@ -133,7 +149,7 @@ def build_whole(entry: str, description: Any, allow: Collection[str]) -> Any:
 
 
 def fields_of(description: Any) -> list[Any]:
-    """All values in a nest of dicts and lists, at most one more than there may be: it may hold itself."""
+    """List all values in nested dicts and lists, stopping once past MAX_FIELDS, since a container may hold itself."""
     fields = [description]
     for value in fields:
         if len(fields) > MAX_FIELDS:
@@ -144,7 +160,7 @@ def fields_of(description: Any) -> list[Any]:
 
 
 def build(description: Any, allow: Collection[str]) -> Any:
-    """The object of a nest of dicts with `_target_`s; every class is looked at before it is called."""
+    """Build nested dicts with `_target_`s into objects; every class is checked before it is called."""
     if isinstance(description, (list, tuple)):
         return [build(value, allow) for value in description]
     if not isinstance(description, dict):
@@ -160,20 +176,20 @@ def build(description: Any, allow: Collection[str]) -> Any:
     required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     if wrong := (fields.keys() - parameters.keys()) | (required - fields.keys()):
         raise UserError(
-            f"the checkpoint's {target} has other fields than this version expects: "
+            f"the checkpoint's {target} has unexpected or missing fields for this version: "
             f"{', '.join(sorted(map(str, wrong)))}"
         )
     try:
         return builder(**fields)
     except (UserError, RecursionError):
         raise
-    except Exception as error:  # of whatever kind its fields provoke
+    except Exception as error:  # wrong field values can raise any exception in a constructor
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the checkpoint's {target} cannot be built: {reason}") from error
 
 
 def find_class(target: str, allow: Collection[str]) -> Any:
-    """The class at an import path, if a checkpoint may name it."""
+    """Import the class at an import path, or refuse it if a checkpoint may not name it."""
     module, _, name = target.rpartition(".")
     if not target.startswith(PACKAGES) and target not in allow:
         raise UserError(

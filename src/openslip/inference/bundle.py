@@ -1,4 +1,4 @@
-"""Contract: a bundle is a model with all that belongs to it, as every evaluation, export and classifier takes it."""
+"""Contract: a bundle holds a model, its tokenizer and its transform for evaluations, exports and classifiers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ class Bundle:
     """A model, its tokenizer and its transform.
 
     Attributes:
-        model: has `encode_image(images)` and, with a tokenizer, `encode_text(ids, lengths)`.
-        tokenizer: as in training; None for a model without text.
-        transform: image to model input, as in evaluation.
-        architecture: the plain fields from which the model was built.
-        device: where the model lies.
-        origin: the file or folder that the model was loaded from; None while it is trained.
+        model: provides `encode_image(images)` and, if there is a tokenizer, `encode_text(ids, lengths)`.
+        tokenizer: the tokenizer of training; None for a model without a text tower.
+        transform: the evaluation transform from image to model input.
+        architecture: the model config from which the model was built.
+        device: the device that holds the model.
+        origin: the file or folder that the model was loaded from; None during training.
     """
 
     model: Any
@@ -41,14 +41,15 @@ class Bundle:
     def encode_image(
         self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike] | ImageLike
     ) -> Float[Tensor, "images embed"]:
-        """Unit-length float32 features of images; one image that is not in a list is refused.
+        """Encode images to unit-length float32 features; a single image must be in a list.
 
         Args:
-            images: one float tensor as `transform` makes it of each image, stacked; or a list of paths, files' bytes,
-                PIL images, uint8 arrays [height, width, 3], or tensors [3, height, width], uint8 or floats from 0 to 1.
+            images: a stacked float tensor of images that `transform` returned; or a list of paths, encoded image
+                bytes, PIL images, uint8 arrays [height, width, 3], or tensors [3, height, width], uint8 or floats
+                from 0 to 1.
 
         Raises:
-            UserError: an image of another form, or one that cannot be read.
+            UserError: an image has another form or cannot be read.
             NonFiniteError: the model's features are not finite.
         """
         batches = self.transformed(images) if isinstance(images, Tensor) else self.transform_all(listed(images))
@@ -66,11 +67,11 @@ class Bundle:
             yield torch.stack([self.input(image) for image in images[start : start + BATCH_SIZE]])
 
     def input(self, image: ImageLike) -> Float[Tensor, "3 size size"]:
-        """The model's input of one image."""
+        """Transform one image to the model's input."""
         return self.transform(to_image(image, self.transform.to_rgb))
 
     def transformed(self, images: Tensor) -> Iterator[Float[Tensor, "batch 3 height width"]]:
-        """Yield batches of a stacked tensor, checked."""
+        """Check a stacked image tensor and yield it in batches; uint8 images are transformed first."""
         size, shape = self.transform.size, tuple(images.shape)
         if images.ndim == 4 and images.dtype == torch.uint8:
             yield from self.transform_all(listed(images))
@@ -86,13 +87,12 @@ class Bundle:
         yield from images.split(BATCH_SIZE)
 
     def encode_text(self, texts: Iterable[str]) -> Float[Tensor, "texts embed"]:
-        """Unit-length float32 features of texts, in their order.
+        """Encode texts to unit-length float32 features, returned in the order of the texts.
 
-        Texts are encoded in the order of their lengths and cut to the longest of their batch, so that little padding
-        is multiplied.
+        Texts are sorted by length and each batch is trimmed to its longest text, so that little padding is computed.
 
         Raises:
-            UserError: the model has no text tower, there is no text, or one string was given in place of a list.
+            UserError: the model has no text tower, the list is empty, or one string was given instead of a list.
         """
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the string {texts[:40]!r}: write [{texts[:40]!r}]")
@@ -111,41 +111,47 @@ class Bundle:
     def similarity(
         self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike], texts: Iterable[str]
     ) -> Float[Tensor, "images texts"]:
-        """Cosines between images and texts, from -1 to 1."""
+        """Cosine similarities between images and texts, from -1 to 1."""
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def reading(self, *, transparency: str | None = None, exif: str | None = None) -> "Bundle":
-        """The same model with another treatment of images, as in `EvalTransform`; None leaves the checkpoint's."""
+        """Return a bundle of the same model that reads images differently.
+
+        Args:
+            transparency: setting of `EvalTransform` for transparent images; None keeps the checkpoint's.
+            exif: setting of `EvalTransform` for EXIF orientation; None keeps the checkpoint's.
+        """
         settings = self.transform.settings()
         settings |= {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
         return replace(self, transform=EvalTransform(**settings))
 
     def unit(self, features: Float[Tensor, "rows width"], tower: str) -> Float[Tensor, "rows width"]:
-        """Features at unit length.
+        """Normalise features to unit length.
 
         Args:
-            features: of the model.
-            tower: `image` or `text`, for the message.
+            features: features that the model returned.
+            tower: `image` or `text`, for the error message.
 
         Raises:
-            NonFiniteError: NaN, infinite or too large: every comparison with them would mean nothing.
+            NonFiniteError: the norm of a feature is NaN or infinite, so that every comparison would be meaningless.
         """
         if not features.norm(dim=-1).isfinite().all():
             raise NonFiniteError(f"{self.name()}: its {tower} features are not finite ({self.why_not_finite()})")
         return F.normalize(features, dim=-1)
 
     def scale(self) -> Float[Tensor, ""]:
-        """exp(logit_scale), the factor on cosines; refused where it is not finite."""
+        """Return exp(logit_scale), the factor on cosine similarities; raise if it is not finite."""
         scale = self.model.logit_scale.detach().exp()
         if not scale.isfinite().all():
             raise NonFiniteError(f"{self.name()}: exp(logit_scale) is {scale.item()}: expected a number, 100 at most")
         return scale
 
     def bias(self) -> Float[Tensor, ""]:
-        """What a model of independent probabilities, such as SigLIP's, adds to its logits.
+        """Return `logit_bias`, which models trained with a sigmoid loss, such as SigLIP, add to their logits.
 
         Raises:
             UserError: the model has no `logit_bias`.
+            NonFiniteError: the bias is NaN or infinite.
         """
         bias = getattr(self.model, "logit_bias", None)
         if bias is None:
@@ -158,18 +164,18 @@ class Bundle:
         return bias.detach()
 
     def name(self) -> str:
-        """What errors call the model."""
+        """Return the model's name in error messages."""
         return f"checkpoint {self.origin}" if self.origin else type(self.model).__name__
 
     def why_not_finite(self) -> str:
-        """The weight that explains features which are not finite, as far as one does."""
+        """Explain features that are not finite: name a weight that is not finite, or blame large weights."""
         for name, weight in self.model.state_dict().items():
             if not weight.isfinite().all():
                 return f"NaN or infinite values in {name}: the file is damaged or its training diverged; use another"
         return "its weights are finite but too large: its training diverged; use an earlier checkpoint"
 
     def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer, or an error where the model has no text tower."""
+        """Return the tokenizer; raise if the model has no text tower."""
         if self.tokenizer is None:
             raise UserError(
                 f"texts need a text tower and a tokenizer, and {type(self.model).__name__} has neither: take a CLIP or "
@@ -180,7 +186,7 @@ class Bundle:
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, no gradients, full float32 (no autocast, no TF32); all is restored, random state too."""
+    """Use eval mode, no gradients and full float32 (no autocast, no TF32); restore all on exit, random state too."""
     modes = [(module, module.training) for module in model.modules()]
     matmul_precision, allow_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     model.eval()

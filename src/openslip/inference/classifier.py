@@ -1,4 +1,4 @@
-"""Ask a model which label fits an image."""
+"""Zero-shot classifier: rank text labels by how well they fit an image."""
 
 from collections.abc import Iterable
 
@@ -18,14 +18,15 @@ class ZeroShotClassifier:
     """Ranks labels by exp(logit_scale) x cosine. Radford et al. 2021, arXiv:2103.00020, section 3.1.2.
 
     Args:
-        bundle: from `openslip.load`.
-        labels: candidates, one word or more each.
-        templates: prompts with `{}` for the label; their features are averaged.
-        probabilities: `softmax`, of which an image's add up to 1; `sigmoid`, each label for itself, for models with a
-            `logit_bias`. Zhai et al. 2023, arXiv:2303.15343.
+        bundle: the bundle that `openslip.load` returned.
+        labels: candidate labels, each a word or a phrase.
+        templates: prompts with `{}` for the label; the features of a label's prompts are averaged.
+        probabilities: `softmax`, where an image's probabilities sum to 1; or `sigmoid`, where each label is
+            independent, for models with a `logit_bias`. Zhai et al. 2023, arXiv:2303.15343.
 
     Raises:
-        UserError: one string in place of a list, labels or templates of no use, or sigmoid without a `logit_bias`.
+        UserError: one string was given instead of a list, labels or templates are invalid, or `sigmoid` was chosen
+            for a model without a `logit_bias`.
     """
 
     def __init__(
@@ -42,27 +43,31 @@ class ZeroShotClassifier:
         self.bias = bundle.bias() if probabilities == "sigmoid" else None
         bundle.need_tokenizer()
         self.scale = bundle.scale()
-        self.classes = class_embeddings(bundle.encode_text, self.labels, templates)  # once: images come one by one
+        self.classes = class_embeddings(bundle.encode_text, self.labels, templates)  # encoded once for all calls
         if len(self.labels) == 1 and self.bias is None:
             notice_once(f"labels: {self.labels[0]!r} is the only one, so its probability is always 1: give several")
         if twice := repeated(self.labels):
             notice_once(f"labels: {', '.join(twice)} given several times: they share the probability")
 
     def __call__(self, images: ImageLike | Iterable[ImageLike]) -> Ranking | list[Ranking]:
-        """Labels with probabilities, best first; a list of them for a list of images.
+        """Rank the labels for one image, or for each image of a list.
 
-        An image is a path, a file's bytes, a PIL image, a uint8 array [height, width, 3], or a tensor
-        [3, height, width], uint8 or floats from 0 to 1.
+        Args:
+            images: an image or a list of images. An image is a path, encoded image bytes, a PIL image, a uint8 array
+                [height, width, 3], or a tensor [3, height, width], uint8 or floats from 0 to 1.
+
+        Returns:
+            Pairs of label and probability, most probable first; a list of such rankings for a list of images.
         """
         return self.rank([images])[0] if is_one_image(images) else self.rank(images)  # pyright: ignore
 
     def rank(self, images: Iterable[ImageLike]) -> list[Ranking]:
-        """One ranking per image."""
+        """Return one ranking per image."""
         given = listed(images)
         return self.rank_features(self.bundle.encode_image(given)) if given else []
 
     def rank_features(self, features: Float[Tensor, "images embed"]) -> list[Ranking]:
-        """One ranking per unit-length feature of an image."""
+        """Return one ranking per image from unit-length image features."""
         logits = self.scale * features @ self.classes.T
         probabilities = logits.softmax(dim=-1) if self.bias is None else (logits + self.bias).sigmoid()
         sorted_probabilities, places = probabilities.sort(dim=-1, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Checkpoint files, read without running anything that stands in them, and written whole or not at all."""
+"""Checkpoint files: read without executing any code in them, and written atomically."""
 
 import argparse
 import re
@@ -17,8 +17,8 @@ from openslip.regular_file import regular_file
 from openslip.run.checkpoints import LINK, damage, newest_whole, recorded, saved, step_of
 from openslip.run.file_sizes import refuse_expanding, refuse_inflated
 
-# What a file may name, because it holds numbers and settings alone: the published checkpoints keep their
-# command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
+# Globals that a checkpoint may name, because they only hold numbers and settings: the published checkpoints keep
+# their command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
@@ -30,12 +30,12 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The file itself, or the newest whole checkpoint of a run's folder; other folders are returned as they are.
+    """Resolve a path to a checkpoint file: a run's folder to its newest intact checkpoint, a file to itself.
 
-    A file with a run's JSON beside it is compared with that.
+    A file that has a run's JSON beside it is checked against that JSON. Other folders are returned unchanged.
 
     Raises:
-        UserError: nothing lies there, or the file is not what its JSON records.
+        UserError: the path does not exist, or the file differs from what its JSON records.
     """
     path = Path(path)
     if not path.exists():
@@ -50,15 +50,15 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Refuse a file that is not what the JSON beside it records; without one nothing is known.
+    """Refuse a checkpoint that differs from what the JSON beside it records; without a JSON nothing is checked.
 
     Raises:
-        UserError: it is not.
+        UserError: the file differs from its JSON.
     """
     if not path.with_suffix(".json").is_file():
         return
     record = recorded(path)
-    if record.problem and step_of(path) is None:  # a file of the user's own with a JSON that is none of ours
+    if record.problem and step_of(path) is None:  # a user's file beside an unrelated JSON of the same name
         return
     if problem := damage(record):
         raise UserError(
@@ -68,10 +68,10 @@ def refuse_damaged(path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The dict that `torch.save` wrote, on the CPU.
+    """Read the dict of a checkpoint that `torch.save` or safetensors wrote, on the CPU.
 
     Raises:
-        UserError: no checkpoint, one that names anything beyond tensors, numbers and settings, or one whose content
+        UserError: the file is no checkpoint, it names anything beyond tensors, numbers and settings, or its content
             is far larger than the file.
     """
     if path.is_dir():
@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
+    except Exception as error:  # a damaged or hostile file can raise anything, but none of its code was executed
         raise UserError(f"checkpoint {path}: {_why_unreadable(path, str(error))}") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a checkpoint's dict")
@@ -94,9 +94,9 @@ def read(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def peek(path: Path) -> dict[str, Any]:
-    """What `read` gives, and an empty dict where it gives nothing; kept while formats are asked in turn.
+    """Read a checkpoint like `read`, but return an empty dict if it cannot be read.
 
-    `peek.cache_clear()` frees it.
+    The result is cached while several formats inspect the same file; `peek.cache_clear()` frees it.
     """
     try:
         return read(path)
@@ -105,17 +105,17 @@ def peek(path: Path) -> dict[str, Any]:
 
 
 def unwrapped(name: str) -> str:
-    """A weight's name without what torch.compile and data parallelism add to it."""
+    """Strip from a weight's name what torch.compile and data parallelism add to it."""
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 
 def _why_unreadable(path: Path, message: str) -> str:
-    # The message names one, which is all there is for files before the zip format.
+    # The message names the first unsafe global, which is all that is known for files older than the zip format.
     named = set(re.findall(r"GLOBAL ([\w.]+) (?:whose|was)", message))
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             named |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # too damaged to list them
+    except Exception:  # the file is too damaged to list its globals
         named |= set()
     if named:
         return f"it names {', '.join(sorted(named))}, which could run code, so it is refused and nothing was run"
@@ -124,12 +124,12 @@ def _why_unreadable(path: Path, message: str) -> str:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Save through a temporary file in the same folder, so that `path` is always a whole checkpoint.
+    """Save through a temporary file in the same folder, so that `path` is always a complete checkpoint.
 
-    A name in .safetensors gives a file of that format.
+    A path that ends in .safetensors selects that format.
 
     Raises:
-        UserError: the folder cannot be written or is full; what stood at `path` is untouched.
+        UserError: the folder cannot be written or the disk is full; an existing file at `path` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +142,6 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def why_unwritten(error: OSError | RuntimeError) -> str:
-    """The operating system's reason; torch raises an error of its own while it handles that one."""
+    """Return the operating system's reason for a failed write, which torch hides behind an error of its own."""
     cause = error if isinstance(error, OSError) else error.__context__
     return str(cause.strerror) if isinstance(cause, OSError) else str(error).splitlines()[0]

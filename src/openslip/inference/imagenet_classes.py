@@ -1,4 +1,4 @@
-"""ImageNet's classes by their WordNet ids, which is what ImageNet's folders are called; the table comes with timm."""
+"""ImageNet's classes by WordNet id, the names of ImageNet's class folders; the table is part of timm."""
 
 import importlib.util
 import re
@@ -11,26 +11,26 @@ from openslip.inference.imagenet_prompts import imagenet_classnames
 
 @cache
 def imagenet_ids() -> dict[str, int]:
-    """The label of each of ImageNet-1k's 1000 WordNet ids (`n01440764`: 0)."""
+    """Map each of ImageNet-1k's 1000 WordNet ids to its label (`n01440764`: 0)."""
     package = importlib.util.find_spec("timm")  # importing timm itself takes seconds
     assert package is not None
     assert package.origin is not None
     path = Path(package.origin).parent / "data" / "_info" / "imagenet_synsets.txt"
     if not path.is_file():
-        raise UserError(f"{path}: not there, but ImageNet's WordNet ids are read from it: pip install -U timm")
+        raise UserError(f"{path} is missing; ImageNet's WordNet ids are read from it: pip install -U timm")
     return {identifier: label for label, identifier in enumerate(path.read_text().split())}
 
 
 def are_ids(names: list[str]) -> bool:
-    """Whether all of these are WordNet ids, of ImageNet-1k's classes or others."""
+    """Tell whether all names are WordNet ids, of ImageNet-1k's classes or of others."""
     return all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
 def imagenet_names(ids: list[str]) -> list[str]:
-    """CLIP's names of ImageNet-1k's classes by their WordNet ids.
+    """Look up CLIP's class names by the WordNet ids of ImageNet-1k's classes.
 
     Raises:
-        UserError: an id of another class, of which no name is known.
+        UserError: an id is not one of ImageNet-1k's, so its name is not known.
     """
     labels, names = imagenet_ids(), imagenet_classnames()
     if unknown := [identifier for identifier in ids if identifier not in labels]:

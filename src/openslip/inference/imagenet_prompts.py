@@ -1,4 +1,4 @@
-"""ImageNet's class names and prompt templates, as OpenAI curated them; the tables come with open_clip."""
+"""ImageNet's class names and prompt templates, as OpenAI curated them; the tables are part of open_clip."""
 
 import importlib.util
 from functools import cache
@@ -9,15 +9,18 @@ from openslip.errors import UserError
 
 
 def imagenet_classnames() -> list[str]:
-    """ImageNet-1k's names as OpenAI curated them, in label order."""
+    """Return ImageNet-1k's class names as OpenAI curated them, in label order."""
     return list(_open_clip_metadata().IMAGENET_CLASSNAMES)
 
 
 def imagenet_templates(count: int) -> list[str]:
-    """OpenAI's 80 ImageNet templates, the best 7 of them (published SLIP), or `a photo of a {}.` alone.
+    """Return OpenAI's 80 ImageNet templates, the best 7 of them (published SLIP), or only `a photo of a {}.`.
+
+    Args:
+        count: number of templates: 80, 7 or 1.
 
     Raises:
-        UserError: another count.
+        UserError: the count is not 80, 7 or 1.
     """
     if count == 80:
         return [template("{}") for template in _open_clip_metadata().OPENAI_IMAGENET_TEMPLATES]
@@ -30,14 +33,14 @@ def imagenet_templates(count: int) -> list[str]:
 
 @cache
 def _open_clip_metadata() -> ModuleType:
-    # Importing open_clip itself takes seconds; this one file of it holds data only.
+    # Importing open_clip takes seconds; this file of it contains only data and is loaded on its own.
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise UserError("ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch")
     path = Path(package.origin).with_name("zero_shot_metadata.py")
     spec = importlib.util.spec_from_file_location("openslip_zero_shot_metadata", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: not there, but ImageNet's names are read from it: pip install -U open_clip_torch")
+        raise UserError(f"{path} is missing; ImageNet's names are read from it: pip install -U open_clip_torch")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Images in the forms in which callers have them, as RGB."""
+"""Convert images of any accepted type (path, bytes, PIL image, array, tensor) to RGB PIL images."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,17 +20,17 @@ TENSOR = "a tensor of an image is [3, height, width], RGB, uint8 or floats from 
 
 
 def is_one_image(images: object) -> bool:
-    """Whether this is an image, and no list or batch of them."""
+    """Tell whether the value is a single image rather than a list or batch of images."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim == 3 or (images.ndim == 2 and images.dtype != object)
     return isinstance(images, str | bytes | Path | Image.Image)
 
 
 def listed(images: Iterable[ImageLike] | ImageLike) -> list[ImageLike]:
-    """Images as a list, of any iterable; a batch of arrays or tensors counts as its images.
+    """Return the images of any iterable as a list; a batched array or tensor is split into its images.
 
     Raises:
-        UserError: one image in place of a list, or what holds no images.
+        UserError: one image was given instead of a list, or the value is not iterable.
     """
     if is_one_image(images):
         raise UserError(f"expected a list of images, got one {type(images).__name__}: write [image]")
@@ -41,10 +41,15 @@ def listed(images: Iterable[ImageLike] | ImageLike) -> list[ImageLike]:
 
 
 def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
-    """An RGB image of a path, a file's bytes, a PIL image, an array or a tensor.
+    """Convert a path, encoded image bytes, a PIL image, an array or a tensor to an RGB PIL image.
+
+    Args:
+        image: array and tensor layouts are those of `ARRAY` and `TENSOR`.
+        to_rgb: conversion of decoded images to RGB.
 
     Raises:
-        UserError: no such file, no regular file, no image, or an array or tensor of another shape, type or range.
+        UserError: the file is missing, is no regular file or no image, or an array or tensor has an unexpected shape,
+            dtype or range.
     """
     if isinstance(image, Image.Image):
         return loaded(image, to_rgb)
@@ -62,7 +67,7 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
         raise UserError(f"{type(image).__name__} is no image: expected {kinds}")
     try:
         is_file = regular_file(image).is_file()
-    except OSError as error:  # no permission, a name that is too long
+    except OSError as error:  # for example no permission, or a name that is too long
         raise UserError(f"image {image}: cannot be read ({error.strerror})") from error
     if not is_file:
         raise UserError(f"image {image}: no such file")
@@ -70,7 +75,7 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
 
 
 def loaded(image: Image.Image, to_rgb: ToRgb) -> Image.Image:
-    """A PIL image in RGB; what Pillow opened, it has not decoded yet."""
+    """Decode a PIL image, which Pillow opens lazily, and convert it to RGB."""
     name = getattr(image, "filename", "") or "PIL image"
     if 0 in image.size:
         raise UserError(f"{name}: {image.width} x {image.height}, no pixels")
@@ -86,7 +91,7 @@ def loaded(image: Image.Image, to_rgb: ToRgb) -> Image.Image:
 
 
 def check_array(image: np.ndarray) -> np.ndarray:
-    """Refuse an array that is no image as `ARRAY` says."""
+    """Return the array, or raise if it is not an image in the layout that `ARRAY` states."""
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
         hint = "; transpose it: image.transpose(1, 2, 0)" if image.ndim == 3 and image.shape[0] == 3 else ""
         raise UserError(f"array of shape {list(image.shape)} and type {image.dtype}: {ARRAY}{hint}")
@@ -94,12 +99,12 @@ def check_array(image: np.ndarray) -> np.ndarray:
 
 
 def check_tensor(image: Tensor) -> Tensor:
-    """Refuse a tensor that is no image as `TENSOR` says."""
+    """Return the tensor, or raise if it is not an image in the layout that `TENSOR` states."""
     shape, kind = list(image.shape), str(image.dtype).removeprefix("torch.")
     if len(shape) != 3 or shape[0] != 3 or 0 in shape or not (image.is_floating_point() or image.dtype == torch.uint8):
         hint = "; permute it: image.permute(2, 0, 1)" if len(shape) == 3 and shape[2] == 3 else ""
         raise UserError(f"tensor of shape {shape} and type {kind}: {TENSOR}{hint}")
-    # Written so that NaN fails as well.
+    # The comparison is written so that NaN is refused too.
     if image.is_floating_point() and not bool((image.min() >= 0) & (image.max() <= 1)):
         raise UserError(
             f"tensor with values from {image.min().item():.4g} to {image.max().item():.4g}: {TENSOR}; normalised "

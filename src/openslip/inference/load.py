@@ -1,4 +1,4 @@
-"""Load a model with all that belongs to it from any file or folder of a known format."""
+"""Load a model with its tokenizer and transform from a file or folder in any known format."""
 
 import importlib
 from collections.abc import Collection
@@ -20,19 +20,20 @@ def load(
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
 ) -> Bundle:
-    """A model from a run's folder, a checkpoint, a stripped file, or a file in a foreign format.
+    """Load a model from a run's folder, a checkpoint, a stripped file, or a file in a foreign format.
 
-    Nothing in the file is executed.
+    No code in the file is executed.
 
     Args:
-        path: of the folder or file.
-        device: `cpu`, `cuda`, ...; `auto` is the GPU where there is one.
-        allow: import paths of model and tokenizer classes of your own that the checkpoint may name.
-        format: name of a file in `openslip.inference.formats`, or import path of a module of your own with `read`;
-            None: found by the file's content.
+        path: the folder or file to load.
+        device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
+        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
+        format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
+            `read`; None detects the format from the content.
 
     Raises:
-        UserError: unreadable or hostile file, no known format, a class that is not allowed, weights that do not fit.
+        UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed, or
+            its weights do not fit the model.
     """
     place = choose_device(device)
     file = checkpoint_file(path)
@@ -51,7 +52,7 @@ def load(
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:
-    """The module that reads this file: the named one, else the first that knows its content."""
+    """Return the module that reads a file: the named format, else the first that detects its content."""
     known = formats.names()
     if name is not None:
         target = f"openslip.inference.formats.{name}" if name in known else name
@@ -64,12 +65,12 @@ def find_format(file: Path, name: str | None) -> ModuleType:
     for module in map(formats.load, known):
         if module.detect(file):
             return module
-    keys = ", ".join(str(key) for key in list(read(file))[:5])  # a file that cannot be read says why here
+    keys = ", ".join(str(key) for key in list(read(file))[:5])  # `read` raises the reason if the file is unreadable
     raise UserError(f"checkpoint {file} is in none of the known formats ({', '.join(known)}); its keys: {keys}")
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of that name; `auto` is the GPU where there is one.
+    """Return the device with a name; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
         UserError: this machine has no such device.

@@ -1,4 +1,4 @@
-"""Class names, templates, and class vectors made of them. Radford et al. 2021, arXiv:2103.00020, 3.1.4."""
+"""Class names, prompt templates, and the class embeddings of both. Radford et al. 2021, arXiv:2103.00020, 3.1.4."""
 
 import re
 from collections import Counter
@@ -17,11 +17,11 @@ from openslip.errors import UserError
 from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
 from openslip.regular_file import regular_file
 
-LISTS = {  # what a config may write in place of a list
+LISTS = {  # names that a config may give instead of a list
     "classnames": {"imagenet": imagenet_classnames},
     "templates": {"imagenet7": lambda: imagenet_templates(7), "imagenet80": lambda: imagenet_templates(80)},
 }
-# Lines of YAML, JSON, CSV, or in quotation marks, all of which would become part of the prompts.
+# Lines of YAML, JSON or CSV, or in quotation marks: their markup would become part of the prompts.
 MARKED_UP = re.compile(r"""- |[\[{"']|n?\d+\s*[,;:=\t]|.*\t""")
 EXAMPLES = {"templates": "a photo of a {}."}
 
@@ -31,15 +31,15 @@ def class_embeddings(
     classnames: Iterable[str | int],
     templates: Iterable[str | int],
 ) -> Float[Tensor, "classes embed"]:
-    """One unit vector per class: its prompts' unit vectors, averaged and normalised again.
+    """Compute one unit vector per class: the mean of its prompts' unit vectors, normalised again.
 
     Args:
-        encode_text: texts to unit vectors, such as a bundle's.
-        classnames: of the classes, in the order of their labels.
-        templates: prompts with `{}` in the place of the name.
+        encode_text: function from texts to unit vectors, such as `Bundle.encode_text`.
+        classnames: names of the classes, in label order.
+        templates: prompts with `{}` where the class name is inserted.
 
     Raises:
-        UserError: no class, no template, a template without `{}`, or one string in place of a list.
+        UserError: there is no class or no template, a template lacks `{}`, or one string was given instead of a list.
     """
     names, prompts = texts(classnames, "classnames"), texts(templates, "templates")
     features = encode_text([prompt.replace("{}", name) for name in names for prompt in prompts])
@@ -47,15 +47,15 @@ def class_embeddings(
 
 
 def texts(values: Iterable[Any], key: str) -> list[str]:
-    """Class names, labels or templates as a list of text, of any iterable that has an order; a template counts once.
+    """Check class names, labels or templates and return them as a list of strings; repeated templates are dropped.
 
     Args:
-        values: whole numbers count as text, for a command line reads `[0,1]` as numbers.
-        key: what errors call them: `classnames`, `labels` or `templates`.
+        values: any ordered iterable; integers become text, because a command line parses `[0,1]` as numbers.
+        key: name of the values in error messages: `classnames`, `labels` or `templates`.
 
     Raises:
-        UserError: none, one string, whose letters would be taken one by one, no order, a blank, a template without
-            `{}`, or what is no text.
+        UserError: the list is empty or unordered; it is one string, which would be split into letters; or a value is
+            blank, is not text, or is a template without `{}`.
     """
     example = EXAMPLES.get(key, "cat")
     if isinstance(values, str | bytes):
@@ -83,10 +83,14 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
 
 
 def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
-    """Class names or templates as a config gives them: a list, a text file, or the name of a list that ships.
+    """Read class names or templates from a config value: a list, a text file, or the name of a built-in list.
+
+    Args:
+        value: the list, the path of a text file, or a name in `LISTS`.
+        key: `classnames` or `templates`.
 
     Raises:
-        UserError: neither, or what `texts` or `read_lines` refuse.
+        UserError: the value is none of these, or `texts` or `read_lines` refuse its content.
     """
     if not isinstance(value, str | Path):
         return texts(value, key)
@@ -98,48 +102,48 @@ def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
             raise UserError(f"{key}={value} is one string, not a list: write {key}=['{value}']")
         known = " or ".join(LISTS[key])
         raise UserError(
-            f"{key}={value}: no such file; expected a text file with one a line, {known}, or a list such as "
+            f"{key}={value}: no such file; expected a text file with one per line, {known}, or a list such as "
             f"[{value if ',' in str(value) else EXAMPLES.get(key, 'cat,dog')!s}]"
         )
     return texts(read_lines(file, key), key)
 
 
 def repeated(names: Sequence[str]) -> list[str]:
-    """Names that stand more than once, whatever their case, white space and underscores, in their first spelling."""
+    """List names that occur more than once, ignoring case, white space and underscores, in their first spelling."""
     counts = Counter(map(alike, names))
     first = {alike(name): name for name in reversed(names)}
     return [first[key] for key, count in counts.items() if count > 1]
 
 
 def read_lines(path: str | Path, key: str = "classnames") -> list[str]:
-    """A text file of class names or templates, one a line; blank lines may only end it.
+    """Read a text file of class names or templates, one per line; blank lines are accepted only at its end.
 
     Raises:
-        UserError: the file is missing, no text, empty, no plain list, or has a blank line between others.
+        UserError: the file is missing, empty, not text, not a plain list, or has a blank line between others.
     """
     lines = all_lines(path, key)
     if lines == [""]:
-        raise UserError(f"{path}: the file is empty: expected one name a line")
+        raise UserError(f"{path}: the file is empty: expected one name per line")
     if "" in lines:
-        # Skipped in silence, it would either hide a lost name or shift every label behind it.
-        raise UserError(f"{path}: line {lines.index('') + 1} is blank: expected one name a line")
+        # Skipping it silently could hide a missing name, which shifts every label after it.
+        raise UserError(f"{path}: line {lines.index('') + 1} is blank: expected one name per line")
     return lines
 
 
 def all_lines(path: str | Path, key: str = "labels") -> list[str]:
-    """The lines of a text file, stripped, without blank ones at its end.
+    """Return the stripped lines of a text file, without blank lines at its end.
 
     Raises:
-        UserError: the file is missing, neither UTF-8 nor with a byte-order mark, or no plain list.
+        UserError: the file is missing, is neither UTF-8 nor marked by a byte-order mark, or is not a plain list.
     """
     try:
         content = text_of(regular_file(path).read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): expected a text file, one name a line") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): expected text with one name per line") from error
     if is_damaged(content):
-        raise UserError(f"{path}: not UTF-8 text: save it as UTF-8, one name a line")
+        raise UserError(f"{path}: not UTF-8 text: save it as UTF-8, one name per line")
     lines = [line.strip() for line in re.split(r"\r\n?|\n", content.rstrip())]
     one_line = len(lines) == 1 and key != "templates" and re.search("[,;|]", lines[0])
     if one_line or (content.strip() and all(MARKED_UP.match(line) for line in lines if line)):
-        raise UserError(f"{path}: its lines are like {lines[0][:60]!r}: expected plain text, one name a line")
+        raise UserError(f"{path}: its lines are like {lines[0][:60]!r}: expected plain text, one name per line")
     return lines

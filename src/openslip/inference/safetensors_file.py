@@ -1,4 +1,4 @@
-"""Stripped models as safetensors: weights under their names, the entry `openslip` as JSON in the metadata."""
+"""Stripped models as safetensors files: weights by name, and the entry `openslip` as JSON in the metadata."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ from openslip.errors import UserError
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is of this format, by its name."""
+    """Tell by its name whether a file is a safetensors file."""
     return path.suffix.lower() == ".safetensors"
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """The same dict as a stripped file of `torch.save` holds.
+    """Read the same dict that a stripped `torch.save` file holds.
 
     Raises:
-        UserError: a damaged file, or one without the entry.
+        UserError: the file is damaged or lacks the entry `openslip`.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -30,7 +30,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     if "openslip" not in metadata:
         raise UserError(
-            f"checkpoint {path} holds weights and no settings: give the checkpoint it was made of, or one that "
+            f"checkpoint {path} holds weights and no settings: give the checkpoint it was made from, or one that "
             "`openslip strip IN OUT.safetensors` wrote"
         )
     try:
@@ -40,7 +40,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
-    """Write a stripped model; weights that are tied are written once for each of their names."""
+    """Write a stripped model; tied weights are written once for each of their names."""
     weights = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in content["state_dict"].items()
     }

@@ -1,6 +1,6 @@
-"""A run's folder as one self-contained page: no scripts, nothing fetched, light and dark, any screen.
+"""Report of a run as one self-contained HTML page: no scripts, no downloads, light and dark mode, any screen size.
 
-`run_files` reads the folder; `charts`, `evaluations` and `sections` make the page's parts out of `pieces`.
+`run_files` reads the run's folder; `charts`, `evaluations` and `sections` build the page's sections from `pieces`.
 """
 
 import itertools
@@ -18,10 +18,10 @@ from openslip.report.sections import header, similarity, text_file, views
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.html` from what a run left, and return its path; the page's end names what was absent.
+    """Write `report.html` from the files in a run's folder, and return its path; the page's end lists missing parts.
 
-    Reads `metrics.csv`, `config.yaml`, `env.json`, `arrays/views.npz`, `arrays/similarity.npz`, and any other
-    `arrays/NAME.npz` as the arrays of the evaluation NAME (`openslip.evaluation.zeroshot` lists them).
+    The files are `metrics.csv`, `config.yaml`, `env.json`, `arrays/views.npz`, `arrays/similarity.npz`, and for each
+    evaluation NAME `arrays/NAME.npz` (`openslip.evaluation.zeroshot` lists its arrays).
     """
     if not any((run_folder / name).is_file() for name in ("metrics.csv", "config.yaml")):
         raise UserError(
@@ -53,7 +53,14 @@ def write_report(run_folder: Path) -> Path:
 
 
 def whole_page(name: str, header: str, sections: Sequence[tuple[str, str]], absent: Sequence[tuple[str, str]]) -> str:
-    """The document of a header, titled sections, and what is absent for what reason."""
+    """Return the HTML document.
+
+    Args:
+        name: name of the run.
+        header: HTML of the header.
+        sections: titles and HTML of the sections.
+        absent: titles of the missing sections, and why they are missing.
+    """
     links = "".join(
         f'<a href="#part{place}">{escape(title.split(":")[0])}</a>' for place, (title, _) in enumerate(sections, 1)
     )
@@ -61,7 +68,7 @@ def whole_page(name: str, header: str, sections: Sequence[tuple[str, str]], abse
         f'<section id="part{place}"><h2>{escape(title)}</h2>{content}</section>'
         for place, (title, content) in enumerate(sections, 1)
     )
-    # Every drawing calls its parts figure_1, axes_1 and so on: on one page these ids must differ.
+    # Matplotlib uses the ids figure_1, axes_1 and so on in every drawing, but ids must be unique on a page.
     number = itertools.count(1)
     body = re.sub(
         r"<svg.*?</svg>",

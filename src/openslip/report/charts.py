@@ -1,4 +1,4 @@
-"""Curves over the run, as inline drawings that follow light and dark."""
+"""Line charts of a run's metrics, as inline SVG that follows light and dark mode."""
 
 import io
 import re
@@ -13,16 +13,16 @@ from openslip.report.pieces import escape, short
 from openslip.report.run_files import AbsentError, Metrics, Series
 from openslip.terminal import printable
 
-MAX_POINTS = 800  # of a curve
-SMOOTHED_FROM = 60  # points
+MAX_POINTS = 800  # per curve
+SMOOTHED_FROM = 60  # points from which a curve is smoothed
 
-# Colours that stand for the page's variables: an inline drawing then follows light and dark.
+# Placeholder colours that are replaced by the page's CSS variables, so that a drawing follows light and dark mode.
 INK, MUTED, GRID = "#000001", "#000002", "#000003"
 COLOURS = ["#000011", "#000012", "#000013", "#000014", "#000015", "#000016"]
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line"} | {colour: f"s{n}" for n, colour in enumerate(COLOURS, 1)}
 OPTIONS: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names may hold dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
     "svg.hashsalt": "openslip",
     "font.size": 12,
     "text.color": INK,
@@ -34,7 +34,7 @@ OPTIONS: dict[Any, Any] = {
 
 
 def curves(metrics: Metrics) -> str:
-    """A chart for each thing that training logs."""
+    """Draw a chart for each group of training metrics."""
     columns = metrics.columns
     losses = [name for name in columns if name.startswith("train/") and name.endswith("loss")]
     accuracies = [name for name in columns if name.startswith("train/") and name.endswith("acc")]
@@ -65,7 +65,16 @@ def chart(
     smooth: bool = False,
     level: tuple[str, float] | None = None,
 ) -> str:
-    """Lines over the run as an inline drawing; `level` is a named horizontal line."""
+    """Draw a line chart as inline SVG.
+
+    Args:
+        title: title of the chart.
+        series: one line per name.
+        x_name: label of the x-axis.
+        unit: unit of the y-axis, such as `%`; empty for none.
+        smooth: whether long lines are drawn with their moving average.
+        level: name and value of a horizontal line.
+    """
     with mpl.rc_context(OPTIONS):
         has_legend = len(series) > 1 or level is not None
         figure = Figure(figsize=(4.6, 3.0))
@@ -117,6 +126,6 @@ def chart(
 
 
 def _moving_average(y: np.ndarray, window: int) -> np.ndarray:
-    """The centred moving average, over fewer points at the ends."""
+    """Return the centred moving average, with shorter windows at both ends."""
     sums, counts = (np.convolve(values, np.ones(window), "same") for values in (y, np.ones(len(y))))
     return sums / counts

@@ -1,4 +1,4 @@
-"""An evaluation's section: its metrics, their charts, and what a classification got right and wrong."""
+"""Section of an evaluation: its metrics, their charts, and for a classification confusions, images and mistakes."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,17 @@ from openslip.report.run_files import AbsentError, Metrics, Series, check, read_
 
 MAX_IMAGES = 24
 MAX_CLASSES = 1_000_000
-MAX_MATRIX = 24  # rows of a confusion matrix that are still readable
+MAX_MATRIX = 24  # rows of the largest confusion matrix that is still readable
 
 
 def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
-    """An evaluation's metrics and charts, and what its arrays show."""
+    """Build the section of an evaluation: metrics, charts, and the results in its arrays.
+
+    Args:
+        folder: the run's folder.
+        name: name of the evaluation.
+        metrics: all metrics of the run.
+    """
     prefix = f"eval/{name}/"
     series = {key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)}
     cells = []
@@ -50,18 +56,23 @@ def _charts(series: dict[str, Series], x_name: str) -> str:
 
 
 def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
-    """What labels and predictions show: confusions, images, mistakes."""
+    """Build the parts that show labels and predictions: confusion matrices, images, mistakes.
+
+    Args:
+        arrays: arrays of the evaluation, by name.
+        name: name of the evaluation, for error messages.
+    """
     check({"labels", "predictions"} <= arrays.keys(), f"arrays/{name}.npz holds no labels and predictions")
     labels, predictions = arrays["labels"], arrays["predictions"]
     try:
         check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")
-        check(labels.dtype.kind in "iu" and predictions.dtype.kind in "iu", "labels are no whole numbers")
-        check(min(labels.min(), predictions.min()) >= 0, "a negative label")
+        check(labels.dtype.kind in "iu" and predictions.dtype.kind in "iu", "labels are not whole numbers")
+        check(min(labels.min(), predictions.min()) >= 0, "there is a negative label")
         highest = int(max(labels.max(), predictions.max()))
-        check(highest < len(arrays.get("classnames", range(MAX_CLASSES))), f"a label {highest}")
+        check(highest < len(arrays.get("classnames", range(MAX_CLASSES))), f"label {highest} has no name")
         names = [str(name) for name in arrays.get("classnames", range(highest + 1))]
         return [_confusions(arrays, names), _images(arrays, names), _mistakes(labels, predictions, names)]
-    # A project's own evaluation may mean something else by these names: that must not cost a run its report.
+    # A user's evaluation may store other data under these names, which must not prevent the report.
     except (AbsentError, IndexError, KeyError, TypeError, ValueError) as error:
         raise AbsentError(f"arrays/{name}.npz does not hold a classification ({error})") from error
 
@@ -81,10 +92,10 @@ def _confusions(arrays: dict[str, np.ndarray], names: list[str]) -> str:
         tables.append(_confusion("class", names, labels, predictions, np.arange(len(names))))
     if not tables:
         return ""
-    by = "attribute by attribute" if has_attributes else "class by class"
+    by = "attribute" if has_attributes else "class"
     return (
-        f"<h3>What is taken for what, {by}</h3><p>Rows: the truth. Columns: what the model says. Per cent of "
-        "the row; the diagonal is right.</p>"
+        f"<h3>Confusion matrix by {by}</h3><p>Rows: the true {by}. Columns: the predicted {by}. Per cent of "
+        "the row; the diagonal is correct.</p>"
         f'<div class="matrices">{"".join(tables)}</div>'
     )
 

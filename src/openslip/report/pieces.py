@@ -1,4 +1,4 @@
-"""What every section is made of: escaped text, short numbers, coloured tables, images."""
+"""HTML parts that sections share: escaped text, short numbers, coloured tables, images."""
 
 import base64
 import html
@@ -15,17 +15,17 @@ Pixels = np.ndarray  # uint8 [3, H, W]
 
 
 def escape(text: object) -> str:
-    """Text as HTML shows it literally, lines kept, and control characters as `printable` shows them."""
+    """Escape text for HTML; line breaks are kept, control characters are replaced by `printable`."""
     return html.escape("\n".join(map(printable, str(text).split("\n"))))
 
 
 def percent(value: float) -> str:
-    """A percentage to one decimal, or to two digits below 1 %."""
+    """Format a percentage with one decimal, or with two significant digits below 1 %."""
     return f"{value:.1f} %" if value >= 1 or value == 0 else f"{value:.2g} %"
 
 
 def short(value: float) -> str:
-    """12000 as 12k, 3000000 as 3M."""
+    """Format a number briefly, such as 12000 as 12k and 3000000 as 3M."""
     for limit, factor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= limit:
             return f"{value / factor:.4g}{letter}"
@@ -33,7 +33,14 @@ def short(value: float) -> str:
 
 
 def heat(strength: float, text: str, hint: str, *, diagonal: bool) -> str:
-    """A cell whose colour lies over the page's own, so that it works on light and dark."""
+    """Return a table cell with a translucent colour, so that it works in light and dark mode.
+
+    Args:
+        strength: opacity of the colour, from 0 to 1.
+        text: HTML of the cell.
+        hint: text that is shown when the mouse is over the cell.
+        diagonal: whether the cell is framed.
+    """
     strength = min(max(strength, 0.0), 1.0)
     classes = " ".join(
         name for name, holds in (("strong", strength > 0.75), ("diagonal", diagonal), ("zero", strength == 0)) if holds
@@ -42,13 +49,19 @@ def heat(strength: float, text: str, hint: str, *, diagonal: bool) -> str:
 
 
 def matrix(kind: str, head: Iterable[str], rows: Sequence[tuple[str, Iterable[str]]]) -> str:
-    """A table of heat cells: heads of the columns, and per row its own head and its cells."""
+    """Return a table of heat cells.
+
+    Args:
+        kind: further CSS classes of the table, each with a space before it.
+        head: HTML of the column headers.
+        rows: HTML of each row's header and of its cells.
+    """
     body = "".join(f'<tr><th scope="row">{row}</th>{"".join(cells)}</tr>' for row, cells in rows)
     return f'<table class="matrix{kind}"><thead><tr><td></td>{"".join(head)}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def image_tag(pixels: Pixels, alt: str) -> str:
-    """An `img` that holds its own data."""
+    """Return an `img` element with embedded data."""
     check(pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype == np.uint8, "an image is not uint8 [3, H, W]")
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     is_small = max(image.size) <= 64

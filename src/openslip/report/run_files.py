@@ -1,4 +1,4 @@
-"""Reading what a run left in its folder."""
+"""Read the files in a run's folder: metrics, config and arrays."""
 
 import csv
 import math
@@ -12,11 +12,11 @@ import yaml
 from openslip import arrays
 from openslip.errors import UserError
 
-MAX_ARRAYS = 1 << 30  # bytes of a file: those of an evaluation on ImageNet's validation set are a hundredth of it
+MAX_ARRAYS = 1 << 30  # bytes per file: an evaluation on ImageNet's validation set stores a hundredth of it
 
 
 class AbsentError(Exception):
-    """Why a section is not available, in a few words."""
+    """A section of the report is not available; the message says why in a few words."""
 
 
 def check(condition: bool | np.bool_, reason: str) -> None:
@@ -26,7 +26,7 @@ def check(condition: bool | np.bool_, reason: str) -> None:
 
 
 class Series(NamedTuple):
-    """One logged metric over the run."""
+    """One logged metric: its values `y` at the points `x` of the run."""
 
     x: np.ndarray
     y: np.ndarray
@@ -37,7 +37,7 @@ class Series(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """All logged metrics, what their x counts, and the last step and its x."""
+    """All logged metrics by name, the meaning of their x-axis, and the last step with its x."""
 
     columns: dict[str, Series]
     x_name: str
@@ -46,10 +46,12 @@ class Metrics(NamedTuple):
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Metrics against samples seen; evaluations log steps alone, so other rows tell the samples per step.
+    """Read metrics.csv, with samples seen as the x-axis.
+
+    Evaluations only log the step, so the samples per step are taken from other rows.
 
     Raises:
-        UserError: another program has saved the file in a form of its own.
+        UserError: the file is not as the run wrote it, for example because another program has saved it.
     """
     rows: list[dict[str, float]] = []
     if path.is_file():
@@ -75,13 +77,13 @@ def read_metrics(path: Path) -> Metrics:
 def _numbers(row: dict[str | Any, str | Any]) -> dict[str, float]:
     numbers = {}
     for name, cell in row.items():
-        with suppress(TypeError, ValueError):  # an empty cell, or a row that a crash cut short
+        with suppress(TypeError, ValueError):  # an empty cell, or a row that a crash has truncated
             numbers[name] = float(cell)
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config, empty where it cannot be read."""
+    """Read the resolved config of a run; empty if it cannot be read."""
     if not (folder / "config.yaml").is_file():
         return {}
     try:
@@ -92,24 +94,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def at(config: Any, path: str) -> Any:
-    """The config's value at a dotted path, or None."""
+    """Return the config's value at a dotted path, or None if there is none."""
     for key in path.split("."):
         config = config.get(key) if isinstance(config, dict) else None
     return config
 
 
 def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """The arrays of `arrays/NAME.npz`."""
+    """Read the arrays of `arrays/NAME.npz`."""
     path = folder / "arrays" / f"{name}.npz"
     check(path.is_file(), f"there is no arrays/{name}.npz")
     try:
         return arrays.read_arrays(path, max_bytes=MAX_ARRAYS)
-    except Exception as error:  # numpy passes on whatever a damaged zip file makes zipfile and zlib raise
+    except Exception as error:  # for a damaged file, numpy passes on any exception of zipfile and zlib
         raise AbsentError(f"arrays/{name}.npz cannot be read ({error})") from error
 
 
 def evaluation_names(folder: Path, metrics: Metrics) -> list[str]:
-    """The evaluations that logged metrics or stored arrays."""
+    """List the evaluations that have logged metrics or stored arrays."""
     logged = [name.split("/")[1] for name in metrics.columns if name.startswith("eval/") and name.count("/") == 2]
     stored = [path.stem for path in sorted((folder / "arrays").glob("*.npz"))]
     return [name for name in dict.fromkeys([*logged, *stored]) if name not in ("views", "similarity")]

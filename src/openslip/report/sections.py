@@ -1,4 +1,4 @@
-"""Sections of the page: what ran and its main metrics, views of the first batch, images against captions, files."""
+"""Sections of the page: settings and main metrics, views of the first batch, image-caption similarity, text files."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ MAX_SIMILARITY = 16
 
 
 def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
-    """The choices in one line, and a tile for each main metric."""
+    """Build the header: the main settings in one line, and a tile for each main metric."""
     method = at(config, "objective._target_")
     facts = {
         "method": method.rsplit(".", 1)[-1] if isinstance(method, str) else None,
@@ -56,7 +56,7 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
 
 
 def views(arrays: dict[str, np.ndarray]) -> str:
-    """Samples of the first batch, every view of each."""
+    """Build the section of views: samples of the first batch with all views of each image."""
     views = {name: array for name, array in arrays.items() if array.ndim == 4}
     captions = [array for array in arrays.values() if array.ndim == 1 and len(array)]
     check(bool(views), "arrays/views.npz holds no view")
@@ -76,7 +76,7 @@ def views(arrays: dict[str, np.ndarray]) -> str:
 
 
 def similarity(arrays: dict[str, np.ndarray]) -> str:
-    """The matrix of cosines of images with captions."""
+    """Build the section of similarities: a matrix of the cosines between images and captions."""
     name = "arrays/similarity.npz"
     check({"matrix", "captions", "images"} <= arrays.keys(), f"{name} lacks matrix, captions or images")
     full = arrays["matrix"].astype(np.float64)
@@ -103,14 +103,14 @@ def similarity(arrays: dict[str, np.ndarray]) -> str:
         rows.append((f'<div class="who">{who}</div>', cells))
     return (
         f"<p>Cosine of {count} images (rows) with their {count} captions (columns, same numbers): pale is "
-        f"{low:.2f}, full colour {high:.2f}; own pairs are framed. The own caption is the most similar for "
-        f"<b>{found_text} of {count}</b> images, the own image for <b>{found_image} of {count}</b> "
+        f"{low:.2f}, full colour {high:.2f}; true pairs are framed. The true caption is the most similar for "
+        f"<b>{found_text} of {count}</b> images, the true image for <b>{found_image} of {count}</b> "
         f'captions.</p><div class="card scroll">{matrix(" similarity", head, rows)}</div>'
     )
 
 
 def text_file(folder: Path, name: str) -> str:
-    """A text file as it stands in the folder, folded."""
+    """Build a collapsed section with the content of a text file."""
     check((folder / name).is_file(), f"there is no {name}")
     text = (folder / name).read_text(encoding="utf-8", errors="replace")
     return f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"

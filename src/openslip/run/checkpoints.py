@@ -1,8 +1,8 @@
-"""A run's `checkpoints/`: `step-000123.ckpt` with `step-000123.json` beside it, and `last.ckpt`, a link to the newest.
+"""Checkpoints of a run: `step-000123.ckpt` with `step-000123.json` beside it, and the link `last.ckpt` to the newest.
 
-The JSON holds step, size and sha256. It is written once its checkpoint is on the disk, and the link is moved after
-that: a checkpoint without JSON was never finished and is ignored. File name, JSON and content must agree on the step,
-and the content names the settings of its run.
+The JSON records step, size and sha256. It is written after its checkpoint is on disk, and the link is updated after
+that: a checkpoint without a JSON was never finished and is ignored. File name, JSON and content must agree on the step,
+and the content includes the settings of its run.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from openslip.run.file_sizes import refuse_inflated
 from openslip.run.identity import of_another_run
 from openslip.terminal import notice
 
-KEPT = 2  # the newest may turn out to be damaged
+KEPT = 2  # checkpoints kept per run: the newest may turn out to be damaged
 LINK = "last.ckpt"
 
 
 class Saved(NamedTuple):
-    """A finished checkpoint and what its JSON records; `problem` says why the JSON does not count."""
+    """A finished checkpoint and the values in its JSON; `problem` says why the JSON cannot be trusted."""
 
     path: Path
-    step: int  # of its file name
+    step: int  # from the file name if it has one, else from the JSON
     size: int
     sha256: str
     problem: str | None = None
@@ -40,19 +40,19 @@ def file_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int | None:
-    """The step in the name of a checkpoint or its JSON; None under another name."""
+    """Return the step in the file name of a checkpoint or its JSON; None if the name has another form."""
     name = re.fullmatch(r"step-(\d{1,18})", path.stem)
     return int(name[1]) if name else None
 
 
 def saved(folder: Path) -> list[Saved]:
-    """List the finished checkpoints, the highest step first."""
+    """List the finished checkpoints of a folder, highest step first."""
     noted = [recorded(note.with_suffix(".ckpt")) for note in folder.glob("step-*.json") if step_of(note) is not None]
     return sorted(noted, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
 def recorded(path: Path) -> Saved:
-    """What the JSON beside a checkpoint records of it."""
+    """Read the JSON beside a checkpoint."""
     note, step = path.with_suffix(".json"), step_of(path)
     try:
         entry = json.loads(regular_file(note).read_bytes())
@@ -74,21 +74,27 @@ def recorded(path: Path) -> Saved:
 
 
 def finish(path: Path, step: int, written: Hashing) -> None:
-    """Record a completely written checkpoint, point `last.ckpt` at it, and remove the oldest."""
+    """Write the JSON of a completely written checkpoint, point `last.ckpt` at it, and remove older checkpoints.
+
+    Args:
+        path: the checkpoint file.
+        step: the checkpoint's step.
+        written: size and hash of the bytes that were written.
+    """
     with durable(path.with_suffix(".json")) as note:
         entry = {"step": step, "size": written.size, "sha256": written.digest.hexdigest()}
         note.write(json.dumps(entry).encode())
     point(path.with_name(LINK), path.name)
     keep = [checkpoint.path.name for checkpoint in saved(path.parent) if checkpoint.problem is None][:KEPT]
     for old in path.parent.glob("step-*.ckpt"):
-        # Those above it the run has yet to reach again.
+        # Checkpoints of higher steps are kept: the run resumed from an earlier step and has not reached them again.
         if old.name not in keep and (old_step := step_of(old)) is not None and old_step < step:
-            old.with_suffix(".json").unlink(missing_ok=True)  # first: what is half removed is no longer listed
+            old.with_suffix(".json").unlink(missing_ok=True)  # first, so that an interrupted removal leaves none listed
             old.unlink(missing_ok=True)
 
 
 def damage(checkpoint: Saved) -> str | None:
-    """Validate a checkpoint by reading all of it; returns what is wrong with it, or None."""
+    """Validate a checkpoint by reading all of it; return what is wrong with it, or None if it is intact."""
     if checkpoint.problem is not None:
         return checkpoint.problem
     try:
@@ -108,24 +114,24 @@ def damage(checkpoint: Saved) -> str | None:
 
 
 def entry_of(path: Path) -> dict[str, Any] | None:
-    """The entry `openslip` of a checkpoint, without its tensors; None where it cannot be read in this way.
+    """Read the entry `openslip` of a checkpoint without loading tensors; None if the file cannot be read this way.
 
-    Whoever reads such a file whole is told why.
+    The reason is not reported here: loading the checkpoint raises it.
     """
     try:
         refuse_inflated(path)
         content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception:  # whatever a damaged or hostile file provokes
+    except Exception:  # a damaged or hostile file can raise anything
         return None
     entry = content.get("openslip") if isinstance(content, dict) else None
     return entry if isinstance(entry, dict) else {}
 
 
 def newest_whole(folder: Path) -> Saved:
-    """Return the valid checkpoint of the highest step, and warn of damaged ones above it.
+    """Return the valid checkpoint of the highest step, and warn of damaged ones of higher steps.
 
     Raises:
-        CheckpointError: there is none, or it is of another run than the folder's config.yaml.
+        CheckpointError: there is no valid checkpoint, or it belongs to another run than the folder's config.yaml.
     """
     candidates = saved(folder)
     for checkpoint in candidates:
@@ -143,15 +149,15 @@ def newest_whole(folder: Path) -> Saved:
 
 
 def foreign(checkpoint: Saved) -> str | None:
-    """The settings in which a checkpoint's run is not the one in whose folder it lies; None where they agree.
+    """Describe the settings in which a checkpoint differs from the run whose folder it is in; None if they agree.
 
-    Checkpoints that do not name their run count as the folder's own.
+    A checkpoint without the settings of its run is assumed to belong to the folder's run.
     """
     return of_another_run((entry_of(checkpoint.path) or {}).get("run"), checkpoint.path.parent.parent)
 
 
 def forget_after(checkpoint: Saved) -> None:
-    """Discard the damaged checkpoints above the one that the run resumes from, so that valid ones are kept longer."""
+    """Discard the damaged checkpoints of later steps than the one resumed from, so that they count no more as kept."""
     for other in saved(checkpoint.path.parent):
         if other.step > checkpoint.step:
             other.path.with_suffix(".json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a run's metrics were computed with."""
+"""The software and hardware that computed a run's metrics."""
 
 import platform
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Versions and devices, so that a metric can be traced to what computed it."""
+    """Return versions and devices, so that a metric can be traced to what computed it."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

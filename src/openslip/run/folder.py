@@ -1,4 +1,4 @@
-"""A run's folder: `runs/<name>/`, named by its config, never silently overwritten by another one."""
+"""A run's folder `runs/<name>/`: named by its config, and never silently overwritten by another run."""
 
 import atexit
 import json
@@ -22,25 +22,25 @@ from openslip.run.environment import environment
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
 from openslip.terminal import say
 
-PATIENCE = 5.0  # seconds: the process before may still be on its way out
-AFTER_REQUEUE = 120.0  # seconds: a file server takes up to 90 to see that a node is gone
+PATIENCE = 5.0  # seconds to wait for the lock: the previous process may not have exited yet
+AFTER_REQUEUE = 120.0  # the same after a requeue: a file server takes up to 90 s to notice that a node is gone
 LEFT_BY_A_START = (
     *("arrays", "checkpoints", "wandb", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
     *("bad_samples.jsonl", ".lock"),
 )
 
-_locks = ExitStack()  # held until this process ends, however it does
+_locks = ExitStack()  # held until this process ends, in whatever way it ends
 atexit.register(_locks.close)
-_locked: set[tuple[int, Path]] = set()  # process and folder
+_locked: set[tuple[int, Path]] = set()  # pairs of process id and folder
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run."""
+    """The folder and the state of one run."""
 
     folder: Path  # `runs/<name>`
-    state: str  # `new`; `unfinished` where one of the same config lies there; `finished`
-    former_length: dict[str, int] | None = None  # `max_steps` and `max_epochs` before the config made it longer
+    state: str  # `new`; `unfinished` if the folder holds a run of the same config; `finished`
+    former_length: dict[str, int] | None = None  # `max_steps` and `max_epochs` before the config extended the run
 
     @property
     def checkpoints(self) -> Path:
@@ -51,7 +51,11 @@ class Run:
         return self.folder / "result.json"
 
     def result(self) -> dict[str, Any]:
-        """The result of a finished run, {"step": int, "metrics": {...}, "lines": [...]}, or an error if damaged."""
+        """Read the result of a finished run: {"step": int, "metrics": {...}, "lines": [...]}.
+
+        Raises:
+            CheckpointError: `result.json` is damaged.
+        """
         with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
             result = json.loads(self.result_file.read_bytes())
             if [type(result[key]) for key in ("step", "metrics", "lines")] == [int, dict, list]:
@@ -59,9 +63,9 @@ class Run:
         raise CheckpointError(f"{self.result_file} is damaged: delete it, and the same command writes it again")
 
     def identifier(self) -> str:
-        """Identifier of this run among all that ever had its name, for services that outlive its folder.
+        """Return an id that is unique among all runs of this name, for services that outlive the run's folder.
 
-        It begins with the folder's name: a folder that was copied or renamed gets one of its own.
+        The id begins with the folder's name, so a folder that was copied or renamed gets a new id.
         """
         file = self.folder / "id.txt"
         kept = file.read_text(errors="replace").strip() if file.exists() else None
@@ -75,7 +79,7 @@ class Run:
         return new
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Keep the config, once a step has succeeded: a start that fails neither takes a name nor undoes a result.
+        """Store the config after the first successful step: a failed start reserves no name and keeps an old result.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -83,7 +87,7 @@ class Run:
         if not is_main_process():
             return
         try:
-            if self.result_file.exists():  # set aside before the config says that the run is longer
+            if self.result_file.exists():  # renamed before the stored config makes the run longer
                 self.result_file.replace(self.folder / f"result-{self.result()['step']:06}.json")
                 sync_folder(self.folder)
             for name, text in (
@@ -96,7 +100,7 @@ class Run:
             raise unwritable(self.folder, error) from error
 
     def abandon(self) -> None:
-        """Remove what a start that failed has left; a run that has begun, or holds checkpoints, stays."""
+        """Remove the files of a failed start; a run that has begun or has checkpoints is kept."""
         if not is_main_process() or self.state != "new" or (self.folder / "config.yaml").exists():
             return
         if saved(self.checkpoints):
@@ -104,17 +108,22 @@ class Run:
         for name in LEFT_BY_A_START:
             path = self.folder / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        with suppress(OSError):  # something else lies there
+        with suppress(OSError):  # the folder holds other files
             self.folder.rmdir()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Mark the run as finished."""
+        """Write the result, which marks the run as finished."""
         with needed(self.result_file, advice="training is complete, and the same command writes its result"):
             write_text(self.result_file, json.dumps(result, indent=1) + "\n")
 
 
 def run_name(config: dict[str, Any], choices: str) -> str:
-    """`name` as given, or the choices of model and data with eight hex digits of the config's identity."""
+    """Return the run's name: the config's `name`, or else `choices` with eight hex digits of the config's identity.
+
+    Args:
+        config: the run's config.
+        choices: readable part of a derived name, such as `MODEL-DATA`.
+    """
     if config["name"] is not None:
         name = str(config["name"])
         if name in ("", ".", "..") or "/" in name or "\\" in name:
@@ -124,18 +133,22 @@ def run_name(config: dict[str, Any], choices: str) -> str:
 
 
 def open_run(config: dict[str, Any], name: str) -> Run:
-    """Make or find the folder of a config; only the main process writes, the others see whether it is finished.
+    """Create or find the folder of a config and lock it; only the main process writes, other ranks read the state.
+
+    Args:
+        config: the run's config.
+        name: name of the folder in `runs_dir`.
 
     Raises:
-        UserError: another config or a longer run lies there, or `resume=never` and a run does, or another process
-            trains it.
+        UserError: the folder holds a run of another config or a longer run; it holds any run and `resume=never`; or
+            another process trains the run.
         CheckpointError: the folder cannot be written.
     """
     folder = Path(config["runs_dir"]) / name
     if config["name"] is None and not (folder / "config.yaml").exists():
         folder = _named_before(folder, config) or folder
     run = _inspected(folder, config)
-    if not is_main_process():  # all ranks agree whether there is anything to do; the main process refuses what is wrong
+    if not is_main_process():  # all ranks read the same state; only the main process raises errors
         return run
     if run.state != "new":
         _refuse_another(folder, config)
@@ -147,13 +160,13 @@ def open_run(config: dict[str, Any], name: str) -> Run:
         (folder / "arrays").mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
         _lock(folder)
-        run = _inspected(folder, config)  # again: whoever held the lock may have finished or extended it
+        run = _inspected(folder, config)  # again: the previous holder of the lock may have finished or extended the run
         _refuse_another(folder, config)
         if run.state == "finished":
             return run
         sweep(folder / "checkpoints")
         sweep(folder)
-        write_text(folder / "checkpoints" / "writable", "")  # before an hour of training finds out
+        write_text(folder / "checkpoints" / "writable", "")  # better to fail now than at the first checkpoint
         (folder / "checkpoints" / "writable").unlink()
     except OSError as error:
         raise unwritable(folder, error) from error
@@ -169,22 +182,22 @@ def unwritable(folder: Path, error: OSError) -> CheckpointError:
 
 
 def _named_before(folder: Path, config: dict[str, Any]) -> Path | None:
-    """The folder of the same run whose name was derived from other keys, the one trained last where there are some."""
+    """Find the latest folder of the same run whose name was derived from other keys; None if there is none."""
     pattern = f"{escape(folder.name[:-8])}{'[0-9a-f]' * 8}/config.yaml"
     for file in sorted(folder.parent.glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True):
-        with suppress(UserError):  # a damaged config is some other run's
+        with suppress(UserError):  # a damaged config counts as another run's
             if identity(read_config(file) or {}) == identity(config):
                 return file.parent
     return None
 
 
 def shorter(run: Run, config: dict[str, Any]) -> list[Path]:
-    """Folders of runs that a config without a name would have extended, had it named them."""
+    """List the folders of runs that a config without a name would extend if it gave their name."""
     if config["name"] is not None:
         return []
     found = []
     for file in sorted(run.folder.parent.glob(f"{escape(run.folder.name[:-8])}{'[0-9a-f]' * 8}/config.yaml")):
-        with suppress(UserError):  # damaged, or not to be extended
+        with suppress(UserError):  # the config is damaged, or cannot extend this run
             first, second = identity(read_config(file) or config), identity(config)
             changed = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
             if changed and changed <= set(LENGTH):
@@ -194,8 +207,9 @@ def shorter(run: Run, config: dict[str, Any]) -> list[Path]:
 
 
 def _inspected(folder: Path, config: dict[str, Any]) -> Run:
-    """Read the state of the folder, also while the main process is changing it."""
-    stored = read_config(folder / "config.yaml")  # before the result, which is set aside before a longer run's config
+    """Read the state of the folder; this is safe while the main process is changing it."""
+    # The config is read before the result, because `begin` renames the result before it writes a longer run's config.
+    stored = read_config(folder / "config.yaml")
     if stored is None:
         return Run(folder, "new")
     if length(stored) != length(config):
@@ -204,7 +218,7 @@ def _inspected(folder: Path, config: dict[str, Any]) -> Run:
 
 
 def _refuse_another(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a config that does not resume or extend the run in the folder, by the keys and values that differ."""
+    """Refuse a config that neither resumes nor extends the run in the folder; the error names what differs."""
     stored = read_config(folder / "config.yaml")
     if stored is None:
         return
@@ -227,10 +241,10 @@ def _refuse_another(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _lock(folder: Path) -> None:
-    """Hold `.lock` in a run's folder until this process ends: two would both log and sweep each other's files.
+    """Lock a run's folder until this process ends: two processes would both log, and delete each other's files.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process holds the lock.
     """
     if (os.getpid(), folder.resolve()) in _locked:
         return

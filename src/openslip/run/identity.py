@@ -1,4 +1,4 @@
-"""A run's identity: the settings that change the numbers of its training, and no others."""
+"""A run's identity: exactly the settings that change the numbers of its training."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ from openslip.data.remote.address import shown
 from openslip.errors import UserError
 from openslip.regular_file import regular_file
 
-FORMAT = 2  # of config.yaml; raise it, and extend `upgraded`, when a key that is not null by default joins the identity
+# Format of config.yaml. Raise it, and extend `upgraded`, when a key that is not null by default joins the identity.
+FORMAT = 2
 
-# Dotted keys, each with all below it. Hardware and micro-batches are not here because any split of the global batch
-# makes the same update; `mode`, `views` and `ssl_head` because what is used of them stands in the objective.
+# Dotted keys, each with all keys below it. Hardware and micro-batches are not included, because any split of the global
+# batch gives the same update; nor `mode`, `views` and `ssl_head`, because the objective includes what it uses of them.
 INCLUDED = (
     *("model", "objective", "tokenizer", "optim", "data", "init_from.checkpoint"),
     *("seed", "global_batch_size", "image_size", "mean", "std", "tf32"),
@@ -28,15 +29,16 @@ NOT_CONTENT = (
     *("data.source*.cache", "data*.num_workers", "data*.prefetch_gb", "data.source*.expected_samples"),
     "data.bad_sample_budget",
 )
-# They name a run, but a resumed one may find its data elsewhere: its checkpoint knows the data by its content.
+# These keys are part of a run's name, but a resumed run may find its data elsewhere: its checkpoint identifies the data
+# by content.
 PLACES = ("data.source*.shards", "data.source*.root")
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that make a run this run, by dotted key; OpenSLIP's classes count by name, wherever they lie.
+    """Return the settings that identify a run, by dotted key; OpenSLIP's classes count by name, not by module.
 
-    Null is left out, so that a new key that is off changes no identity.
+    Null values are omitted, so that adding a key that is null by default changes no identity.
     """
     return {
         key: value
@@ -46,12 +48,12 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(config: dict[str, Any]) -> str:
-    """Eight hex digits of the identity, for the name of a run."""
+    """Return eight hex digits of the identity's hash, for the name of a run."""
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two configs are not the same run, with both values; length and places of data aside."""
+    """Return the keys in which two configs are different runs, with both values; ignore length and data paths."""
     first, second = identity(stored), identity(given)
     return {
         key: (first.get(key), second.get(key))
@@ -61,13 +63,13 @@ def differences(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, tupl
 
 
 def of_another_run(description: Any, folder: Path) -> str | None:
-    """The settings in which a checkpoint's config is not of the run in the folder; None where it may be that run.
+    """Describe the settings in which a checkpoint's config differs from the run in a folder; None if it may belong.
 
-    A run may have become longer since, never shorter.
+    The run may have become longer since the checkpoint was saved, but never shorter.
 
     Args:
-        description: what the checkpoint keeps of `read_config`, None in those that were saved before it did.
-        folder: `runs/NAME`; without a config that can be read everything in it is its own.
+        description: the run's config that the checkpoint holds; None in older checkpoints, which do not hold it.
+        folder: `runs/NAME`; if its config cannot be read, every checkpoint in it is accepted.
     """
     given = None
     with suppress(UserError):
@@ -92,25 +94,25 @@ def of_another_run(description: Any, folder: Path) -> str | None:
 
 
 def length(config: dict[str, Any]) -> dict[str, int]:
-    """`max_steps` and `max_epochs` of a run, as far as they are set."""
+    """Return `max_steps` and `max_epochs` of a run, without the ones that are null."""
     return {key.removeprefix("trainer."): value for key, value in identity(config).items() if key in LENGTH}
 
 
 def write_config(config: dict[str, Any]) -> str:
-    """The text of a run's config.yaml."""
+    """Return the text of a run's config.yaml."""
     return yaml.safe_dump(with_format(config), sort_keys=False)
 
 
 def with_format(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config as it is kept in files."""
+    """Return a run's config as it is stored in files: with its format and without secrets."""
     return {"format": FORMAT, **without_secrets(config)}
 
 
 def read_config(file: Path) -> dict[str, Any] | None:
-    """The config in a run's config.yaml as the present format has it, or None where there is no file.
+    """Read a run's config.yaml and upgrade it to the current format; None if there is no file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read, or its format is newer than this version.
     """
     try:
         config = yaml.safe_load(regular_file(file).read_text())
@@ -129,7 +131,7 @@ def _of_present_format(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of format 1 in the present format: captions were no view, views took mean and std from the root."""
+    """Upgrade a config of format 1, in which captions were no view, and views took mean and std from the root."""
     tokenizer, views = config["tokenizer"], dict(config["objective"]["views"])
     for name, view in views.items():
         if _class_name(view) == "View":
@@ -142,7 +144,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_secrets(config: Any) -> Any:
-    """The config as it may be stored and shown: addresses without user, password and query."""
+    """Return the config for storing and showing: its URLs without user, password and query."""
     if isinstance(config, dict):
         return {key: without_secrets(value) for key, value in config.items()}
     if isinstance(config, list):
@@ -151,14 +153,14 @@ def without_secrets(config: Any) -> Any:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts to dotted keys; a list counts as one value, and so does an empty dict."""
+    """Flatten nested dicts to dotted keys; a list or an empty dict counts as one value."""
     if not isinstance(config, dict) or not config:
         return {prefix.removesuffix("."): config} if prefix else {}
     return {key: value for name, part in config.items() for key, value in flat(part, f"{prefix}{name}.").items()}
 
 
 def _with_class_names(config: Any) -> Any:
-    """Each `_target_` of OpenSLIP without its module, since modules move; two of a user's may share a class name."""
+    """Remove the module from each `_target_` of OpenSLIP, since modules move; a user's classes keep their module."""
     if isinstance(config, dict):
         named = {key: _with_class_names(value) for key, value in config.items()}
         return named if "_target_" not in named else {**named, "_target_": _class_name(named)}

@@ -1,4 +1,4 @@
-"""Which rank failed first, and why: the others see no more than that a connection closes, or nothing at all."""
+"""Report which rank failed first and why: the other ranks only see a closed connection, or nothing at all."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from openslip.durable import finish_writes
 from openslip.errors import UserError, first_line
 from openslip.terminal import notice
 
-EVERY = 0.5  # seconds between looks at the other ranks
-PATIENCE = 3.0  # seconds: a rank that fails needs some to say so, and one that is told of it to leave in order
-GRACE = 10.0  # seconds that the first rank, which keeps the store, waits for the others at the end
-RANK_KEYS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")  # the first that is set tells
+EVERY = 0.5  # seconds between checks of the other ranks
+PATIENCE = 3.0  # seconds that a failed rank gets to report its error, and that other ranks get to exit in order
+GRACE = 10.0  # seconds that the first rank, which hosts the store, waits for the other ranks at the end
+RANK_KEYS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")  # the first one that is set gives the rank
 KILLED = 137  # the exit code that shells give a process after SIGKILL
 
 
 class Failure(NamedTuple):
-    """The first cause of the end of a run."""
+    """The failure that ended a run: the rank that failed first, its exit code and its message."""
 
     rank: int
     exit_code: int
@@ -35,7 +35,7 @@ class Failure(NamedTuple):
 
 
 class RankError(UserError):
-    """The first cause as every rank reports it."""
+    """The error with which every rank reports the first failure."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"rank {failure.rank}: {failure.said}")
@@ -43,7 +43,7 @@ class RankError(UserError):
 
 
 class Ranks:
-    """The processes of a run as one of them sees them; all ranks make theirs at the same time."""
+    """Watches the other ranks of a run from one of them; all ranks must create theirs at the same time."""
 
     def __init__(self) -> None:
         self.rank = rank()
@@ -55,7 +55,7 @@ class Ranks:
         threading.Thread(target=self.watch, name="ranks", daemon=True).start()
 
     def first_cause(self, error: Exception) -> Failure:
-        """Why the run ends: this rank's error, unless another one's came before it or has caused it."""
+        """Return the failure that ended the run: this rank's error, unless another rank's came first or caused it."""
         if is_consequence(error):
             deadline = time.monotonic() + PATIENCE
             while time.monotonic() < deadline:
@@ -65,32 +65,32 @@ class Ranks:
         return self.tell(failure_of(error, self.rank))
 
     def tell(self, failure: Failure) -> Failure:
-        """Tell all ranks of a failure; returns the first that any rank told of."""
+        """Report a failure to all ranks; return the first failure that any rank has reported."""
         if self.known is None:
             first = self.ask("compare_set", "openslip/failure", "", json.dumps(failure))
             self.known = failure if first is None else Failure(*json.loads(first))
         return self.known
 
     def told(self) -> Failure | None:
-        """The failure that a rank told of, also once the store has ended with the first rank."""
+        """Return the failure that a rank has reported, if any; it stays known after the store is gone."""
         if self.known is None and (told := self.read("openslip/failure")):
             self.known = Failure(*json.loads(told))
         return self.known
 
     def read(self, key: str) -> bytes | None:
-        """What a rank has stored; None without waiting for it."""
+        """Read what a rank has stored under a key; None, without waiting, if there is nothing."""
         return self.ask("get", key) if self.ask("check", [key]) else None
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the store returns; None for good once the store has ended with the first rank."""
+        """Call a method of the store; once the store has ended with the first rank, always return None."""
         try:
             return getattr(self.store, method)(*arguments)
-        except Exception:  # of several kinds, and each attempt would print a stack of its own
+        except Exception:  # of several kinds; the store is dropped, since each further call would print a stack trace
             self.store = None
             return None
 
     def dead(self) -> Failure | None:
-        """A rank on this machine whose process is gone and that has not left in order."""
+        """Return the failure of a rank on this machine whose process has ended without `leave`, if there is one."""
         for number, (host, process) in enumerate(self.processes):
             if host == self.host and is_dead(process) and not self.has_left(number):
                 said = f"process {process} was killed, often for want of memory; the same command resumes the run"
@@ -101,24 +101,24 @@ class Ranks:
         return bool(self.ask("check", [f"openslip/left/{number}"]))
 
     def leave(self) -> None:
-        """Tell the others that the end of this process is no failure."""
+        """Tell the other ranks that this process ends without a failure."""
         self.ask("set", f"openslip/left/{self.rank}", "")
-        if self.rank == 0:  # whose end the others could otherwise not tell from a failure
+        if self.rank == 0:  # it hosts the store, without which other ranks take its end for a failure
             left = [f"openslip/left/{number}" for number in range(len(self.processes))]
             self.ask("wait", left, timedelta(seconds=GRACE))
 
     def watch(self) -> None:
-        """End this process where the main thread waits for a rank that has failed; pass signals on to all ranks."""
+        """End this process if its main thread waits for a failed rank; pass signals on to all ranks."""
         while not self.over.wait(EVERY):
             self.pass_on_signals()
             failure = self.told() or self.dead()
             if failure and not self.over.wait(PATIENCE + 1):
                 notice(f"error: {RankError(self.tell(failure))}", below=True)
-                finish_writes()  # the watchdog ends them
+                finish_writes()  # the watchdog limits how long this can take
                 os._exit(failure.exit_code)
 
     def pass_on_signals(self) -> None:
-        """A signal to one rank stops all, also those that wait for data and would not notice."""
+        """Pass a signal on to all ranks, so that it also stops ranks that wait for data and would not notice."""
         if number := signals.seen():
             self.ask("set", "openslip/signal", str(int(number)))
         elif told := self.read("openslip/signal"):
@@ -129,24 +129,29 @@ _ranks: Ranks | None = None
 
 
 def meet() -> None:
-    """Begin to watch the other ranks; all ranks call it."""
+    """Start watching the other ranks; all ranks must call this."""
     global _ranks
     if world_size() > 1:
         _ranks = Ranks()
 
 
 def tell(exit_code: int, said: str) -> None:
-    """Tell the other ranks why this process ends, where no exception does."""
+    """Tell the other ranks why this process ends if no exception tells them.
+
+    Args:
+        exit_code: exit code of this process.
+        said: message that the other ranks report.
+    """
     if _ranks is not None:
         _ranks.tell(Failure(_ranks.rank, exit_code, said))
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let the ranks of a run end with the first cause of its end.
+    """Make all ranks of a run end with the error of the rank that failed first.
 
     Raises:
-        RankError: on every rank, with that rank's exit code.
+        RankError: raised on every rank, with the exit code of the rank that failed first.
     """
     try:
         yield
@@ -156,7 +161,7 @@ def together() -> Iterator[None]:
         failure = _ranks.first_cause(error)
         _ranks.over.set()
         if failure.rank == _ranks.rank == 0:
-            time.sleep(PATIENCE)  # the others read from this process why it ends
+            time.sleep(PATIENCE)  # other ranks read the reason from the store in this process
         raise RankError(failure) from error
     except BaseException:
         end_watch()
@@ -166,7 +171,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def named() -> Iterator[None]:
-    """Name the rank in an error of a process that is not the first, as the environment has it before the ranks meet."""
+    """Name the rank in errors of processes other than the first; before `meet`, the environment gives the rank."""
     try:
         yield
     except RankError:
@@ -179,7 +184,7 @@ def named() -> Iterator[None]:
 
 
 def failure_of(error: Exception, number: int) -> Failure:
-    """An error of a rank as what all ranks report."""
+    """Describe an error of a rank as the failure that all ranks report."""
     if isinstance(error, UserError):
         return Failure(number, error.exit_code, str(error))
     return Failure(number, 1, f"{type(error).__name__}: {first_line(error)} (debug=true shows the traceback)")
@@ -192,12 +197,12 @@ def end_watch() -> None:
 
 
 def is_consequence(error: Exception) -> bool:
-    """Whether an error says no more than that communication with another rank has failed."""
+    """Tell whether an error only says that communication with another rank has failed."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
 
 
 def is_dead(process: int) -> bool:
-    """Whether a process of this machine has ended, a child that nobody has waited for included."""
+    """Tell whether a process on this machine has ended; a zombie process counts as ended."""
     if not Path("/proc/self").exists():
         return False
     try:

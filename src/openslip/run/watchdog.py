@@ -1,4 +1,4 @@
-"""A time limit for each phase of a run, after which a stuck process ends, and a clock for the steps alone."""
+"""Watchdog: ends a process that exceeds the time limit of its phase; also a clock that counts only steps."""
 
 import faulthandler
 import os
@@ -14,19 +14,19 @@ from openslip.distributed import rank
 from openslip.run import ranks
 
 EXIT_CODE = 1
-LAST_WORDS = 2.0  # seconds: ranks that wait for the stuck one say so at the same time, before a launcher ends them all
+LAST_WORDS = 2.0  # seconds: lets ranks that wait for the stuck one print their errors before a launcher ends them all
 
 _limits: dict[str, float] = {}
 _phase = ""
 _deadline = float("inf")
-_aside = 0.0  # seconds in phases inside another
+_aside = 0.0  # seconds spent in nested phases
 
 
 def start(limits: dict[str, float]) -> None:
-    """Start watching this process, in the phase `setup`.
+    """Start watching this process, beginning with the phase `setup`.
 
     Args:
-        limits: seconds of `setup`, `step`, `evaluation` and `checkpoint`.
+        limits: time limit in seconds of each phase: `setup`, `step`, `evaluation` and `checkpoint`.
     """
     _limits.update(limits)
     enter("setup")
@@ -34,7 +34,7 @@ def start(limits: dict[str, float]) -> None:
 
 
 def enter(phase: str) -> None:
-    """Begin a phase and its time limit; does nothing where no watchdog was started."""
+    """Begin a phase and its time limit; do nothing if no watchdog was started."""
     global _phase, _deadline
     if _limits:
         _phase, _deadline = phase, time.monotonic() + _limits[phase]
@@ -42,10 +42,10 @@ def enter(phase: str) -> None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Enter a phase inside another, whose time limit restarts afterwards; the clock of the steps is paused."""
+    """Enter a nested phase, during which the step clock is paused; afterwards the outer phase's limit restarts."""
     global _aside
     if torch.cuda.is_initialized():
-        torch.cuda.synchronize()  # what the device has yet to do of a step is the step's time
+        torch.cuda.synchronize()  # pending kernels of a step count as time of the step
     outer, started = _phase, time.perf_counter()
     enter(name)
     try:
@@ -57,7 +57,7 @@ def phase(name: str) -> Iterator[None]:
 
 
 def step_clock() -> float:
-    """Seconds on a clock that is paused during evaluations, checkpoints and other nested phases."""
+    """Return the seconds of a clock that is paused during evaluations, checkpoints and other nested phases."""
     return time.perf_counter() - _aside
 
 
@@ -66,10 +66,10 @@ def _watch() -> None:
         time.sleep(min(1.0, min(_limits.values()) / 4))
     limit = f"watchdog.{_phase}={_limits[_phase]:g} seconds"
     sys.stderr.write(
-        f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; where its threads are:\n"
+        f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; the stacks of its threads:\n"
     )
     sys.stderr.flush()
-    ranks.tell(EXIT_CODE, f"stuck: its {_phase} takes longer than {limit}; it has printed where its threads are")
+    ranks.tell(EXIT_CODE, f"stuck: its {_phase} takes longer than {limit}; it has printed the stacks of its threads")
     faulthandler.dump_traceback(all_threads=True)
     time.sleep(LAST_WORDS)
     os._exit(EXIT_CODE)

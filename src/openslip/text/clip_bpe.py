@@ -24,36 +24,36 @@ from openslip.text.tokenizer import Tokenizer
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 _NUM_SYMBOLS = 49406  # bytes and merges; the special ids follow
-# ftfy does not change a text made of these alone, but for the ends of its lines.
+# ftfy changes nothing but line ends in a text of only these characters.
 _PLAIN_ASCII = regex.compile(r"[\t\n\r\x20-\x7e]*+")
-_MAX_CACHED = 1 << 17  # chunks and words; about 20 MB
-_MAX_CACHED_LENGTH = 64
-_ID_BYTES = 2  # packed, an id is an unsigned short
+_MAX_CACHED = 1 << 17  # chunks and words in the cache, about 20 MB
+_MAX_CACHED_LENGTH = 64  # characters of a chunk
+_ID_BYTES = 2  # a packed id is an unsigned short
 _MERGED_AWAY = -1
 
 
 class _Vocabulary(NamedTuple):
-    """Symbols in the order of their ids: 256 bytes, the same at the end of a word, then the merges by rank."""
+    """CLIP's symbols in id order: 256 bytes, the same bytes at the end of a word, then the merges by rank."""
 
     symbols: tuple[str, ...]
-    byte_ids: bytes  # for bytes.translate
-    merges: dict[tuple[int, int], int]  # ids of a pair -> id of the two joined, the lower the sooner
-    words: dict[str, bytes]  # ASCII words of one symbol -> its id, packed
+    byte_ids: bytes  # id of each byte, as a table for bytes.translate
+    merges: dict[tuple[int, int], int]  # ids of a pair -> id of the merged symbol; lower ids are merged first
+    words: dict[str, bytes]  # ASCII words that are one symbol -> packed id of the symbol
 
 
 class ClipBpe(Tokenizer):
-    """CLIP's byte pairs: start, ids of the lower-cased text, end, and zeros as padding.
+    """CLIP's byte-pair tokenizer; a row holds the start token, ids of the lower-cased text, the end token and zeros.
 
     Args:
         context_length: ids per row.
-        truncation: what an over-long text keeps: `keep_end` (its last id is the end token) or `drop_end` (no end token,
-            as published SLIP truncates; CLIP pools the largest id, which is then the start token at position 0).
-        special_text: a literal `<|endoftext|>` in a text is ordinary text (`plain`) or the end token itself
+        truncation: how a too long text is truncated: `keep_end` (the last id is the end token) or `drop_end` (without
+            an end token, as in published SLIP; CLIP pools the largest id, which is then the start token at position 0).
+        special_text: whether a literal `<|endoftext|>` in a text is ordinary text (`plain`) or the end token itself
             (`token`, as in published SLIP).
-        mask_token: adds `<|mask|>` before the start and the end token, whose ids it shifts by one, as in DeCLIP.
+        mask_token: whether to add `<|mask|>` before the start and end tokens, whose ids it shifts by one, as in DeCLIP.
 
     Raises:
-        UserError: an argument has no meaning, or the vocabulary is not installed.
+        UserError: an argument is invalid, or the vocabulary is not installed.
     """
 
     def __init__(self, *, context_length: int, truncation: str, special_text: str, mask_token: bool = False) -> None:
@@ -91,14 +91,14 @@ class ClipBpe(Tokenizer):
         self.__init__(**state)
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a text, any number of them, without start and end."""
+        """Return the ids of a text without start and end token and without truncation."""
         return array("H", self._pack_text(_clean(text).split())).tolist()
 
     def num_tokens(self, text: str, /) -> int:
         return len(self.tokenize(text)) + 2
 
     def decode(self, ids: Sequence[int], /) -> str:
-        """Lower-case text, words and signs set apart."""
+        """Return the lower-case text of ids, with spaces between words and punctuation."""
         symbols, byte_of = _read_vocabulary().symbols, {s: b for b, s in enumerate(_byte_symbols())}
         text = "".join(symbols[i] for i in ids if 0 < i < _NUM_SYMBOLS).replace("</w>", " ")
         return bytes(byte_of.get(symbol, ord(" ")) for symbol in text).decode("utf-8", "replace").strip()
@@ -108,7 +108,7 @@ class ClipBpe(Tokenizer):
         kept = width - 2 * _ID_BYTES if self.truncation == "keep_end" else width
         rows: list[bytes] = []
         for text in texts:
-            # Every chunk makes an id, so what follows this many of them is truncated in any case.
+            # Every chunk gives at least one id, so all text after this many chunks would be truncated anyway.
             chunks = _clean(text).split(None, self.context_length - 1)
             ids = self._pack_text(chunks[: self.context_length - 1])
             rows.append((self._start + ids[:kept] + self._end)[:width].ljust(width, b"\0"))
@@ -121,10 +121,10 @@ class ClipBpe(Tokenizer):
 
 
 class _Cache(dict[str, bytes]):
-    """Chunks of a cleaned caption, as split by white space, to their ids, packed so that joining needs no loop.
+    """Map chunks of a cleaned caption, split at white space, to packed ids, which can be joined without a loop.
 
-    No match of the pattern crosses white space, so a chunk's ids depend on nothing but the chunk. Nothing is put out
-    when it is full: what is frequent came early.
+    No match of the pattern crosses white space, so a chunk's ids depend only on the chunk. Nothing is evicted when the
+    cache is full, because frequent chunks are cached early.
     """
 
     def __init__(self, vocabulary: _Vocabulary, specials: dict[str, bytes]) -> None:
@@ -146,16 +146,17 @@ def _pack(ids: list[int]) -> bytes:
 
 def _clean(caption: str) -> str:
     plain = caption.isascii() and (caption.isprintable() or _PLAIN_ASCII.fullmatch(caption) is not None)
-    if not plain or ("&" in caption and ";" in caption):  # ftfy's entities end with a semicolon, html's need not
+    # ftfy only decodes HTML entities that end with a semicolon; html.unescape also decodes others.
+    if not plain or ("&" in caption and ";" in caption):
         caption = ftfy.fix_text(caption)
     return html.unescape(html.unescape(caption)).lower()
 
 
 def _merge(word: str, vocabulary: _Vocabulary) -> list[int]:
-    """Byte pairs of one word: the pair with the lowest rank first, the leftmost of equals.
+    """Merge the byte pairs of one word: the pair with the lowest rank first, the leftmost among equals.
 
-    A heap of pairs over a linked list, because the usual rescan after every merge takes seconds for a
-    "word" of 10,000 letters. It gives the same pairs: a merge makes pairs of higher rank only.
+    The pairs are in a heap over a linked list, because the usual rescan after every merge takes seconds for a
+    "word" of 10,000 letters. The result is the same, because a merge only creates pairs of higher rank.
     """
     ids = list(word.encode("utf-8").translate(vocabulary.byte_ids))
     ids[-1] += 256
@@ -183,7 +184,10 @@ def _merge(word: str, vocabulary: _Vocabulary) -> list[int]:
 
 @cache
 def _byte_symbols() -> tuple[str, ...]:
-    """Printable bytes stand for themselves, the others for characters from 256 on, as in the published file."""
+    """Return a symbol for each byte: printable bytes are themselves, the others are characters from 256 on.
+
+    This is the encoding of the published file.
+    """
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     rest = iter(range(256, 512))
     return tuple(chr(byte if byte in printable else next(rest)) for byte in range(256))
@@ -191,7 +195,7 @@ def _byte_symbols() -> tuple[str, ...]:
 
 @cache
 def _read_vocabulary() -> _Vocabulary:
-    # find_spec locates the package without running it: importing open_clip takes seconds.
+    # find_spec locates the package without importing it: importing open_clip takes seconds.
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise UserError("the vocabulary comes with open_clip_torch, which is missing: pip install open_clip_torch")
@@ -202,13 +206,13 @@ def _read_vocabulary() -> _Vocabulary:
         raise UserError(
             f"{file}: the vocabulary cannot be read ({error}): pip install --force-reinstall open_clip_torch"
         ) from error
-    alphabet = sorted(_byte_symbols())  # printable ones come first
+    alphabet = sorted(_byte_symbols())  # printable bytes first
     num_merges = _NUM_SYMBOLS - 2 * len(alphabet)
     pairs = [(first, second) for first, second in (line.split() for line in lines[1 : num_merges + 1])]
     symbols = (*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in pairs))
     ids = {symbol: index for index, symbol in enumerate(symbols)}
     assert len(ids) == _NUM_SYMBOLS
-    # Every symbol is what merging makes of its own letters (a test), but only ASCII letters stand for themselves.
+    # Merging the letters of a symbol gives that symbol (a test checks it), but only ASCII letters represent themselves.
     endings = ((symbol.removesuffix("</w>"), i) for symbol, i in ids.items() if symbol.endswith("</w>"))
     return _Vocabulary(
         symbols=symbols,

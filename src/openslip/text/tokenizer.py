@@ -1,4 +1,4 @@
-"""Contract: a tokenizer turns texts into rows of token ids and says where each row is pooled."""
+"""Contract: a tokenizer turns texts into rows of token ids, and tells at which position each row is pooled."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Tokenizer(ABC):
-    """Texts to rows of token ids; it is copied to the loader's processes, so it must pickle.
+    """Base class of tokenizers; an instance must pickle, since it is copied to the loader's processes.
 
     Attributes:
-        context_length: ids per row, at most.
-        vocab_size: number of ids; a text tower needs an embedding for each.
-        special_ids: ids with a meaning, by name: `start`, `end`, `pad`, `mask`, those that there are.
+        context_length: maximum number of ids per row.
+        vocab_size: number of different ids; a text tower needs an embedding for each.
+        special_ids: special ids by name: `start`, `end`, `pad`, `mask`, as far as the tokenizer has them.
     """
 
     context_length: int
@@ -23,16 +23,22 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], /) -> tuple[Int[Tensor, "texts length"], Int[Tensor, " texts"]]:
-        """A row of ids per text, and per row the position that is pooled, plus one; later ids are `pad`, or 0."""
+        """Encode each text as a row of ids, and return each row's length: the position that is pooled, plus one.
+
+        Rows are padded with `pad`, or with 0 if there is no such id.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int], /) -> str:
-        """The text of some ids, for reports; special ids are skipped."""
+        """Return the text of ids, for reports; special ids are skipped."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, plain, from which a checkpoint rebuilds the tokenizer."""
+        """Return the constructor's arguments as plain values, from which a checkpoint rebuilds the tokenizer."""
 
     def num_tokens(self, text: str, /) -> int:
-        """Ids of a text with its special ids and without truncation; override it where texts are truncated."""
+        """Count the ids of a text, special ids included, before truncation.
+
+        This default calls `encode`; override it if `encode` truncates.
+        """
         return int(self.encode([text])[1][0])

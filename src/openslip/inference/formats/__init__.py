@@ -1,8 +1,8 @@
-"""One file per format of checkpoints; a new one is found by its name.
+"""Checkpoint formats, one file each; a new file in this folder is discovered by its name.
 
-Contract: `detect(path: Path) -> bool` tells by content whether this file or folder is of the format, and never raises;
-`read(path: Path, *, allow) -> Bundle` reads it on the CPU, executes nothing of it, and refuses missing and unexpected
-keys by name; `write(bundle, path)`, where it makes sense, writes it.
+Contract: `detect(path: Path) -> bool` tells from the content whether a file or folder has the format, and never raises;
+`read(path: Path, *, allow) -> Bundle` reads it to the CPU, executes none of its code, and names missing and unexpected
+keys in its errors; `write(bundle, path)` is optional and writes the format.
 """
 
 import importlib
@@ -11,10 +11,10 @@ from types import ModuleType
 
 
 def names() -> list[str]:
-    """Every format by the name of its file."""
+    """List the names of all formats, which are their file names."""
     return sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
 
 
 def load(name: str) -> ModuleType:
-    """The module of a format."""
+    """Import the module of a format."""
     return importlib.import_module(f"openslip.inference.formats.{name}")

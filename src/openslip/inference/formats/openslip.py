@@ -1,7 +1,7 @@
-"""Our own checkpoints: Lightning's of a run, and stripped files with the model's weights alone.
+"""OpenSLIP's own format: Lightning checkpoints of a run, and stripped files that hold only the model's weights.
 
-Both hold an entry `openslip`: `format`, `architecture` (the model's config), `tokenizer` and `transform` (their
-constructors' arguments), and in a run's checkpoint `step`.
+Both have an entry `openslip` with `format`, `architecture` (the model's config), `tokenizer` and `transform` (their
+constructor arguments), and in a run's checkpoint `step`.
 """
 
 import math
@@ -21,18 +21,23 @@ from openslip.inference.files import peek, unwrapped
 from openslip.inference.files import write as write_file
 from openslip.text.tokenizer import Tokenizer
 
-FORMAT = 2  # 1: the tokenizer's entry had no _target_, since there was only CLIP's
-MAX_SIZE = 10_000  # pixels of the side of an input image
+FORMAT = 2  # in format 1, the tokenizer's entry had no _target_, because CLIP's was the only tokenizer
+MAX_SIZE = 10_000  # largest accepted side of an input image, in pixels
 ENTRIES = ("format", "architecture", "tokenizer", "transform")
 
 
 def detect(path: Path) -> bool:
-    """Whether the file has our entry."""
+    """Tell whether the file has an entry `openslip`."""
     return "openslip" in peek(path)
 
 
 def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
-    """The model of a checkpoint; its EMA weights where it has them, since training evaluated those."""
+    """Read the model of a checkpoint, with its EMA weights if it has them, since training evaluates those.
+
+    Args:
+        path: the checkpoint file.
+        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
+    """
     content = peek(path)
     entry, state = content["openslip"], content.get("state_dict")
     if not isinstance(entry, dict):
@@ -57,7 +62,7 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
 
 
 def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
-    """The model's part of a `state_dict`: its EMA weights where there are some."""
+    """Select the model's weights from a `state_dict`: the EMA weights if there are any."""
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path}: its `state_dict` is a {type(state).__name__}; expected a dict of tensors")
     for name, value in state.items():
@@ -71,14 +76,14 @@ def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
 
 
 def build_transform(path: Path, settings: Any) -> EvalTransform:
-    """The transform of an entry, which must be one: with NaN in it every feature would be NaN."""
+    """Build the transform from its settings and refuse invalid ones: a NaN in them would make every feature NaN."""
     try:
         size, mean, std = (settings[name] for name in ("size", "mean", "std"))
         finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
         if isinstance(size, int) and 0 < size <= MAX_SIZE and finite and min(std) > 0:
             return EvalTransform(**settings)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
-        pass  # as below
+        pass  # the error below is raised
     raise UserError(
         f"checkpoint {path}: its `transform` is {reprlib.repr(settings)}; "
         "expected size, and mean and std of three channels"
@@ -86,14 +91,14 @@ def build_transform(path: Path, settings: Any) -> EvalTransform:
 
 
 def write(bundle: Bundle, path: Path) -> None:
-    """A stripped file: float32 weights and what inference needs beside them."""
+    """Write a stripped checkpoint: float32 weights and the settings that inference needs."""
     weights = {f"model.{name}": tensor.detach().cpu().float() for name, tensor in bundle.model.state_dict().items()}
     entry = describe(bundle.architecture, bundle.tokenizer, bundle.transform)
     write_file(path, {"openslip": entry, "state_dict": weights})
 
 
 def describe(architecture: dict[str, Any], tokenizer: Tokenizer | None, transform: EvalTransform) -> dict[str, Any]:
-    """The entry `openslip`: plain fields from which `read` builds everything again."""
+    """Return the entry `openslip`: plain fields from which `read` rebuilds model, tokenizer and transform."""
     target = tokenizer and f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     return {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""Training checkpoints of facebookresearch/SLIP (CLIP, SLIP, SimCLR): docs/NUMERICS.md#weights."""
+"""The format of facebookresearch/SLIP's training checkpoints (CLIP, SLIP, SimCLR): docs/NUMERICS.md#weights."""
 
 import re
 from argparse import Namespace
@@ -18,7 +18,7 @@ from openslip.text.clip_bpe import ClipBpe
 
 T = TypeVar("T")
 
-# Published prefix, ours (as in our run checkpoints: what the model holds, and what the objective holds).
+# Pairs of a published prefix and ours; ours starts with `model.` or `objective.`, as in our run checkpoints.
 _NAMES = (
     ("visual.", "model.image_tower.trunk."),
     ("image_projection", "model.image_projection"),
@@ -39,29 +39,33 @@ _NAMES = (
     ("image_mlp.bn2.", "objective.head.4."),
     ("image_mlp.layer3.", "objective.head.6."),
 )
-# The weights do not tell the head count; the published ViT-S has 12, where timm's of the same shapes has 6.
+# The head count cannot be derived from the weights: the published ViT-S has 12, timm's with the same shapes has 6.
 PUBLISHED_IMAGE_HEADS = {"VITS16": 12, "VITB16": 12, "VITL16": 16}
-# What the published models were trained with: docs/NUMERICS.md#truncation, #special-text.
+# Settings with which the published models were trained: docs/NUMERICS.md#truncation, #special-text.
 PUBLISHED_TOKENIZER: dict[str, Any] = {"truncation": "drop_end", "special_text": "token"}
 PUBLISHED_TRANSFORM = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _SMALL_WIDTH = 384
 _HEAD_WIDTH = 64
 _TIMM_NAMES = {384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
-_LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); a checkpoint's own value is loaded over it
+_LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); the checkpoint's value replaces it
 
 
 def detect(path: Path) -> bool:
-    """Whether these are the keys of the published code's models."""
+    """Tell whether the file has the keys of the published code's models."""
     content = peek(path)
     state = content.get("state_dict", content)
     return isinstance(state, Mapping) and any(unwrapped(str(name)) == "visual.cls_token" for name in state)
 
 
 def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
-    """The model, with the published tokenizer settings; the SSL head is not needed for inference.
+    """Read a published checkpoint with its tokenizer and transform, but without the SSL head.
+
+    Args:
+        path: the checkpoint file.
+        allow: unused; published checkpoints name no classes.
 
     Raises:
-        UserError: keys that no published model has, keys that are missing, shapes that do not fit together.
+        UserError: the checkpoint has keys that no published model has, lacks keys, or has inconsistent shapes.
     """
     try:
         architecture, state = import_checkpoint(peek(path))
@@ -77,7 +81,7 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
 
 
 def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The architecture in our config form and the model's weights in our names, without the SSL head."""
+    """Convert a published checkpoint to our model config and our weight names, without the SSL head."""
     published = state_dict(raw)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
     architecture = read_architecture(shapes, image_heads=image_heads(shapes, model_name(raw)), text_heads=None)
@@ -90,13 +94,13 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
             raise UserError(f"checkpoint {fault} keys {', '.join(sorted(names)[:5])}{more}")
     for name, tensor in published.items():
         if tensor.shape != (shape := expected[name].shape):
-            raise UserError(f"checkpoint key {name} has shape {[*tensor.shape]}; its other keys ask for {[*shape]}")
+            raise UserError(f"checkpoint key {name} has shape {[*tensor.shape]}; its other keys require {[*shape]}")
     state = {name.removeprefix("model."): tensor for name, tensor in from_published(published).items()}
     return architecture, state
 
 
 def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights under their published names, without what torch.compile and data parallelism add to them."""
+    """Return the weights by their published names, stripped of what torch.compile and data parallelism add."""
     state = raw.get("state_dict", raw)
     tensors = {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
     if "visual.cls_token" not in tensors:
@@ -108,7 +112,7 @@ def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def model_name(raw: Mapping[str, Any]) -> str | None:
-    """What the run called its model (`SLIP_VITB16`), from `args` as a Namespace or a dict; None without."""
+    """Return the run's model name (such as `SLIP_VITB16`) from `args`, a Namespace or a dict; None if there is none."""
     arguments = raw.get("args")
     if isinstance(arguments, Namespace):
         arguments = vars(arguments)
@@ -117,7 +121,7 @@ def model_name(raw: Mapping[str, Any]) -> str | None:
 
 
 def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
-    """Attention heads of the image tower: the published ones by name or width, else one per 64 channels."""
+    """Number of attention heads of the image tower: looked up by model name or width, else one per 64 channels."""
     size = name.rsplit("_", 1)[-1] if name else None
     if size in PUBLISHED_IMAGE_HEADS:
         return PUBLISHED_IMAGE_HEADS[size]
@@ -130,12 +134,12 @@ def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
 def read_architecture(
     shapes: Mapping[str, Sequence[int]], *, image_heads: int, text_heads: int | None
 ) -> dict[str, Any]:
-    """The model of these published names and shapes in our config form; without text keys an image tower.
+    """Derive our model config from the names and shapes of published weights; an image encoder if there is no text key.
 
     Args:
-        shapes: of every key, without `module.`.
-        image_heads: heads of the image tower.
-        text_heads: heads of the text tower, None for one per 64 channels as published.
+        shapes: shape of every weight by its published name, without `module.`.
+        image_heads: attention heads of the image tower.
+        text_heads: attention heads of the text tower; None for one per 64 channels as published.
     """
     width, channels, patch, _ = _shape(shapes, "visual.patch_embed.proj.weight")
     side = (_shape(shapes, "visual.pos_embed")[1] - 1) ** 0.5
@@ -178,14 +182,14 @@ def read_architecture(
 
 
 def from_published(state: Mapping[str, T]) -> dict[str, T]:
-    """Published names to ours, `model.` and `objective.` first as in our run checkpoints; any values."""
+    """Rename published keys to ours, which start with `model.` or `objective.` as in our run checkpoints."""
     return {translate(name, TO_OURS): value for name, value in state.items()}
 
 
 def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers of a model and its objective under their published names, sharing memory with them.
+    """Return the weights and buffers of a model and its objective by their published names, without copying them.
 
-    Parameters come as themselves, so that their gradients can be read.
+    Parameters are returned as parameters, so that their gradients can be read.
     """
     named: dict[str, Tensor] = {}
     for prefix, module in (("model", model), ("objective", objective)):
