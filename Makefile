@@ -1,4 +1,4 @@
-# Two commands do everything: `make train` runs the main job, `make test` the tests. Both set the environment up first.
+# Two commands do everything: `make train` runs the main job, `make test` the tests. Both first set up the environment.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -14,29 +14,29 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $(STAMP)
 
-# SLIP on the built-in set, with its report: about two minutes on two cores.
+# Train SLIP on the built-in dataset and write its report: about two minutes on two cores.
 train: setup
 	$(BIN)/python train.py
 
-# Three files of tests at a time on two cores: half of the time they wait for processes that they start.
+# Run three test files at a time on two cores: half of the time tests wait for processes that they start.
 test: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not slurm"
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not slurm"
 
-# Real jobs in a SLURM that the tests start on this machine; skipped where its packages are missing.
+# Run real jobs in a SLURM that the tests start on this machine; skipped if its packages are missing.
 test-slurm: setup
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
-# The oldest versions that pyproject.toml admits, really installed, and the tests run with them.
+# Install the oldest versions that pyproject.toml allows, and run the tests with them.
 test-minimum:
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/pip install --quiet --upgrade pip
 	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable ".[dev]"
 	.venv-minimum/bin/python -m pytest -m "not slow" tests/unit tests/parity
 
-# Planted faults, one at a time: how many do the fast tests see? ONLY=optim,clip.py takes those that name one of these.
+# Plant faults, one at a time: how many do the fast tests detect? ONLY=optim,clip.py runs those that contain a word.
 mutants: setup
 	$(BIN)/python tests/mutants/run.py $(subst $(comma), ,$(ONLY))
 
