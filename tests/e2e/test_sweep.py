@@ -37,6 +37,7 @@ def test_each_run_may_have_two_ranks(tmp_path: Path):
     assert finished(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_train_with_m_sweeps_settings_of_any_form_in_folders_of_any_name(tmp_path: Path):
     odd = "a=b#c'd~e[f]{g}(h),i j"
     own = tmp_path / odd / "experiment"

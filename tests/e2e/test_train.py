@@ -179,11 +179,10 @@ def test_a_mistake_is_one_line_that_names_it(
         assert word in error
 
 
-def test_a_traceback_only_with_debug(workplace: Path):
+def test_a_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]):
     for words in ([], ["debug=true"]):
-        done = run("train.py", "model=slip_vitb17", *words, cwd=workplace)
-        assert done.returncode == 1
-        assert ("Traceback" in done.stderr) is bool(words)
+        assert run_entry_point(train.main, ["model=slip_vitb17", *words]) == 1
+        assert ("Traceback" in capsys.readouterr().err) is bool(words)
 
 
 @pytest.mark.slow

@@ -233,6 +233,7 @@ print("found by its name")
 """
 
 
+@pytest.mark.slow
 def test_the_same_files_inside_the_package(project: Path, tmp_path: Path):
     """Everything at once in a copy of the package; its classes need no permission there."""
     for folder in ("src", "configs"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from shard_files import jpeg
 from small_disk import remount, tmpfs  # noqa: F401
 from trainings import RUN, Training, assert_ended_as, newest, steps_saved, two_ranks
@@ -23,7 +24,7 @@ def start(place: Path, ranks: int, *arguments: str, log: str, **environment: str
     return [Training(place, *arguments, log=f"{log}0", **environment)]
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("ranks", [1, slow(2)])
 def test_a_disk_full_while_saving_ends_all_ranks_with_5_and_the_old_checkpoint(
     place: Path,
     tmpfs: Path,  # noqa: F811
@@ -76,7 +77,7 @@ SLURM = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "
 SLURM |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 
 
-@pytest.mark.parametrize("environment", [{}, SLURM], ids=["alone", "in a SLURM job"])
+@pytest.mark.parametrize("environment", [{}, slow(SLURM)], ids=["alone", "in a SLURM job"])
 def test_checkpoints_of_other_names_are_never_gone_on_from(place: Path, whole: Path, environment: dict[str, str]):
     name = f"foreign{len(environment)}"
     folder = place / "runs" / name

@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from data_modules import data_module, trainer_of
+from marks import slow
 from PIL import Image
 from published import simclr_augment
 from shard_files import jpeg, write_pairs, write_tar
@@ -144,8 +145,7 @@ def test_a_samples_crops_change_with_the_epoch_and_with_the_seed(source: ShardSo
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "start_method"),
-    [(1, "fork"), (2, "fork"), (1, "forkserver"), pytest.param(1, "spawn", marks=pytest.mark.slow)],
+    ("num_workers", "start_method"), [(1, "fork"), (2, "fork"), (1, "forkserver"), slow(1, "spawn")]
 )
 def test_workers_change_nothing(source: ShardSource, num_workers: int, start_method: str):
     assert same(epochs(data(source)), epochs(data(source, num_workers), start_method=start_method))

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from marks import slow
 from trainings import RUN, STEPS, Training, assert_ended_as, steps_saved, two_ranks
 
 SLOW = ["+callbacks.slow._target_=slow_steps.SlowSteps", "+callbacks.slow.seconds=0.1"]
@@ -29,7 +30,7 @@ def test_a_time_that_is_none_is_refused(place: Path):
     assert "error: trainer.max_time=soon: expected DD:HH:MM:SS" in training.said()
 
 
-@pytest.mark.parametrize(("hook", "at"), [("on_train_batch_end", 8), ("on_train_epoch_end", 12)])
+@pytest.mark.parametrize(("hook", "at"), [("on_train_batch_end", 8), slow("on_train_epoch_end", 12)])
 def test_a_callback_that_asks_to_leave_does_not_finish_the_run(place: Path, whole: Path, hook: str, at: int):
     stop = ["+callbacks.stop._target_=slow_steps.Stop", f"+callbacks.stop.at={at}", f"+callbacks.stop.hook={hook}"]
     training = Training(place, *RUN, *stop, f"name={hook}", log=hook)
@@ -74,8 +75,9 @@ def test_a_start_that_fails_deletes_nothing_else_in_the_folder(place: Path):
     assert [path.name for path in (place / "runs" / "noted").iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("workers", [0, 3])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 3), (signal.SIGHUP, 0), slow(signal.SIGTERM, 0), slow(signal.SIGHUP, 3)]
+)
 def test_a_signal_ends_a_run_that_waits_for_data(place: Path, whole: Path, number: int, workers: int):
     name = f"waits{number}_{workers}"
     run = [*RUN, SLOW_DATA, f"data.num_workers={workers}", f"name={name}"]
@@ -105,7 +107,7 @@ def test_a_signal_while_the_first_batch_is_waited_for_leaves_a_run_that_starts(p
     assert_ended_as(place / "runs" / "first", whole)
 
 
-@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("who", [0, slow(1)])
 def test_a_signal_to_one_rank_ends_both_while_one_waits_for_data(place: Path, who: int):
     run = [*RUN, SLOW_DATA, f"name=waits_two{who}"]
     ranks = two_ranks(place, *run, log=f"waits_two{who}-", DISTURB="slow_data 41-9999 1")

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from marks import slow
 from shard_files import write_pairs
 from trainings import EVALUATED, SMALL, STEPS, Training, assert_ended_as, two_ranks
 
@@ -36,7 +37,7 @@ def train(place: Path, name: str, *arguments: str, **environment: str) -> tuple[
 
 @pytest.mark.parametrize(
     ("name", "former", "length"),
-    [("steps", "trainer.max_steps=12", f"trainer.max_steps={STEPS}"), ("epochs", "max_epochs=2", "max_epochs=5")],
+    [("steps", "trainer.max_steps=12", f"trainer.max_steps={STEPS}"), slow("epochs", "max_epochs=2", "max_epochs=5")],
 )
 def test_a_finished_run_is_extended_to_the_weights_of_the_longer_run(
     place: Path, whole: Path, name: str, former: str, length: str
@@ -56,7 +57,7 @@ def test_a_finished_run_is_extended_to_the_weights_of_the_longer_run(
     assert f"runs/{name} is finished" in said
 
 
-@pytest.mark.parametrize(("step", "number"), [(8, signal.SIGTERM), (11, signal.SIGKILL)])
+@pytest.mark.parametrize(("step", "number"), [slow(8, signal.SIGTERM), (11, signal.SIGKILL)])
 def test_an_unfinished_run_is_extended_with_an_evaluation_that_it_did_not_have(
     place: Path, whole: Path, step: int, number: signal.Signals
 ):

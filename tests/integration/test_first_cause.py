@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from marks import slow
 from trainings import RUN, two_ranks
 
 from openslip.run.ranks import is_consequence
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DATA = "data.source._target_=disturbances.SlowSource"
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [0, slow(1)])
 @pytest.mark.parametrize(
     ("disturbance", "exit_code", "said"),
     [("data_error 41-9999", 4, "sample"), ("kill 6", 137, "process {} was killed, often for want of memory")],
@@ -54,7 +55,7 @@ def test_an_error_of_communication_is_no_cause():
 
 @pytest.mark.parametrize(
     ("disturbance", "exit_code", "said"),
-    [("data_missing 0 1", 4, "no such shard here"), ("stuck_setup 0 1", 137, "killed by signal 9 in its set-up")],
+    [("data_missing 0 1", 4, "no such shard here"), slow("stuck_setup 0 1", 137, "killed by signal 9 in its set-up")],
 )
 def test_a_rank_that_fails_before_the_ranks_have_met_is_named(place: Path, disturbance: str, exit_code: int, said: str):
     words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.num_workers=0"]

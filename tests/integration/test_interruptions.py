@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from trainings import (
     EVALUATED,
     RUN,
@@ -61,7 +62,7 @@ def test_kills_at_random_moments_change_nothing(place: Path, whole: Path):
     assert_ended_as(place / "runs" / "killed", whole)
 
 
-@pytest.mark.parametrize("at", [1, 3, 6, 7, 29, 30])  # 6 and 30 end an epoch
+@pytest.mark.parametrize("at", [1, slow(3), 6, slow(7), slow(29), 30])  # 6 and 30 end an epoch
 def test_a_signal_in_a_step_stops_after_it_and_loses_nothing(place: Path, whole: Path, at: int):
     name = f"stopped{at}"
     assert stop_in(place, name, at) == 143
@@ -70,7 +71,7 @@ def test_a_signal_in_a_step_stops_after_it_and_loses_nothing(place: Path, whole:
     assert_ended_as(place / "runs" / name, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, slow(signal.SIGUSR2), slow(signal.SIGHUP)])
 def test_other_signals_stop_it_as_well_and_no_sample_is_lost_or_doubled(place: Path, whole: Path, number: int):
     name = f"signal{number}"
     record = place / name
@@ -210,6 +211,7 @@ def test_a_signal_in_an_evaluation_stops_there_and_it_is_made_again(place: Path,
             assert all(np.array_equal(here[key], there[key]) for key in there.files)
 
 
+@pytest.mark.slow
 def test_dropout_goes_on_with_its_random_states(place: Path):
     dropping = [*RUN, "+model.image_tower.arguments.proj_drop_rate=0.2"]
     assert Training(place, *dropping, "name=dropout", log="dropout").wait() == 0
@@ -271,7 +273,7 @@ def test_thirty_kills_during_saves_with_tmpdir_elsewhere(place: Path, whole: Pat
     assert_ended_as(folder, whole)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, slow(30)])
 def test_kills_while_weights_change_and_their_copy_is_written_leave_a_whole_checkpoint(tmp_path: Path, kills: int):
     rng = np.random.default_rng(3)
     in_the_middle = last = 0
@@ -325,7 +327,7 @@ def test_two_hundred_interruptions_of_one_run(place: Path):
 # Two ranks
 
 
-@pytest.mark.parametrize("who", ["1", *(pytest.param(who, marks=pytest.mark.slow) for who in ("0", "all"))])
+@pytest.mark.parametrize("who", ["1", slow("0"), slow("all")])
 def test_a_signal_to_some_ranks_stops_all_after_the_same_step(place: Path, whole_of_two: Path, who: str):
     run = [*RUN, f"name=two{who}"]
     ranks = two_ranks(place, *run, log=f"two{who}-", DISTURB=f"signal 8 {who}")
@@ -372,7 +374,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_both(place: Path):
     assert [step for step, _, loss in rows if loss == "nan"] == ["5"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [slow(1), 2])
 def test_a_writer_that_ends_stops_all_ranks_with_5_after_the_next_steps(
     place: Path, request: pytest.FixtureRequest, ranks: int
 ):

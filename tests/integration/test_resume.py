@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from data_modules import data_module, trainer_of
+from marks import slow
 from on_ranks import bad_samples_of_an_epoch
 from ranks import Ranks
 from shard_files import jpeg, write_pairs, write_tar
@@ -80,7 +81,7 @@ def test_any_number_of_workers_gives_the_same_samples_and_pixels(source: ShardSo
     assert play(data_module(source, num_workers), 10) == play(data_module(source), 10)
 
 
-@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
+@pytest.mark.parametrize("start_method", ["fork", slow("spawn"), slow("forkserver")])
 def test_two_ranks_share_an_epoch_whatever_starts_their_workers(source: ShardSource, start_method: str):
     whole = play(data_module(source), 8)
     parts = [play(data_module(source, 1), 8, rank=rank, world_size=2, start_method=start_method) for rank in range(2)]
@@ -111,12 +112,7 @@ def test_one_two_one_ranks_see_the_same_samples_at_every_step(source: ShardSourc
     assert sorted(seen) == sorted(whole)
 
 
-MORE_STOPS = ([1], [7], [9], [1, 2, 3, 5, 6])
-
-
-@pytest.mark.parametrize(
-    "stops", [[4], [8], [3, 3, 11], *(pytest.param(stops, marks=pytest.mark.slow) for stops in MORE_STOPS)]
-)
+@pytest.mark.parametrize("stops", [[4], [8], [3, 3, 11], *map(slow, ([1], [7], [9], [1, 2, 3, 5, 6]))])
 def test_a_run_that_is_stopped_goes_on_with_the_next_sample(source: ShardSource, stops: list[int]):
     whole = play(data_module(source), 16)
     state, seen = data_module(source).state_dict(), []
@@ -235,8 +231,10 @@ def faulty(number: int, picture: bytes) -> bytes:
     return kinds[number % len(kinds)]
 
 
-@pytest.mark.parametrize("decoder", [PillowDecoder(), TurboDecoder()])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("num_workers", "decoder"),
+    [(2, PillowDecoder()), (0, TurboDecoder()), slow(0, PillowDecoder()), slow(2, TurboDecoder())],
+)
 def test_bad_pictures_are_replaced_counted_and_change_nothing_else(
     tmp_path: Path, num_workers: int, decoder: PillowDecoder | TurboDecoder
 ):

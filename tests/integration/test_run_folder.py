@@ -26,11 +26,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_second_process_is_refused_by_the_first_ones_number_and_the_run_is_unharmed(place: Path):
-    first = Training(place, *RUN, "name=one", log="first", DISTURB="pause 5 0")
+    first = Training(place, *RUN, "name=one", log="first", DISTURB="pause 5 0", RESUME="resume_first")
     first.wait_for("step 4/")
     second = Training(place, *RUN, "name=one", log="second")
     assert second.wait() == 1
     assert f"runs/one is being trained by process {first.pid} on " in second.said()
+    (place / "resume_first").touch()
     assert first.wait() == 0, first.said()
     alone = Training(place, *RUN, "name=alone", log="alone")
     assert alone.wait() == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import evaluation_models as models
 import pytest
+from marks import slow
 
 from openslip.data import loader
 from openslip.data.loader import check_shared_memory
@@ -99,7 +100,7 @@ print((before - least) / 1e6)
 """
 
 
-@pytest.mark.parametrize("limit", [0.05, pytest.param(0.1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [0.05, slow(0.1)])
 def test_batches_take_no_more_shared_memory_than_they_may(tmp_path: Path, limit: float):
     """Two epochs of 4 batches of 19 MB, in chunks of 64 samples, of which one per worker and one more take 29 MB."""
     (tmp_path / "joins.py").write_text(JOINS)

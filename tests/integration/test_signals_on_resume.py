@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from marks import slow
 from shard_files import write_pairs
 from trainings import SMALL, steps_saved, two_ranks
 
@@ -23,7 +24,7 @@ def run(place: Path, name: str, **environment: str) -> list[int]:
     return [rank.wait() for rank in two_ranks(place, *RUN, f"name={name}", log=f"{name}-", **environment)]
 
 
-@pytest.mark.parametrize("step", [pytest.param(12, marks=pytest.mark.slow), 13])  # with a step left, and with none
+@pytest.mark.parametrize("step", [slow(12), 13])  # with a step left, and with none
 def test_both_ranks_leave_together_and_the_run_can_be_finished(tmp_path: Path, step: int):
     write_pairs(tmp_path / "0.tar", 100)
     if step == 13:

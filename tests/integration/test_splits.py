@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from marks import slow
 from on_ranks import ddp_gradients, gradient_beside_a_gather, state_after, step_gradients, step_gradients_in_tiles
 from ranks import Ranks
 from small_models import METHODS, small_batch, small_model
@@ -49,9 +50,9 @@ SOME = ([[5, 3, 6, 2, 4]], [[3, 1, 2, 3, 1]])  # micro-batches on one process, a
 ALL = ([[20], [10, 10], [5, 3, 6, 2, 4]], [[10], [5, 5], [3, 1, 2, 3, 1]])
 
 
-FEW = [("slip", True, SOME), ("clip", False, SOME), ("simclr", True, SOME)]
+FEW = [("slip", True, SOME), ("clip", False, SOME)]
 EVERY = itertools.product(METHODS, [True, False], [SOME, ALL])
-OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in FEW]
+OTHERS = [slow(*case) for case in EVERY if case not in FEW]
 
 
 @pytest.mark.parametrize(("method", "gather_with_grad", "splits"), [*FEW, *OTHERS])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow
 from small_models import METHODS, small_batch, small_model
 from torch import Tensor, nn
 
@@ -77,9 +78,7 @@ def test_splits_cover_the_batch_in_one_two_and_five_micro_batches_plain_and_in_t
         assert all(GLOBAL_BATCH // ranks % split.tile for split in some if split.tile)
 
 
-@pytest.mark.parametrize(
-    "method", ["slip", *(pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "slip")]
-)
+@pytest.mark.parametrize("method", ["slip", *(slow(method) for method in METHODS if method != "slip")])
 def test_every_split_is_within_tolerance(method: str, capsys: pytest.CaptureFixture[str]):
     rows = split_rows(parts(*small_model(method)), small_batch(GLOBAL_BATCH))
     kinds = {"loss terms", "gradients", "weights"} | ({"statistics"} if method != "clip" else set())
@@ -91,6 +90,7 @@ def test_every_split_is_within_tolerance(method: str, capsys: pytest.CaptureFixt
     assert f"{len(rows)} of {len(rows)} quantities within tolerance (here)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_tower_with_batch_norm_passes_on_ranks_and_skips_micro_batches():
     model, objective = small_model("slip", image="batch norm")
     with pytest.raises(UserError, match=r"trainer\.devices .* \(BatchNorm2d\) mixes the samples of each rank alone"):

@@ -13,7 +13,7 @@ from openslip.training.callbacks import snapshot
 
 
 class DisturbFolder(pl.Callback):
-    """`pause`: the step takes long; `fill`: the file `FILL` takes all room; `WRITERS`: who writes arrays."""
+    """`pause`: the step waits for the file `RESUME`; `fill`: the file `FILL` takes all room; `WRITERS`: who writes arrays."""
 
     def __init__(self) -> None:
         if "WRITERS" in os.environ:
@@ -28,7 +28,8 @@ class DisturbFolder(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if here("pause", pl_module.step + 1):
-            time.sleep(9)
+            while not Path(os.environ["RESUME"]).exists():
+                time.sleep(0.01)
         if here("fill", pl_module.step + 1):
             try:
                 with Path(os.environ["FILL"]).open("wb", buffering=0) as file:
