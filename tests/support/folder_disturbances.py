@@ -13,7 +13,7 @@ from openslip.training.callbacks import snapshot
 
 
 class DisturbFolder(pl.Callback):
-    """`pause`: the step waits for the file `RESUME`; `fill`: the file `FILL` fills the disk; `WRITERS`: lists writers."""
+    """`pause`: the step waits for the file `RESUME`; `fill`: `FILL` fills the disk; `WRITERS`: list of writers."""
 
     def __init__(self) -> None:
         if "WRITERS" in os.environ:
