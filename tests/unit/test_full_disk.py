@@ -37,7 +37,7 @@ def keep_size(folder: Path) -> None:
 
 
 def begin(folder: Path) -> None:
-    Run(folder, "new").begin({"seed": 0, "name": "x" * 100_000})
+    Run(folder, "new").begin({"seed": 0, "name": "x" * 100_000}, {})
 
 
 OWN_FILES = {

@@ -205,7 +205,7 @@ def test_a_run_that_another_version_named_is_found_by_its_identity(tmp_path: Pat
     (tmp_path / "slip_tiny-builtin-00000000" / "config.yaml").write_text("{")
     name = run_name(config, "slip_tiny-builtin")
     run = open_run(config, name)
-    run.begin(config)
+    run.begin(config, {})
     assert (run.folder.name, run.state) == ("slip_tiny-builtin-836d07a4", "unfinished")
     assert open_run(config, name).folder == run.folder  # now that its config is of the present format
     other = {**config, "seed": 1}

@@ -21,7 +21,7 @@ def started(config: dict[str, Any], name: str) -> Run:
     """The run, as after a set-up that succeeded."""
     run = open_run(config, name)
     if run.state != "finished":
-        run.begin(config)
+        run.begin(config, {})
     return run
 
 
@@ -164,7 +164,7 @@ def test_a_longer_run_without_a_name_is_told_of_the_shorter_ones(tmp_path: Path)
     steps = {number: config(tmp_path, trainer={"max_steps": number}) for number in (10, 20, 30, 40)}
     runs = {number: open_run(steps[number], run_name(steps[number], "x")) for number in steps}
     for number in (20, 30):
-        runs[number].begin(steps[number])
+        runs[number].begin(steps[number], {})
     another = config(tmp_path, trainer={"max_steps": 20}, seed=1)
     started(another, run_name(another, "x"))
     assert shorter(runs[40], steps[40]) == sorted([runs[20].folder, runs[30].folder])

@@ -46,7 +46,7 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
     trained = []
 
     def fit(config: dict[str, Any], run: Run) -> None:
-        run.begin(config)
+        run.begin(config, {})
         trained.append(config["trainer"]["precision"])
 
     monkeypatch.setattr(train, "fit", fit)

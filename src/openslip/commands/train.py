@@ -169,10 +169,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
     configured.sort(key=lambda callback: isinstance(callback, Save) - isinstance(callback, Finite))
     stop = Preemption(max_time=config["trainer"].get("max_time"))
     choose_tf32(config["tf32"])
+    begin = Begin(lambda: run.begin(config, provenance(config, pretrainer, data)))
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
-        callbacks=[size, Begin(lambda: run.begin(config)), *configured, evaluate, stop, Watch(), resume],
+        callbacks=[size, begin, *configured, evaluate, stop, Watch(), resume],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO(with_format(config))],
         default_root_dir=str(run.folder),
@@ -205,6 +206,19 @@ def fit(config: dict[str, Any], run: Run) -> None:
             run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
         finally:
             say(*lines)
+
+
+def provenance(config: dict[str, Any], pretrainer: Pretrainer, data: DataModule) -> dict[str, Any]:
+    """Return what a run trains and on what: parameters of each part, precision, samples and fingerprint of the data."""
+    parameters = {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in (*pretrainer.model.named_children(), ("objective", pretrainer.objective))
+    }
+    return {
+        "parameters": {name: count for name, count in parameters.items() if count},
+        "precision": config["trainer"]["precision"],
+        "data": {"samples": len(data.source), "fingerprint": data.fingerprint},
+    }
 
 
 def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resumed: Path | None) -> None:

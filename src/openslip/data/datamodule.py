@@ -157,9 +157,13 @@ class DataModule(pl.LightningDataModule):
         shares = {f"data/{name}": 100 * count / samples for name, (count, samples) in self.statistics.items()}
         return {"data/bad_samples": float(self.bad_samples.in_epoch), **shares}
 
+    @property
+    def fingerprint(self) -> str:
+        """First 32 hexadecimal digits of the SHA-256 hash of the source's fingerprint."""
+        return hashlib.sha256(self.source.fingerprint.encode()).hexdigest()[:32]
+
     def state_dict(self) -> dict[str, Any]:
         """Data position and settings of the run: the same on all ranks, under 200 bytes as JSON."""
-        fingerprint = hashlib.sha256(self.source.fingerprint.encode()).hexdigest()[:32]
         return {
             "step": self.consumed,
             "seed": self.order.seed,
@@ -167,7 +171,7 @@ class DataModule(pl.LightningDataModule):
             "samples": self.order.num_samples,
             "window": self.order.shuffle_window,
             "decoder": self.batches.decoder.name,
-            "collection": fingerprint,
+            "collection": self.fingerprint,
             "order": VERSION,
         }
 

@@ -1,6 +1,7 @@
 """Read the files in a run's folder: metrics, config and arrays."""
 
 import csv
+import json
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +73,14 @@ def read_metrics(path: Path) -> Metrics:
         columns[name] = Series(*np.array(points).T)
     step = int(rows[-1]["step"]) if rows else None
     return Metrics(columns, x_name, step, factor * (step or 0))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Read the provenance in `env.json`; empty if it is absent or damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        content = json.loads((folder / "env.json").read_bytes())
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _numbers(row: dict[str | Any, str | Any]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Sections of the page: settings and main metrics, views of the first batch, image-caption similarity, text files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent
-from openslip.report.run_files import Metrics, at, check, evaluation_names
+from openslip.report.run_files import Metrics, at, check, evaluation_names, read_environment
 
 MAX_VIEW_SAMPLES = 8
 MAX_SIMILARITY = 16
@@ -21,6 +22,7 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
         "image size": at(config, "image_size"),
         "global batch": at(config, "global_batch_size"),
         "seed": at(config, "seed"),
+        **provenance(read_environment(folder)),
     }
     chips = "".join(
         f'<span class="fact"><span>{escape(name)}</span> {escape(value)}</span>'
@@ -53,6 +55,17 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
         for place, (label, value, note) in enumerate(tiles)
     )
     return f'<div class="facts">{chips}</div><div class="tiles">{cards}</div>'
+
+
+def provenance(environment: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts about the computation that the header shows; the section Environment shows all of them."""
+    dates, commit, gpus = (at(environment, key) for key in ("dates", "commit", "hardware.gpus"))
+    return {
+        "precision": at(environment, "precision"),
+        "hardware": f"{len(gpus)} x {gpus[0]}" if isinstance(gpus, list) and gpus else at(environment, "hardware.cpu"),
+        "started": dates[0] if isinstance(dates, list) and dates else None,
+        "commit": re.sub(r"[0-9a-f]{40}", lambda digits: digits[0][:12], commit) if isinstance(commit, str) else None,
+    }
 
 
 def views(arrays: dict[str, np.ndarray]) -> str:

@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -78,8 +79,12 @@ class Run:
             say(f"{self.folder} was copied or renamed: its id is now {new}, it was {kept[:100]!r}")
         return new
 
-    def begin(self, config: dict[str, Any]) -> None:
+    def begin(self, config: dict[str, Any], facts: Mapping[str, Any]) -> None:
         """Store the config after the first successful step: a failed start reserves no name and keeps an old result.
+
+        Args:
+            config: resolved config of the run.
+            facts: provenance that the caller knows, stored in `env.json`.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -91,13 +96,20 @@ class Run:
                 self.result_file.replace(self.folder / f"result-{self.result()['step']:06}.json")
                 sync_folder(self.folder)
             for name, text in (
-                ("env.json", json.dumps(environment(), indent=1) + "\n"),
+                ("env.json", json.dumps(environment(self.started(), facts), indent=1) + "\n"),
                 ("config.yaml", write_config(config)),
             ):
                 with needed(self.folder / name, advice="or choose another runs_dir="):
                     write_text(self.folder / name, text)
         except OSError as error:
             raise unwritable(self.folder, error) from error
+
+    def started(self) -> dict[str, Any]:
+        """Read `env.json` as the process before left it; empty if it is absent or damaged."""
+        with suppress(OSError, ValueError, RecursionError):
+            content = json.loads((self.folder / "env.json").read_bytes())
+            return content if isinstance(content, dict) else {}
+        return {}
 
     def abandon(self) -> None:
         """Remove the files of a failed start; a run that has begun or has checkpoints is kept."""
