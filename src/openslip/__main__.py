@@ -2,12 +2,14 @@
 
 import ast
 import difflib
+import functools
 import importlib
 import os
 import sys
 from pathlib import Path
 
 from openslip import __version__, signals, streams
+from openslip.config.help import help_text
 from openslip.errors import run_entry_point
 
 HYDRA = ("train", "eval", "plan")  # commands whose arguments are config overrides
@@ -36,7 +38,7 @@ def run(arguments: list[str]) -> int:
     if command in ("-h", "--help"):
         show_commands("openslip", commands())
         return 0
-    if command == "--version":
+    if command in ("-V", "--version"):
         print(__version__)
         return 0
     if command not in commands():
@@ -45,13 +47,11 @@ def run(arguments: list[str]) -> int:
         print(f"error: unknown command {command}; {hint}", file=sys.stderr)
         return 1
     if command in HYDRA and {"-h", "--help"} & set(rest):
-        print(f"usage: openslip {command} [KEY=VALUE ...] [--config-dir DIR] [debug=true]\n\n{commands()[command]}")
-        if command == "train":
-            print(
-                "-m, --multirun: a run of each combination of values (seed=0,1 optim.lr=1e-3,3e-4), as openslip sweep"
-            )
-        print("Every key and its meaning: configs/train.yaml and configs/eval.yaml, or the README.")
+        print(help_text(command, commands()[command], config_dirs(rest)))
         return 0
+    if command in HYDRA and {"--cfg", "-c", "--info", "-i"} & set(rest):
+        show = importlib.import_module("openslip.config.show").main
+        return run_entry_point(functools.partial(show, "eval" if command == "eval" else "train"), rest)
     if command == "train" and {"-m", "--multirun"} & set(rest):
         command, rest = "sweep", [word for word in rest if word not in ("-m", "--multirun")]
     if command == "train":
@@ -62,6 +62,12 @@ def run(arguments: list[str]) -> int:
         return run_entry_point(entry, rest)
     except SystemExit as stop:  # argparse has printed the reason
         return 1 if stop.code == 2 else int(stop.code or 0)
+
+
+def config_dirs(arguments: list[str]) -> list[Path]:
+    """Return the folders that the command line gives as `--config-dir`."""
+    words = " ".join(arguments).replace("--config-dir ", "--config-dir=").split()
+    return [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
 
 
 def use_expandable_segments() -> None:

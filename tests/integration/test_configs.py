@@ -16,7 +16,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from openslip.config.build import build, build_evaluations, build_parts, settled
 from openslip.config.check import check_root_values, lookup
 from openslip.config.compose import compose_config
-from openslip.config.search_path import config_folder
+from openslip.config.folder import config_folder
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.clip import CLIP

@@ -37,7 +37,7 @@ from published_recipes import (
 from openslip.config.build import Parts, build, build_parts
 from openslip.config.compose import compose_config
 from openslip.config.defaults import composed, plain
-from openslip.config.search_path import config_folder
+from openslip.config.folder import config_folder
 from openslip.errors import UserError
 from openslip.inference.imagenet_prompts import imagenet_classnames
 from openslip.inference.prompts import texts_of

@@ -188,7 +188,7 @@ def open_source(target: list[str], require: str) -> Any:
     """
     from openslip.config.build import build
     from openslip.config.compose import compose_config
-    from openslip.config.search_path import config_folder
+    from openslip.config.folder import config_folder
     from openslip.data.sources.shards import ShardSource
     from openslip.errors import UserError
 

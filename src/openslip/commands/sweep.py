@@ -15,7 +15,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from openslip import signals
-from openslip.config.search_path import config_folder
+from openslip.config.folder import config_folder
 from openslip.config.words import readable, split_words
 
 

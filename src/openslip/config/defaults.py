@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from openslip.config.search_path import config_folder, search_path
+from openslip.config.folder import config_folder
+from openslip.config.search_path import search_path
 
 
 def composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> tuple[Any, dict[str, str]]:

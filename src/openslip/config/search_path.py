@@ -10,11 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-
-def config_folder() -> Path:
-    """Return the folder `configs/` of the installed package, or else of the repository."""
-    packaged = Path(__file__).parents[1] / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
+from openslip.config.folder import config_folder
 
 
 def search_path(folders: Sequence[Path]) -> str:

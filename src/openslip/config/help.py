@@ -1,0 +1,130 @@
+"""Help texts of the commands that take config overrides, made from the configs and their comments.
+
+The files are read as text, because YAML parsers drop comments, and `--help` must not wait for slow imports.
+"""
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from openslip.config.folder import config_folder
+
+GROUPS = {
+    "train": (
+        "model",
+        "data",
+        "experiment",
+        "evaluation",
+        "optim",
+        "objective",
+        "mode",
+        "tokenizer",
+        "trainer",
+        "logger",
+    ),
+    "eval": ("evaluation",),
+}
+# The keys that users set most, by the file that explains them and the prefix that they have there.
+KEYS = {
+    "train": (
+        (
+            "train.yaml",
+            "",
+            ("name", "runs_dir", "resume", "seed", "global_batch_size", "micro_batch_size", "image_size"),
+        ),
+        ("data/webdataset.yaml", "data.", ("num_workers", "bad_sample_budget")),
+        ("data/source/shards.yaml", "data.source.", ("shards",)),
+        (
+            "optim/adamw.yaml",
+            "optim.",
+            ("lr", "weight_decay", "warmup_epochs", "clip_norm", "layer_decay", "ema_decay"),
+        ),
+        ("trainer/auto.yaml", "trainer.", ("devices", "precision", "max_steps", "max_epochs", "max_time")),
+        ("callbacks/default.yaml", "callbacks.", ("save.every_minutes", "save.every_n_steps")),
+        ("train.yaml", "", ("init_from.checkpoint", "towers.image.weights", "towers.image.locked")),
+        ("train.yaml", "", ("towers.image.gradient_checkpointing", "towers.image.patch_dropout")),
+    ),
+    "eval": (("eval.yaml", "", ("checkpoint", "device", "classnames", "templates", "output", "format", "allow")),),
+}
+OPTIONS = {
+    "KEY=VALUE": "set a key of the config; +KEY=VALUE adds a key, ~KEY removes one",
+    "GROUP=OPTION": "choose a file of a config group, see below",
+    "--config-dir DIR": "also search your own folder of configs",
+    "--cfg job": "print the config and exit; with --resolve, print the values of all ${...}",
+    "--info defaults": "print which config files are used, in their order, and exit",
+    "debug=true": "print the traceback of an error",
+}
+MULTIRUN = {"-m, --multirun": "train each combination of values (seed=0,1 optim.lr=1e-3,3e-4), like openslip sweep"}
+LINE = re.compile(r"( *)([\w.]+):(?: +([^#]*?))?(?: +# (.*))?")
+
+
+def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
+    """Return the text that `openslip COMMAND --help` prints.
+
+    Args:
+        command: `train`, `eval` or `plan`.
+        purpose: first line of the command's docstring.
+        folders: folders of the user's own configs, whose options are listed as well.
+    """
+    root = "eval" if command == "eval" else "train"
+    options = OPTIONS | (MULTIRUN if command == "train" else {})
+    choices = {group: "  ".join(names(group, [config_folder(), *folders])) for group in GROUPS[root]}
+    keys = {f"{key}={value}": meaning for key, value, meaning in explained_keys(root)}
+    return "\n".join(
+        [
+            f"usage: openslip {command} [KEY=VALUE ...] [GROUP=OPTION ...] [--config-dir DIR]\n",
+            f"{purpose}\n",
+            *columns(options, 18),
+            "\nconfig groups and their options:",
+            *columns(choices, 18),
+            "\nkeys that are set most often, with their defaults (???: must be set):",
+            *columns(keys, 42),
+            f"\nevery key: openslip {command} --cfg job; what each one means: {config_folder()}",
+        ]
+    )
+
+
+def names(group: str, folders: Sequence[Path]) -> list[str]:
+    """Return the options of a config group; models are also composed from methods and sizes."""
+    found = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+    if group == "model":
+        found |= {f"{method}_{size}" for method in names("method", folders) for size in names("size", folders)}
+    return sorted(found)
+
+
+def explained_keys(root: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the key, the default and the meaning of each key that the help text lists."""
+    for file, prefix, keys in KEYS[root]:
+        lines = {key: (value, comment) for key, value, comment in commented_lines(config_folder() / file)}
+        for key in keys:
+            value, comment = lines[key]
+            yield prefix + key, value, comment
+
+
+def commented_lines(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted key, the value as written, and the comment of each line of a YAML file that has a key."""
+    parents: list[tuple[int, str]] = []
+    for line in file.read_text("utf-8").splitlines():
+        if (match := LINE.fullmatch(line)) is None:
+            continue
+        indent, key, value, comment = len(match[1]), match[2], match[3] or "", match[4] or ""
+        parents = [(depth, parent) for depth, parent in parents if depth < indent]
+        yield ".".join([*(parent for _, parent in parents), key]), value, comment
+        parents.append((indent, key))
+
+
+def columns(rows: dict[str, str], width: int) -> list[str]:
+    """Lay out rows in two columns within the terminal's width; `width` is that of the first column."""
+    total = max(60, shutil.get_terminal_size().columns)
+    lines = []
+    for left, right in rows.items():
+        wrapped = textwrap.wrap(right, max(20, total - width - 3), break_on_hyphens=False) or [""]
+        if len(left) > width:
+            lines.append(f"  {left}")
+        else:
+            wrapped[0] = f"  {left:{width}} {wrapped[0]}".rstrip()
+            lines.append(wrapped.pop(0))
+        lines += [" " * (width + 3) + line for line in wrapped]
+    return lines
