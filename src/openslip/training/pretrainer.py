@@ -1,4 +1,4 @@
-"""One training step: features -> loss -> backward -> clip -> learning rate and optimizer -> clamp -> EMA."""
+"""One training step: learning rate -> features -> loss -> backward -> clip -> optimizer -> clamp -> EMA."""
 
 import copy
 from collections.abc import Callable
@@ -33,14 +33,15 @@ class Pretrainer(pl.LightningModule):
         schedule: function from step to learning rate, over the length of the run.
         architecture: plain fields from which the model was built; saved in every checkpoint.
         tokenizer: tokenizer of the captions, saved in every checkpoint; None without text.
-        transform: image to model input in evaluations; saved in every checkpoint.
+        transform: function from an image to the model's input in evaluations; saved in every checkpoint.
         init_from: files that the initial weights came from, and how position embeddings were resized; saved in every
             checkpoint.
 
     Attributes:
         step: number of global batches consumed, including those whose update was skipped.
         max_steps: length of the run in steps.
-        micro_batch_size: samples encoded at a time on each rank; None, until `sizing` has set it, for all.
+        micro_batch_size: samples encoded at a time on each rank; None means all. A callback sets it before
+            the first step.
         averaged: the model with EMA weights, which start as a copy of the model's; None without `ema_decay`.
         terms: metrics of the last step, as scalars on the device.
         gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.
