@@ -29,13 +29,13 @@ def clip_gradients(
     Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
 
     Args:
-        trainer: provides the loss scaler, if there is one, which unscales the gradients first.
+        trainer: provides the loss scaler, if there is one.
         optimizer: holds all trained parameters.
         max_norm: largest global L2 norm of the gradients after clipping.
         norm: global norm of the gradients if already computed, else None.
     """
     plugin = trainer.precision_plugin
-    # Under fp16 a fused optimizer unscales gradients only inside its step, so Lightning refuses to clip with it.
+    # Under fp16 Lightning has unscaled the gradients already, except those of a fused optimizer, whose step does it.
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.defaults.get("fused"):
         plugin.scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer) if norm is None else norm

@@ -26,7 +26,7 @@ class Pretrainer(pl.LightningModule):
         model: modules and parameters that inference needs.
         objective: loss, and modules that only training needs.
         optimizer: function from parameter groups to an optimizer, e.g. a partial `torch.optim.AdamW`.
-        weight_decay: weight decay of the parameters that are decayed.
+        weight_decay: weight decay of the parameters to which `param_groups` applies it.
         layer_decay: factor on the learning rate per block below a tower's top; None for the same rate in all blocks.
         clip_norm: largest global norm of the gradient, above which it is clipped; None for no clipping.
         ema_decay: decay per step of the EMA weights, kept as `averaged`; None for no EMA.

@@ -66,7 +66,7 @@ def measure_step(
     device: torch.device,
     room: float,
 ) -> StepCost:
-    """Count operations and memory on a few samples, then time two steps that train the model on noise.
+    """Count operations and memory on a few samples, then time two training steps.
 
     Args:
         model: model to be trained; it is moved to the device, and its weights change.
