@@ -194,7 +194,7 @@ def test_options_change_no_name_of_the_state():
             "towers.text.gradient_checkpointing: ImageEncoder has no text tower",
         ),
         ("slip", {"image.locked": True}, "towers.image.locked=true would keep random weights as they are"),
-        ("slip", {"image.patch_dropout": 0.5, **LOCKED}, "a locked tower drops none"),
+        ("slip", {"image.patch_dropout": 0.5, **LOCKED}, "a locked tower drops no patches"),
     ],
 )
 def test_unfit_options_are_named(method: str, changed: dict[str, Any], message: str):

@@ -70,7 +70,7 @@ def check_offline(tmp_path: Path, url: str, timeout: float) -> None:
     """The run is offline, does not wait much longer than `timeout`, and names a folder that can be uploaded."""
     printed, said, seconds = run(tmp_path, timeout, WANDB_BASE_URL=url, WANDB_API_KEY="0" * 40)
     assert "same-id offline" in printed
-    command = re.search(r"W&B is offline \(.+\): later, wandb sync (\S+)", said)
+    command = re.search(r"W&B is offline \(.+\); upload the run later: wandb sync (\S+)", said)
     assert command, said
     folder = Path(command[1])
     assert folder.name.startswith("offline-run-")

@@ -17,7 +17,9 @@ from openslip.distributed import all_sum, gather, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Replaces PyTorch's batch norms, and timm's `BatchNormAct2d` including its dropout and activation.
+    """Batch norm over the global batch, which `synchronise` puts in place of PyTorch's and timm's batch norms.
+
+    In place of timm's `BatchNormAct2d` it also applies that layer's dropout `drop` and activation `act`.
 
     Attributes:
         runs_again: whether gradient checkpointing may run the layer a second time, in the backward pass.
@@ -69,6 +71,7 @@ def batch_norm(layer: GlobalBatchNorm, x: Tensor) -> Tensor:
     if not layer.training:
         mean, variance = layer.running_mean, layer.running_var
         return F.batch_norm(x, mean, variance, layer.weight, layer.bias, mean is None, 0.0, layer.eps)
+    # Compiled code cannot test whether it runs in a backward pass; without `runs_again` it never does.
     if torch.compiler.is_compiling() and world_size() == 1 and not layer.runs_again:
         return _in_one_process(layer, x, updates=True)
     return _in_training(layer, x)
@@ -92,7 +95,7 @@ def _in_training(layer: _BatchNorm, x: Tensor) -> Tensor:
 
 def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
     mean, variance = layer.running_mean, layer.running_var
-    if not updates:  # let the kernel update copies, which are thrown away
+    if not updates:  # let the kernel update copies, which are discarded
         mean, variance = (None if running is None else running.clone() for running in (mean, variance))
     elif layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)

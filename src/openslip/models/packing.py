@@ -17,9 +17,10 @@ class Buckets:
 
     Attributes:
         shapes: number of captions and padded length in tokens of each bucket.
-        rows: packed row of every padded position, bucket after bucket; padding repeats the caption's last token.
-        real: false where a padded position is padding.
-        places: padded position of each packed row.
+        rows: index of the packed row at each position of the padded tensors, bucket after bucket; padding repeats the
+            caption's last token.
+        real: true where a position of the padded tensors holds a token, false where it is padding.
+        places: position of each packed row in the padded tensors.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -30,7 +31,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Packing:
-    """Indices between a batch of padded captions and packed rows, in which captions are sorted by length.
+    """Indices that map a batch of padded captions to packed rows, sorted by caption length, and back.
 
     Attributes:
         tokens: index of each packed row in the flattened batch of token ids.

@@ -1,7 +1,7 @@
-"""CLIP's text transformer, initialised as published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
+"""CLIP's text transformer, initialised as in published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
 
-No computation is spent on padding: all layers see one row per real token, and the last block computes only the pooled
-tokens.
+Layers compute one row per real token, so padding costs nothing except where the attention kernel needs it. If only the
+feature of one token per caption is needed, the last block computes only that token.
 """
 
 from collections.abc import Sequence
@@ -137,7 +137,10 @@ class TextTransformer(Tower):
         return pooled, Tokens(features, mask)
 
     def rows(self, ids: Tensor, packing: Packing, pooled: Tensor | None = None) -> Float[Tensor, "rows width"]:
-        """Return the features of all real tokens, or those of the rows `pooled`, which attend to the whole caption."""
+        """Return the features of all real tokens, or only of the rows `pooled`, one per caption.
+
+        A row of `pooled` must be one that attends to its whole caption.
+        """
         packed = ids.flatten().index_select(0, packing.tokens)
         x = self.token_embedding(packed) + F.embedding(packing.positions, self.positional_embedding)
         *before, last = self.blocks
@@ -204,7 +207,10 @@ class SelfAttention(nn.Module):
     def pooled(
         self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"]
     ) -> Float[Tensor, "captions width"]:
-        """Return the attention output of one token per caption, equal to `forward` if it may attend to all tokens."""
+        """Return the attention output of one token per caption, the rows `pooled`.
+
+        It equals the output of `forward` for these rows if each may attend to its whole caption.
+        """
         width = x.shape[1]
         q_weight, kv_weight = self.in_proj.weight.split([width, 2 * width])
         q_bias, kv_bias = self.in_proj.bias.split([width, 2 * width])

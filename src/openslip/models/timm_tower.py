@@ -49,8 +49,8 @@ class TimmTower(Tower):
         self.input_size = image_size if hasattr(trunk, "set_input_size") else None
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
-            # timm 0.5 (used by the published code) initialised it with std 0.02, later versions with 1e-6:
-            # docs/NUMERICS.md#cls-token
+            # timm 0.5 (used by the published code) initialised the class token with std 0.02, later versions with
+            # 1e-6: docs/NUMERICS.md#cls-token
             nn.init.trunc_normal_(trunk.cls_token, std=0.02)
 
     @property
@@ -73,7 +73,7 @@ class TimmTower(Tower):
         return trunk.forward_head(features), self.as_tokens(features)
 
     def features(self, images: Tensor, *, class_token_alone: bool = False) -> Any:
-        """Return what timm's `forward_features` does, or the class token's features alone."""
+        """Compute what timm's `forward_features` returns, or only its class token if `class_token_alone` is true."""
         self.choose_kernel(images)
         trunk: Any = self.trunk
         if not self.repeated_blocks():

@@ -45,7 +45,7 @@ class Tower(nn.Module, ABC):
         """Width of a token's feature, which may differ from that of the pooled feature."""
         return self.width
 
-    # `*inputs: Any, **_: Any` lets a subclass declare its own arguments without a complaint of the type checker.
+    # `*inputs: Any, **_: Any` lets a subclass declare its own arguments without an error of the type checker.
     @abstractmethod
     def tokens(self, *inputs: Any, **_: Any) -> Tokens:
         """Return the features of all tokens."""
@@ -105,7 +105,7 @@ class Tower(nn.Module, ABC):
         return self.repeated_blocks() or self.children()
 
     def compile_blocks(self) -> None:
-        """Compile in place, so that parameter names are unchanged and a copy of the tower uses its own weights."""
+        """Compile the blocks in place: parameter names are unchanged, and a copy of the tower uses its own weights."""
         parts = [p for m in self.compiled_modules() for p in (m if isinstance(m, nn.ModuleList) else (m,))]
         # All modules share one cache of compiled graphs; a graph beyond its limit would run uncompiled.
         torch._dynamo.config.recompile_limit = max(8 * len(parts), torch._dynamo.config.recompile_limit)
@@ -114,5 +114,5 @@ class Tower(nn.Module, ABC):
 
 
 def unpadded(features: Float[Tensor, "batch tokens width"]) -> Tokens:
-    """Return tokens without padding, as those of images are."""
+    """Return features as `Tokens` in which none is padding, as for images."""
     return Tokens(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))

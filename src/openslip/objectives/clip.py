@@ -16,9 +16,9 @@ class CLIP(Objective):
     """The CLIP objective, which reads the batch keys `image`, `text` and `text_length`.
 
     Args:
-        gather_with_grad: true lets gradients flow into the keys of all ranks (the exact loss of the global batch);
-            false detaches the keys at every number of ranks, one included, as the published 64-GPU runs did:
-            docs/NUMERICS.md#gather.
+        gather_with_grad: whether gradients also flow into the keys (the features of all ranks that a row is compared
+            with), which gives the exact gradient of the global batch. False detaches the keys, even with a single rank,
+            as the published 64-GPU runs did: docs/NUMERICS.md#gather.
         max_logit_scale: upper bound to which `logit_scale` (a natural logarithm) is clamped after each step; the lower
             bound is 0.
     """

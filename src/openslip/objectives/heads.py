@@ -9,7 +9,7 @@ from openslip.models.batch_norm import GlobalBatchNorm, at_least_float32, global
 
 
 class HeadBatchNorm(GlobalBatchNorm):
-    """Batch norm whose training statistics are those of the global batch."""
+    """Batch norm over the global batch that can normalise several views at once, each with its own statistics."""
 
     def forward(self, input: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:  # noqa: A002
         return self.views(input)[0] if self.training else super().forward(input)
@@ -18,7 +18,7 @@ class HeadBatchNorm(GlobalBatchNorm):
         """Normalise each view with its own training statistics, exchanged between ranks in one call for all views."""
         if world_size() == 1:
             return [self.in_one_process(at_least_float32(view)) for view in views]
-        # Side by side as channels, the views keep separate statistics.
+        # Statistics are computed per channel, so views that are concatenated as channels keep their own.
         x = torch.cat([at_least_float32(view) for view in views], dim=1)
         with torch.no_grad():
             mean, variance, count = global_statistics(x)
@@ -35,10 +35,10 @@ class HeadBatchNorm(GlobalBatchNorm):
 
 
 class ProjectionHead(nn.Sequential):
-    """A sequence of layers that can process several views side by side."""
+    """A sequence of layers; `views` applies it to several views with few exchanges between ranks."""
 
     def views(self, *views: Float[Tensor, "local width"]) -> list[Float[Tensor, "local output"]]:
-        """Apply the head to each view separately, layer by layer, so that ranks exchange statistics less often."""
+        """Apply the head to each view; for each batch norm, ranks exchange the statistics of all views in one call."""
         outputs = list(views)
         for layer in self:
             if isinstance(layer, HeadBatchNorm) and layer.training:
@@ -49,7 +49,7 @@ class ProjectionHead(nn.Sequential):
 
 
 def projection_head(width: int, hidden: int, output: int) -> ProjectionHead:
-    """Build SLIP's SSL head: twice linear, batch norm and ReLU, then a last linear. Mu et al. 2021, section 3.2."""
+    """Build SLIP's SSL head: linear, batch norm and ReLU, twice, then a linear layer. Mu et al. 2021, section 3.2."""
     return ProjectionHead(
         nn.Linear(width, hidden),
         HeadBatchNorm(hidden),

@@ -1,4 +1,4 @@
-"""Contract: an objective has two halves, so that every split of the global batch gives the same update."""
+"""Contract: an objective mixes samples only in `loss`, so every split of the global batch gives the same update."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -20,8 +20,8 @@ class Objective(nn.Module, ABC):
         min_batch_size: smallest global batch, in samples, that gives a gradient; 2 where samples are each other's
             negatives.
         skipped: bool scalar on the device, set before `after_step`: whether this step's update is skipped. After a
-            skipped step small buffers are restored; a buffer of more than 2**18 elements, such as a queue, is not,
-            so `after_step` must leave it unchanged.
+            skipped step small buffers are restored. A buffer of more than 2**18 elements, such as a queue, is not
+            restored, so `after_step` must not change it where `skipped` is true.
     """
 
     min_batch_size = 1
@@ -48,15 +48,15 @@ class Objective(nn.Module, ABC):
         """Create what depends on the model (heads, teachers); called once, before the optimizer is created."""
 
     def prepare(self, model: Any, /) -> None:
-        """Call `setup` as the framework does, then turn batch norms of heads into those of the global batch."""
+        """Call `setup`, then make the batch norms of heads use global-batch statistics; called by the framework."""
         self.setup(model)
         synchronise(self, runs_again=False)
 
     def after_step(self, model: Any, /) -> None:
-        """Update clamps, EMA teachers and queues; called after every optimizer step."""
+        """Clamp parameters, update EMA teachers and queues; called after every step, a skipped one included."""
 
     def terms(self, model: Any, features: dict[str, Tensor], /) -> dict[str, Tensor]:
-        """Call `loss` as the framework does at every precision: autocast off, 16-bit features cast to float32."""
+        """Call `loss` with autocast off and 16-bit features cast to float32, whatever the precision of the run."""
         device = next(iter(features.values())).device
         with torch.autocast(device.type, enabled=False):
             return self.loss(model, {key: x.float() if x.dtype in HALF else x for key, x in features.items()})

@@ -46,7 +46,7 @@ class SimCLR(Objective):
 
 
 def nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the NT-Xent loss of this rank's rows, and their accuracy from `z1` to `z2` in per cent.
+    """Return this rank's NT-Xent loss, and how often `z1` finds its partner in `z2`, in per cent.
 
     Each view has to find its partner among the 2B - 1 other views of the global batch of B samples. The loss is the
     mean of the two directions, as in published SLIP; gradients reach the features of all ranks.

@@ -15,7 +15,7 @@ class Features:
 
     Args:
         features: features of this rank's samples, not normalised; 16-bit ones are cast to float32.
-        gather_with_grad: whether gradients reach the features of other ranks.
+        gather_with_grad: whether gradients flow into the features of `all`, at every number of ranks.
     """
 
     def __init__(self, features: Float[Tensor, "local dim"], *, gather_with_grad: bool) -> None:

@@ -31,8 +31,8 @@ def tiled_info_nce(
 def tiled_nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Compute `nt_xent` tile by tile, with one matrix of logits for both views.
 
-    That matrix is symmetric: between a rank's own rows only one triangle is computed, and what the rows of other ranks
-    add to a gradient follows from their softmax, so that ranks exchange no gradients.
+    That matrix is symmetric, so a rank computes only one triangle of the logits between its own rows. What the losses
+    of other ranks add to its gradient follows from their softmax statistics, so ranks exchange no gradients.
     """
     of_ranks = [z.all.detach().unflatten(0, (world_size(), -1)) for z in (z1, z2)]
     keys = torch.cat(of_ranks, dim=1).flatten(0, 1)  # [2 world, dim], rank by rank
@@ -78,7 +78,7 @@ class _InfoNCE(torch.autograd.Function):
             own = own_rows(image)
             to_text = all_sum(to_texts)[own] * weight
             to_scale = (image * to_queries).sum() * weight
-            if not ctx.gather_with_grad:  # `to_queries` has the gradient of the images' softmax only
+            if not ctx.gather_with_grad:  # `to_queries` lacks the texts' softmax, which depends on `scale` too
                 to_scale += (texts[own] * to_text).sum() / scale
             return to_queries.mul_(scale * weight), to_text, None, to_scale, None
 
@@ -140,7 +140,10 @@ def _info_nce_tiles(image: Tensor, texts: Tensor) -> Tiles:
 
 
 def _own_tiles(z: Tensor) -> Tiles:
-    """Yield like `_info_nce_tiles` the tiles on and above the diagonal; no tile spans both views."""
+    """Yield rows, columns and whether the diagonal holds the positives, for tiles on and above the main diagonal.
+
+    No tile spans both views.
+    """
     views = len(z) // 2
     size = tile_size(z)
     spans = [*cut(0, views, size), *cut(views, len(z), size)]

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import all_max, all_sum, gather, rank, world_size
 
-PLAIN_UP_TO = 512 * 512  # logits on a rank; tiles are faster for more (measured on a CPU)
+PLAIN_UP_TO = 512 * 512  # logits per rank; above that, tiles are faster than the plain form (measured on a CPU)
 CPU_TILE = 512  # rows and columns; 256 to 768 are equally fast, because such a tile fits the second-level cache
 GPU_TILE = 4096  # rows and columns; enough work per tile to hide the time to launch a kernel
 
@@ -86,14 +86,14 @@ class RunningSoftmax(NamedTuple):
         return gradient
 
     def reduce_over_ranks(self) -> None:
-        """Combine the softmax over ranks, each of which has added different columns of the same rows."""
+        """Combine `peak` and `total` over ranks, each of which has added different columns of the same rows."""
         peak = all_max(self.peak)
         self.total.mul_(torch.exp(self.peak - peak))
         self.total.copy_(all_sum(self.total))
         self.peak.copy_(peak)
 
     def of_all_ranks(self) -> "RunningSoftmax":
-        """Gather over ranks the fields that `gradient` reads."""
+        """Return the softmax of the rows of all ranks, in which only the fields that `gradient` reads are gathered."""
         return self._replace(peak=gather(self.peak, with_grad=False), total=gather(self.total, with_grad=False))
 
 

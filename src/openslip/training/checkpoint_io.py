@@ -41,7 +41,7 @@ class DurableCheckpointIO(CheckpointIO):
         self.failure: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Begin a save, whose error `wait` returns; called on rank 0 only, which must tell the other ranks.
+        """Begin to save in a thread; called on rank 0 only, which must tell other ranks the error that `wait` returns.
 
         Raises:
             UserError: the previous save has failed.
@@ -79,7 +79,7 @@ class DurableCheckpointIO(CheckpointIO):
             self.failure = CheckpointError(f"checkpoint {path} could not be written ({why}); {before(path)}")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load the newest intact checkpoint of the folder `path`; only rank 0 reads it a second time, to verify it."""
+        """Load on every rank the newest intact checkpoint of the folder `path`, which rank 0 has found and verified."""
         newest: Path | UserError | None = None
         if rank() == 0:
             try:

@@ -9,12 +9,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 def marked(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the loss, with all gradients NaN if it is not finite: their mean over ranks then tells every rank."""
+    """Multiply the loss by NaN if it is not finite, so that every rank gets NaN gradients when they are averaged."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-    """Return the global norm of the optimizer's gradients, as a scalar on the device; NaN if there are none."""
+    """Return the global norm of the optimizer's gradients, a scalar on the device; NaN if there are no gradients."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return get_total_norm(gradients) if gradients else parameters[0].new_full((), torch.nan)
@@ -29,13 +29,13 @@ def clip_gradients(
     Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
 
     Args:
-        trainer: provides the loss scaler, if there is one, which unscales the gradients first.
+        trainer: provides the loss scaler, if there is one.
         optimizer: holds all trained parameters.
         max_norm: largest global L2 norm of the gradients after clipping.
         norm: global norm of the gradients if already computed, else None.
     """
     plugin = trainer.precision_plugin
-    # Lightning refuses clipping with a fused optimizer in fp16, because that unscales gradients only inside its step.
+    # Under fp16 Lightning has unscaled the gradients already, except those of a fused optimizer, whose step does it.
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.defaults.get("fused"):
         plugin.scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer) if norm is None else norm

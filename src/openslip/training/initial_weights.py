@@ -66,7 +66,7 @@ class InitialWeights:
                 self.load_tower(kind, options["weights"])
 
     def load_model(self, path: str) -> None:
-        """Copy towers, projections, `logit_scale` and `logit_bias`, which stays as it is if the checkpoint has none."""
+        """Copy all weights of a checkpoint's model; `logit_bias` keeps its initial value if the checkpoint has none."""
         key = f"init_from.checkpoint={path}"
         bundle = load(path, allow=self.allow)
         stored, wanted = children(bundle.model), children(self.model)
@@ -128,7 +128,7 @@ class InitialWeights:
             raise UserError(f"{key} ({differences[0]}{more}); use the config it was trained with") from error
 
     def compare(self, bundle: Bundle, stored: nn.Module, new: nn.Module, kind: str, key: str) -> None:
-        """Check what shapes do not show: attention heads, activation, epsilon, pooling, token ids, mean and std."""
+        """Check what shapes cannot tell: attention heads, activation, epsilon, pooling, token ids, mean and std."""
         if kind == "text":
             self.compare_tokenizers(bundle.tokenizer, key)
         elif kind == "image":

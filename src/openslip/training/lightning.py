@@ -1,6 +1,6 @@
 """Workarounds for Lightning, each with its reason; check this file when Lightning is upgraded.
 
-Three conventions elsewhere work around it too. `Pretrainer.step` counts batches, because `trainer.global_step` counts
+Four conventions elsewhere work around it too. `Pretrainer.step` counts batches, because `trainer.global_step` counts
 optimizer steps. `Pretrainer.max_steps` is the run's length, because reading `trainer.estimated_stepping_batches`
 builds the data loaders. Saves, evaluations and logs are scheduled by `Pretrainer.step`, because after a resume in the
 middle of an epoch Lightning's epochs and their hooks come at other times. Callbacks annotate the fitted module as
@@ -32,12 +32,12 @@ SWITCHED_OFF = {
     "enable_model_summary": False,  # `openslip plan` prints one
 }
 
-NOISE = (  # Lightning's warnings about devices, its products and its own deprecations
+NOISE = (  # warnings on which no user of this framework needs to act
     ".*LeafSpec.*",
     "The `srun` command is available",  # shown on every SLURM login node
     ".*does not have many workers.*",
     "This DataLoader will create",
-    r"Found \d+ module\(s\) in eval mode",  # towers.*.locked
+    r"Found \d+ module\(s\) in eval mode",  # expected with towers.*.locked
     ".*smaller than the logging interval",
     ".*resuming from a checkpoint that ended before the epoch",
 )
@@ -66,7 +66,7 @@ def leave_signals(trainer: pl.Trainer) -> None:
 
 
 def wait_for_ranks(trainer: pl.Trainer, seconds: float) -> None:
-    """Set how long the ranks of a run wait for one another, if that is more than Lightning's half an hour."""
+    """Set how long ranks wait for one another; in the process group of Lightning at least half an hour, its default."""
     patience = wait_up_to(seconds)
     # `_timeout` is that of the process group that Lightning will create.
     if (own := getattr(trainer.strategy, "_timeout", None)) is not None:
@@ -77,7 +77,7 @@ _launched: list[subprocess.Popen] = []
 
 
 def adopt_ranks(trainer: pl.Trainer) -> None:
-    """Take over the rank processes that Lightning started: it kills this process silently if one of them ends."""
+    """Take over the rank processes from Lightning, which would kill this process silently if one of them ended."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         _launched.extend(launcher.procs)

@@ -12,7 +12,7 @@ _METHODS = ("forward", "tokens", "pooled_and_tokens")
 
 
 class LockedFeatures:
-    """Outputs of a model's locked towers for one micro-batch, features or token features without an autograd graph."""
+    """Outputs of a model's locked towers for one micro-batch, which have no autograd graph and can be used twice."""
 
     def __init__(self, model: nn.Module) -> None:
         self.returned: dict[Tower, list[Any]] = {

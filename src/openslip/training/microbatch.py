@@ -1,7 +1,7 @@
 """The batch-exact step: micro-batches are encoded one by one, and the loss sees the whole batch.
 
-Non-reentrant checkpoints store no activations of a micro-batch and encode it again in the backward pass. Memory then
-depends on the size of the micro-batch, while the update remains that of the whole batch.
+Non-reentrant checkpoints store no activations of a micro-batch and encode it again in the backward pass. Activation
+memory then depends on the size of the micro-batch, while the update remains that of the whole batch.
 Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
 """
 
@@ -51,7 +51,7 @@ def split(batch: dict[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tens
 
 
 def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int]:
-    """Return the sizes of the micro-batches, of which the last may be smaller; None means one for the whole batch."""
+    """Return the sizes of the micro-batches, of which the last may be smaller; None gives one, the whole batch."""
     if micro_batch_size is None:
         return [batch_size]
     full, rest = divmod(batch_size, micro_batch_size)

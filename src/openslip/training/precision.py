@@ -43,10 +43,10 @@ def on_gpu(accelerator: str) -> bool:
 
 
 def choose_deterministic(wanted: bool | str) -> None:
-    """Make GPU results reproducible, beyond PyTorch's own switch, which Lightning sets; call it before CUDA starts.
+    """Make GPU results reproducible where PyTorch's deterministic mode does not; call it before CUDA starts.
 
-    PyTorch's flash and memory-efficient attention then sum in a fixed order, and so does attention over packed
-    captions, which uses flash attention.
+    Lightning turns that mode on. In it, PyTorch's flash and memory-efficient attention sum in a fixed order, and so
+    does attention over packed captions, which uses flash attention.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,4 +1,4 @@
-"""One training step: features -> loss -> backward -> clip -> learning rate and optimizer -> clamp -> EMA."""
+"""One training step: learning rate -> features -> loss -> backward -> clip -> optimizer -> clamp -> EMA."""
 
 import copy
 from collections.abc import Callable
@@ -26,21 +26,22 @@ class Pretrainer(pl.LightningModule):
         model: modules and parameters that inference needs.
         objective: loss, and modules that only training needs.
         optimizer: function from parameter groups to an optimizer, e.g. a partial `torch.optim.AdamW`.
-        weight_decay: weight decay of the parameters that are decayed.
+        weight_decay: weight decay of the parameters to which `param_groups` applies it.
         layer_decay: factor on the learning rate per block below a tower's top; None for the same rate in all blocks.
         clip_norm: largest global norm of the gradient, above which it is clipped; None for no clipping.
         ema_decay: decay per step of the EMA weights, kept as `averaged`; None for no EMA.
         schedule: function from step to learning rate, over the length of the run.
         architecture: plain fields from which the model was built; saved in every checkpoint.
         tokenizer: tokenizer of the captions, saved in every checkpoint; None without text.
-        transform: image to model input in evaluations; saved in every checkpoint.
+        transform: function from an image to the model's input in evaluations; saved in every checkpoint.
         init_from: files that the initial weights came from, and how position embeddings were resized; saved in every
             checkpoint.
 
     Attributes:
         step: number of global batches consumed, including those whose update was skipped.
         max_steps: length of the run in steps.
-        micro_batch_size: samples encoded at a time on each rank; None, until `sizing` has set it, for all.
+        micro_batch_size: samples encoded at a time on each rank; None means all. A callback sets it before
+            the first step.
         averaged: the model with EMA weights, which start as a copy of the model's; None without `ema_decay`.
         terms: metrics of the last step, as scalars on the device.
         gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.

@@ -12,7 +12,7 @@ from openslip.models.tower import Tower
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, initialised: bool = False) -> None:
     """Apply the config's `towers` to a model: locking, gradient checkpointing and patch dropout, but not `weights`.
 
-    The model's batch norms are turned into those of the global batch.
+    The model's batch norms are changed to use global-batch statistics.
 
     Args:
         model: model to be trained, changed in place.
@@ -20,7 +20,7 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, init
         initialised: whether the whole model starts from a checkpoint, so that a locked tower needs no `weights`.
 
     Raises:
-        UserError: options contradict each other, or the model lacks the tower, or the tower does not support one.
+        UserError: options contradict each other, the model lacks the tower, or the tower does not support an option.
     """
     children = dict(model.named_children())
     for kind, wanted in options.items():
@@ -52,5 +52,5 @@ def refuse_contradictions(kind: str, wanted: dict[str, Any], initialised: bool) 
         )
     if wanted["locked"] and wanted.get("patch_dropout"):
         raise UserError(
-            f"towers.{kind}.patch_dropout={wanted['patch_dropout']}: a locked tower drops none; set it to 0"
+            f"towers.{kind}.patch_dropout={wanted['patch_dropout']}: a locked tower drops no patches; set it to 0"
         )

@@ -20,7 +20,7 @@ class Evaluate(pl.Callback):
     """Runs each evaluation on its own schedule and at the end, and writes its arrays into the run's folder.
 
     Args:
-        evaluations: evaluations by name, which stands in the logged `eval/<name>/<metric>`.
+        evaluations: evaluations by the name under which their metrics are logged, as `eval/<name>/<metric>`.
 
     Attributes:
         results: latest metrics of each evaluation, by its name.
@@ -38,7 +38,7 @@ class Evaluate(pl.Callback):
             self.on_train_end(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        self.run_due(trainer, pl_module)  # in case the run was stopped before or during them
+        self.run_due(trainer, pl_module)  # evaluations that were due when the run stopped
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int

@@ -19,12 +19,12 @@ MOST_RESTORED = 2**18  # elements of a buffer; statistics are far smaller, queue
 
 
 class Finite(pl.Callback):
-    """Skips non-finite steps on all ranks, without a host synchronisation, as gradients are the same on all ranks.
+    """Skips non-finite steps on all ranks; with a fused optimizer this needs no host synchronisation.
 
-    Parameters, optimizer state, statistics and EMA weights stay as they were; the batch counts as consumed. Buffers of
-    more than `MOST_RESTORED` elements are not restored: an objective must not change its queue if `skipped` is true.
-    With a loss scaler, the scaler handles non-finite gradients and its back-off does not count as a skipped step; only
-    a non-finite loss does.
+    All ranks decide alike, because their gradients are the same. Parameters, optimizer state, statistics and EMA
+    weights stay as they were; the batch counts as consumed. Buffers of more than `MOST_RESTORED` elements are not
+    restored: an objective must not change its queue if `skipped` is true. With a loss scaler, the scaler handles
+    non-finite gradients and its back-off does not count as a skipped step; only a non-finite loss does.
 
     Args:
         stop_after: number of skipped steps in a row that ends the run, with exit code 3.

@@ -48,7 +48,8 @@ class Preemption(pl.Callback):
         leave_signals(trainer)
         adopt_ranks(trainer)
         ranks.meet()
-        # Only now that all ranks have met, and not in a later hook, in which a resumed run may already evaluate.
+        # Signals are deferred as soon as all ranks have met; a later hook is too late, because a resumed run may
+        # already evaluate in it.
         signals.defer()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -61,7 +62,7 @@ class Preemption(pl.Callback):
         if trainer.should_stop and pl_module.step < pl_module.max_steps:
             trainer.should_stop = False
             signals.stop_after(NOW)
-        # Before every other step the ranks agree while they fetch its batch, where a signal may find them waiting.
+        # After other steps the ranks agree while they fetch the next batch, because a signal may arrive in that wait.
         if pl_module.step == pl_module.max_steps and any_rank(signals.received() is not None):
             raise signals.Preempted
 
@@ -70,7 +71,7 @@ class Preemption(pl.Callback):
             raise signals.Preempted
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
-        """Save here, not where `Preempted` is raised, because the ranks may also agree to stop in an evaluation."""
+        """Save when `Preempted` ends the run, be it after a step, while a batch is fetched, or in an evaluation."""
         if not isinstance(exception, signals.Preempted):
             return
         end_save(trainer)

@@ -1,4 +1,4 @@
-"""Resumes what weights, optimizer and data do not cover: random states, and the rows of `metrics.csv`."""
+"""Restores what a resumed run needs beside weights, optimizer and data: random states and rows of `metrics.csv`."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -37,8 +37,8 @@ class Resume(pl.Callback):
             blind = ", ".join(str(number) for number, resumes in enumerate(all_resume) if not resumes)
             raise CheckpointError(
                 f"{trainer.default_root_dir}: rank {blind} cannot see the checkpoints that the other ranks see: "
-                "runs_dir= must be one folder for all nodes; where it is, the same command resumes the run once the "
-                "file server shows its files"
+                "runs_dir= must be one folder for all nodes; if it is, repeat the command once the file server shows "
+                "the checkpoints to every node"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:

@@ -38,8 +38,8 @@ class Save(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         self.saved_at = time.monotonic()
-        # Ranks exchange whether a signal arrived before each step anyway; that exchange also tells them, from rank 0,
-        # whether it is time to save and whether a save has failed.
+        # Before each step, ranks already exchange whether a signal has arrived. The same exchange tells them whether,
+        # on rank 0, it is time to save or a save has failed.
         share_question(lambda: rank() == 0 and (self.is_time() or checkpoint_io(trainer).has_failed()))
 
     def is_time(self) -> bool:

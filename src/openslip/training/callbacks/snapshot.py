@@ -1,4 +1,4 @@
-"""Stores the first batch for the report: its views as the model sees them, and its final image-text similarities."""
+"""Stores samples of the first batch for the report: views as the model sees them, and similarities at the end."""
 
 # pyright: reportIncompatibleMethodOverride=false
 

@@ -14,9 +14,10 @@ from openslip.errors import CheckpointError
 
 
 class CsvLogger(Logger):
-    """Logs to `metrics.csv` in every run; a row is appended and flushed, and a new column rewrites the file.
+    """Logs to `metrics.csv` in every run.
 
-    Rows that the file already holds are kept; `cut_back` drops those of steps that will be repeated.
+    A new step is appended as a row. A new column, or further metrics of a step that has a row, rewrites the file. Rows
+    that the file already holds are kept; `cut_back` drops those of steps that will be repeated.
     """
 
     def __init__(self, path: Path) -> None:

@@ -27,8 +27,7 @@ class Metrics(pl.Callback):
 
     On a GPU they are read one step later, so that no step waits for them. Metrics of the data module (bad samples,
     truncated captions, time spent waiting for data) and the peak memory are those of rank 0. Speeds and the remaining
-    time count only steps: the clock starts when the first batch has been set up, and stops during evaluations and
-    saves.
+    time count only steps: the clock starts with the first step, after set-up, and pauses during evaluations and saves.
 
     Args:
         every_n_steps: steps between logged steps; the first and the last step are logged too.

@@ -35,7 +35,7 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
         logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
         experiment = logger.experiment
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        notice(f"W&B is offline ({reason}): later, wandb sync {experiment.settings.sync_dir}")
+        notice(f"W&B is offline ({reason}); upload the run later: wandb sync {experiment.settings.sync_dir}")
     # Runs with different batch sizes compare by samples seen; by default Lightning's x-axis is its own step.
     experiment.define_metric("samples_seen")
     experiment.define_metric("*", step_metric="samples_seen", step_sync=True)

@@ -95,7 +95,7 @@ def storages(tree: Any) -> list[torch.UntypedStorage]:
 def trial(modules: Sequence[nn.Module], batch: dict[str, Tensor]) -> Iterator[None]:
     """Run trial passes inside this context: nothing is compiled, and random states and buffers are restored afterwards.
 
-    All buffers are copied, including queues, because that happens only once in a run.
+    All buffers are copied, even large queues, which costs little because a run has only a few trial passes.
     """
     devices = list({value.device for value in batch.values() if value.device.type == "cuda"})
     buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]

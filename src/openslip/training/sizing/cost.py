@@ -14,7 +14,8 @@ from openslip.training.sizing.activations import SIZES, activation_bytes
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD, forward_flops
 from openslip.training.sizing.layout import applied, are_checkpointed, block_settings
 
-# FLOPs of the timed batch: enough that overhead does not matter. They take seconds on a CPU core, tenths on a GPU.
+# FLOPs of the timed batch: enough that overhead does not matter. They take seconds on a CPU core, and tenths of a
+# second on a GPU.
 TIMED_FLOPS = {"cpu": 0.7e12, "cuda": 20e12}
 
 
@@ -25,7 +26,7 @@ class StepCost:
     samples: int  # in the batch that was timed
     forward_flops: float  # per sample
     activation_bytes: float  # per sample, in the run's precision
-    by_checkpointed: dict[bool, float]  # activation_bytes by whether blocks are checkpointed, as far as towers support
+    by_checkpointed: dict[bool, float]  # activation_bytes without and with checkpointed blocks, if towers support both
     seconds: float  # per sample, forward and backward pass
     update_seconds: float  # per step, for the optimizer's update
 
@@ -65,7 +66,7 @@ def measure_step(
     device: torch.device,
     room: float,
 ) -> StepCost:
-    """Count operations and memory on a few samples, then time two steps that train the model on noise.
+    """Count operations and memory on a few samples, then time two training steps.
 
     Args:
         model: model to be trained; it is moved to the device, and its weights change.
@@ -94,7 +95,7 @@ def measure_step(
     optimizer = make_optimizer(param_groups([model, objective], weight_decay=0.0))
 
     def step() -> tuple[float, float]:
-        """Train once; return the seconds of the two passes over the batch, and those of the update."""
+        """Train once; return the seconds of the forward and backward pass, and those of the update."""
         started = finished(device)
         with autocast(device, precision):
             loss = objective.terms(model, objective.encode(model, batch))["loss"]

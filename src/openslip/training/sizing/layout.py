@@ -10,7 +10,7 @@ from openslip.models.tower import Tower
 from openslip.training.microbatch import even_size
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
-# On a GPU micro-batch sizes are multiples of it, because 16-bit matrix products are fastest for multiples of eight.
+# On a GPU micro-batch sizes are multiples of this, because 16-bit matrix products are fastest for multiples of eight.
 GPU_MULTIPLE = 8
 # Fraction of a forward pass that checkpointed blocks compute again: all but the last matrix product of each block,
 # whose result the backward pass does not need. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.
@@ -29,7 +29,7 @@ class Layout:
 
     @property
     def passes(self) -> float:
-        """Cost of a step in forward passes, recomputation included."""
+        """Cost of a step as a multiple of the cost of a forward pass, recomputation included."""
         return TRAINING_OVER_FORWARD + REPEATED_IN_BLOCKS * self.checkpointed + (self.micro_batches > 1)
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int)
     Args:
         local: samples of a step on this device.
         fits: called with a number of samples and whether blocks are checkpointed; tells whether they fit in memory.
-        multiple: several micro-batches have a size that is a multiple of this number.
+        multiple: the size of micro-batches is rounded up to a multiple of this number, as in `even_size`.
     """
     for checkpointed in (False, True):
         if fits(local, checkpointed):

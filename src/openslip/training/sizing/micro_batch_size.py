@@ -34,7 +34,7 @@ from openslip.training.sizing.layout import (
 from openslip.training.sizing.memory import available_memory, return_freed_memory
 
 # Fraction of memory to leave free, for fragmentation and for the loss, which is not tried because it communicates with
-# other ranks. Augmentation needs at most 1.3 GB beside the finished views at 224 pixels, before activations exist.
+# other ranks. On a GPU the memory for preparing the next batch is counted separately, in `made_ahead`.
 HEADROOM = 0.1
 # Largest fragmentation of a CPU's heap that was seen (docs/LOG.md), as a multiple of the counted bytes and in bytes. It
 # is added for a whole batch only: with several micro-batches freed memory is returned to the system, which takes time.
@@ -53,8 +53,8 @@ WANTS_MEMORY = (
 class MicroBatchSize(pl.Callback):
     """Sets the pretrainer's `micro_batch_size` before the first step, to the same value on all ranks.
 
-    For `auto` a GPU tries micro-batches, forward and backward; on a CPU the memory of a few samples is measured and
-    compared with the memory available.
+    For `auto`, micro-batches are tried on a GPU, forward and backward. On a CPU the memory of a few samples is
+    measured and compared with the available memory.
 
     Args:
         setting: samples per micro-batch, `auto`, or None for the whole batch of a rank.
@@ -81,7 +81,7 @@ class MicroBatchSize(pl.Callback):
             pl_module.micro_batch_size = self.setting or local
 
     def most(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
-        """Return the size of the largest even micro-batch that fits on every rank."""
+        """Return the stored size, or else the size of the largest even micro-batches that fit on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         # Rank 0's file decides for all ranks, because the others may not see its folder.
@@ -187,7 +187,7 @@ def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> b
 
 
 def made_ahead(batch: dict[str, Tensor]) -> int:
-    """Return the bytes of the next batch, prepared during a step: its columns, their uint8 form, and augmentation."""
+    """Return the bytes for preparing the next batch during a step: its columns, their uint8 form, and augmentation."""
     columns = [column for column in batch.values() if not column.is_cpu]
     finished = sum(column.nbytes for column in columns)
     in_the_making = max((column[:SAMPLES_AT_A_TIME].nbytes for column in columns), default=0)
