@@ -86,7 +86,7 @@ def loaded(image: Image.Image, to_rgb: ToRgb) -> Image.Image:
         return to_rgb(image)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+    except Exception as error:  # Pillow's decoders raise a dozen exception types on damaged files
         raise UserError(f"{name}: cannot be decoded ({error}); replace or remove it") from error
 
 

@@ -20,7 +20,7 @@ def load(
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
 ) -> Bundle:
-    """Load a model from a run's folder, a checkpoint, a stripped file, or a file in a foreign format.
+    """Load a model from a run's folder, a checkpoint, a stripped file, or a file of published SLIP, CLIP or SimCLR.
 
     No code in the file is executed.
 
@@ -70,7 +70,7 @@ def find_format(file: Path, name: str | None) -> ModuleType:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device with a name; `auto` is the GPU if there is one, else the CPU.
+    """Return the torch device of this name; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
         UserError: this machine has no such device.
