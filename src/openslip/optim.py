@@ -55,7 +55,7 @@ def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
         in_one_row = len(stacks) == 1 and not any(re.search(r"\.\d+\.", stack) for stack in stacks)
         if name.endswith("_tower") and trained and not in_one_row:
             raise UserError(
-                f"optim.layer_decay={layer_decay}: the layers of {name} are not one row of transformer blocks, so "
+                f"optim.layer_decay={layer_decay}: the layers of {name} are not one sequence of transformer blocks, so "
                 "their depth is not known; set it to null"
             )
     names = [name for name, _ in module.named_parameters()]

@@ -116,7 +116,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, expected in known.items():
         given = weights.get(name)
         if given is not None and (given.is_complex() or given.is_floating_point() != expected.is_floating_point()):
-            raise UserError(f"its weight {name} is of {given.dtype}, and the model's of {expected.dtype}")
+            raise UserError(f"its weight {name} is of {given.dtype}; the model expects {expected.dtype}")
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
@@ -145,7 +145,7 @@ def build_whole(entry: str, description: Any, allow: Collection[str]) -> Any:
     try:
         return build(description, allow)
     except RecursionError as error:
-        raise UserError(f"the checkpoint's {entry} is nested too deeply to be one") from error
+        raise UserError(f"the checkpoint's {entry} is nested too deeply") from error
 
 
 def fields_of(description: Any) -> list[Any]:

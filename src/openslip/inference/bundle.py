@@ -20,7 +20,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, its tokenizer and its image transform, as `openslip.load` returns them.
+    """A model, its tokenizer and its image transform, as `openslip.load` returns them together.
 
     Attributes:
         model: provides `encode_image(images)` and, if there is a tokenizer, `encode_text(ids, lengths)`.
@@ -82,7 +82,7 @@ class Bundle:
             kind = str(images.dtype).removeprefix("torch.")
             raise UserError(
                 f"tensor of shape {list(shape)} and type {kind}: expected finite floats [images, 3, {size}, {size}] as "
-                f"bundle.transform makes them, or a list of images, of which {TENSOR}"
+                f"bundle.transform makes them, or a list of images; {TENSOR}"
             )
         yield from images.split(BATCH_SIZE)
 

@@ -108,6 +108,6 @@ def check_tensor(image: Tensor) -> Tensor:
     if image.is_floating_point() and not bool((image.min() >= 0) & (image.max() <= 1)):
         raise UserError(
             f"tensor with values from {image.min().item():.4g} to {image.max().item():.4g}: {TENSOR}; normalised "
-            "images go in as one stacked tensor: bundle.encode_image"
+            "images must be stacked into one tensor for bundle.encode_image"
         )
     return image

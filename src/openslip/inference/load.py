@@ -44,7 +44,7 @@ def load(
             raise
         raise UserError(f"checkpoint {file}: {error}") from error
     except RecursionError as error:
-        raise UserError(f"checkpoint {file}: an entry of it is nested too deeply") from error
+        raise UserError(f"checkpoint {file}: one of its entries is nested too deeply") from error
     finally:
         peek.cache_clear()
     bundle.model.float().eval().to(place)
