@@ -20,7 +20,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, its tokenizer and its image transform, as `openslip.load` returns them together.
+    """A model, its tokenizer and its image transform, together as one object; `openslip.load` returns it.
 
     Attributes:
         model: provides `encode_image(images)` and, if there is a tokenizer, `encode_text(ids, lengths)`.
