@@ -10,15 +10,15 @@ from openslip.errors import UserError
 
 
 def param_groups(modules: Iterable[nn.Module], weight_decay: float, layer_decay: float | None = None) -> list[dict]:
-    """Return parameter groups in which matrices have weight decay, but not vectors, scalars, biases and norms.
+    """Return AdamW's parameter groups: weight decay for tensors of two or more dimensions, not for biases and norms.
 
-    Class tokens and positional embeddings have two dimensions or more and do decay, as published.
+    Class tokens and positional embeddings have two or more dimensions and do decay, as published.
 
     Args:
-        modules: modules with parameters to train, the model and the objective.
-        weight_decay: weight decay of the decayed groups.
-        layer_decay: factor on the learning rate per block below a tower's top, kept in a group as `lr_scale`; None for
-            two groups with the same learning rate.
+        modules: the model and the objective; parameters that require no gradient are omitted.
+        weight_decay: AdamW's weight decay for the tensors that decay.
+        layer_decay: factor on the learning rate per block below a tower's top, stored in each group as `lr_scale`; None
+            for the same learning rate everywhere, `lr_scale` 1.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for module in modules:
@@ -36,18 +36,18 @@ def param_groups(modules: Iterable[nn.Module], weight_decay: float, layer_decay:
 
 
 def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Return factors on the learning rate of parameters below the top of a tower. Bao et al. 2021, arXiv:2106.08254.
+    """Return the layer-wise learning-rate factors of a model, by parameter name. Bao et al. 2021, arXiv:2106.08254.
 
-    A tower is a module with `blocks`: of n blocks the last has the factor d and the first d^n, and the parameters
-    before the blocks (patch, token, position, class embeddings) have d^(n + 1). All others belong to a head and have
-    the factor 1.
+    A tower is a submodule with `blocks`. Of its n blocks, the last has the factor d and the first d^n; the parameters
+    before the blocks (patch, token, position and class embeddings) have d^(n + 1). Names that are not in the result
+    (final norms, projections, heads) have the factor 1.
 
     Args:
         module: model or objective.
         layer_decay: the factor d.
 
     Raises:
-        UserError: a trained tower has no blocks, or has them in several stages, for which depth is not defined here.
+        UserError: a trained tower has no blocks, or has them in several stages, so that a block's depth is not defined.
     """
     for name, tower in module.named_children():
         trained = [key for key, parameter in tower.named_parameters() if parameter.requires_grad]
@@ -55,7 +55,7 @@ def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
         in_one_row = len(stacks) == 1 and not any(re.search(r"\.\d+\.", stack) for stack in stacks)
         if name.endswith("_tower") and trained and not in_one_row:
             raise UserError(
-                f"optim.layer_decay={layer_decay}: the layers of {name} are not one row of transformer blocks, so "
+                f"optim.layer_decay={layer_decay}: the layers of {name} are not one sequence of transformer blocks, so "
                 "their depth is not known; set it to null"
             )
     names = [name for name, _ in module.named_parameters()]
@@ -73,7 +73,7 @@ def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def is_decayed(name: str, ndim: int) -> bool:
-    """Apply the published rule: at least two dimensions, and no `bias`, `ln` or `bn` in the name."""
+    """Whether a parameter decays, as published: two or more dimensions, and no `bias`, `ln` or `bn` in its name."""
     return ndim >= 2 and not any(part in name for part in ("bias", "ln", "bn"))
 
 

@@ -98,7 +98,7 @@ def test_layer_decay_of_a_tower_whose_layers_are_in_stages_is_refused(name: str)
     with torch.device("meta"):
         tower = TimmTower(name=name, image_size=224, arguments={})
     model = ImageEncoder(image_tower=tower)
-    with pytest.raises(UserError, match="the layers of image_tower are not one row of transformer blocks"):
+    with pytest.raises(UserError, match="the layers of image_tower are not one sequence of transformer blocks"):
         param_groups([model], 0.1, layer_decay=0.65)
     tower.lock()
     with pytest.raises(UserError, match="no tower with blocks is trained"):

@@ -1,4 +1,4 @@
-"""Class names of labels: names from a config, matched with the names of the dataset's class folders."""
+"""Class names for zero-shot evaluation: names from a config, matched with the dataset's class folders."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,8 @@ from openslip.inference.imagenet_prompts import imagenet_classnames
 from openslip.inference.prompts import repeated, texts, texts_of
 
 MAX_PAIRS = 40  # printed pairs of folder and name
-MAX_CROSSED = 10  # of ImageNet's 1000: some authors' lists give a class a name that CLIP's list gives a similar class
+# Accepted only for ImageNet's 1000 classes: some lists name a class as CLIP's list names another, similar class.
+MAX_CROSSED = 10
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ClassNames:
         names: class names as they appear in prompts, in label order.
         places: index of each name in the given list.
         num_given: number of names in the given list.
-        num_known: number of classes of the whole dataset, as far as the list or ImageNet's ids tell.
+        num_known: number of classes of the whole dataset: 1000 for ImageNet's ids, else `num_given`.
         notices: lines to print for the user.
     """
 
@@ -46,7 +47,8 @@ def class_names(
         underscores: `space` reads `_` in a name as a space, `keep` leaves it.
 
     Raises:
-        UserError: the numbers of names and folders differ, or the names are those of the folders in another order.
+        UserError: there are no names, the numbers of names and folders differ, or the names are those of the folders in
+            another order.
     """
     folders = None if classes is None else list(classes)
     if value is None and folders is None:
@@ -54,7 +56,7 @@ def class_names(
     given = list(folders or ()) if value is None else texts_of(value, "classnames")
     places, notices = match(given, folders)
     chosen, num_known = [given[place] for place in places], len(given)
-    if are_ids(chosen):  # a text tower has not learnt what n01440764 means
+    if are_ids(chosen):  # captions do not contain ids such as n01440764, so a text tower cannot use them
         chosen, num_known = imagenet_names(chosen), len(imagenet_ids())
         notices.append("class names are WordNet ids of ImageNet: CLIP's names of these classes are used")
     names = [words(name, underscores) for name in chosen]
@@ -86,14 +88,14 @@ def match(names: list[str], folders: list[str] | None) -> tuple[list[int], list[
 
 
 def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
-    """Refuse a list that gives a folder another folder's name.
+    """Refuse a list that pairs folders with names of other folders, which a list in another order does.
 
-    Such a name counts only if a folder to which it belongs is given a name that does not match it.
+    A name that belongs to other folders counts only if one of those is itself paired with a name that does not match.
 
     Args:
         names: given class names, one per folder.
         folders: names of the class folders, in label order.
-        allowed: number of such names that is accepted.
+        allowed: largest number of such names that is accepted.
     """
     known = list(map(known_as, folders))
     owners = defaultdict[str, list[int]](list)
@@ -110,12 +112,12 @@ def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
         shown = "; ".join(f"folder {folders[i]} would be {names[i]}" for i in crossed[:3])
         raise UserError(
             f"classnames: the folders' own names, in another order ({shown}; {len(crossed)} in all): list them in the "
-            f"folders' order ({', '.join(folders[:3])}, ...), or give no classnames: folders are named by themselves"
+            f"folders' order ({', '.join(folders[:3])}, ...), or omit classnames to use the folders' names"
         )
 
 
 def pairing(names: list[str], folders: list[str], order: str) -> list[str]:
-    """Return a notice that shows which folder is given which name, except for folders that match by name."""
+    """Return notices, at most one, that list which folder is paired with which name unless they match by name."""
     pairs = [
         f"  {label}: {folder} -> {name}"
         for label, (folder, name) in enumerate(zip(folders, names, strict=True))
@@ -130,7 +132,7 @@ def pairing(names: list[str], folders: list[str], order: str) -> list[str]:
 
 
 def known_as(folder: str) -> set[str]:
-    """Names that match a folder: its own, with or without a leading number, or CLIP's name of its WordNet id."""
+    """Return the names that match a folder: its own, with and without leading number, and CLIP's for its WordNet id."""
     own = {alike(folder), alike(without_number(folder))}
     label = imagenet_ids().get(folder)
     return own if label is None else own | {alike(imagenet_classnames()[label])}
@@ -157,5 +159,5 @@ def unequal(names: list[str], folders: list[str], is_imagenet: bool) -> str:
         )
     return (
         f"{counts}{detail}: expected one name per folder, in the folders' order ({', '.join(folders[:3])}, ...); "
-        "or give no classnames: folders are named by themselves"
+        "or omit classnames to use the folders' names"
     )

@@ -1,4 +1,4 @@
-"""Contract: an evaluation measures a bundle, both during training and afterwards."""
+"""Contract: an evaluation computes metrics of a model (a `Bundle`), both during training and afterwards."""
 
 from abc import ABC, abstractmethod
 
@@ -14,16 +14,16 @@ class Evaluation(ABC):
     Tokenizer, transform and device come from the bundle, never from a config.
 
     Attributes:
-        every_n_epochs: epochs between evaluations in training, set from the config's key of this name; 0 disables
-            this interval, so that without `every_n_steps` training evaluates only at its end.
-        every_n_steps: steps between evaluations in training; 0 disables this interval.
-        arrays: arrays of the last `run` for the report, by name; their dtype must not be object.
-        notes: texts that are printed in the table of metrics, by name.
+        every_n_epochs: epochs between evaluations in training, set from the config key of the same name; 0 for none.
+            Training always evaluates at its end, and only there if both intervals are 0.
+        every_n_steps: steps between evaluations in training, set from the config key; 0 for none.
+        arrays: arrays of the last `run` for the report, by name; dtype object is not allowed.
+        notes: texts that `openslip eval` prints in its table beside the metrics, by name.
     """
 
     every_n_epochs: int = 0
     every_n_steps: int = 0
-    arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - replaced, never filled
+    arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - `run` assigns a new dict and never changes this one
     notes: dict[str, str] = {}  # noqa: RUF012 - as above
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Features of images and texts, computed by all ranks together and identical to those of one process."""
+"""Features of images and texts, computed by all ranks together and identical to those that one process computes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,9 @@ def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts 
 def image_batches(
     bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
 ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
-    """Yield this rank's batches of transformed images on the device and labels on the CPU, as `rank_batches` orders.
+    """Yield this rank's batches of transformed images, on the device, and their labels, on the CPU.
+
+    `rank_batches` decides which samples belong to which rank and batch.
 
     Args:
         bundle: bundle whose transform and device are used.
@@ -43,7 +45,7 @@ def image_batches(
 
     Raises:
         UserError: a sample has no label, its image cannot be read, or /dev/shm is too small for the batches.
-        Preempted: a signal has asked some rank to stop.
+        Preempted: some rank has received a signal to stop.
     """
     planned = rank_batches(len(source), batch_size)
     if num_workers:
@@ -62,7 +64,7 @@ def image_batches(
     batches: Iterator[Any] = iter(loader)
     for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
         batch = next(batches, None)
-        if batch is None:  # a rank with one batch less still fetches as often: each fetch synchronises the ranks
+        if batch is None:  # a rank with one batch less still fetches as often, because each fetch synchronises ranks
             return
         image, label = batch
         yield image.to(bundle.device, non_blocking=True), label
@@ -91,7 +93,7 @@ def gather_batches(
     """
     if world_size() == 1:
         return torch.cat(batches)
-    # A rank without a batch does not know the shape and dtype of a row.
+    # A rank without a batch learns the shape and dtype of a row from the others.
     shape, dtype = next(row for row in of_all_ranks(batches and (batches[0].shape[1:], batches[0].dtype)) if row)
     batches_per_rank = math.ceil(math.ceil(num_rows / batch_size) / world_size())
     padded = torch.zeros(batches_per_rank * batch_size, *shape, dtype=dtype, device=device)

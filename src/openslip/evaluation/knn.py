@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features. Wu et al. 2018, arXiv:1805.01978, 3.4.
+"""Weighted k-nearest-neighbour classification of frozen features. Wu et al. 2018, arXiv:1805.01978, section 3.4.
 
 After `run`, `KNN.arrays` holds `labels` and `predictions`, int64 [N]: N test samples in the source's order.
 """
@@ -18,14 +18,14 @@ class KNN(Evaluation):
     """Accuracy of labelling test images by their nearest training images, in per cent.
 
     Neighbours are found by cosine similarity of the image tower's features, before any projection. Metrics: `top1`,
-    `chance` (1 / number of the training images' classes), `num_samples`.
+    `chance` (100 / number of classes among the training images), `num_samples`.
 
     Args:
         title: name of the evaluation in its headline.
-        train: labelled images among which neighbours are searched.
+        train: labelled images, among which the neighbours are searched.
         test: labelled images to classify.
-        k: number of neighbours that vote (200 in the paper).
-        temperature: a neighbour's vote has the weight exp(cosine / temperature) (0.07 in the paper).
+        k: number of nearest neighbours that vote (200 in the paper).
+        temperature: divisor of the cosine in a vote's weight, exp(cosine / temperature) (0.07 in the paper).
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
 
@@ -94,16 +94,16 @@ def vote(
     k: int,
     temperature: float,
 ) -> Int64[Tensor, " queries"]:
-    """Return each query's label by the largest sum of exp(cosine / temperature) over its k nearest neighbours.
+    """Return for each query the label with the largest sum of exp(cosine / temperature) over its k nearest neighbours.
 
-    The lowest label wins a tie.
+    If two labels have the same sum, the lower one wins.
 
     Args:
         queries: unit-length features to classify.
         features: unit-length features of the training images.
         labels: labels of the training images.
         k: number of neighbours that vote.
-        temperature: temperature of the votes.
+        temperature: divisor of the cosines in the exponent.
     """
     cosines, neighbours = (queries @ features.T).topk(k, dim=1)
     # Cosines relative to the nearest neighbour give the same winner, and never overflow at a small temperature.

@@ -19,12 +19,12 @@ class Retrieval(Evaluation):
 
     Images are queries for captions and captions for images. Metrics: `image_to_text_recall_K` and
     `text_to_image_recall_K` for K of 1, 5 and 10 if there are more than K candidates, `num_images`, `num_texts`. Every
-    caption counts, so the source should keep equal captions of an image.
+    caption is a query and a candidate, so the source should keep equal captions of an image (`equal_captions=keep`).
 
     Args:
         title: name of the evaluation in its headline.
         source: images with one or more captions.
-        batch_size: images per forward pass, and queries that are compared at a time.
+        batch_size: images per forward pass, and queries compared with all candidates at a time.
         num_workers: processes that decode images; 0 decodes in this process.
 
     Raises:
@@ -83,9 +83,9 @@ class Retrieval(Evaluation):
         candidates: Float[Tensor, "candidates embed"],
         of_candidate: Int64[Tensor, " candidates"],
     ) -> dict[int, float]:
-        """Return for each K the share of queries with a candidate of the same image among the K most similar.
+        """Return recall at each K: per cent of queries with a candidate of the same image among the K most similar.
 
-        The earlier candidate ranks first among equals.
+        Candidates of equal similarity are ranked in their order.
 
         Args:
             queries: unit-length features of the queries.

@@ -1,8 +1,8 @@
 """Zero-shot classification by prompt ensembles. Radford et al. 2021, arXiv:2103.00020, section 3.1.
 
-The protocol is that of published SLIP: classes are ranked by cosine similarity in float32, the lower class first among
-equals. After `run`, `ZeroShot.arrays` holds the following arrays, where N is the number of samples in the source's
-order, C of classes, T of templates, K = min(5, C), P of images and A of attributes:
+The protocol is that of published SLIP: classes are ranked by cosine similarity in float32; of equally similar
+classes, the one with the lower label ranks first. After `run`, `ZeroShot.arrays` holds the following arrays. N is the
+number of samples (in the source's order), C of classes, T of templates, P of images and A of attributes; K = min(5, C).
 
 | name | dtype, shape | content |
 |---|---|---|
@@ -12,8 +12,8 @@ order, C of classes, T of templates, K = min(5, C), P of images and A of attribu
 | `predictions` | int64 [N] | most similar class (= `top_classes[:, 0]`) |
 | `top_classes` | int64 [N, K] | most similar classes, most similar first |
 | `top_probabilities` | float32 [N, K] | softmax(exp(logit_scale) * cosine) over all C classes, for `top_classes` |
-| `pictures` | uint8 [P, 3, H, W] | images evenly spread over the source, as the model sees them |
-| `picture_indices` | int64 [P] | rows of `pictures` in the arrays above |
+| `pictures` | uint8 [P, 3, H, W] | images evenly spread over the source, after resize and centre crop |
+| `picture_indices` | int64 [P] | index of each of the `pictures` among the N samples |
 | `attribute_names` | str [A] | names of the `attributes`, if there are any |
 | `attribute_values` | str [A, C] | every class's value of each attribute, if there are any |
 """
@@ -39,7 +39,7 @@ NUM_IMAGES = 16
 
 
 class ZeroShot(Evaluation):
-    """Accuracy of labelling images by the most similar class name, in per cent.
+    """Zero-shot accuracy, in per cent: each image is classified as the class whose prompts are most similar to it.
 
     Metrics: `top1`, `top5` (with at least 5 classes), `chance` (of top1), `num_samples`, and per attribute
     `top1_<attribute>`: the share of images for which the predicted class has the right value.
@@ -53,7 +53,7 @@ class ZeroShot(Evaluation):
         templates: prompts, each with `{}` for the class name: a list, a text file, `imagenet7` or `imagenet80`.
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
-        attributes: for each attribute, the value of every class, in the order of `classnames`.
+        attributes: by name of the attribute, its value for every class, in the order of `classnames`.
         underscores: `space` reads `_` in class names as a space, `keep` leaves it.
 
     Raises:
@@ -154,7 +154,7 @@ class ZeroShot(Evaluation):
             )
 
     def images(self, bundle: Bundle) -> dict[str, np.ndarray]:
-        """Return the arrays of sample images for the report, as the model sees them."""
+        """Return the arrays `pictures` and `picture_indices`: sample images for the report, resized and cropped."""
         count = min(NUM_IMAGES, len(self.source))
         indices = np.arange(count) * len(self.source) // count
         samples = [self.source[int(index)] for index in indices]
@@ -163,5 +163,5 @@ class ZeroShot(Evaluation):
 
 
 def per_cent(right: np.ndarray) -> float:
-    """Share of true values in per cent."""
+    """Return the share of true values, in per cent."""
     return 100 * int(right.sum()) / len(right)

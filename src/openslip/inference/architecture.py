@@ -1,4 +1,4 @@
-"""Build models and tokenizers from a checkpoint's plain fields, using only OpenSLIP's classes and allowed ones."""
+"""Build models and tokenizers from a checkpoint's plain fields; only OpenSLIP's classes and allowed ones are used."""
 
 import importlib
 import inspect
@@ -19,14 +19,14 @@ from openslip.inference.files import unwrapped
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
-EXPANSION = 4  # a model may have this many times the tensors and elements of its weights: not all buffers are stored
+EXPANSION = 4  # a model may have this many times the tensors and elements of its weights, as some buffers are not saved
 SLACK = 1 << 24  # elements allowed on top of that
 MAX_FIELDS = 100_000  # per description
 LARGEST = 10_000  # sizes and counts up to this are accepted even if no weight has a dimension as large
 
 
 class TooLargeError(UserError):
-    """An architecture is far larger than the weights beside it."""
+    """An architecture in a checkpoint describes a model far larger than the checkpoint's weights."""
 
 
 def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
@@ -72,12 +72,12 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
 
 @contextmanager
 def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
-    """Raise while a model is built as soon as it becomes far larger than its weights.
+    """Raise TooLargeError as soon as a model that is built in this context becomes far larger than its weights.
 
     A parameter is counted when it is registered with a module, which is before it is initialised.
 
     Args:
-        weights: the weights that set the limits on the number of tensors and elements.
+        weights: the checkpoint's weights by name; their sizes set the limits on the number of tensors and elements.
         architecture: config whose integers are checked before anything is built; None skips this check.
     """
     tensors = EXPANSION * len(weights) + 1000
@@ -104,7 +104,7 @@ def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights into a model; names, shapes and kinds of dtype must match exactly.
+    """Load weights into a model; names, shapes and kinds of dtype (floating point or integer) must match exactly.
 
     Raises:
         UserError: names or shapes do not match, or the weights are integer or complex where the model's are floating
@@ -116,7 +116,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, expected in known.items():
         given = weights.get(name)
         if given is not None and (given.is_complex() or given.is_floating_point() != expected.is_floating_point()):
-            raise UserError(f"its weight {name} is of {given.dtype}, and the model's of {expected.dtype}")
+            raise UserError(f"its weight {name} is of {given.dtype}; the model expects {expected.dtype}")
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
@@ -133,7 +133,7 @@ def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer 
 
 
 def build_whole(entry: str, description: Any, allow: Collection[str]) -> Any:
-    """Build the object that a checkpoint's entry describes, and limit the entry's size and depth.
+    """Build the object that a checkpoint's entry describes; refuse an entry that is too large or nested too deeply.
 
     Args:
         entry: name of the entry, for error messages.
@@ -145,11 +145,11 @@ def build_whole(entry: str, description: Any, allow: Collection[str]) -> Any:
     try:
         return build(description, allow)
     except RecursionError as error:
-        raise UserError(f"the checkpoint's {entry} is nested too deeply to be one") from error
+        raise UserError(f"the checkpoint's {entry} is nested too deeply") from error
 
 
 def fields_of(description: Any) -> list[Any]:
-    """List all values in nested dicts and lists, stopping once past MAX_FIELDS, since a container may hold itself."""
+    """List all values in nested dicts and lists; stop after MAX_FIELDS, because a container may contain itself."""
     fields = [description]
     for value in fields:
         if len(fields) > MAX_FIELDS:
@@ -160,7 +160,7 @@ def fields_of(description: Any) -> list[Any]:
 
 
 def build(description: Any, allow: Collection[str]) -> Any:
-    """Build nested dicts with `_target_`s into objects; every class is checked before it is called."""
+    """Turn nested dicts with `_target_`s into objects; every class is checked by `find_class` before it is called."""
     if isinstance(description, (list, tuple)):
         return [build(value, allow) for value in description]
     if not isinstance(description, dict):

@@ -1,4 +1,4 @@
-"""Contract: a bundle holds a model, its tokenizer and its transform for evaluations, exports and classifiers."""
+"""Contract: a bundle is a model with its tokenizer and image transform; evaluations, exports and classifiers use it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, its tokenizer and its transform.
+    """A model, its tokenizer and its image transform, together as one object; `openslip.load` returns it.
 
     Attributes:
         model: provides `encode_image(images)` and, if there is a tokenizer, `encode_text(ids, lengths)`.
@@ -82,14 +82,14 @@ class Bundle:
             kind = str(images.dtype).removeprefix("torch.")
             raise UserError(
                 f"tensor of shape {list(shape)} and type {kind}: expected finite floats [images, 3, {size}, {size}] as "
-                f"bundle.transform makes them, or a list of images, of which {TENSOR}"
+                f"bundle.transform makes them, or a list of images; {TENSOR}"
             )
         yield from images.split(BATCH_SIZE)
 
     def encode_text(self, texts: Iterable[str]) -> Float[Tensor, "texts embed"]:
-        """Encode texts to unit-length float32 features, returned in the order of the texts.
+        """Encode texts to unit-length float32 features, in the order of the texts.
 
-        Texts are sorted by length and each batch is trimmed to its longest text, so that little padding is computed.
+        Internally texts are sorted by length, and each batch is trimmed to its longest text to avoid padding.
 
         Raises:
             UserError: the model has no text tower, the list is empty, or one string was given instead of a list.
@@ -111,15 +111,15 @@ class Bundle:
     def similarity(
         self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike], texts: Iterable[str]
     ) -> Float[Tensor, "images texts"]:
-        """Cosine similarities between images and texts, from -1 to 1."""
+        """Return the cosine similarity of every image with every text, from -1 to 1."""
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def reading(self, *, transparency: str | None = None, exif: str | None = None) -> "Bundle":
-        """Return a bundle of the same model that reads images differently.
+        """Return a bundle of the same model with other settings for reading images.
 
         Args:
-            transparency: setting of `EvalTransform` for transparent images; None keeps the checkpoint's.
-            exif: setting of `EvalTransform` for EXIF orientation; None keeps the checkpoint's.
+            transparency: `white` or `ignore`, as in `EvalTransform`; None keeps the checkpoint's setting.
+            exif: `apply` or `ignore`, as in `EvalTransform`; None keeps the checkpoint's setting.
         """
         settings = self.transform.settings()
         settings |= {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
@@ -164,7 +164,7 @@ class Bundle:
         return bias.detach()
 
     def name(self) -> str:
-        """Return the model's name in error messages."""
+        """Return how error messages name the model: its checkpoint, or its class during training."""
         return f"checkpoint {self.origin}" if self.origin else type(self.model).__name__
 
     def why_not_finite(self) -> str:
@@ -186,7 +186,7 @@ class Bundle:
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Use eval mode, no gradients and full float32 (no autocast, no TF32); restore all on exit, random state too."""
+    """Run the body in eval mode, without gradients, autocast and TF32; on exit, restore these and the random state."""
     modes = [(module, module.training) for module in model.modules()]
     matmul_precision, allow_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     model.eval()

@@ -15,14 +15,14 @@ Ranking = list[tuple[str, float]]
 
 
 class ZeroShotClassifier:
-    """Ranks labels by exp(logit_scale) x cosine. Radford et al. 2021, arXiv:2103.00020, section 3.1.2.
+    """Ranks labels for images by exp(logit_scale) x cosine. Radford et al. 2021, arXiv:2103.00020, section 3.1.2.
 
     Args:
         bundle: the bundle that `openslip.load` returned.
         labels: candidate labels, each a word or a phrase.
         templates: prompts with `{}` for the label; the features of a label's prompts are averaged.
-        probabilities: `softmax`, where an image's probabilities sum to 1; or `sigmoid`, where each label is
-            independent, for models with a `logit_bias`. Zhai et al. 2023, arXiv:2303.15343.
+        probabilities: `softmax` over the labels, so that an image's probabilities sum to 1; or `sigmoid` for each label
+            by itself, after adding `logit_bias`, which the model must have. Zhai et al. 2023, arXiv:2303.15343.
 
     Raises:
         UserError: one string was given instead of a list, labels or templates are invalid, or `sigmoid` was chosen

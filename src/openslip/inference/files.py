@@ -17,8 +17,8 @@ from openslip.regular_file import regular_file
 from openslip.run.checkpoints import LINK, damage, newest_whole, recorded, saved, step_of
 from openslip.run.file_sizes import refuse_expanding, refuse_inflated
 
-# Globals that a checkpoint may name, because they only hold numbers and settings: the published checkpoints keep
-# their command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
+# Globals that a checkpoint may name, because they only hold numbers and settings: published checkpoints contain their
+# command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
@@ -30,9 +30,9 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Resolve a path to a checkpoint file: a run's folder to its newest intact checkpoint, a file to itself.
+    """Return the checkpoint file for a path: the newest intact checkpoint of a run's folder, or the file itself.
 
-    A file that has a run's JSON beside it is checked against that JSON. Other folders are returned unchanged.
+    If a run's JSON is beside the file, the file is checked against it. A folder that is no run's is returned unchanged.
 
     Raises:
         UserError: the path does not exist, or the file differs from what its JSON records.
@@ -50,7 +50,7 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Refuse a checkpoint that differs from what the JSON beside it records; without a JSON nothing is checked.
+    """Refuse a checkpoint that differs from what its JSON records (step, size, SHA-256); without a JSON, check nothing.
 
     Raises:
         UserError: the file differs from its JSON.
@@ -105,7 +105,7 @@ def peek(path: Path) -> dict[str, Any]:
 
 
 def unwrapped(name: str) -> str:
-    """Strip from a weight's name what torch.compile and data parallelism add to it."""
+    """Remove from a weight's name what torch.compile (`_orig_mod.`) and data parallelism (`module.`) add to it."""
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 
@@ -124,7 +124,7 @@ def _why_unreadable(path: Path, message: str) -> str:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Save through a temporary file in the same folder, so that `path` is always a complete checkpoint.
+    """Write a checkpoint through a temporary file in the same folder, so that `path` never holds an incomplete one.
 
     A path that ends in .safetensors selects that format.
 

@@ -86,7 +86,7 @@ def loaded(image: Image.Image, to_rgb: ToRgb) -> Image.Image:
         return to_rgb(image)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+    except Exception as error:  # Pillow's decoders raise a dozen exception types on damaged files
         raise UserError(f"{name}: cannot be decoded ({error}); replace or remove it") from error
 
 
@@ -108,6 +108,6 @@ def check_tensor(image: Tensor) -> Tensor:
     if image.is_floating_point() and not bool((image.min() >= 0) & (image.max() <= 1)):
         raise UserError(
             f"tensor with values from {image.min().item():.4g} to {image.max().item():.4g}: {TENSOR}; normalised "
-            "images go in as one stacked tensor: bundle.encode_image"
+            "images must be stacked into one tensor for bundle.encode_image"
         )
     return image

@@ -20,7 +20,7 @@ def load(
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
 ) -> Bundle:
-    """Load a model from a run's folder, a checkpoint, a stripped file, or a file in a foreign format.
+    """Load a model from a run's folder, a checkpoint, a stripped file, or a file of published SLIP, CLIP or SimCLR.
 
     No code in the file is executed.
 
@@ -44,7 +44,7 @@ def load(
             raise
         raise UserError(f"checkpoint {file}: {error}") from error
     except RecursionError as error:
-        raise UserError(f"checkpoint {file}: an entry of it is nested too deeply") from error
+        raise UserError(f"checkpoint {file}: one of its entries is nested too deeply") from error
     finally:
         peek.cache_clear()
     bundle.model.float().eval().to(place)
@@ -70,7 +70,7 @@ def find_format(file: Path, name: str | None) -> ModuleType:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device with a name; `auto` is the GPU if there is one, else the CPU.
+    """Return the torch device of this name; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
         UserError: this machine has no such device.

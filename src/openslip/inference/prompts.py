@@ -1,4 +1,4 @@
-"""Class names, prompt templates, and the class embeddings of both. Radford et al. 2021, arXiv:2103.00020, 3.1.4."""
+"""Class names, prompt templates and class embeddings. Radford et al. 2021, arXiv:2103.00020, section 3.1.4."""
 
 import re
 from collections import Counter
@@ -31,10 +31,10 @@ def class_embeddings(
     classnames: Iterable[str | int],
     templates: Iterable[str | int],
 ) -> Float[Tensor, "classes embed"]:
-    """Compute one unit vector per class: the mean of its prompts' unit vectors, normalised again.
+    """Compute one unit-length embedding per class: the mean of its prompts' unit-length features, normalised again.
 
     Args:
-        encode_text: function from texts to unit vectors, such as `Bundle.encode_text`.
+        encode_text: function from texts to unit-length features, such as `Bundle.encode_text`.
         classnames: names of the classes, in label order.
         templates: prompts with `{}` where the class name is inserted.
 

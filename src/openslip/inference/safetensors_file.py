@@ -12,12 +12,12 @@ from openslip.errors import UserError
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell by its name whether a file is a safetensors file."""
+    """Whether a file is a safetensors file, judged by its suffix."""
     return path.suffix.lower() == ".safetensors"
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Read the same dict that a stripped `torch.save` file holds.
+    """Read a safetensors file as the dict that a stripped `torch.save` file contains.
 
     Raises:
         UserError: the file is damaged or lacks the entry `openslip`.

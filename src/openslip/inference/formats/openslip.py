@@ -1,4 +1,4 @@
-"""OpenSLIP's own format: Lightning checkpoints of a run, and stripped files that hold only the model's weights.
+"""OpenSLIP's own format: a run's Lightning checkpoints, and stripped files that contain only what inference needs.
 
 Both have an entry `openslip` with `format`, `architecture` (the model's config), `tokenizer` and `transform` (their
 constructor arguments), and in a run's checkpoint `step`.
@@ -32,7 +32,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
-    """Read the model of a checkpoint, with its EMA weights if it has them, since training evaluates those.
+    """Read the model of a checkpoint, with the EMA weights if there are any, because training also evaluates those.
 
     Args:
         path: the checkpoint file.

@@ -1,4 +1,4 @@
-"""The format of facebookresearch/SLIP's training checkpoints (CLIP, SLIP, SimCLR): docs/NUMERICS.md#weights."""
+"""Reads training checkpoints of facebookresearch/SLIP (its CLIP, SLIP and SimCLR models): docs/NUMERICS.md#weights."""
 
 import re
 from argparse import Namespace
@@ -100,7 +100,7 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the weights by their published names, stripped of what torch.compile and data parallelism add."""
+    """Return the weights by their published names, without the prefixes of torch.compile and data parallelism."""
     state = raw.get("state_dict", raw)
     tensors = {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
     if "visual.cls_token" not in tensors:
@@ -121,7 +121,7 @@ def model_name(raw: Mapping[str, Any]) -> str | None:
 
 
 def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
-    """Number of attention heads of the image tower: looked up by model name or width, else one per 64 channels."""
+    """Return the image tower's number of heads: by model name, else 12 for ViT-S's width, else one per 64 channels."""
     size = name.rsplit("_", 1)[-1] if name else None
     if size in PUBLISHED_IMAGE_HEADS:
         return PUBLISHED_IMAGE_HEADS[size]
@@ -134,7 +134,7 @@ def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
 def read_architecture(
     shapes: Mapping[str, Sequence[int]], *, image_heads: int, text_heads: int | None
 ) -> dict[str, Any]:
-    """Derive our model config from the names and shapes of published weights; an image encoder if there is no text key.
+    """Derive our model config from names and shapes of published weights: an `ImageEncoder` if there is no text tower.
 
     Args:
         shapes: shape of every weight by its published name, without `module.`.
