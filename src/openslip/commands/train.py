@@ -57,7 +57,8 @@ NOT_DETERMINISTIC = " does not have a deterministic implementation"  # part of P
 
 def main(arguments: list[str]) -> None:
     """Train the model of a config and write the folder `runs/<name>/`."""
-    for word in arguments:  # before composing: trainer=ddp has settings as its strategy, and Hydra refuses a word there
+    # Before composing: in trainer=ddp the strategy is a dict, and Hydra's own error for a word there is unclear.
+    for word in arguments:
         if word.startswith("trainer.strategy") and "fsdp" in word.lower():
             raise UserError(f"{word}: {NO_FSDP}")
     config, choices = compose_config("train", arguments)

@@ -28,7 +28,7 @@ def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], c
         config: the config composed with these overrides, unresolved.
 
     Raises:
-        UserError: for example, a word replaces a number, a number a list, or two numbers three.
+        UserError: a value has the wrong type or length, e.g. a word for a number or two numbers for three.
     """
     choices = tuple(word for word in overrides if is_choice(word, folders))
     if len(choices) == len(overrides):

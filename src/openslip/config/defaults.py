@@ -35,7 +35,7 @@ def plain(config: Any, *, resolve: bool) -> dict[str, Any]:
 
 @cache
 def default_config(name: str, choices: tuple[str, ...] = (), folders: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Compose a root config in which only the files chosen in groups are overridden.
+    """Compose a root config without overrides, except those that choose a file of a group.
 
     Args:
         name: name of the root config, `train` or `eval`.
@@ -45,7 +45,7 @@ def default_config(name: str, choices: tuple[str, ...] = (), folders: tuple[Path
     config, _ = composed(name, choices, folders)
     try:
         return plain(config, resolve=True)
-    except OmegaConfBaseException:  # it refers to a value that only the user can give
+    except OmegaConfBaseException:  # the config refers to a value that only the user can give
         return plain(config, resolve=False)
 
 
