@@ -112,7 +112,7 @@ def split_labels(text: str) -> list[str]:
 
 
 def image_paths(arguments: list[str]) -> tuple[list[str], int]:
-    """List the image files of files and folders, those of a folder in path order; count folders without images."""
+    """Return the paths of image files, those of a folder in path order, and the number of folders without images."""
     paths, without = [], 0
     for argument in arguments:
         folder = Path(argument)

@@ -226,7 +226,7 @@ def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resu
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
+            f"a process that loads data was killed ({first_line(error)}), often because memory ran out: "
             "lower data.prefetch_gb or data.num_workers; the same command resumes the run"
         ) from error
 

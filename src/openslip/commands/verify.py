@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         default=RECORDINGS,
         help="folder of recordings; by default those of the published code",
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
     options = parser.parse_args(arguments)
 

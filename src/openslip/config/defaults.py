@@ -50,7 +50,7 @@ def default_config(name: str, choices: tuple[str, ...] = (), folders: tuple[Path
 
 
 def is_choice(override: str, folders: Sequence[Path]) -> bool:
-    """Tell whether a word of the command line chooses a file of a group or removes a key, rather than sets a value."""
+    """Tell whether a word of the command line chooses a file of a group, or removes a key; it then sets no value."""
     key = override.partition("=")[0].lstrip("+")
     in_groups = any((folder / key).is_dir() for folder in (config_folder(), *folders))
     return in_groups or "/" in key or "@" in key or key.startswith("~")
