@@ -1,4 +1,4 @@
-"""`openslip COMMAND`: finds `commands/COMMAND.py` by its name, without slow imports before that."""
+"""`openslip COMMAND`: finds `commands/COMMAND.py` by its name, before any slow import."""
 
 import ast
 import difflib

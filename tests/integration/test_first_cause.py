@@ -20,7 +20,7 @@ DATA = "data.source._target_=disturbances.SlowSource"
 @pytest.mark.parametrize("failing", [0, slow(1)])
 @pytest.mark.parametrize(
     ("disturbance", "exit_code", "said"),
-    [("data_error 41-9999", 4, "sample"), ("kill 6", 137, "process {} was killed, often for want of memory")],
+    [("data_error 41-9999", 4, "sample"), ("kill 6", 137, "process {} was killed, often because memory ran out")],
 )
 def test_all_ranks_end_with_the_first_cause(place: Path, failing: int, disturbance: str, exit_code: int, said: str):
     name = f"cause_{disturbance[:4]}{failing}"

@@ -11,7 +11,7 @@ from openslip.terminal import notice, say
 
 COMMANDS = {
     "convert": "convert a dataset of another layout to tar shards: openslip data convert table images.csv shards",
-    "index": "index shards, so that training starts without a scan: openslip data index shards",
+    "index": "index shards, so that training need not scan them at its start: openslip data index shards",
     "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
 }
 TARGET = (
@@ -51,7 +51,7 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("root", type=Path, metavar="ROOT", help="the dataset's folder or table")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
     parser.add_argument(
-        "--resize", type=count, metavar="SIDE", help="short side to which larger images are resized, such as 256"
+        "--resize", type=count, metavar="SIDE", help="resize larger images to this short side in pixels, e.g. 256"
     )
     parser.add_argument(
         "--samples-per-shard",
@@ -64,8 +64,8 @@ def convert(arguments: list[str]) -> int:
         "--transparency",
         choices=("white", "ignore"),
         default="white",
-        help="how transparent images become JPEGs (with --resize, or if their format requires it): on white by "
-        "default, or with transparency ignored",
+        help="background of a transparent image that is encoded as JPEG (with --resize, or if its format requires it): "
+        "white (default), or ignore: keep the colours stored in transparent pixels",
     )
     parser.add_argument("--workers", type=count, default=2, help="processes that write shards, 2 by default")
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
@@ -175,7 +175,7 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="what a sample needs besides its image, else it is skipped; null: nothing (data configs set their own)",
+        help="skip samples that lack this; null: an image is enough; not used with a data config, which has its own",
     )
 
 

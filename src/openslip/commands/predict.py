@@ -39,13 +39,13 @@ def main(arguments: list[str]) -> int:
         "--probabilities",
         choices=("softmax", "sigmoid"),
         default="softmax",
-        help="softmax (default): they sum to 1; sigmoid: each label is independent, for models with a logit_bias",
+        help="softmax (default): they sum to 1; sigmoid: an independent one per label, for models with a logit_bias",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--allow", action="append", default=[], help="your own model class that the file may name")
     parser.add_argument("--format", help="format of the file, or a module that reads it; detected by default")
     for name, known in SETTINGS.items():
-        parser.add_argument(f"--{name}", choices=known, help="how to read images; as in the run by default")
+        parser.add_argument(f"--{name}", choices=known, help=f"treatment of {name} in images; by default as in the run")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument(
@@ -112,7 +112,7 @@ def split_labels(text: str) -> list[str]:
 
 
 def image_paths(arguments: list[str]) -> tuple[list[str], int]:
-    """List the image files of files and folders, those of a folder in path order; count folders without images."""
+    """Return the paths of image files, those of a folder in path order, and the number of folders without images."""
     paths, without = [], 0
     for argument in arguments:
         folder = Path(argument)

@@ -57,7 +57,8 @@ NOT_DETERMINISTIC = " does not have a deterministic implementation"  # part of P
 
 def main(arguments: list[str]) -> None:
     """Train the model of a config and write the folder `runs/<name>/`."""
-    for word in arguments:  # before composing: trainer=ddp has settings as its strategy, and Hydra refuses a word there
+    # Before composing: in trainer=ddp the strategy is a dict, and Hydra's own error for a word there is unclear.
+    for word in arguments:
         if word.startswith("trainer.strategy") and "fsdp" in word.lower():
             raise UserError(f"{word}: {NO_FSDP}")
     config, choices = compose_config("train", arguments)
@@ -239,7 +240,7 @@ def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resu
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that loads data was killed ({first_line(error)}), often for want of memory: "
+            f"a process that loads data was killed ({first_line(error)}), often because memory ran out: "
             "lower data.prefetch_gb or data.num_workers; the same command resumes the run"
         ) from error
 

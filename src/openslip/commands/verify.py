@@ -22,8 +22,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=__doc__,
-        epilog="openslip verify --splits [KEY=VALUE ...]: check in float64 that with your config 1 process and 2 ranks "
-        "x 1, 2 and 5 micro-batches, with plain and tiled losses, give the same gradients, statistics and weights",
+        epilog="openslip verify --splits [KEY=VALUE ...] checks, in float64 and for your config, that the gradients, "
+        "statistics and weights are the same with 1 process or 2 ranks, 1, 2 or 5 micro-batches, and plain or tiled "
+        "losses",
     )
     parser.add_argument(
         "folder",
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
         default=RECORDINGS,
         help="folder of recordings; by default those of the published code",
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
     options = parser.parse_args(arguments)
 

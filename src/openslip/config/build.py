@@ -78,7 +78,7 @@ class Parts:
 def build_parts(config: dict[str, Any]) -> Parts:
     """Build the parts of a training step; `objective.prepare` is not called yet, and no data is read."""
     config = settled(config)
-    # The objective gets neither: its views are built below, and model configs have already read its key `model`.
+    # The objective's class takes neither key: views are built below, and the model config has already read `model`.
     objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
     model, objective = build(config["model"], "model"), build(objective_config, "objective")
     if (batch := config["global_batch_size"]) < objective.min_batch_size:

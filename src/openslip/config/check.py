@@ -28,7 +28,7 @@ def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], c
         config: the config composed with these overrides, unresolved.
 
     Raises:
-        UserError: for example, a word replaces a number, a number a list, or two numbers three.
+        UserError: a value has the wrong type or length, e.g. a word for a number or two numbers for three.
     """
     choices = tuple(word for word in overrides if is_choice(word, folders))
     if len(choices) == len(overrides):
@@ -75,7 +75,7 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
         listed = key == "trainer.devices" and isinstance(value, list)
         valid, expected = is_number(value) or value == "auto" or listed, f"a number, {example}"
     elif isinstance(default, list):
-        # A list of whole numbers or words may have any length; a list with fractions is a pair, a colour or the like.
+        # A list of whole numbers or words may have any length; a list with a float (a pair, a colour) has a fixed one.
         fixed = any(isinstance(number, float) for number in default)
         valid = isinstance(value, list) and (len(value) == len(default) or not fixed)
         valid = valid and (not any(map(is_number, default)) or all(map(is_number, value)))
@@ -166,7 +166,7 @@ def check_root_values(config: dict[str, Any]) -> None:
 
 
 def _optim_checks(config: dict[str, Any]) -> dict[str, tuple[Callable[[Any], bool], str]]:
-    """Return checks of settings that would silently train to a wrong result; keys that are absent count as null."""
+    """Return checks of settings whose wrong values would silently give a wrong result; absent keys count as null."""
     lr = lookup(config, "optim.lr")
     positive, least = (_up_to(math.inf), "a number above 0"), (_at_least_0, "a number of at least 0")
     up_to_peak = (lambda x: _at_least_0(x) and not (is_number(lr) and x > lr), f"a number from 0 to optim.lr={lr}")

@@ -28,6 +28,12 @@ def compose_config(
     if options:
         example = f"{options[0][2:]}=VALUE" if options[0].startswith("--") else "seed=1"
         raise UserError(f"unknown option {options[0]}: settings are written key=value, e.g. {example}")
+    for word in settings:
+        if word.lstrip("+~").startswith(("hydra.", "hydra/")):
+            raise UserError(
+                f"{word}: one run does not use Hydra's folders, launchers and sweepers; runs_dir=DIR and name=NAME place "
+                "a run, and openslip sweep takes hydra/launcher and hydra/sweeper"
+            )
     remedy = "python train.py -m makes a run of each" if name == "train" else "give one"
     overrides = [readable(word, folders, remedy=remedy) for word in settings]
     try:

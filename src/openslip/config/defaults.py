@@ -36,7 +36,7 @@ def plain(config: Any, *, resolve: bool) -> dict[str, Any]:
 
 @cache
 def default_config(name: str, choices: tuple[str, ...] = (), folders: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Compose a root config in which only the files chosen in groups are overridden.
+    """Compose a root config without overrides, except those that choose a file of a group.
 
     Args:
         name: name of the root config, `train` or `eval`.
@@ -46,12 +46,12 @@ def default_config(name: str, choices: tuple[str, ...] = (), folders: tuple[Path
     config, _ = composed(name, choices, folders)
     try:
         return plain(config, resolve=True)
-    except OmegaConfBaseException:  # it refers to a value that only the user can give
+    except OmegaConfBaseException:  # the config refers to a value that only the user can give
         return plain(config, resolve=False)
 
 
 def is_choice(override: str, folders: Sequence[Path]) -> bool:
-    """Tell whether a word of the command line chooses a file of a group or removes a key, rather than sets a value."""
+    """Tell whether a word of the command line chooses a file of a group, or removes a key; it then sets no value."""
     key = override.partition("=")[0].lstrip("+")
     in_groups = any((folder / key).is_dir() for folder in (config_folder(), *folders))
     return in_groups or "/" in key or "@" in key or key.startswith("~")

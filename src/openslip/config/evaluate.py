@@ -1,4 +1,4 @@
-"""Rules of `configs/eval.yaml` alone: root keys set all evaluations, and settings of training are refused."""
+"""Rules for `configs/eval.yaml` only: root keys apply to all evaluations, and settings of training are refused."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -46,7 +46,8 @@ def explain(error: Exception, name: str) -> str:
             return of_training(key)
         near = difflib.get_close_matches(key, list(dotted_keys(default_config(name))), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
-        return f"config key {key} is unknown; {hint}"
+        add = f" +{key}=VALUE adds it" if "." in key else ""  # for an argument that has no line in the config
+        return f"config key {key} is unknown; {hint}{add}"
     unfit = re.search(r"Error merging override (\S+)", message)
     if unfit:
         return f"{unfit[1]}: expected settings, each by its own key; see configs/"

@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer that are refused, as they would change or end a run; our settings replace them."""
+"""Arguments of Lightning's Trainer that would change or end a run: they are refused, with what to use instead."""
 
 EVALUATIONS = "evaluation.NAME.every_n_steps or every_n_epochs sets when to evaluate, evaluation=none turns it off"
 LENGTH = "trainer.max_steps or trainer.max_epochs sets the length"
@@ -39,5 +39,5 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "single_device")
 
 
 def refusal(key: str) -> str:
-    """Return the error for an argument of Lightning's Trainer, named without `trainer.`, with what replaces it."""
+    """Return the error for a refused argument of Lightning's Trainer, with the setting to use instead."""
     return f"is an argument of Lightning that is not used: {REPLACED[key]}"

@@ -12,7 +12,7 @@ from openslip.config.defaults import is_choice
 from openslip.errors import UserError, first_line
 
 TEXTS = ("name", "runs_dir", "checkpoint", "output")  # keys whose value is always text, even if it looks like a number
-PLACES = ("shards", "root", "path", "folder", "weights")  # keys that end in these may name a folder by a number
+PLACES = ("shards", "root", "path", "folder", "weights")  # for keys that end in these, a number may be a folder
 DASHED = re.compile(r"--(?!config-dir=)([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL)  # a setting as W&B agents write it
 
 

@@ -93,7 +93,7 @@ class Ranks:
         """Return the failure of a rank on this machine whose process has ended without `leave`, if there is one."""
         for number, (host, process) in enumerate(self.processes):
             if host == self.host and is_dead(process) and not self.has_left(number):
-                said = f"process {process} was killed, often for want of memory; the same command resumes the run"
+                said = f"process {process} was killed, often because memory ran out; the same command resumes the run"
                 return Failure(number, KILLED, said)
         return None
 
