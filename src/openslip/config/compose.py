@@ -31,8 +31,8 @@ def compose_config(
     for word in settings:
         if word.lstrip("+~").startswith(("hydra.", "hydra/")):
             raise UserError(
-                f"{word}: one run does not use Hydra's folders, launchers and sweepers; runs_dir=DIR and name=NAME place "
-                "a run, and openslip sweep takes hydra/launcher and hydra/sweeper"
+                f"{word}: a run does not use Hydra's folders and launchers; runs_dir=DIR and name=NAME place "
+                "it, and openslip sweep takes hydra/launcher and hydra/sweeper"
             )
     remedy = "python train.py -m makes a run of each" if name == "train" else "give one"
     overrides = [readable(word, folders, remedy=remedy) for word in settings]

@@ -44,7 +44,8 @@ def explain(error: Exception, name: str) -> str:
         of_train = default_config("train").keys() - default_config("eval").keys()
         if name == "eval" and of_train & {key.split(".")[0], key.split(".")[-1]}:
             return of_training(key)
-        near = difflib.get_close_matches(key, list(dotted_keys(default_config(name))), n=1, cutoff=0.5)
+        known = [other for other in dotted_keys(default_config(name)) if not key.startswith(f"{other}.")]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
         add = f" +{key}=VALUE adds it" if "." in key else ""  # for an argument that has no line in the config
         return f"config key {key} is unknown; {hint}{add}"

@@ -116,11 +116,12 @@ def commented_lines(file: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def columns(rows: dict[str, str], width: int) -> list[str]:
-    """Lay out rows in two columns within the terminal's width; `width` is that of the first column."""
+    """Lay out rows in two columns within the terminal's width; `width` is that of the first column, at most."""
     total = max(60, shutil.get_terminal_size().columns)
+    width = min(width, total // 2)
     lines = []
     for left, right in rows.items():
-        wrapped = textwrap.wrap(right, max(20, total - width - 3), break_on_hyphens=False) or [""]
+        wrapped = textwrap.wrap(right, total - width - 3, break_on_hyphens=False) or [""]
         if len(left) > width:
             lines.append(f"  {left}")
         else:

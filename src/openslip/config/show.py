@@ -50,7 +50,7 @@ def main(name: str, arguments: Sequence[str]) -> None:
             say(*defaults(name, overrides, folders))
         if "job" in asked:
             config, _ = composed(name, overrides, folders)
-            say(OmegaConf.to_yaml(config, resolve=resolve).rstrip())
+            say(*OmegaConf.to_yaml(config, resolve=resolve).splitlines())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
 

@@ -1,0 +1,118 @@
+"""`--help`, `--cfg` and `--info` of the commands whose arguments are config overrides."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from openslip.__main__ import run
+from openslip.config.compose import compose_config
+from openslip.config.folder import config_folder
+from openslip.config.help import KEYS, commented_lines, explained_keys, help_text, names
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "plan"])
+def test_help_imports_nothing_slow(command: str):
+    code = (
+        "import sys; from openslip.__main__ import run; assert run([sys.argv[1], '--help']) == 0; "
+        "assert not {'torch', 'timm', 'hydra', 'yaml', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: openslip {command} [KEY=VALUE ...]" in done.stdout
+
+
+@pytest.mark.parametrize("root", KEYS)
+def test_every_listed_key_exists_with_its_default_and_a_meaning(root: str):
+    files = {prefix: yaml.safe_load((config_folder() / file).read_text()) for file, prefix, _ in KEYS[root]}
+    listed = list(explained_keys(root))
+    assert len({key for key, _, _ in listed}) == len(listed) >= 7
+    for key, value, meaning in listed:
+        prefix = next(prefix for prefix in sorted(files, key=len, reverse=True) if key.startswith(prefix))
+        default = files[prefix]
+        for part in key.removeprefix(prefix).split("."):
+            default = default[part]
+        assert yaml.safe_load(value) == default
+        assert meaning, f"{key} has no comment"
+
+
+def test_comments_are_read_by_their_dotted_key(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text('# head\na: 1  # one\nb:  # two\n  c: "x#y"\n  d: [1, 2]   # three\ne: {f: 1}\n')
+    assert list(commented_lines(tmp_path / "a.yaml")) == [
+        *(("a", "1", "one"), ("b", "", "two"), ("b.d", "[1, 2]", "three"), ("e", "{f: 1}", ""))
+    ]
+
+
+def test_the_choices_are_those_that_hydra_finds(tmp_path: Path):
+    assert "slip_vitb16" in names("model", [config_folder()])
+    for model in ("clip_tiny", "simclr_vitl16"):
+        assert model in names("model", [config_folder()])
+        compose_config("train", [f"model={model}"])
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
+    assert " mine " in help_text("train", "", [tmp_path]).replace("\n", " ")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_line_is_wider_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = help_text("train", "Train a model.").splitlines()[1:-1]
+    assert max(map(len, lines)) <= width
+
+
+def test_cfg_job_prints_the_config_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "--cfg", "job", "model=clip_tiny", "optim.lr=3"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["optim"]["lr"] == 3
+    assert printed["optim"]["optimizer"]["lr"] == "${..lr}"
+    assert run(["train", "--cfg", "job", "--resolve", "model=clip_tiny", "optim.lr=3"]) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["optim"]["optimizer"]["lr"] == 3
+    assert resolved == compose_config("train", ["model=clip_tiny", "optim.lr=3"])[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_defaults_lists_the_files_in_their_order(capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "--info", "defaults", "model=clip_tiny", "evaluation=imagenet"]) == 0
+    files = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert files[0] == "train"
+    assert {"method/clip", "evaluation/imagenet", "optim/adamw"} <= set(files)
+    assert files.index("optim/adamw") < files.index("optim/tiny")
+    assert run(["eval", "--info", "defaults"]) == 0
+    assert capsys.readouterr().out.startswith("eval ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cfg"], "--cfg (no value): expected --cfg job"),
+        (["--cfg", "hydra"], "--cfg hydra: expected --cfg job"),
+        (["--info", "plugins"], "--info plugins: expected --info defaults"),
+        (["--cfg", "job", "--bogus"], "unknown option --bogus"),
+        (["--cfg", "job", "model=slip_vitb17"], "did you mean model=slip_vitb16?"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: a run does not use Hydra's folders"),
+        (["hydra/launcher=submitit_slurm"], "openslip sweep takes hydra/launcher"),
+        (["trainer.bogus=1"], "config key trainer.bogus is unknown; "),
+        (["optim.momentun=1"], "+optim.momentun=VALUE adds it"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_to_write(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version_is_printed(option: str, capsys: pytest.CaptureFixture[str]):
+    assert run([option]) == 0
+    assert capsys.readouterr().out.startswith("0.")
