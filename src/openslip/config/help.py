@@ -79,7 +79,7 @@ def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
             *columns(options, 18),
             "\nconfig groups and their options:",
             *columns(choices, 18),
-            "\nkeys that are set most often, with their defaults (???: must be set):",
+            "\noften-set keys and their defaults (???: must be set):",
             *columns(keys, 42),
             f"\nevery key: openslip {command} --cfg job; what each one means: {config_folder()}",
         ]
