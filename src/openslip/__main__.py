@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from openslip import __version__, signals, streams
+from openslip.config.folder import config_dirs
 from openslip.config.help import help_text
 from openslip.errors import run_entry_point
 
@@ -16,6 +17,7 @@ HYDRA = ("train", "eval", "plan")  # commands whose arguments are config overrid
 # Environment variable of PyTorch's allocator: first the name up to 2.8, then the later one. Newer versions warn about
 # the old name.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+PRINTING = {"--cfg", "-c", "--info", "-i"}  # options that print the config instead of using it
 LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
 
 
@@ -29,6 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def prints_its_product(arguments: list[str]) -> bool:
     """Whether a command's result is what it prints: true for `data check`, while other `data` commands write files."""
+    if (PRINTING | {"-h", "--help"}) & {word.partition("=")[0] for word in arguments}:
+        return True
     return arguments[:2] == ["data", "check"] or arguments[:1] not in [[command] for command in LEAVE_FILES]
 
 
@@ -47,9 +51,9 @@ def run(arguments: list[str]) -> int:
         print(f"error: unknown command {command}; {hint}", file=sys.stderr)
         return 1
     if command in HYDRA and {"-h", "--help"} & set(rest):
-        print(help_text(command, commands()[command], config_dirs(rest)))
+        print(help_text(command, commands()[command], config_dirs(rest)[0]))
         return 0
-    if command in HYDRA and {"--cfg", "-c", "--info", "-i"} & set(rest):
+    if command in HYDRA and PRINTING & {word.partition("=")[0] for word in rest}:
         show = importlib.import_module("openslip.config.show").main
         return run_entry_point(functools.partial(show, "eval" if command == "eval" else "train"), rest)
     if command == "train" and {"-m", "--multirun"} & set(rest):
@@ -62,12 +66,6 @@ def run(arguments: list[str]) -> int:
         return run_entry_point(entry, rest)
     except SystemExit as stop:  # argparse has printed the reason
         return 1 if stop.code == 2 else int(stop.code or 0)
-
-
-def config_dirs(arguments: list[str]) -> list[Path]:
-    """Return the folders that the command line gives as `--config-dir`."""
-    words = " ".join(arguments).replace("--config-dir ", "--config-dir=").split()
-    return [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
 
 
 def use_expandable_segments() -> None:

@@ -1,5 +1,6 @@
 """`--help`, `--cfg` and `--info` of the commands whose arguments are config overrides."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import openslip
 from openslip.__main__ import run
 from openslip.config.compose import compose_config
-from openslip.config.folder import config_folder
+from openslip.config.folder import config_dirs, config_folder
 from openslip.config.help import KEYS, commented_lines, explained_keys, help_text, names
+from openslip.errors import UserError
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "plan"])
@@ -19,7 +22,8 @@ def test_help_imports_nothing_slow(command: str):
         "import sys; from openslip.__main__ import run; assert run([sys.argv[1], '--help']) == 0; "
         "assert not {'torch', 'timm', 'hydra', 'yaml', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(openslip.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"usage: openslip {command} [KEY=VALUE ...]" in done.stdout
 
@@ -46,9 +50,10 @@ def test_comments_are_read_by_their_dotted_key(tmp_path: Path):
 
 
 def test_the_choices_are_those_that_hydra_finds(tmp_path: Path):
-    assert "slip_vitb16" in names("model", [config_folder()])
-    for model in ("clip_tiny", "simclr_vitl16"):
-        assert model in names("model", [config_folder()])
+    with pytest.raises(UserError) as error:
+        compose_config("train", ["experiment=none_of_these"])
+    assert str(error.value).rpartition("one of: ")[2].split(", ") == names("experiment", [config_folder()])
+    for model in names("model", [config_folder()]):
         compose_config("train", [f"model={model}"])
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
@@ -83,14 +88,27 @@ def test_info_defaults_lists_the_files_in_their_order(capsys: pytest.CaptureFixt
     assert files[0] == "train"
     assert {"method/clip", "evaluation/imagenet", "optim/adamw"} <= set(files)
     assert files.index("optim/adamw") < files.index("optim/tiny")
-    assert run(["eval", "--info", "defaults"]) == 0
+    assert run(["eval", "--info=defaults"]) == 0
     assert capsys.readouterr().out.startswith("eval ")
+
+
+def test_the_printed_config_of_eval_is_the_one_it_uses(capsys: pytest.CaptureFixture[str]):
+    assert run(["eval", "--cfg", "job", "checkpoint=x", "classnames=[a,b]"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["evaluation"]["builtin"]["classnames"] == ["a", "b"]
+
+
+def test_a_folder_of_configs_may_have_a_space_in_its_name(tmp_path: Path):
+    words = ["--config-dir", str(tmp_path / "my configs"), "seed=1", f"--config-dir={tmp_path}"]
+    assert config_dirs(words) == ([tmp_path / "my configs", tmp_path], ["seed=1"])
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--cfg"], "--cfg (no value): expected --cfg job"),
+        (["--cfg=hydra"], "--cfg hydra: expected --cfg job"),
+        (["--cfg", "job", "hydra.run.dir=x"], "hydra.run.dir=x: a run does not use"),
+        (["--cfg", "job", "optim.lr=[1,2]"], "optim.lr"),
         (["--cfg", "hydra"], "--cfg hydra: expected --cfg job"),
         (["--info", "plugins"], "--info plugins: expected --info defaults"),
         (["--cfg", "job", "--bogus"], "unknown option --bogus"),
@@ -98,7 +116,7 @@ def test_info_defaults_lists_the_files_in_their_order(capsys: pytest.CaptureFixt
         (["hydra.run.dir=x"], "hydra.run.dir=x: a run does not use Hydra's folders"),
         (["hydra/launcher=submitit_slurm"], "openslip sweep takes hydra/launcher"),
         (["trainer.bogus=1"], "config key trainer.bogus is unknown; "),
-        (["optim.momentun=1"], "+optim.momentun=VALUE adds it"),
+        (["optim.qqqqqqqq=1"], "+optim.qqqqqqqq=VALUE adds it"),
     ],
 )
 def test_a_mistake_is_one_line_with_what_to_write(

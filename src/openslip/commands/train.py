@@ -210,14 +210,17 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
 
 def provenance(config: dict[str, Any], pretrainer: Pretrainer, data: DataModule) -> dict[str, Any]:
-    """Return what a run trains and on what: parameters of each part, precision, samples and fingerprint of the data."""
-    parameters = {
-        name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in (*pretrainer.model.named_children(), ("objective", pretrainer.objective))
-    }
+    """Return what a run trains, on which devices and on which data."""
+    model, device = pretrainer.model, pretrainer.device
+    direct = {"projections": model.parameters(recurse=False)}  # with logit_scale and logit_bias
+    parts = {name: part.parameters() for name, part in (*model.named_children(), ("objective", pretrainer.objective))}
+    counts = {name: sum(p.numel() for p in parameters) for name, parameters in (parts | direct).items()}
     return {
-        "parameters": {name: count for name, count in parameters.items() if count},
+        "parameters": {name: count for name, count in counts.items() if count},
         "precision": config["trainer"]["precision"],
+        "ranks": pretrainer.trainer.world_size,
+        "nodes": pretrainer.trainer.num_nodes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "data": {"samples": len(data.source), "fingerprint": data.fingerprint},
     }
 

@@ -1,5 +1,8 @@
 """Compose a run's config; only this folder and the commands use Hydra."""
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -13,6 +16,8 @@ from openslip.config.explain import explain
 from openslip.config.words import readable, split_words
 from openslip.errors import UserError
 
+OF_HYDRA = re.compile(r"[+~]*hydra(?:[./@=]|$)")
+
 
 def compose_config(
     name: str, arguments: list[str], values: dict[str, Any] | None = None
@@ -24,18 +29,20 @@ def compose_config(
         arguments: Hydra overrides (`model=slip_vitb16 seed=1`); `--config-dir DIR` adds a folder of your own configs.
         values: values of root keys that are set by the caller, not on the command line.
     """
-    folders, settings, options = split_words(arguments)
-    if options:
-        example = f"{options[0][2:]}=VALUE" if options[0].startswith("--") else "seed=1"
-        raise UserError(f"unknown option {options[0]}: settings are written key=value, e.g. {example}")
-    for word in settings:
-        if word.lstrip("+~").startswith(("hydra.", "hydra/")):
-            raise UserError(
-                f"{word}: a run does not use Hydra's folders and launchers; runs_dir=DIR and name=NAME place "
-                "it, and openslip sweep takes hydra/launcher and hydra/sweeper"
-            )
-    remedy = "python train.py -m makes a run of each" if name == "train" else "give one"
-    overrides = [readable(word, folders, remedy=remedy) for word in settings]
+    config, choices = compose_unresolved(name, arguments, values)
+    try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")
+        return plain(config, resolve=True), choices
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, name)) from error
+
+
+def compose_unresolved(
+    name: str, arguments: Sequence[str], values: dict[str, Any] | None = None
+) -> tuple[Any, dict[str, str]]:
+    """Compose and check a config as `compose_config` does; return it as OmegaConf's, before values are resolved."""
+    folders, overrides = checked_words(name, arguments)
     try:
         config, choices = composed(name, overrides, folders)
         with open_dict(config):
@@ -44,8 +51,26 @@ def compose_config(
                 check_keys(config, overrides)
                 spread_prompts(config)
         check_shapes(name, overrides, folders, plain(config, resolve=False))
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise UserError(f"config key {missing[0]} has no value: add {missing[0]}=VALUE")
-        return plain(config, resolve=True), choices
+        return config, choices
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
+
+
+def checked_words(name: str, arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Split a command line into the folders of the user's configs and overrides that Hydra reads as they are meant.
+
+    Raises:
+        UserError: a word is no setting, or a setting that one run would ignore.
+    """
+    folders, settings, options = split_words(arguments)
+    if options:
+        example = f"{options[0][2:]}=VALUE" if options[0].startswith("--") else "seed=1"
+        raise UserError(f"unknown option {options[0]}: settings are written key=value, e.g. {example}")
+    for word in settings:
+        if OF_HYDRA.match(word):
+            raise UserError(
+                f"{word}: a run does not use Hydra's folders and launchers; runs_dir=DIR and name=NAME place it, "
+                " --config-dir DIR adds configs, openslip sweep takes hydra/launcher"
+            )
+    remedy = "python train.py -m makes a run of each" if name == "train" else "give one"
+    return folders, [readable(word, folders, remedy=remedy) for word in settings]

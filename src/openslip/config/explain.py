@@ -44,11 +44,12 @@ def explain(error: Exception, name: str) -> str:
         of_train = default_config("train").keys() - default_config("eval").keys()
         if name == "eval" and of_train & {key.split(".")[0], key.split(".")[-1]}:
             return of_training(key)
-        known = [other for other in dotted_keys(default_config(name)) if not key.startswith(f"{other}.")]
+        known = dotted_keys(default_config(name))
+        known = [other for other in known if not key.startswith(f"{other}.") and not other.endswith("_target_")]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
-        add = f" +{key}=VALUE adds it" if "." in key else ""  # for an argument that has no line in the config
-        return f"config key {key} is unknown; {hint}{add}"
+        add = f"; +{key}=VALUE adds it" if "." in key else ""  # for an argument that has no line in the config
+        hint = f"did you mean {near[0]}?" if near else f"see configs/ for the known ones{add}"
+        return f"config key {key} is unknown; {hint}"
     unfit = re.search(r"Error merging override (\S+)", message)
     if unfit:
         return f"{unfit[1]}: expected settings, each by its own key; see configs/"

@@ -79,7 +79,8 @@ def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
             *columns(options, 18),
             "\nconfig groups and their options:",
             *columns(choices, 18),
-            "\noften-set keys and their defaults (???: must be set):",
+            "\noften-set keys, as their files set them (a model or experiment may",
+            "set them otherwise; ???: it must):",
             *columns(keys, 42),
             f"\nevery key: openslip {command} --cfg job; what each one means: {config_folder()}",
         ]
@@ -88,9 +89,14 @@ def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
 
 def names(group: str, folders: Sequence[Path]) -> list[str]:
     """Return the options of a config group; models are also composed from methods and sizes."""
-    found = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+    places = [folder / group for folder in folders]
+    found = {file.relative_to(place).with_suffix("").as_posix() for place in places for file in place.glob("**/*.yaml")}
     if group == "model":
-        found |= {f"{method}_{size}" for method in names("method", folders) for size in names("size", folders)}
+        found = {name for name in found if "/" not in name}  # model/tower/ is a group of its own
+        sizes = [size for size in names("size", folders) if not {"/", "_"} & set(size)]
+        found |= {f"{method}_{size}" for method in names("method", folders) for size in sizes}
+    if group == "data":
+        found = {name for name in found if "/" not in name}  # data/source/ likewise
     return sorted(found)
 
 

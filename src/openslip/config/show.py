@@ -1,7 +1,6 @@
 """Hydra's options that print a config instead of using it: `--cfg job`, `--resolve` and `--info defaults`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -10,15 +9,14 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from openslip.config.defaults import composed
+from openslip.config.compose import checked_words, compose_unresolved
 from openslip.config.explain import explain
 from openslip.config.folder import config_folder
 from openslip.config.search_path import search_path
-from openslip.config.words import readable, split_words
 from openslip.errors import UserError
 from openslip.terminal import say
 
-WORDS = {"--cfg": ("job",), "-c": ("job",), "--info": ("defaults",), "-i": ("defaults",)}
+WORDS = {"--cfg": "job", "-c": "job", "--info": "defaults", "-i": "defaults"}
 
 
 def main(name: str, arguments: Sequence[str]) -> None:
@@ -31,32 +29,37 @@ def main(name: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: an option has another value, or the config cannot be composed.
     """
-    asked, words = set[str](), list(arguments)
-    for option, values in WORDS.items():
-        while option in words:
-            place = words.index(option)
-            value = words[place + 1] if place + 1 < len(words) else ""
-            if value not in values:
-                raise UserError(f"{option} {value or '(no value)'}: expected {option} {values[0]}")
+    asked, words = set[str](), []
+    left = [part for word in arguments for part in parted(word)]
+    while left:
+        word = left.pop(0)
+        if word not in WORDS:
+            words.append(word)
+        elif (value := left.pop(0) if left else "(no value)") == WORDS[word]:
             asked.add(value)
-            del words[place : place + 2]
+        else:
+            raise UserError(f"{word} {value}: expected {word} {WORDS[word]}")
     resolve = "--resolve" in words
-    folders, settings, others = split_words([word for word in words if word != "--resolve"])
-    if others:
-        raise UserError(f"unknown option {others[0]}: settings are written key=value, e.g. seed=1")
-    overrides = [readable(word, folders) for word in settings]
+    words = [word for word in words if word != "--resolve"]
     try:
         if "defaults" in asked:
-            say(*defaults(name, overrides, folders))
+            say(*defaults(name, words))
         if "job" in asked:
-            config, _ = composed(name, overrides, folders)
+            config, _ = compose_unresolved(name, words)
             say(*OmegaConf.to_yaml(config, resolve=resolve).splitlines())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name)) from error
 
 
-def defaults(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+def parted(word: str) -> list[str]:
+    """Split `--cfg=job` into an option and its value."""
+    option, equals, value = word.partition("=")
+    return [option, value] if equals and option in WORDS else [word]
+
+
+def defaults(name: str, arguments: Sequence[str]) -> list[str]:
     """Return one line per config file in the order in which they are merged: its name and where it is placed."""
+    folders, overrides = checked_words(name, arguments)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         words = [*overrides, search_path(folders)]

@@ -9,11 +9,12 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from openslip.config.defaults import is_choice
+from openslip.config.folder import config_dirs
 from openslip.errors import UserError, first_line
 
 TEXTS = ("name", "runs_dir", "checkpoint", "output")  # keys whose value is always text, even if it looks like a number
 PLACES = ("shards", "root", "path", "folder", "weights")  # for keys that end in these, a number may be a folder
-DASHED = re.compile(r"--(?!config-dir=)([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL)  # a setting as W&B agents write it
+DASHED = re.compile(r"--([+~]*[A-Za-z_][\w./@]*=.*)", re.DOTALL)  # a setting as W&B agents write it
 
 
 def quoted(text: str) -> str:
@@ -27,14 +28,10 @@ def split_words(arguments: Sequence[str]) -> tuple[list[Path], list[str], list[s
     Raises:
         UserError: a folder given by `--config-dir` does not exist.
     """
-    folders, settings, options = [], [], []
-    words = iter(arguments)
+    folders, words = config_dirs(arguments)
+    settings, options = [], []
     for word in words:
-        if word == "--config-dir":
-            folders.append(Path(next(words, "")).resolve())
-        elif word.startswith("--config-dir="):
-            folders.append(Path(word.partition("=")[2]).resolve())
-        elif dashed := DASHED.fullmatch(word):
+        if dashed := DASHED.fullmatch(word):
             settings.append(dashed[1])
         else:
             (options if word.startswith("-") else settings).append(word)

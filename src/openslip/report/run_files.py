@@ -75,12 +75,11 @@ def read_metrics(path: Path) -> Metrics:
     return Metrics(columns, x_name, step, factor * (step or 0))
 
 
-def read_environment(folder: Path) -> dict[str, Any]:
-    """Read the provenance in `env.json`; empty if it is absent or damaged."""
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads((folder / "env.json").read_bytes())
-        return content if isinstance(content, dict) else {}
-    return {}
+def read_starts(folder: Path) -> list[Any]:
+    """Read the records of the run's starts in `env.json`; empty if it is absent or damaged."""
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        return list(json.loads((folder / "env.json").read_bytes())["starts"])
+    return []
 
 
 def _numbers(row: dict[str | Any, str | Any]) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """Sections of the page: settings and main metrics, views of the first batch, image-caption similarity, text files."""
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent
-from openslip.report.run_files import Metrics, at, check, evaluation_names, read_environment
+from openslip.report.run_files import Metrics, at, check, evaluation_names, read_starts
 
 MAX_VIEW_SAMPLES = 8
 MAX_SIMILARITY = 16
@@ -22,7 +23,7 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
         "image size": at(config, "image_size"),
         "global batch": at(config, "global_batch_size"),
         "seed": at(config, "seed"),
-        **provenance(read_environment(folder)),
+        **provenance(read_starts(folder)),
     }
     chips = "".join(
         f'<span class="fact"><span>{escape(name)}</span> {escape(value)}</span>'
@@ -57,15 +58,40 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
     return f'<div class="facts">{chips}</div><div class="tiles">{cards}</div>'
 
 
-def provenance(environment: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts about the computation that the header shows; the section Environment shows all of them."""
-    dates, commit, gpus = (at(environment, key) for key in ("dates", "commit", "hardware.gpus"))
+def provenance(starts: Sequence[Any]) -> dict[str, Any]:
+    """Return the facts about the computation that the header shows; the section Environment shows all of them.
+
+    Args:
+        starts: records of the run's starts, the first one first; their form is not checked.
+    """
+    dates = at(starts[0], "dates") if starts else None
     return {
-        "precision": at(environment, "precision"),
-        "hardware": f"{len(gpus)} x {gpus[0]}" if isinstance(gpus, list) and gpus else at(environment, "hardware.cpu"),
+        "precision": common(at(start, "precision") for start in starts),
+        "devices": common(devices(start) for start in starts),
         "started": dates[0] if isinstance(dates, list) and dates else None,
-        "commit": re.sub(r"[0-9a-f]{40}", lambda digits: digits[0][:12], commit) if isinstance(commit, str) else None,
+        "commit": common(short(at(start, "commit")) for start in starts),
     }
+
+
+def common(facts: Iterable[Any]) -> Any:
+    """Return the fact that all starts of a run have in common, or `several`."""
+    different = list(dict.fromkeys(map(str, facts)))
+    if different == ["None"]:
+        return None
+    return different[0] if len(different) == 1 else "several" if different else None
+
+
+def devices(start: Any) -> str | None:
+    """Return the number and the name of the devices that a start used."""
+    ranks, name = at(start, "ranks"), at(start, "device")
+    if name == "cpu":
+        name = at(start, "hardware.cpu")
+    return f"{ranks} x {name}" if name else None
+
+
+def short(commit: Any) -> str | None:
+    """Return a commit with the first 12 digits of its hash."""
+    return re.sub(r"[0-9a-f]{40}", lambda digits: digits[0][:12], commit) if isinstance(commit, str) else None
 
 
 def views(arrays: dict[str, np.ndarray]) -> str:

@@ -7,100 +7,125 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from openslip import __version__
 from openslip.data.remote.address import shown
 
-PACKAGES = ("openslip", "torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "webdataset", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "webdataset", "numpy")
 DRIVER = Path("/proc/driver/nvidia/version")
 CPUS = Path("/proc/cpuinfo")
+SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)  # end of the name of a setting
 
 
-def environment(started: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the file `env.json` holds.
-
-    Args:
-        started: content of the file before; empty in a new run. Its dates are kept, all else is of this process.
-        facts: what the caller knows about the run, such as the number of its parameters.
-    """
-    dates = [*started["dates"], now()] if isinstance(started.get("dates"), list) else [now()]
+@cache
+def origin() -> dict[str, Any]:
+    """Return this process's command, date and commit; called first when the process starts, before files may change."""
     return {
         "command": command(sys.argv),
-        "dates": dates,
+        "dates": [datetime.now(UTC).isoformat(timespec="seconds")],
         "commit": commit(Path(__file__).parents[1]),
-        **facts,
-        "versions": versions(),
-        "hardware": hardware(),
-        "cpu_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_on_cpu": torch.cpu._is_avx512_bf16_supported(),
     }
 
 
-def now() -> str:
-    """Return the date and time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def with_this_start(starts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of all starts of a run; starts that differ only in their dates share a record.
+
+    Args:
+        starts: records of the earlier starts.
+        facts: what the caller knows about the run, such as the number of its parameters.
+    """
+    record = {**origin(), **facts, "versions": versions(), "hardware": hardware()}
+    former = [dict(start) for start in starts]
+    if former and {**former[-1], "dates": None} == {**record, "dates": None}:
+        former[-1]["dates"] = [*former[-1]["dates"], *record["dates"]]
+        return former
+    return [*former, record]
 
 
 def command(words: Sequence[str]) -> str:
-    """Join the words of a command line for a shell, without the credentials that URLs may hold."""
-    program, *arguments = words
-    redacted = (key + equals + shown(value) for key, equals, value in (word.partition("=") for word in arguments))
-    return shlex.join([Path(program).name, *redacted])
+    """Join the words of a command line for a shell, without passwords, tokens and the credentials in addresses."""
+    program = Path(words[0]).name
+    arguments = (setting(*word.partition("=")) for word in words[1:])
+    return shlex.join(["openslip" if program == "__main__.py" else program, *arguments])
+
+
+def setting(key: str, equals: str, value: str) -> str:
+    """Return a setting of the command line without credentials."""
+    if equals and SECRET.search(key):
+        return f"{key}=***"
+    return key + equals + re.sub(r"\w+://[^\s,'\"\]}]+", lambda address: shown(address[0]), value)
 
 
 def commit(folder: Path) -> str | None:
-    """Return the git commit that a folder of source code is at, or None if git does not know the folder.
+    """Return the git commit that a package is at, or None if git does not track the package.
 
-    The suffix `-dirty` says that tracked files differ from the commit.
+    The suffix `-dirty` says that tracked files differ from the commit, or that the package has new Python files.
     """
-    git = ["git", "-C", str(folder), "-c", "core.fsmonitor=false"]  # that setting would start a program
     try:
         # A package that is installed inside a user's own repository is not tracked there.
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=10, check=True
-        )
-        describe = [*git, "describe", "--always", "--exclude=*", "--dirty", "--abbrev=40"]
-        return subprocess.run(describe, capture_output=True, timeout=10, check=True, text=True).stdout.strip()
+        git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        head = git(folder, "rev-parse", "HEAD")
+        new = git(folder, "ls-files", "--others", "--exclude-standard", "*.py")
+        changed = git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{head}-dirty" if new or changed else head
+
+
+def git(folder: Path, *words: str) -> str:
+    """Return the output of a git command that changes nothing in the repository of a folder."""
+    # Variables such as GIT_DIR, which git sets for its hooks, name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options = ["-C", str(folder), "-c", "core.fsmonitor=false"]  # that setting would start a program
+    done = subprocess.run(
+        ["git", *options, *words],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=10,
+        env={**environment, "GIT_OPTIONAL_LOCKS": "0"},
+    )
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, of the packages that compute, and of CUDA, cuDNN and the driver."""
-    installed = {package: installed_version(package) for package in PACKAGES}
-    cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
-    driver = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text()) if DRIVER.exists() else None
     return {
+        "openslip": __version__,
         "python": platform.python_version(),
-        **installed,
+        **{package: known(lambda package=package: importlib.metadata.version(package)) for package in PACKAGES},
         "cuda": torch.version.cuda,
-        "cudnn": None if cudnn is None else str(cudnn),
-        "driver": driver and driver[0],
+        "cudnn": known(lambda: str(torch.backends.cudnn.version())) if torch.backends.cudnn.is_available() else None,
+        "driver": known(lambda: re.findall(r"\d+\.\d+(?:\.\d+)?", DRIVER.read_text())[0]),
     }
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def hardware() -> dict[str, Any]:
     """Return this machine's operating system, CPU, usable cores, memory in GB, and GPUs."""
-    model = re.search(r"^model name\s*:\s*(.+)$", CPUS.read_text(), re.MULTILINE) if CPUS.exists() else None
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),
-        "cpu": model[1] if model else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "cpu": known(lambda: re.findall(r"^model name\s*:\s*(.+)$", CPUS.read_text(), re.MULTILINE)[0])
+        or platform.machine(),
+        "cores": known(lambda: len(os.sched_getaffinity(0))) or os.cpu_count(),
+        "memory_gb": known(lambda: round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)),
         "gpus": [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus],
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_on_cpu": known(torch.cpu._is_avx512_bf16_supported),
     }
+
+
+def known(probe: Callable[[], Any]) -> Any:
+    """Return what a probe of the system finds, or None: whatever fails there must not end a training."""
+    try:
+        return probe()
+    except Exception:
+        return None

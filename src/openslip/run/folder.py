@@ -19,7 +19,7 @@ from openslip.durable import needed, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import locked
 from openslip.run.checkpoints import saved
-from openslip.run.environment import environment
+from openslip.run.environment import with_this_start
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
 from openslip.terminal import say
 
@@ -91,25 +91,25 @@ class Run:
         """
         if not is_main_process():
             return
+        starts = with_this_start(self.starts(), facts)
+        texts = {"env.json": json.dumps({"starts": starts}, indent=1) + "\n", "config.yaml": write_config(config)}
         try:
             if self.result_file.exists():  # renamed before the stored config makes the run longer
                 self.result_file.replace(self.folder / f"result-{self.result()['step']:06}.json")
                 sync_folder(self.folder)
-            for name, text in (
-                ("env.json", json.dumps(environment(self.started(), facts), indent=1) + "\n"),
-                ("config.yaml", write_config(config)),
-            ):
+            for name, text in texts.items():
                 with needed(self.folder / name, advice="or choose another runs_dir="):
                     write_text(self.folder / name, text)
         except OSError as error:
             raise unwritable(self.folder, error) from error
 
-    def started(self) -> dict[str, Any]:
-        """Read `env.json` as the process before left it; empty if it is absent or damaged."""
-        with suppress(OSError, ValueError, RecursionError):
-            content = json.loads((self.folder / "env.json").read_bytes())
-            return content if isinstance(content, dict) else {}
-        return {}
+    def starts(self) -> list[dict[str, Any]]:
+        """Read the records of earlier starts in `env.json`; empty if it is absent, damaged or of an older form."""
+        with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            starts = json.loads((self.folder / "env.json").read_bytes())["starts"]
+            if all(isinstance(start["dates"], list) for start in starts):
+                return starts
+        return []
 
     def abandon(self) -> None:
         """Remove the files of a failed start; a run that has begun or has checkpoints is kept."""
