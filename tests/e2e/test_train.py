@@ -47,6 +47,9 @@ def trained(workplace: Path) -> Path:
 def test_a_run_leaves_its_files_and_a_falling_loss(trained: Path):
     for name in ("config.yaml", "env.json", "metrics.csv", "checkpoints/last.ckpt", "report.html", "result.json"):
         assert (trained / name).stat().st_size > 0, name
+    (start,) = json.loads((trained / "env.json").read_text())["starts"]
+    assert start["command"].startswith("train.py trainer=cpu ")
+    assert (start["ranks"], start["device"], start["data"]["samples"]) == (1, "cpu", 10240)
     losses = [float(row["train/loss"]) for row in rows(trained)]
     assert len(losses) == 12
     assert losses[-1] < losses[0]

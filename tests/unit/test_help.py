@@ -116,7 +116,7 @@ def test_a_folder_of_configs_may_have_a_space_in_its_name(tmp_path: Path):
         (["hydra.run.dir=x"], "hydra.run.dir=x: a run does not use Hydra's folders"),
         (["hydra/launcher=submitit_slurm"], "openslip sweep takes hydra/launcher"),
         (["trainer.bogus=1"], "config key trainer.bogus is unknown; "),
-        (["optim.qqqqqqqq=1"], "+optim.qqqqqqqq=VALUE adds it"),
+        (["optim.qqqqqqqq=1"], "(+optim.qqqqqqqq=VALUE adds a key)"),
     ],
 )
 def test_a_mistake_is_one_line_with_what_to_write(

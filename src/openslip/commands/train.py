@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from openslip.config.build import build, build_evaluations, build_parts, settled
 from openslip.config.check import NO_FSDP, check_root_values
@@ -211,18 +212,23 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
 def provenance(config: dict[str, Any], pretrainer: Pretrainer, data: DataModule) -> dict[str, Any]:
     """Return what a run trains, on which devices and on which data."""
-    model, device = pretrainer.model, pretrainer.device
-    direct = {"projections": model.parameters(recurse=False)}  # with logit_scale and logit_bias
-    parts = {name: part.parameters() for name, part in (*model.named_children(), ("objective", pretrainer.objective))}
-    counts = {name: sum(p.numel() for p in parameters) for name, parameters in (parts | direct).items()}
+    device = pretrainer.device
     return {
-        "parameters": {name: count for name, count in counts.items() if count},
+        "parameters": parameters(pretrainer.model, pretrainer.objective),
         "precision": config["trainer"]["precision"],
         "ranks": pretrainer.trainer.world_size,
         "nodes": pretrainer.trainer.num_nodes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "data": {"samples": len(data.source), "fingerprint": data.fingerprint},
     }
+
+
+def parameters(model: nn.Module, objective: nn.Module) -> dict[str, int]:
+    """Return the number of parameters of each part that has any; `projections` includes logit_scale and logit_bias."""
+    direct = {"projections": model.parameters(recurse=False)}
+    parts = {name: part.parameters() for name, part in (*model.named_children(), ("objective", objective))}
+    counts = {name: sum(p.numel() for p in values) for name, values in (parts | direct).items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resumed: Path | None) -> None:

@@ -47,9 +47,9 @@ def explain(error: Exception, name: str) -> str:
         known = dotted_keys(default_config(name))
         known = [other for other in known if not key.startswith(f"{other}.") and not other.endswith("_target_")]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        add = f"; +{key}=VALUE adds it" if "." in key else ""  # for an argument that has no line in the config
-        hint = f"did you mean {near[0]}?" if near else f"see configs/ for the known ones{add}"
-        return f"config key {key} is unknown; {hint}"
+        hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
+        # An argument that a class takes may have no line in the config.
+        return f"config key {key} is unknown; {hint}" + (f" (+{key}=VALUE adds a key)" if "." in key else "")
     unfit = re.search(r"Error merging override (\S+)", message)
     if unfit:
         return f"{unfit[1]}: expected settings, each by its own key; see configs/"

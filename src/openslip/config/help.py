@@ -79,8 +79,8 @@ def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
             *columns(options, 18),
             "\nconfig groups and their options:",
             *columns(choices, 18),
-            "\noften-set keys, as their files set them (a model or experiment may",
-            "set them otherwise; ???: it must):",
+            "\noften-set keys, with the values in their files (a model or",
+            "an experiment may set others; ???: it must set one):",
             *columns(keys, 42),
             f"\nevery key: openslip {command} --cfg job; what each one means: {config_folder()}",
         ]
