@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from openslip import __version__
 from openslip.commands import eval as evaluate
 from openslip.commands import train
 from openslip.errors import run_entry_point
@@ -48,6 +49,7 @@ def test_a_run_leaves_its_files_and_a_falling_loss(trained: Path):
     for name in ("config.yaml", "env.json", "metrics.csv", "checkpoints/last.ckpt", "report.html", "result.json"):
         assert (trained / name).stat().st_size > 0, name
     (start,) = json.loads((trained / "env.json").read_text())["starts"]
+    assert start["openslip"] == __version__
     assert start["command"].startswith("train.py trainer=cpu ")
     assert (start["ranks"], start["device"], start["data"]["samples"]) == (1, "cpu", 10240)
     losses = [float(row["train/loss"]) for row in rows(trained)]

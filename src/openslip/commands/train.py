@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from openslip import __version__
 from openslip.config.build import build, build_evaluations, build_parts, settled
 from openslip.config.check import NO_FSDP, check_root_values
 from openslip.config.compose import compose_config
@@ -214,6 +215,7 @@ def provenance(config: dict[str, Any], pretrainer: Pretrainer, data: DataModule)
     """Return what a run trains, on which devices and on which data."""
     device = pretrainer.device
     return {
+        "openslip": __version__,
         "parameters": parameters(pretrainer.model, pretrainer.objective),
         "precision": config["trainer"]["precision"],
         "ranks": pretrainer.trainer.world_size,

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from openslip import __version__
 from openslip.data.remote.address import shown
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "webdataset", "numpy")
@@ -98,7 +97,6 @@ def git(folder: Path, *words: str) -> str:
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, of the packages that compute, and of CUDA, cuDNN and the driver."""
     return {
-        "openslip": __version__,
         "python": platform.python_version(),
         **{package: known(lambda package=package: importlib.metadata.version(package)) for package in PACKAGES},
         "cuda": torch.version.cuda,
