@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def prints_its_product(arguments: list[str]) -> bool:
     """Whether a command's result is what it prints: true for `data check`, while other `data` commands write files."""
-    if (PRINTING | {"-h", "--help"}) & {word.partition("=")[0] for word in arguments}:
+    if PRINTING & {word.partition("=")[0] for word in arguments}:
         return True
     return arguments[:2] == ["data", "check"] or arguments[:1] not in [[command] for command in LEAVE_FILES]
 

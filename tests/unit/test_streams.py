@@ -71,7 +71,9 @@ def test_every_entry_point_takes_output_that_nobody_reads(entry: str, redirectio
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("command", ["data check", "predict", "doctor", "plan", "verify"])
+@pytest.mark.parametrize(
+    "command", ["data check", "predict", "doctor", "plan", "verify", "train --cfg job", "eval --info=defaults"]
+)
 def test_a_command_that_prints_its_product_reports_a_full_disk(command: str):
     assert prints_its_product(command.split())
 
