@@ -3,8 +3,9 @@
 import sys
 
 from openslip import streams
-from openslip.__main__ import main
+from openslip.__main__ import main, prints_its_product
 
 if __name__ == "__main__":
-    streams.prepare()
-    main(["eval", *sys.argv[1:]])
+    words = ["eval", *sys.argv[1:]]
+    streams.prepare(stdout_is_product=prints_its_product(words))
+    main(words)
