@@ -177,6 +177,21 @@ def test_an_addition_with_a_state_trains_alike_in_bf16_and_in_micro_batches(runs
     assert losses(runs / "queue-parts") == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ADDITIONS if name != "queue"])
+def test_every_addition_trains_alike_in_bf16_and_in_micro_batches(
+    importable: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.chdir(runs.parent)
+    common = ["--config-dir", str(importable / "configs"), *COMMON[:3], *RUN, "evaluation=feature_spread"]
+    train.main([*common, *ADDITIONS[name], "trainer.precision=bf16-mixed", f"name={name}-bf16"])
+    whole = losses(runs / name)
+    assert losses(runs / f"{name}-bf16") == pytest.approx(whole, rel=0.05)
+    if name != "image tower":  # its batch norm sees the whole batch
+        train.main([*common, *ADDITIONS[name], "trainer.precision=32-true", "micro_batch_size=3", f"name={name}-parts"])
+        assert losses(runs / f"{name}-parts") == pytest.approx(whole, rel=1e-4)
+
+
 def test_a_bias_in_the_model_is_saved_loaded_and_used(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = runs / "sigmoid"
     bundle = openslip.load(folder)

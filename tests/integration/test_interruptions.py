@@ -40,13 +40,14 @@ def test_the_same_command_twice_gives_the_same_weights(place: Path, whole: Path)
     assert_ended_as(place / "runs" / "again", whole)
 
 
-def test_kills_at_random_moments_change_nothing(place: Path, whole: Path):
-    run = [*RUN, "name=killed", "callbacks.save.every_n_steps=1"]
+@pytest.mark.parametrize("kills", [4, slow(12)])
+def test_kills_at_random_moments_change_nothing(place: Path, whole: Path, kills: int):
+    run = [*RUN, f"name=killed{kills}", "callbacks.save.every_n_steps=1"]
     run += ["+callbacks.slow._target_=slow_steps.SlowSteps", "+callbacks.slow.seconds=0.2"]  # time to write between two
     rng = np.random.default_rng(0)
     resumed = 0
-    for number in range(4):
-        training = Training(place, *run, log=f"killed{number}.log")
+    for number in range(kills):
+        training = Training(place, *run, log=f"killed{kills}_{number}.log")
         if rng.random() < 0.25:
             time.sleep(0.5 * rng.random())  # in its set-up
         else:
@@ -55,8 +56,8 @@ def test_kills_at_random_moments_change_nothing(place: Path, whole: Path):
         assert training.process.is_alive(), training.said()
         training.kill()
         resumed += "resumes after step" in training.said()
-    assert resumed >= 2
-    training = Training(place, *run, log="killed.log")
+    assert resumed >= kills // 2
+    training = Training(place, *run, log=f"killed{kills}.log")
     assert training.wait() == 0, training.said()
     assert "resumes after step" in training.said()
     assert_ended_as(place / "runs" / "killed", whole)

@@ -61,7 +61,8 @@ def test_a_tower_of_another_shape_or_kind_is_refused_by_its_key(tmp_path: Path):
     )
     loader = initial(build_parts(config))
     path = str(tmp_path / "wider.ckpt")
-    with pytest.raises(UserError, match=r"towers\.image\.weights=.*: its image tower differs from this run's \(size"):
+    message = r"towers\.image\.weights=.*: its image tower differs from this run's \(size mismatch"
+    with pytest.raises(UserError, match=message):
         loader.load(None, {"image": {"weights": path}})
     with pytest.raises(UserError, match=r"towers\.text\.weights=.*wider\.ckpt has no text tower"):
         loader.load(None, {"text": {"weights": path}})

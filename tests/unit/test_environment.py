@@ -133,6 +133,16 @@ def test_each_start_that_differs_has_a_record_and_equal_ones_share_it(tmp_path: 
     assert dates == sorted(dates)
 
 
+def test_training_notes_its_origin_before_it_composes_a_config(monkeypatch: pytest.MonkeyPatch):
+    def compose_config(*_: object) -> None:
+        raise RuntimeError(f"{origin.cache_info().currsize} noted")
+
+    origin.cache_clear()
+    monkeypatch.setattr(train, "compose_config", compose_config)
+    with pytest.raises(RuntimeError, match="^1 noted$"):
+        train.main([])
+
+
 def test_command_commit_and_date_are_those_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     origin.cache_clear()
     before = origin()

@@ -11,8 +11,8 @@ import yaml
 import openslip
 from openslip.__main__ import run
 from openslip.config.compose import compose_config
-from openslip.config.folder import config_dirs, config_folder
-from openslip.config.help import KEYS, commented_lines, explained_keys, help_text, names
+from openslip.config.folder import config_dirs, config_folder, names
+from openslip.config.help import KEYS, commented_lines, explained_keys, help_text
 from openslip.errors import UserError
 
 
@@ -107,13 +107,13 @@ def test_a_folder_of_configs_may_have_a_space_in_its_name(tmp_path: Path):
     [
         (["--cfg"], "--cfg (no value): expected --cfg job"),
         (["--cfg=hydra"], "--cfg hydra: expected --cfg job"),
-        (["--cfg", "job", "hydra.run.dir=x"], "hydra.run.dir=x: a run does not use"),
+        (["--cfg", "job", "hydra.run.dir=x"], "hydra.run.dir=x: Hydra's own settings"),
         (["--cfg", "job", "optim.lr=[1,2]"], "optim.lr"),
         (["--cfg", "hydra"], "--cfg hydra: expected --cfg job"),
         (["--info", "plugins"], "--info plugins: expected --info defaults"),
         (["--cfg", "job", "--bogus"], "unknown option --bogus"),
         (["--cfg", "job", "model=slip_vitb17"], "did you mean model=slip_vitb16?"),
-        (["hydra.run.dir=x"], "hydra.run.dir=x: a run does not use Hydra's folders"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: Hydra's own settings have no effect here"),
         (["hydra/launcher=submitit_slurm"], "openslip sweep takes hydra/launcher"),
         (["trainer.bogus=1"], "config key trainer.bogus is unknown; "),
         (["optim.qqqqqqqq=1"], "(+optim.qqqqqqqq=VALUE adds a key)"),

@@ -26,6 +26,7 @@ from openslip.plan import number_of_devices
 from openslip.report import write_report
 from openslip.run import ranks, watchdog
 from openslip.run.checkpoints import saved
+from openslip.run.environment import origin
 from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import with_format, without_secrets
 from openslip.slurm import check_tasks
@@ -59,6 +60,8 @@ NOT_DETERMINISTIC = " does not have a deterministic implementation"  # part of P
 
 def main(arguments: list[str]) -> None:
     """Train the model of a config and write the folder `runs/<name>/`."""
+    if is_main_process():
+        origin()  # at once, because the code may change on disk before the first step
     # Before composing: in trainer=ddp the strategy is a dict, and Hydra's own error for a word there is unclear.
     for word in arguments:
         if word.startswith("trainer.strategy") and "fsdp" in word.lower():

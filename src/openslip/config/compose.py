@@ -69,8 +69,8 @@ def checked_words(name: str, arguments: Sequence[str]) -> tuple[list[Path], list
     for word in settings:
         if OF_HYDRA.match(word):
             raise UserError(
-                f"{word}: a run does not use Hydra's folders and launchers; runs_dir=DIR and name=NAME place it, "
-                " --config-dir DIR adds configs, openslip sweep takes hydra/launcher"
+                f"{word}: Hydra's own settings have no effect here; runs_dir=DIR and name=NAME place a run, "
+                "output=FILE an evaluation, --config-dir DIR adds configs, openslip sweep takes hydra/launcher"
             )
     remedy = "python train.py -m makes a run of each" if name == "train" else "give one"
     return folders, [readable(word, folders, remedy=remedy) for word in settings]

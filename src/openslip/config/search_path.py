@@ -10,7 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-from openslip.config.folder import config_folder
+from openslip.config.folder import config_folder, names
 
 
 def search_path(folders: Sequence[Path]) -> str:
@@ -56,8 +56,7 @@ class ComposedModels(ConfigSource):
         """List the models that the packaged methods and sizes compose."""
         if results_filter is ObjectType.GROUP:
             return []
-        methods, sizes = (sorted(config_folder().glob(f"{group}/*.yaml")) for group in ("method", "size"))
-        return [f"{method.stem}_{size.stem}" for method in methods for size in sizes]
+        return names("model", [config_folder()])
 
 
 Plugins.instance().register(ComposedModels)

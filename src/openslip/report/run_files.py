@@ -1,7 +1,6 @@
 """Read the files in a run's folder: metrics, config and arrays."""
 
 import csv
-import json
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -73,13 +72,6 @@ def read_metrics(path: Path) -> Metrics:
         columns[name] = Series(*np.array(points).T)
     step = int(rows[-1]["step"]) if rows else None
     return Metrics(columns, x_name, step, factor * (step or 0))
-
-
-def read_starts(folder: Path) -> list[Any]:
-    """Read the records of the run's starts in `env.json`; empty if it is absent or damaged."""
-    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
-        return list(json.loads((folder / "env.json").read_bytes())["starts"])
-    return []
 
 
 def _numbers(row: dict[str | Any, str | Any]) -> dict[str, float]:

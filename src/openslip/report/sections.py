@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent
-from openslip.report.run_files import Metrics, at, check, evaluation_names, read_starts
+from openslip.report.run_files import Metrics, at, check, evaluation_names
+from openslip.run.environment import read_starts
 
 MAX_VIEW_SAMPLES = 8
 MAX_SIMILARITY = 16
@@ -58,27 +59,24 @@ def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
     return f'<div class="facts">{chips}</div><div class="tiles">{cards}</div>'
 
 
-def provenance(starts: Sequence[Any]) -> dict[str, Any]:
+def provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the facts about the computation that the header shows; the section Environment shows all of them.
 
     Args:
-        starts: records of the run's starts, the first one first; their form is not checked.
+        starts: records of the run's starts, the first one first.
     """
-    dates = at(starts[0], "dates") if starts else None
     return {
         "precision": common(at(start, "precision") for start in starts),
         "devices": common(devices(start) for start in starts),
-        "started": dates[0] if isinstance(dates, list) and dates else None,
+        "started": starts[0]["dates"][0] if starts else None,
         "commit": common(short(at(start, "commit")) for start in starts),
     }
 
 
-def common(facts: Iterable[Any]) -> Any:
+def common(facts: Iterable[Any]) -> str | None:
     """Return the fact that all starts of a run have in common, or `several`."""
-    different = list(dict.fromkeys(map(str, facts)))
-    if different == ["None"]:
-        return None
-    return different[0] if len(different) == 1 else "several" if different else None
+    different = {str(fact) for fact in facts} - {"None"}
+    return "several" if len(different) > 1 else next(iter(different), None)
 
 
 def devices(start: Any) -> str | None:

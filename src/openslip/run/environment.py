@@ -1,6 +1,7 @@
 """Provenance of a run's metrics: the command, commit, versions and hardware that computed them."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -31,6 +33,15 @@ def origin() -> dict[str, Any]:
         "dates": [datetime.now(UTC).isoformat(timespec="seconds")],
         "commit": commit(Path(__file__).parents[1]),
     }
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Read the records of a run's starts from `env.json`; empty if it is absent, damaged or of an older form."""
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        starts = json.loads((folder / "env.json").read_bytes())["starts"]
+        if all(isinstance(start, dict) and isinstance(start["dates"], list) and start["dates"] for start in starts):
+            return list(starts)
+    return []
 
 
 def with_this_start(starts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[dict[str, Any]]:

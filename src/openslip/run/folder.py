@@ -19,7 +19,7 @@ from openslip.durable import needed, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import locked
 from openslip.run.checkpoints import saved
-from openslip.run.environment import with_this_start
+from openslip.run.environment import read_starts, with_this_start
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
 from openslip.terminal import say
 
@@ -91,7 +91,7 @@ class Run:
         """
         if not is_main_process():
             return
-        starts = with_this_start(self.starts(), facts)
+        starts = with_this_start(read_starts(self.folder), facts)
         texts = {"env.json": json.dumps({"starts": starts}, indent=1) + "\n", "config.yaml": write_config(config)}
         try:
             if self.result_file.exists():  # renamed before the stored config makes the run longer
@@ -102,14 +102,6 @@ class Run:
                     write_text(self.folder / name, text)
         except OSError as error:
             raise unwritable(self.folder, error) from error
-
-    def starts(self) -> list[dict[str, Any]]:
-        """Read the records of earlier starts in `env.json`; empty if it is absent, damaged or of an older form."""
-        with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
-            starts = json.loads((self.folder / "env.json").read_bytes())["starts"]
-            if all(isinstance(start["dates"], list) for start in starts):
-                return starts
-        return []
 
     def abandon(self) -> None:
         """Remove the files of a failed start; a run that has begun or has checkpoints is kept."""

@@ -82,7 +82,7 @@ class Preemption(pl.Callback):
         if is_main_process():
             asked_by = received.name if received and received in signals.STOPPING else self.asked_by
             ended = f"after step {pl_module.step}, saved; the same command resumes it"
-            ended = ended if pl_module.step else "before the first step; the same command starts it anew"
+            ended = ended if pl_module.step else "before the first step; the same command restarts it"
             sys.stderr.write(f"\nstopped by {asked_by} {ended}\n")
             sys.stderr.flush()
             finish_wandb(trainer)  # before requeueing, which ends the job under SLURM

@@ -95,7 +95,7 @@ class CsvLogger(Logger):
                 os.fsync(file.fileno())
 
     def rewrite(self) -> None:
-        """Write the whole file anew, durably."""
+        """Rewrite the whole file, durably."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
