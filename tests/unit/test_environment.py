@@ -139,7 +139,7 @@ def test_training_notes_its_origin_before_it_composes_a_config(monkeypatch: pyte
 
     origin.cache_clear()
     monkeypatch.setattr(train, "compose_config", compose_config)
-    with pytest.raises(RuntimeError, match="^1 noted$"):
+    with pytest.raises(RuntimeError, match=r"^1 noted$"):
         train.main([])
 
 
