@@ -60,7 +60,7 @@ def test_kills_at_random_moments_change_nothing(place: Path, whole: Path, kills:
     training = Training(place, *run, log=f"killed{kills}.log")
     assert training.wait() == 0, training.said()
     assert "resumes after step" in training.said()
-    assert_ended_as(place / "runs" / "killed", whole)
+    assert_ended_as(place / "runs" / f"killed{kills}", whole)
 
 
 @pytest.mark.parametrize("at", [1, slow(3), 6, slow(7), slow(29), 30])  # 6 and 30 end an epoch
