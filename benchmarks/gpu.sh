@@ -16,6 +16,10 @@ patience=${PATIENCE:-$([ "$device" = cuda ] && echo 100 || echo 2000)}
 allowed=${SECONDS_ALLOWED:-$((540 * patience / 100))}
 grace=5 # seconds from SIGTERM to SIGKILL
 export PYTHONPATH=$root/src:$root/benchmarks${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+if [ "$device" = cuda ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' &>/dev/null; then
+  echo "no CUDA GPU that torch can use; \`nvidia-smi\` and \`openslip doctor\` say more; DEVICE=cpu only tests the commands"
+  exit 2
+fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

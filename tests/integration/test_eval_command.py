@@ -100,7 +100,14 @@ def test_the_table_has_counts_as_counts_and_shares_in_per_cent(root: Path, capsy
     assert re.search(r"chance +│ 25\.00 % +│", captured.out)
     assert re.search(r"top1 +│ [\d.]+ % +│", captured.out)
     assert f"3: 10 -> {CLASSNAMES[3]}" in captured.err
-    assert json.loads((root / "out.json").read_text())["metrics"]["folder"]["num_samples"] == 4
+    written = json.loads((root / "out.json").read_text())
+    assert written["metrics"]["folder"]["num_samples"] == 4
+    used = written["config"]["evaluation"]["folder"]
+    assert (used["classnames"], used["templates"]) == (f"{root}/names.txt", "imagenet80")
+    assert used["source"]["root"] == f"{root}/images"
+    assert "out.json (replaced)" not in captured.out
+    assert evaluate(root) == 0
+    assert "out.json (replaced)" in capsys.readouterr().out
 
 
 def test_a_part_of_imagenet_says_so(root: Path, capsys: pytest.CaptureFixture[str]):

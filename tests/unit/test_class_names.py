@@ -77,6 +77,13 @@ def test_names_behind_a_number_are_the_folders_own(tmp_path: Path, capsys: pytes
     assert "leading numbers become part of the prompts (001.Black footed); classnames=FILE" in capsys.readouterr().err
 
 
+def test_a_folder_with_the_name_of_another_folder_is_refused(tmp_path: Path):
+    source = write_folder(tmp_path, ["cat", "dog", "fox"])
+    with pytest.raises(UserError, match=r"some of them repeated \(folder dog would be cat; 1 in all\)"):
+        evaluation(source, classnames=["cat", "cat", "fox"])
+    assert evaluation(source, classnames=["pet", "pet", "fox"]).classnames == ["pet", "pet", "fox"]
+
+
 def test_a_pairing_shows_the_names_that_are_not_the_folders_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     evaluation(write_folder(tmp_path, ["cat", "dog", "fox"]), classnames=["cat", "hound", "fox"])
     title, pair = capsys.readouterr().err.splitlines()

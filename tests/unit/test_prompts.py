@@ -40,6 +40,13 @@ def test_class_embeddings_equal_a_float64_loop_over_padded_prompts():
         np.testing.assert_allclose(row.numpy(), [x / norm for x in mean], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("placeholder", ["{label}", "{0}", "{classname}"])
+def test_a_template_with_another_placeholder_is_refused(placeholder: str):
+    with pytest.raises(UserError, match=rf"\{placeholder} would stay in the prompts; write \{{\}} for the class name"):
+        texts_of([f"a {{}} photo of {placeholder}."], "templates")
+    assert texts_of(["a photo of {}, {3 cm} wide."], "templates") == ["a photo of {}, {3 cm} wide."]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_texts_come_back_in_their_order_for_any_batch_size(batch_size: int, monkeypatch: pytest.MonkeyPatch):
     model = dual_encoder().double()

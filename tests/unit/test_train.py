@@ -244,6 +244,8 @@ def test_the_schedule_takes_its_length_from_epochs_or_steps():
     config, _ = compose_config("train", ["model=slip_vitb16", "data=cc3m"])
     schedule = planned_schedule(config, 709)
     assert (schedule.warmup_steps, schedule.max_steps) == (709, 25 * 709)
+    with pytest.raises(UserError, match=r"warmup_epochs=0\.5: optim\.warmup_steps=50 replaces it; add .*steps=null"):
+        compose_config("train", ["optim.warmup_epochs=0.5"])
     config, _ = compose_config("train", ["trainer.max_steps=70", "optim.warmup_steps=null", "optim.warmup_epochs=0.5"])
     schedule = planned_schedule(config, 160)
     assert (schedule.warmup_steps, schedule.max_steps) == (80, 70)

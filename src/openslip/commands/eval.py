@@ -34,10 +34,11 @@ def main(arguments: list[str]) -> None:
     show(results, notes)
     say(*lines)
     if writable:
-        content = {"checkpoint": str(config["checkpoint"]), "metrics": results, "notes": notes}
+        content = {"checkpoint": str(config["checkpoint"]), "metrics": results, "notes": notes, "config": config}
+        is_replaced = output.exists()
         with needed(output, refusal=UserError, advice=ELSEWHERE):
             write_text(output, json.dumps(content, indent=1) + "\n")
-        say(f"metrics: {output}")
+        say(f"metrics: {output}{' (replaced)' if is_replaced else ''}")
 
 
 def can_write(output: Path, *, is_asked_for: bool) -> bool:

@@ -122,6 +122,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     if resumed is None:  # a resumed run takes all weights from its own checkpoint
         initial.load(init_from["checkpoint"], config["towers"])
         if is_main_process():
+            say(*(f"weights of the {part}: {path}" for part, path in initial.sources()))
             say(*initial.notices)
     data = build(
         config["data"],

@@ -38,6 +38,9 @@ def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], c
         key = word.partition("=")[0].lstrip("+")
         for mismatch in mismatches(key, lookup(config, key), lookup(defaults, key)):
             raise UserError(mismatch)
+        steps, epochs = lookup(config, "optim.warmup_steps"), lookup(config, "optim.warmup_epochs")
+        if key == "optim.warmup_epochs" and steps is not None and epochs is not None:
+            raise UserError(f"{word}: optim.warmup_steps={steps} replaces it; add optim.warmup_steps=null")
 
 
 def lookup(config: Any, key: str) -> Any:

@@ -47,8 +47,8 @@ def class_names(
         underscores: `space` reads `_` in a name as a space, `keep` leaves it.
 
     Raises:
-        UserError: there are no names, the numbers of names and folders differ, or the names are those of the folders in
-            another order.
+        UserError: there are no names, the numbers of names and folders differ, or a folder is paired with another's
+            name.
     """
     folders = None if classes is None else list(classes)
     if value is None and folders is None:
@@ -90,12 +90,11 @@ def match(names: list[str], folders: list[str] | None) -> tuple[list[int], list[
 def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
     """Refuse a list that pairs folders with names of other folders, which a list in another order does.
 
-    A name that belongs to other folders counts only if one of those is itself paired with a name that does not match.
-
     Args:
         names: given class names, one per folder.
         folders: names of the class folders, in label order.
-        allowed: largest number of such names that is accepted.
+        allowed: largest number of such names that is accepted. Above 0, a name of other folders counts only if one of
+            those is itself paired with a name that does not match.
     """
     known = list(map(known_as, folders))
     owners = defaultdict[str, list[int]](list)
@@ -106,12 +105,15 @@ def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
     crossed = [
         i
         for i, name in enumerate(theirs)
-        if name in owners and i not in owners[name] and any(theirs[owner] not in known[owner] for owner in owners[name])
+        if name in owners
+        and i not in owners[name]
+        and (not allowed or any(theirs[owner] not in known[owner] for owner in owners[name]))
     ]
     if len(crossed) > allowed:
         shown = "; ".join(f"folder {folders[i]} would be {names[i]}" for i in crossed[:3])
+        how = "some of them repeated" if not allowed and len(set(theirs)) < len(theirs) else "in another order"
         raise UserError(
-            f"classnames: the folders' own names, in another order ({shown}; {len(crossed)} in all): list them in the "
+            f"classnames: the folders' own names, {how} ({shown}; {len(crossed)} in all): list them in the "
             f"folders' order ({', '.join(folders[:3])}, ...), or omit classnames to use the folders' names"
         )
 

@@ -23,6 +23,7 @@ LISTS = {  # names that a config may give instead of a list
 }
 # Lines of YAML, JSON or CSV, or in quotation marks: their markup would become part of the prompts.
 MARKED_UP = re.compile(r"""- |[\[{"']|n?\d+\s*[,;:=\t]|.*\t""")
+PLACEHOLDER = re.compile(r"\{[\w.:!]+\}")  # `{label}` or `{0}` of a format string, which would stay in the prompts
 EXAMPLES = {"templates": "a photo of a {}."}
 
 
@@ -55,7 +56,7 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
 
     Raises:
         UserError: the list is empty or unordered; it is one string, which would be split into letters; or a value is
-            blank, is not text, or is a template without `{}`.
+            blank, is not text, or is a template without `{}` or with another placeholder.
     """
     example = EXAMPLES.get(key, "cat")
     if isinstance(values, str | bytes):
@@ -75,6 +76,8 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
             raise UserError(f"{key}[{place}] is blank: expected text, such as {example!r}")
         if key == "templates" and "{}" not in str(value):
             raise UserError(f"template {value!r} has no {{}} for the class name: write it like {example!r}")
+        if key == "templates" and (other := PLACEHOLDER.search(str(value))):
+            raise UserError(f"template {value!r}: {other[0]} would stay in the prompts; write {{}} for the class name")
     given = [str(value) for value in listed]
     if key == "templates" and (twice := repeated(given)):
         notice_once(f"templates: {', '.join(twice)} given several times and used once")

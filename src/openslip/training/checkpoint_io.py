@@ -139,6 +139,8 @@ def size_of(content: Any) -> int:
 
 
 def check_space(folder: Path, size: int) -> None:
+    """Refuse to save a checkpoint of `size` bytes if the folder's disk has not twice as much free."""
     free = shutil.disk_usage(folder).free
     if free < HEADROOM * size:
-        raise CheckpointError(f"{free / 1e6:.1f} MB free, {HEADROOM * size / 1e6:.1f} MB needed in {folder}")
+        needed = f"{HEADROOM * size / 1e6:.1f} MB needed in {folder}"
+        raise CheckpointError(f"{free / 1e6:.1f} MB free, {needed}, which is twice a checkpoint")

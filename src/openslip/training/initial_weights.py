@@ -65,6 +65,11 @@ class InitialWeights:
             if options["weights"] is not None:
                 self.load_tower(kind, options["weights"])
 
+    def sources(self) -> list[tuple[str, str]]:
+        """List the parts whose weights were copied, each with the path that the config names."""
+        parts = {"checkpoint": "whole model", "image_tower": "image tower", "text_tower": "text tower"}
+        return [(part, self.record[key]) for key, part in parts.items() if key in self.record]
+
     def load_model(self, path: str) -> None:
         """Copy all weights of a checkpoint's model; `logit_bias` keeps its initial value if the checkpoint has none."""
         key = f"init_from.checkpoint={path}"
