@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from openslip.training.logging.metrics import send
 
-ROWS = 200  # at most, evenly spread over the samples
+ROWS = 200  # largest number of rows; they are evenly spread over the samples
 
 
 def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray], step: int) -> None:
