@@ -39,7 +39,8 @@ def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
         allow: import paths of your own classes that the config may name.
 
     Raises:
-        UserError: the config names a `_target_` that is neither a class of OpenSLIP nor allowed; it is never called.
+        UserError: the config names a `_target_` that is neither a class of OpenSLIP nor allowed. This class is never
+            called.
     """
     model = build_whole("architecture", architecture, allow)
     if not isinstance(model, nn.Module):

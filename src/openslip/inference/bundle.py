@@ -44,8 +44,8 @@ class Bundle:
         """Encode images to unit-length float32 features; a single image must be in a list.
 
         Args:
-            images: a float tensor that stacks images returned by `transform`, or a list of images. An image of a list
-                is a path, encoded image bytes, a PIL image, a uint8 array [height, width, 3], or a tensor
+            images: a float tensor that stacks images returned by `transform`, or a list of images. An image in the
+                list is a path, encoded image bytes, a PIL image, a uint8 array [height, width, 3], or a tensor
                 [3, height, width] of uint8 or of floats from 0 to 1.
 
         Raises:

@@ -55,7 +55,7 @@ class ZeroShotClassifier:
 
         Args:
             images: an image or a list of images. An image is a path, encoded image bytes, a PIL image, a uint8 array
-                [height, width, 3], or a tensor [3, height, width], uint8 or floats from 0 to 1.
+                [height, width, 3], or a tensor [3, height, width] of uint8 or of floats from 0 to 1.
 
         Returns:
             A ranking: pairs of label and probability, most probable first. For a list of images, a list of rankings.

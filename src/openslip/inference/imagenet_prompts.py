@@ -33,7 +33,7 @@ def imagenet_templates(count: int) -> list[str]:
 
 @cache
 def _open_clip_metadata() -> ModuleType:
-    # Importing open_clip takes seconds. The file below contains only data and is loaded without the rest.
+    # Importing open_clip takes seconds. Its file below contains only data, so only this file is loaded.
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise UserError("ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch")

@@ -20,8 +20,8 @@ HALF = (torch.float16, torch.bfloat16)
 def fused_is_fastest(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the fused attention kernel is the fastest for this device and dtype.
 
-    For 16-bit dtypes on the CPU, plain matrix products are 2 to 5 times faster than the fused kernel, in the forward and
-    in the backward pass.
+    For 16-bit dtypes on the CPU, plain matrix products are 2 to 5 times faster than the fused kernel, in the forward
+    and in the backward pass.
     """
     return device.type != "cpu" or dtype not in HALF
 

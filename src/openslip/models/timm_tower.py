@@ -50,8 +50,8 @@ class TimmTower(Tower):
         self.input_size = image_size if hasattr(trunk, "set_input_size") else None
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
-            # The published code used timm 0.5, which initialised the class token with std 0.02. Later versions use 1e-6:
-            # docs/NUMERICS.md#cls-token
+            # The published code used timm 0.5, which initialised the class token with std 0.02. Later versions use
+            # 1e-6: docs/NUMERICS.md#cls-token
             nn.init.trunc_normal_(trunk.cls_token, std=0.02)
 
     @property
@@ -105,7 +105,7 @@ class TimmTower(Tower):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks of timm's plain vision transformer; other backbones call and checkpoint their own blocks."""
+        """Return the blocks of timm's plain vision transformer; other backbones run and checkpoint theirs."""
         return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
 
     def resize(self, input_size: int) -> None:

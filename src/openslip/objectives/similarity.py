@@ -24,7 +24,7 @@ class Features:
 
     @cached_property
     def all(self) -> Float[Tensor, "world dim"]:
-        """Features of all ranks in the order of the global batch; a collective call gathers them, so every rank must read them."""
+        """Features of all ranks in the order of the global batch; reading them is a collective call on all ranks."""
         return gather(self.local, with_grad=self.gather_with_grad)
 
     @cached_property

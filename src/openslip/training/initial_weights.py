@@ -1,4 +1,4 @@
-"""Initial weights of a run, from a checkpoint's whole model or from single towers: LiT, arXiv:2111.07991."""
+"""Initial weights of a run, from a checkpoint's whole model or from single towers (LiT, arXiv:2111.07991)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -194,7 +194,7 @@ def token_ids(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def difference(wanted: nn.Module, stored: nn.Module) -> str:
-    """Describe the keys that only one of two models has: the first key of each model, and how many follow."""
+    """Describe the keys that only one of two models has: the first key of each model, and the number of the others."""
 
     def say(who: str, names: set[str]) -> Iterator[str]:
         if names:

@@ -31,7 +31,7 @@ SWITCHED_OFF = {
     "num_sanity_val_steps": 0,  # evaluations do not use Lightning's validation loop
     "enable_checkpointing": False,  # the `save` callback writes checkpoints
     "enable_progress_bar": False,  # the `metrics` callback shows a status line
-    "enable_model_summary": False,  # `openslip plan` prints one
+    "enable_model_summary": False,  # `openslip plan` prints a summary
 }
 
 NOISE = (  # warnings that require no action from a user of this framework

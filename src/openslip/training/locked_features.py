@@ -26,7 +26,7 @@ class LockedFeatures:
 
         def keeping(tower: Tower, method: Callable) -> Callable:
             def call(*inputs: Any) -> Any:
-                if tower in inside:  # called by a method of the same tower, and its output is recorded
+                if tower in inside:  # another method of this tower calls this one and is recorded
                     return method(*inputs)
                 inside.add(tower)
                 self.returned[tower].append(method(*inputs))

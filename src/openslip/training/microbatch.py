@@ -59,7 +59,7 @@ def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int
 
 
 def even_size(batch_size: int, micro_batches: int, multiple: int = 1) -> int:
-    """Return the samples per micro-batch when a batch is split as evenly as possible.
+    """Return the number of samples per micro-batch if a batch is split into parts of nearly equal size.
 
     Args:
         batch_size: samples of the local batch.

@@ -76,7 +76,7 @@ def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
 
 
 def build_transform(path: Path, settings: Any) -> EvalTransform:
-    """Build the transform from its settings and refuse invalid ones: a NaN in them would make every feature NaN."""
+    """Build the transform, and refuse invalid settings: a NaN in the settings would make every feature NaN."""
     try:
         size, mean, std = (settings[name] for name in ("size", "mean", "std"))
         finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))

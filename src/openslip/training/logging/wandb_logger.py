@@ -22,8 +22,8 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
     # At exit, W&B reports its own errors. It would wait 20 s for a server that accepts a connection but never answers.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     common = {"project": project, "name": name, "version": valid_id(version), "save_dir": save_dir}
-    # Unless `quiet` is set, W&B first asks the server for the user's name. This can take ten seconds, in addition to
-    # `init_timeout`.
+    # Unless `quiet` is set, W&B first asks the server for the user's name. This can take up to ten seconds, in
+    # addition to `init_timeout`.
     settings = wandb.Settings(init_timeout=timeout, finish_timeout=timeout, quiet=True)
     logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
     try:

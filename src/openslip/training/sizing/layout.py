@@ -10,7 +10,8 @@ from openslip.models.tower import Tower
 from openslip.training.microbatch import even_size
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
-# On a GPU micro-batch sizes are multiples of this, because 16-bit matrix products are fastest for multiples of eight.
+# On a GPU, micro-batch sizes are multiples of this number, because 16-bit matrix products are fastest for multiples of
+# eight.
 GPU_MULTIPLE = 8
 # Fraction of a forward pass that checkpointed blocks compute again. They skip the last matrix product of each block,
 # because the backward pass does not need its result. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.

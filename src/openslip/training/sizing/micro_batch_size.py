@@ -40,7 +40,7 @@ HEADROOM = 0.1
 # added for a whole batch only. With several micro-batches, freed memory is returned to the system, which prevents
 # fragmentation but takes time.
 HOLES, MOST_HOLES = 3, 1.5e9
-CHAIN = 4  # peak memory of augmentation on a GPU, as a multiple of the images it processes at a time
+CHAIN = 4  # peak memory of augmentation on a GPU, as a multiple of the images that it processes at a time
 # Messages by which PyTorch, CUDA, cuBLAS and cuDNN report a lack of memory. Any other error would also occur in the
 # step itself. A handle is NOT_INITIALIZED if there was no memory to create it. For a convolution, PyTorch tries all
 # engines and ignores the reasons of their failures. If all engines fail, it reports the last of these messages.
