@@ -233,7 +233,7 @@ def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
 def _one_per_64(width: int, key: str) -> int:
     if width % _HEAD_WIDTH:
         raise UserError(
-            f"checkpoint key {key} has width {width}, which does not tell the number of attention heads; "
+            f"checkpoint key {key} has width {width}: the number of attention heads cannot be derived from it; "
             f"expected a multiple of {_HEAD_WIDTH}"
         )
     return width // _HEAD_WIDTH
