@@ -148,7 +148,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_name_and_nothing_runs(
         code = openslip(["predict", str(tmp_path / "picture.jpg"), *arguments])
         said = capfd.readouterr().err
     assert code == 1
-    assert f"it names {os.system.__module__}.system, which could run code, so it is refused" in said
+    assert f"it names {os.system.__module__}.system, which could run code: the file is refused" in said
     assert not mark.exists()
     torch.load(evil, weights_only=False)  # the same file does run where nobody guards it
     assert mark.exists()

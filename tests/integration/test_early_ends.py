@@ -35,7 +35,7 @@ def test_a_callback_that_asks_to_leave_does_not_finish_the_run(place: Path, whol
     stop = ["+callbacks.stop._target_=slow_steps.Stop", f"+callbacks.stop.at={at}", f"+callbacks.stop.hook={hook}"]
     training = Training(place, *RUN, *stop, f"name={hook}", log=hook)
     assert training.wait() == 143, training.said()
-    assert f"stopped by trainer.should_stop, which a callback has set after step {at}, saved" in training.said()
+    assert f"stopped by a callback (trainer.should_stop) after step {at}, saved" in training.said()
     assert Training(place, *RUN, f"name={hook}", log=hook).wait() == 0
     assert_ended_as(place / "runs" / hook, whole)
 

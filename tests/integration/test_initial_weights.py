@@ -80,7 +80,7 @@ def test_a_logit_bias_is_copied_and_one_that_the_checkpoint_lacks_starts_anew(tm
 def test_position_embeddings_are_interpolated_bicubic_and_antialiased_only_when_asked(tmp_path: Path):
     there = checkpoint(tmp_path / "a.ckpt", "image_size=32", "tokenizer.context_length=32")
     words = ("image_size=64", "tokenizer.context_length=20")
-    with pytest.raises(UserError, match=r"has image_size 32, this run 64: set init_from\.resize=true"):
+    with pytest.raises(UserError, match=r"has image_size 32, and this run has 64: set init_from\.resize=true"):
         start(parts_of(*words), tmp_path / "a.ckpt", size=64)
     parts = parts_of(*words)
     initial = start(parts, tmp_path / "a.ckpt", resize=True, size=64)
@@ -129,10 +129,10 @@ def matrix(old: int, new: int) -> np.ndarray:
 def test_what_shapes_do_not_show_is_compared(tmp_path: Path, changed: str, tower: str):
     deep = "model.text_tower.depth=2"  # the last token of one block sees its whole caption, causal or not
     checkpoint(tmp_path / "a.ckpt", deep)
-    with pytest.raises(UserError, match=rf"its {tower} tower computes something else than this run's"):
+    with pytest.raises(UserError, match=rf"its {tower} tower gives other outputs than this run's tower"):
         start(parts_of(changed, deep), tmp_path / "a.ckpt")
     initial = InitialWeights((parts := parts_of(changed, deep)).model, parts.tokenizer, TRANSFORM)
-    with pytest.raises(UserError, match=rf"towers\.{tower}\.weights=.*computes something else than this run's"):
+    with pytest.raises(UserError, match=rf"towers\.{tower}\.weights=.*gives other outputs than this run's tower"):
         initial.load(None, {tower: {"weights": str(tmp_path / "a.ckpt")}})
 
 
@@ -140,8 +140,8 @@ def test_other_colours_and_another_truncation_are_said(tmp_path: Path):
     checkpoint(tmp_path / "a.ckpt", "tokenizer.truncation=drop_end")
     initial = start(parts_of("tokenizer.truncation=keep_end"), tmp_path / "a.ckpt", std=[0.5, 0.5, 0.5])
     said = " | ".join(initial.notices)
-    assert "trained with std=[0.229, 0.224, 0.225], this run has std=[0.5, 0.5, 0.5]" in said
-    assert "trained with tokenizer.truncation=drop_end, this run has keep_end" in said
+    assert "trained with std=[0.229, 0.224, 0.225]; this run has std=[0.5, 0.5, 0.5]" in said
+    assert "trained with tokenizer.truncation=drop_end; this run has keep_end" in said
 
 
 def test_a_checkpoint_of_another_kind_of_model_is_refused_with_the_keys(tmp_path: Path):

@@ -233,8 +233,8 @@ BOTH = "towers.image.gradient_checkpointing={0} towers.text.gradient_checkpointi
         (99, 99, False, 56, ""),
         (33, 99, False, 32, ""),
         (99, 999, True, 100, ""),
-        (100, 999, True, 100, "checkpointed blocks are not needed, the whole batch would fit and be faster: "),
-        (20, 99, True, 56, "checkpointed blocks are not needed, 7 micro-batches of 16 would fit and be faster: "),
+        (100, 999, True, 100, "checkpointed blocks are not needed; the whole batch would fit and be faster: "),
+        (20, 99, True, 56, "checkpointed blocks are not needed; 7 micro-batches of 16 would fit and be faster: "),
         (0, 99, True, 56, ""),
         (
             0,

@@ -133,7 +133,9 @@ def test_a_frozen_tower_with_batch_norm_allows_every_split(two_ranks: Ranks, ima
 def test_a_tower_with_batch_norm_refuses_micro_batches(image: str):
     model, objective = small_model("clip", image=image)
     prepare_towers(model, {})
-    with pytest.raises(UserError, match=r"micro_batch_size splits the batch, .* image_tower needs: set") as raised:
+    with pytest.raises(
+        UserError, match=r"micro_batch_size splits the batch, .* image_tower needs statistics of the whole batch: set"
+    ) as raised:
         loss_in_micro_batches(objective, model, small_batch(4), [2, 2])
     assert "\n" not in str(raised.value)
     loss_in_micro_batches(objective, model, small_batch(4), [4])

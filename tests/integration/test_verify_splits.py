@@ -93,7 +93,7 @@ def test_every_split_is_within_tolerance(method: str, capsys: pytest.CaptureFixt
 @pytest.mark.slow
 def test_a_tower_with_batch_norm_passes_on_ranks_and_skips_micro_batches():
     model, objective = small_model("slip", image="batch norm")
-    with pytest.raises(UserError, match=r"trainer\.devices .* \(BatchNorm2d\) mixes the samples of each rank alone"):
+    with pytest.raises(UserError, match=r"trainer\.devices .* \(BatchNorm2d\) mixes only the samples of each rank"):
         split_rows(parts(model, objective), small_batch(GLOBAL_BATCH))
     prepare_towers(model, {})
     without_blocks = dataclasses.replace(parts(model, objective), layer_decay=None)

@@ -216,8 +216,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         for value in ([torch.ones(2)], None, "a", torch.ones(2))
     },
     "no state": (lambda content: content.pop("state_dict"), "its `state_dict` is a NoneType"),
-    "int key": (put("state_dict", 3, value=torch.ones(1)), "`state_dict` holds 3, int to Tensor"),  # pyright: ignore
-    "no tensor": (put("state_dict", CLASS_TOKEN, value=[0.0]), f"`state_dict` holds {CLASS_TOKEN}, str to list"),
+    "int key": (put("state_dict", 3, value=torch.ones(1)), "`state_dict` holds 3, an entry from int to Tensor"),  # pyright: ignore
+    "no tensor": (
+        put("state_dict", CLASS_TOKEN, value=[0.0]),
+        f"`state_dict` holds {CLASS_TOKEN}, an entry from str to list",
+    ),
     "whole numbers": (
         put("state_dict", CLASS_TOKEN, value=torch.ones(1, 1, 24, dtype=torch.int64)),
         "its weight image_tower.trunk.cls_token is of torch.int64",

@@ -1,4 +1,4 @@
-"""Build models and tokenizers from a checkpoint's plain fields; only OpenSLIP's classes and allowed ones are used."""
+"""Build models and tokenizers from a checkpoint's plain fields; only OpenSLIP's and allowed classes are used."""
 
 import importlib
 import inspect
@@ -19,10 +19,12 @@ from openslip.inference.files import unwrapped
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
-EXPANSION = 4  # a model may have this many times the tensors and elements of its weights, as some buffers are not saved
-SLACK = 1 << 24  # elements allowed on top of that
+# A model may have up to this many times the tensors and elements of the stored weights, because some buffers are not
+# saved.
+EXPANSION = 4
+SLACK = 1 << 24  # number of elements that are allowed in addition
 MAX_FIELDS = 100_000  # per description
-LARGEST = 10_000  # sizes and counts up to this are accepted even if no weight has a dimension as large
+LARGEST = 10_000  # sizes and counts up to this number are accepted, whatever the sizes of the weights
 
 
 class TooLargeError(UserError):
@@ -37,7 +39,8 @@ def build_model(architecture: Any, allow: Collection[str] = ()) -> nn.Module:
         allow: import paths of your own classes that the config may name.
 
     Raises:
-        UserError: the config names a `_target_` that is neither OpenSLIP's nor allowed; that class is never called.
+        UserError: the config names a `_target_` that is neither a class of OpenSLIP nor allowed. This class is never
+            called.
     """
     model = build_whole("architecture", architecture, allow)
     if not isinstance(model, nn.Module):
@@ -54,8 +57,8 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
         allow: import paths of your own classes that the config may name.
 
     Raises:
-        UserError: `build_model` refuses the config; the model is far larger than the weights, which is detected
-            before its memory is allocated; or the weights do not fit the model.
+        UserError: `build_model` refuses the config, the model is far larger than the weights, or the weights do not fit
+            the model. A model that is too large is refused before its memory is allocated.
     """
     with limited(weights, None if allow else architecture):  # a user's own class may take numbers of any size
         try:
@@ -74,11 +77,11 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
 def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
     """Raise TooLargeError as soon as a model that is built in this context becomes far larger than its weights.
 
-    A parameter is counted when it is registered with a module, which is before it is initialised.
+    A parameter is counted when it is registered with a module, before it is initialised.
 
     Args:
         weights: the checkpoint's weights by name; their sizes set the limits on the number of tensors and elements.
-        architecture: config whose integers are checked before anything is built; None skips this check.
+        architecture: model config; its integers are checked before anything is built. None skips this check.
     """
     tensors = EXPANSION * len(weights) + 1000
     elements = EXPANSION * sum(tensor.numel() for tensor in weights.values()) + SLACK
@@ -107,11 +110,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights into a model; names, shapes and kinds of dtype (floating point or integer) must match exactly.
 
     Raises:
-        UserError: names or shapes do not match, or the weights are integer or complex where the model's are floating
-            point.
+        UserError: names, shapes or kinds of dtype do not match.
     """
     known = model.state_dict()
-    # A user's model may have a submodule named `module`; otherwise data parallelism added this prefix.
+    # A user's model may have a submodule named `module`. If it has none, data parallelism added this prefix.
     weights = {name if name in known else unwrapped(name): tensor for name, tensor in weights.items()}
     for name, expected in known.items():
         given = weights.get(name)
@@ -125,7 +127,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer | None:
-    """Build the tokenizer that a checkpoint's `tokenizer` entry describes; None if the entry is None."""
+    """Build the tokenizer that a checkpoint's `tokenizer` entry describes; return None if the entry is None."""
     tokenizer = build_whole("tokenizer", description, allow)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise UserError(f"the checkpoint's tokenizer is a {type(tokenizer).__name__}: expected a _target_ at its top")
@@ -193,8 +195,8 @@ def find_class(target: str, allow: Collection[str]) -> Any:
     module, _, name = target.rpartition(".")
     if not target.startswith(PACKAGES) and target not in allow:
         raise UserError(
-            f"the checkpoint names _target_ {target!r}, none of OpenSLIP's model classes: refused; "
-            f"if it is yours, allow it by name (allow=[{target}])"
+            f"the checkpoint names _target_ {target!r}, which is not a model class of OpenSLIP: refused; "
+            f"if it is your own class, allow it by name (allow=[{target}])"
         )
     try:
         found = getattr(importlib.import_module(module), name)
@@ -202,5 +204,5 @@ def find_class(target: str, allow: Collection[str]) -> Any:
         raise UserError(f"the checkpoint's {target} cannot be imported ({error}); is it on PYTHONPATH?") from error
     own = isinstance(found, type) and issubclass(found, nn.Module | Tokenizer) and found.__module__ == module
     if target not in allow and not own:
-        raise UserError(f"the checkpoint names _target_ {target!r}, which is no model class of OpenSLIP: refused")
+        raise UserError(f"the checkpoint names _target_ {target!r}, which is not a model class of OpenSLIP: refused")
     return found

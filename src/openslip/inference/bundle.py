@@ -24,7 +24,7 @@ class Bundle:
 
     Attributes:
         model: provides `encode_image(images)` and, if there is a tokenizer, `encode_text(ids, lengths)`.
-        tokenizer: the tokenizer of training; None for a model without a text tower.
+        tokenizer: the tokenizer that the model was trained with; None for a model without a text tower.
         transform: the evaluation transform from image to model input.
         architecture: the model config from which the model was built.
         device: the device that holds the model.
@@ -44,12 +44,12 @@ class Bundle:
         """Encode images to unit-length float32 features; a single image must be in a list.
 
         Args:
-            images: a stacked float tensor of images that `transform` returned; or a list of paths, encoded image
-                bytes, PIL images, uint8 arrays [height, width, 3], or tensors [3, height, width], uint8 or floats
-                from 0 to 1.
+            images: a float tensor that stacks images returned by `transform`, or a list of images. An image in the
+                list is a path, encoded image bytes, a PIL image, a uint8 array [height, width, 3], or a tensor
+                [3, height, width] of uint8 or of floats from 0 to 1.
 
         Raises:
-            UserError: an image has another form or cannot be read.
+            UserError: an image has none of these forms, or cannot be read.
             NonFiniteError: the model's features are not finite.
         """
         batches = self.transformed(images) if isinstance(images, Tensor) else self.transform_all(listed(images))
@@ -147,7 +147,7 @@ class Bundle:
         return scale
 
     def bias(self) -> Float[Tensor, ""]:
-        """Return `logit_bias`, which models trained with a sigmoid loss, such as SigLIP, add to their logits.
+        """Return `logit_bias`; models that were trained with a sigmoid loss, such as SigLIP, add it to their logits.
 
         Raises:
             UserError: the model has no `logit_bias`.
@@ -164,7 +164,7 @@ class Bundle:
         return bias.detach()
 
     def name(self) -> str:
-        """Return how error messages name the model: its checkpoint, or its class during training."""
+        """Return the model's name for error messages: its checkpoint or, during training, its class."""
         return f"checkpoint {self.origin}" if self.origin else type(self.model).__name__
 
     def why_not_finite(self) -> str:
@@ -186,7 +186,7 @@ class Bundle:
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run the body in eval mode, without gradients, autocast and TF32; on exit, restore these and the random state."""
+    """Run the body in eval mode, without gradients, autocast and TF32; then restore settings and random state."""
     modes = [(module, module.training) for module in model.modules()]
     matmul_precision, allow_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     model.eval()

@@ -21,8 +21,9 @@ class ZeroShotClassifier:
         bundle: the bundle that `openslip.load` returned.
         labels: candidate labels, each a word or a phrase.
         templates: prompts with `{}` for the label; the features of a label's prompts are averaged.
-        probabilities: `softmax` over the labels, so that an image's probabilities sum to 1; or `sigmoid` for each label
-            by itself, after adding `logit_bias`, which the model must have. Zhai et al. 2023, arXiv:2303.15343.
+        probabilities: `softmax` or `sigmoid`. With `softmax`, the probabilities of an image's labels sum to 1. With
+            `sigmoid`, each label is judged by itself, and the model must have a `logit_bias`, which is added to the
+            logits: Zhai et al. 2023, arXiv:2303.15343.
 
     Raises:
         UserError: one string was given instead of a list, labels or templates are invalid, or `sigmoid` was chosen
@@ -54,10 +55,10 @@ class ZeroShotClassifier:
 
         Args:
             images: an image or a list of images. An image is a path, encoded image bytes, a PIL image, a uint8 array
-                [height, width, 3], or a tensor [3, height, width], uint8 or floats from 0 to 1.
+                [height, width, 3], or a tensor [3, height, width] of uint8 or of floats from 0 to 1.
 
         Returns:
-            Pairs of label and probability, most probable first; a list of such rankings for a list of images.
+            A ranking: pairs of label and probability, most probable first. For a list of images, a list of rankings.
         """
         return self.rank([images])[0] if is_one_image(images) else self.rank(images)  # pyright: ignore
 
@@ -67,7 +68,7 @@ class ZeroShotClassifier:
         return self.rank_features(self.bundle.encode_image(given)) if given else []
 
     def rank_features(self, features: Float[Tensor, "images embed"]) -> list[Ranking]:
-        """Return one ranking per image from unit-length image features."""
+        """Return one ranking per image, computed from unit-length image features."""
         logits = self.scale * features @ self.classes.T
         probabilities = logits.softmax(dim=-1) if self.bias is None else (logits + self.bias).sigmoid()
         sorted_probabilities, places = probabilities.sort(dim=-1, descending=True, stable=True)

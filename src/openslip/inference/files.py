@@ -17,8 +17,8 @@ from openslip.regular_file import regular_file
 from openslip.run.checkpoints import LINK, damage, newest_whole, recorded, saved, step_of
 from openslip.run.file_sizes import refuse_expanding, refuse_inflated
 
-# Globals that a checkpoint may name, because they only hold numbers and settings: published checkpoints contain their
-# command line as an argparse.Namespace and their best accuracy as a numpy scalar, pickled by numpy 1.
+# Globals that a checkpoint may name, because they hold only numbers and settings. Published checkpoints contain their
+# command line as an argparse.Namespace, and their best accuracy as a numpy scalar that was pickled by numpy 1.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
@@ -32,7 +32,8 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 def checkpoint_file(path: str | Path) -> Path:
     """Return the checkpoint file for a path: the newest intact checkpoint of a run's folder, or the file itself.
 
-    If a run's JSON is beside the file, the file is checked against it. A folder that is no run's is returned unchanged.
+    If a JSON file of a run is beside the checkpoint, the checkpoint is compared with it. A folder that does not belong
+    to a run is returned unchanged.
 
     Raises:
         UserError: the path does not exist, or the file differs from what its JSON records.
@@ -58,7 +59,7 @@ def refuse_damaged(path: Path) -> None:
     if not path.with_suffix(".json").is_file():
         return
     record = recorded(path)
-    if record.problem and step_of(path) is None:  # a user's file beside an unrelated JSON of the same name
+    if record.problem and step_of(path) is None:  # a user's file, and an unrelated JSON with the same name
         return
     if problem := damage(record):
         raise UserError(
@@ -71,8 +72,8 @@ def read(path: Path) -> dict[str, Any]:
     """Read the dict of a checkpoint that `torch.save` or safetensors wrote, on the CPU.
 
     Raises:
-        UserError: the file is no checkpoint, it names anything beyond tensors, numbers and settings, or its content
-            is far larger than the file.
+        UserError: the file is not a checkpoint, it names objects other than tensors, numbers and settings, or its
+            content is far larger than the file.
     """
     if path.is_dir():
         raise UserError(f"checkpoint {path}: a folder without checkpoints; give a run's folder or a checkpoint file")
@@ -105,12 +106,12 @@ def peek(path: Path) -> dict[str, Any]:
 
 
 def unwrapped(name: str) -> str:
-    """Remove from a weight's name what torch.compile (`_orig_mod.`) and data parallelism (`module.`) add to it."""
+    """Remove the parts that torch.compile (`_orig_mod.`) and data parallelism (`module.`) add to a weight's name."""
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 
 def _why_unreadable(path: Path, message: str) -> str:
-    # The message names the first unsafe global, which is all that is known for files older than the zip format.
+    # The message names the first unsafe global. In files older than the zip format, other unsafe globals are not found.
     named = set(re.findall(r"GLOBAL ([\w.]+) (?:whose|was)", message))
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
@@ -118,7 +119,7 @@ def _why_unreadable(path: Path, message: str) -> str:
     except Exception:  # the file is too damaged to list its globals
         named |= set()
     if named:
-        return f"it names {', '.join(sorted(named))}, which could run code, so it is refused and nothing was run"
+        return f"it names {', '.join(sorted(named))}, which could run code: the file is refused, and no code was run"
     size = path.stat().st_size
     return f"cannot be read as a checkpoint ({size:,} bytes; cut off, damaged, or another kind of file)"
 
@@ -126,7 +127,7 @@ def _why_unreadable(path: Path, message: str) -> str:
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint through a temporary file in the same folder, so that `path` never holds an incomplete one.
 
-    A path that ends in .safetensors selects that format.
+    A path that ends in .safetensors selects the safetensors format.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; an existing file at `path` is unchanged.
@@ -142,6 +143,6 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def why_unwritten(error: OSError | RuntimeError) -> str:
-    """Return the operating system's reason for a failed write, which torch hides behind an error of its own."""
+    """Return the operating system's reason for a failed write; torch hides this reason behind its own error."""
     cause = error if isinstance(error, OSError) else error.__context__
     return str(cause.strerror) if isinstance(cause, OSError) else str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""ImageNet's classes by WordNet id, the names of ImageNet's class folders; the table is part of timm."""
+"""ImageNet's classes by WordNet id; these ids are the names of ImageNet's class folders. The table is part of timm."""
 
 import importlib.util
 import re
@@ -22,7 +22,7 @@ def imagenet_ids() -> dict[str, int]:
 
 
 def are_ids(names: list[str]) -> bool:
-    """Tell whether all names are WordNet ids, of ImageNet-1k's classes or of others."""
+    """Tell whether all names are WordNet ids, either of ImageNet-1k's classes or of other classes."""
     return all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
@@ -30,12 +30,12 @@ def imagenet_names(ids: list[str]) -> list[str]:
     """Look up CLIP's class names by the WordNet ids of ImageNet-1k's classes.
 
     Raises:
-        UserError: an id is not one of ImageNet-1k's, so its name is not known.
+        UserError: an id does not belong to a class of ImageNet-1k, so the class name is not known.
     """
     labels, names = imagenet_ids(), imagenet_classnames()
     if unknown := [identifier for identifier in ids if identifier not in labels]:
         raise UserError(
-            f"classnames: {unknown[0]} is a WordNet id, but none of ImageNet-1k's: give the names in the order of the "
-            "class folders, classnames=FILE"
+            f"classnames: {unknown[0]} is a WordNet id, but not of an ImageNet-1k class: give the names in the order "
+            "of the class folders, with classnames=FILE"
         )
     return [names[labels[identifier]] for identifier in ids]

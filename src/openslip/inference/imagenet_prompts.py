@@ -14,7 +14,7 @@ def imagenet_classnames() -> list[str]:
 
 
 def imagenet_templates(count: int) -> list[str]:
-    """Return OpenAI's 80 ImageNet templates, the best 7 of them (published SLIP), or only `a photo of a {}.`.
+    """Return OpenAI's 80 ImageNet templates, the best 7 of these (as in published SLIP), or only `a photo of a {}.`.
 
     Args:
         count: number of templates: 80, 7 or 1.
@@ -33,7 +33,7 @@ def imagenet_templates(count: int) -> list[str]:
 
 @cache
 def _open_clip_metadata() -> ModuleType:
-    # Importing open_clip takes seconds; this file of it contains only data and is loaded on its own.
+    # Importing open_clip takes seconds. Its file below contains only data, so only this file is loaded.
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise UserError("ImageNet's names come with open_clip_torch, which is missing: pip install open_clip_torch")

@@ -44,12 +44,12 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
     """Convert a path, encoded image bytes, a PIL image, an array or a tensor to an RGB PIL image.
 
     Args:
-        image: array and tensor layouts are those of `ARRAY` and `TENSOR`.
+        image: image of any accepted type; `ARRAY` and `TENSOR` state the layouts of arrays and tensors.
         to_rgb: conversion of decoded images to RGB.
 
     Raises:
-        UserError: the file is missing, is no regular file or no image, or an array or tensor has an unexpected shape,
-            dtype or range.
+        UserError: the file is missing, is not a regular file, or is not an image; or an array or tensor has an
+            unexpected shape, dtype or range.
     """
     if isinstance(image, Image.Image):
         return loaded(image, to_rgb)
@@ -64,7 +64,7 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     if not isinstance(image, str | Path):
         kinds = "a path, a file's bytes, a PIL image, an array or a tensor"
-        raise UserError(f"{type(image).__name__} is no image: expected {kinds}")
+        raise UserError(f"{type(image).__name__} is not an image: expected {kinds}")
     try:
         is_file = regular_file(image).is_file()
     except OSError as error:  # for example no permission, or a name that is too long
@@ -75,7 +75,7 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
 
 
 def loaded(image: Image.Image, to_rgb: ToRgb) -> Image.Image:
-    """Decode a PIL image, which Pillow opens lazily, and convert it to RGB."""
+    """Convert a PIL image to RGB; Pillow opens images lazily, so the image is decoded here."""
     name = getattr(image, "filename", "") or "PIL image"
     if 0 in image.size:
         raise UserError(f"{name}: {image.width} x {image.height}, no pixels")

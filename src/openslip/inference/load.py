@@ -20,16 +20,16 @@ def load(
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
 ) -> Bundle:
-    """Load a model from a run's folder, a checkpoint, a stripped file, or a file of published SLIP, CLIP or SimCLR.
+    """Load a model from a run's folder, a checkpoint, a stripped file, or a checkpoint of facebookresearch/SLIP.
 
-    No code in the file is executed.
+    A checkpoint of facebookresearch/SLIP holds a SLIP, CLIP or SimCLR model. No code in the file is executed.
 
     Args:
         path: the folder or file to load.
         device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
-            `read`; None detects the format from the content.
+            `read`; None detects the format.
 
     Raises:
         UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed, or
@@ -52,7 +52,7 @@ def load(
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:
-    """Return the module that reads a file: the named format, else the first that detects its content."""
+    """Return the module that reads a file: the named format, or else the first format that detects the file."""
     known = formats.names()
     if name is not None:
         target = f"openslip.inference.formats.{name}" if name in known else name

@@ -21,7 +21,7 @@ LISTS = {  # names that a config may give instead of a list
     "classnames": {"imagenet": imagenet_classnames},
     "templates": {"imagenet7": lambda: imagenet_templates(7), "imagenet80": lambda: imagenet_templates(80)},
 }
-# Lines of YAML, JSON or CSV, or in quotation marks: their markup would become part of the prompts.
+# Lines of YAML, JSON or CSV, and lines in quotation marks: their markup would become part of the prompts.
 MARKED_UP = re.compile(r"""- |[\[{"']|n?\d+\s*[,;:=\t]|.*\t""")
 PLACEHOLDER = re.compile(r"\{[\w.:!]+\}")  # `{label}` or `{0}` of a format string, which would stay in the prompts
 EXAMPLES = {"templates": "a photo of a {}."}
@@ -93,7 +93,7 @@ def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
         key: `classnames` or `templates`.
 
     Raises:
-        UserError: the value is none of these, or `texts` or `read_lines` refuse its content.
+        UserError: the value is none of these, or `texts` or `read_lines` refuses its content.
     """
     if not isinstance(value, str | Path):
         return texts(value, key)
@@ -112,7 +112,7 @@ def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
 
 
 def repeated(names: Sequence[str]) -> list[str]:
-    """List names that occur more than once, ignoring case, white space and underscores, in their first spelling."""
+    """List names that occur more than once, in their first spelling; case, white space and underscores are ignored."""
     counts = Counter(map(alike, names))
     first = {alike(name): name for name in reversed(names)}
     return [first[key] for key, count in counts.items() if count > 1]

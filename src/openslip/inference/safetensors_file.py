@@ -25,13 +25,13 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # the file is not a dict
     except (SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     if "openslip" not in metadata:
         raise UserError(
-            f"checkpoint {path} holds weights and no settings: give the checkpoint it was made from, or one that "
-            "`openslip strip IN OUT.safetensors` wrote"
+            f"checkpoint {path} holds weights and no settings: give the checkpoint that it was made from, or a "
+            "file that `openslip strip IN OUT.safetensors` wrote"
         )
     try:
         return {"openslip": json.loads(metadata["openslip"]), "state_dict": state}

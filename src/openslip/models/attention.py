@@ -12,7 +12,7 @@ try:
 except ImportError:  # before torch 2.10
     varlen_attn = None
 
-# Torch 2.10 had `varlen_attn` without `window_size`, and another argument for causal attention.
+# In torch 2.10, `varlen_attn` has no argument `window_size`; another argument makes attention causal.
 VARLEN = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
 HALF = (torch.float16, torch.bfloat16)
 
@@ -20,20 +20,21 @@ HALF = (torch.float16, torch.bfloat16)
 def fused_is_fastest(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the fused attention kernel is the fastest for this device and dtype.
 
-    It is not for 16 bits on the CPU, where plain matrix products are 2 to 5 times faster, forward and backward.
+    For 16-bit dtypes on the CPU, plain matrix products are 2 to 5 times faster than the fused kernel, in the forward
+    and in the backward pass.
     """
     return device.type != "cpu" or dtype not in HALF
 
 
 def varlen_is_possible(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether flash attention's requirements are met, so that sequences of different lengths need no padding."""
+    """Whether flash attention can be used; sequences of different lengths then need no padding."""
     if not VARLEN or device.type != "cuda" or dtype not in HALF or head_dim % 8 or head_dim > 256:
         return False
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which matrix products of `x` are computed, autocast included."""
+    """Return the dtype in which matrix products of `x` are computed; autocast is taken into account."""
     if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -47,14 +48,14 @@ def attention(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "batch heads queries dim"]:
-    """Compute scaled dot-product attention over sequences of equal length, padded where necessary.
+    """Compute scaled dot-product attention over sequences of equal length; shorter sequences must be padded.
 
     Args:
         q: queries.
         k: keys.
         v: values.
-        mask: true where a query may attend to a key; None for every key.
-        causal: whether a query attends only to the keys up to its own position; needs `mask` None.
+        mask: true where a query may attend to a key; None if every query may attend to every key.
+        causal: whether a query attends only to the keys up to its own position; requires `mask=None`.
     """
     if fused_is_fastest(q.device, q.dtype):
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
@@ -83,10 +84,10 @@ def varlen_attention(
         q: queries of all sequences.
         k: keys of all sequences.
         v: values of all sequences.
-        q_starts: first row of each sequence in `q`, then the number of rows.
-        k_starts: first row of each sequence in `k`, then the number of rows.
-        longest_q: upper bound of the number of queries per sequence.
-        longest_k: upper bound of the number of keys per sequence.
+        q_starts: index of each sequence's first row in `q`; the last element is the number of rows of `q`.
+        k_starts: index of each sequence's first row in `k`; the last element is the number of rows of `k`.
+        longest_q: upper bound on the number of queries per sequence.
+        longest_k: upper bound on the number of keys per sequence.
         causal: whether a query attends only to the keys up to its own position.
     """
     assert varlen_attn is not None

@@ -1,7 +1,8 @@
 """Batch norm over the samples of all ranks. Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
 
-Unlike `torch.nn.SyncBatchNorm` it accepts tensors on the CPU, and its variance is computed from centred values,
-because E[x^2] - E[x]^2 suffers from cancellation.
+Unlike `torch.nn.SyncBatchNorm`, this batch norm also accepts tensors on the CPU. Its ranks exchange sums of centred
+squares. The ranks of `SyncBatchNorm` exchange invstd = 1 / sqrt(variance + eps), and recover the variance as
+1 / invstd^2 - eps. The recovered variance is inaccurate if it is far smaller than eps.
 """
 
 from typing import Any
@@ -17,9 +18,9 @@ from openslip.distributed import all_sum, gather, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm over the global batch, which `synchronise` puts in place of PyTorch's and timm's batch norms.
+    """Batch norm over the global batch; `synchronise` replaces the batch norms of PyTorch and timm with it.
 
-    In place of timm's `BatchNormAct2d` it also applies that layer's dropout `drop` and activation `act`.
+    If it replaces timm's `BatchNormAct2d`, it also applies the dropout `drop` and the activation `act` of that layer.
 
     Attributes:
         runs_again: whether gradient checkpointing may run the layer a second time, in the backward pass.
@@ -42,7 +43,7 @@ def synchronise(model: nn.Module, *, runs_again: bool) -> None:
 
     Args:
         model: module whose batch norms are changed in place.
-        runs_again: whether gradient checkpointing may run them a second time, in the backward pass.
+        runs_again: whether gradient checkpointing may run the batch norms a second time, in the backward pass.
     """
     for layer in model.modules():
         if type(layer) in _REPLACED:
@@ -55,8 +56,8 @@ def mixes_samples(layer: nn.Module) -> bool:
     """Whether a layer's output for a sample depends on the other samples of the batch."""
     if isinstance(layer, _BatchNorm):
         return layer.training or layer.running_mean is None
-    # Related layers such as EvoNorm-B have a running variance too. timm's frozen batch norm also has one, but has no
-    # parameters and never uses batch statistics.
+    # Related layers such as EvoNorm-B also have a running variance. timm's frozen batch norm has a running variance
+    # too, but it has no parameters and never uses batch statistics.
     has_weights = next(layer.parameters(recurse=False), None) is not None
     return layer.training and has_weights and "running_var" in dict(layer.named_buffers(recurse=False))
 
@@ -67,11 +68,11 @@ def is_synchronised(layer: nn.Module) -> bool:
 
 
 def batch_norm(layer: GlobalBatchNorm, x: Tensor) -> Tensor:
-    """Normalise `x` with the statistics of the global batch in training, with the running ones in evaluation."""
+    """Normalise `x` with global-batch statistics in training, and with running statistics in evaluation."""
     if not layer.training:
         mean, variance = layer.running_mean, layer.running_var
         return F.batch_norm(x, mean, variance, layer.weight, layer.bias, mean is None, 0.0, layer.eps)
-    # Compiled code cannot test whether it runs in a backward pass; without `runs_again` it never does.
+    # Compiled code cannot test whether it runs in a backward pass. If `runs_again` is false, it never runs in one.
     if torch.compiler.is_compiling() and world_size() == 1 and not layer.runs_again:
         return _in_one_process(layer, x, updates=True)
     return _in_training(layer, x)
@@ -79,8 +80,8 @@ def batch_norm(layer: GlobalBatchNorm, x: Tensor) -> Tensor:
 
 @torch.compiler.disable()
 def _in_training(layer: _BatchNorm, x: Tensor) -> Tensor:
-    # Inside a backward pass the layer runs only to recompute activations. The forward pass before it has already
-    # updated the running statistics, so they must not be updated twice.
+    # Inside a backward pass, the layer runs only to recompute activations. The forward pass has already updated the
+    # running statistics, and they must not be updated twice.
     updates = torch._C._current_graph_task_id() == -1
     if world_size() == 1:
         return _in_one_process(layer, x, updates=updates)
@@ -105,7 +106,7 @@ def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
 def global_statistics(
     x: Float[Tensor, "local channels *size"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, ""]]:
-    """Return mean, biased variance and number of values per channel over all ranks; differentiable in one process.
+    """Return mean, biased variance and number of values per channel over all ranks; differentiable on a single rank.
 
     Ranks exchange count, mean and sum of centred squares in one call, and combine them without cancellation: Chan et
     al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
@@ -114,7 +115,7 @@ def global_statistics(
     values, channels = x.numel() // x.shape[1], x.shape[1]
     if values * world_size() < 2:
         raise ValueError("batch norm needs a global batch of at least 2 samples, got 1: raise global_batch_size")
-    # `new_full`, because `new_tensor` copies from the host and synchronises with the device
+    # Not `new_tensor`, because it copies from the host and synchronises with the device
     count = x.new_full((), float(values))
     mean = x.sum(dim=dims) / count
     squares = (x - per_channel(mean, x)).square().sum(dim=dims)
@@ -130,7 +131,7 @@ def global_statistics(
 
 @torch.no_grad()
 def update_running(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    """Update the running statistics as PyTorch does, with the unbiased variance: the biased one times n / (n - 1)."""
+    """Update the running statistics as PyTorch does, with the unbiased variance: variance * n / (n - 1)."""
     if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
         return
     layer.num_batches_tracked.add_(1)
@@ -140,7 +141,7 @@ def update_running(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: Ten
 
 
 def _momentum(layer: _BatchNorm) -> float:
-    """Return the weight of the newest batch in the running statistics; momentum None averages over all batches."""
+    """Return the weight of the newest batch in the running statistics; `momentum=None` averages over all batches."""
     if layer.momentum is None and layer.num_batches_tracked is not None:
         return 1 / float(layer.num_batches_tracked)
     return layer.momentum or 0.0
@@ -151,18 +152,18 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def per_channel(statistic: Float[Tensor, " channels"], x: Tensor) -> Tensor:
-    """Reshape a per-channel statistic so that it broadcasts over the samples and the spatial size of `x`."""
+    """Reshape a per-channel statistic so that it broadcasts over the samples and spatial dimensions of `x`."""
     return statistic.view(-1, *(x.ndim - 2) * (1,))
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:
-    """Return `(x - mean) * scale * weight + bias`; its gradient includes how the global statistics depend on `x`."""
+    """Return `(x - mean) * scale * weight + bias`; in the gradient, `mean` and `scale` depend on all ranks' `x`."""
     y: Any = _Normalise.apply(x, weight, bias, mean, scale, count)
     return y
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise `x` with statistics that depend on `x`; the only activation saved for backward is `x` itself."""
+    """Normalise `x` with statistics that depend on `x`; only the activation `x` is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:

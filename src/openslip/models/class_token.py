@@ -1,4 +1,4 @@
-"""The last block of a vision transformer, computed for the class token alone where pooling reads nothing else."""
+"""The last block of a vision transformer, computed for the class token only, for models that pool no other token."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,7 +12,7 @@ _KNOWN = {"qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop"}
 
 
 def pools_class_token(trunk: nn.Module) -> bool:
-    """Whether `LastBlock` is exact for this backbone; timm implements variants of the block as other classes."""
+    """Whether `LastBlock` is exact for this backbone; it does not support timm's other classes of blocks."""
     if type(trunk) is not VisionTransformer or trunk.global_pool != "token" or len(trunk.blocks) == 0:
         return False
     block = trunk.blocks[-1]
@@ -22,7 +22,7 @@ def pools_class_token(trunk: nn.Module) -> bool:
 
 
 class LastBlock(nn.Module):
-    """Computes `block(x)[:, :1]`, with attention and MLP for one token; it has no parameters, `block` provides them."""
+    """Computes `block(x)[:, :1]` with attention and MLP for one token only; `block` holds all parameters."""
 
     def forward(self, block: Block, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch 1 width"]:
         attn = block.attn

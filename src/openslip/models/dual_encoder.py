@@ -1,4 +1,4 @@
-"""Two towers, their projections into one space, a learnable temperature. Radford et al. 2021, arXiv:2103.00020."""
+"""Two towers, their projections into one space, and a learnable temperature. Radford et al. 2021, arXiv:2103.00020."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,15 +8,17 @@ from openslip.models.tower import Tower
 
 
 class DualEncoder(nn.Module):
-    """Maps images and captions into one joint space; the features are not normalised here, but where they are compared.
+    """Maps images and captions into one joint space; the features are normalised later, when they are compared.
 
     Args:
         image_tower: tower that encodes images.
         text_tower: tower that encodes token ids.
         embed_dim: dimension of the joint space.
-        logit_scale_init: initial natural logarithm of the factor on the cosines (2.6593 = ln(1/0.07) in the paper).
+        logit_scale_init: initial value of `logit_scale`, the natural logarithm of the factor on the cosines (in the
+            paper, ln(1/0.07) = 2.6593).
         projection_bias: whether both projections have a bias, initially zero.
-        logit_bias_init: initial value of the bias added to the logits (-10 in SigLIP); None for no such parameter.
+        logit_bias_init: initial value of the bias added to the logits (-10 in SigLIP); None for a model without
+            a logit bias.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class DualEncoder(nn.Module):
     def encode_text(
         self, text: Int[Tensor, "batch length"], text_length: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch embed"]:
-        """Encode captions into the joint space, not normalised; `text_length` counts the tokens of each caption."""
+        """Encode captions into the joint space, not normalised; `text_length` is the number of ids of each caption."""
         return self.project_text(self.text_tower(text, text_length))
 
 

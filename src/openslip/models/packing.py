@@ -1,4 +1,4 @@
-"""Packing of captions without padding: one row per real token, captions sorted by length."""
+"""Packing of captions without padding: one row per real token, with captions sorted by length."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,19 @@ import torch
 from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
-# For attention in buckets a caption is padded to a multiple of this number of tokens. That padding does not depend on
-# the other captions of the batch, so a caption gets the same sums alone and in any batch.
+# For attention in buckets, a caption is padded to a multiple of this number of tokens. The padded length does not
+# depend on the other captions of the batch, so the sums over a caption are the same in every batch.
 _LENGTH_STEP = 8
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Captions of similar length grouped into a few padded tensors, for attention kernels that need padding.
+    """Captions grouped by length into a few padded tensors, for attention kernels that need padding.
 
     Attributes:
-        shapes: number of captions and padded length in tokens of each bucket.
-        rows: index of the packed row at each position of the padded tensors, bucket after bucket; padding repeats the
-            caption's last token.
+        shapes: for each bucket, its number of captions and its padded length in tokens.
+        rows: index of the packed row for each position of the padded tensors, bucket after bucket. A position that is
+            padding gets the index of the caption's last token.
         real: true where a position of the padded tensors holds a token, false where it is padding.
         places: position of each packed row in the padded tensors.
     """
@@ -31,16 +31,16 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Packing:
-    """Indices that map a batch of padded captions to packed rows, sorted by caption length, and back.
+    """Indices that turn a batch of padded captions into packed rows, sorted by caption length, and back.
 
     Attributes:
         tokens: index of each packed row in the flattened batch of token ids.
         positions: position of each packed row in its caption, for the position embedding.
-        starts: first packed row of each sorted caption, then the number of rows.
-        last: packed row of each sorted caption's last token.
-        unsorted: index of each caption of the batch among the sorted captions.
-        longest: upper bound of the tokens per caption.
-        buckets: padded form for attention; None where attention needs no padding.
+        starts: index of each sorted caption's first packed row; the last element is the number of rows.
+        last: index of the packed row of each sorted caption's last token.
+        unsorted: for each caption of the batch, its index among the sorted captions.
+        longest: upper bound on the number of tokens per caption.
+        buckets: padded form for attention; None if attention needs no padding.
     """
 
     tokens: Int[Tensor, " rows"]
@@ -55,17 +55,18 @@ class Packing:
 def pack(
     text_length: Int[Tensor, " captions"], row_length: int, device: torch.device, *, longest: int, in_buckets: bool
 ) -> Packing:
-    """Compute the packing of captions from their lengths, on the CPU, so that its sizes need no host synchronisation.
+    """Compute the packing of captions on the CPU, so that reading its sizes does not synchronise with the device.
 
     Args:
-        text_length: tokens of each caption, at least 1; on a GPU, reading them costs a host synchronisation.
+        text_length: number of tokens of each caption, at least 1. If it is on a GPU, reading it synchronises with the
+            device.
         row_length: number of columns of the batch of token ids.
         device: device that the index tensors are copied to.
-        longest: upper bound of the tokens per caption, the same for all batches.
+        longest: upper bound on the number of tokens per caption; the same for all batches.
         in_buckets: whether to add buckets, for attention that needs padding.
     """
     lengths, order = text_length.cpu().long().sort()
-    assert int(lengths[0]) >= 1, "a caption has at least the token that is pooled"
+    assert int(lengths[0]) >= 1, "a caption has at least one token"
     assert int(lengths[-1]) <= row_length, "a caption is no longer than its row"
     ends = lengths.cumsum(0)
     starts = ends - lengths

@@ -1,7 +1,7 @@
 """CLIP's text transformer, initialised as in published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
 
-Layers compute one row per real token, so padding costs nothing except where the attention kernel needs it. If only the
-feature of one token per caption is needed, the last block computes only that token.
+Each layer computes one row per real token. Padding costs something only if the attention kernel needs it. If only one
+token per caption is pooled and no other features are requested, the last block computes only the pooled token.
 """
 
 from collections.abc import Sequence
@@ -28,22 +28,22 @@ POOLINGS = ("last", "first", "mean")
 
 
 class TextTransformer(Tower):
-    """A transformer that encodes captions from token ids; its defaults are the published text tower of CLIP and SLIP.
+    """A transformer that encodes captions; its default arguments give the published text tower of CLIP and SLIP.
 
     Args:
         vocab_size: number of token ids.
-        context_length: longest caption in tokens; batches of shorter captions need not be padded to it.
+        context_length: largest number of tokens per caption; shorter captions need not be padded to this length.
         width: width of token features and of the pooled feature.
         depth: number of blocks.
         heads: attention heads per block.
         activation: activation of the MLPs: `quick_gelu`, `gelu`, or its approximation `gelu_tanh`.
-        causal: whether a token attends only to the tokens up to itself; false lets it attend to the whole caption.
-        pooling: feature of a caption: that of its `last` token (position length - 1), of its `first` token, or the
-            `mean` over its tokens.
+        causal: whether a token attends only to itself and to earlier tokens; if false, it attends to the whole caption.
+        pooling: feature of a caption: the feature of its `last` token (position length - 1), the feature of its `first`
+            token, or the `mean` of the features of all its tokens.
         norm_eps: epsilon added to the variance in layer norms.
 
     Raises:
-        UserError: an unknown activation or pooling, or arguments that contradict each other.
+        UserError: the activation or pooling is unknown, or arguments contradict each other.
     """
 
     dynamic_shapes = True  # because the number of tokens differs from batch to batch
@@ -107,11 +107,12 @@ class TextTransformer(Tower):
     def forward(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /
     ) -> Float[Tensor, "batch width"]:
-        """Return the pooled feature of each caption; ids from position `lengths` on are ignored.
+        """Return the pooled feature of each caption; ids at position `lengths` and later are ignored.
 
         Args:
             ids: token ids, padded on the right.
-            lengths: tokens of each caption; best on the CPU, because reading them from a GPU synchronises with it.
+            lengths: number of tokens of each caption. With `pooling="last"`, this is the pooled position plus 1. Keep
+                the lengths on the CPU, because reading them from a GPU synchronises with the GPU.
         """
         if self.pooling == "mean":
             return self.pooled_and_tokens(ids, lengths)[0]
@@ -119,7 +120,7 @@ class TextTransformer(Tower):
         return self.rows(ids, packing, self.pooled_rows(packing)).index_select(0, packing.unsorted)
 
     def tokens(self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /) -> Tokens:
-        """Return the features of all tokens; from position `lengths` on they are zero and masked."""
+        """Return the features of all tokens; features at position `lengths` and later are zero and masked."""
         return self.pooled_and_tokens(ids, lengths)[1]
 
     def pooled_and_tokens(
@@ -137,17 +138,17 @@ class TextTransformer(Tower):
         return pooled, Tokens(features, mask)
 
     def rows(self, ids: Tensor, packing: Packing, pooled: Tensor | None = None) -> Float[Tensor, "rows width"]:
-        """Return the features of all real tokens, or only of the rows `pooled`, one per caption.
+        """Return the features of all real tokens; if `pooled` is given, return only these rows, one per caption.
 
-        A row of `pooled` must be one that attends to its whole caption.
+        Each row in `pooled` must attend to its whole caption.
         """
         packed = ids.flatten().index_select(0, packing.tokens)
         x = self.token_embedding(packed) + F.embedding(packing.positions, self.positional_embedding)
         *before, last = self.blocks
         for block in before:
             x = self.run(block, x, packing)
-        # The backward pass begins with the last block, so checkpointing it frees its activations only briefly. Where
-        # it computes the pooled rows alone, and so keeps few activations, it is not checkpointed.
+        # The backward pass begins with the last block, so checkpointing this block frees its activations only briefly.
+        # If it computes only the pooled rows, it keeps few activations and is not checkpointed.
         x = self.run(last, x, packing) if pooled is None else last(x, packing, pooled)
         return self.ln_final(x)
 
@@ -155,13 +156,13 @@ class TextTransformer(Tower):
         return packing.last if self.pooling == "last" else packing.starts[:-1]
 
     def pack(self, ids: Tensor, lengths: Tensor) -> Packing:
-        """Return the packing of these captions, with buckets where the attention kernel needs padding."""
+        """Return the packing of these captions, with buckets if the attention kernel needs padding."""
         in_buckets = not varlen_is_possible(ids.device, compute_dtype(self.positional_embedding), self.head_dim)
         return pack(lengths, ids.shape[1], ids.device, longest=self.context_length, in_buckets=in_buckets)
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then an MLP whose hidden layer has four times the width."""
+    """Pre-norm residual block: attention, then an MLP with a hidden layer of four times the width."""
 
     def __init__(self, width: int, heads: int, activation: str, causal: bool, norm_eps: float) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"] | None = None
     ) -> Float[Tensor, "rows_or_captions width"]:
-        """Return the block's output for all rows, or only for the rows `pooled`, one per caption."""
+        """Return the block's output for all rows; if `pooled` is given, return only these rows, one per caption."""
         y = self.ln_1(x)
         if pooled is None:
             x = x + self.attention(y, packing)
@@ -185,7 +186,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each caption; `causal` lets a token attend only to the tokens up to itself."""
+    """Multi-head self-attention within each caption; if `causal`, a token attends to itself and earlier tokens only."""
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -207,9 +208,9 @@ class SelfAttention(nn.Module):
     def pooled(
         self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"]
     ) -> Float[Tensor, "captions width"]:
-        """Return the attention output of one token per caption, the rows `pooled`.
+        """Return the attention output for the rows `pooled`, one per caption.
 
-        It equals the output of `forward` for these rows if each may attend to its whole caption.
+        It equals the output of `forward` for these rows if each of these tokens may attend to its whole caption.
         """
         width = x.shape[1]
         q_weight, kv_weight = self.in_proj.weight.split([width, 2 * width])
@@ -234,7 +235,7 @@ def attention_in_buckets(
     attended = []
     for shape, part, real in parts:
         q, k, v = part.unflatten(0, shape).permute(2, 0, 3, 1, 4)  # [captions, heads, length, dim]
-        mask = None if causal else real.view(shape)[:, None, None]  # a real query comes before all padding
+        mask = None if causal else real.view(shape)[:, None, None]  # if causal, no real token attends to padding
         attended.append(attention(q, k, v, mask, causal=causal).transpose(1, 2).flatten(0, 1))
     return torch.cat(attended).index_select(0, buckets.places)
 

@@ -30,7 +30,8 @@ class TimmTower(Tower):
         arguments: further keyword arguments of `timm.create_model` for this model.
 
     Raises:
-        UserError: timm has no such model, an argument would load weights, or the model gives no vector per image.
+        UserError: timm has no such model, an argument would load weights, or the model returns no single vector
+            per image.
     """
 
     def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
@@ -40,7 +41,7 @@ class TimmTower(Tower):
             raise UserError(f"tower name {name!r} is not a timm model; similar names: {near}. See timm.list_models().")
         if fetching := [f"{key}={arguments[key]}" for key in _FETCHING if arguments.get(key)]:
             raise UserError(
-                f"timm argument {', '.join(fetching)} would load weights, which a tower must not do itself; set "
+                f"timm argument {', '.join(fetching)} would load weights, but a tower must not load any; set "
                 "towers.image.weights= to start from a checkpoint"
             )
         trunk: Any = create(name, image_size, arguments)
@@ -49,7 +50,7 @@ class TimmTower(Tower):
         self.input_size = image_size if hasattr(trunk, "set_input_size") else None
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
-            # timm 0.5 (used by the published code) initialised the class token with std 0.02, later versions with
+            # The published code used timm 0.5, which initialised the class token with std 0.02. Later versions use
             # 1e-6: docs/NUMERICS.md#cls-token
             nn.init.trunc_normal_(trunk.cls_token, std=0.02)
 
@@ -73,7 +74,7 @@ class TimmTower(Tower):
         return trunk.forward_head(features), self.as_tokens(features)
 
     def features(self, images: Tensor, *, class_token_alone: bool = False) -> Any:
-        """Compute what timm's `forward_features` returns, or only its class token if `class_token_alone` is true."""
+        """Return the output of timm's `forward_features`, or only its class token if `class_token_alone` is true."""
         self.choose_kernel(images)
         trunk: Any = self.trunk
         if not self.repeated_blocks():
@@ -82,8 +83,8 @@ class TimmTower(Tower):
         *before, last = trunk.blocks
         for block in before:
             x = self.run(block, x)
-        # The backward pass begins with the last block, so checkpointing it frees its activations only briefly. Where
-        # it computes the class token alone, and so keeps few activations, it is not checkpointed.
+        # The backward pass begins with the last block, so checkpointing this block frees its activations only briefly.
+        # If it computes only the class token, it keeps few activations and is not checkpointed.
         x = self.last_block(last, x) if class_token_alone and self.last_block is not None else self.run(last, x)
         return trunk.norm(x)
 
@@ -104,7 +105,7 @@ class TimmTower(Tower):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks of timm's plain vision transformer; other backbones run and checkpoint their own."""
+        """Return the blocks of timm's plain vision transformer; other backbones run and checkpoint theirs."""
         return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
 
     def resize(self, input_size: int) -> None:
@@ -135,7 +136,7 @@ class TimmTower(Tower):
 
 
 def create(name: str, image_size: int, arguments: dict) -> nn.Module:
-    """Create the backbone without its classifier; `img_size` is passed only to backbones that take it."""
+    """Create the backbone without its classifier; `img_size` is passed only to backbones that accept it."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **arguments)
     except TypeError as error:
@@ -145,7 +146,7 @@ def create(name: str, image_size: int, arguments: dict) -> nn.Module:
 
 
 def pooled_width(trunk: nn.Module, name: str, image_size: int, channels: int) -> int:
-    """Return the size of the pooled feature, from a pass on the meta device, which computes shapes only."""
+    """Compute the size of the pooled feature with a pass on the meta device, where only shapes are computed."""
     weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
     try:
         with torch.no_grad():

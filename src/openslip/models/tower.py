@@ -1,4 +1,4 @@
-"""Contract: a tower turns one modality into a vector per sample, and into features of its tokens."""
+"""Contract: a tower encodes each sample of one modality as a single vector, and as one feature per token."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -21,17 +21,17 @@ class Tokens(NamedTuple):
 
 
 class Tower(nn.Module, ABC):
-    """An encoder of one modality; an image tower is called with `(images)`, a text tower with `(ids, lengths)`.
+    """An encoder of one modality; an image tower is called with `(images)`, and a text tower with `(ids, lengths)`.
 
-    A tower of your own defines `width`, `tokens` and `forward`; gradient checkpointing also needs `repeated_blocks`.
+    Your own tower defines `width`, `tokens` and `forward`, and for gradient checkpointing also `repeated_blocks`.
 
     Attributes:
         width: size of the pooled feature, before any projection.
-        locked: whether the tower gets no gradients and always stays in eval mode.
+        locked: whether the tower is frozen: it gets no gradients and always stays in eval mode.
         gradient_checkpointing: whether blocks keep only their inputs and run again in the backward pass.
         dynamic_shapes: argument `dynamic` of `torch.compile` for the tower's blocks.
-        input_size: side of the images in pixels, or tokens of the longest text, if position embeddings fix it; None
-            otherwise.
+        input_size: side of the images in pixels, or number of tokens of the longest text, if position embeddings fix
+            this size; None otherwise.
     """
 
     width: int
@@ -42,7 +42,7 @@ class Tower(nn.Module, ABC):
 
     @property
     def token_width(self) -> int:
-        """Width of a token's feature, which may differ from that of the pooled feature."""
+        """Width of a token's feature; the width of the pooled feature may differ."""
         return self.width
 
     # `*inputs: Any, **_: Any` lets a subclass declare its own arguments without an error of the type checker.
@@ -55,12 +55,12 @@ class Tower(nn.Module, ABC):
         """Return the pooled feature of each sample."""
 
     def pooled_and_tokens(self, *inputs: Any, **_: Any) -> tuple[Float[Tensor, "batch width"], Tokens]:
-        """Return the results of `forward` and `tokens`, here in two passes; override it if one pass gives both."""
+        """Return the results of `forward` and `tokens`; override this method if one pass can compute both."""
         return self(*inputs), self.tokens(*inputs)
 
     @property
     def mixes_samples(self) -> bool:
-        """Whether a sample's features depend on the rest of the batch, as with batch norm in training."""
+        """Whether a sample's features depend on the other samples of the batch, as with batch norm in training."""
         return any(mixes_samples(layer) for layer in self.modules())
 
     def views(self, *views: Float[Tensor, "batch ..."]) -> tuple[Float[Tensor, "batch width"], ...]:
@@ -82,7 +82,7 @@ class Tower(nn.Module, ABC):
         return ()
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
-        """Return `block(*inputs)`, without keeping its activations if `gradient_checkpointing` is on."""
+        """Return `block(*inputs)`; if `gradient_checkpointing` is on, the block's activations are not kept."""
         return checkpoint(block, *inputs, use_reentrant=False) if self.gradient_checkpointing else block(*inputs)
 
     def checkpoint_blocks(self) -> None:
@@ -93,26 +93,29 @@ class Tower(nn.Module, ABC):
         self.gradient_checkpointing = True
 
     def drop_patches(self, rate: float) -> None:
-        """Drop the fraction `rate` of each image's patches in training, at random: Li et al. 2022, arXiv:2212.00794."""
+        """In training, drop the fraction `rate` of each image's patches at random: Li et al. 2022, arXiv:2212.00794."""
         raise UserError(f"patch_dropout={rate}: {type(self).__name__} has no patches to drop; set it to 0")
 
     def resize(self, input_size: int) -> None:
-        """Interpolate position embeddings to another `input_size`, bicubic and antialiased."""
+        """Interpolate position embeddings to another `input_size`, with bicubic interpolation and antialiasing."""
         raise UserError(f"init_from.resize=true: {type(self).__name__} cannot be resized to {input_size}")
 
     def compiled_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks, or the children if there are none; compiling the tower itself would not cover `tokens`."""
+        """Return the modules to compile: the blocks, or the child modules if there are no blocks.
+
+        Compiling the tower itself would not cover `tokens`.
+        """
         return self.repeated_blocks() or self.children()
 
     def compile_blocks(self) -> None:
         """Compile the blocks in place: parameter names are unchanged, and a copy of the tower uses its own weights."""
         parts = [p for m in self.compiled_modules() for p in (m if isinstance(m, nn.ModuleList) else (m,))]
-        # All modules share one cache of compiled graphs; a graph beyond its limit would run uncompiled.
+        # All modules share one cache of compiled graphs. If the cache were full, further modules would run uncompiled.
         torch._dynamo.config.recompile_limit = max(8 * len(parts), torch._dynamo.config.recompile_limit)
         for part in parts:
             part.compile(dynamic=self.dynamic_shapes)
 
 
 def unpadded(features: Float[Tensor, "batch tokens width"]) -> Tokens:
-    """Return features as `Tokens` in which none is padding, as for images."""
+    """Return features as `Tokens` without padding, as for images."""
     return Tokens(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))

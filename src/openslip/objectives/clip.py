@@ -13,14 +13,14 @@ from openslip.objectives.tiles import is_large
 
 
 class CLIP(Objective):
-    """The CLIP objective, which reads the batch keys `image`, `text` and `text_length`.
+    """The CLIP objective; it reads the batch keys `image`, `text` and `text_length`.
 
     Args:
-        gather_with_grad: whether gradients also flow into the keys (the features of all ranks that a row is compared
-            with), which gives the exact gradient of the global batch. False detaches the keys, even with a single rank,
-            as the published 64-GPU runs did: docs/NUMERICS.md#gather.
-        max_logit_scale: upper bound to which `logit_scale` (a natural logarithm) is clamped after each step; the lower
-            bound is 0.
+        gather_with_grad: whether gradients also flow into the keys. The keys are the features of all ranks, with which
+            each row is compared. True gives the exact gradient of the global batch. False detaches the keys, even with
+            a single rank, as in the published 64-GPU runs: docs/NUMERICS.md#gather.
+        max_logit_scale: largest value of `logit_scale`, a natural logarithm. After each step, `logit_scale` is clamped
+            to [0, max_logit_scale].
     """
 
     min_batch_size = 2
@@ -46,14 +46,14 @@ class CLIP(Objective):
 
 
 def info_nce(image: Features, text: Features, scale: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the symmetric InfoNCE loss of this rank's rows, and their image-to-text accuracy in per cent.
+    """Return the symmetric InfoNCE loss of this rank's rows, and the image-to-text accuracy in per cent.
 
     Every row is compared with the features of all ranks. The mean over ranks is the loss of the global batch.
 
     Args:
-        image: image features of this rank and, gathered, of all ranks.
-        text: text features of this rank and, gathered, of all ranks.
-        scale: factor on the cosines, exp(logit_scale).
+        image: this rank's image features; they are gathered over ranks when needed.
+        text: this rank's text features; they are gathered over ranks when needed.
+        scale: factor by which cosines are multiplied, exp(logit_scale).
     """
     if is_large(len(image.local)):
         return tiled_info_nce(image, text, scale)

@@ -9,16 +9,17 @@ from openslip.models.batch_norm import GlobalBatchNorm, at_least_float32, global
 
 
 class HeadBatchNorm(GlobalBatchNorm):
-    """Batch norm over the global batch that can normalise several views at once, each with its own statistics."""
+    """Batch norm over the global batch; `views` normalises several views at once, with separate statistics for each."""
 
     def forward(self, input: Float[Tensor, "local features"]) -> Float[Tensor, "local features"]:  # noqa: A002
         return self.views(input)[0] if self.training else super().forward(input)
 
     def views(self, *views: Float[Tensor, "local features"]) -> list[Float[Tensor, "local features"]]:
-        """Normalise each view with its own training statistics, exchanged between ranks in one call for all views."""
+        """Normalise each view with its own batch statistics; ranks exchange the statistics of all views in one call."""
         if world_size() == 1:
             return [self.in_one_process(at_least_float32(view)) for view in views]
-        # Statistics are computed per channel, so views that are concatenated as channels keep their own.
+        # Statistics are computed per channel. If views are concatenated along the channels, their statistics are
+        # therefore separate.
         x = torch.cat([at_least_float32(view) for view in views], dim=1)
         with torch.no_grad():
             mean, variance, count = global_statistics(x)
@@ -35,7 +36,7 @@ class HeadBatchNorm(GlobalBatchNorm):
 
 
 class ProjectionHead(nn.Sequential):
-    """A sequence of layers; `views` applies it to several views with few exchanges between ranks."""
+    """A sequence of layers; `views` applies the layers to several views with few exchanges between ranks."""
 
     def views(self, *views: Float[Tensor, "local width"]) -> list[Float[Tensor, "local output"]]:
         """Apply the head to each view; for each batch norm, ranks exchange the statistics of all views in one call."""
@@ -49,7 +50,7 @@ class ProjectionHead(nn.Sequential):
 
 
 def projection_head(width: int, hidden: int, output: int) -> ProjectionHead:
-    """Build SLIP's SSL head: linear, batch norm and ReLU, twice, then a linear layer. Mu et al. 2021, section 3.2."""
+    """Build SLIP's SSL head: twice linear, batch norm and ReLU; then a linear layer. Mu et al. 2021, section 3.2."""
     return ProjectionHead(
         nn.Linear(width, hidden),
         HeadBatchNorm(hidden),

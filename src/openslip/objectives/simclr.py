@@ -1,4 +1,4 @@
-"""SimCLR: two augmented views of an image find each other. Chen et al. 2020, arXiv:2002.05709, algorithm 1."""
+"""SimCLR: contrastive loss on two augmented views of each image. Chen et al. 2020, arXiv:2002.05709, algorithm 1."""
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from openslip.objectives.tiles import is_large
 
 
 class SimCLR(Objective):
-    """The SimCLR objective, which reads the batch keys `aug1` and `aug2`.
+    """The SimCLR objective; it reads the batch keys `aug1` and `aug2`.
 
     Args:
-        head_hidden: width of the head's two hidden layers; the head reads the image tower's unprojected feature.
-        head_output: width of the head's output, the features `z1` and `z2` that the loss compares.
+        head_hidden: width of the head's two hidden layers; the head's input is the image tower's feature before
+            projection.
+        head_output: width of the head's output; the loss compares the outputs `z1` and `z2` of the two views.
         ssl_temperature: temperature by which the cosines are divided.
     """
 
@@ -39,17 +40,18 @@ class SimCLR(Objective):
         return {"aug1": aug1, "aug2": aug2}
 
     def loss(self, model: ImageEncoder | DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
-        # `views` gives each view its own batch statistics.
+        # `views` computes the batch statistics of each view separately.
         z1, z2 = (Features(z, gather_with_grad=True) for z in self.head.views(features["aug1"], features["aug2"]))
         loss, accuracy = nt_xent(z1, z2, self.ssl_temperature)
         return {"loss": loss, "ssl_loss": loss, "ssl_acc": accuracy}
 
 
 def nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return this rank's NT-Xent loss, and how often `z1` finds its partner in `z2`, in per cent.
+    """Return this rank's NT-Xent loss, and its accuracy in per cent: how often the positive is the most similar view.
 
-    Each view has to find its partner among the 2B - 1 other views of the global batch of B samples. The loss is the
-    mean of the two directions, as in published SLIP; gradients reach the features of all ranks.
+    Each view is compared with the 2B - 1 other views of the global batch of B samples. The positive is the other view
+    of the same image. The loss is the mean of the losses of `z1` and `z2`, as in published SLIP. The accuracy is
+    computed for `z1` only. Gradients reach the features of all ranks.
     """
     if is_large(2 * len(z1.local)):
         return tiled_nt_xent(z1, z2, temperature)
@@ -59,7 +61,7 @@ def nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tenso
 
 
 def one_view(view: Features, other: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the cross-entropy of finding this view's partners in the other view, and the accuracy in per cent."""
+    """Return the cross-entropy of the rows of `view`, with positives in `other`, and the accuracy in per cent."""
     to_same = view.local @ view.all.T / temperature  # [local, world]
     to_same = to_same.scatter(1, view.places[:, None], float("-inf"))  # a view is not its own negative
     to_other = view.local @ other.all.T / temperature

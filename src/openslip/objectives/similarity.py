@@ -1,4 +1,4 @@
-"""Features to compare by cosine: scaled to unit length, and gathered over ranks once for all losses that use them."""
+"""Features for comparison by cosine: scaled to unit length, and gathered over ranks once, for all losses."""
 
 from functools import cached_property
 
@@ -11,11 +11,11 @@ from openslip.distributed import gather, rank
 
 
 class Features:
-    """Unit-length features of this rank's samples and, gathered when first read, of all ranks.
+    """Unit-length features of this rank's samples; the features of all ranks are gathered when `all` is first read.
 
     Args:
-        features: features of this rank's samples, not normalised; 16-bit ones are cast to float32.
-        gather_with_grad: whether gradients flow into the features of `all`, at every number of ranks.
+        features: features of this rank's samples, before normalisation; 16-bit features are cast to float32.
+        gather_with_grad: whether gradients flow into the features of `all`, for any number of ranks, even one.
     """
 
     def __init__(self, features: Float[Tensor, "local dim"], *, gather_with_grad: bool) -> None:
@@ -24,7 +24,7 @@ class Features:
 
     @cached_property
     def all(self) -> Float[Tensor, "world dim"]:
-        """Features of all ranks in the order of the global batch; a collective call, so every rank must read it."""
+        """Features of all ranks in the order of the global batch; reading them is a collective call on all ranks."""
         return gather(self.local, with_grad=self.gather_with_grad)
 
     @cached_property

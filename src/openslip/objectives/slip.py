@@ -1,4 +1,4 @@
-"""SLIP: CLIP on captions, SimCLR on two more views, one image tower. Mu et al. 2021, arXiv:2112.12750, algorithm 1."""
+"""SLIP: CLIP plus SimCLR on two more views, with one image tower. Mu et al. 2021, arXiv:2112.12750, algorithm 1."""
 
 from torch import Tensor
 
@@ -11,16 +11,17 @@ from openslip.objectives.similarity import Features
 
 
 class SLIP(Objective):
-    """The SLIP objective, which reads the batch keys `image`, `text`, `text_length`, `aug1` and `aug2`.
+    """The SLIP objective; it reads the batch keys `image`, `text`, `text_length`, `aug1` and `aug2`.
 
     Args:
-        head_hidden: width of the SSL head's two hidden layers; the head reads the image tower's unprojected feature.
-        head_output: width of the SSL head's output, the features `z1` and `z2` that the SimCLR term compares.
+        head_hidden: width of the SSL head's two hidden layers; the head's input is the image tower's feature before
+            projection.
+        head_output: width of the SSL head's output; the SimCLR term compares the outputs `z1` and `z2` of two views.
         ssl_scale: weight of the SimCLR term.
         ssl_temperature: temperature by which the cosines of the SimCLR term are divided.
-        gather_with_grad: whether gradients of the CLIP term reach the keys of all ranks, as in `CLIP`; the SimCLR term
+        gather_with_grad: whether gradients of the CLIP term reach the keys of all ranks, as in `CLIP`. The SimCLR term
             always gathers with gradient, as published.
-        max_logit_scale: upper bound to which `logit_scale` is clamped after each step, as in `CLIP`.
+        max_logit_scale: largest value of `logit_scale`, as in `CLIP`.
     """
 
     min_batch_size = 2
@@ -58,7 +59,7 @@ class SLIP(Objective):
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
         clip, clip_acc = info_nce(image, text, model.logit_scale.exp())
-        # `views` gives each view its own batch statistics.
+        # `views` computes the batch statistics of each view separately.
         z1, z2 = (Features(z, gather_with_grad=True) for z in self.head.views(features["aug1"], features["aug2"]))
         ssl, ssl_acc = nt_xent(z1, z2, self.ssl_temperature)
         return {

@@ -1,6 +1,7 @@
 """InfoNCE and NT-Xent in linear memory: each tile of logits is used for its rows and for its columns.
 
-They compute the same values as the plain forms in `clip.py` and `simclr.py`, which are used where logits are few.
+The functions compute the same values as the plain forms in `clip.py` and `simclr.py`. The plain forms are used if
+there are few logits.
 """
 
 from collections.abc import Iterator
@@ -20,9 +21,9 @@ def tiled_info_nce(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Compute `info_nce` tile by tile.
 
-    A rank computes the logits of its own images and all texts, and the softmax over images is combined over ranks, so
-    that half the matrix products of the plain form suffice. The gradient of `scale` is this rank's share; only its
-    mean over ranks is meaningful.
+    Each rank computes the logits of its own images and all texts. The softmax over images is then combined over ranks.
+    This needs half the matrix products of the plain form. Each rank computes only a share of the gradient of `scale`;
+    the mean of the shares over ranks is the gradient.
     """
     texts = text.all.detach()
     return _InfoNCE.apply(image.local, text.local, texts, scale, text.gather_with_grad)  # pyright: ignore[reportReturnType]
@@ -31,8 +32,9 @@ def tiled_info_nce(
 def tiled_nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Compute `nt_xent` tile by tile, with one matrix of logits for both views.
 
-    That matrix is symmetric, so a rank computes only one triangle of the logits between its own rows. What the losses
-    of other ranks add to its gradient follows from their softmax statistics, so ranks exchange no gradients.
+    The matrix is symmetric, so a rank computes only one triangle of the logits between its own rows. The losses of
+    other ranks also contribute to the gradient of these rows. The rank computes this contribution from the softmax
+    statistics of the other ranks, so ranks exchange no gradients.
     """
     of_ranks = [z.all.detach().unflatten(0, (world_size(), -1)) for z in (z1, z2)]
     keys = torch.cat(of_ranks, dim=1).flatten(0, 1)  # [2 world, dim], rank by rank
@@ -70,7 +72,7 @@ class _InfoNCE(torch.autograd.Function):
                 tile = queries[row] @ texts[column].T
                 by_images = ctx.of_images.gradient(row, tile, paired)
                 by_texts = ctx.of_texts.gradient(column, tile.T, paired).T
-                if ctx.gather_with_grad:  # the keys get gradients too, so each side gets those of both softmaxes
+                if ctx.gather_with_grad:  # the keys get gradients too: each side gets the gradients of both softmaxes
                     by_images = by_texts = by_images.add_(by_texts)
                 to_queries[row].addmm_(by_images, texts[column])
                 to_texts[column].addmm_(by_texts.T, queries[row])
@@ -78,7 +80,7 @@ class _InfoNCE(torch.autograd.Function):
             own = own_rows(image)
             to_text = all_sum(to_texts)[own] * weight
             to_scale = (image * to_queries).sum() * weight
-            if not ctx.gather_with_grad:  # `to_queries` lacks the texts' softmax, which depends on `scale` too
+            if not ctx.gather_with_grad:  # `scale` also affects the texts' softmax, but `to_queries` omits it
                 to_scale += (texts[own] * to_text).sum() / scale
             return to_queries.mul_(scale * weight), to_text, None, to_scale, None
 
@@ -130,7 +132,7 @@ Tiles = Iterator[tuple[slice, slice, bool]]
 
 
 def _info_nce_tiles(image: Tensor, texts: Tensor) -> Tiles:
-    """Yield the rows and columns of each tile, from left to right, and whether its diagonal holds the positives."""
+    """Yield the rows and columns of each tile, from left to right, and whether the tile's diagonal holds positives."""
     own = own_rows(image)
     size = tile_size(image)
     columns = [*cut(0, own.start, size), *cut(own.start, own.stop, size), *cut(own.stop, len(texts), size)]
@@ -140,9 +142,9 @@ def _info_nce_tiles(image: Tensor, texts: Tensor) -> Tiles:
 
 
 def _own_tiles(z: Tensor) -> Tiles:
-    """Yield rows, columns and whether the diagonal holds the positives, for tiles on and above the main diagonal.
+    """Yield the rows and columns of each tile on or above the main diagonal, and whether its diagonal holds positives.
 
-    No tile spans both views.
+    The rows of a tile belong to one view, and so do its columns.
     """
     views = len(z) // 2
     size = tile_size(z)
@@ -153,7 +155,7 @@ def _own_tiles(z: Tensor) -> Tiles:
 
 
 def _foreign_tiles(z: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows of `z` and the columns of `keys` of each tile between this rank and the other ranks."""
+    """Yield each tile between this rank and other ranks, as rows of `z` and columns of `keys`."""
     own = own_rows(z)
     size = tile_size(z)
     columns = [*cut(0, own.start, size), *cut(own.stop, len(keys), size)]

@@ -1,4 +1,4 @@
-"""Losses over all pairs in linear memory: logits exist one tile at a time, forward and backward."""
+"""Losses over all pairs in linear memory: only one tile of logits exists at a time, forward and backward."""
 
 import itertools
 from collections.abc import Callable
@@ -11,24 +11,24 @@ from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import all_max, all_sum, gather, rank, world_size
 
-PLAIN_UP_TO = 512 * 512  # logits per rank; above that, tiles are faster than the plain form (measured on a CPU)
+PLAIN_UP_TO = 512 * 512  # logits per rank; above this number, tiles are faster than the plain form (measured on a CPU)
 CPU_TILE = 512  # rows and columns; 256 to 768 are equally fast, because such a tile fits the second-level cache
-GPU_TILE = 4096  # rows and columns; enough work per tile to hide the time to launch a kernel
+GPU_TILE = 4096  # rows and columns; such a tile has enough work to hide the time to launch a kernel
 
 
 def is_large(rows: int) -> bool:
-    """Whether `rows` on each rank, compared with the rows of all ranks, give too many logits for the plain form."""
+    """Whether `rows` rows per rank are too many for the plain form: each row is compared with all ranks' rows."""
     return rows * rows * world_size() > PLAIN_UP_TO
 
 
 def sum_over_pairs(
     pair_loss: Callable[..., Float[Tensor, ""]], rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]
 ) -> Float[Tensor, ""]:
-    """Sum a loss over all pairs of rows and columns, such as SigLIP's; differentiable in every tensor it uses.
+    """Sum a loss such as SigLIP's over all pairs of rows and columns; differentiable in all tensors of `pair_loss`.
 
     Args:
-        pair_loss: returns the summed loss of one tile; called with a chunk of each of `rows`, then of each of
-            `columns`. It may close over other tensors.
+        pair_loss: function that returns the summed loss of one tile. Its arguments are one chunk of each tensor in
+            `rows`, then one chunk of each tensor in `columns`. As a closure, it may also use other tensors.
         rows: tensors of this rank's samples (features, indices, labels), cut along their first dimension.
         columns: tensors of all ranks' samples, cut along their first dimension.
     """
@@ -44,7 +44,7 @@ def sum_over_pairs(
 
 
 class RunningSoftmax(NamedTuple):
-    """Softmax of each row of a matrix whose tiles are added one after the other.
+    """Softmax of each row of a matrix; the tiles of the matrix are added one after the other.
 
     Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3.
     """
@@ -65,7 +65,7 @@ class RunningSoftmax(NamedTuple):
         """Add the next columns of these rows; in a `paired` tile the diagonal holds the positives."""
         peak, total, positive, leads = (part[rows] for part in self)
         highest = tile.amax(dim=1)
-        passed = highest > peak  # of equal logits the first wins, as in argmax
+        passed = highest > peak  # if logits are equal, the first one wins, as in argmax
         leads &= ~passed
         if paired:
             positive.copy_(tile.diagonal())
@@ -79,21 +79,21 @@ class RunningSoftmax(NamedTuple):
 
     def gradient(self, rows: slice, tile: Float[Tensor, "rows columns"], paired: bool) -> Float[Tensor, "rows columns"]:
         """Return the gradient of the sum of these rows' cross-entropies with respect to the logits of the tile."""
-        # Not exp(tile - logsumexp): where logsumexp is large, its float32 rounding keeps the rows from summing to 1.
+        # Not exp(tile - logsumexp): a large logsumexp is rounded in float32, and the rows would then not sum to 1.
         gradient = (tile - self.peak[rows, None]).exp_().mul_(self.total[rows, None].reciprocal())
         if paired:
             gradient.diagonal().sub_(1)
         return gradient
 
     def reduce_over_ranks(self) -> None:
-        """Combine `peak` and `total` over ranks, each of which has added different columns of the same rows."""
+        """Combine `peak` and `total` over ranks; each rank has added different columns of the same rows."""
         peak = all_max(self.peak)
         self.total.mul_(torch.exp(self.peak - peak))
         self.total.copy_(all_sum(self.total))
         self.peak.copy_(peak)
 
     def of_all_ranks(self) -> "RunningSoftmax":
-        """Return the softmax of the rows of all ranks, in which only the fields that `gradient` reads are gathered."""
+        """Return the softmax of all ranks' rows; only the fields that `gradient` reads are gathered."""
         return self._replace(peak=gather(self.peak, with_grad=False), total=gather(self.total, with_grad=False))
 
 
@@ -103,10 +103,10 @@ def own_rows(x: Tensor) -> slice:
 
 
 def cut(start: int, stop: int, size: int) -> list[slice]:
-    """Split [start, stop) into consecutive slices of at most `size`."""
+    """Split [start, stop) into consecutive slices of length `size` or less."""
     return [slice(place, min(place + size, stop)) for place in range(start, stop, size)]
 
 
 def tile_size(x: Tensor) -> int:
-    """Return the number of rows, and of columns, of a tile on the device of `x`."""
+    """Return the number of rows of a tile on the device of `x`; the number of columns is the same."""
     return CPU_TILE if x.device.type == "cpu" else GPU_TILE

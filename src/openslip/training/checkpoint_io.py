@@ -21,17 +21,18 @@ from openslip.training.callbacks.finite import refuse_non_finite
 from openslip.training.host_copy import HostCopy
 
 PAUSES = (1.0, 4.0)  # seconds before each further attempt, because a failing file server may recover
-HEADROOM = 2  # free space needed, in checkpoint sizes: others may write to a nearly full disk at the same time
+# Free space that a save needs, as a multiple of the checkpoint's size; other programs may write to the same disk.
+HEADROOM = 2
 
 
 class DurableCheckpointIO(CheckpointIO):
     """Copies the training state, and writes the copy in a thread while training continues.
 
-    Lightning's own plugin writes through TMPDIR; if that is another file system, an interrupted save damages the old
-    file.
+    Lightning's own plugin writes through TMPDIR. If TMPDIR is on another file system, an interrupted save damages the
+    old file.
 
     Args:
-        config: the run's config, as in its config.yaml; stored in every checkpoint to identify the run it belongs to.
+        config: the run's config, as in its config.yaml; stored in every checkpoint to identify its run.
     """
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
@@ -41,7 +42,9 @@ class DurableCheckpointIO(CheckpointIO):
         self.failure: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Begin to save in a thread; called on rank 0 only, which must tell other ranks the error that `wait` returns.
+        """Begin to save in a thread; called on rank 0 only.
+
+        The caller must tell the other ranks the error that `wait` returns.
 
         Raises:
             UserError: the previous save has failed.
@@ -55,7 +58,7 @@ class DurableCheckpointIO(CheckpointIO):
         self.writer.start()
 
     def wait(self) -> UserError | None:
-        """Wait for the save in progress, if any, and return its error; a second call does not return it again."""
+        """Wait for the save in progress, if any, and return its error; the next call does not return it again."""
         if self.writer is not None:
             self.writer.join()
         failure, self.writer, self.failure = self.failure, None, None
@@ -79,7 +82,7 @@ class DurableCheckpointIO(CheckpointIO):
             self.failure = CheckpointError(f"checkpoint {path} could not be written ({why}); {before(path)}")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load on every rank the newest intact checkpoint of the folder `path`, which rank 0 has found and verified."""
+        """Load the newest intact checkpoint of the folder `path` on every rank; rank 0 finds and verifies it."""
         newest: Path | UserError | None = None
         if rank() == 0:
             try:
@@ -103,7 +106,7 @@ def write(content: dict[str, Any], path: Path, step: int) -> None:
     """Write a checkpoint durably, with a few attempts.
 
     Raises:
-        CheckpointError: no attempt succeeded; their incomplete files are removed.
+        CheckpointError: all attempts failed; incomplete files are removed.
     """
     reason = ""
     for pause in (*PAUSES, None):
@@ -127,7 +130,7 @@ def write(content: dict[str, Any], path: Path, step: int) -> None:
 
 
 def before(path: Path) -> str:
-    """Describe what a run can resume from if the checkpoint at `path` could not be written."""
+    """Describe how a run can be resumed if the checkpoint at `path` could not be written."""
     if not saved(path.parent):
         return "the run has no earlier checkpoint"
     return "earlier checkpoints are intact, and the same command resumes the run"

@@ -20,7 +20,7 @@ OLDEST = (7, 0)  # lowest compute capability that Triton supports
 
 
 def choose_compile(setting: bool | str, accelerator: str) -> bool:
-    """Resolve `compile`: `auto` is on for a GPU if the compiler has all it needs; the choice is printed in one line."""
+    """Resolve `compile`: `auto` is on for a GPU that this machine can compile for; the choice is printed."""
     if isinstance(setting, bool) or not on_gpu(accelerator):
         return setting is True
     missing = why_not()
@@ -33,7 +33,8 @@ def why_not() -> str | None:
     """Return why this machine cannot compile for its GPU, or None if it can."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    # Triton compiles a launcher for its kernels, a C file that includes Python.h, with $CC or else with one of these.
+    # For its kernels, Triton compiles a launcher with $CC or else with one of these compilers. The launcher is a C file
+    # that includes Python.h.
     named = os.environ.get("CC")
     if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
         return f"CC={named} is not found: set another, or unset it" if named else "no C compiler is found: install gcc"
@@ -46,7 +47,7 @@ def why_not() -> str | None:
 
 
 def compile_parts(model: nn.Module, views: Mapping[str, View]) -> None:
-    """Compile in place the blocks of a model's towers, and the part of its views that runs on a GPU."""
+    """Compile the blocks of a model's towers and the parts of views that run on a GPU, all in place."""
     for child in model.children():
         if isinstance(child, Tower):
             child.compile_blocks()

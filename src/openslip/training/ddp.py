@@ -1,15 +1,15 @@
-"""DDP that leaves a batch where it is, so that caption lengths stay on the CPU."""
+"""DDP that does not move batches to another device, so that caption lengths stay on the CPU."""
 
 from pytorch_lightning.strategies import DDPStrategy
 
 
 class DDP(DDPStrategy):
-    """Lightning's DDP strategy, except that it does not move the batch from where the data module has put it.
+    """Lightning's DDP strategy, except that tensors of a batch stay on the devices that the data module chose.
 
-    With device ids, which Lightning sets on GPUs, DDP moves every tensor of a batch to the GPU. The text tower reads
-    lengths on the CPU, so every micro-batch would synchronise with the GPU to copy them back.
+    On GPUs, Lightning passes device ids to DDP, and DDP then moves every tensor of a batch to the GPU. The text tower
+    reads caption lengths on the CPU, so every micro-batch would synchronise with the GPU to copy the lengths back.
     """
 
     def determine_ddp_device_ids(self) -> None:
-        """Return None; the device follows from the weights and the process group."""
+        """Return None: DDP takes the device from the weights and the process group."""
         return

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 def marked(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Multiply the loss by NaN if it is not finite, so that every rank gets NaN gradients when they are averaged."""
+    """Multiply the loss by NaN if it is not finite, so that averaging gives NaN gradients on every rank."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
@@ -25,17 +25,18 @@ def clip_gradients(
 ) -> Float[Tensor, ""]:
     """Scale the optimizer's gradients to a global norm of at most `max_norm`, and return the norm before clipping.
 
-    Called once per step, after the backward pass of the whole global batch over micro-batches and ranks.
+    Called once per step, when the gradients of all micro-batches and ranks have been combined.
     Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
 
     Args:
         trainer: provides the loss scaler, if there is one.
         optimizer: holds all trained parameters.
         max_norm: largest global L2 norm of the gradients after clipping.
-        norm: global norm of the gradients if already computed, else None.
+        norm: global norm of the gradients if it has been computed already, else None.
     """
     plugin = trainer.precision_plugin
-    # Under fp16 Lightning has unscaled the gradients already, except those of a fused optimizer, whose step does it.
+    # With fp16, Lightning has already unscaled the gradients, unless the optimizer is fused. A fused optimizer would
+    # unscale them only in its step.
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.defaults.get("fused"):
         plugin.scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer) if norm is None else norm

@@ -9,13 +9,13 @@ from torch.utils._pytree import tree_leaves
 
 from openslip.data.pinned import aligned, pinned_memory
 
-STAGING_BYTES = 256 * 2**20  # a power of two, because torch rounds pinned memory up to one
+STAGING_BYTES = 256 * 2**20  # a power of two, because torch rounds pinned memory up to a power of two
 
 
 class Staging:
     """A pinned buffer of fixed size, through which bytes are copied from a GPU to pageable memory.
 
-    A copy that is pinned as a whole could not be swapped out, and torch would round each of its storages up to a
+    If the whole copy were pinned, it could not be swapped out, and torch would round the size of each storage up to a
     power of two. If the system cannot pin memory, the buffer is pageable too.
 
     Args:
@@ -30,7 +30,7 @@ class Staging:
         self.devices: set[torch.device] = set()
 
     def copy(self, to: Tensor, source: Tensor) -> None:
-        """Begin to copy bytes from a GPU into the host tensor `to`, which is complete only after `finish`."""
+        """Begin to copy bytes from a GPU into the host tensor `to`; the copy is complete only after `finish`."""
         if self.memory is None:
             try:
                 self.memory = pinned_memory(self.size)
@@ -62,9 +62,9 @@ class Staging:
 class HostCopy:
     """Copies nested dicts and lists with their tensors, and reuses the memory of one copy for the next.
 
-    New memory would take several times as long, because each page is mapped when it is first written. A file saved
-    from the copy equals one saved from the original byte for byte: `torch.save` writes whole storages, so each storage
-    is copied as a whole, and tensors that share a storage also share it in the copy.
+    New memory would be several times slower, because each page is mapped when it is first written. A file saved from
+    the copy is byte for byte identical to a file saved from the original. `torch.save` writes whole storages, so each
+    storage is copied as a whole. Tensors that share a storage also share a storage in the copy.
     """
 
     def __init__(self) -> None:
@@ -72,8 +72,8 @@ class HostCopy:
         self.staging = Staging()
 
     def of(self, content: Any) -> Any:
-        """Return a copy with all tensors on the host, valid until the next call; synchronises with the device."""
-        copied: dict[int, Any] = {}  # by id(), the memo that `copy.deepcopy` takes
+        """Return a copy with all tensors on the host; the next call overwrites it. Synchronises with the device."""
+        copied: dict[int, Any] = {}  # by id(), as `copy.deepcopy` expects its memo
         storages: dict[int, Tensor] = {}
         memory, self.memory = self.memory, []
         for tensor in tree_leaves(content):
@@ -106,7 +106,7 @@ def is_on_gpu(tensor: Tensor) -> bool:
 
 
 def is_plain(leaf: Any) -> bool:
-    """Whether a leaf is a tensor that its storage, offset, sizes and strides describe completely."""
+    """Whether a leaf is a tensor that is completely described by its storage, offset, sizes and strides."""
     if type(leaf) is not Tensor or leaf.layout is not torch.strided or leaf.is_quantized:
         return False
     return not (leaf.is_conj() or leaf.is_neg())

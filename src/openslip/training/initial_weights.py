@@ -1,4 +1,4 @@
-"""Initial weights of a run, from a checkpoint's whole model or from single towers as in LiT, arXiv:2111.07991."""
+"""Initial weights of a run, from a checkpoint's whole model or from single towers (LiT, arXiv:2111.07991)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
 TEXTS = ("a photo of a dog.", "two red squares, beside a large blue ring")
-TOLERANCE = 1e-3  # relative to the largest feature; allows another float32 kernel for the same function
+TOLERANCE = 1e-3  # relative to the largest feature; float32 kernels of the same function differ by less
 
 
 class InitialWeights:
@@ -24,11 +24,11 @@ class InitialWeights:
         tokenizer: tokenizer of the new run; None without a text tower.
         transform: settings of the new run's evaluation transform.
         allow: class paths outside this package that the checkpoints may name.
-        resize: whether to interpolate position embeddings if image size or context length differ from the checkpoint's.
+        resize: whether to interpolate position embeddings if the checkpoint has another image size or context length.
 
     Attributes:
-        record: entry for the new run's checkpoints: the files, and the sizes between which embeddings were
-            interpolated.
+        record: entry for the new run's checkpoints: the files that were loaded, and the old and the new size of
+            interpolated embeddings.
         notices: messages about differences from the checkpoints that do not prevent their use.
     """
 
@@ -53,11 +53,11 @@ class InitialWeights:
         """Copy the whole model first, then single towers.
 
         Args:
-            checkpoint: path of a checkpoint or run folder, the config's `init_from.checkpoint`; None for none.
+            checkpoint: path of a checkpoint or run folder, the config's `init_from.checkpoint`; or None.
             towers: options by kind of tower (`image`, `text`), the config's `towers`.
 
         Raises:
-            UserError: a file is missing, weights have other shapes, or a tower or tokenizer gives other results.
+            UserError: a file is missing, shapes of weights differ, or a tower or tokenizer gives different results.
         """
         if checkpoint is not None:
             self.load_model(checkpoint)
@@ -80,8 +80,9 @@ class InitialWeights:
         lacking = self.model.state_dict().keys() - bundle.model.state_dict().keys() - {"logit_bias"}
         if lacking or bundle.model.state_dict().keys() - self.model.state_dict().keys():
             raise UserError(
-                f"{key}: it holds another kind of model ({difference(self.model, bundle.model)}); use the model= it "
-                "was trained with, or load single towers with towers.image.weights= and towers.text.weights="
+                f"{key}: it holds another kind of model ({difference(self.model, bundle.model)}); use the model= that "
+                "the checkpoint was trained with, or load single towers with towers.image.weights= and "
+                "towers.text.weights="
             )
         for kind in shared:
             self.fit(stored[kind], wanted[kind], kind, key)
@@ -89,7 +90,7 @@ class InitialWeights:
         for kind in shared:
             self.compare(bundle, stored[kind], wanted[kind], kind, key)
         if self.model.state_dict().keys() != bundle.model.state_dict().keys():
-            self.notices.append(f"{key}: it has no logit_bias, which starts at model.logit_bias_init")
+            self.notices.append(f"{key}: it has no logit_bias, so this run starts with model.logit_bias_init")
         self.record["checkpoint"] = path
 
     def load_tower(self, kind: str, path: str) -> None:
@@ -107,17 +108,17 @@ class InitialWeights:
         self.record[f"{kind}_tower"] = path
 
     def fit(self, stored: nn.Module, tower: nn.Module, kind: str, key: str) -> None:
-        """Resize a stored tower to the input size of the new one, or refuse it if `resize` is off."""
+        """Resize a stored tower to the input size of the new tower; if `resize` is off, refuse another size."""
         if not (isinstance(stored, Tower) and isinstance(tower, Tower)) or stored.input_size == tower.input_size:
             return
         if stored.input_size is None or tower.input_size is None:
-            return  # another kind of tower, which `copy` refuses, or towers without position embeddings
+            return  # `copy` refuses another kind of tower; towers without position embeddings fit
         sizes = [stored.input_size, tower.input_size]
         what = {"image": "image_size", "text": "context_length"}.get(kind, "input size")
         if not self.resize:
             raise UserError(
-                f"{key}: its {kind} tower has {what} {sizes[0]}, this run {sizes[1]}: set init_from.resize=true to "
-                "interpolate its position embeddings, or the size to the checkpoint's"
+                f"{key}: its {kind} tower has {what} {sizes[0]}, and this run has {sizes[1]}: set "
+                f"init_from.resize=true to interpolate its position embeddings, or use {what} {sizes[0]}"
             )
         stored.resize(tower.input_size)
         self.record.setdefault("resized", {})[f"{kind}_tower.{what}"] = sizes
@@ -130,16 +131,16 @@ class InitialWeights:
         except RuntimeError as error:
             differences = [line.strip() for line in str(error).splitlines()[1:]]
             more = f", and {len(differences) - 1} more" * (len(differences) > 1)
-            raise UserError(f"{key} ({differences[0]}{more}); use the config it was trained with") from error
+            raise UserError(f"{key} ({differences[0]}{more}); use the config that it was trained with") from error
 
     def compare(self, bundle: Bundle, stored: nn.Module, new: nn.Module, kind: str, key: str) -> None:
-        """Check what shapes cannot tell: attention heads, activation, epsilon, pooling, token ids, mean and std."""
+        """Check what shapes of weights do not show: heads, activation, epsilon, pooling, token ids, mean and std."""
         if kind == "text":
             self.compare_tokenizers(bundle.tokenizer, key)
         elif kind == "image":
             settings: Mapping[str, Any] = bundle.transform.settings()
             self.notices += [
-                f"{key}: it was trained with {name}={settings[name]}, this run has {name}={self.transform[name]}"
+                f"{key}: it was trained with {name}={settings[name]}; this run has {name}={self.transform[name]}"
                 for name in ("mean", "std")
                 if settings[name] != self.transform[name]
             ]
@@ -149,7 +150,7 @@ class InitialWeights:
             theirs, ours = (tower(*inputs) for tower in (stored, new))
         if not torch.allclose(theirs, ours, rtol=0, atol=TOLERANCE * float(theirs.abs().max())):
             raise UserError(
-                f"{key}: with the same weights its {kind} tower computes something else than this run's: compare "
+                f"{key}: with the same weights its {kind} tower gives other outputs than this run's tower: compare "
                 f"heads, activation, norm eps and pooling. Its settings: {bundle.architecture.get(f'{kind}_tower')}"
             )
 
@@ -160,11 +161,11 @@ class InitialWeights:
         if token_ids(theirs) != token_ids(self.tokenizer):
             raise UserError(
                 f"{key}: its tokenizer ({type(theirs).__name__}) gives other ids for {TEXTS[0]!r} than this run's "
-                f"({type(self.tokenizer).__name__}); use the tokenizer= that the checkpoint was trained with"
+                f"tokenizer ({type(self.tokenizer).__name__}); use the tokenizer= that the checkpoint was trained with"
             )
         settings, wanted = theirs.settings(), self.tokenizer.settings()
         self.notices += [
-            f"{key}: it was trained with tokenizer.{name}={settings[name]}, this run has {wanted[name]}"
+            f"{key}: it was trained with tokenizer.{name}={settings[name]}; this run has {wanted[name]}"
             for name in settings.keys() & wanted.keys() - {"context_length"}
             if settings[name] != wanted[name]
         ]
@@ -192,13 +193,13 @@ def children(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def token_ids(tokenizer: Tokenizer) -> list[list[int]]:
-    """Encode `TEXTS`, and return the ids of each without padding."""
+    """Encode `TEXTS`, and return the ids of each text without padding."""
     ids, lengths = tokenizer.encode(TEXTS)
     return [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
 
 
 def difference(wanted: nn.Module, stored: nn.Module) -> str:
-    """Name, for each of two models, the first key that the other lacks, and how many more there are."""
+    """Describe the keys that only one of two models has: the first key of each model, and the number of the others."""
 
     def say(who: str, names: set[str]) -> Iterator[str]:
         if names:

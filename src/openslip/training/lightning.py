@@ -1,10 +1,12 @@
 """Workarounds for Lightning, each with its reason; check this file when Lightning is upgraded.
 
-Four conventions elsewhere work around it too. `Pretrainer.step` counts batches, because `trainer.global_step` counts
-optimizer steps. `Pretrainer.max_steps` is the run's length, because reading `trainer.estimated_stepping_batches`
-builds the data loaders. Saves, evaluations and logs are scheduled by `Pretrainer.step`, because after a resume in the
-middle of an epoch Lightning's epochs and their hooks come at other times. Callbacks annotate the fitted module as
-`Pretrainer`, for which pyright's rule on overrides is off in their files.
+Four conventions in other files also work around Lightning:
+- `Pretrainer.step` counts batches, because `trainer.global_step` counts optimizer steps.
+- `Pretrainer.max_steps` is the run's length, because reading `trainer.estimated_stepping_batches` builds the data
+  loaders.
+- Saves, evaluations and logs are scheduled by `Pretrainer.step`. After a resume in the middle of an epoch, Lightning's
+  epochs begin and end at other steps.
+- Callbacks annotate the fitted module as `Pretrainer`. Therefore pyright's rule on overrides is off in their files.
 """
 
 import logging
@@ -29,10 +31,10 @@ SWITCHED_OFF = {
     "num_sanity_val_steps": 0,  # evaluations do not use Lightning's validation loop
     "enable_checkpointing": False,  # the `save` callback writes checkpoints
     "enable_progress_bar": False,  # the `metrics` callback shows a status line
-    "enable_model_summary": False,  # `openslip plan` prints one
+    "enable_model_summary": False,  # `openslip plan` prints a summary
 }
 
-NOISE = (  # warnings on which no user of this framework needs to act
+NOISE = (  # warnings that require no action from a user of this framework
     ".*LeafSpec.*",
     "The `srun` command is available",  # shown on every SLURM login node
     ".*does not have many workers.*",
@@ -53,7 +55,7 @@ def quiet_lightning() -> None:
 
 
 def ignore_foreign_checkpoints(trainer: pl.Trainer) -> None:
-    """Keep Lightning from loading a hpc_ckpt_N.ckpt of the folder when a SLURM job has no checkpoint to resume from."""
+    """Keep Lightning from loading a hpc_ckpt_N.ckpt in the folder if a SLURM job has no checkpoint to resume from."""
     trainer._checkpoint_connector._user_managed = True
 
 
@@ -66,9 +68,12 @@ def leave_signals(trainer: pl.Trainer) -> None:
 
 
 def wait_for_ranks(trainer: pl.Trainer, seconds: float) -> None:
-    """Set how long ranks wait for one another; in the process group of Lightning at least half an hour, its default."""
+    """Set how long ranks wait for one another.
+
+    Lightning's default of half an hour remains the minimum for the process group that Lightning creates.
+    """
     patience = wait_up_to(seconds)
-    # `_timeout` is that of the process group that Lightning will create.
+    # `_timeout` is the timeout of the process group that Lightning will create.
     if (own := getattr(trainer.strategy, "_timeout", None)) is not None:
         trainer.strategy._timeout = max(own, patience)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -77,18 +82,21 @@ _launched: list[subprocess.Popen] = []
 
 
 def adopt_ranks(trainer: pl.Trainer) -> None:
-    """Take over the rank processes from Lightning, which would kill this process silently if one of them ended."""
+    """Take over the rank processes from Lightning, which would kill this process silently if a rank process ended."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         _launched.extend(launcher.procs)
-        launcher.procs.clear()  # its observer looks at this list
+        launcher.procs.clear()  # Lightning's observer looks at this list
 
 
 def watch_launched_ranks(abandon: Callable[[], None]) -> None:
-    """Replace Lightning's watch over the ranks that it starts, which kills this process and hides their exit code.
+    """Replace Lightning's observer of the ranks that it starts.
+
+    Lightning's observer would kill this process and hide the exit code of the rank that failed.
 
     Args:
-        abandon: called if a rank fails before all ranks have met, just before this process exits with its exit code.
+        abandon: function to call if a rank fails before all ranks have met. This process then exits with the exit code
+            of that rank.
     """
 
     def watch(launched: list[subprocess.Popen]) -> None:

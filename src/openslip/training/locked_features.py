@@ -1,4 +1,4 @@
-"""Keeps the outputs of locked towers from the forward pass of a micro-batch for its recomputation."""
+"""Keeps the outputs of locked towers for a micro-batch, so that the recomputation of the micro-batch reuses them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _METHODS = ("forward", "tokens", "pooled_and_tokens")
 
 
 class LockedFeatures:
-    """Outputs of a model's locked towers for one micro-batch, which have no autograd graph and can be used twice."""
+    """Outputs of a model's locked towers for one micro-batch; they have no autograd graph and can be used twice."""
 
     def __init__(self, model: nn.Module) -> None:
         self.returned: dict[Tower, list[Any]] = {
@@ -26,7 +26,7 @@ class LockedFeatures:
 
         def keeping(tower: Tower, method: Callable) -> Callable:
             def call(*inputs: Any) -> Any:
-                if tower in inside:  # called by another method of the same tower, which is recorded
+                if tower in inside:  # another method of this tower calls this one and is recorded
                     return method(*inputs)
                 inside.add(tower)
                 self.returned[tower].append(method(*inputs))
@@ -40,7 +40,7 @@ class LockedFeatures:
 
     @contextmanager
     def given_again(self) -> Iterator[None]:
-        """Let locked towers return the recorded outputs in the same order, instead of running, inside this context."""
+        """Inside this context, let locked towers return the recorded outputs in the same order instead of running."""
 
         def giving(kept: Iterator[Any]) -> Callable:
             return lambda *inputs: next(kept)

@@ -1,7 +1,7 @@
 """The batch-exact step: micro-batches are encoded one by one, and the loss sees the whole batch.
 
 Non-reentrant checkpoints store no activations of a micro-batch and encode it again in the backward pass. Activation
-memory then depends on the size of the micro-batch, while the update remains that of the whole batch.
+memory then depends on the size of the micro-batch, but the update is computed from the whole batch.
 Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
 """
 
@@ -35,7 +35,7 @@ def loss_in_micro_batches(
 def encode_without_activations(objective: Objective, model: nn.Module, part: dict[str, Tensor]) -> dict[str, Tensor]:
     """Run `objective.encode` without keeping activations; the backward pass runs it again with the same random state.
 
-    Outputs of locked towers are kept. They need no graph, and computing them twice would be most of the extra work.
+    Outputs of locked towers are kept: they need no graph, and computing them again would be most of the extra work.
     """
     locked = LockedFeatures(model)
     features: Any = checkpoint(
@@ -51,7 +51,7 @@ def split(batch: dict[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tens
 
 
 def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int]:
-    """Return the sizes of the micro-batches, of which the last may be smaller; None gives one, the whole batch."""
+    """Return the sizes of the micro-batches; the last may be smaller. None gives one micro-batch, the whole batch."""
     if micro_batch_size is None:
         return [batch_size]
     full, rest = divmod(batch_size, micro_batch_size)
@@ -59,13 +59,13 @@ def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int
 
 
 def even_size(batch_size: int, micro_batches: int, multiple: int = 1) -> int:
-    """Return the samples per micro-batch when a batch is split as evenly as possible.
+    """Return the number of samples per micro-batch if a batch is split into parts of nearly equal size.
 
     Args:
         batch_size: samples of the local batch.
         micro_batches: number of micro-batches.
-        multiple: a size that is at least this number is rounded up to a multiple of it, unless there is only one
-            micro-batch.
+        multiple: the size is rounded up to a multiple of this number. Smaller sizes and the size of a single
+            micro-batch are not rounded.
     """
     size = -(-batch_size // micro_batches)
     return size if micro_batches == 1 or size < multiple else min(size + -size % multiple, batch_size)
@@ -77,16 +77,16 @@ def mixing_layers(model: nn.Module) -> list[str]:
 
 
 def refuse_mixing_layers(model: nn.Module, micro_batches: int) -> None:
-    """Refuse a model with layers that would mix only the samples of a micro-batch or rank, not of the global batch."""
+    """Refuse a model with layers that would mix the samples of only a micro-batch or rank, not of the global batch."""
     for name in mixing_layers(model):
         tower, layer = name.partition(".")[0], model.get_submodule(name)
         if micro_batches > 1:
             raise UserError(
-                f"micro_batch_size splits the batch, whose statistics the batch norm of {tower} needs: set "
-                "micro_batch_size=null, or freeze the tower (towers.*.locked=true with towers.*.weights)"
+                f"micro_batch_size splits the batch, but the batch norm of {tower} needs statistics of the whole "
+                "batch: set micro_batch_size=null, or freeze the tower (towers.*.locked=true with towers.*.weights)"
             )
         if not is_synchronised(layer):
             raise UserError(
-                f"trainer.devices splits the batch, and {name} ({type(layer).__name__}) mixes the samples of each "
-                "rank alone: set trainer.devices=1, or use PyTorch's BatchNorm or timm's BatchNormAct2d"
+                f"trainer.devices splits the batch, and {name} ({type(layer).__name__}) mixes only the samples of "
+                "each rank: set trainer.devices=1, or use PyTorch's BatchNorm or timm's BatchNormAct2d"
             )

@@ -11,12 +11,12 @@ PRECISIONS = ("auto", *DTYPES, "32-true")
 
 
 def choose_precision(precision: str | int, accelerator: str) -> str:
-    """Resolve `trainer.precision`; `auto` is bf16 where GPU or CPU have instructions that make it fast, else float32.
+    """Resolve `trainer.precision`; `auto` is bf16 if the device has instructions that make it fast, else float32.
 
-    `16-mixed` is fp16 with a loss scaler, which skips a step whenever it lowers its scale.
+    `16-mixed` is fp16 with a loss scaler. The scaler skips a step whenever it lowers its scale.
 
     Raises:
-        UserError: the precision is unknown, or fp16 on a CPU, where Lightning would silently use bf16.
+        UserError: the precision is unknown, or it is fp16 on a CPU, where Lightning would silently use bf16.
     """
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}")
@@ -32,7 +32,8 @@ def choose_precision(precision: str | int, accelerator: str) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the autocast context of a training step.
 
-    Its weight cache is off: with it, the gradients of all micro-batches would be summed in one 16-bit copy of a weight.
+    The weight cache of autocast is off. With the cache, all micro-batches would share one 16-bit copy of each weight,
+    and the sum of their gradients would have only 16 bits.
     """
     return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES, cache_enabled=False)
 
@@ -43,20 +44,20 @@ def on_gpu(accelerator: str) -> bool:
 
 
 def choose_deterministic(wanted: bool | str) -> None:
-    """Make GPU results reproducible where PyTorch's deterministic mode does not; call it before CUDA starts.
+    """Make GPU results reproducible in cases that PyTorch's deterministic mode misses; call it before CUDA starts.
 
-    Lightning turns that mode on. In it, PyTorch's flash and memory-efficient attention sum in a fixed order, and so
-    does attention over packed captions, which uses flash attention.
+    Lightning turns the deterministic mode on. In this mode, PyTorch's flash and memory-efficient attention sum in a
+    fixed order. This includes attention over packed captions, because it uses flash attention.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass does not sum in a fixed order
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's backward pass does not sum in a fixed order
 
 
 def choose_tf32(allowed: bool) -> None:
-    """Set whether CUDA may round the factors of float32 matrix products, those of losses included, to 11 bits (TF32).
+    """Set whether CUDA may round the factors of float32 matrix products to 11 bits (TF32).
 
-    Sums of 16-bit products stay in float32 in any case.
+    The matrix products of losses are rounded too. Sums of 16-bit products stay in float32 in any case.
 
     Raises:
         UserError: TF32 is allowed, but there is no CUDA device.
@@ -67,6 +68,7 @@ def choose_tf32(allowed: bool) -> None:
         return
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
-    # Otherwise sums over many rows, as in weight gradients, may be split into parts that are added in 16 bits.
+    # If this were allowed, sums over many rows, as in weight gradients, could be split into parts that are added in
+    # 16 bits.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -1,4 +1,4 @@
-"""One training step: learning rate -> features -> loss -> backward -> clip -> optimizer -> clamp -> EMA."""
+"""One training step: learning rate, features, loss, backward pass, gradient clipping, optimizer, clamping, EMA."""
 
 import copy
 from collections.abc import Callable
@@ -27,9 +27,9 @@ class Pretrainer(pl.LightningModule):
         objective: loss, and modules that only training needs.
         optimizer: function from parameter groups to an optimizer, e.g. a partial `torch.optim.AdamW`.
         weight_decay: weight decay of the parameters to which `param_groups` applies it.
-        layer_decay: factor on the learning rate per block below a tower's top; None for the same rate in all blocks.
-        clip_norm: largest global norm of the gradient, above which it is clipped; None for no clipping.
-        ema_decay: decay per step of the EMA weights, kept as `averaged`; None for no EMA.
+        layer_decay: factor on the learning rate for each block below a tower's top; None for one rate in all blocks.
+        clip_norm: largest global norm of the gradient; a larger gradient is clipped. None for no gradient clipping.
+        ema_decay: decay of the EMA weights per step; None for no EMA weights. `averaged` holds the EMA weights.
         schedule: function from step to learning rate, over the length of the run.
         architecture: plain fields from which the model was built; saved in every checkpoint.
         tokenizer: tokenizer of the captions, saved in every checkpoint; None without text.
@@ -42,7 +42,7 @@ class Pretrainer(pl.LightningModule):
         max_steps: length of the run in steps.
         micro_batch_size: samples encoded at a time on each rank; None means all. A callback sets it before
             the first step.
-        averaged: the model with EMA weights, which start as a copy of the model's; None without `ema_decay`.
+        averaged: copy of the model that holds the EMA weights; None if `ema_decay` is None.
         terms: metrics of the last step, as scalars on the device.
         gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.
     """
@@ -89,7 +89,7 @@ class Pretrainer(pl.LightningModule):
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model to evaluate and to export: the one with EMA weights, if there is one."""
+        """The model to evaluate and to export: `averaged` if there are EMA weights, else `model`."""
         return self.model if self.averaged is None else self.averaged
 
     @property
@@ -104,7 +104,7 @@ class Pretrainer(pl.LightningModule):
 
     @property
     def samples_seen(self) -> int:
-        """Number of samples consumed, the x-axis on which runs with different batch sizes can be compared."""
+        """Number of samples consumed; on this x-axis, runs with different batch sizes can be compared."""
         return self.step * self.data.order.global_batch_size
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -127,7 +127,8 @@ class Pretrainer(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        # Complete the step here: at the end of a batch callbacks run before this module's hook, and one of them saves.
+        # Complete the step here. At the end of a batch, the hooks of callbacks run before the hook of this module, and
+        # one of these callbacks saves the state.
         self.objective.after_step(self.model)
         if self.averaged is not None:
             self.average(self.averaged)
@@ -136,7 +137,7 @@ class Pretrainer(pl.LightningModule):
 
     @torch.no_grad()
     def average(self, averaged: nn.Module) -> None:
-        """Update the EMA weights, unless the optimizer's update was skipped; buffers are copied."""
+        """Update the EMA weights, unless the optimizer's update was skipped; copy the buffers in any case."""
         assert self.ema_decay is not None
         made = ~self.objective.skipped
         kept: list[Tensor] = list(averaged.parameters())

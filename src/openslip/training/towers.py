@@ -12,11 +12,11 @@ from openslip.models.tower import Tower
 def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, initialised: bool = False) -> None:
     """Apply the config's `towers` to a model: locking, gradient checkpointing and patch dropout, but not `weights`.
 
-    The model's batch norms are changed to use global-batch statistics.
+    The model's batch norms are also changed: they use global-batch statistics.
 
     Args:
         model: model to be trained, changed in place.
-        options: options by kind of tower (`image`, `text`), the config's `towers`.
+        options: the config's `towers`, with options by kind of tower (`image`, `text`).
         initialised: whether the whole model starts from a checkpoint, so that a locked tower needs no `weights`.
 
     Raises:
@@ -44,11 +44,11 @@ def prepare_towers(model: nn.Module, options: dict[str, dict[str, Any]], *, init
 
 
 def refuse_contradictions(kind: str, wanted: dict[str, Any], initialised: bool) -> None:
-    """Refuse options of a tower that contradict each other, before any is applied."""
+    """Refuse options of a tower that contradict each other, before any option is applied."""
     if wanted["locked"] and not (wanted["weights"] or initialised):
         raise UserError(
-            f"towers.{kind}.locked=true would keep random weights as they are: give towers.{kind}.weights= or "
-            "init_from.checkpoint=, a run's folder or a checkpoint whose tower is worth keeping"
+            f"towers.{kind}.locked=true would keep random weights as they are: set towers.{kind}.weights= or "
+            "init_from.checkpoint= to a run's folder or a checkpoint"
         )
     if wanted["locked"] and wanted.get("patch_dropout"):
         raise UserError(

@@ -1,8 +1,10 @@
 """Checkpoint formats, one file each; `names` finds every file in this folder.
 
-Contract: `detect(path: Path) -> bool` tells from the content whether a file or folder has the format, and never raises;
-`read(path: Path, *, allow) -> Bundle` loads the model on the CPU, executes no code of the file, and names missing and
-unexpected keys in its errors; `write(bundle, path)` is optional and writes a file of the format.
+Contract of each file:
+- `detect(path: Path) -> bool` tells whether a file or folder has the format, and never raises an error.
+- `read(path: Path, *, allow) -> Bundle` loads the model on the CPU, executes no code of the file, and names missing and
+  unexpected keys in its errors.
+- `write(bundle, path)` is optional and writes a file of the format.
 """
 
 import importlib

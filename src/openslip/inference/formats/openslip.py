@@ -1,7 +1,7 @@
 """OpenSLIP's own format: a run's Lightning checkpoints, and stripped files that contain only what inference needs.
 
-Both have an entry `openslip` with `format`, `architecture` (the model's config), `tokenizer` and `transform` (their
-constructor arguments), and in a run's checkpoint `step`.
+Both kinds of files have an entry `openslip`. It holds `format`, `architecture` (the model's config), `tokenizer` and
+`transform` (their constructor arguments). In a run's checkpoint, it also holds `step`.
 """
 
 import math
@@ -32,7 +32,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
-    """Read the model of a checkpoint, with the EMA weights if there are any, because training also evaluates those.
+    """Read the model of a checkpoint, with the EMA weights if there are any: training also evaluates the EMA weights.
 
     Args:
         path: the checkpoint file.
@@ -68,15 +68,15 @@ def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             key = name[:120] if isinstance(name, str) else reprlib.repr(name)
-            what = f"{key}, {type(name).__name__} to {type(value).__name__}"
-            raise UserError(f"checkpoint {path}: `state_dict` holds {what}; expected names to tensors")
+            what = f"{key}, an entry from {type(name).__name__} to {type(value).__name__}"
+            raise UserError(f"checkpoint {path}: `state_dict` holds {what}; expected entries from str to Tensor")
     state = {unwrapped(name): tensor for name, tensor in state.items()}
     kind = "averaged." if any(name.startswith("averaged.") for name in state) else "model."
     return {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
 
 
 def build_transform(path: Path, settings: Any) -> EvalTransform:
-    """Build the transform from its settings and refuse invalid ones: a NaN in them would make every feature NaN."""
+    """Build the transform, and refuse invalid settings: a NaN in the settings would make every feature NaN."""
     try:
         size, mean, std = (settings[name] for name in ("size", "mean", "std"))
         finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))

@@ -39,7 +39,7 @@ _NAMES = (
     ("image_mlp.bn2.", "objective.head.4."),
     ("image_mlp.layer3.", "objective.head.6."),
 )
-# The head count cannot be derived from the weights: the published ViT-S has 12, timm's with the same shapes has 6.
+# The weights do not show the number of heads: the published ViT-S has 12, timm's has 6, and the shapes are equal.
 PUBLISHED_IMAGE_HEADS = {"VITS16": 12, "VITB16": 12, "VITL16": 16}
 # Settings with which the published models were trained: docs/NUMERICS.md#truncation, #special-text.
 PUBLISHED_TOKENIZER: dict[str, Any] = {"truncation": "drop_end", "special_text": "token"}
@@ -62,7 +62,7 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
 
     Args:
         path: the checkpoint file.
-        allow: unused; published checkpoints name no classes.
+        allow: not used, because published checkpoints name no classes.
 
     Raises:
         UserError: the checkpoint has keys that no published model has, lacks keys, or has inconsistent shapes.
@@ -70,7 +70,7 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
     try:
         architecture, state = import_checkpoint(peek(path))
     except (IndexError, OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"checkpoint {path}: its weights have shapes of no published model ({error})") from error
+        raise UserError(f"checkpoint {path}: no published model has weights of these shapes ({error})") from error
     model = build_model(architecture)
     load_weights(model, state)
     tokenizer = None
@@ -112,7 +112,7 @@ def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def model_name(raw: Mapping[str, Any]) -> str | None:
-    """Return the run's model name (such as `SLIP_VITB16`) from `args`, a Namespace or a dict; None if there is none."""
+    """Return the run's model name, such as `SLIP_VITB16`, from the entry `args`; None if there is no name."""
     arguments = raw.get("args")
     if isinstance(arguments, Namespace):
         arguments = vars(arguments)
@@ -121,7 +121,7 @@ def model_name(raw: Mapping[str, Any]) -> str | None:
 
 
 def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
-    """Return the image tower's number of heads: by model name, else 12 for ViT-S's width, else one per 64 channels."""
+    """Return the image tower's number of heads: by model name, or else 12 for ViT-S, or else one per 64 channels."""
     size = name.rsplit("_", 1)[-1] if name else None
     if size in PUBLISHED_IMAGE_HEADS:
         return PUBLISHED_IMAGE_HEADS[size]
@@ -139,7 +139,7 @@ def read_architecture(
     Args:
         shapes: shape of every weight by its published name, without `module.`.
         image_heads: attention heads of the image tower.
-        text_heads: attention heads of the text tower; None for one per 64 channels as published.
+        text_heads: attention heads of the text tower; None for one head per 64 channels, as published.
     """
     width, channels, patch, _ = _shape(shapes, "visual.patch_embed.proj.weight")
     side = (_shape(shapes, "visual.pos_embed")[1] - 1) ** 0.5
@@ -150,7 +150,7 @@ def read_architecture(
             "expected a square grid of RGB patches"
         )
     if width % image_heads:
-        raise UserError(f"checkpoint's image tower is {width} wide, which {image_heads} heads do not divide")
+        raise UserError(f"checkpoint's image tower has width {width}, which is not divisible by {image_heads} heads")
     image_tower = {
         "_target_": "openslip.models.timm_tower.TimmTower",
         "name": _TIMM_NAMES.get(width, "vit_base_patch16_224"),
@@ -224,14 +224,16 @@ def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
     numbers = [name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)]
     depth = max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
     if depth > len(numbers):
-        raise UserError(f"checkpoint has a key {prefix}{depth - 1} and {len(numbers)} of such keys: blocks are missing")
+        raise UserError(
+            f"checkpoint has a key {prefix}{depth - 1} but only {len(numbers)} such keys: blocks are missing"
+        )
     return depth
 
 
 def _one_per_64(width: int, key: str) -> int:
     if width % _HEAD_WIDTH:
         raise UserError(
-            f"checkpoint key {key} has width {width}, which does not tell the number of attention heads; "
+            f"checkpoint key {key} has width {width}: the number of attention heads cannot be derived from it; "
             f"expected a multiple of {_HEAD_WIDTH}"
         )
     return width // _HEAD_WIDTH

@@ -11,10 +11,11 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Begin(pl.Callback):
-    """Calls `begin` after the first step, before any of its results is stored.
+    """Calls `begin` after the first step, before any result of this step is stored.
 
     Args:
-        begin: function that stores the run's config and sets the result of a shorter run aside.
+        begin: function that stores the run's config. If this start extends a finished run, it also renames the
+            earlier result.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
@@ -22,7 +23,7 @@ class Begin(pl.Callback):
         self.begun = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        if pl_module.step == pl_module.max_steps:  # no step remains, only evaluations
+        if pl_module.step == pl_module.max_steps:  # no steps remain, only evaluations
             self.begin()
 
     def on_train_batch_end(

@@ -53,7 +53,7 @@ class Evaluate(pl.Callback):
 
     def run_due(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         step = pl_module.step
-        if not 0 < step < pl_module.max_steps:  # after the last step `on_train_end` runs all
+        if not 0 < step < pl_module.max_steps:  # after the last step, `on_train_end` runs all evaluations
             return
         for name, evaluation in self.evaluations.items():
             intervals = (evaluation.every_n_steps, evaluation.every_n_epochs * pl_module.data.steps_per_epoch)

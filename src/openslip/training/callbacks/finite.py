@@ -15,16 +15,18 @@ from openslip.training.gradients import gradient_norm
 from openslip.training.logging.late import Late
 from openslip.training.pretrainer import Pretrainer
 
-MOST_RESTORED = 2**18  # elements of a buffer; statistics are far smaller, queues larger
+MOST_RESTORED = 2**18  # elements of a buffer; buffers with statistics are far smaller, and queues are larger
 
 
 class Finite(pl.Callback):
     """Skips non-finite steps on all ranks; with a fused optimizer this needs no host synchronisation.
 
-    All ranks decide alike, because their gradients are the same. Parameters, optimizer state, statistics and EMA
-    weights stay as they were; the batch counts as consumed. Buffers of more than `MOST_RESTORED` elements are not
-    restored: an objective must not change its queue if `skipped` is true. With a loss scaler, the scaler handles
-    non-finite gradients and its back-off does not count as a skipped step; only a non-finite loss does.
+    All ranks make the same decision, because their gradients are the same. Parameters, optimizer state, statistics and
+    EMA weights stay unchanged. The batch counts as consumed. Buffers of more than `MOST_RESTORED` elements are not
+    restored, so an objective must not change its queue if `skipped` is true.
+
+    If there is a loss scaler, it handles non-finite gradients. A step then counts as skipped if its loss is not finite,
+    but not if the scaler lowers its scale.
 
     Args:
         stop_after: number of skipped steps in a row that ends the run, with exit code 3.
@@ -89,10 +91,10 @@ class Finite(pl.Callback):
 
 
 def refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
-    """Raise an error if weights or statistics to be saved, already copied to the host, are not finite."""
+    """Raise an error if weights or statistics to be saved are not finite; they must be on the host already."""
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         raise NonFiniteError(
-            f"{bad[0]} and {len(bad) - 1} more are not finite at step {step}: nothing is saved, and the checkpoints "
-            "before it are valid; lower optim.lr, and give another name="
+            f"{bad[0]} and {len(bad) - 1} more are not finite at step {step}: nothing is saved, and earlier "
+            "checkpoints are valid; lower optim.lr, and give another name="
         )

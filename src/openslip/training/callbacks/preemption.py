@@ -23,17 +23,18 @@ NOW = 1e-6  # seconds: zero would stop the timer
 
 
 class Preemption(pl.Callback):
-    """Makes all ranks agree to stop before a step or after the last one, save, and exit with code 143.
+    """Makes all ranks agree to stop between two steps or after the last step, save, and exit with code 143.
 
-    Everything else that makes Lightning stop before the last step is treated like a signal: the run is not finished.
+    Anything else that makes Lightning stop before the last step is treated like a signal, because the run is not
+    finished.
 
     Args:
-        max_time: time limit of this process, counted from its first step: DD:HH:MM:SS, a dict of `timedelta`'s
-            arguments, or None for no limit.
+        max_time: time limit of this process, counted from its first step. It is DD:HH:MM:SS, a dict of arguments of
+            `timedelta`, or None for no limit.
     """
 
     def __init__(self, *, max_time: Any) -> None:
-        self.asked_by = "trainer.should_stop, which a callback has set"
+        self.asked_by = "a callback (trainer.should_stop)"
         self.seconds: float | None = None
         if max_time is not None:
             self.asked_by = f"trainer.max_time={max_time}"
@@ -41,15 +42,15 @@ class Preemption(pl.Callback):
                 self.seconds = Timer(max_time).time_remaining()
             except (MisconfigurationException, TypeError, AttributeError):  # AttributeError for a number
                 self.seconds = None
-            if self.seconds is None or self.seconds <= 0:  # zero would set no alarm
+            if self.seconds is None or self.seconds <= 0:  # zero seconds would set no alarm
                 raise UserError(f"{self.asked_by}: expected DD:HH:MM:SS, e.g. trainer.max_time=00:12:00:00")
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         leave_signals(trainer)
         adopt_ranks(trainer)
         ranks.meet()
-        # Signals are deferred as soon as all ranks have met; a later hook is too late, because a resumed run may
-        # already evaluate in it.
+        # Signals are deferred as soon as all ranks have met. A later hook would be too late, because a resumed run may
+        # already run evaluations in a later hook.
         signals.defer()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -62,7 +63,7 @@ class Preemption(pl.Callback):
         if trainer.should_stop and pl_module.step < pl_module.max_steps:
             trainer.should_stop = False
             signals.stop_after(NOW)
-        # After other steps the ranks agree while they fetch the next batch, because a signal may arrive in that wait.
+        # After all other steps, the ranks agree while they wait for the next batch, because a signal may arrive then.
         if pl_module.step == pl_module.max_steps and any_rank(signals.received() is not None):
             raise signals.Preempted
 
@@ -71,7 +72,7 @@ class Preemption(pl.Callback):
             raise signals.Preempted
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
-        """Save when `Preempted` ends the run, be it after a step, while a batch is fetched, or in an evaluation."""
+        """Save when `Preempted` ends the run: after a step, while a batch is fetched, or in an evaluation."""
         if not isinstance(exception, signals.Preempted):
             return
         end_save(trainer)

@@ -1,4 +1,4 @@
-"""Restores what a resumed run needs beside weights, optimizer and data: random states and rows of `metrics.csv`."""
+"""Restores two things when a run is resumed: the random states of all ranks, and the rows of `metrics.csv`."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -22,7 +22,7 @@ class Resume(pl.Callback):
     Args:
         resumes: whether this rank sees checkpoints in the run's folder.
         rows: logger of `metrics.csv`.
-        former_steps: former length of the run in steps, if this start extends it; else None.
+        former_steps: length of the run in steps before this start extends it; None if this start does not extend it.
     """
 
     def __init__(self, *, resumes: bool, rows: CsvLogger, former_steps: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Resume(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         all_resume = of_all_ranks(self.resumes)
-        if len(set(all_resume)) > 1:  # else the ranks would wait for each other for ever
+        if len(set(all_resume)) > 1:  # otherwise the ranks would wait for each other forever
             blind = ", ".join(str(number) for number, resumes in enumerate(all_resume) if not resumes)
             raise CheckpointError(
                 f"{trainer.default_root_dir}: rank {blind} cannot see the checkpoints that the other ranks see: "
@@ -61,7 +61,7 @@ class Resume(pl.Callback):
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank() + pl_module.step)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Pretrainer, checkpoint: dict[str, Any]) -> None:
-        self.rows.sync()  # a run resumed from a checkpoint must find the rows of all steps before it
+        self.rows.sync()  # a run resumed from this checkpoint must find the rows of all earlier steps
 
     def state_dict(self) -> dict[str, Any]:
         return {"random": of_all_ranks(random_state())}

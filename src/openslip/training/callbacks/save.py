@@ -40,8 +40,8 @@ class Save(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         self.saved_at = time.monotonic()
-        # Before each step, ranks already exchange whether a signal has arrived. The same exchange tells them whether,
-        # on rank 0, it is time to save or a save has failed.
+        # Before each step, ranks exchange whether a signal has arrived. In the same exchange, rank 0 tells the other
+        # ranks that it is time to save, or that a save has failed.
         share_question(lambda: rank() == 0 and (self.is_time() or checkpoint_io(trainer).has_failed()))
 
     def is_time(self) -> bool:
@@ -68,7 +68,7 @@ class Save(pl.Callback):
         end_save(trainer)  # before the evaluations at the end, which may take hours
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
-        if isinstance(exception, signals.Preempted):  # `Preemption` waits, and saves once more
+        if isinstance(exception, signals.Preempted):  # `Preemption` waits for the save, and saves once more
             return
         watchdog.enter("checkpoint")
         if failure := checkpoint_io(trainer).wait():
@@ -87,7 +87,7 @@ def no_room(folder: Path, size: int) -> CheckpointError | None:
 
 
 def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
-    """Save a checkpoint of this step and return its path when it is on the disk; called by all ranks.
+    """Save a checkpoint of this step and return its path when the file is on the disk; called by all ranks.
 
     Raises:
         NonFiniteError: a weight or statistic is not finite, and nothing is written; raised on all ranks.
@@ -102,7 +102,7 @@ def begin_save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
     """Begin to save a checkpoint of this step, and return its path when the state is copied; called by all ranks.
 
     Raises:
-        UserError: the previous save has failed, as in `save`; raised on all ranks.
+        UserError: the previous save has failed, for a reason listed in `save`; raised on all ranks.
     """
     end_save(trainer)
     path = Path(trainer.default_root_dir) / "checkpoints" / file_name(pl_module.step)
@@ -115,7 +115,7 @@ def end_save(trainer: pl.Trainer) -> None:
     """Wait for the save in progress, if there is one; called by all ranks.
 
     Raises:
-        UserError: that save has failed, as in `save`; raised on all ranks.
+        UserError: the save in progress has failed, for a reason listed in `save`; raised on all ranks.
     """
     with watchdog.phase("checkpoint"):
         failure = from_first_rank(checkpoint_io(trainer).wait())

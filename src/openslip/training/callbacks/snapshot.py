@@ -1,4 +1,4 @@
-"""Stores samples of the first batch for the report: views as the model sees them, and similarities at the end."""
+"""Stores samples of the first batch for the report: their views as model input, and their similarities at the end."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -24,7 +24,7 @@ class Snapshot(pl.Callback):
     Views are recognised by their columns, not by their names: captions have lengths, and images have three channels.
 
     Args:
-        num_samples: number of samples to keep of the first batch.
+        num_samples: number of samples of the first batch that are kept.
     """
 
     def __init__(self, *, num_samples: int) -> None:

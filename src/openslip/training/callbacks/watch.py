@@ -11,7 +11,7 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Watch(pl.Callback):
-    """Starts each step's time limit; the first step, which compiles kernels and starts workers, is set-up time."""
+    """Starts each step's time limit; the first step, which compiles kernels and starts workers, counts as set-up."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int

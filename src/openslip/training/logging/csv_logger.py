@@ -16,8 +16,9 @@ from openslip.errors import CheckpointError
 class CsvLogger(Logger):
     """Logs to `metrics.csv` in every run.
 
-    A new step is appended as a row. A new column, or further metrics of a step that has a row, rewrites the file. Rows
-    that the file already holds are kept; `cut_back` drops those of steps that will be repeated.
+    A new step is appended as a row. The file is rewritten if there is a new column, or if a step that has a row gets
+    further metrics. Rows that the file already holds are kept. `cut_back` drops the rows of steps that will be
+    repeated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +54,7 @@ class CsvLogger(Logger):
                 csv.DictWriter(file, self.columns).writerow(self.rows[step])
 
     def read(self) -> None:
-        """Read the rows so far; after a crash the last one may be incomplete or filled with zero bytes.
+        """Read the rows of the file; after a crash, the last row may be incomplete or filled with zero bytes.
 
         Raises:
             CheckpointError: another program has changed the file, and rewriting it would lose rows.
@@ -74,12 +75,12 @@ class CsvLogger(Logger):
         except (ValueError, csv.Error) as error:
             raise CheckpointError(
                 f"{self.path} is not as the run wrote it ({error}): restore it from a copy, or move it away to resume "
-                "without the rows so far"
+                "without the earlier rows"
             ) from error
 
     @rank_zero_only
     def cut_back(self, step: int) -> None:
-        """Drop the rows of later steps than `step`, and columns that are then empty."""
+        """Drop the rows of all steps after `step`, and the columns that become empty."""
         self.rows = {key: row for key, row in self.rows.items() if key <= step}
         self.columns = [
             name for name in self.columns if name == "step" or any(name in row for row in self.rows.values())

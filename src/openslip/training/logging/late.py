@@ -1,4 +1,4 @@
-"""Metrics of a step, read after the next step, because reading them at once would synchronise with the device."""
+"""Reads the metrics of a step after the next step; reading them at once would synchronise with the device."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from openslip.distributed import world_size
 
 
 class Late:
-    """An asynchronous copy of the values, as they are now, from the device to the host."""
+    """Copies the current values from the device to the host asynchronously."""
 
     def __init__(self, values: Shaped[Tensor, "*shape"]) -> None:
         self.on_gpu = values.device.type == "cuda"
@@ -27,7 +27,7 @@ class Late:
 
 
 class LateMetrics:
-    """Means over ranks of scalars by name, computed in one reduction and copied to the host asynchronously."""
+    """Averages named scalars over ranks in one reduction, and copies the means to the host asynchronously."""
 
     def __init__(self, metrics: dict[str, Tensor]) -> None:
         self.names = list(metrics)

@@ -25,15 +25,16 @@ COUNTED_SAMPLES = 8  # samples whose FLOPs are counted: enough captions for a ty
 class Metrics(pl.Callback):
     """Logs loss terms (mean over ranks), logit scale, learning rate, speed, memory and remaining time.
 
-    On a GPU they are read one step later, so that no step waits for them. Metrics of the data module (bad samples,
-    truncated captions, time spent waiting for data) and the peak memory are those of rank 0. Speeds and the remaining
-    time count only steps: the clock starts with the first step, after set-up, and pauses during evaluations and saves.
+    On a GPU, the metrics are read one step later, so that no step waits for them. Metrics of the data module (bad
+    samples, truncated captions, time spent waiting for data) and the peak memory are measured on rank 0 only. Speeds
+    and the remaining time count only the time of steps: the clock starts with the first step, after set-up, and pauses
+    during evaluations and saves.
 
     Args:
-        every_n_steps: steps between logged steps; the first and the last step are logged too.
-        devices: peak rates of GPUs, `{word of the name: {tflops: ...}}`.
-        peak_tflops: peak rate in TFLOP/s that replaces the table's; None to use the table. Without a peak no
-            utilisation is logged.
+        every_n_steps: interval between logged steps, in steps; the first and the last step are always logged.
+        devices: table of peak rates of GPUs, `{word of the GPU's name: {tflops: ...}}`.
+        peak_tflops: peak rate in TFLOP/s; None to use the table `devices`. If no peak rate is known, no utilisation is
+            logged.
     """
 
     def __init__(self, *, every_n_steps: int, devices: dict[str, dict[str, Any]], peak_tflops: float | None) -> None:
@@ -43,7 +44,7 @@ class Metrics(pl.Callback):
         self.line = StatusLine(every_n_steps=every_n_steps)
         self.flops: float | None = None  # FLOPs of training per sample
         self.peak: float | None = None  # peak FLOP/s of one device
-        # Last measured step, its metrics still being copied from the device, and those already on the host.
+        # Last measured step, its metrics that are being copied from the device, and its metrics already on the host.
         self.measured: tuple[int, LateMetrics, dict[str, float | int]] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -101,13 +102,13 @@ class Metrics(pl.Callback):
         return {f"speed/{key}": value for key, value in speed.items()}
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Pretrainer, checkpoint: dict[str, Any]) -> None:
-        self.write(trainer, pl_module)  # else a run resumed from here would lack the last measured row
+        self.write(trainer, pl_module)  # otherwise a run resumed from here would lack the last measured row
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.write(trainer, pl_module)
 
     def write(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        """Log and show the last measured step, unless that was done already."""
+        """Log and show the last measured step, unless this has been done already."""
         if self.measured is None:
             return
         (step, late, known), self.measured = self.measured, None
@@ -123,7 +124,7 @@ def log(trainer: pl.Trainer, metrics: Mapping[str, float | int], step: int) -> N
 
 
 def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) -> None:
-    """Call `to_logger` for each logger; one that fails is dropped with a notice, except the required CSV logger."""
+    """Call `to_logger` for each logger; a logger that fails is dropped with a notice, except the CSV logger."""
     for logger in list(trainer.loggers):
         try:
             to_logger(logger)

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from openslip.training.logging.metrics import send
 
-ROWS = 200  # at most, evenly spread over the samples
+ROWS = 200  # largest number of rows; they are evenly spread over the samples
 
 
 def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray], step: int) -> None:
@@ -25,7 +25,7 @@ def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray
 
 
 def prediction_table(arrays: dict[str, np.ndarray]) -> tuple[list[str], list[list[Any]]]:
-    """Return column names and rows: sample, label, prediction, whether it is right, and its probability if known."""
+    """Return column names and rows: sample, label, prediction, whether they agree, and the probability if known."""
     labels, predictions = arrays["labels"], arrays["predictions"]
     columns = ["sample", "label", "prediction", "right"]
     names, probabilities = arrays.get("classnames"), arrays.get("top_probabilities")

@@ -25,7 +25,7 @@ class StatusLine:
 
 
 def status(step: int, total: int, logged: Mapping[str, float | int]) -> str:
-    """Format the metrics of a step as one line, without speeds that were not measured."""
+    """Format the metrics of a step as one line; speeds that were not measured are omitted."""
     terms = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in logged.items() if key.startswith("train/")]
     speed = {key.removeprefix("speed/"): value for key, value in logged.items() if key.startswith("speed/")}
     parts = [*terms, f"{speed['samples_per_second']:.0f} samples/s"]

@@ -17,31 +17,32 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
         name: name of the run.
         version: id by which W&B resumes the same run.
         save_dir: the run's folder.
-        timeout: seconds that the start, and the last upload at the end, may wait for the server.
+        timeout: longest wait for the server in seconds, at the start and again for the last upload at the end.
     """
-    # W&B reports its own errors at exit, and would wait 20 s for a server that accepts a connection but never answers.
+    # At exit, W&B reports its own errors. It would wait 20 s for a server that accepts a connection but never answers.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     common = {"project": project, "name": name, "version": valid_id(version), "save_dir": save_dir}
-    # Unless quiet, W&B first asks the server for the user's name, for up to ten seconds beyond `init_timeout`.
+    # Unless `quiet` is set, W&B first asks the server for the user's name. This can take up to ten seconds, in
+    # addition to `init_timeout`.
     settings = wandb.Settings(init_timeout=timeout, finish_timeout=timeout, quiet=True)
     logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
     try:
         experiment = logger.experiment
         if isinstance(experiment, wandb.Run) and experiment.url:  # a dummy on ranks other than 0
             notice(f"W&B: {experiment.url}")
-    except Exception as error:  # of several types, some private to W&B; none of them may stop the run
+    except Exception as error:  # several types, some of them private to W&B; no error may stop the run
         wandb.teardown()  # W&B's background service still holds the run's id
         settings = wandb.Settings(mode="offline")
         logger = WandbLogger(**common, settings=settings)  # pyright: ignore[reportArgumentType]
         experiment = logger.experiment
         reason = (str(error) or type(error).__name__).splitlines()[0]
         notice(f"W&B is offline ({reason}); upload the run later: wandb sync {experiment.settings.sync_dir}")
-    # Runs with different batch sizes compare by samples seen; by default Lightning's x-axis is its own step.
+    # Runs with different batch sizes are compared by samples seen. By default, Lightning uses its own step as x-axis.
     experiment.define_metric("samples_seen")
     experiment.define_metric("*", step_metric="samples_seen", step_sync=True)
     return logger
 
 
 def valid_id(version: str) -> str:
-    """Replace the characters that W&B refuses in an id, but that a run's name may contain."""
+    """Replace the characters that a run's name may contain, but that W&B refuses in an id."""
     return re.sub(r"[:;,#?/'\s]", "-", version)

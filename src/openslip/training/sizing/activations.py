@@ -13,24 +13,25 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from openslip.objectives.objective import Objective
 
-# Batch sizes to compare. Not 1: tensors of a single sample often count as contiguous, where those of several samples
-# have to be copied.
+# Batch sizes to compare. Size 1 is not suitable: tensors of a single sample often count as contiguous, while tensors of
+# several samples have to be copied.
 SIZES = (2, 3)
 
 
 def activation_bytes(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> float:
-    """Return the peak bytes per additional sample of a micro-batch, forward and backward, without its pixels and ids.
+    """Return the peak activation bytes of one sample in a micro-batch, without its pixels and ids.
 
-    Weights, their gradients and their 16-bit copies are as large for two samples as for three, so the difference
-    belongs to the samples. Checkpointed blocks are counted while the backward pass runs them again.
+    The bytes are counted for two and for three samples, forward and backward. The size of weights, their gradients and
+    their 16-bit copies does not depend on the number of samples, so the difference is the memory of one sample.
+    Checkpointed blocks are counted when the backward pass runs them again.
 
     Args:
-        objective: objective after its `setup` with the model.
+        objective: objective whose `setup` has been called with the model.
         model: model to be trained, on the batch's device.
-        batch: batch whose first samples are measured; they are repeated if there are too few.
+        batch: its first samples are measured; they are repeated if there are too few.
     """
     few, more = (live_bytes(objective, model, first(batch, size)) for size in SIZES)
-    if len(few) != len(more):  # the operations depend on the samples: count too much rather than too little
+    if len(few) != len(more):  # the operations depend on the samples: overestimate rather than underestimate
         return max(more) / max(SIZES)
     return float(max(after - before for before, after in zip(few, more, strict=True)))
 
@@ -47,7 +48,7 @@ def live_bytes(objective: Objective, model: nn.Module, batch: dict[str, Tensor])
 
 
 def differentiate(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> None:
-    """Encode the batch and, if something is trained, compute the gradients of the weights, which are discarded."""
+    """Encode the batch and, if something is trained, compute the gradients of the weights; discard the results."""
     features = objective.encode(model, batch)
     sums = [feature.float().sum() for feature in features.values() if feature.requires_grad]
     if sums:
@@ -57,9 +58,10 @@ def differentiate(objective: Objective, model: nn.Module, batch: dict[str, Tenso
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are created while it is active and not yet freed.
+    """Counts the bytes of storages that were created while this mode is active and have not been freed.
 
-    Autograd runs a backward pass, and the checkpoints in it, under the mode of its caller, also in its own threads.
+    Autograd runs a backward pass in the mode of its caller, even in autograd's own threads. The recomputation of
+    checkpointed blocks is therefore counted too.
 
     Attributes:
         history: bytes allocated after each operation.
@@ -73,7 +75,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in storages((args, kwargs)):
-            self.known[storage] = True  # an input not seen so far was created before the mode, and is not counted
+            self.known[storage] = True  # an unknown input was created before the mode was active, and is not counted
         made = func(*args, **(kwargs or {}))
         for storage in storages(made):
             if storage not in self.known:
@@ -95,7 +97,7 @@ def storages(tree: Any) -> list[torch.UntypedStorage]:
 def trial(modules: Sequence[nn.Module], batch: dict[str, Tensor]) -> Iterator[None]:
     """Run trial passes inside this context: nothing is compiled, and random states and buffers are restored afterwards.
 
-    All buffers are copied, even large queues, which costs little because a run has only a few trial passes.
+    All buffers are copied, even large queues. This costs little, because a run has only a few trial passes.
     """
     devices = list({value.device for value in batch.values() if value.device.type == "cuda"})
     buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]

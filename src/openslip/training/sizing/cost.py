@@ -33,12 +33,12 @@ class StepCost:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a training step by its parts, of which all but the activations are float32."""
+    """The memory of a training step by its parts; all parts except the activations are float32."""
 
     trained: int  # number of trained values
     locked: int  # number of values that are not trained
     averaged: int  # number of EMA weights
-    pixels: int  # per sample: pixels of all its views, times three channels
+    pixels: int  # per sample: values of all its images, which have three channels
     activations: float  # peak bytes per sample, forward and backward
 
     @property
@@ -48,11 +48,11 @@ class StepMemory:
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of a checkpoint, which holds all of `fixed` but the gradients."""
+        """Bytes of a checkpoint, which holds all parts of `fixed` except the gradients."""
         return 4 * (3 * self.trained + self.locked + self.averaged)
 
     def bytes(self, micro_batch_size: int, local_batch_size: int) -> float:
-        """Return the peak bytes of a step, from the sizes of a micro-batch and of a device's share of the batch."""
+        """Return the peak bytes of a step for a micro-batch size and a device's number of samples per step."""
         return self.fixed + 4 * self.pixels * local_batch_size + self.activations * micro_batch_size
 
 
@@ -70,9 +70,9 @@ def measure_step(
 
     Args:
         model: model to be trained; it is moved to the device, and its weights change.
-        objective: objective after its `setup` with the model.
+        objective: objective whose `setup` has been called with the model.
         make_batch: function from a number of samples to a batch on the CPU.
-        largest: upper bound of the samples to time, because the run has no larger batch.
+        largest: upper bound on the number of samples to time; the run has no larger batch.
         make_optimizer: function from parameter groups to an optimizer.
         precision: the run's precision, one of `bf16-mixed`, `16-mixed` and `32-true`.
         device: device to measure on.
@@ -95,7 +95,7 @@ def measure_step(
     optimizer = make_optimizer(param_groups([model, objective], weight_decay=0.0))
 
     def step() -> tuple[float, float]:
-        """Train once; return the seconds of the forward and backward pass, and those of the update."""
+        """Train one step; return the seconds of its forward and backward pass, and the seconds of its update."""
         started = finished(device)
         with autocast(device, precision):
             loss = objective.terms(model, objective.encode(model, batch))["loss"]

@@ -11,14 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from openslip.objectives.objective import Objective
 from openslip.training.sizing.activations import trial
 
-# For each matrix product of the forward pass the backward pass has two: one for the input's gradient, one for the
-# weights' gradient.
+# For each matrix product of the forward pass, the backward pass has two matrix products: one for the gradient of the
+# input, and one for the gradient of the weights.
 TRAINING_OVER_FORWARD = 3
 
 
 @torch.no_grad()
 def forward_flops(objective: Objective, model: nn.Module, batch: dict[str, Tensor]) -> float:
-    """Count the FLOPs of `encode` per sample of this batch; a multiplication with its addition counts as two.
+    """Count the FLOPs of `encode` per sample of this batch; a multiplication and its addition count as two.
 
     `loss` (heads, similarities) adds less than one per cent, and is not counted because it communicates with other
     ranks. Random states and the statistics of batch norm are restored.
@@ -37,7 +37,7 @@ def peak_tflops(device: torch.device, table: dict[str, dict[str, Any]]) -> float
 
     Args:
         device: device to look up.
-        table: rows `{tflops: ...}` by a word that the device's name contains, such as `A100`.
+        table: rows `{tflops: ...}`; the key of a row, such as `A100`, is a word in the device's name.
     """
     if device.type != "cuda":
         return None

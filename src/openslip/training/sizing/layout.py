@@ -10,10 +10,11 @@ from openslip.models.tower import Tower
 from openslip.training.microbatch import even_size
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 
-# On a GPU micro-batch sizes are multiples of this, because 16-bit matrix products are fastest for multiples of eight.
+# On a GPU, micro-batch sizes are multiples of this number, because 16-bit matrix products are fastest for multiples of
+# eight.
 GPU_MULTIPLE = 8
-# Fraction of a forward pass that checkpointed blocks compute again: all but the last matrix product of each block,
-# whose result the backward pass does not need. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.
+# Fraction of a forward pass that checkpointed blocks compute again. They skip the last matrix product of each block,
+# because the backward pass does not need its result. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.
 REPEATED_IN_BLOCKS = 0.67
 
 BlockSettings = dict[Tower, bool]  # whether each tower's blocks are checkpointed
@@ -29,7 +30,7 @@ class Layout:
 
     @property
     def passes(self) -> float:
-        """Cost of a step as a multiple of the cost of a forward pass, recomputation included."""
+        """Cost of a step, including recomputation, as a multiple of the cost of a forward pass."""
         return TRAINING_OVER_FORWARD + REPEATED_IN_BLOCKS * self.checkpointed + (self.micro_batches > 1)
 
     def __str__(self) -> str:
@@ -42,12 +43,13 @@ class Layout:
 def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int) -> Layout | None:
     """Return the layout with the least recomputation that fits, or None if not even one sample fits.
 
-    The whole batch is tried first, then the whole batch with checkpointed blocks, which recompute less than
-    micro-batches do, then the fewest micro-batches, and both together only if a single sample does not fit otherwise.
+    The layouts are tried in this order: the whole batch; the whole batch with checkpointed blocks; the fewest
+    micro-batches; micro-batches with checkpointed blocks. Checkpointed blocks come before micro-batches, because they
+    recompute less. Both are used together only if a single sample does not fit otherwise.
 
     Args:
         local: samples of a step on this device.
-        fits: called with a number of samples and whether blocks are checkpointed; tells whether they fit in memory.
+        fits: function of a number of samples and of whether blocks are checkpointed; tells whether memory suffices.
         multiple: the size of micro-batches is rounded up to a multiple of this number, as in `even_size`.
     """
     for checkpointed in (False, True):
@@ -62,7 +64,7 @@ def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int)
 
 
 def fewest_micro_batches(local: int, fits: Callable[[int], bool], multiple: int = 1) -> int:
-    """Return the smallest number of even micro-batches that fit, by bisection; at worst one for each sample."""
+    """Find by bisection the smallest number of even micro-batches that fit; at most one per sample."""
     too_few, enough = 0, 1
     while enough < local and not fits(even_size(local, enough, multiple)):
         too_few, enough = enough, min(2 * enough, local)
@@ -81,9 +83,9 @@ def are_checkpointed(model: nn.Module) -> bool:
 
 
 def block_settings(model: nn.Module) -> dict[bool, BlockSettings]:
-    """Return the current settings of the trained towers and, if possible, the opposite ones, keyed by `checkpointed`.
+    """Return the current settings of the trained towers and, if possible, the opposite settings, by `checkpointed`.
 
-    There is no opposite for a tower without `repeated_blocks`, such as a backbone that checkpoints its blocks itself.
+    A tower without `repeated_blocks`, such as a backbone that checkpoints its blocks itself, has no opposite setting.
     """
     towers, checkpointed = trained_towers(model), are_checkpointed(model)
     opposite = {tower: not checkpointed for tower in towers if tower.repeated_blocks()}

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
-# Blocks of at least this size get their own mapping. Smaller ones are many, but their total is too small to matter.
+# Each block of at least this size gets its own mapping. There are many smaller blocks, but their total size is small.
 MAPPED_BYTES = 1 << 20
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak bytes so far: allocated on the GPU, or resident in this process for a CPU."""
+    """Return the peak memory so far, in bytes: allocated on a GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -35,10 +35,11 @@ def available_memory() -> int | None:
 
 
 def return_freed_memory() -> None:
-    """Make malloc return freed tensors to the system at once, so that resident memory is what live tensors need.
+    """Make malloc return the memory of freed tensors to the system at once, so that only live tensors are resident.
 
-    By default glibc keeps blocks of up to 32 MB in a heap, into whose holes aligned blocks of the same size do not fit.
-    That heap grew to two to four times the size of what checkpointed towers hold. Other C libraries are not changed.
+    By default, glibc keeps blocks of up to 32 MB in a heap. Freed blocks leave holes in the heap, and aligned blocks of
+    the same size do not fit into these holes. With checkpointed towers, the heap grew to two to four times the size of
+    the live tensors. Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)

@@ -33,16 +33,17 @@ from openslip.training.sizing.layout import (
 )
 from openslip.training.sizing.memory import available_memory, return_freed_memory
 
-# Fraction of memory to leave free, for fragmentation and for the loss, which is not tried because it communicates with
-# other ranks. On a GPU the memory for preparing the next batch is counted separately, in `made_ahead`.
+# Fraction of memory to leave free, for fragmentation and for the loss. The loss is not tried, because it communicates
+# with other ranks. On a GPU, the memory for preparing the next batch is counted separately, in `made_ahead`.
 HEADROOM = 0.1
-# Largest fragmentation of a CPU's heap that was seen (docs/LOG.md), as a multiple of the counted bytes and in bytes. It
-# is added for a whole batch only: with several micro-batches freed memory is returned to the system, which takes time.
+# Largest measured fragmentation of a CPU's heap (docs/LOG.md): as a multiple of the counted bytes, and in bytes. It is
+# added for a whole batch only. With several micro-batches, freed memory is returned to the system, which prevents
+# fragmentation but takes time.
 HOLES, MOST_HOLES = 3, 1.5e9
-CHAIN = 4  # peak memory of augmentation on a GPU, as a multiple of the images it processes at a time
-# Messages by which PyTorch, CUDA, cuBLAS and cuDNN report a lack of memory; any other failure would also fail in the
-# step itself. A handle is NOT_INITIALIZED if there was no memory to create it. PyTorch tries all engines of a
-# convolution, ignores why each of them fails, and ends with the last of these messages.
+CHAIN = 4  # peak memory of augmentation on a GPU, as a multiple of the images that it processes at a time
+# Messages by which PyTorch, CUDA, cuBLAS and cuDNN report a lack of memory. Any other error would also occur in the
+# step itself. A handle is NOT_INITIALIZED if there was no memory to create it. For a convolution, PyTorch tries all
+# engines and ignores the reasons of their failures. If all engines fail, it reports the last of these messages.
 WANTS_MEMORY = (
     *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED"),
     *("CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
@@ -53,15 +54,15 @@ WANTS_MEMORY = (
 class MicroBatchSize(pl.Callback):
     """Sets the pretrainer's `micro_batch_size` before the first step, to the same value on all ranks.
 
-    For `auto`, micro-batches are tried on a GPU, forward and backward. On a CPU the memory of a few samples is
-    measured and compared with the available memory.
+    With `auto` on a GPU, micro-batches are tried, forward and backward. With `auto` on a CPU, the memory of a few
+    samples is measured and compared with the available memory.
 
     Args:
         setting: samples per micro-batch, `auto`, or None for the whole batch of a rank.
         file: file in which the choice of `auto` is stored, so that a resumed run with the same batch and device
-            repeats it.
-        longest: function from a number of samples to the longest possible captions, which replace those of the batch,
-            so that no later batch needs more memory.
+            makes the same choice.
+        longest: function from a number of samples to captions of the largest possible length. They replace the captions
+            of the batch, so that no later batch needs more memory.
     """
 
     def __init__(self, setting: int | str | None, *, file: Path, longest: Callable[[int], dict[str, Tensor]]) -> None:
@@ -81,10 +82,10 @@ class MicroBatchSize(pl.Callback):
             pl_module.micro_batch_size = self.setting or local
 
     def most(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
-        """Return the stored size, or else the size of the largest even micro-batches that fit on every rank."""
+        """Return the stored size; if there is none, return the largest even size that fits on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        # Rank 0's file decides for all ranks, because the others may not see its folder.
+        # Rank 0's file decides for all ranks, because the other ranks may not see its folder.
         size = from_first_rank(self.kept(local, name) if is_main_process() else 0)
         if size == 0:
             # On a CPU the size is not rounded, so that float32 results equal those of earlier versions.
@@ -152,22 +153,22 @@ class MicroBatchSize(pl.Callback):
 def faster(
     layout: Layout | None, pl_module: Pretrainer, settings: dict[bool, BlockSettings], checkpointed: bool
 ) -> str:
-    """Return advice on gradient checkpointing if the fastest layout differs in it, else an empty string."""
+    """Return advice on gradient checkpointing if the fastest layout needs another setting, else an empty string."""
     if layout is None or layout.checkpointed == checkpointed:
         return ""
     arguments = as_arguments(pl_module.model, settings[layout.checkpointed])
     if layout.checkpointed:
         return f"{layout} would fit and be faster: {arguments}"
-    return f"checkpointed blocks are not needed, {layout} would fit and be faster: {arguments}"
+    return f"checkpointed blocks are not needed; {layout} would fit and be faster: {arguments}"
 
 
 def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> bool:
-    """Try whether a micro-batch fits, forward and backward, beside everything else that a step holds in memory."""
+    """Try whether memory suffices for a micro-batch, forward and backward, and for everything else in a step."""
     device = pl_module.device
     weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
     optimizer = pl_module.optimizers(use_pl_optimizer=False)
     assert isinstance(optimizer, torch.optim.Optimizer)
-    held = weights * (1 if optimizer.state else 3)  # gradients, and AdamW's two moments before its first step
+    held = weights * (1 if optimizer.state else 3)  # gradients and, before AdamW's first step, its two future moments
     held += made_ahead(batch)
     reserve = int(HEADROOM * torch.cuda.get_device_properties(device).total_memory)
     ballast: Tensor | None = None
@@ -178,16 +179,16 @@ def fits_on_gpu(pl_module: Pretrainer, batch: dict[str, Tensor], size: int) -> b
     except RuntimeError as error:
         if not wants_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # its frames hold activations
+        traceback.clear_frames(error.__traceback__)  # the frames hold activations
         return False
     finally:
         del ballast
-        gc.collect()  # checkpoints leave reference cycles, whose memory the next trial needs
+        gc.collect()  # checkpoints leave reference cycles; the next trial needs their memory
         torch.cuda.empty_cache()
 
 
 def made_ahead(batch: dict[str, Tensor]) -> int:
-    """Return the bytes for preparing the next batch during a step: its columns, their uint8 form, and augmentation."""
+    """Return the bytes for preparing the next batch during a step: its columns, their uint8 form, augmentation."""
     columns = [column for column in batch.values() if not column.is_cpu]
     finished = sum(column.nbytes for column in columns)
     in_the_making = max((column[:SAMPLES_AT_A_TIME].nbytes for column in columns), default=0)
@@ -210,9 +211,9 @@ def fits_in_memory(
     """Return a function that tells whether a micro-batch of a given size fits in the available memory of the machine.
 
     Args:
-        pl_module: the pretrainer, whose memory per sample is measured on a few samples.
+        pl_module: the pretrainer; its memory per sample is measured on a few samples.
         batch: batch to measure.
-        local: samples of the whole local batch.
+        local: number of samples of the whole local batch.
         processes: number of ranks that share the machine's memory.
     """
     left = available_memory()
