@@ -20,9 +20,10 @@ def load(
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
 ) -> Bundle:
-    """Load a model from a run's folder, a checkpoint, a stripped file, or a file of published SLIP, CLIP or SimCLR.
+    """Load a model from a run's folder, a checkpoint, a stripped file, or a checkpoint of facebookresearch/SLIP.
 
-    No code in the file is executed.
+    That repository published CLIP, SLIP and SimCLR models; files of other CLIP projects are not read. No code in the
+    file is executed.
 
     Args:
         path: the folder or file to load.
