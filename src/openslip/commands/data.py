@@ -15,7 +15,7 @@ COMMANDS = {
     "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
 }
 TARGET = (
-    "a data config (cc3m, yfcc15m, ...), which overrides such as data.source.shards=... may follow; or paths and "
+    "name of a data config (cc3m, yfcc15m, ...); overrides such as data.source.shards=... may follow it. Or: paths or "
     "addresses of shards"
 )
 
@@ -52,7 +52,7 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder or table of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards")
     parser.add_argument(
-        "--resize", type=count, metavar="SIDE", help="shorten the short side of larger images to SIDE pixels, e.g. 256"
+        "--resize", type=count, metavar="SIDE", help="resize larger images to a short side of SIDE pixels, e.g. 256"
     )
     parser.add_argument(
         "--samples-per-shard",
@@ -65,8 +65,8 @@ def convert(arguments: list[str]) -> int:
         "--transparency",
         choices=("white", "ignore"),
         default="white",
-        help="used if a transparent image becomes a JPEG (with --resize, or because of its format); white (default): "
-        "put it on a white background; ignore: keep the colours that are stored in transparent pixels",
+        help="how to treat a transparent image that becomes a JPEG (with --resize, or because of its format): white "
+        "(default) puts it on a white background; ignore keeps the stored colours of transparent pixels",
     )
     parser.add_argument("--workers", type=count, default=2, help="number of processes that write shards, 2 by default")
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
@@ -176,8 +176,8 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="skip samples without a caption (default) or without a label; null: skip none of them; a data config has "
-        "its own setting, which replaces this one",
+        help="skip samples without a caption (default) or without a label; null: skip none of them; a data config uses "
+        "its own setting and not this one",
     )
 
 

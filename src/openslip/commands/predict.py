@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="IMG", help="image files, or folders of images")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one label per line')
-    parser.add_argument("--template", action="append", help='prompt such as "a {} in a movie."; you can give several')
+    parser.add_argument("--template", action="append", help='prompt, may be repeated; default: "a photo of a {}."')
     parser.add_argument(
         "--probabilities",
         choices=("softmax", "sigmoid"),
@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
     for name, known in SETTINGS.items():
-        parser.add_argument(f"--{name}", choices=known, help=f"how to read {name} of images; by default as in training")
+        parser.add_argument(
+            f"--{name}", choices=known, help=f"how to treat {name} in images; by default as in training"
+        )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of bars")
     form.add_argument(

@@ -62,7 +62,7 @@ MULTIRUN = {"-m, --multirun": "train each combination of values (seed=0,1 optim.
 SWEEP = {
     "KEY=A,B": "train once with each value; with several such keys or groups, train once with each combination",
     "KEY=range(N)": "train once with each whole number below N",
-    "hydra/launcher=submitit_slurm": "submit each run as a SLURM job; by default, one run follows another on this machine",
+    "hydra/launcher=submitit_slurm": "submit each run as a SLURM job; by default the runs start one after another here",
 }
 MORE_OPTIONS = {"train": SINGLE | MULTIRUN, "eval": SINGLE, "plan": SINGLE, "sweep": SWEEP}
 # What `???`, Hydra's mark of a missing value, means for the user of a command.
