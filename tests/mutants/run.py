@@ -215,7 +215,7 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     os.setpgrp()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = f"{folder}/src"  # processes that tests start run the copy as well
-    sys.path.insert(0, f"{folder}/src")
+    sys.path[:0] = [f"{folder}/src", folder]  # as `python -m pytest` does: workers import classes of test files
     for stream in (1, 2):
         os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     import pytest  # noqa: PLC0415 (in the copy's process alone)
