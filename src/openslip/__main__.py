@@ -13,7 +13,7 @@ from openslip.config.folder import config_dirs
 from openslip.config.help import help_text
 from openslip.errors import run_entry_point
 
-HYDRA = ("train", "eval", "plan")  # commands whose arguments are config overrides
+HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and options that print the config
 # Environment variable of PyTorch's allocator: first the name up to 2.8, then the later one. Newer versions warn about
 # the old name.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(commands())}"
         print(f"error: unknown command {command}; {hint}", file=sys.stderr)
         return 1
-    if command in HYDRA and {"-h", "--help"} & set(rest):
+    if command in (*HYDRA, "sweep") and {"-h", "--help"} & set(rest):
         print(help_text(command, commands()[command], config_dirs(rest)[0]))
         return 0
     if command in HYDRA and PRINTING & {word.partition("=")[0] for word in rest}:

@@ -12,11 +12,11 @@ import openslip
 from openslip.__main__ import run
 from openslip.config.compose import compose_config
 from openslip.config.folder import config_dirs, config_folder, names
-from openslip.config.help import KEYS, commented_lines, explained_keys, help_text
+from openslip.config.help import KEYS, MORE_OPTIONS, commented_lines, explained_keys, help_text
 from openslip.errors import UserError
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "plan"])
+@pytest.mark.parametrize("command", ["train", "eval", "plan", "sweep"])
 def test_help_imports_nothing_slow(command: str):
     code = (
         "import sys; from openslip.__main__ import run; assert run([sys.argv[1], '--help']) == 0; "
@@ -26,6 +26,21 @@ def test_help_imports_nothing_slow(command: str):
     done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"usage: openslip {command} [KEY=VALUE ...]" in done.stdout
+
+
+def test_the_help_of_sweep_has_its_own_options_and_none_that_prints_the_config(capsys: pytest.CaptureFixture[str]):
+    assert run(["sweep", "--help"]) == 0
+    printed = capsys.readouterr().out
+    options = printed.partition("config groups")[0].split()
+    assert {"KEY=A,B", "hydra/launcher=submitit_slurm", "--config-dir"} <= set(options)
+    assert not {"--cfg", "--info", "-m,"} & set(options)
+    assert "optim.lr=???" in printed
+    assert "Hydra" not in printed
+
+
+def test_only_the_user_can_set_a_key_of_eval_that_has_no_default():
+    assert "(???: no default; you must set it)" in help_text("eval", "")
+    assert "the model, the dataset or you must set it" in help_text("train", "")
 
 
 @pytest.mark.parametrize("root", KEYS)
@@ -63,8 +78,9 @@ def test_the_choices_are_those_that_hydra_finds(tmp_path: Path):
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_no_line_is_wider_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", str(width))
-    lines = help_text("train", "Train a model.").splitlines()[1:-1]
-    assert max(map(len, lines)) <= width
+    for command in MORE_OPTIONS:
+        lines = help_text(command, "Do it.").splitlines()[1:-1]
+        assert max(map(len, lines)) <= width
 
 
 def test_cfg_job_prints_the_config_and_trains_nothing(

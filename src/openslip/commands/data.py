@@ -11,11 +11,12 @@ from openslip.terminal import notice, say
 
 COMMANDS = {
     "convert": "convert a dataset of another layout to tar shards: openslip data convert table images.csv shards",
-    "index": "index shards, so that training need not scan them at its start: openslip data index shards",
+    "index": "index shards, so that training does not have to scan them at its start: openslip data index shards",
     "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
 }
 TARGET = (
-    "a data config (cc3m, yfcc15m, ...) with overrides such as data.source.shards=..., or paths and addresses of shards"
+    "name of a data config (cc3m, yfcc15m, ...); overrides such as data.source.shards=... may follow it. Or: paths or "
+    "addresses of shards"
 )
 
 
@@ -48,10 +49,10 @@ def convert(arguments: list[str]) -> int:
         f"layouts, each with its own options (openslip data convert LAYOUT --help):\n{purposes}",
     )
     parser.add_argument("layout", metavar="LAYOUT", help="one of the layouts above")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="the dataset's folder or table")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder or table of the dataset")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards")
     parser.add_argument(
-        "--resize", type=count, metavar="SIDE", help="resize larger images to this short side in pixels, e.g. 256"
+        "--resize", type=count, metavar="SIDE", help="resize larger images to a short side of SIDE pixels, e.g. 256"
     )
     parser.add_argument(
         "--samples-per-shard",
@@ -64,10 +65,10 @@ def convert(arguments: list[str]) -> int:
         "--transparency",
         choices=("white", "ignore"),
         default="white",
-        help="background of a transparent image that is encoded as JPEG (with --resize, or if its format requires it): "
-        "white (default), or ignore: keep the colours stored in transparent pixels",
+        help="how to treat a transparent image that becomes a JPEG (with --resize, or because of its format): white "
+        "(default) puts it on a white background; ignore keeps the stored colours of transparent pixels",
     )
-    parser.add_argument("--workers", type=count, default=2, help="processes that write shards, 2 by default")
+    parser.add_argument("--workers", type=count, default=2, help="number of processes that write shards, 2 by default")
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     for name, (kind, many, purpose) in extra.items():
         flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
@@ -143,12 +144,12 @@ def check(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
-    parser.add_argument("--decode", action="store_true", help="decode every image and list those that fail")
-    parser.add_argument("--limit", type=int, metavar="N", help="read only N evenly spaced samples")
+    parser.add_argument("--decode", action="store_true", help="decode every image, and list the images that fail")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only N samples, at even distances")
     parser.add_argument(
-        "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
+        "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions into a .png or .jpg file"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that read and decode, 2 by default")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes that read and decode, 2 by default")
     options = parser.parse_args(arguments)
 
     from openslip.config.build import build
@@ -175,7 +176,8 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="skip samples that lack this; null: an image is enough; not used with a data config, which has its own",
+        help="skip samples without a caption (default) or without a label; null: skip none of them; a data config uses "
+        "its own setting and not this one",
     )
 
 

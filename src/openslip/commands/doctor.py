@@ -1,4 +1,4 @@
-"""Report problems of this machine, its runs and their checkpoints; change nothing."""
+"""Check this machine, its runs and their checkpoints, and report problems; nothing is changed."""
 
 import argparse
 import importlib.metadata
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """Print one line per finding, with advice if it is a problem."""
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs by default"
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs; by default runs/"
     )
     for finding in examine(parser.parse_args(arguments).runs):
         say(finding.line())

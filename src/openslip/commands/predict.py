@@ -31,25 +31,28 @@ ELSEWHERE = "--output FILE names another place"
 def main(arguments: list[str]) -> int:
     """Print each image's labels with their probabilities as bars or JSON, or write them to a file."""
     parser = argparse.ArgumentParser("openslip predict", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMG", help="image files, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMG", help="image files, or folders of images")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
-    parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one per line')
-    parser.add_argument("--template", action="append", help='prompt such as "a {} in a movie."; may be repeated')
+    parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one label per line')
+    parser.add_argument("--template", action="append", help='prompt, may be repeated; default: "a photo of a {}."')
     parser.add_argument(
         "--probabilities",
         choices=("softmax", "sigmoid"),
         default="softmax",
-        help="softmax (default): they sum to 1; sigmoid: an independent one per label, for models with a logit_bias",
+        help="softmax (default): the probabilities sum to 1; sigmoid: each label gets an independent probability; the "
+        "model must have a logit_bias",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--allow", action="append", default=[], help="your own model class that the file may name")
-    parser.add_argument("--format", help="format of the file, or a module that reads it; detected by default")
+    parser.add_argument("--device", default="auto", help="device of the model: auto (default), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
+    parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
     for name, known in SETTINGS.items():
-        parser.add_argument(f"--{name}", choices=known, help=f"treatment of {name} in images; by default as in the run")
+        parser.add_argument(
+            f"--{name}", choices=known, help=f"how to treat {name} in images; by default as in training"
+        )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--json", action="store_true", help="print JSON instead of bars")
     form.add_argument(
-        "--output", type=Path, help="write a file: .csv (a row per image) or .jsonl (an object per image)"
+        "--output", type=Path, help="file to write: .csv (one row per image) or .jsonl (one object per image)"
     )
     options = parser.parse_args(arguments)
 

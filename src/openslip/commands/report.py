@@ -10,7 +10,7 @@ from openslip.terminal import say
 def main(arguments: list[str]) -> int:
     """Write the report page of a run from the files in its folder."""
     parser = argparse.ArgumentParser("openslip report", description=__doc__)
-    parser.add_argument("run", type=Path, help="runs/NAME")
+    parser.add_argument("run", type=Path, help="folder of the run: runs/NAME")
     options = parser.parse_args(arguments)
 
     say(write_report(options.run))

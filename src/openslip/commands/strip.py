@@ -16,9 +16,9 @@ def main(arguments: list[str]) -> int:
     """Write a smaller checkpoint that gives the same predictions, and print both sizes."""
     parser = argparse.ArgumentParser("openslip strip", description=__doc__)
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
-    parser.add_argument("target", metavar="OUT", help="file to write; a name ending in .safetensors sets the format")
-    parser.add_argument("--allow", action="append", default=[], help="your own model class that the file may name")
-    parser.add_argument("--format", help="format of the file, or a module that reads it; detected by default")
+    parser.add_argument("target", metavar="OUT", help="file to write; the ending .safetensors selects that format")
+    parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
+    parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
     options = parser.parse_args(arguments)
 
     before, after = strip(options.source, options.target, allow=options.allow, format=options.format)

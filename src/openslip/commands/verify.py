@@ -1,4 +1,4 @@
-"""Verify this machine's numbers against recordings and float64, or splits of a batch against the whole (--splits)."""
+"""Compare this machine's numbers with recordings and float64, or a split batch with the whole batch (--splits)."""
 
 import argparse
 from pathlib import Path
@@ -22,19 +22,20 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=__doc__,
-        epilog="openslip verify --splits [KEY=VALUE ...] checks, in float64 and for your config, that the gradients, "
-        "statistics and weights are the same with 1 process or 2 ranks, 1, 2 or 5 micro-batches, and plain or tiled "
-        "losses",
+        epilog="openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
+        "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
+        "checks that gradients, statistics and weights are the same each time.",
     )
     parser.add_argument(
         "folder",
         nargs="?",
         type=Path,
         default=RECORDINGS,
-        help="folder of recordings; by default those of the published code",
+        help="folder of recordings; by default the recordings of the published code",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
+    parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
+    dtypes = ("float64", "float32", "tf32", "bfloat16")
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="precision to check: float32 by default")
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(1)  # the recordings were made with one thread, which is also faster for such small models

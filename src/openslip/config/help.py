@@ -26,7 +26,7 @@ GROUPS = {
     ),
     "eval": ("evaluation",),
 }
-# The keys that users set most, by the file that explains them and the prefix that they have there.
+# The keys that users set most: the file that explains them, the prefix of its keys in the config, and the keys.
 KEYS = {
     "train": (
         (
@@ -49,14 +49,28 @@ KEYS = {
     "eval": (("eval.yaml", "", ("checkpoint", "device", "classnames", "templates", "output", "format", "allow")),),
 }
 OPTIONS = {
-    "KEY=VALUE": "set a key of the config; +KEY=VALUE adds a key, ~KEY removes one",
-    "GROUP=OPTION": "choose a file of a config group, see below",
-    "--config-dir DIR": "also search your own folder of configs",
-    "--cfg job": "print the config and exit; with --resolve, print the values of all ${...}",
-    "--info defaults": "print which config files are used, in their order, and exit",
+    "KEY=VALUE": "set a key of the config; +KEY=VALUE adds a key, and ~KEY removes a key",
+    "GROUP=OPTION": "choose a file of a config group; the groups are listed below",
+    "--config-dir DIR": "also search for configs in your own folder DIR",
+}
+SINGLE = {
+    "--cfg job": "print the config and exit; with --resolve, every ${...} is replaced by its value",
+    "--info defaults": "print the names of the config files, in the order in which they are merged, and exit",
     "debug=true": "print the traceback of an error",
 }
 MULTIRUN = {"-m, --multirun": "train each combination of values (seed=0,1 optim.lr=1e-3,3e-4), like openslip sweep"}
+SWEEP = {
+    "KEY=A,B": "train once with each value; with several such keys or groups, train once with each combination",
+    "KEY=range(N)": "train once with each whole number below N",
+    "hydra/launcher=submitit_slurm": "submit each run as a SLURM job; by default the runs start one after another here",
+}
+MORE_OPTIONS = {"train": SINGLE | MULTIRUN, "eval": SINGLE, "plan": SINGLE, "sweep": SWEEP}
+# What `???`, Hydra's mark of a missing value, means for the user of a command.
+MISSING = {
+    "train": "(a model or an experiment may set other values;\n"
+    "???: no default; the model, the dataset or you must set it):",
+    "eval": "(???: no default; you must set it):",
+}
 LINE = re.compile(r"( *)([\w.]+):(?: +([^#]*?))?(?: +# (.*))?")
 
 
@@ -64,12 +78,12 @@ def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
     """Return the text that `openslip COMMAND --help` prints.
 
     Args:
-        command: `train`, `eval` or `plan`.
+        command: `train`, `eval`, `plan` or `sweep`.
         purpose: first line of the command's docstring.
-        folders: folders of the user's own configs, whose options are listed as well.
+        folders: folders of the user's own configs; their options are listed too.
     """
     root = "eval" if command == "eval" else "train"
-    options = OPTIONS | (MULTIRUN if command == "train" else {})
+    options = OPTIONS | MORE_OPTIONS[command]
     choices = {group: "  ".join(names(group, [config_folder(), *folders])) for group in GROUPS[root]}
     keys = {f"{key}={value}": meaning for key, value, meaning in explained_keys(root)}
     return "\n".join(
@@ -79,10 +93,10 @@ def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
             *columns(options, 18),
             "\nconfig groups and their options:",
             *columns(choices, 18),
-            "\noften-set keys, with the values in their files (a model or",
-            "an experiment may set others; ???: it must set one):",
+            "\nkeys that are set most often, with the values in their files",
+            MISSING[root],
             *columns(keys, 42),
-            f"\nevery key: openslip {command} --cfg job; what each one means: {config_folder()}",
+            f"\n`openslip {root} --cfg job` prints every key; the files in {config_folder()} explain the keys",
         ]
     )
 
@@ -109,7 +123,7 @@ def commented_lines(file: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def columns(rows: dict[str, str], width: int) -> list[str]:
-    """Lay out rows in two columns within the terminal's width; `width` is that of the first column, at most."""
+    """Lay out rows in two columns within the terminal's width; `width` is the largest width of the first column."""
     total = max(60, shutil.get_terminal_size().columns)
     width = min(width, total // 2)
     lines = []

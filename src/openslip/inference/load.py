@@ -22,14 +22,15 @@ def load(
 ) -> Bundle:
     """Load a model from a run's folder, a checkpoint, a stripped file, or a checkpoint of facebookresearch/SLIP.
 
-    A checkpoint of facebookresearch/SLIP holds a SLIP, CLIP or SimCLR model. No code in the file is executed.
+    That repository published CLIP, SLIP and SimCLR models; files of other CLIP projects are not read. No code in the
+    file is executed.
 
     Args:
         path: the folder or file to load.
         device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
-            `read`; None detects the format.
+            `read`; None detects the format from the content.
 
     Raises:
         UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed, or
@@ -52,7 +53,7 @@ def load(
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:
-    """Return the module that reads a file: the named format, or else the first format that detects the file."""
+    """Return the module that reads a file: the named format, else the first that detects its content."""
     known = formats.names()
     if name is not None:
         target = f"openslip.inference.formats.{name}" if name in known else name

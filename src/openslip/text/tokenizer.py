@@ -1,4 +1,4 @@
-"""Contract: a tokenizer turns texts into rows of token ids, and tells at which position each row is pooled."""
+"""Contract: a tokenizer turns texts into rows of token ids, and tells how many ids of each row a tower reads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], /) -> tuple[Int[Tensor, "texts length"], Int[Tensor, " texts"]]:
-        """Encode each text as a row of ids, and return each row's length: the position that is pooled, plus one.
+        """Encode each text as a row of ids, and return each row's length: the number of ids that a text tower reads.
 
-        Rows are padded with `pad`, or with 0 if there is no such id.
+        With `pooling: last`, the last of these ids is at the pooled position. Rows are padded with `pad`, or with 0 if
+        there is no such id.
         """
 
     @abstractmethod

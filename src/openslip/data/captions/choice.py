@@ -14,7 +14,9 @@ Augment = Callable[[str, np.random.Generator], str]
 
 
 class Caption(View):
-    """View NAME [B, L], token ids as wide as the batch's longest caption, and NAME_length [B], the pooled position + 1.
+    """View that makes NAME [B, L], token ids as wide as the batch's longest caption, and NAME_length [B].
+
+    NAME_length is the number of ids that a text tower reads; with `pooling: last`, it is the pooled position + 1.
 
     Published SLIP draws title or description in the same way (datasets.py). Two views of a sample draw independently.
 

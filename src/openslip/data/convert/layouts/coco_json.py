@@ -1,4 +1,4 @@
-"""COCO captions: annotations/captions_train2017.json and the images in train2017/; all captions of an image."""
+"""COCO: annotations/captions_train2017.json, and images in train2017/; a sample has all captions of an image."""
 
 from collections import defaultdict
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Images in ROOT/CLASS/*.jpg, labelled from 0 in the order of the class folders; captions only with a template."""
+"""Images in ROOT/CLASS/*.jpg, labelled from 0 in the order of the class folders; --template adds captions."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Output of img2dataset: folders 00000/ with 000000000.jpg, .txt and .json, or tar files of them."""
+"""Output of img2dataset: folders 00000/ with 000000000.jpg, .txt and .json, or tar files of such folders."""
 
 import json
 from collections import defaultdict

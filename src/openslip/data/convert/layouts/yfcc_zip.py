@@ -1,8 +1,8 @@
-"""YFCC100M as published SLIP reads it: ROOT/images/12/345.zip holds 678.jpg, yfcc15m.pkl the titles and descriptions.
+"""YFCC100M as published SLIP reads it: images in files such as ROOT/images/12/345.zip, and texts in yfcc15m.pkl.
 
-The pickle is a list of (index, title, description). facebookresearch/SLIP make_dataset.py writes it, and `yfcc_loader`
-in datasets.py finds the images. Texts are cleaned as there. Cleaning a text twice changes it only if it
-still contains a percent escape.
+The image with index 12345678 is 678.jpg in that zip. The pickle is a list of (index, title, description).
+facebookresearch/SLIP make_dataset.py writes it, and `yfcc_loader` in datasets.py finds the images. Texts are cleaned as
+there. Cleaning a text twice changes it only if it still contains a percent escape.
 """
 
 import re
