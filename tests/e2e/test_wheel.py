@@ -19,6 +19,7 @@ def test_the_wheel_trains_and_predicts_outside_the_clone(tmp_path: Path):
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True)
+    assert (site / "openslip" / "py.typed").is_file()
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     environment = {**os.environ, "PYTHONPATH": str(site)}
 
