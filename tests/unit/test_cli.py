@@ -92,6 +92,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
         "report",
         "doctor",
         "sweep",
+        "models",
+        "completion",
     }
     assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in commands())
 

@@ -32,13 +32,17 @@ class Finding(NamedTuple):
         return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}{advice}"
 
 
-def main(arguments: list[str]) -> int:
-    """Print one line per finding, with advice if it is a problem."""
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs by default"
     )
-    for finding in examine(parser.parse_args(arguments).runs):
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line per finding, with advice if it is a problem."""
+    for finding in examine(parser().parse_args(arguments).runs):
         say(finding.line())
     return 0
 
