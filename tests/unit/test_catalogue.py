@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from shard_files import write_pairs
 
 import openslip
@@ -32,7 +33,7 @@ def test_listing_imports_nothing_slow(words: list[str], tmp_path: Path):
     assert done.stdout
 
 
-@pytest.mark.parametrize("size", ["tiny", "vits16", "vitb16", "vitl16"])
+@pytest.mark.parametrize("size", ["tiny", slow("vits16"), "vitb16", slow("vitl16")])
 def test_the_parameters_in_the_configs_are_those_of_the_towers(size: str):
     config = settled(compose_config("train", [f"model=clip_{size}"])[0])
     with torch.device("meta"):

@@ -46,7 +46,7 @@ def state(run: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         result = json.loads((run / "result.json").read_bytes())
         headlines = [line for line in result["lines"] if not line.startswith(("report: ", "data: "))]
-        return "; ".join([f"finished at step {result['step']}", *headlines])
+        return ": ".join([f"finished at step {result['step']}", *headlines[:1]])
     metrics = last_metrics(run / "metrics.csv")
     if "step" not in metrics:
         return "unfinished, no metrics yet"
