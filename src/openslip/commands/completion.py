@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
     import shtab
 
     shell = parser().parse_args(arguments).shell
-    sys.stdout.write(shtab.complete(all_commands(), shell, preamble={"bash": preamble(BASH), "zsh": preamble(ZSH)}))
+    functions: Any = {"bash": preamble(BASH), "zsh": preamble(ZSH)}
+    sys.stdout.write(shtab.complete(all_commands(), shell, preamble=functions))
     return 0
 
 
