@@ -129,10 +129,10 @@ def matrix(old: int, new: int) -> np.ndarray:
 def test_what_shapes_do_not_show_is_compared(tmp_path: Path, changed: str, tower: str):
     deep = "model.text_tower.depth=2"  # the last token of one block sees its whole caption, causal or not
     checkpoint(tmp_path / "a.ckpt", deep)
-    with pytest.raises(UserError, match=rf"its {tower} tower computes something else than this run's"):
+    with pytest.raises(UserError, match=rf"its {tower} tower gives other features than this run's"):
         start(parts_of(changed, deep), tmp_path / "a.ckpt")
     initial = InitialWeights((parts := parts_of(changed, deep)).model, parts.tokenizer, TRANSFORM)
-    with pytest.raises(UserError, match=rf"towers\.{tower}\.weights=.*computes something else than this run's"):
+    with pytest.raises(UserError, match=rf"towers\.{tower}\.weights=.*gives other features than this run's"):
         initial.load(None, {tower: {"weights": str(tmp_path / "a.ckpt")}})
 
 

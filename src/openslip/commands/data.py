@@ -169,7 +169,7 @@ def index(arguments: list[str]) -> int:
 
     source = open_source(options.target, options.require)
     for line in source.problems:
-        say(f"left out: {line}")
+        say(f"skipped: {line}")
     if isinstance(source, ShardSource):
         say(f"{len(source)} samples in {len(source.index.parts)} shards", f"index: {source.index.folder}")
     else:

@@ -31,7 +31,12 @@ def parser() -> argparse.ArgumentParser:
         help="folder of recordings; by default those of the published code",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16"))
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float64", "float32", "tf32", "bfloat16"),
+        help="format to compute in, with its own tolerances: float32 (default), float64, tf32 (on a GPU), bfloat16",
+    )
     return parser
 
 

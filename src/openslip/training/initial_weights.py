@@ -144,8 +144,8 @@ class InitialWeights:
             theirs, ours = (tower(*inputs) for tower in (stored, new))
         if not torch.allclose(theirs, ours, rtol=0, atol=TOLERANCE * float(theirs.abs().max())):
             raise UserError(
-                f"{key}: with the same weights its {kind} tower computes something else than this run's: compare "
-                f"heads, activation, norm eps and pooling. Its settings: {bundle.architecture.get(f'{kind}_tower')}"
+                f"{key}: its {kind} tower gives other features than this run's, with the same weights: compare heads, "
+                f"activation, norm eps and pooling with the checkpoint's {bundle.architecture.get(f'{kind}_tower')}"
             )
 
     def compare_tokenizers(self, theirs: Tokenizer | None, key: str) -> None:
