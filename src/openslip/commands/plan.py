@@ -10,9 +10,8 @@ from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.config.length import planned_schedule, warm_up_notes
 from openslip.config.words import split_words
-from openslip.data.order import local_batch_size
+from openslip.data.order import local_batch_size, too_few_samples
 from openslip.data.view import example_batch
-from openslip.errors import UserError
 from openslip.terminal import say
 from openslip.training.microbatch import mixing_layers
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
@@ -33,9 +32,7 @@ def main(arguments: list[str]) -> None:
     samples = plan.number_of_samples(config["data"]["source"])
     steps_per_epoch = samples // config["global_batch_size"]
     if not steps_per_epoch:
-        raise UserError(
-            f"global_batch_size={config['global_batch_size']} is more than the dataset's {samples} samples: lower it"
-        )
+        raise too_few_samples(samples, config["global_batch_size"])
     schedule = planned_schedule(config, steps_per_epoch)
     notes = warm_up_notes(config, steps_per_epoch, schedule.max_steps)
     say(*plan.length(config, samples, steps_per_epoch, schedule), *notes, "")
