@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 comma := ,
 
-.PHONY: setup train test test-all test-slurm test-minimum mutants check format clean
+.PHONY: setup train test test-all test-slurm test-minimum mutants check format docs clean
 
 setup: $(STAMP)
 
@@ -50,5 +50,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Build the documentation, with the reference from the docstrings, as a site in site/.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-minimum data/builtin dist build .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf site .venv .venv-minimum data/builtin dist build .pytest_cache .ruff_cache .import_linter_cache

@@ -1,14 +1,13 @@
 """`openslip COMMAND`: finds `commands/COMMAND.py` by its name, before any slow import."""
 
-import ast
 import difflib
 import functools
 import importlib
 import os
 import sys
-from pathlib import Path
 
 from openslip import __version__, signals, streams
+from openslip.commands import commands
 from openslip.config.folder import config_dirs
 from openslip.config.help import help_text
 from openslip.errors import run_entry_point
@@ -30,10 +29,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def prints_its_product(arguments: list[str]) -> bool:
-    """Whether a command's result is what it prints: true for `data check`, while other `data` commands write files."""
+    """Whether a command's result is what it prints, as with `data list` and `data check` but not `data convert`."""
     if PRINTING & {word.partition("=")[0] for word in arguments}:
         return True
-    return arguments[:2] == ["data", "check"] or arguments[:1] not in [[command] for command in LEAVE_FILES]
+    if arguments[:2] in (["data", "list"], ["data", "check"]):
+        return True
+    return arguments[:1] not in [[command] for command in LEAVE_FILES]
 
 
 def run(arguments: list[str]) -> int:
@@ -80,19 +81,11 @@ def use_expandable_segments() -> None:
         os.environ[ALLOCATOR[(int(major), int(minor)) >= (2, 9)]] = "expandable_segments:True"
 
 
-def commands() -> dict[str, str]:
-    """Return each command with the first line of its file's docstring, without importing any."""
-    files = sorted((Path(__file__).parent / "commands").glob("[a-z]*.py"))
-    return {
-        path.stem: (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0] for path in files
-    }
-
-
 def show_commands(program: str, commands: dict[str, str]) -> None:
     """Print the help text that lists all commands."""
     print(f"usage: {program} COMMAND ...\n")
     for name, purpose in commands.items():
-        print(f"  {name:8} {purpose}")
+        print(f"  {name:10} {purpose}")
     print(f"\n{program} COMMAND --help says more.")
 
 

@@ -59,7 +59,7 @@ def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule:
     """Return lines about steps, epochs and the learning rate."""
     batch, steps = config["global_batch_size"], schedule.max_steps
     return [
-        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} an epoch; training counts what it finds",
+        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} per epoch; a run counts the samples on disk",
         f"{steps:,} steps, {steps / steps_per_epoch:.2f} epochs, {steps * batch:,} samples seen; "
         f"warm-up {schedule.warmup_steps:,} steps, learning rate {schedule.lr:.1e} at most",
     ]

@@ -91,7 +91,7 @@ def test_checkpoints_of_other_names_are_never_gone_on_from(place: Path, whole: P
     assert steps_saved(folder)[0] == 8
     training = Training(place, *RUN, f"name={name}", log=name, **environment)
     assert training.wait() == 0, training.said()
-    assert "resumes after step 8 of 30" in training.said()
+    assert "Resumed at step 8 of 30." in training.said()
     assert_ended_as(folder, whole)
 
 

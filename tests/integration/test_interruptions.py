@@ -55,11 +55,11 @@ def test_kills_at_random_moments_change_nothing(place: Path, whole: Path, kills:
             time.sleep(rng.random())
         assert training.process.is_alive(), training.said()
         training.kill()
-        resumed += "resumes after step" in training.said()
+        resumed += "Resumed at step" in training.said()
     assert resumed >= kills // 2
     training = Training(place, *run, log=f"killed{kills}.log")
     assert training.wait() == 0, training.said()
-    assert "resumes after step" in training.said()
+    assert "Resumed at step" in training.said()
     assert_ended_as(place / "runs" / f"killed{kills}", whole)
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(place: Path, whole: Pat
         training = Training(place, *RUN, f"name={name}", log=name)
         assert training.wait() == 0
         assert training.said().count(f"WARNING: checkpoint runs/{name}/checkpoints/step-000014.ckpt is damaged") == 1
-        assert "resumes after step 12 of 30" in training.said()
+        assert "Resumed at step 12 of 30." in training.said()
         assert_ended_as(place / "runs" / name, whole)
 
 
@@ -310,7 +310,7 @@ def test_two_hundred_interruptions_of_one_run(place: Path):
     for number in range(200):
         kind = rng.choice(["kill", "signal"])
         training = Training(place, *run, f"name={name}", log=f"{name}{number}", STEPS_MADE=str(counter))
-        training.wait_for("step" if number == 0 else "resumes after step")
+        training.wait_for("step" if number == 0 else "Resumed at step")
         time.sleep(0.3 * rng.random())
         if kind == "kill":
             training.kill()
@@ -448,7 +448,7 @@ def test_a_killed_worker_of_one_rank_ends_both_and_nothing_is_lost(place: Path, 
         assert "error: rank 1: a process that loads data was killed (DataLoader worker" in rank.said()
     for rank in two_ranks(place, *run, log="worker2-"):
         assert rank.wait() == 0, rank.said()
-    assert "resumes after step 8 of 30" in ranks[0].said()
+    assert "Resumed at step 8 of 30." in ranks[0].said()
     assert_ended_as(place / "runs" / "worker2", whole_of_two)
 
 

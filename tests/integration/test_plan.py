@@ -11,6 +11,7 @@ from openslip.__main__ import run
 from openslip.config.build import build_parts
 from openslip.config.compose import compose_config
 from openslip.data.view import example_batch
+from openslip.errors import UserError
 from openslip.plan import amount, costs, hours, number_of_devices, number_of_samples, values
 from openslip.training.sizing.cost import StepCost, StepMemory, measure_step
 
@@ -29,8 +30,31 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_length_is_that_of_the_config(plan: str):
-    assert "2,905,954 samples, 45,405 steps of 64 an epoch" in plan
+    assert "2,905,954 samples, 45,405 steps of 64 per epoch" in plan
     assert "1,100 steps, 0.02 epochs, 70,400 samples seen; warm-up 50 steps, learning rate 8.0e-04 at most" in plan
+
+
+@pytest.mark.parametrize(
+    ("words", "assumed"),
+    [
+        ([], True),
+        (["model=slip_vits16", "data.num_workers=2"], True),
+        (["data=cc3m"], False),
+        (["--data=cc3m"], False),
+        (["experiment=cc3m_slip_vitb16_40ep"], False),
+        (["data.source.root=elsewhere"], False),
+    ],
+)
+def test_a_dataset_that_is_not_named_is_stated_first(
+    words: list[str], assumed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def stop(_: Any) -> int:
+        raise UserError("no further")
+
+    monkeypatch.setattr("openslip.plan.number_of_samples", stop)
+    assert run(["plan", *words]) == 1
+    line = "data=builtin is assumed; data=NAME or experiment=NAME names another: openslip data list\n"
+    assert capsys.readouterr() == (line if assumed else "", "error: no further\n")
 
 
 def test_parameters_are_those_of_the_tiny_model(plan: str):

@@ -39,7 +39,7 @@ def test_a_cpus_kernels_are_within_tolerance_and_named():
     notes = {row.quantity: row.note for row in rows if row.quantity.endswith("output")}
     shapes = ("attention of images", "last block, 1 query", "packed captions", "pooled captions, 1 query")
     assert notes == {f"{shape}, float32: output": "kernel: flash (CPU)" for shape in shapes} | {
-        f"{shape}, bfloat16: output": "kernel: plain products" for shape in shapes
+        f"{shape}, bfloat16: output": "kernel: unfused attention" for shape in shapes
     }
 
 
@@ -62,7 +62,7 @@ def test_micro_batches_in_16_bits_are_as_good_as_one():
         ("aten._scaled_dot_product_flash_attention_for_cpu.default", "flash (CPU)"),
         ("aten._scaled_dot_product_efficient_attention.default", "memory-efficient"),
         ("torch_attn._varlen_attn.default", "varlen (flash)"),
-        ("aten.bmm.default", "plain products"),
+        ("aten.bmm.default", "unfused attention"),
     ],
 )
 def test_operators_of_gpus_have_the_names_that_people_use(operator: str, kernel: str):

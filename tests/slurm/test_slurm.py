@@ -129,7 +129,7 @@ def test_the_end_of_the_time_limit_queues_the_job_again(cluster: Cluster, place:
     job = submit(cluster, place, *SLOW, "trainer.max_steps=5000", "name=job", options=options)
     job.wait_for("is requeued")
     assert "stopped by SIGUSR1" in job.said()
-    job.wait_for("resumes after step")
+    job.wait_for("Resumed at step")
     cluster.run("scancel", str(job.number))
     assert job.wait() == "CANCELLED", job.state()
 

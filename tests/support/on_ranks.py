@@ -14,9 +14,10 @@ from pretraining import pretrainer
 from small_models import small_batch, small_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from views import crop_view
+from views import caption_view, crop_view
 
 from openslip import distributed
+from openslip.data.dataset import open_dataset
 from openslip.data.sources.shards import ShardSource
 from openslip.distributed import any_rank, gather, share_question, shared_answer, wait_up_to
 from openslip.errors import DataError, UserError
@@ -287,3 +288,9 @@ def patience(seconds: float) -> float:
         group = distributed._cpu_group()
     distributed._cpu_group.cache_clear()
     return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
+def batches_of_a_dataset(shards: str) -> list[dict[str, Tensor]]:
+    """One epoch of this rank's batches, without a trainer."""
+    views = {"image": crop_view(16, (0.5, 1.0)), "text": caption_view()}
+    return list(open_dataset(shards, views=views, global_batch_size=8))

@@ -83,7 +83,7 @@ def test_every_line_of_a_known_dataset():
     sizes = sorted(len(sample.image) for sample in known().samples if sample is not None)
     assert lines[:-4] == [
         ("samples", "8 of 12 samples, 66 %"),
-        ("left out", "2 x no image, first a.tar:x"),
+        ("skipped", "2 x no image, first a.tar:x"),
         ("captions per sample", "0 to 2, mean 1.00; 1 samples have none"),
         # 4, 4, 4, 4, 12, 4, 8, 3 tokens.
         ("tokens per caption", "mean 5.4, median 4, p90 12, p99 12, longest 12; start and end included"),

@@ -6,54 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from stored_models import write_checkpoint
 
 from openslip import __version__
 from openslip.__main__ import commands, main, run, use_expandable_segments
-from openslip.inference.architecture import build_model
-from openslip.inference.files import write
 
 LABELS = ["man kicking", "man sleeping", "dog"]
-ARCHITECTURE: dict[str, Any] = {
-    "_target_": "openslip.models.dual_encoder.DualEncoder",
-    "image_tower": {
-        "_target_": "openslip.models.timm_tower.TimmTower",
-        "name": "vit_small_patch16_224",
-        "image_size": 16,
-        "arguments": {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3},
-    },
-    "text_tower": {
-        "_target_": "openslip.models.text_transformer.TextTransformer",
-        "vocab_size": 49408,
-        "context_length": 77,
-        "width": 16,
-        "depth": 1,
-        "heads": 2,
-    },
-    "embed_dim": 8,
-    "logit_scale_init": 2.6593,
-}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "model.ckpt"
-    state = {f"model.{name}": tensor for name, tensor in build_model(ARCHITECTURE).state_dict().items()}
-    settings = {
-        "format": 1,
-        "architecture": ARCHITECTURE,
-        "tokenizer": {"context_length": 77, "truncation": "keep_end", "special_text": "plain"},
-        "transform": {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
-    }
-    moments = {name: torch.ones_like(tensor) for name, tensor in state.items()}
-    write(path, {"state_dict": state, "optimizer_states": [moments], "openslip": settings})
-    return str(path)
+    return str(write_checkpoint(tmp_path_factory.mktemp("run") / "model.ckpt"))
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +92,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
         "report",
         "doctor",
         "sweep",
+        "models",
+        "completion",
     }
     assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in commands())
 

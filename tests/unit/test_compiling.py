@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(compiling, "find_spec", lambda name: name)
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(compiling.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
 
 
 def test_auto_is_the_default_and_off_on_a_cpu(capsys: pytest.CaptureFixture[str]):
@@ -64,7 +65,7 @@ def test_auto_says_why_it_is_off(
     elif missing == "CC":  # Triton takes it as it stands
         monkeypatch.setenv("CC", "/opt/mycc")
     elif missing == "Python.h":
-        monkeypatch.setattr(compiling.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+        monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
     else:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
     assert not choose_compile("auto", "gpu")

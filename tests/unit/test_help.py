@@ -125,6 +125,8 @@ def test_a_folder_of_configs_may_have_a_space_in_its_name(tmp_path: Path):
         (["--cfg=hydra"], "--cfg hydra: expected --cfg job"),
         (["--cfg", "job", "hydra.run.dir=x"], "hydra.run.dir=x: Hydra's own settings"),
         (["--cfg", "job", "optim.lr=[1,2]"], "optim.lr"),
+        (["-m", "--cfg", "job", "seed=0,1"], "-m trains several configs, and --cfg and --info print one: "),
+        (["--info", "defaults", "--multirun"], "--multirun trains several configs"),
         (["--cfg", "hydra"], "--cfg hydra: expected --cfg job"),
         (["--info", "plugins"], "--info plugins: expected --info defaults"),
         (["--cfg", "job", "--bogus"], "unknown option --bogus"),

@@ -82,7 +82,9 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused():
 
 
 def test_a_batch_that_does_not_fit_the_dataset_is_refused():
-    with pytest.raises(UserError, match="global_batch_size=51 is more than the dataset's 50 samples"):
+    with pytest.raises(
+        UserError, match="global_batch_size=51 is more than the dataset's 50 samples: add global_batch_size=32, or"
+    ):
         order([50], batch=51)
 
 

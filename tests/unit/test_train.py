@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -21,6 +22,8 @@ from openslip.config.compose import compose_config
 from openslip.config.length import planned_schedule, planned_steps, warm_up_notes
 from openslip.config.replaced import REPLACED
 from openslip.data.image.crop import RandomResizedCrop
+from openslip.data.order import Order
+from openslip.data.source import Collection
 from openslip.errors import UserError
 from openslip.run.folder import Run, run_name
 from openslip.training.callbacks.preemption import Preemption
@@ -263,15 +266,34 @@ def test_evaluations_see_images_as_training_does(settings: dict[str, str]):
 @pytest.mark.parametrize(("max_steps", "lines"), [(10, 1), (49, 1), (50, 0), (51, 0)])
 def test_a_run_that_ends_inside_its_warm_up_says_so(max_steps: int, lines: int):
     config, _ = compose_config("train", [f"trainer.max_steps={max_steps}"])
-    said = [f"warm-up is 50 of {max_steps} steps; the peak rate is never reached"][:lines]
+    said = [
+        f"warm-up is 50 of {max_steps} steps; the peak rate is never reached: add optim.warmup_steps={max_steps // 10}"
+    ][:lines]
     assert warm_up_notes(config, 100, max_steps) == said
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/DATA.md"])
+def test_the_documented_command_trains_on_52_images(page: str):
+    lines = (Path(__file__).parents[2] / page).read_text().splitlines()
+    (command,) = (line for line in lines if line.startswith("python train.py") and "source.shards=my_shards" in line)
+    config, _ = compose_config("train", command.split()[2:])
+    order = Order(
+        collections=(Collection(np.array([52]), 1.0),),
+        global_batch_size=config["global_batch_size"],
+        seed=0,
+        shuffle_window=1,
+    )
+    steps = planned_steps(config["trainer"], order.steps_per_epoch)
+    assert steps == 10
+    assert warm_up_notes(config, order.steps_per_epoch, steps) == []
 
 
 def test_training_says_that_it_ends_inside_its_warm_up(
     passed_on: Callable[..., dict[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ):
     passed_on("trainer.max_steps=2", "optim.warmup_steps=3")
-    assert capsys.readouterr().out.count("warm-up is 3 of 2 steps; the peak rate is never reached\n") == 1
+    said = "warm-up is 3 of 2 steps; the peak rate is never reached: add optim.warmup_steps=1\n"
+    assert capsys.readouterr().out.count(said) == 1
     passed_on("trainer.max_steps=3", "optim.warmup_steps=3")
     assert "warm-up" not in capsys.readouterr().out
 

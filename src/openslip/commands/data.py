@@ -1,4 +1,4 @@
-"""Convert, index and check datasets: openslip data convert | index | check."""
+"""List, convert, index and check datasets: openslip data list | convert | index | check."""
 
 import argparse
 import difflib
@@ -10,6 +10,7 @@ from typing import Any
 from openslip.terminal import notice, say
 
 COMMANDS = {
+    "list": "list the datasets that data=NAME takes, and which of them are on disk: openslip data list",
     "convert": "convert a dataset of another layout to tar shards: openslip data convert table images.csv shards",
     "index": "index shards, so that training does not have to scan them at its start: openslip data index shards",
     "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
@@ -29,17 +30,44 @@ def main(arguments: list[str]) -> int:
         purposes = (f"  {name:8} {purpose}" for name, purpose in COMMANDS.items())
         say("usage: openslip data COMMAND ...", "", *purposes, "", "openslip data COMMAND --help says more.")
         return 0
-    commands = {"convert": convert, "index": index, "check": check}
+    commands = {"list": list_datasets, "convert": convert, "index": index, "check": check}
     if command not in commands:
         raise UserError(f"unknown command data {command}; one of: {', '.join(COMMANDS)}")
     return commands[command](rest)
 
 
-def convert(arguments: list[str]) -> int:
-    """Convert a dataset to shards; the same command resumes an interrupted conversion."""
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each data command."""
+    return {"list": list_parser(), "convert": convert_parser({}), "index": index_parser(), "check": check_parser()}
+
+
+def list_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("openslip data list", description=COMMANDS["list"])
+    parser.add_argument("--config-dir", metavar="DIR", help="also list the datasets of your own folder of configs")
+    return parser
+
+
+def list_datasets(arguments: list[str]) -> int:
+    """Print one line per data config: whether its shards are on disk, where they are looked for, and what it is."""
+    list_parser().parse_args(arguments)
+
+    from openslip.config.catalogue import datasets
+    from openslip.config.folder import config_dirs, config_folder
+    from openslip.config.help import columns
+
+    rows = {}
+    for dataset in datasets([config_folder(), *config_dirs(arguments)[0]]):
+        needs = ", ".join(dataset.places) or "data.source.shards=..."
+        rows[f"{dataset.name:11} {dataset.state()}"] = f"{needs}: {dataset.meaning}"
+    say("datasets: openslip train data=NAME; OPENSLIP_DATA=DIR names another folder than data", *columns(rows, 26))
+    say("", "docs/DATA.md says how to download and convert them")
+    return 0
+
+
+def convert_parser(extra: dict[str, tuple[type, bool, str]]) -> argparse.ArgumentParser:
+    """Return the parser of `data convert` with the options of one layout, as `layout_options` returns them."""
     from openslip.data.convert import descriptions
     from openslip.data.convert.convert import SAMPLES_PER_SHARD
-    from openslip.data.convert.convert import convert as write_shards
 
     purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in descriptions().items())
     parser = argparse.ArgumentParser(
@@ -69,7 +97,6 @@ def convert(arguments: list[str]) -> int:
         "(default) puts it on a white background; ignore keeps the stored colours of transparent pixels",
     )
     parser.add_argument("--workers", type=count, default=2, help="number of processes that write shards, 2 by default")
-    extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     for name, (kind, many, purpose) in extra.items():
         flag = "--" + (name.removesuffix("s") if many else name).replace("_", "-")
         parser.add_argument(
@@ -80,7 +107,15 @@ def convert(arguments: list[str]) -> int:
             action="append" if many else "store",
             help=purpose,
         )
-    options = vars(parser.parse_args(arguments))
+    return parser
+
+
+def convert(arguments: list[str]) -> int:
+    """Convert a dataset to shards; the same command resumes an interrupted conversion."""
+    from openslip.data.convert.convert import convert as write_shards
+
+    extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
+    options = vars(convert_parser(extra).parse_args(arguments))
 
     totals = write_shards(
         options["layout"],
@@ -120,18 +155,22 @@ def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
     return options
 
 
-def index(arguments: list[str]) -> int:
-    """Index the shards of a dataset and print how many samples they hold."""
+def index_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip data index", description=COMMANDS["index"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def index(arguments: list[str]) -> int:
+    """Index the shards of a dataset and print how many samples they hold."""
+    options = index_parser().parse_args(arguments)
 
     from openslip.data.sources.shards import ShardSource
 
     source = open_source(options.target, options.require)
     for line in source.problems:
-        say(f"left out: {line}")
+        say(f"skipped: {line}")
     if isinstance(source, ShardSource):
         say(f"{len(source)} samples in {len(source.index.parts)} shards", f"index: {source.index.folder}")
     else:
@@ -139,8 +178,7 @@ def index(arguments: list[str]) -> int:
     return 0
 
 
-def check(arguments: list[str]) -> int:
-    """Read every sample of a dataset and print statistics."""
+def check_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip data check", description=COMMANDS["check"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
@@ -150,7 +188,12 @@ def check(arguments: list[str]) -> int:
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions into a .png or .jpg file"
     )
     parser.add_argument("--workers", type=int, default=2, help="number of processes that read and decode, 2 by default")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def check(arguments: list[str]) -> int:
+    """Read every sample of a dataset and print statistics."""
+    options = check_parser().parse_args(arguments)
 
     from openslip.config.build import build
     from openslip.config.compose import compose_config

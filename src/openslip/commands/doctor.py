@@ -1,9 +1,8 @@
 """Check this machine, its runs and their checkpoints, and report problems; nothing is changed."""
 
 import argparse
-import importlib.metadata
+import importlib
 import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -12,8 +11,17 @@ from typing import NamedTuple
 
 import torch
 
+from openslip import __version__
+from openslip.config.catalogue import datasets
+from openslip.config.folder import config_folder
+from openslip.data.index.outdated import complete, index_folders, why_unused
+from openslip.data.remote.cache import cache_folder
+from openslip.errors import UserError, first_line
+from openslip.run import environment
 from openslip.run.checkpoints import damage, foreign, saved
+from openslip.run.identity import read_config
 from openslip.terminal import say
+from openslip.training.c_compiler import why_no_launcher
 
 FREE_DISK = 20e9  # bytes: room for three ViT-L checkpoints with optimizer state
 SHARED_MEMORY = 1e9  # bytes: room for the decoded batches of a few workers
@@ -32,25 +40,40 @@ class Finding(NamedTuple):
         return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}{advice}"
 
 
-def main(arguments: list[str]) -> int:
-    """Print one line per finding, with advice if it is a problem."""
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs; by default runs/"
     )
-    for finding in examine(parser.parse_args(arguments).runs):
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line per finding, with advice if it is a problem."""
+    for finding in examine(parser().parse_args(arguments).runs):
         say(finding.line())
     return 0
 
 
 def examine(runs_folder: Path) -> list[Finding]:
-    """Examine the machine and every run in the folder."""
-    return [versions(), devices(), *folders(runs_folder), shared_memory(), open_files(), *runs(runs_folder)]
+    """Examine the machine, every run in the folder, and the indexes of their shards and of the known datasets."""
+    machine = [versions(), torchvision(), devices(), compiler(), *folders(runs_folder), shared_memory(), open_files()]
+    return [*machine, *runs(runs_folder), *indexes(runs_folder)]
 
 
 def versions() -> Finding:
-    named = {name: importlib.metadata.version(name) for name in ("torch", "pytorch-lightning", "timm")}
-    return Finding("versions", f"python {platform.python_version()}, " + ", ".join(map(" ".join, named.items())))
+    named = {"openslip": __version__, **environment.versions()}
+    return Finding("versions", ", ".join(f"{name} {version}" for name, version in named.items() if version))
+
+
+def torchvision() -> Finding:
+    """Load torchvision, which fails if it was built for another torch; timm, and so every model, needs it."""
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # it raises several types, RuntimeError and ImportError among them
+        advice = "install torch and torchvision together: pip install --upgrade torch torchvision, or as in the README"
+        return Finding("torchvision", f"does not load with torch {torch.__version__} ({first_line(error)})", advice)
+    return Finding("torchvision", f"loads with torch {torch.__version__}")
 
 
 def devices() -> Finding:
@@ -61,13 +84,22 @@ def devices() -> Finding:
     return Finding("devices", ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus))
 
 
+def compiler() -> Finding:
+    missing = why_no_launcher()
+    if missing is None:
+        return Finding("C compiler", "found")
+    fact, _, fix = missing.partition(": ")
+    # Only GPUs compile by default.
+    return Finding("C compiler", fact, f"{fix}, for compile=auto on this GPU" if torch.cuda.is_available() else "")
+
+
 def folders(runs_folder: Path) -> list[Finding]:
     place = next(folder for folder in (runs_folder, *runs_folder.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     advice = "" if free > FREE_DISK else "a save needs twice its size free: make room or set runs_dir="
     if not os.access(place, os.W_OK):
         advice = "it cannot be written: set runs_dir="
-    temporary = Path(tempfile.gettempdir())
+    temporary = Path(tempfile.gettempdir())  # may be another file system: durable writes use the target's folder
     return [
         Finding("disk", f"{free / 1e9:.1f} GB free in {place}", advice),
         Finding("TMPDIR", f"{temporary}, {shutil.disk_usage(temporary).free / 1e9:.1f} GB free"),
@@ -110,3 +142,25 @@ def runs(folder: Path) -> list[Finding]:
             advice = "it is skipped" if problem.startswith("is damaged") else "move it and its .json out of the folder"
             findings.append(Finding(f"run {run.name}", f"{checkpoint.path.name} {problem}", advice))
     return findings
+
+
+def indexes(runs_folder: Path) -> list[Finding]:
+    """Report each index that no start will use, beside the shards of datasets and runs and in the user's cache."""
+    places = [place for dataset in datasets([config_folder()]) for place in dataset.places]
+    places += [place for config in runs_folder.glob("*/config.yaml") for place in shards_of(config)]
+    cache = cache_folder("index")
+    found = [*index_folders(map(Path, places)), *(complete(cache) if cache else ())]
+    unused = {folder: problem for folder in found if (problem := why_unused(folder))}
+    advice = "the next start scans the shards again: delete this folder"
+    warnings = [Finding("index", f"{folder} {problem}", advice) for folder, problem in unused.items()]
+    return [Finding("indexes", f"{len(found) - len(unused)} up to date"), *warnings]
+
+
+def shards_of(config: Path) -> list[str]:
+    """Return the shards that the config of a run names; none if the file cannot be read."""
+    try:
+        source = (read_config(config) or {})["data"]["source"]
+        named = source.get("shards") or []
+    except (UserError, KeyError, TypeError, AttributeError):
+        return []
+    return [named] if isinstance(named, str) else [place for place in named if isinstance(place, str)]

@@ -9,9 +9,9 @@ from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.config.length import planned_schedule, warm_up_notes
-from openslip.data.order import local_batch_size
+from openslip.config.words import split_words
+from openslip.data.order import local_batch_size, too_few_samples
 from openslip.data.view import example_batch
-from openslip.errors import UserError
 from openslip.terminal import say
 from openslip.training.microbatch import mixing_layers
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
@@ -20,8 +20,10 @@ from openslip.training.sizing.cost import StepMemory, measure_step
 
 def main(arguments: list[str]) -> None:
     """Print length, parameters, memory and time of the run that `openslip train` starts with the same arguments."""
-    config, _ = compose_config("train", arguments)
+    config, choices = compose_config("train", arguments)
     check_root_values(config)
+    if not names_data(arguments):
+        say(f"data={choices['data']} is assumed; data=NAME or experiment=NAME names another: openslip data list")
     settings = config["trainer"]
     precision = choose_precision(settings["precision"], settings["accelerator"])
     choose_tf32(config["tf32"])
@@ -30,9 +32,7 @@ def main(arguments: list[str]) -> None:
     samples = plan.number_of_samples(config["data"]["source"])
     steps_per_epoch = samples // config["global_batch_size"]
     if not steps_per_epoch:
-        raise UserError(
-            f"global_batch_size={config['global_batch_size']} is more than the dataset's {samples} samples: lower it"
-        )
+        raise too_few_samples(samples, config["global_batch_size"])
     schedule = planned_schedule(config, steps_per_epoch)
     notes = warm_up_notes(config, steps_per_epoch, schedule.max_steps)
     say(*plan.length(config, samples, steps_per_epoch, schedule), *notes, "")
@@ -61,3 +61,9 @@ def main(arguments: list[str]) -> None:
     say(*plan.costs(cost, memory, local, device, Path(config["runs_dir"])), "")
     splits = not mixing_layers(parts.model)
     say(*plan.hours(cost, memory, schedule.max_steps, config, device, precision, splits=splits))
+
+
+def names_data(arguments: list[str]) -> bool:
+    """Tell whether a command line chooses the dataset, by its name, its source or an experiment."""
+    keys = [word.partition("=")[0].lstrip("+") for word in split_words(arguments)[1]]
+    return any(key in ("data", "experiment") or key.startswith(("data.source", "data/source")) for key in keys)

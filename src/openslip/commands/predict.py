@@ -28,8 +28,7 @@ FILES = (".csv", ".jsonl")
 ELSEWHERE = "--output FILE names another place"
 
 
-def main(arguments: list[str]) -> int:
-    """Print each image's labels with their probabilities as bars or JSON, or write them to a file."""
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip predict", description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMG", help="image files, or folders of images")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
@@ -54,7 +53,12 @@ def main(arguments: list[str]) -> int:
     form.add_argument(
         "--output", type=Path, help="file to write: .csv (one row per image) or .jsonl (one object per image)"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Print each image's labels with their probabilities as bars or JSON, or write them to a file."""
+    options = parser().parse_args(arguments)
 
     if options.output:
         check_output(options.output)

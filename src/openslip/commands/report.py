@@ -7,11 +7,15 @@ from openslip.report import write_report
 from openslip.terminal import say
 
 
-def main(arguments: list[str]) -> int:
-    """Write the report page of a run from the files in its folder."""
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip report", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run: runs/NAME")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Write the report page of a run from the files in its folder."""
+    options = parser().parse_args(arguments)
 
     say(write_report(options.run))
     return 0

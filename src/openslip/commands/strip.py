@@ -12,14 +12,18 @@ from openslip.inference.load import load
 from openslip.terminal import say
 
 
-def main(arguments: list[str]) -> int:
-    """Write a smaller checkpoint that gives the same predictions, and print both sizes."""
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip strip", description=__doc__)
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
     parser.add_argument("target", metavar="OUT", help="file to write; the ending .safetensors selects that format")
     parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Write a smaller checkpoint that gives the same predictions, and print both sizes."""
+    options = parser().parse_args(arguments)
 
     before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
     say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")

@@ -15,10 +15,7 @@ from openslip.verify.files import RECORDINGS
 from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
 
 
-def main(arguments: list[str]) -> int:
-    """Compare this machine's numbers with recordings and float64, or splits of a batch with the whole batch."""
-    if "--splits" in arguments and not {"-h", "--help"} & set(arguments):
-        return verify_splits([word for word in arguments if word != "--splits"])
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=__doc__,
@@ -34,9 +31,20 @@ def main(arguments: list[str]) -> int:
         help="folder of recordings; by default the recordings of the published code",
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
-    dtypes = ("float64", "float32", "tf32", "bfloat16")
-    parser.add_argument("--dtype", default="float32", choices=dtypes, help="precision to check: float32 by default")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float64", "float32", "tf32", "bfloat16"),
+        help="format to compute in, with its own tolerances: float32 (default), float64, tf32 (on a GPU), bfloat16",
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Compare this machine's numbers with recordings and float64, or splits of a batch with the whole batch."""
+    if "--splits" in arguments and not {"-h", "--help"} & set(arguments):
+        return verify_splits([word for word in arguments if word != "--splits"])
+    options = parser().parse_args(arguments)
 
     torch.set_num_threads(1)  # the recordings were made with one thread, which is also faster for such small models
     return verify(options.folder, options.device, options.dtype)

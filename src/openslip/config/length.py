@@ -36,4 +36,7 @@ def planned_warm_up(config: dict[str, Any], steps_per_epoch: int) -> int:
 def warm_up_notes(config: dict[str, Any], steps_per_epoch: int, max_steps: int) -> list[str]:
     """Return a warning line if the run ends during its warm-up, else no line."""
     steps = planned_warm_up(config, steps_per_epoch)
-    return [f"warm-up is {steps} of {max_steps} steps; the peak rate is never reached"] if steps > max_steps else []
+    if steps <= max_steps:
+        return []
+    fits = max(1, max_steps // 10)
+    return [f"warm-up is {steps} of {max_steps} steps; the peak rate is never reached: add optim.warmup_steps={fits}"]

@@ -27,8 +27,12 @@ def main(name: str, arguments: Sequence[str]) -> None:
         arguments: words of the command line, one of them `--cfg` or `--info`.
 
     Raises:
-        UserError: an option has another value, or the config cannot be composed.
+        UserError: an option has another value, a sweep is asked for, or the config cannot be composed.
     """
+    if swept := {"-m", "--multirun"} & set(arguments):
+        raise UserError(
+            f"{swept.pop()} trains several configs, and --cfg and --info print one: omit it and give each key one value"
+        )
     asked, words = set[str](), []
     left = [part for word in arguments for part in parted(word)]
     while left:

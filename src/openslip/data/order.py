@@ -40,6 +40,15 @@ def local_batch_size(global_batch_size: int, world_size: int) -> int:
     return local
 
 
+def too_few_samples(num_samples: int, global_batch_size: int) -> UserError:
+    """Return the error for a dataset that is smaller than a global batch; names the largest power of two that fits."""
+    fits = 1 << max(num_samples.bit_length() - 1, 0)
+    return UserError(
+        f"global_batch_size={global_batch_size} is more than the dataset's {num_samples} samples: "
+        f"add global_batch_size={fits}, or more data"
+    )
+
+
 class Order:
     """Order of the samples in global batches of constant size; the last, incomplete batch of an epoch is dropped.
 
@@ -68,9 +77,7 @@ class Order:
                 )
         self.num_samples = sum(self.drawn)
         if global_batch_size > self.num_samples:
-            raise UserError(
-                f"global_batch_size={global_batch_size} is more than the dataset's {self.num_samples} samples: lower it"
-            )
+            raise too_few_samples(self.num_samples, global_batch_size)
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.shuffle_window = shuffle_window

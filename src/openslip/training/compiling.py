@@ -1,11 +1,7 @@
 """torch.compile in a run: whether `compile=auto` turns it on, and which modules are compiled."""
 
-import os
-import shutil
-import sysconfig
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +10,7 @@ from openslip.data.view import View
 from openslip.distributed import is_main_process
 from openslip.models.tower import Tower
 from openslip.terminal import say
+from openslip.training.c_compiler import why_no_launcher
 from openslip.training.precision import on_gpu
 
 OLDEST = (7, 0)  # lowest compute capability that Triton supports
@@ -33,13 +30,8 @@ def why_not() -> str | None:
     """Return why this machine cannot compile for its GPU, or None if it can."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    # For its kernels, Triton compiles a launcher with $CC or else with one of these compilers. The launcher is a C file
-    # that includes Python.h.
-    named = os.environ.get("CC")
-    if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
-        return f"CC={named} is not found: set another, or unset it" if named else "no C compiler is found: install gcc"
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return "Python.h is not found: install python3-dev"
+    if (missing := why_no_launcher()) is not None:
+        return missing
     if (capability := torch.cuda.get_device_capability()) < OLDEST:
         needed, present = (".".join(map(str, version)) for version in (OLDEST, capability))
         return f"Triton needs compute capability {needed}, and this GPU has {present}"

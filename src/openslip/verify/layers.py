@@ -186,4 +186,4 @@ class Operators(TorchDispatchMode):
         for part, kernel in _KERNELS.items():
             if any(part in name for name in self.names):
                 return kernel
-        return "plain products"
+        return "unfused attention"

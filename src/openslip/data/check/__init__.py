@@ -73,7 +73,7 @@ def check(
     if (expected := source.expected_samples) is not None:
         whole = 100 * len(source) // expected  # rounded down, so that 100 % means all
         rows = [("samples", f"{number(len(source))} of {number(expected)} samples, {whole} %")]
-    rows += [("left out", problem) for problem in source.problems]
+    rows += [("skipped", problem) for problem in source.problems]
     unreadable = share(reasons.total(), len(places))
     if not reasons and not decode:
         unreadable = "not known: the images were not decoded"

@@ -49,7 +49,7 @@ class Resume(pl.Callback):
                 f"the longer schedule applies from step {pl_module.step}\n"
             )
         if is_main_process() and pl_module.step:
-            sys.stdout.write(f"resumes after step {pl_module.step} of {pl_module.max_steps}\n")
+            sys.stdout.write(f"Resumed at step {pl_module.step} of {pl_module.max_steps}.\n")
             sys.stdout.flush()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
