@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from openslip.locks import is_locked
 from openslip.run.checkpoints import damage, foreign, saved
+from openslip.run.folder import LOCK, is_failed_start
 from openslip.terminal import say
 
 FREE_DISK = 20e9  # bytes: room for three ViT-L checkpoints with optimizer state
@@ -45,7 +47,8 @@ def main(arguments: list[str]) -> int:
 
 def examine(runs_folder: Path) -> list[Finding]:
     """Examine the machine and every run in the folder."""
-    return [versions(), devices(), *folders(runs_folder), shared_memory(), open_files(), *runs(runs_folder)]
+    machine = [versions(), devices(), *folders(runs_folder), shared_memory(), open_files()]
+    return [*machine, *runs(runs_folder), *failed_starts(runs_folder)]
 
 
 def versions() -> Finding:
@@ -109,4 +112,16 @@ def runs(folder: Path) -> list[Finding]:
         for checkpoint, problem in problems.items():
             advice = "it is skipped" if problem.startswith("is damaged") else "move it and its .json out of the folder"
             findings.append(Finding(f"run {run.name}", f"{checkpoint.path.name} {problem}", advice))
+    return findings
+
+
+def failed_starts(folder: Path) -> list[Finding]:
+    """Report the folders in which no run has begun: its start has failed, or has not reached its first step yet."""
+    findings = []
+    for run in sorted(path.parent for path in folder.glob(f"*/{LOCK}") if is_failed_start(path.parent)):
+        if is_locked(run / LOCK):
+            findings.append(Finding(f"run {run.name}", "is starting"))
+        else:
+            advice = "the same command removes its files and starts again; or delete the folder"
+            findings.append(Finding(f"run {run.name}", "failed before the end of its first step", advice))
     return findings

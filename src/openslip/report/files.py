@@ -1,0 +1,38 @@
+"""Section of files: relative links to what lies beside the page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from openslip.report.pieces import escape, file_size
+from openslip.report.run_files import check
+
+FILES = {
+    "config.yaml": "all settings",
+    "env.json": "command, commit, versions and hardware of each start",
+    "metrics.csv": "every metric by step",
+    "result*.json": "final metrics",
+    "bad_samples*.jsonl": "unreadable samples that were replaced",
+    "checkpoints/step-*.ckpt": "checkpoint",
+    "arrays/*.npz": "arrays of this page",
+}
+
+
+def files(folder: Path) -> str:
+    """Build the section of links to the run's files, with their sizes."""
+    rows = [
+        f'<tr><td><a href="{quote(name)}">{escape(name)}</a></td><td>{content}</td><td class="number">{size}</td></tr>'
+        for pattern, content in FILES.items()
+        for name, size in matching(folder, pattern)
+    ]
+    check(bool(rows), "there are no files")
+    return f'<div class="scroll"><table class="plain"><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def matching(folder: Path, pattern: str) -> Sequence[tuple[str, str]]:
+    """List the paths of a run's files that match a pattern, relative to its folder, and their sizes."""
+    return [
+        (path.relative_to(folder).as_posix(), file_size(path.stat().st_size))
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
+    ]
