@@ -3,12 +3,14 @@
 import io
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from openslip.report.hover import strips
 from openslip.report.pieces import escape, short
@@ -22,7 +24,7 @@ VISIBLE = 0.01  # of the curve's range: least standard deviation from the moving
 INK, MUTED, GRID = "#000001", "#000002", "#000003"
 COLOURS = ["#000011", "#000012", "#000013", "#000014", "#000015", "#000016"]
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line"} | {colour: f"s{n}" for n, colour in enumerate(COLOURS, 1)}
-DASHES = ((0, ()), (0, (4, 2)), (0, (1, 1.5)))  # of the first six curves, the next six and all others
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of the first six curves, the next six and all others
 OPTIONS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "openslip",
@@ -35,13 +37,6 @@ OPTIONS: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 4.6, 2.8  # inches
 AXES = (0.135, 0.19, 0.85, 0.77)  # left, bottom, width and height, as shares of the drawing
-
-
-class Ticks(Formatter):
-    """Formats all ticks of an axis in the unit of the largest one: 0, 5k and 10k."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return short(x, largest=max(map(abs, self.locs), default=x))
 
 
 def chart(
@@ -95,7 +90,7 @@ def chart(
         axes.tick_params(length=0)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=axis is axes.xaxis))
-            axis.set_major_formatter(Ticks())
+            axis.set_major_formatter(FuncFormatter(partial(tick, axis)))
         axes.set_xlabel(x_name, fontsize=11)
         axes.set_xlim(left=0)
         if unit == "%":
@@ -115,6 +110,11 @@ def chart(
     names = legend(((name, place) for name, (place, _) in lines.items()), level and level[0])
     has_legend = len(series) > 1 or level is not None or places is not None
     return f'<figure class="card"><figcaption>{label}</figcaption>{names if has_legend else ""}{drawing}</figure>'
+
+
+def tick(axis: Axis, value: float, _: int | None) -> str:
+    """Format a tick in the unit of its axis' end: 0, 5k and 10k."""
+    return short(value, largest=max(map(abs, axis.get_view_interval())))
 
 
 def merged(series: Mapping[str, Series], places: Mapping[str, int]) -> dict[str, tuple[int, Series]]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from openslip.report.charts import chart, moving_average
 from openslip.report.compared_run import SPEED, ComparedRun, columns_of, evaluation_of
 from openslip.report.evaluations import is_share, metric_name
@@ -10,7 +12,7 @@ from openslip.report.training import SMOOTHED, curve_name, grid
 
 
 def curves(runs: Sequence[ComparedRun]) -> str:
-    """Draw a chart for each metric that a run has logged more than once; a run has one colour in all of them."""
+    """Draw a chart for each metric that changes in a run; a run has one colour in all of them."""
     x_name = " or ".join(dict.fromkeys(run.metrics.x_name for run in runs if run.metrics.columns))
     places = {run.name: place for place, run in enumerate(runs)}
     drawn: list[str] = []
@@ -26,13 +28,14 @@ def curves(runs: Sequence[ComparedRun]) -> str:
         else:
             continue
         series = {run.name: run.metrics.columns[column] for run in runs if column in run.metrics.columns}
-        if max(len(one.x) for one in series.values()) == 1 or any(are_equal(series, other) for other in shown):
+        has_curve = any(np.ptp(one.y) for one in series.values())
+        if not has_curve or any(are_equal(series, other) for other in shown):
             continue
         shown.append(series)
         smooth = column.endswith(SMOOTHED)
         is_smoothed |= smooth and any(moving_average(one.y) is not None for one in series.values())
         drawn.append(chart(title, series, x_name, unit, smooth=smooth, as_logged=False, places=places))
-    check(bool(drawn), "no run has logged more than one step")
+    check(bool(drawn), "no metric changes in any run")
     note = "<p>Losses, accuracies within the batch and speeds: moving averages.</p>" if is_smoothed else ""
     return note + grid(drawn)
 

@@ -19,7 +19,7 @@ FILES = {
 
 
 def files(folder: Path) -> str:
-    """Build the section of links to the run's files, with their sizes."""
+    """Build the section of links to the run's files."""
     rows = [
         f'<tr><td><a href="{quote(name)}">{escape(name)}</a></td><td>{content}</td><td class="number">{size}</td></tr>'
         for pattern, content in FILES.items()
@@ -30,9 +30,8 @@ def files(folder: Path) -> str:
 
 
 def matching(folder: Path, pattern: str) -> Sequence[tuple[str, str]]:
-    """List the paths of a run's files that match a pattern, relative to its folder, and their sizes."""
+    """List the paths of a run's files that match a pattern, relative to its folder, with the sizes of large ones."""
+    names = [path.relative_to(folder) for path in sorted(folder.glob(pattern)) if path.is_file()]
     return [
-        (path.relative_to(folder).as_posix(), file_size(path.stat().st_size))
-        for path in sorted(folder.glob(pattern))
-        if path.is_file()
+        (name.as_posix(), file_size((folder / name).stat().st_size) if len(name.parts) > 1 else "") for name in names
     ]

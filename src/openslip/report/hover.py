@@ -33,7 +33,7 @@ def strips(
     points = points[np.linspace(0, len(points) - 1, min(len(points), MAX_STRIPS)).round().astype(int)]
     edges = np.clip([low, *(points[1:] + points[:-1]) / 2, high], low, high)
     rectangles = []
-    for point, start, end in zip(points, edges, edges[1:], strict=True):
+    for point, start, end in zip(points, edges[:-1], edges[1:], strict=True):
         nearest = {name: one.nearest(point) for name, one in series.items()}
         # Another run's curve may have no point in this strip.
         values = [f"{name}: {exact(y)} {unit}".rstrip() for name, (x, y) in nearest.items() if start <= x <= end]
