@@ -24,17 +24,25 @@ class Provenance(pl.Callback):
 
     def __init__(self, keep: Callable[[float | None], dict[str, Any]]) -> None:
         self.keep = keep
-        self.earlier: float | None = None
-        self.started: float | None = None
+        self.seconds: float | None = None  # of all starts
+        self.last: float | None = None  # time at the end of the last step, or at the start of the first one
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        self.earlier = pl_module.provenance.get("training_seconds") if pl_module.step else 0.0
+        self.seconds = pl_module.provenance.get("training_seconds") if pl_module.step else 0.0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        if self.started is None:
-            self.started = watchdog.step_clock()
+        if self.last is None:
+            self.last = watchdog.step_clock()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = watchdog.step_clock()
+        if self.seconds is not None and self.last is not None:
+            self.seconds += now - self.last
+        self.last = now
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Pretrainer, checkpoint: dict[str, Any]) -> None:
         self.store(pl_module)  # Lightning calls this before the module's hook, which adds the provenance
@@ -43,7 +51,5 @@ class Provenance(pl.Callback):
         self.store(pl_module)
 
     def store(self, pl_module: Pretrainer) -> None:
-        seconds = self.earlier
-        if seconds is not None and self.started is not None:
-            seconds = round(seconds + watchdog.step_clock() - self.started, 3)
-        pl_module.provenance = self.keep(seconds)
+        """Write the seconds into `env.json`, and give its content to the module for the checkpoint."""
+        pl_module.provenance = self.keep(None if self.seconds is None else round(self.seconds, 3))

@@ -42,7 +42,8 @@ class Snapshot(pl.Callback):
         self.kept = {key: column[: self.num_samples].cpu() for key, column in batch.items()}
         images = {key: pl_module.transform.undo(self.kept[key]) for key in self.image_views()}
         with watchdog.phase("setup"):
-            captions = {key: self.captions(key, pl_module) for key in self.caption_views()}
+            source, tokenizer = pl_module.data.source, pl_module.tokenizer
+            captions = {key: self.captions(key, source, tokenizer) for key in self.caption_views()}
             self.save(trainer, "views", **images, **captions)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -65,7 +66,7 @@ class Snapshot(pl.Callback):
             trainer,
             "similarity",
             matrix=matrix.cpu().numpy(),
-            captions=self.captions(text, pl_module),
+            captions=self.captions(text, pl_module.data.source, pl_module.tokenizer),
             images=bundle.transform.undo(image),
         )
 
@@ -75,19 +76,18 @@ class Snapshot(pl.Callback):
     def caption_views(self) -> list[str]:
         return [key for key, ids in self.kept.items() if ids.ndim == 2 and f"{key}_length" in self.kept]
 
-    def captions(self, key: str, pl_module: Pretrainer) -> np.ndarray:
+    def captions(self, key: str, source: Source, tokenizer: Tokenizer | None) -> np.ndarray:
         """Return the captions of a view as the dataset has them; the array is empty without a tokenizer.
 
         A caption that the view has changed, for example masked, is decoded from its tokens.
         """
-        tokenizer = pl_module.tokenizer
         if tokenizer is None:
             return np.array([], dtype=str)
         texts = []
         columns = (self.kept["index"], self.kept[key], self.kept[f"{key}_length"])
         for index, ids, length in zip(*(column.tolist() for column in columns), strict=True):
             tokens = ids[:length]
-            texts.append(as_written(tokens, index, pl_module.data.source, tokenizer) or tokenizer.decode(tokens))
+            texts.append(as_written(tokens, index, source, tokenizer) or tokenizer.decode(tokens))
         return np.array(texts)
 
     def save(self, trainer: pl.Trainer, name: str, **arrays: Any) -> None:
