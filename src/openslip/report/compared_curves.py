@@ -24,7 +24,7 @@ def curves(runs: Sequence[ComparedRun]) -> str:
             title, unit = f"{evaluation}: {metric_name(metric)}", "%" if is_share(metric) else ""
         elif column.startswith(("train/", "val/")) or column == SPEED:
             name = curve_name(column)
-            title, unit = name[:1].upper() + name[1:], "%" if name.endswith("acc") else ""
+            title, unit = name[:1].upper() + name[1:], "%" if column.endswith("acc") else ""
         else:
             continue
         series = {run.name: run.metrics.columns[column] for run in runs if column in run.metrics.columns}

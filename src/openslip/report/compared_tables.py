@@ -12,7 +12,7 @@ from openslip.report.compared_run import SPEED, ComparedRun, columns_of, evaluat
 from openslip.report.differences import differences
 from openslip.report.evaluations import metric_name, metric_value
 from openslip.report.header import method, provenance
-from openslip.report.pieces import escape, exact
+from openslip.report.pieces import escape, exact, percent
 from openslip.report.run_files import Series, check
 from openslip.report.training import curve_name
 
@@ -56,7 +56,10 @@ def final_metrics(runs: Sequence[ComparedRun]) -> str:
             rows[escape(f"{evaluation}: {metric_name(metric)}")] = cells
     for column in columns:
         if column.startswith(("train/", "val/")) and column.endswith(("loss", "acc")):
-            rows[escape(curve_name(column))] = [cell(run, column, lambda one: exact(one.last)) for run in runs]
+            form = percent if column.endswith("acc") else exact
+            rows[escape(curve_name(column))] = [
+                cell(run, column, lambda one, form=form: form(one.last)) for run in runs
+            ]
     if SPEED in columns:
         rows["samples per second, median"] = [
             cell(run, SPEED, lambda one: exact(float(np.median(one.y)))) for run in runs
@@ -78,9 +81,14 @@ def settings(runs: Sequence[ComparedRun]) -> str:
     for (key, *more), texts in differences([run.config for run in runs]):
         hint = escape("\n".join(more))
         others = f' <span class="note" title="{hint}">and {len(more)} more</span>' if more else ""
-        rows[escape(key) + others] = list(map(escape, texts))
+        rows[breakable(key) + others] = list(map(breakable, texts))
     check(bool(rows), "all settings are equal, except name and runs_dir")
     return table("setting", heads(runs), rows)
+
+
+def breakable(text: str) -> str:
+    """Escape a dotted key or a value, which may be broken after its dots and underscores."""
+    return escape(text).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def heads(runs: Sequence[ComparedRun]) -> list[str]:

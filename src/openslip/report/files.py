@@ -20,18 +20,19 @@ FILES = {
 
 def files(folder: Path) -> str:
     """Build the section of links to the run's files."""
-    rows = [
-        f'<tr><td><a href="{quote(name)}">{escape(name)}</a></td><td>{content}</td><td class="number">{size}</td></tr>'
+    items = [
+        f'<li><a href="{quote(name)}">{escape(name)}</a> <span>{content}{size}</span></li>'
         for pattern, content in FILES.items()
         for name, size in matching(folder, pattern)
     ]
-    check(bool(rows), "there are no files")
-    return f'<div class="scroll"><table class="plain"><tbody>{"".join(rows)}</tbody></table></div>'
+    check(bool(items), "there are no files")
+    return f'<ul class="files">{"".join(items)}</ul>'
 
 
 def matching(folder: Path, pattern: str) -> Sequence[tuple[str, str]]:
     """List the paths of a run's files that match a pattern, relative to its folder, with the sizes of large ones."""
     names = [path.relative_to(folder) for path in sorted(folder.glob(pattern)) if path.is_file()]
     return [
-        (name.as_posix(), file_size((folder / name).stat().st_size) if len(name.parts) > 1 else "") for name in names
+        (name.as_posix(), f", {file_size((folder / name).stat().st_size)}" if len(name.parts) > 1 else "")
+        for name in names
     ]

@@ -3,6 +3,7 @@
 from openslip.report.charts import chart, moving_average
 from openslip.report.run_files import AbsentError, Metrics
 
+WORDS = {"acc": "accuracy", "lr": "learning rate"}
 SMOOTHED = ("loss", "acc", "samples_per_second")  # ends of the names of metrics that vary from step to step
 
 
@@ -32,7 +33,8 @@ def curves(metrics: Metrics) -> str:
 def curve_name(column: str) -> str:
     """Return the name of a training metric as it is shown."""
     group, _, name = column.partition("/")
-    return f"{'validation ' if group == 'val' else ''}{name.replace('_', ' ')}"
+    words = ["validation"] * (group == "val") + [WORDS.get(word, word) for word in name.split("_")]
+    return " ".join(words)
 
 
 def grid(charts: list[str]) -> str:
