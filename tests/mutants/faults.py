@@ -386,11 +386,6 @@ REPORT = [
     ("src/openslip/report/sections.py", "for axis in (1, 0))", "for axis in (0, 1))"),
     ("src/openslip/report/charts.py", "if one.equals(other):", "if False:"),
     ("src/openslip/report/charts.py", "return average if np.std(", "return average if True or np.std("),
-    (
-        "src/openslip/report/hover.py",
-        "zip(points, edges[:-1], edges[1:], strict=True)",
-        "zip(points, edges, edges[1:])",
-    ),
     ("src/openslip/report/hover.py", "if start <= x <= end", "if start < x < end or True"),
     ("src/openslip/report/comparison.py", "if path.exists() and GENERATOR", "if False and GENERATOR"),
     ("src/openslip/report/compared_curves.py", "or any(are_equal(series, other) for other in shown)", ""),

@@ -347,7 +347,9 @@ def test_a_folder_in_which_no_run_was_started_keeps_its_files(tmp_path: Path):
     folder = killed_start(tmp_path / "a")
     (folder / ".lock").unlink()
     (folder / "checkpoints" / "model.pt").write_text("of another program")
-    open_run(config(tmp_path), "a").abandon()
+    run = open_run(config(tmp_path), "a")
+    assert all((folder / file).exists() for file in LEFT)
+    run.abandon()
     assert (folder / "checkpoints" / "model.pt").exists()
 
 
