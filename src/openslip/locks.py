@@ -44,6 +44,20 @@ def locked(file: Path | int, *, wait: float | None = None, what: str = "") -> It
                 os.close(descriptor)
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock of an existing file, which this changes in no way."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _open(file: Path) -> int:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)

@@ -12,9 +12,11 @@ import torch
 from pretraining import BATCH, Batches, fit, pretrainer
 from torch import Tensor
 from trainings import RUN, STEPS, Training, newest, steps_saved
+from views import caption_view
 
 from openslip.config.build import build_evaluations
-from openslip.errors import UserError
+from openslip.data.source import Sample, Source
+from openslip.errors import DataError, UserError
 from openslip.inference.files import read
 from openslip.objectives.clip import CLIP
 from openslip.report import write_report
@@ -124,6 +126,20 @@ class Numbers(Tokenizer):
         return {}
 
 
+class WithoutCaptions(Source):
+    """Samples that have no captions any more."""
+
+    def __len__(self) -> int:
+        return BATCH
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return Sample("", b"", (), None)
+
+    @property
+    def fingerprint(self) -> str:
+        return ""
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*")
 @pytest.mark.parametrize(
     ("method", "images", "captions"),
@@ -147,7 +163,8 @@ def test_the_report_shows_the_views_of_any_objective(
     for number, name in enumerate(captions):
         columns[name] = batches.batch["text"].roll(number, 0)
         columns[f"{name}_length"] = batches.batch["text_length"].roll(number, 0)
-    batches.batch = columns
+    batches.batch = {**columns, "index": torch.arange(BATCH)}
+    batches.source = WithoutCaptions()
     (tmp_path / "arrays").mkdir()
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     fit(made, 1, callbacks=[Snapshot(num_samples=4)], data=batches, folder=tmp_path)
@@ -170,3 +187,25 @@ def test_the_report_shows_the_views_of_any_objective(
         assert "images (rows) with their" in page
     else:
         assert not (tmp_path / "arrays" / "similarity.npz").exists()
+
+
+class Written(WithoutCaptions):
+    """Samples of two captions each, of which one sample cannot be read any more."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if index == 2:
+            raise DataError("gone")
+        return Sample("", b"", (f"A Red-Ring, No. {index}!", "Another ONE"), None)
+
+
+def test_captions_are_shown_as_written_unless_the_view_has_changed_them():
+    tokenizer = caption_view().tokenizer
+    ids, lengths = tokenizer.encode(["A Red-Ring, No. 0!", "Another ONE", "A Red-Ring, No. 2!", "a Changed text"])
+    snapshot = Snapshot(num_samples=4)
+    snapshot.load_state_dict({"index": torch.arange(4), "text": ids, "text_length": lengths})
+    assert snapshot.captions("text", Written(), tokenizer).tolist() == [
+        "A Red-Ring, No. 0!",
+        "Another ONE",
+        "a red - ring , no . 2 !",
+        "a changed text",
+    ]

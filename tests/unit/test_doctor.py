@@ -12,10 +12,21 @@ import torch
 from shard_files import write_pairs
 
 import openslip
-from openslip.commands.doctor import compiler, examine, indexes, open_files, runs, shared_memory, torchvision, versions
+from openslip.commands.doctor import (
+    compiler,
+    examine,
+    failed_starts,
+    indexes,
+    open_files,
+    runs,
+    shared_memory,
+    torchvision,
+    versions,
+)
 from openslip.data.index.journal import JOURNAL, journal_line, read_journal
 from openslip.data.index.outdated import why_unused
 from openslip.data.sources.shards import ShardSource
+from openslip.locks import locked
 from openslip.run.checkpoints import file_name
 from openslip.run.identity import with_format, write_config
 from openslip.training.checkpoint_io import DurableCheckpointIO
@@ -64,6 +75,25 @@ def test_a_checkpoint_of_another_run_is_listed(tmp_path: Path):
         "warning run first       step-000004.ckpt is of another run, seed: 2 in it, 1 in the run: "
         "move it and its .json out of the folder"
     )
+
+
+def test_a_start_that_failed_is_told_from_one_that_is_under_way_and_from_other_folders(tmp_path: Path):
+    for name in ("failed", "starting", "begun", "other"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "model.pt").write_text("")
+        if name != "other":
+            (tmp_path / name / ".lock").write_text("1 on somewhere\n")
+    (tmp_path / "begun" / "config.yaml").write_text("seed: 0\n")
+    before = sorted(tmp_path.rglob("*"))
+    with locked(tmp_path / "starting" / ".lock"):
+        lines = [finding.line() for finding in failed_starts(tmp_path)]
+    assert lines == [
+        "warning run failed      failed before the end of its first step: the same command removes its files and "
+        "starts again; or delete the folder",
+        "ok      run starting    is starting",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [finding.subject for finding in examine(tmp_path)[-3:]] == ["run begun", "run failed", "run starting"]
 
 
 def test_few_open_files_are_a_warning(monkeypatch):

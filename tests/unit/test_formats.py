@@ -115,6 +115,20 @@ def test_safetensors_give_equal_features_and_hold_all_that_belongs_to_them(tmp_p
     assert_same(openslip.load(tmp_path / "back.ckpt"), bundle)
 
 
+@pytest.mark.parametrize("name", ["small.ckpt", "small.safetensors"])
+def test_a_stripped_file_keeps_the_provenance(tmp_path: Path, bundle: Bundle, name: str):
+    content = our_content(bundle, lambda name: f"model.{name}")
+    said = {"starts": [{"commit": "abc", "dates": ["2026-01-02"], "hardware": {"gpus": []}}], "training_seconds": 1.5}
+    content["openslip"]["provenance"] = said
+    write(tmp_path / "whole.ckpt", content)
+    strip(tmp_path / "whole.ckpt", tmp_path / name)
+    assert openslip.load(tmp_path / name).provenance == said
+    content["openslip"]["provenance"] = {"starts": torch.ones(3)}
+    write(tmp_path / "hostile.ckpt", content)
+    with pytest.raises(UserError, match=r"its `provenance` is .*; expected a dict of plain values"):
+        openslip.load(tmp_path / "hostile.ckpt")
+
+
 def test_weights_that_share_their_memory_are_written(tmp_path: Path):
     model = nn.ParameterDict({"a": nn.Parameter(torch.ones(4, 2))})
     state = {"model.a": model["a"].detach(), "model.b": model["a"].detach(), "model.c": model["a"].detach().T}

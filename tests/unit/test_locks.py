@@ -12,7 +12,7 @@ import pytest
 
 from openslip import terminal
 from openslip.errors import UserError
-from openslip.locks import locked
+from openslip.locks import is_locked, locked
 
 
 def is_free(path: Path) -> bool:
@@ -28,6 +28,16 @@ def test_a_lock_has_one_holder_and_is_free_afterwards(tmp_path: Path):
         assert held
         assert not is_free(tmp_path / "lock")
     assert is_free(tmp_path / "lock")
+
+
+def test_asking_for_a_lock_takes_it_from_nobody_and_changes_nothing(tmp_path: Path):
+    (tmp_path / "lock").write_text("content")
+    assert not is_locked(tmp_path / "lock")
+    with locked(tmp_path / "lock", wait=0.0):
+        assert is_locked(tmp_path / "lock")
+        assert not is_free(tmp_path / "lock")
+    assert is_free(tmp_path / "lock")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("lock", "content")]
 
 
 def test_a_link_or_named_pipe_is_no_lock(tmp_path: Path):

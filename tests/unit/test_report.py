@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from PIL import Image
 from openslip.errors import UserError
 from openslip.report import write_report
 from openslip.report.charts import _moving_average, chart
+from openslip.report.hover import MAX_STRIPS
 from openslip.report.run_files import Series
+from openslip.report.towers import tower_name
 
 COLUMNS = ["step", "samples_seen", "train/loss", "train/clip_acc", "speed/samples_per_second"]
 EVIL = '<script>alert("&")</script>'
@@ -29,6 +32,7 @@ class Page(HTMLParser):
         super().__init__()
         self.source = path.read_text(encoding="utf-8")
         self.text, self.addresses, self.ids, self.images, self.tags = "", [], [], [], []
+        self.links: list[str] = []  # to files beside the page, which only a click loads
         self._open: list[str] = []
         self.feed(self.source)
         assert not self._open
@@ -36,7 +40,10 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         found = dict(attrs)
-        self.addresses += [found[key] for key in ("src", "href", "xlink:href") if key in found]
+        if tag == "a" and not (found["href"] or "").startswith("#"):
+            self.links.append(found["href"] or "")
+        else:
+            self.addresses += [found[key] for key in ("src", "href", "xlink:href") if key in found]
         self.ids += [found["id"]] if "id" in found else []
         if tag == "img":
             data = (found["src"] or "").partition("base64,")[2]
@@ -141,6 +148,22 @@ def test_page_needs_nothing_beside_itself(tmp_path: Path):
     assert set(re.findall(r"url\(#([^)]+)\)", page.source)) <= set(page.ids)
 
 
+def test_links_lead_to_the_files_beside_the_page(tmp_path: Path):
+    folder = whole_run(tmp_path / "a b#1")
+    save(folder, "100 %", **zero_shot_arrays())
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-000200.ckpt").write_bytes(bytes(2_345_678))
+    (folder / "notes.txt").write_text("not a run's file")
+    page = Page(write_report(folder))
+    files = [unquote(link) for link in page.links]
+    assert set(files) == {
+        *("config.yaml", "env.json", "metrics.csv", "checkpoints/step-000200.ckpt"),
+        *(f"arrays/{name}.npz" for name in ("views", "similarity", "mine", "100 %")),
+    }
+    assert all((folder / file).is_file() for file in files)
+    assert "2.3 MB" in page.text
+
+
 def test_text_of_a_run_is_escaped(tmp_path: Path):
     page = Page(write_report(whole_run(tmp_path / "a<b>&c")))
     assert "script" not in page.tags
@@ -194,6 +217,107 @@ def test_a_curve_is_drawn_to_its_end_and_its_average_is_centred():
     drawing = chart("Loss", {"loss": Series(np.arange(5000.0), y)}, "step", "")
     ticks = [float(text) for text in re.findall(r">(\d+)</text>", drawing)]
     assert max(ticks) >= 4000  # the first 800 points alone would end the axis at 800
+
+
+def test_equal_curves_are_drawn_once_under_both_names():
+    x = np.arange(1.0, 101.0)
+    equal = {"loss": Series(x, 1 / x), "clip loss": Series(x, 1 / x), "ssl loss": Series(x, 2 / x)}
+    drawing = chart("Loss", equal, "step", "", smooth=True)
+    assert "loss = clip loss" in drawing
+    bold = re.findall(r"stroke: var\(--(s\d)\); stroke-width: 1.8", drawing)
+    assert bold == ["s1", "s3"], "the third curve keeps its colour"
+
+
+@pytest.mark.parametrize(("noise", "drawn"), [(0.0, 1), (0.5, 2)])
+def test_a_smooth_curve_is_not_drawn_a_second_time_as_its_average(noise: float, drawn: int):
+    y = np.linspace(2, 1, 200) + noise * np.random.default_rng(0).random(200)
+    drawing = chart("Loss", {"loss": Series(np.arange(200.0), y)}, "step", "", smooth=True)
+    assert len(re.findall(r"stroke: var\(--s1\)", drawing)) == drawn
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (0.3, ["0", "0.1", "0.2", "0.3"]),
+        (22_000, ["0", "5k", "10k", "15k", "20k"]),
+        (3_000_000, ["0", "1M", "2M", "3M"]),
+        (0.00005, ["0", "2e-5", "4e-5"]),
+    ],
+)
+def test_ticks_are_round_numbers_in_one_unit(end: float, expected: list[str]):
+    drawing = chart("Rate", {"rate": Series(np.array([0.0, 1.0]), np.array([0.0, end]))}, "step", "")
+    after_x_axis = drawing.partition('id="matplotlib.axis_2"')[2]
+    assert re.findall(r">([^<>\n]+)</text>", after_x_axis) == expected
+
+
+def test_steps_have_whole_ticks():
+    drawing = chart("Loss", {"loss": Series(np.array([1.0, 2.0]), np.array([3.0, 2.0]))}, "step", "")
+    x_axis = drawing.partition('id="matplotlib.axis_1"')[2].partition('id="matplotlib.axis_2"')[0]
+    assert re.findall(r">([\d.]+)</text>", x_axis) == ["0", "1", "2"]
+
+
+def test_the_mouse_shows_every_logged_value_where_it_is_drawn():
+    x = np.array([10.0, 20.0, 40.0])
+    drawing = chart("Accuracy", {"top-1": Series(x, np.array([1.5, 2.25, 60.0]))}, "step", "%")
+    strips = re.findall(r'<rect x="([\d.]+)"[^>]*width="([\d.]+)"[^>]*><title>([^<]*)</title>', drawing)
+    assert [text for *_, text in strips] == ["10 step\ntop-1: 1.5 %", "20 step\ntop-1: 2.25 %", "40 step\ntop-1: 60 %"]
+    points = [float(place) for place in re.findall(r'<use [^>]*x="([\d.]+)"[^>]*style="fill: var\(--s1\)', drawing)]
+    assert len(points) == 3
+    for (start, width, _), point in zip(strips, points, strict=True):
+        assert float(start) - 0.1 <= point <= float(start) + float(width) + 0.1
+
+
+def test_a_long_curve_has_few_strips_from_its_first_to_its_last_point():
+    x = np.arange(1.0, 10_001.0)
+    titles = re.findall(r"<title>([^<]*)</title>", chart("Loss", {"loss": Series(x, x)}, "step", ""))
+    assert len(titles) == MAX_STRIPS
+    assert titles[0] == "1 step\nloss: 1"
+    assert titles[-1] == "10,000 step\nloss: 10,000"
+
+
+def test_metrics_of_any_evaluation_are_drawn_with_those_of_their_kind(tmp_path: Path):
+    names = ("eval/a/recall_1", "eval/a/recall_5", "eval/a/loss", "eval/a/odd", "eval/a/num_images", "val/loss")
+    rows: list[list[object]] = [[step, 64 * step, 9 / step, 5, 40, step, step, step, step, 7, step] for step in (1, 2)]
+    write_metrics(tmp_path, rows, names)
+    page = Page(write_report(tmp_path))
+    drawn = re.findall(r'aria-label="([^"]*)"', page.source)
+    assert "Recall: recall 1 = recall 5 ends at 2" in drawn
+    assert {"Loss: loss ends at 2", "odd: odd ends at 2"} <= set(drawn)
+    assert "Loss: loss ends at 4.5; validation loss ends at 2" in drawn
+    assert not any("images" in label for label in drawn)
+
+
+def test_test_images_fill_their_rows_and_span_the_test_set(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    stored = {name: array for name, array in zero_shot_arrays().items() if name != "pictures"}
+    pictures = np.zeros((16, 3, 8, 8), np.uint8)
+    pictures[:, 0, 0, 0] = np.arange(16)
+    save(tmp_path, "mine", **stored | {"pictures": pictures, "picture_indices": np.arange(16) % 6})
+    shown = [np.array(image)[0, 0, 0] for image in Page(write_report(tmp_path)).images]
+    assert len(shown) == 12, "a multiple of 2, 3 and 4"
+    assert (shown[0], shown[-1]) == (0, 15)
+    assert shown == sorted(set(shown))
+
+
+@pytest.mark.parametrize(
+    ("tower", "expected"),
+    [
+        (
+            {
+                "name": "vit_small_patch16_224",
+                "arguments": {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+            },
+            "depth 4, width 96, 3 heads, patch size 8",
+        ),
+        ({"name": "vit_small_patch16_224", "arguments": {"num_heads": 12}}, "vit_small_patch16_224 with 12 heads"),
+        ({"name": "resnet50", "arguments": {}}, "resnet50"),
+        ({"_target_": "a.TextTransformer", "width": 64, "depth": 1, "heads": 2}, "depth 1, width 64, 2 heads"),
+        ({"_target_": "mine.Tower"}, "Tower"),
+        (None, None),
+    ],
+)
+def test_a_tower_is_named_by_its_model_or_by_its_sizes(tower: object, expected: str | None):
+    assert tower_name(tower) == expected
 
 
 def test_confusions_of_uneven_classes_equal_a_loop(tmp_path: Path):

@@ -12,9 +12,10 @@ import yaml
 from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError, UserError
+from openslip.locks import locked
 from openslip.run import folder
 from openslip.run.folder import Run, open_run, run_name, shorter
-from openslip.run.identity import FORMAT
+from openslip.run.identity import FORMAT, write_config
 
 
 def started(config: dict[str, Any], name: str) -> Run:
@@ -307,6 +308,67 @@ def test_a_set_up_that_fails_takes_no_name_and_undoes_no_result(tmp_path: Path):
     longer = config(tmp_path, seed=1, trainer={"max_steps": 30})
     assert open_run(longer, "a").state == "unfinished"
     assert open_run(other, "a").state == "finished"
+
+
+LEFT = ("metrics.csv", "micro_batch_size.json", "id.txt", "arrays/views.npz", "bad_samples-rank1.jsonl", "wandb/a")
+
+
+def killed_start(folder: Path) -> Path:
+    """The folder as a start leaves it that is killed before the end of its first step."""
+    for name in (*LEFT, ".lock"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the killed start")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / ".writable.1.tmp").write_text("")
+    return folder
+
+
+def test_the_next_start_removes_what_a_killed_start_has_left(tmp_path: Path):
+    folder = killed_start(tmp_path / "a")
+    (folder / "notes.txt").write_text("of the user")
+    run = open_run(config(tmp_path), "a")
+    assert run.state == "new"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
+        *(".lock", "arrays", "checkpoints", "notes.txt")
+    }
+    run.abandon()
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/step-000003.json"])
+def test_a_run_that_has_begun_or_has_a_checkpoint_keeps_its_files(tmp_path: Path, name: str):
+    folder = killed_start(tmp_path / "a")
+    (folder / name).write_text(write_config(config(tmp_path)))
+    open_run(config(tmp_path), "a")
+    assert all((folder / file).exists() for file in LEFT)
+
+
+def test_a_folder_in_which_no_run_was_started_keeps_its_files(tmp_path: Path):
+    folder = killed_start(tmp_path / "a")
+    (folder / ".lock").unlink()
+    (folder / "checkpoints" / "model.pt").write_text("of another program")
+    run = open_run(config(tmp_path), "a")
+    assert all((folder / file).exists() for file in LEFT)
+    run.abandon()
+    assert (folder / "checkpoints" / "model.pt").exists()
+
+
+def test_a_process_that_is_starting_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder_of_run = killed_start(tmp_path / "a")
+    monkeypatch.setattr(folder, "PATIENCE", 0.0)
+    with locked(folder_of_run / ".lock"), pytest.raises(UserError, match="is being trained by process"):
+        open_run(config(tmp_path), "a")
+    assert all((folder_of_run / file).exists() for file in LEFT)
+
+
+def test_a_folder_that_cannot_be_filled_is_removed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "write_text", fail)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        open_run(config(tmp_path), "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ['{"step', "[]", "{}", '{"step": "8", "metrics": {}, "lines": []}', "\ufeff{}"])

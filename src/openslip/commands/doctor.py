@@ -17,8 +17,10 @@ from openslip.config.folder import config_folder
 from openslip.data.index.outdated import complete, index_folders, why_unused
 from openslip.data.remote.cache import cache_folder
 from openslip.errors import UserError, first_line
+from openslip.locks import is_locked
 from openslip.run import environment
 from openslip.run.checkpoints import damage, foreign, saved
+from openslip.run.folder import LOCK, is_failed_start
 from openslip.run.identity import read_config
 from openslip.terminal import say
 from openslip.training.c_compiler import why_no_launcher
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
 def examine(runs_folder: Path) -> list[Finding]:
     """Examine the machine, every run in the folder, and the indexes of their shards and of the known datasets."""
     machine = [versions(), torchvision(), devices(), compiler(), *folders(runs_folder), shared_memory(), open_files()]
-    return [*machine, *runs(runs_folder), *indexes(runs_folder)]
+    return [*machine, *runs(runs_folder), *failed_starts(runs_folder), *indexes(runs_folder)]
 
 
 def versions() -> Finding:
@@ -164,3 +166,15 @@ def shards_of(config: Path) -> list[str]:
     except (UserError, KeyError, TypeError, AttributeError):
         return []
     return [named] if isinstance(named, str) else [place for place in named if isinstance(place, str)]
+
+
+def failed_starts(folder: Path) -> list[Finding]:
+    """Report the folders in which no run has begun: its start has failed, or has not reached its first step yet."""
+    findings = []
+    for run in sorted(path.parent for path in folder.glob(f"*/{LOCK}") if is_failed_start(path.parent)):
+        if is_locked(run / LOCK):
+            findings.append(Finding(f"run {run.name}", "is starting"))
+        else:
+            advice = "the same command removes its files and starts again; or delete the folder"
+            findings.append(Finding(f"run {run.name}", "failed before the end of its first step", advice))
+    return findings

@@ -1,21 +1,29 @@
-"""Write or update a run's report page: openslip report runs/NAME."""
+"""Write a run's report page, or a page that compares several runs: openslip report runs/NAME [runs/OTHER ...]."""
 
 import argparse
 from pathlib import Path
 
+from openslip.errors import UserError
 from openslip.report import write_report
+from openslip.report.comparison import write_comparison
 from openslip.terminal import say
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip report", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run: runs/NAME")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; several are compared")
+    parser.add_argument("--output", type=Path, help="page of a comparison, comparison.html by default")
     return parser
 
 
 def main(arguments: list[str]) -> int:
-    """Write the report page of a run from the files in its folder."""
+    """Write a page from the files in the folders of one or more runs, and print its path."""
     options = parser().parse_args(arguments)
 
-    say(write_report(options.run))
+    if len(options.runs) > 1:
+        say(write_comparison(options.runs, options.output or Path("comparison.html")))
+    elif options.output is None:
+        say(write_report(options.runs[0]))
+    else:
+        raise UserError("--output is the page of a comparison: give several runs; one run's page is RUN/report.html")
     return 0

@@ -35,6 +35,7 @@ from openslip.training.callbacks.begin import Begin
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.preemption import Preemption
+from openslip.training.callbacks.provenance import Provenance
 from openslip.training.callbacks.resume import Resume
 from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.watch import Watch
@@ -180,7 +181,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
-        callbacks=[size, begin, *configured, evaluate, stop, Watch(), resume],
+        callbacks=[size, begin, Provenance(run.keep_provenance), *configured, evaluate, stop, Watch(), resume],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO(with_format(config))],
         default_root_dir=str(run.folder),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Bundle:
         architecture: the model config from which the model was built.
         device: the device that holds the model.
         origin: the file or folder that the model was loaded from; None during training.
+        provenance: how the model was trained, as in its run's `env.json`; empty if the file does not say.
     """
 
     model: Any
@@ -37,6 +38,7 @@ class Bundle:
     architecture: dict[str, Any]
     device: torch.device
     origin: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def encode_image(
         self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike] | ImageLike

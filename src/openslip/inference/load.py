@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -49,7 +50,7 @@ def load(
     finally:
         peek.cache_clear()
     bundle.model.float().eval().to(place)
-    return Bundle(bundle.model, bundle.tokenizer, bundle.transform, bundle.architecture, place, str(path))
+    return replace(bundle, device=place, origin=str(path))
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:

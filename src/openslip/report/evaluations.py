@@ -8,8 +8,9 @@ import numpy as np
 from openslip.report.charts import chart
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent, short
 from openslip.report.run_files import AbsentError, Metrics, Series, check, read_arrays
+from openslip.report.training import grid
 
-MAX_IMAGES = 24
+MAX_IMAGES = 12  # fills rows of one, two, three and four
 MAX_CLASSES = 1_000_000
 MAX_MATRIX = 24  # rows of the largest confusion matrix that is still readable
 
@@ -26,9 +27,7 @@ def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
     series = {key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)}
     cells = []
     for metric, one in series.items():
-        is_share = metric.startswith(("top", "chance"))
-        value = percent(one.last) if is_share else f"{one.last:,.0f}" if metric.startswith("num_") else short(one.last)
-        cells.append(f"<div><dt>{escape(_metric_name(metric))}</dt><dd>{value}</dd></div>")
+        cells.append(f"<div><dt>{escape(metric_name(metric))}</dt><dd>{metric_value(metric, one.last)}</dd></div>")
     parts = [f'<dl class="metrics">{"".join(cells)}</dl>' if cells else "", _charts(series, metrics.x_name)]
     try:
         parts += classification(read_arrays(folder, name), name)
@@ -39,20 +38,52 @@ def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
     return "".join(parts)
 
 
-def _metric_name(metric: str) -> str:
+def metric_name(metric: str) -> str:
+    """Return the name of an evaluation's metric as it is shown."""
     return re.sub(r"\btop(\d)", r"top-\1", metric.replace("num_", "").replace("_", " "))
+
+
+def metric_value(metric: str, value: float) -> str:
+    """Format the value of an evaluation's metric."""
+    if is_share(metric):
+        return percent(value)
+    return f"{value:,.0f}" if metric.startswith("num_") else short(value)
+
+
+def is_share(metric: str) -> bool:
+    """Whether an evaluation's metric is in per cent."""
+    return metric.startswith(("top", "chance")) or "recall" in metric
 
 
 def _charts(series: dict[str, Series], x_name: str) -> str:
     level = ("chance", series["chance"].last) if "chance" in series else None
-    main = {_metric_name(key): one for key, one in series.items() if key in ("top1", "top5")}
-    others = {_metric_name(key): one for key, one in series.items() if key.startswith("top1_")}
+    groups: dict[str, list[str]] = {}
+    for metric in series:
+        if not metric.startswith(("chance", "num_")):
+            groups.setdefault(_chart_title(metric), []).append(metric)
     charts = [
-        chart(title, lines, x_name, "%", level=line)
-        for title, lines, line in (("Accuracy", main, level), ("Accuracy by attribute", others, None))
-        if lines and max(len(one.x) for one in lines.values()) > 1
+        chart(
+            title,
+            {metric_name(metric): series[metric] for metric in metrics},
+            x_name,
+            "%" if is_share(metrics[0]) else "",
+            level=level if title == "Accuracy" else None,
+        )
+        for title, metrics in groups.items()
+        if max(len(series[metric].x) for metric in metrics) > 1
     ]
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+    return grid(charts) if charts else ""
+
+
+def _chart_title(metric: str) -> str:
+    """Return the title of the chart in which a metric is drawn, which related metrics share."""
+    if re.fullmatch(r"top\d+", metric):
+        return "Accuracy"
+    if metric.startswith("top1_"):
+        return "Accuracy by attribute"
+    if "recall" in metric:
+        return "Recall"
+    return "Loss" if metric.endswith("loss") else metric_name(metric)
 
 
 def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
@@ -147,7 +178,9 @@ def _images(arrays: dict[str, np.ndarray], names: list[str]) -> str:
     if not {"pictures", "picture_indices", "top_classes", "top_probabilities"} <= arrays.keys():
         return ""
     cards = []
-    for pixels, index in list(zip(arrays["pictures"], arrays["picture_indices"], strict=True))[:MAX_IMAGES]:
+    pairs = list(zip(arrays["pictures"], arrays["picture_indices"], strict=True))
+    for place in np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_IMAGES)).round().astype(int):
+        pixels, index = pairs[place]
         label = int(arrays["labels"][index])
         classes, probabilities = arrays["top_classes"][index], arrays["top_probabilities"][index]
         bars = "".join(

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -24,12 +25,36 @@ def percent(value: float) -> str:
     return f"{value:.1f} %" if value >= 1 or value == 0 else f"{value:.2g} %"
 
 
-def short(value: float) -> str:
-    """Format a number briefly, such as 12000 as 12k and 3000000 as 3M."""
+def short(value: float, largest: float | None = None) -> str:
+    """Format a number briefly, such as 12000 as 12k and 3000000 as 3M.
+
+    Args:
+        value: the number.
+        largest: the number whose unit is used; None for the number itself.
+    """
     for limit, factor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(value) >= limit:
+        if value and abs(value if largest is None else largest) >= limit:
             return f"{value / factor:.4g}{letter}"
-    return f"{value:.4g}"
+    return f"{value:.4g}".replace("e-0", "e-")
+
+
+def exact(value: float) -> str:
+    """Format a number with all digits before the point, or four significant ones."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("e-0", "e-")
+
+
+def duration(seconds: float) -> str:
+    """Format seconds in their two largest units, such as `2 h 5 min`."""
+    seconds = round(seconds)
+    for (unit, size), (smaller, small) in pairwise((("d", 86400), ("h", 3600), ("min", 60), ("s", 1))):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // small} {smaller}"
+    return f"{seconds} s"
+
+
+def file_size(size: int) -> str:
+    """Format a file's size."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def heat(strength: float, text: str, hint: str, *, diagonal: bool) -> str:

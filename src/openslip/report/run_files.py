@@ -15,6 +15,12 @@ from openslip.errors import UserError
 MAX_ARRAYS = 1 << 30  # bytes per file: an evaluation on ImageNet's validation set stores a hundredth of it
 
 
+def refuse_other_folders(folder: Path) -> None:
+    """Refuse a folder that is not a run's."""
+    if not any((folder / name).is_file() for name in ("metrics.csv", "config.yaml")):
+        raise UserError(f"{folder}: not a run's folder, it has neither metrics.csv nor config.yaml; try runs/<name>")
+
+
 class AbsentError(Exception):
     """A section of the report is not available; the message says why in a few words."""
 
@@ -34,6 +40,15 @@ class Series(NamedTuple):
     @property
     def last(self) -> float:
         return float(self.y[-1])
+
+    def nearest(self, x: float) -> tuple[float, float]:
+        """Return the point that is nearest to `x`."""
+        place = int(np.abs(self.x - x).argmin())
+        return float(self.x[place]), float(self.y[place])
+
+    def equals(self, other: "Series") -> bool:
+        """Whether both have the same points, but for rounding."""
+        return np.array_equal(self.x, other.x) and np.allclose(self.y, other.y, rtol=1e-6, atol=0)
 
 
 class Metrics(NamedTuple):

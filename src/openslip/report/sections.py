@@ -1,95 +1,14 @@
-"""Sections of the page: settings and main metrics, views of the first batch, image-caption similarity, text files."""
+"""Sections of the page: views of the first batch, image-caption similarity, text files."""
 
-import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from openslip.report.pieces import escape, heat, image_tag, matrix, percent
-from openslip.report.run_files import Metrics, at, check, evaluation_names
-from openslip.run.environment import read_starts
+from openslip.report.pieces import escape, heat, image_tag, matrix
+from openslip.report.run_files import check
 
 MAX_VIEW_SAMPLES = 8
 MAX_SIMILARITY = 16
-
-
-def header(folder: Path, config: dict[str, Any], metrics: Metrics) -> str:
-    """Build the header: the main settings in one line, and a tile for each main metric."""
-    method = at(config, "objective._target_")
-    facts = {
-        "method": method.rsplit(".", 1)[-1] if isinstance(method, str) else None,
-        "image tower": at(config, "model.image_tower.name"),
-        "image size": at(config, "image_size"),
-        "global batch": at(config, "global_batch_size"),
-        "seed": at(config, "seed"),
-        **provenance(read_starts(folder)),
-    }
-    chips = "".join(
-        f'<span class="fact"><span>{escape(name)}</span> {escape(value)}</span>'
-        for name, value in facts.items()
-        if isinstance(value, str | int)
-    )
-    tiles = []
-    for name in evaluation_names(folder, metrics):
-        top1, chance = (metrics.columns.get(f"eval/{name}/{metric}") for metric in ("top1", "chance"))
-        if top1 is not None:
-            notes = []
-            if chance is not None and chance.last > 0:
-                notes.append(f"{top1.last / chance.last:.3g} times chance ({percent(chance.last)})")
-            if top1.y.max() > top1.last:
-                notes.append(f"best {percent(float(top1.y.max()))} while training")
-            title = at(config, f"evaluation.{name}.title")
-            label = title if isinstance(title, str) else f"{name} top-1"
-            tiles.append((label, percent(top1.last), "; ".join(notes)))
-    loss, speed = metrics.columns.get("train/loss"), metrics.columns.get("speed/samples_per_second")
-    if loss is not None:
-        tiles.append(("training loss, at the end", f"{loss.last:.4g}", f"{loss.y[0]:.4g} at the start"))
-    if metrics.step is not None:
-        note = f"{metrics.x:,.0f} samples seen" if metrics.x_name == "samples seen" else ""
-        tiles.append(("steps", f"{metrics.step:,}", note))
-    if speed is not None:
-        tiles.append(("samples per second", f"{float(np.median(speed.y)):,.4g}", "median over the run"))
-    cards = "".join(
-        f'<div class="tile{" first" if place == 0 else ""}"><div class="label">{escape(label)}</div>'
-        f'<div class="value">{escape(value)}</div><div class="note">{escape(note)}</div></div>'
-        for place, (label, value, note) in enumerate(tiles)
-    )
-    return f'<div class="facts">{chips}</div><div class="tiles">{cards}</div>'
-
-
-def provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the facts about the computation that the header shows; the section Environment shows all of them.
-
-    Args:
-        starts: records of the run's starts, the first one first.
-    """
-    return {
-        "precision": common(at(start, "precision") for start in starts),
-        "devices": common(devices(start) for start in starts),
-        "started": starts[0]["dates"][0] if starts else None,
-        "commit": common(short(at(start, "commit")) for start in starts),
-    }
-
-
-def common(facts: Iterable[Any]) -> str | None:
-    """Return the fact that all starts of a run have in common, or `several`."""
-    different = {str(fact) for fact in facts} - {"None"}
-    return "several" if len(different) > 1 else next(iter(different), None)
-
-
-def devices(start: Any) -> str | None:
-    """Return the number and the name of the devices that a start used."""
-    ranks, name = at(start, "ranks"), at(start, "device")
-    if name == "cpu":
-        name = at(start, "hardware.cpu")
-    return f"{ranks} x {name}" if name else None
-
-
-def short(commit: Any) -> str | None:
-    """Return a commit with the first 12 digits of its hash."""
-    return re.sub(r"[0-9a-f]{40}", lambda digits: digits[0][:12], commit) if isinstance(commit, str) else None
 
 
 def views(arrays: dict[str, np.ndarray]) -> str:
@@ -107,7 +26,7 @@ def views(arrays: dict[str, np.ndarray]) -> str:
     many = "one view" if len(views) == 1 else f"{len(views)} views"
     with_captions = ", and its captions" if len(captions) > 1 else ", and its caption" if captions else ""
     return (
-        f"<p>Samples of the first batch as the model gets them: {many} of each image{with_captions}.</p>"
+        f"<p>Samples of the first batch: {many} of each image as the model gets it{with_captions}.</p>"
         f'<div class="samples">{"".join(cards)}</div>'
     )
 

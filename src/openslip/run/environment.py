@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -42,6 +43,15 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         if all(isinstance(start, dict) and isinstance(start["dates"], list) and start["dates"] for start in starts):
             return list(starts)
     return []
+
+
+def read_seconds(folder: Path) -> float | None:
+    """Read the seconds of training from a run's `env.json`; None if it does not state them."""
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        seconds = float(json.loads((folder / "env.json").read_bytes())["training_seconds"])
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
 
 
 def with_this_start(starts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[dict[str, Any]]:

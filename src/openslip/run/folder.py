@@ -15,19 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from openslip.distributed import is_main_process
-from openslip.durable import needed, sweep, sync_folder, write_text
+from openslip.durable import needed, optional, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import locked
 from openslip.run.checkpoints import saved
-from openslip.run.environment import read_starts, with_this_start
+from openslip.run.environment import read_seconds, read_starts, with_this_start
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
 from openslip.terminal import say
 
 PATIENCE = 5.0  # seconds to wait for the lock: the previous process may not have exited yet
 AFTER_REQUEUE = 120.0  # the same after a requeue: a file server takes up to 90 s to notice that a node is gone
+LOCK = ".lock"
 LEFT_BY_A_START = (
-    *("arrays", "checkpoints", "wandb", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
-    *("bad_samples.jsonl", ".lock"),
+    "arrays",
+    "wandb",
+    "id.txt",
+    "env.json",
+    "metrics.csv",
+    "micro_batch_size.json",
+    "bad_samples*.jsonl",
 )
 
 _locks = ExitStack()  # held until this process ends, in whatever way it ends
@@ -91,8 +97,11 @@ class Run:
         """
         if not is_main_process():
             return
-        starts = with_this_start(read_starts(self.folder), facts)
-        texts = {"env.json": json.dumps({"starts": starts}, indent=1) + "\n", "config.yaml": write_config(config)}
+        record = {
+            "starts": with_this_start(read_starts(self.folder), facts),
+            "training_seconds": read_seconds(self.folder),
+        }
+        texts = {"env.json": json.dumps(record, indent=1) + "\n", "config.yaml": write_config(config)}
         try:
             if self.result_file.exists():  # renamed before the stored config makes the run longer
                 self.result_file.replace(self.folder / f"result-{self.result()['step']:06}.json")
@@ -103,17 +112,26 @@ class Run:
         except OSError as error:
             raise unwritable(self.folder, error) from error
 
+    def keep_provenance(self, training_seconds: float | None) -> dict[str, Any]:
+        """Write the seconds of training into `env.json`, and return its content, which checkpoints hold too.
+
+        Args:
+            training_seconds: seconds of all starts; None if those of an earlier start are not known.
+        """
+        if not is_main_process():
+            return {}
+        record = {"starts": read_starts(self.folder), "training_seconds": training_seconds}
+        with optional(self.folder / "env.json"):
+            write_text(self.folder / "env.json", json.dumps(record, indent=1) + "\n")
+        return record
+
     def abandon(self) -> None:
         """Remove the files of a failed start; a run that has begun or has checkpoints is kept."""
-        if not is_main_process() or self.state != "new" or (self.folder / "config.yaml").exists():
-            return
-        if saved(self.checkpoints):
-            return
-        for name in LEFT_BY_A_START:
-            path = self.folder / name
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder holds other files
-            self.folder.rmdir()
+        if is_main_process() and self.state == "new" and has_not_begun(self.folder):
+            remove_failed_start(self.folder)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder holds other files
+                self.folder.rmdir()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, which marks the run as finished."""
@@ -161,20 +179,50 @@ def open_run(config: dict[str, Any], name: str) -> Run:
     if run.state == "finished":
         return run
     try:
-        (folder / "arrays").mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints").mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        was_started = is_failed_start(folder)
         _lock(folder)
         run = _inspected(folder, config)  # again: the previous holder of the lock may have finished or extended the run
         _refuse_another(folder, config)
         if run.state == "finished":
             return run
+        if was_started and is_failed_start(folder):
+            remove_failed_start(folder)
+        (folder / "arrays").mkdir(exist_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
         sweep(folder / "checkpoints")
         sweep(folder)
         write_text(folder / "checkpoints" / "writable", "")  # better to fail now than at the first checkpoint
         (folder / "checkpoints" / "writable").unlink()
     except OSError as error:
+        with suppress(OSError):
+            if _is_locked_here(folder):  # else the files may be those of the process that holds the lock
+                run.abandon()
+            folder.rmdir()  # if it is empty
         raise unwritable(folder, error) from error
     return run
+
+
+def has_not_begun(folder: Path) -> bool:
+    """Whether no start of the run in a folder has completed a step."""
+    return not (folder / "config.yaml").exists() and not saved(folder / "checkpoints")
+
+
+def is_failed_start(folder: Path) -> bool:
+    """Whether a folder holds what a start leaves that is killed before the end of its first step.
+
+    The lock is the evidence that the files are a run's; a process that is still starting holds it.
+    """
+    return (folder / LOCK).exists() and has_not_begun(folder)
+
+
+def remove_failed_start(folder: Path) -> None:
+    """Remove the files that a failed start has left in a folder, except its lock."""
+    for path in (path for name in LEFT_BY_A_START for path in folder.glob(name)):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    sweep(folder / "checkpoints")
+    with suppress(OSError):  # it is absent, or holds files that no start wrote
+        (folder / "checkpoints").rmdir()
 
 
 def unwritable(folder: Path, error: OSError) -> CheckpointError:
@@ -250,9 +298,9 @@ def _lock(folder: Path) -> None:
     Raises:
         UserError: another process holds the lock.
     """
-    if (os.getpid(), folder.resolve()) in _locked:
+    if _is_locked_here(folder):
         return
-    file = folder / ".lock"
+    file = folder / LOCK
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     try:
         _locks.enter_context(locked(file, wait=AFTER_REQUEUE if requeued else PATIENCE))
@@ -261,5 +309,10 @@ def _lock(folder: Path) -> None:
             f"{folder} is being trained by process {file.read_text().strip() or 'unknown'}: wait for it or stop it, "
             f"or give another name=; if that machine has crashed, delete {file}"
         ) from error
-    file.write_text(f"{os.getpid()} on {socket.gethostname()}\n")
     _locked.add((os.getpid(), folder.resolve()))
+    file.write_text(f"{os.getpid()} on {socket.gethostname()}\n")
+
+
+def _is_locked_here(folder: Path) -> bool:
+    """Whether this process holds the lock of a run's folder."""
+    return (os.getpid(), folder.resolve()) in _locked

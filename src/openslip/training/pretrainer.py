@@ -45,6 +45,7 @@ class Pretrainer(pl.LightningModule):
         averaged: copy of the model that holds the EMA weights; None if `ema_decay` is None.
         terms: metrics of the last step, as scalars on the device.
         gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.
+        provenance: content of the run's `env.json`, saved in every checkpoint; a callback sets it before each save.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pretrainer(pl.LightningModule):
         self.step = 0
         self.terms: dict[str, Tensor] = {}
         self.gradient_norm: Tensor | None = None
+        self.provenance: dict[str, Any] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay, self.layer_decay))
@@ -149,8 +151,11 @@ class Pretrainer(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         entry = describe(self.architecture, self.tokenizer, self.transform)
-        checkpoint["openslip"] = {**entry, "init_from": self.init_from, "step": self.step}
+        own = {"init_from": self.init_from, "step": self.step, "provenance": self.provenance}
+        checkpoint["openslip"] = {**entry, **own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["openslip"]["step"]
-        self.init_from = checkpoint["openslip"].get("init_from", {})  # missing in checkpoints of early versions
+        # Both are missing in checkpoints of early versions.
+        self.init_from = checkpoint["openslip"].get("init_from", {})
+        self.provenance = checkpoint["openslip"].get("provenance", {})

@@ -1,9 +1,11 @@
 """OpenSLIP's own format: a run's Lightning checkpoints, and stripped files that contain only what inference needs.
 
 Both kinds of files have an entry `openslip`. It holds `format`, `architecture` (the model's config), `tokenizer` and
-`transform` (their constructor arguments). In a run's checkpoint, it also holds `step`.
+`transform` (their constructor arguments). In a run's checkpoint, it also holds `step`. It usually holds `provenance`,
+the content of the run's `env.json`.
 """
 
+import json
 import math
 import reprlib
 from collections.abc import Collection
@@ -58,7 +60,8 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
     transform = build_transform(path, entry["transform"])
     model = build_with(weights, entry["architecture"], allow)
     tokenizer = build_tokenizer(description, allow)
-    return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"))
+    provenance = plain(path, entry.get("provenance", {}))  # missing in files of early versions
+    return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"), provenance=provenance)
 
 
 def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
@@ -90,10 +93,25 @@ def build_transform(path: Path, settings: Any) -> EvalTransform:
     )
 
 
+def plain(path: Path, provenance: Any) -> dict[str, Any]:
+    """Return the provenance of a checkpoint, or refuse what JSON cannot hold."""
+    try:
+        json.dumps(provenance)
+        if isinstance(provenance, dict):
+            return provenance
+    except (TypeError, ValueError):
+        pass  # the error below is raised
+    raise UserError(
+        f"checkpoint {path}: its `provenance` is {reprlib.repr(provenance)}; expected a dict of plain values"
+    )
+
+
 def write(bundle: Bundle, path: Path) -> None:
-    """Write a stripped checkpoint: float32 weights and the settings that inference needs."""
+    """Write a stripped checkpoint: float32 weights, the settings that inference needs, and the provenance."""
     weights = {f"model.{name}": tensor.detach().cpu().float() for name, tensor in bundle.model.state_dict().items()}
     entry = describe(bundle.architecture, bundle.tokenizer, bundle.transform)
+    if bundle.provenance:
+        entry["provenance"] = bundle.provenance
     write_file(path, {"openslip": entry, "state_dict": weights})
 
 

@@ -2,6 +2,7 @@
 
 # pyright: reportIncompatibleMethodOverride=false
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor
 
+from openslip.data.source import Source
 from openslip.distributed import is_main_process
 from openslip.durable import write_arrays
+from openslip.errors import UserError
 from openslip.inference.bundle import evaluating
 from openslip.run import watchdog
 from openslip.text.tokenizer import Tokenizer
@@ -38,8 +41,9 @@ class Snapshot(pl.Callback):
             return
         self.kept = {key: column[: self.num_samples].cpu() for key, column in batch.items()}
         images = {key: pl_module.transform.undo(self.kept[key]) for key in self.image_views()}
-        captions = {key: self.captions(key, pl_module.tokenizer) for key in self.caption_views()}
         with watchdog.phase("setup"):
+            source, tokenizer = pl_module.data.source, pl_module.tokenizer
+            captions = {key: self.captions(key, source, tokenizer) for key in self.caption_views()}
             self.save(trainer, "views", **images, **captions)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -62,7 +66,7 @@ class Snapshot(pl.Callback):
             trainer,
             "similarity",
             matrix=matrix.cpu().numpy(),
-            captions=self.captions(text, bundle.tokenizer),
+            captions=self.captions(text, pl_module.data.source, pl_module.tokenizer),
             images=bundle.transform.undo(image),
         )
 
@@ -72,12 +76,19 @@ class Snapshot(pl.Callback):
     def caption_views(self) -> list[str]:
         return [key for key, ids in self.kept.items() if ids.ndim == 2 and f"{key}_length" in self.kept]
 
-    def captions(self, key: str, tokenizer: Tokenizer | None) -> np.ndarray:
-        """Decode the captions of a view; the array is empty without a tokenizer."""
+    def captions(self, key: str, source: Source, tokenizer: Tokenizer | None) -> np.ndarray:
+        """Return the captions of a view as the dataset has them; the array is empty without a tokenizer.
+
+        A caption that the view has changed, for example masked, is decoded from its tokens.
+        """
         if tokenizer is None:
             return np.array([], dtype=str)
-        rows = zip(self.kept[key].tolist(), self.kept[f"{key}_length"].tolist(), strict=True)
-        return np.array([tokenizer.decode(ids[:length]) for ids, length in rows])
+        texts = []
+        columns = (self.kept["index"], self.kept[key], self.kept[f"{key}_length"])
+        for index, ids, length in zip(*(column.tolist() for column in columns), strict=True):
+            tokens = ids[:length]
+            texts.append(as_written(tokens, index, source, tokenizer) or tokenizer.decode(tokens))
+        return np.array(texts)
 
     def save(self, trainer: pl.Trainer, name: str, **arrays: Any) -> None:
         write_arrays(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", arrays)
@@ -87,3 +98,13 @@ class Snapshot(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         self.kept = state_dict
+
+
+def as_written(tokens: list[int], index: int, source: Source, tokenizer: Tokenizer) -> str | None:
+    """Return the caption of a sample of which a view has made these tokens; None if the view has changed the text."""
+    with suppress(UserError):  # the report must not end a run whose data cannot be read any more
+        for caption in source[index].captions:
+            ids, lengths = tokenizer.encode([caption])
+            if ids[0, : lengths[0]].tolist() == tokens:
+                return caption
+    return None
