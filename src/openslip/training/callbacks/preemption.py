@@ -85,6 +85,9 @@ class Preemption(pl.Callback):
             ended = ended if pl_module.step else "before the first step; the same command restarts it"
             sys.stderr.write(f"\nstopped by {asked_by} {ended}\n")
             sys.stderr.flush()
-            finish_wandb(trainer)  # before requeueing, which ends the job under SLURM
+            # Before requeueing, which ends the job under SLURM; Lightning finalises loggers only later.
+            finish_wandb(trainer)
+            for logger in trainer.loggers:
+                logger.finalize("failed")
             slurm.requeue(received)
         from_first_rank(None)  # wait, because a rank that exits earlier makes launchers kill rank 0
