@@ -27,6 +27,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingPackage('logger=mlflow needs mlflow; pip install "openslip[mlflow]"') from error
 
+SERVER = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow later overwrites the variable with the address of a run
 ID = "openslip.id"  # tag by which a resumed run finds its MLflow run
 
 
@@ -61,7 +62,7 @@ def mlflow_logger(*, project: str, name: str, version: str, tracking_uri: str | 
     if not is_main_process():  # a client of MLflow would create the database, at the same time as the main process
         return DummyLogger()
     local = f"sqlite:///{Path(save_dir).absolute().parent / 'mlflow.db'}"
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+    uri = tracking_uri or SERVER or local
     notice(f"MLflow: {shown(uri)}")
     identifier = re.sub(r"[^\w.-]", "-", version)  # a quotation mark would end the text in the query
     former = former_run(MlflowClient(uri), project, identifier)

@@ -2,6 +2,8 @@
 
 # pyright: reportIncompatibleMethodOverride=false
 
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
@@ -45,7 +47,8 @@ class TrackioLogger(Logger):
     def experiment(self) -> trackio.Run:
         """The run, which starts when it is first read."""
         if self.run is None:
-            self.run = trackio.init(self.project, name=self.run_name, resume="allow", embed=False)
+            with redirect_stdout(sys.stderr):  # stdout is for results
+                self.run = trackio.init(self.project, name=self.run_name, resume="allow", embed=False)
         return self.run
 
     @rank_zero_only
@@ -60,5 +63,6 @@ class TrackioLogger(Logger):
     def finalize(self, status: str) -> None:
         """Store the metrics that are still in memory, and end the thread that stores them."""
         if self.run is not None:
-            self.run.finish()
+            with redirect_stdout(sys.stderr):
+                trackio.finish()
             self.run = None
