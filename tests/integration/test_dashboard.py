@@ -1,6 +1,7 @@
 """W&B's images and workspace, compared with what a run logs; the run is offline."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ SETTINGS = [
     *("evaluation=own", "trainer.max_steps=2", "optim.clip_norm=1", "callbacks.metrics.peak_tflops=1"),
     *("logger=wandb", "name=logged", "--config-dir=configs"),
 ]
+
+DOCUMENTED = ("| Result |", "| Training |", "| Images |", "| Speed |", "| Data |")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,14 @@ def test_the_workspace_names_only_keys_that_a_run_logs(logged: Path):
     retrieval = [f"eval/mine/{way}_recall_1" for way in WAYS]
     for pattern in dashboard_panels.patterns():
         assert any(map(pattern.search, [*keys, *retrieval])), pattern
+
+
+def test_the_page_names_the_keys_of_every_panel_and_no_others():
+    page = (Path(__file__).parents[2] / "docs" / "DASHBOARDS.md").read_text()
+    table = [line.replace("\\|", "¦").split("|") for line in page.splitlines() if line.startswith(DOCUMENTED)]
+    keys = {key.replace("¦", "|") for columns in table for key in re.findall(r"`([^`]+)`", columns[3])}
+    patterns = {pattern.pattern for pattern in dashboard_panels.patterns()}
+    assert keys == dashboard_panels.metrics() | dashboard_panels.media() | dashboard_panels.tables() | patterns
 
 
 def test_views_are_logged_before_the_first_step_as_the_model_sees_them(logged: Path):

@@ -131,6 +131,7 @@ def test_a_server_that_fails_at_the_end_of_the_run_is_only_reported(
     assert capsys.readouterr().err.splitlines()[-1] == "MLflow: the run was not ended: no answer"
 
 
+@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy:DeprecationWarning")  # MLflow's use of SQLAlchemy
 @pytest.mark.slow  # MLflow creates a database in some seconds
 def test_without_a_server_mlflow_stores_runs_in_a_database_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mlflow_logger, "SERVER", None)
