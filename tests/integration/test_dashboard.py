@@ -14,6 +14,7 @@ import wandb
 from PIL import Image
 from shard_files import write_pairs
 from trainings import RUN, Training
+from wandb.errors import CommError
 from wandb_files import history
 from wandb_workspaces.workspaces import Workspace
 
@@ -156,7 +157,7 @@ def test_an_account_without_an_entity_is_asked_for_one(monkeypatch: pytest.Monke
 
 def test_an_error_of_the_server_names_the_login(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def refuse(_: Workspace) -> None:
-        raise wandb.errors.CommError("permission denied\nmore")
+        raise CommError("permission denied\nmore")
 
     monkeypatch.setattr(Workspace, "save", refuse)
     assert run_entry_point(dashboard.main, ["--project", "mine", "--entity", "me"]) == 1

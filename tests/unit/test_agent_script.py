@@ -18,7 +18,8 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_each_task_runs_one_agent_for_one_combination(tmp_path: Path):
     done = run(tmp_path, "me/mine/abc")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["--cpus-per-task=3", "wandb", "agent", "--count", "1", "me/mine/abc"]
+    command = ["wandb", "agent", "--forward-signals", "--count", "1", "me/mine/abc"]
+    assert done.stdout.splitlines() == ["--cpus-per-task=3", *command]
 
 
 def test_a_script_without_a_sweep_says_how_to_submit_it(tmp_path: Path):

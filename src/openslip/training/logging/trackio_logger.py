@@ -6,8 +6,8 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from openslip.errors import MissingPackage
@@ -15,6 +15,7 @@ from openslip.run.identity import flat
 
 try:
     import trackio
+    from trackio.run import Run
 except ModuleNotFoundError as error:
     raise MissingPackage('logger=trackio needs trackio; pip install "openslip[trackio]"') from error
 
@@ -32,7 +33,7 @@ class TrackioLogger(Logger):
         super().__init__()
         self.project = project
         self.run_name = version
-        self.run: trackio.Run | None = None
+        self.run: Run | None = None
 
     @property
     def name(self) -> str:
@@ -44,7 +45,7 @@ class TrackioLogger(Logger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> trackio.Run:
+    def experiment(self) -> Run:
         """The run, which starts when it is first read."""
         if self.run is None:
             with redirect_stdout(sys.stderr):  # stdout is for results
