@@ -92,7 +92,7 @@ def show_commands(program: str, commands: dict[str, str]) -> None:
     """Print the help text that lists all commands."""
     print(f"usage: {program} COMMAND ...\n")
     for name, purpose in commands.items():
-        print(f"  {name:8} {purpose}")
+        print(f"  {name:9} {purpose}")
     print(f"\n{program} COMMAND --help says more.")
 
 
