@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import wandb
 from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
 from shard_files import write_pairs
 from trainings import RUN, Training
 from wandb.errors import CommError
+from wandb.sdk.lib import RunDisabled
 from wandb_files import history
 from wandb_workspaces.workspaces import Workspace
 
 from openslip.commands import dashboard
 from openslip.errors import MissingPackage, UserError, run_entry_point
 from openslip.evaluation.retrieval import WAYS
-from openslip.training.logging.images import heat_map, verdicts
+from openslip.training.logging.images import heat_map, log_views, verdicts
 
 EVALUATION = """
 builtin:
@@ -136,6 +138,21 @@ def test_a_verdict_names_the_label_only_where_the_prediction_is_wrong():
         "top_probabilities": np.array([[0.9, 0.1], [0.8, 0.2], [0.604, 0.396]]),
     }
     assert verdicts(arrays) == ["right: bee (90%)", "wrong: bee (60%), label ant"]
+
+
+def test_images_that_cannot_be_stored_cost_only_the_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    logger = WandbLogger(experiment=RunDisabled())
+    trainer: Any = SimpleNamespace(loggers=[logger])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("no such folder")
+
+    monkeypatch.setattr(logger, "log_image", fail)
+    log_views(trainer, {"image": np.zeros((1, 3, 4, 4), np.uint8)}, ["a"], 0)
+    assert trainer.loggers == [logger]
+    assert capsys.readouterr().err == "\nW&B: images/image was not logged at step 0: no such folder\n"
 
 
 def test_the_command_saves_the_workspace_in_the_project_and_prints_its_address(

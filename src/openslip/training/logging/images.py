@@ -7,9 +7,10 @@ import pytorch_lightning as pl
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import WandbLogger
 
-from openslip.training.logging.metrics import send
+from openslip.errors import first_line
+from openslip.terminal import notice
 
 
 def log_views(
@@ -60,12 +61,13 @@ def log_images(
         captions: one text per image, or none.
         step: step at which the images are logged.
     """
-
-    def to_wandb(logger: Logger) -> None:
-        if isinstance(logger, WandbLogger):
+    for logger in trainer.loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        try:
             logger.log_image(key, draw(), step, **({"caption": list(captions)} if captions else {}))
-
-    send(trainer, step, to_wandb)
+        except Exception as error:  # e.g. W&B's temporary folder was deleted; the logger is kept for the metrics
+            notice(f"W&B: {key} was not logged at step {step}: {first_line(error)}", below=True)
 
 
 def pixels(images: UInt8[np.ndarray, "_ 3 h w"]) -> list[UInt8[np.ndarray, "h w 3"]]:
