@@ -13,6 +13,10 @@ class UserError(Exception):
     exit_code = 1
 
 
+class MissingPackage(UserError):
+    """A package that only an extra of OpenSLIP installs is needed."""
+
+
 class NonFiniteError(UserError):
     """Loss, gradients or weights are not finite."""
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import dashboard_panels
 import pytest
 import yaml
 
@@ -55,6 +56,12 @@ def test_a_run_leaves_its_files_and_a_falling_loss(trained: Path):
     losses = [float(row["train/loss"]) for row in rows(trained)]
     assert len(losses) == 12
     assert losses[-1] < losses[0]
+
+
+def test_the_dashboard_names_every_metric_and_attribute_of_the_built_in_evaluation(trained: Path):
+    logged = {key for row in rows(trained) for key in row if key.startswith("eval/")}
+    assert {key for key in dashboard_panels.metrics() if key.startswith("eval/")} <= logged
+    assert {key for key in logged if not dashboard_panels.is_shown(key)} == {"eval/builtin/num_samples"}
 
 
 def test_the_same_command_again_shows_the_result_and_trains_nothing(trained: Path, workplace: Path):

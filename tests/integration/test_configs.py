@@ -28,7 +28,8 @@ OPTIONS = [
     (group, path.stem)
     for group in GROUPS
     for path in sorted((config_folder() / group).glob("*.yaml"))
-    if group not in ("experiment", "recipe", "method", "size")  # recipes, methods and sizes are parts of models
+    # Recipes, methods and sizes are parts of models; sweeps are files for W&B.
+    if group not in ("experiment", "recipe", "method", "size", "sweeps")
 ]
 MODELS = [
     f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")
@@ -429,21 +430,49 @@ def test_leading_dashes_are_taken_off_a_setting():
     assert (config["optim"]["lr"], choices["model"], config["seed"], config["tf32"]) == (0.001, "clip_tiny", 3, True)
 
 
-def test_the_sweep_file_of_the_docs_composes_as_agents_of_wandb_start_it():
-    text = (Path(__file__).parents[2] / "docs" / "WANDB.md").read_text()
-    sweep = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+SWEEPS = sorted((config_folder() / "sweeps").glob("*.yaml"))
+
+
+def swept(sweep: dict[str, Any]) -> dict[str, Any]:
+    """One value of each parameter of a sweep file."""
+    return {key: (part["values"][-1] if "values" in part else part["max"]) for key, part in sweep["parameters"].items()}
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_sweep_file_composes_as_agents_of_wandb_start_it(file: Path):
+    sweep = yaml.safe_load(file.read_text())
     assert sweep["method"] in ("bayes", "random", "grid")
     assert sweep["metric"]["name"] == "eval/builtin/top1"
     assert sweep["program"] == "train.py"
-    values = {
-        key: (part["values"][-1] if "values" in part else part["max"]) for key, part in sweep["parameters"].items()
-    }
+    values = swept(sweep)
     forms = create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
     fixed = [word for word in sweep["command"] if not word.startswith("${")]
     assert "logger=wandb" in fixed
-    assert "${args}" in sweep["command"]
+    assert "${args_no_hyphens}" in sweep["command"]
     for form in ("args", "args_no_hyphens", "args_override_hydra"):
         config, _ = compose_config("train", [*fixed, *forms[form]])
         check_root_values(config)
         assert {key: lookup(config, key) for key in values} == values
         assert "builtin" in config["evaluation"]
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_null_in_a_sweep_file_is_the_text_null(file: Path):
+    sweep = yaml.safe_load(file.read_text())
+    null = [key for key, part in sweep["parameters"].items() if "null" in part.get("values", ())]
+    forms = create_sweep_command_args({"args": {key: {"value": "null"} for key in null}})
+    assert null
+    for form in ("args", "args_no_hyphens"):
+        config, _ = compose_config("train", ["model=slip_tiny", *forms[form]])
+        assert [lookup(config, key) for key in null] == [None] * len(null)
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_an_agent_of_wandb_and_openslip_sweep_start_the_same_run(file: Path):
+    sweep = yaml.safe_load(file.read_text())
+    fixed = [word for word in sweep["command"] if not word.startswith("${")]
+    forms = create_sweep_command_args({"args": {key: {"value": value} for key, value in swept(sweep).items()}})
+    by_agent, _ = compose_config("train", [*forms["args_no_hyphens"], *fixed])
+    by_sweep, _ = compose_config("train", [*(f"{key}={value}" for key, value in swept(sweep).items()), *fixed])
+    assert by_agent == by_sweep
+    assert run_name(by_agent, "slip_tiny-builtin") == run_name(by_sweep, "slip_tiny-builtin")

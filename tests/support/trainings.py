@@ -8,12 +8,14 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from wandb.sdk.data_types._private import MEDIA_TMP
 
 from openslip import signals
 from openslip.commands import train
@@ -61,6 +63,8 @@ def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     multiprocessing.set_start_method("fork", force=True)  # as without a fork server
+    # The fork server has made W&B's folder for images, and the first process that ends deletes it.
+    MEDIA_TMP.name = tempfile.mkdtemp(suffix="wandb-media")
     signals.catch()
     try:
         sys.exit(run_entry_point(train.main, arguments))

@@ -84,6 +84,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert set(commands()) == {
         "train",
         "eval",
+        "dashboard",
         "data",
         "predict",
         "strip",

@@ -50,11 +50,11 @@ def main(arguments: list[str]) -> int:
 
 def all_commands() -> argparse.ArgumentParser:
     """Return one parser with the arguments of every command, and what completes them."""
-    from openslip.commands import data, doctor, models, predict, report, strip, verify
+    from openslip.commands import dashboard, data, doctor, models, predict, report, strip, verify
 
     parsers = {"completion": parser(), "doctor": doctor.parser(), "models": models.parser()}
     parsers |= {"predict": predict.parser(), "report": report.parser(), "strip": strip.parser()}
-    parsers |= {"verify": verify.parser()}
+    parsers |= {"verify": verify.parser(), "dashboard": dashboard.parser()}
     everything = argparse.ArgumentParser("openslip")
     everything.add_argument("-V", "--version", action="store_true", help="print the version")
     root = everything.add_subparsers()

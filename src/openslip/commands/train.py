@@ -20,7 +20,7 @@ from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import example_batch
 from openslip.distributed import is_main_process
-from openslip.errors import UserError, first_line
+from openslip.errors import MissingPackage, UserError, first_line
 from openslip.launcher import check_launched
 from openslip.plan import number_of_devices
 from openslip.report import write_report
@@ -262,7 +262,11 @@ def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resu
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
-    """Start the configured loggers besides the CSV logger; a logger that fails is reported and skipped."""
+    """Start the configured loggers besides the CSV logger; a logger that fails is reported and skipped.
+
+    Raises:
+        MissingPackage: a logger's package is not installed.
+    """
     started = []
     for name, logger_config in config["logger"].items():
         try:
@@ -271,6 +275,8 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
             named = {key: value for key, value in own.items() if logger_config.get(key, "") is None}
             logger = build(logger_config, f"logger.{name}", save_dir=str(run.folder), **named)
             logger.log_hyperparams(without_secrets(config))
+        except MissingPackage:
+            raise
         except Exception as error:
             say(f"logger {name} did not start and is skipped: {error}")
         else:

@@ -19,7 +19,7 @@ REPLACED = {
     "limit_train_batches": f"{LENGTH}, and with fewer shards in data.source.shards an epoch is shorter",
     "limit_val_batches": EVALUATIONS,
     "log_every_n_steps": "callbacks.metrics.every_n_steps=N sets how often metrics are logged",
-    "logger": "logger=wandb or logger=tensorboard chooses one",
+    "logger": "logger=wandb, tensorboard, trackio or mlflow chooses one",
     "min_epochs": LENGTH,
     "min_steps": LENGTH,
     "num_sanity_val_steps": EVALUATIONS,

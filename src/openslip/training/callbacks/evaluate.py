@@ -11,6 +11,7 @@ from openslip.distributed import is_main_process
 from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import Evaluation
 from openslip.run import watchdog
+from openslip.training.logging.images import log_classified
 from openslip.training.logging.metrics import log
 from openslip.training.logging.predictions import log_predictions
 from openslip.training.pretrainer import Pretrainer
@@ -67,6 +68,7 @@ class Evaluate(pl.Callback):
             metrics = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
             log(trainer, {"samples_seen": pl_module.samples_seen, **metrics}, pl_module.step)
             log_predictions(trainer, name, evaluation.arrays, pl_module.step)
+            log_classified(trainer, name, evaluation.arrays, pl_module.step)
             if is_main_process():
                 write_arrays(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", evaluation.arrays)
         self.steps[name] = pl_module.step

@@ -17,6 +17,7 @@ from openslip.run import ranks
 from openslip.run.checkpoints import saved
 from openslip.training.callbacks.save import end_save, save
 from openslip.training.lightning import adopt_ranks, finish_wandb, leave_signals
+from openslip.training.logging.metrics import send
 from openslip.training.pretrainer import Pretrainer
 
 NOW = 1e-6  # seconds: zero would stop the timer
@@ -86,6 +87,8 @@ class Preemption(pl.Callback):
             ended = ended if pl_module.step else "before the first step; the same command restarts it"
             sys.stderr.write(f"\nstopped by {asked_by} {ended}\n")
             sys.stderr.flush()
-            finish_wandb(trainer)  # before requeueing, which ends the job under SLURM
+            # Before requeueing, which ends the job under SLURM; Lightning finalises loggers only later.
+            finish_wandb(trainer)
+            send(trainer, pl_module.step, lambda logger: logger.finalize("failed"))
             slurm.requeue(received)
         from_first_rank(None)  # wait, because a rank that exits earlier makes launchers kill rank 0

@@ -1,4 +1,4 @@
-"""Stores samples of the first batch for the report: their views as model input, and their similarities at the end."""
+"""Stores samples of the first batch for the report and W&B: views as the model sees them, and final similarities."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -18,11 +18,12 @@ from openslip.errors import UserError
 from openslip.inference.bundle import evaluating
 from openslip.run import watchdog
 from openslip.text.tokenizer import Tokenizer
+from openslip.training.logging.images import log_similarity, log_views
 from openslip.training.pretrainer import Pretrainer
 
 
 class Snapshot(pl.Callback):
-    """Writes `arrays/views.npz` and, if there are captions, `arrays/similarity.npz`.
+    """Writes `arrays/views.npz` and, if there are captions, `arrays/similarity.npz`; logs both to W&B as images.
 
     Views are recognised by their columns, not by their names: captions have lengths, and images have three channels.
 
@@ -45,6 +46,8 @@ class Snapshot(pl.Callback):
             source, tokenizer = pl_module.data.source, pl_module.tokenizer
             captions = {key: self.captions(key, source, tokenizer) for key in self.caption_views()}
             self.save(trainer, "views", **images, **captions)
+            texts = next((column.tolist() for column in captions.values()), [])
+            log_views(trainer, images, texts, pl_module.step)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         if pl_module.step == pl_module.max_steps:  # no step remains, and Lightning does not call `on_train_end`
@@ -62,13 +65,10 @@ class Snapshot(pl.Callback):
         with evaluating(bundle.model, bundle.device):
             encoded = bundle.model.encode_text(self.kept[text].to(bundle.device), self.kept[f"{text}_length"])
         matrix = bundle.encode_image(image) @ F.normalize(encoded, dim=-1).T
-        self.save(
-            trainer,
-            "similarity",
-            matrix=matrix.cpu().numpy(),
-            captions=self.captions(text, pl_module.data.source, pl_module.tokenizer),
-            images=bundle.transform.undo(image),
-        )
+        similarities = matrix.cpu().numpy()
+        texts = self.captions(text, pl_module.data.source, pl_module.tokenizer)
+        self.save(trainer, "similarity", matrix=similarities, captions=texts, images=bundle.transform.undo(image))
+        log_similarity(trainer, similarities, texts.tolist(), pl_module.step)
 
     def image_views(self) -> list[str]:
         return [key for key, x in self.kept.items() if x.ndim == 4 and len(x[0]) == 3 and x.is_floating_point()]

@@ -3,10 +3,15 @@
 import os
 import re
 
-import wandb
 from pytorch_lightning.loggers import WandbLogger
 
+from openslip.errors import MissingPackage
 from openslip.terminal import notice
+
+try:
+    import wandb
+except ModuleNotFoundError as error:
+    raise MissingPackage('logger=wandb needs wandb; pip install "openslip[wandb]"') from error
 
 
 def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeout: float) -> WandbLogger:
