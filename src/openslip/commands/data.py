@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from openslip.terminal import notice, say
+from openslip.progress import progress
+from openslip.terminal import be_quiet, mention, say
 
 COMMANDS = {
     "convert": "convert a dataset of another layout to tar shards: openslip data convert table images.csv shards",
@@ -39,6 +40,7 @@ def convert(arguments: list[str]) -> int:
     from openslip.data.convert import descriptions
     from openslip.data.convert.convert import SAMPLES_PER_SHARD
     from openslip.data.convert.convert import convert as write_shards
+    from openslip.data.convert.manifest import Entry, Totals
 
     purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in descriptions().items())
     parser = argparse.ArgumentParser(
@@ -79,19 +81,27 @@ def convert(arguments: list[str]) -> int:
             action="append" if many else "store",
             help=purpose,
         )
+    add_quiet(parser)
     options = vars(parser.parse_args(arguments))
+    be_quiet(options["quiet"])
 
-    totals = write_shards(
-        options["layout"],
-        options["root"],
-        options["out"],
-        options={name: options[name] for name in extra},
-        samples_per_shard=options["samples_per_shard"],
-        resize=options["resize"],
-        transparency=options["transparency"],
-        workers=options["workers"],
-        on_shard=lambda entry, totals: notice(f"{entry.name}: {entry.samples:,} samples; {totals}"),
-    )
+    with progress("converting") as advance:
+
+        def on_shard(entry: Entry, totals: Totals) -> None:
+            advance(entry.samples)
+            mention(f"{entry.name}: {entry.samples:,} samples; {totals}")
+
+        totals = write_shards(
+            options["layout"],
+            options["root"],
+            options["out"],
+            options={name: options[name] for name in extra},
+            samples_per_shard=options["samples_per_shard"],
+            resize=options["resize"],
+            transparency=options["transparency"],
+            workers=options["workers"],
+            on_shard=on_shard,
+        )
     say(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
     if totals.left_out:
         say(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
@@ -124,9 +134,12 @@ def index(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("openslip data index", description=COMMANDS["index"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
+    add_quiet(parser)
     options = parser.parse_args(arguments)
+    be_quiet(options.quiet)
 
-    from openslip.data.sources.shards import ShardSource
+    with progress("importing PyTorch"):
+        from openslip.data.sources.shards import ShardSource
 
     source = open_source(options.target, options.require)
     for line in source.problems:
@@ -149,11 +162,14 @@ def check(arguments: list[str]) -> int:
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions: .png, .jpg"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that read and decode, 2 by default")
+    add_quiet(parser)
     options = parser.parse_args(arguments)
+    be_quiet(options.quiet)
 
-    from openslip.config.build import build
-    from openslip.config.compose import compose_config
-    from openslip.data.check import check as check_source
+    with progress("importing PyTorch"):
+        from openslip.config.build import build
+        from openslip.config.compose import compose_config
+        from openslip.data.check import check as check_source
 
     source = open_source(options.target, options.require)
     lines = check_source(
@@ -177,6 +193,10 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         default="caption",
         help="skip samples that lack this; null: an image is enough; not used with a data config, which has its own",
     )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print only results, warnings and errors")
 
 
 def open_source(target: list[str], require: str) -> Any:

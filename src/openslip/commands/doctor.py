@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from openslip.progress import progress
 from openslip.run.checkpoints import damage, foreign, saved
 from openslip.terminal import say
 
@@ -38,7 +39,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs, runs by default"
     )
-    for finding in examine(parser.parse_args(arguments).runs):
+    options = parser.parse_args(arguments)
+    with progress("examining the machine and its runs"):
+        findings = examine(options.runs)
+    for finding in findings:
         say(finding.line())
     return 0
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from openslip.progress import progress
 from openslip.report import write_report
 from openslip.terminal import say
 
@@ -13,5 +14,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="runs/NAME")
     options = parser.parse_args(arguments)
 
-    say(write_report(options.run))
+    with progress("writing the report"):
+        page = write_report(options.run)
+    say(page)
     return 0

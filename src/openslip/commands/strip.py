@@ -9,6 +9,7 @@ from openslip.errors import UserError
 from openslip.inference.files import checkpoint_file
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import load
+from openslip.progress import progress
 from openslip.terminal import say
 
 
@@ -21,7 +22,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", help="format of the file, or a module that reads it; detected by default")
     options = parser.parse_args(arguments)
 
-    before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
+    with progress("writing the stripped file"):
+        before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
     say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0
 

@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher, subprocess_script
 
 from openslip.distributed import wait_up_to
+from openslip.progress import close
 from openslip.terminal import notice
 
 SWITCHED_OFF = {
@@ -100,8 +101,9 @@ def watch_launched_ranks(abandon: Callable[[], None]) -> None:
         for process in launched:
             process.kill()
         abandon()
+        close()
         if code < 0:  # a rank that was not killed has printed its own error
-            notice(f"error: rank {rank}: killed by signal {-code} in its set-up", below=True)
+            notice(f"error: rank {rank}: killed by signal {-code} in its set-up")
         os._exit(128 - code if code < 0 else code)
 
     def start(launched: list[subprocess.Popen]) -> None:

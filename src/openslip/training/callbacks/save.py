@@ -65,7 +65,7 @@ class Save(pl.Callback):
             return
         watchdog.enter("checkpoint")
         if failure := checkpoint_io(trainer).wait():
-            notice(f"error: {failure}", below=True)
+            notice(f"error: {failure}")
 
 
 def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:

@@ -6,7 +6,7 @@ import re
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
-from openslip.terminal import notice
+from openslip.terminal import mention, notice
 
 
 def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeout: float) -> WandbLogger:
@@ -28,7 +28,7 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
     try:
         experiment = logger.experiment
         if isinstance(experiment, wandb.Run) and experiment.url:  # a dummy on ranks other than 0
-            notice(f"W&B: {experiment.url}")
+            mention(f"W&B: {experiment.url}")
     except Exception as error:  # of several types, some private to W&B; none of them may stop the run
         wandb.teardown()  # W&B's background service still holds the run's id
         settings = wandb.Settings(mode="offline")
