@@ -145,6 +145,11 @@ def redraw() -> None:
             _live.start(refresh=True)
 
 
+def width() -> int:
+    """Return the number of columns that the line may take, while the terminal shows one."""
+    return _live.console.width - MARGIN
+
+
 def close() -> None:
     """Remove the line for good; also to be called before `os._exit`, which would leave it below the last words."""
     global _enabled
@@ -172,9 +177,9 @@ def display() -> Any:
     )
 
     def text() -> Text:
-        width = console.width - MARGIN
-        line = Text(_rows[-1].line(width) if _rows else "", no_wrap=True, overflow="ellipsis", end="")
-        line.truncate(width, overflow="ellipsis")
+        columns = console.width - MARGIN
+        line = Text(_rows[-1].line(columns) if _rows else "", no_wrap=True, overflow="ellipsis", end="")
+        line.truncate(columns, overflow="ellipsis")
         line.highlight_regex(f"{BAR}+", "bar.complete")
         return line
 
@@ -217,8 +222,10 @@ class Phase(Row):
     def line(self, width: int) -> str:
         spinner = SPINNER[int(REDRAWS_PER_SECOND * self.elapsed) % len(SPINNER)]
         fields = [self.amount(), self.time()]
-        room = width - len("  ".join(("-", "", *filter(None, fields))))
-        title = self.title if len(self.title) <= room else self.name
+        room = width - len("  ".join(("- ", *filter(None, fields))))
+        title = self.title if len(self.title) + (2 + SHORTEST_BAR if self.total else 0) <= room else self.name
+        if len(title) > room >= SHORTEST_BAR:
+            title = f"{title[: room - 1]}\N{HORIZONTAL ELLIPSIS}"
         length = min(room - len(title) - 2, LONGEST_BAR)
         bar = self.bar(length) if self.total and length >= SHORTEST_BAR else ""
         return "  ".join(filter(None, (f"{spinner} {title}", bar, *fields)))
@@ -235,7 +242,7 @@ class Phase(Row):
 
     def amount(self) -> str:
         """Return the amount of work done, such as `3/40`; empty if nothing is known about it."""
-        scale, digits = (1e6, ".1f") if self.unit == BYTES else (1, ",.0f")
+        scale, digits = (1e6, ",.1f") if self.unit == BYTES else (1, ",.0f")
         done = f"{self.done / scale:{digits}}"
         unit = f" {self.unit}" if self.unit else ""
         if self.total is None:
@@ -243,7 +250,9 @@ class Phase(Row):
         return f"{done}/{self.total / scale:{digits}}{unit}"
 
     def time(self) -> str:
-        """Return the estimated remaining time, or the time so far if there is no estimate."""
+        """Return the estimated remaining time, or the time so far if there is no estimate; at first nothing."""
+        if self.elapsed < 1:
+            return ""
         if not self.total or not self.done:
             return f"{duration(self.elapsed)} so far"
         return f"ETA {duration(self.elapsed * max(self.total / self.done - 1, 0))}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from openslip.progress import Row, bottom, duration, fitting, on_terminal, progress, redraw
+from openslip.progress import Row, bottom, duration, fitting, on_terminal, progress, redraw, width
 from openslip.terminal import mention
 
 
@@ -42,10 +42,10 @@ class StatusLine(Row):
 
     def close(self) -> None:
         """End the line; its last state stays above what is printed next."""
+        last = [self.line(width())] if self.is_shown and on_terminal() else []
+        self.is_shown = False
         self.stack.close()
-        if self.is_shown:
-            self.is_shown = False
-            mention("  ".join(self.fields))
+        mention(*last)
 
 
 def status(step: int, total: int, logged: Mapping[str, float | int]) -> list[str]:
@@ -62,7 +62,7 @@ def status(step: int, total: int, logged: Mapping[str, float | int]) -> list[str
     if bad := logged.get("data/bad_samples"):
         fields.append(f"bad samples {bad:.0f}")
     if "data_wait_percent" in speed:
-        fields.append(f"data {speed['data_wait_percent']:.0f} %")
+        fields.append(f"data wait {speed['data_wait_percent']:.0f} %")
     if "mfu_percent" in speed:
         fields.append(f"MFU {speed['mfu_percent']:.1f} %")
     fields += [f"{name} {value:.4g}" for name, value in terms.items()]
