@@ -286,3 +286,18 @@ def test_a_view_shows_its_picture():
     pixels[:, :10, 0] = pixels[:, 10:, 2] = 255
     crop = drawn(crop_view(20, (1.0, 1.0)), Image.fromarray(pixels), np.random.default_rng(0))[""]
     assert np.array_equal(crop, pixels.transpose(2, 0, 1))
+
+
+def test_batches_to_overfit_are_those_of_the_first_epoch_again_and_again(source: ShardSource):
+    first = epochs(data(source), 1)[:2]
+    repeated = data(source, overfit_batches=2)
+    assert repeated.steps_per_epoch == 5
+    batches = epochs(repeated, 2)  # an epoch ends after an odd number of steps
+    assert len(batches) == 10
+    assert same(batches, 5 * first)
+    assert not same(batches[:1], batches[1:2])
+    resumed = data(source, overfit_batches=2)
+    resumed.consumed = 3
+    assert same(list(map(flattened, resumed.train_dataloader())), [first[1], first[0]])
+    with pytest.raises(UserError, match=r"data\.overfit_batches=6: an epoch has only 5 batches"):
+        data(source, overfit_batches=6)

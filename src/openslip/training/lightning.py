@@ -45,7 +45,8 @@ NOISE = (  # warnings on which no user of this framework needs to act
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's messages that do not concern the run."""
+    """Silence Lightning's messages that do not concern the run, and those of PyTorch's profiler."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it writes past Python's streams, over the status line
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
