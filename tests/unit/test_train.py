@@ -140,7 +140,7 @@ def test_a_time_that_is_none_is_refused_by_its_key(time: Any):
 
 
 def test_a_run_names_the_next_commands_with_its_path():
-    text = {"tokenizer": {}}
+    text = {"tokenizer": {"_target_": "openslip.text.clip_bpe.ClipBpe"}}
     predict, evaluate, report = train.next_commands(Path("my runs/a"), text)[1:]
     assert shlex.split(predict)[:5] == ["openslip", "predict", "IMAGE", "--checkpoint", "my runs/a"]
     assert shlex.split(evaluate)[:3] == ["openslip", "eval", "checkpoint=my runs/a"]

@@ -17,7 +17,7 @@ REPLACED = {
     "limit_predict_batches": EVALUATIONS,
     "limit_test_batches": EVALUATIONS,
     "limit_train_batches": f"{LENGTH}, data.overfit_batches=N repeats N batches; fewer shards make an epoch shorter",
-    "limit_val_batches": EVALUATIONS,
+    "limit_val_batches": f"evaluation_samples=N evaluates fewer samples; {EVALUATIONS}",
     "log_every_n_steps": "callbacks.metrics.every_n_steps=N sets how often metrics are logged",
     "logger": "logger=wandb or logger=tensorboard chooses one",
     "min_epochs": LENGTH,
