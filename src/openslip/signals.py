@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from openslip import slurm
-from openslip.progress import close
+from openslip.progress import close, on_terminal
 from openslip.terminal import notice
 
 EXIT_CODE = 143
@@ -167,5 +167,7 @@ def _end_set_up(received: signal.Signals) -> None:
 
 
 def _stop_set_up(received: signal.Signals) -> None:
+    if not on_terminal():  # below the ^C of a terminal; the line at its bottom is drawn over it
+        sys.stderr.write("\n")
     notice(f"stopped by {received.name} during set-up; no step was made")
     slurm.requeue_alone(received)

@@ -40,10 +40,6 @@ class TerminalStream(io.TextIOBase):
         self.written = ""
         self.seen: list[list[str]] = []
 
-    @property
-    def encoding(self) -> str:
-        return "utf-8"
-
     def isatty(self) -> bool:
         return True
 
