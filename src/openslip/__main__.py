@@ -5,8 +5,9 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 
-from openslip import __version__, signals, streams
+from openslip import __version__, progress, signals, slurm, streams, terminal
 from openslip.commands import commands
 from openslip.config.folder import config_dirs
 from openslip.config.help import help_text
@@ -17,6 +18,7 @@ HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and op
 # the old name.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 PRINTING = {"--cfg", "-c", "--info", "-i"}  # options that print the config instead of using it
+LIGHT = ("data", "sweep")  # commands that import nothing slow at their start
 LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
 
 
@@ -62,11 +64,20 @@ def run(arguments: list[str]) -> int:
     if command == "train":
         signals.catch()  # first, because a scheduler's signal would kill the process during the slow imports
     use_expandable_segments()
-    entry = importlib.import_module(f"openslip.commands.{command}").main
-    try:
-        return run_entry_point(entry, rest)
-    except SystemExit as stop:  # argparse has printed the reason
-        return 1 if stop.code == 2 else int(stop.code or 0)
+    terminal.be_quiet("quiet=true" in rest)
+    with progress.showing_progress(is_first=slurm.is_first_task()):
+        try:
+            return run_entry_point(entry_of(command), rest)
+        except SystemExit as stop:  # argparse has printed the reason
+            return 1 if stop.code == 2 else int(stop.code or 0)
+
+
+def entry_of(command: str) -> Callable[[list[str]], int | None]:
+    """Import a command and return its entry point."""
+    if command in LIGHT:
+        return importlib.import_module(f"openslip.commands.{command}").main
+    with progress.progress("importing PyTorch"):
+        return importlib.import_module(f"openslip.commands.{command}").main
 
 
 def use_expandable_segments() -> None:

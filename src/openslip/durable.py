@@ -85,7 +85,7 @@ def optional(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        notice(f"WARNING: {unwritten(path, error)}; nothing else needs it", below=True)
+        notice(f"WARNING: {unwritten(path, error)}; nothing else needs it")
 
 
 def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advice: str) -> None:

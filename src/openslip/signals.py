@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from openslip import slurm
+from openslip.progress import close, on_terminal
+from openslip.terminal import notice
 
 EXIT_CODE = 143
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -157,6 +159,7 @@ def _end_set_up(received: signal.Signals) -> None:
     """End set-up if the main thread has not handled the signal, or is stuck at exit, e.g. in download threads."""
     global _first
     if not _deferred:
+        close()
         if _first is None:
             _first = received
             _stop_set_up(received)
@@ -164,6 +167,7 @@ def _end_set_up(received: signal.Signals) -> None:
 
 
 def _stop_set_up(received: signal.Signals) -> None:
-    sys.stderr.write(f"\nstopped by {received.name} during set-up; no step was made\n")
-    sys.stderr.flush()
+    if not on_terminal():  # below the ^C of a terminal; the line at its bottom is drawn over it
+        sys.stderr.write("\n")
+    notice(f"stopped by {received.name} during set-up; no step was made")
     slurm.requeue_alone(received)

@@ -4,13 +4,16 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 SAID_AFTER = 10.0  # seconds of waiting before a line says what is waited for
 QUIET = 60.0  # seconds of silence after such a line
+ERASE = "\r\x1b[K"
 
+_quiet = False
 _quiet_until = 0.0
+_beside_another = False
 
 # Control characters (C0, DEL, C1), line separators, marks that reverse the direction of text, and lone surrogates.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -21,16 +24,52 @@ def printable(text: object) -> str:
     return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
+def be_quiet(quiet: bool) -> None:
+    """Set whether only results, warnings and errors are printed."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether only results, warnings and errors are printed."""
+    return _quiet
+
+
+def print_beside_another(beside: bool) -> None:
+    """Set whether another process draws the line at the bottom of this process's terminal."""
+    global _beside_another
+    _beside_another = beside
+
+
 def say(*lines: object) -> None:
     """Print lines of results on stdout."""
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
-    sys.stdout.flush()
+    _write(lines, to_stderr=False)
 
 
-def notice(text: object, *, below: bool = False) -> None:
-    """Print a status message on stderr; `below` starts a new line first, below the status line."""
-    sys.stderr.write(("\n" if below else "") + f"{printable(text)}\n")
-    sys.stderr.flush()
+def inform(*lines: object) -> None:
+    """Print lines on stdout about what a command does, unless it is quiet."""
+    if not _quiet:
+        say(*lines)
+
+
+def notice(text: object) -> None:
+    """Print a warning or an error on stderr."""
+    _write([text], to_stderr=True)
+
+
+def mention(*lines: object) -> None:
+    """Print lines on stderr about the state of a command, unless it is quiet."""
+    if not _quiet:
+        _write(lines, to_stderr=True)
+
+
+def _write(lines: Sequence[object], *, to_stderr: bool) -> None:
+    stream = sys.stderr if to_stderr else sys.stdout
+    # The process that draws the line at the bottom writes above it, because `openslip.progress` replaces its streams.
+    # Another process erases the line, which is then drawn again below what was printed.
+    erase = ERASE if lines and _beside_another and stream.isatty() else ""
+    stream.write(erase + "".join(f"{printable(line)}\n" for line in lines))
+    stream.flush()
 
 
 @contextmanager
@@ -53,4 +92,4 @@ def _say_waiting(describe: Callable[[], str | None]) -> None:
     global _quiet_until
     if time.monotonic() >= _quiet_until and (what := describe()):
         _quiet_until = time.monotonic() + QUIET
-        notice(f"waiting for {what}")
+        mention(f"waiting for {what}")

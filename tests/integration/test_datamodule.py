@@ -1,5 +1,6 @@
 """The data path as the trainer meets it: what a batch holds does not depend on who computes it."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from shard_files import jpeg, write_pairs, write_tar
 from torch import Tensor
 from views import MEAN, STD, caption_view, crop_view, drawn, flattened
 
-from openslip.data.datamodule import DataModule
+from openslip.data.datamodule import DataModule, RankOrder
 from openslip.data.image.decode import TurboDecoder
 from openslip.data.source import Sample, Source
 from openslip.data.sources.shards import ShardSource
@@ -286,3 +287,21 @@ def test_a_view_shows_its_picture():
     pixels[:, :10, 0] = pixels[:, 10:, 2] = 255
     crop = drawn(crop_view(20, (1.0, 1.0)), Image.fromarray(pixels), np.random.default_rng(0))[""]
     assert np.array_equal(crop, pixels.transpose(2, 0, 1))
+
+
+def test_batches_to_overfit_are_those_of_the_first_epoch_again_and_again(source: ShardSource):
+    repeated = data(source, overfit_batches=2)
+
+    def plans(consumed: int, overfit_batches: int | None) -> list[tuple[int, int, list[int]]]:
+        order = RankOrder(repeated.order, 0, 1, lambda: consumed, lambda _: None, overfit_batches=overfit_batches)
+        return [(epoch, step, indices.tolist()) for epoch, step, indices in order]
+
+    first, second = plans(0, None)[:2]
+    assert first != second
+    assert plans(0, 2) == [first, second, first, second, first]  # an epoch ends after an odd number of steps
+    assert plans(5, 2) == [second, first, second, first, second]
+    assert plans(8, 2) == [first, second]  # a resumed run
+    one, _, three = map(flattened, islice(repeated.train_dataloader(), 3))
+    assert same([one], [three])  # crops and captions too
+    with pytest.raises(UserError, match=r"data\.overfit_batches=6: an epoch has only 5 batches"):
+        data(source, overfit_batches=6)

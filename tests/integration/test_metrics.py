@@ -9,11 +9,12 @@ from on_ranks import late_metrics
 from pretraining import Rows, fit, pretrainer
 from ranks import Ranks
 
+from openslip.progress import duration
 from openslip.training.callbacks.save import save
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.logging.late import LateMetrics
 from openslip.training.logging.metrics import Metrics
-from openslip.training.logging.status_line import StatusLine, duration, status
+from openslip.training.logging.status_line import StatusLine, status
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -71,12 +72,18 @@ def test_the_line_says_what_was_measured():
         "data/bad_samples": 3.0,
     }
     line = (
-        "step 5/20  loss 3.25  lr 0.0001  1000 samples/s (250 per device)  data 12 %  MFU 41.3 %  3.22 GB  ETA 1:30:00"
+        "step 5/20  loss 3.25  ETA 1:30:00  1000 samples/s  bad samples 3  data wait 12 %  MFU 41.3 %  lr 0.0001  "
+        "3.22 GB  250 samples/s per device"
     )
-    assert status(5, 20, figures) == line
-    alone = {key: value for key, value in figures.items() if "percent" not in key}
+    assert "  ".join(status(5, 20, figures)) == line
+    alone = {key: value for key, value in figures.items() if "percent" not in key and "bad" not in key}
     alone["speed/samples_per_second_per_device"] = 1000.0
-    assert status(5, 20, alone) == "step 5/20  loss 3.25  lr 0.0001  1000 samples/s  3.22 GB  ETA 1:30:00"
+    line = "step 5/20  loss 3.25  ETA 1:30:00  1000 samples/s  lr 0.0001  3.22 GB"
+    assert "  ".join(status(5, 20, alone)) == line
+    skipping = {"train/clip_loss": 2.0, "train/skipped": 3.0, **alone}
+    line = "step 5/20  loss 3.25  ETA 1:30:00  1000 samples/s  skipped 3  clip_loss 2  lr 0.0001  3.22 GB"
+    assert "  ".join(status(5, 20, skipping)) == line
+    assert "skipped" not in "  ".join(status(5, 20, {**skipping, "train/skipped": 0.0}))
 
 
 def test_a_log_file_gets_the_first_line_the_last_and_twenty_between(capsys: pytest.CaptureFixture[str]):

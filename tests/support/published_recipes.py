@@ -12,7 +12,7 @@ Settings = dict[str, Any]
 
 # Keys of a composed config that change no result: hardware, where things are kept, what is shown and when.
 HARDWARE_OR_COSMETIC = (
-    *("name", "runs_dir", "resume", "allow", "plan.*", "watchdog.*"),
+    *("name", "runs_dir", "resume", "quiet", "allow", "plan.*", "watchdog.*"),
     *("micro_batch_size", "*num_workers", "*.prefetch_gb", "shard_cache.*", "*.cache.*"),
     *("devices.*", "callbacks.metrics.devices.*"),
     *("towers.*.gradient_checkpointing", "compile"),
@@ -280,6 +280,7 @@ def data(name: str) -> Settings:
         "decoder": {"_target_": "openslip.data.image.decode.TurboDecoder", "transparency": None, "exif": None},
         "shuffle_window": 16,
         "bad_sample_budget": 0.001,
+        "overfit_batches": None,
     }
 
 
@@ -409,6 +410,7 @@ def recipe(
             "seed": 0,
             "global_batch_size": 64 if tiny else 4096,
             "tf32": False,
+            "evaluation_samples": None,
             "init_from": {"checkpoint": None, "resize": False},
             "towers": {"image": {**untouched, "patch_dropout": 0.0}, "text": untouched},
             "image_size": 32 if tiny else 224,

@@ -269,6 +269,29 @@ def test_resume_never_refuses_a_name_that_exists(tmp_path: Path):
         started(config(tmp_path, resume="never"), "a")
 
 
+def test_a_run_to_be_replaced_starts_anew_and_keeps_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = started(config(tmp_path, resume="replace"), "a")
+    first.finish({"step": 1, "metrics": {}, "lines": []})
+    for name in ("result-000001.json", "report.html", "metrics.csv", "evaluation-x.json", "profile/trace", "notes.txt"):
+        (first.folder / name).parent.mkdir(exist_ok=True)
+        (first.folder / name).touch()
+    (first.checkpoints / "step-000001.ckpt").touch()
+    changed = config(tmp_path, resume="replace", seed=1)  # another config, which would be refused otherwise
+    assert open_run(changed, "a").state == "new"
+    left = {path.name for path in first.folder.iterdir()}
+    assert left == {"arrays", "checkpoints", "notes.txt", ".lock"}
+    assert not list(first.checkpoints.iterdir())
+    monkeypatch.setenv("RANK", "1")
+    assert open_run(changed, "a").state == "new"
+
+
+def test_a_run_that_was_not_meant_to_be_replaced_is_never_deleted(tmp_path: Path):
+    run = started(config(tmp_path), "a")
+    with pytest.raises(UserError, match=f"resume=replace would delete the run {run.folder}, .* another name="):
+        open_run(config(tmp_path, resume="replace"), "a")
+    assert (run.folder / "config.yaml").exists()
+
+
 def test_other_ranks_touch_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
     run = started(config(tmp_path), "a")

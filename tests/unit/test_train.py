@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,10 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
     [
         ({"micro_batch_size": "most"}, "micro_batch_size=most: .* auto"),
         ({"micro_batch_size": 0}, "micro_batch_size=0"),
+        ({"quiet": "yes"}, "quiet=yes: expected true or false"),
+        ({"resume": "always"}, "resume=always: expected auto, never or replace"),
+        ({"evaluation_samples": 0}, "evaluation_samples=0: expected a whole number of at least 1, or null"),
+        ({"data.overfit_batches": True}, r"data\.overfit_batches=True: expected a whole number"),
         ({"compile": "yes"}, "compile=yes: expected auto, true or false"),
         ({"tf32": "yes"}, "tf32=yes: expected true or false"),
         ({"optim.clip_norm": 0}, r"optim\.clip_norm=0: expected a number between 0 and inf, or null"),
@@ -135,6 +140,17 @@ def test_a_time_that_is_none_is_refused_by_its_key(time: Any):
     with pytest.raises(UserError, match=rf"^trainer\.max_time={re.escape(str(time))}: expected DD:HH:MM:SS"):
         Preemption(max_time=time)
     assert [Preemption(max_time=given).seconds for given in ("00:01:00:05", {"minutes": 2}, None)] == [3605, 120, None]
+
+
+def test_a_run_names_the_next_commands_with_its_path():
+    text = {"tokenizer": {"_target_": "openslip.text.clip_bpe.ClipBpe"}}
+    predict, evaluate, report = train.next_commands(Path("my runs/a"), text)[1:]
+    assert shlex.split(predict)[:5] == ["openslip", "predict", "IMAGE", "--checkpoint", "my runs/a"]
+    assert shlex.split(evaluate)[:3] == ["openslip", "eval", "checkpoint=my runs/a"]
+    assert shlex.split(report) == ["openslip", "report", "my runs/a"]
+    without_text = train.next_commands(Path("a"), {"tokenizer": None})
+    assert "predict" not in " ".join(without_text)
+    assert len(without_text) == 3
 
 
 class StoppedError(Exception):
@@ -318,6 +334,10 @@ def config() -> dict[str, Any]:
         ("gradient_clip_val=1", "optim.clip_norm=NORM"),
         ("gradient_clip_algorithm=value", "optim.clip_norm=NORM"),
         ("overfit_batches=2", "trainer.max_steps"),
+        ("overfit_batches=2", "debug=overfit"),
+        ("fast_dev_run=true", "debug=fast"),
+        ("limit_train_batches=2", "data.overfit_batches=N"),
+        ("profiler=simple", "debug=profile"),
         ("fast_dev_run=true", "trainer.max_steps=2"),
         ("fast_dev_run=1", "trainer.max_steps=2"),
         ("limit_train_batches=0", "trainer.max_steps"),

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from openslip.terminal import notice, say
+from openslip.progress import progress
+from openslip.terminal import be_quiet, mention, say
 
 COMMANDS = {
     "list": "list the datasets that data=NAME takes, and which of them are on disk: openslip data list",
@@ -107,27 +108,36 @@ def convert_parser(extra: dict[str, tuple[type, bool, str]]) -> argparse.Argumen
             action="append" if many else "store",
             help=purpose,
         )
+    add_quiet(parser)
     return parser
 
 
 def convert(arguments: list[str]) -> int:
     """Convert a dataset to shards; the same command resumes an interrupted conversion."""
     from openslip.data.convert.convert import convert as write_shards
+    from openslip.data.convert.manifest import Entry, Totals
 
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     options = vars(convert_parser(extra).parse_args(arguments))
+    be_quiet(options["quiet"])
 
-    totals = write_shards(
-        options["layout"],
-        options["root"],
-        options["out"],
-        options={name: options[name] for name in extra},
-        samples_per_shard=options["samples_per_shard"],
-        resize=options["resize"],
-        transparency=options["transparency"],
-        workers=options["workers"],
-        on_shard=lambda entry, totals: notice(f"{entry.name}: {entry.samples:,} samples; {totals}"),
-    )
+    with progress("converting") as advance:
+
+        def on_shard(entry: Entry, totals: Totals) -> None:
+            advance(entry.samples)
+            mention(f"{entry.name}: {entry.samples:,} samples; {totals}")
+
+        totals = write_shards(
+            options["layout"],
+            options["root"],
+            options["out"],
+            options={name: options[name] for name in extra},
+            samples_per_shard=options["samples_per_shard"],
+            resize=options["resize"],
+            transparency=options["transparency"],
+            workers=options["workers"],
+            on_shard=on_shard,
+        )
     say(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
     if totals.left_out:
         say(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
@@ -159,14 +169,17 @@ def index_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip data index", description=COMMANDS["index"])
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
+    add_quiet(parser)
     return parser
 
 
 def index(arguments: list[str]) -> int:
     """Index the shards of a dataset and print how many samples they hold."""
     options = index_parser().parse_args(arguments)
+    be_quiet(options.quiet)
 
-    from openslip.data.sources.shards import ShardSource
+    with progress("importing PyTorch"):
+        from openslip.data.sources.shards import ShardSource
 
     source = open_source(options.target, options.require)
     for line in source.problems:
@@ -188,16 +201,19 @@ def check_parser() -> argparse.ArgumentParser:
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions into a .png or .jpg file"
     )
     parser.add_argument("--workers", type=int, default=2, help="number of processes that read and decode, 2 by default")
+    add_quiet(parser)
     return parser
 
 
 def check(arguments: list[str]) -> int:
     """Read every sample of a dataset and print statistics."""
     options = check_parser().parse_args(arguments)
+    be_quiet(options.quiet)
 
-    from openslip.config.build import build
-    from openslip.config.compose import compose_config
-    from openslip.data.check import check as check_source
+    with progress("importing PyTorch"):
+        from openslip.config.build import build
+        from openslip.config.compose import compose_config
+        from openslip.data.check import check as check_source
 
     source = open_source(options.target, options.require)
     lines = check_source(
@@ -222,6 +238,10 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         help="skip samples without a caption (default) or without a label; null: skip none of them; a data config uses "
         "its own setting and not this one",
     )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print only results, warnings and errors")
 
 
 def open_source(target: list[str], require: str) -> Any:

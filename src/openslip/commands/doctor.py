@@ -18,6 +18,7 @@ from openslip.data.index.outdated import complete, index_folders, why_unused
 from openslip.data.remote.cache import cache_folder
 from openslip.errors import UserError, first_line
 from openslip.locks import is_locked
+from openslip.progress import progress
 from openslip.run import environment
 from openslip.run.checkpoints import damage, foreign, saved
 from openslip.run.folder import LOCK, is_failed_start
@@ -52,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Print one line per finding, with advice if it is a problem."""
-    for finding in examine(parser().parse_args(arguments).runs):
+    options = parser().parse_args(arguments)
+    with progress("examining the machine and its runs"):
+        findings = examine(options.runs)
+    for finding in findings:
         say(finding.line())
     return 0
 

@@ -12,22 +12,30 @@ from openslip.durable import needed, refuse_unwritable, write_text
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import with_unit
 from openslip.inference.load import load
-from openslip.terminal import notice, printable, say
+from openslip.progress import progress
+from openslip.terminal import be_quiet, notice, printable, say
 
 ELSEWHERE = "output=FILE names another place"
 
 
 def main(arguments: list[str]) -> None:
     """Run evaluations on a checkpoint, with its own tokenizer and transform, as in training."""
-    config, _ = compose_config("eval", arguments)
-    bundle = load(config["checkpoint"], device=config["device"], allow=tuple(config["allow"]), format=config["format"])
+    with progress("composing the config"):
+        config, _ = compose_config("eval", arguments)
+    be_quiet(config["quiet"])
+    with progress("loading the checkpoint"):
+        allow, format_name = tuple(config["allow"]), config["format"]
+        bundle = load(config["checkpoint"], device=config["device"], allow=allow, format=format_name)
     bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
     output = Path(config["output"] or default_output(config["checkpoint"], list(config["evaluation"])))
     writable = can_write(output, is_asked_for=config["output"] is not None)
     results, notes, lines = {}, {}, []
-    for name, evaluation in build_evaluations(config["evaluation"]).items():
+    with progress("opening the evaluations"):
+        evaluations = build_evaluations(config["evaluation"])
+    for name, evaluation in evaluations.items():
         say(*(f"{name}: {line}" for line in evaluation.problems()))
-        results[name] = evaluation.run(bundle)
+        with progress(f"evaluating {name}"):
+            results[name] = evaluation.run(bundle)
         notes[name] = evaluation.notes
         lines.append(evaluation.headline(results[name]))
 

@@ -12,6 +12,7 @@ from openslip.config.length import planned_schedule, warm_up_notes
 from openslip.config.words import split_words
 from openslip.data.order import local_batch_size, too_few_samples
 from openslip.data.view import example_batch
+from openslip.progress import progress
 from openslip.terminal import say
 from openslip.training.microbatch import mixing_layers
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
@@ -38,19 +39,21 @@ def main(arguments: list[str]) -> None:
     say(*plan.length(config, samples, steps_per_epoch, schedule), *notes, "")
 
     torch.manual_seed(config["seed"])
-    parts = build_parts(config)
+    with progress("building the model"):
+        parts = build_parts(config)
     parts.objective.prepare(parts.model)
     say(*plan.parameters(parts), "")
-    cost = measure_step(
-        parts.model,
-        parts.objective,
-        lambda size: example_batch(parts.views, size),
-        config["global_batch_size"],
-        build(config["optim"]["optimizer"], "optim.optimizer"),
-        precision,
-        device,
-        plan.TIMED_SHARE * plan.room(device),
-    )
+    with progress("measuring a step"):
+        cost = measure_step(
+            parts.model,
+            parts.objective,
+            lambda size: example_batch(parts.views, size),
+            config["global_batch_size"],
+            build(config["optim"]["optimizer"], "optim.optimizer"),
+            precision,
+            device,
+            plan.TIMED_SHARE * plan.room(device),
+        )
     memory = StepMemory(
         trained=plan.values(parts, trained=True),
         locked=plan.values(parts, trained=False),

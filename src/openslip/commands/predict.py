@@ -4,14 +4,11 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from openslip.data.class_names import alike
 from openslip.data.image.rgb import SETTINGS
@@ -22,6 +19,7 @@ from openslip.inference.bundle import BATCH_SIZE
 from openslip.inference.classifier import Ranking, ZeroShotClassifier
 from openslip.inference.load import load
 from openslip.inference.prompts import all_lines
+from openslip.progress import progress
 from openslip.terminal import notice, say
 
 FILES = (".csv", ".jsonl")
@@ -63,19 +61,20 @@ def main(arguments: list[str]) -> int:
     if options.output:
         check_output(options.output)
     labels = read_labels(options.labels)
-    bundle = load(options.checkpoint, device=options.device, allow=options.allow, format=options.format)
-    classifier = ZeroShotClassifier(
-        bundle.reading(transparency=options.transparency, exif=options.exif),
-        labels,
-        options.template or ("a photo of a {}.",),
-        options.probabilities,
-    )
+    with progress("loading the checkpoint"):
+        bundle = load(options.checkpoint, device=options.device, allow=options.allow, format=options.format)
+    with progress("encoding the labels"):
+        classifier = ZeroShotClassifier(
+            bundle.reading(transparency=options.transparency, exif=options.exif),
+            labels,
+            options.template or ("a photo of a {}.",),
+            options.probabilities,
+        )
     paths, unusable = image_paths(options.images)
     num_ranked = 0
-    printed = options.output is None
     results = json_printer() if options.json else bar_printer(labels)
-    with results if printed else writer(options.output, labels) as write:
-        for path, ranking in rank_each(classifier, paths, show_progress=not (printed and sys.stdout.isatty())):
+    with results if options.output is None else writer(options.output, labels) as write:
+        for path, ranking in rank_each(classifier, paths):
             write(path, ranking)
             num_ranked += 1
     if options.output:
@@ -137,23 +136,22 @@ def image_paths(arguments: list[str]) -> tuple[list[str], int]:
     return paths, without
 
 
-def rank_each(
-    classifier: ZeroShotClassifier, paths: list[str], *, show_progress: bool
-) -> Iterator[tuple[str, Ranking]]:
+def rank_each(classifier: ZeroShotClassifier, paths: list[str]) -> Iterator[tuple[str, Ranking]]:
     """Yield the path and ranking of each image; an unreadable image is reported on stderr and skipped."""
-    bundle, starts = classifier.bundle, range(0, len(paths), BATCH_SIZE)
-    console = Console(stderr=True)
-    shown = show_progress and console.is_terminal
-    for start in track(starts, "images", console=console, transient=True, disable=not shown):
-        readable, images = [], []
-        for path in paths[start : start + BATCH_SIZE]:
-            try:
-                images.append(bundle.input(path))
-                readable.append(path)
-            except UserError as error:
-                notice(f"error: {error}")
-        if images:
-            yield from zip(readable, classifier.rank_features(bundle.encode_image(torch.stack(images))), strict=True)
+    bundle = classifier.bundle
+    with progress("classifying images", total=len(paths)) as advance:
+        for start in range(0, len(paths), BATCH_SIZE):
+            readable, images = [], []
+            for path in paths[start : start + BATCH_SIZE]:
+                try:
+                    images.append(bundle.input(path))
+                    readable.append(path)
+                except UserError as error:
+                    notice(f"error: {error}")
+                advance(1)
+            if images:
+                features = bundle.encode_image(torch.stack(images))
+                yield from zip(readable, classifier.rank_features(features), strict=True)
 
 
 Write = Callable[[str, Ranking], None]

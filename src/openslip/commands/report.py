@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from openslip.errors import UserError
+from openslip.progress import progress
 from openslip.report import write_report
 from openslip.report.comparison import write_comparison
 from openslip.terminal import say
@@ -19,11 +20,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Write a page from the files in the folders of one or more runs, and print its path."""
     options = parser().parse_args(arguments)
-
-    if len(options.runs) > 1:
-        say(write_comparison(options.runs, options.output or Path("comparison.html")))
-    elif options.output is None:
-        say(write_report(options.runs[0]))
-    else:
+    several = len(options.runs) > 1
+    if options.output is not None and not several:
         raise UserError("--output is the page of a comparison: give several runs; one run's page is RUN/report.html")
+    with progress("writing the report"):
+        if several:
+            page = write_comparison(options.runs, options.output or Path("comparison.html"))
+        else:
+            page = write_report(options.runs[0])
+    say(page)
     return 0

@@ -9,6 +9,7 @@ from openslip.errors import UserError
 from openslip.inference.files import checkpoint_file
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import load
+from openslip.progress import progress
 from openslip.terminal import say
 
 
@@ -25,7 +26,8 @@ def main(arguments: list[str]) -> int:
     """Write a smaller checkpoint that gives the same predictions, and print both sizes."""
     options = parser().parse_args(arguments)
 
-    before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
+    with progress("writing the stripped file"):
+        before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
     say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0
 

@@ -3,7 +3,9 @@
 The steps: compose the config -> seed -> data, pretrainer, callbacks, loggers, trainer -> fit.
 """
 
+import shlex
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from openslip.distributed import is_main_process
 from openslip.errors import MissingPackage, UserError, first_line
 from openslip.launcher import check_launched
 from openslip.plan import number_of_devices
+from openslip.progress import progress
 from openslip.report import write_report
 from openslip.run import ranks, watchdog
 from openslip.run.checkpoints import saved
@@ -30,7 +33,7 @@ from openslip.run.environment import origin
 from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import with_format, without_secrets
 from openslip.slurm import check_tasks
-from openslip.terminal import say
+from openslip.terminal import be_quiet, inform, mention, notice, say
 from openslip.training.callbacks.begin import Begin
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
@@ -67,9 +70,11 @@ def main(arguments: list[str]) -> None:
     for word in arguments:
         if word.startswith("trainer.strategy") and "fsdp" in word.lower():
             raise UserError(f"{word}: {NO_FSDP}")
-    config, choices = compose_config("train", arguments)
-    check_root_values(config)
-    config = settled(config)
+    with progress("composing the config"):
+        config, choices = compose_config("train", arguments)
+        check_root_values(config)
+        config = settled(config)
+    be_quiet(config["quiet"])
     check_tasks(config["trainer"])
     device = torch.device("cuda" if on_gpu(config["trainer"]["accelerator"]) else "cpu")
     check_launched(number_of_devices(config["trainer"], device), config["trainer"]["num_nodes"])
@@ -87,14 +92,15 @@ def main(arguments: list[str]) -> None:
         )
         result = run.result()
         say(*result["lines"])
+        mention(*next_commands(run.folder, config))
         for evaluation in (name for name in config["evaluation"] if name not in result["metrics"]):
             say(f"not evaluated yet: python eval_zeroshot.py checkpoint={run.folder} evaluation={evaluation}")
         return
     if run.state == "unfinished" and run.former_length is None and is_main_process():
-        say(f"{run.folder} is unfinished: this command resumes it")
+        inform(f"{run.folder} is unfinished: this command resumes it")
     if run.state == "new" and is_main_process():
         for folder in shorter(run, config):
-            say(f"{folder} is the same run, but shorter: name={folder.name} extends it")
+            inform(f"{folder} is the same run, but shorter: name={folder.name} extends it")
     watchdog.start(config["watchdog"])
     watch_launched_ranks(run.abandon)
     try:
@@ -111,38 +117,44 @@ def fit(config: dict[str, Any], run: Run) -> None:
     choose_deterministic(config["trainer"].get("deterministic") or False)
     pl.seed_everything(config["seed"], verbose=False)
 
-    parts = build_parts(config)
+    with progress("building the model"):
+        parts = build_parts(config)
     if choose_compile(config["compile"], config["trainer"]["accelerator"]):
         compile_parts(parts.model, parts.views)
-    resumed = run.checkpoints if saved(run.checkpoints) else None
+    resumed = run.checkpoints if config["resume"] != "replace" and saved(run.checkpoints) else None
     transform = transform_of(config)
     init_from = config["init_from"]
     initial = InitialWeights(
         parts.model, parts.tokenizer, transform.settings(), allow=tuple(config["allow"]), resize=init_from["resize"]
     )
     if resumed is None:  # a resumed run takes all weights from its own checkpoint
-        initial.load(init_from["checkpoint"], config["towers"])
+        with progress("loading the initial weights"):
+            initial.load(init_from["checkpoint"], config["towers"])
         if is_main_process():
             say(*(f"weights of the {part}: {path}" for part, path in initial.sources()))
             say(*initial.notices)
-    data = build(
-        config["data"],
-        "data",
-        views=parts.views,
-        global_batch_size=config["global_batch_size"],
-        seed=config["seed"],
-        bad_samples_file=run.folder / "bad_samples.jsonl",
-    )
+    with progress("opening the dataset"):
+        data = build(
+            config["data"],
+            "data",
+            views=parts.views,
+            global_batch_size=config["global_batch_size"],
+            seed=config["seed"],
+            bad_samples_file=run.folder / "bad_samples.jsonl",
+        )
     if is_main_process():
         num_samples, expected = len(data.source), data.source.expected_samples
         share = f" of {expected}, {100 * num_samples // expected} %" if expected else ""
         drawn = f"; an epoch draws {data.order.num_samples}" if data.order.num_samples != num_samples else ""
-        say(f"data: {num_samples} samples{share}{drawn}")
+        inform(f"data: {num_samples} samples{share}{drawn}")
         for problem in data.source.problems:
             say(f"data: {problem}")
         if data.order.dropped:
-            say(f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped")
-    evaluations = build_evaluations(config["evaluation"])
+            inform(
+                f"data: {data.order.dropped} of {data.order.num_samples} samples fill no global batch and are dropped"
+            )
+    with progress("opening the evaluations"):
+        evaluations = build_evaluations(config["evaluation"], config["evaluation_samples"])
     if is_main_process():
         say(*(f"{name}: {line}" for name, evaluation in evaluations.items() for line in evaluation.problems()))
 
@@ -204,16 +216,36 @@ def fit(config: dict[str, Any], run: Run) -> None:
     if is_main_process():
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
         try:
-            lines = [*headlines, f"report: {write_report(run.folder)}"]
+            with progress("writing the report"):
+                lines = [*headlines, f"report: {write_report(run.folder)}"]
         except Exception as error:  # of any kind: the report only shows data that is stored in other files
             lines = [*headlines, f"report: none ({first_line(error)}); openslip report {run.folder} writes it"]
         if bad := data.bad_samples.total():
             files = ", ".join(map(str, data.bad_samples.files()))
             lines.insert(0, f"data: {bad} bad samples were replaced: {files}")
+        lines += [f"profile: {file}" for file in profile_files(trainer)]
         try:
             run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
         finally:
             say(*lines)
+        mention(*next_commands(run.folder, config))
+
+
+def next_commands(folder: Path, config: dict[str, Any]) -> list[str]:
+    """Return lines that name the commands for a finished run."""
+    run = shlex.quote(str(folder))
+    checkpoint = shlex.quote(f"checkpoint={folder}")
+    predict = [f'openslip predict IMAGE --checkpoint {run} --labels "a cat,a dog"'] if config["tokenizer"] else []
+    commands = [*predict, f"openslip eval {checkpoint} evaluation=NAME", f"openslip report {run}"]
+    return ["next commands:", *(f"  {command}" for command in commands)]
+
+
+def profile_files(trainer: pl.Trainer) -> list[Path]:
+    """List the files that the profiler of `trainer.profiler` has written."""
+    profiler: Any = trainer.profiler  # type: ignore
+    if profiler.dirpath is None or profiler.filename is None:
+        return []
+    return sorted(Path(profiler.dirpath).glob(f"*{escape(profiler.filename)}*"))
 
 
 def provenance(config: dict[str, Any], pretrainer: Pretrainer, data: DataModule) -> dict[str, Any]:
@@ -278,7 +310,7 @@ def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:
         except MissingPackage:
             raise
         except Exception as error:
-            say(f"logger {name} did not start and is skipped: {error}")
+            notice(f"logger {name} did not start and is skipped: {error}")
         else:
             started.append(logger)
     return started

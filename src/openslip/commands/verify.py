@@ -9,6 +9,7 @@ from openslip.config.build import build, build_parts
 from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.data.view import example_batch
+from openslip.progress import progress
 from openslip.terminal import say
 from openslip.verify import show, verify
 from openslip.verify.files import RECORDINGS
@@ -66,6 +67,8 @@ def verify_splits(arguments: list[str]) -> int:
         weight_decay=optim["weight_decay"],
         layer_decay=optim["layer_decay"],
     )
-    code = show(split_rows(step, batch), "cpu, float64")
+    with progress("comparing splits of a batch"):
+        rows = split_rows(step, batch)
+    code = show(rows, "cpu, float64")
     say(*COVERED.splitlines())
     return code

@@ -11,6 +11,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from openslip.config.check import is_whole, lookup
+from openslip.data.source import Source
+from openslip.data.sources.subset import Subset
 from openslip.data.view import View
 from openslip.errors import UserError, first_line
 from openslip.evaluation.evaluation import Evaluation
@@ -114,8 +116,13 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "model": {**config["model"], "text_tower": filled}}
 
 
-def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
-    """Build the evaluations and set how often training runs each of them."""
+def build_evaluations(config: dict[str, Any], num_samples: int | None = None) -> dict[str, Evaluation]:
+    """Build the evaluations and set how often training runs each of them.
+
+    Args:
+        config: the config's `evaluation`.
+        num_samples: number of samples that are used of each dataset; None uses all.
+    """
     evaluations = {}
     for name, options in config.items():
         if not isinstance(options, dict):
@@ -128,4 +135,7 @@ def build_evaluations(config: dict[str, Any]) -> dict[str, Evaluation]:
             if not is_whole(options[key]) or options[key] < 0:
                 raise UserError(f"evaluation.{name}.{key}={options[key]}: expected a whole number; 0: at the end only")
             setattr(evaluations[name], key, options[key])
+        for attribute, source in vars(evaluations[name]).items():
+            if num_samples is not None and isinstance(source, Source) and len(source) > num_samples:
+                setattr(evaluations[name], attribute, Subset(source, num_samples))
     return evaluations

@@ -23,6 +23,7 @@ GROUPS = {
         "tokenizer",
         "trainer",
         "logger",
+        "debug",
     ),
     "eval": ("evaluation",),
 }
@@ -32,7 +33,7 @@ KEYS = {
         (
             "train.yaml",
             "",
-            ("name", "runs_dir", "resume", "seed", "global_batch_size", "micro_batch_size", "image_size"),
+            ("name", "runs_dir", "resume", "quiet", "seed", "global_batch_size", "micro_batch_size", "image_size"),
         ),
         ("data/webdataset.yaml", "data.", ("num_workers", "bad_sample_budget")),
         ("data/source/shards.yaml", "data.source.", ("shards",)),
@@ -46,7 +47,9 @@ KEYS = {
         ("train.yaml", "", ("init_from.checkpoint", "towers.image.weights", "towers.image.locked")),
         ("train.yaml", "", ("towers.image.gradient_checkpointing", "towers.image.patch_dropout")),
     ),
-    "eval": (("eval.yaml", "", ("checkpoint", "device", "classnames", "templates", "output", "format", "allow")),),
+    "eval": (
+        ("eval.yaml", "", ("checkpoint", "device", "classnames", "templates", "output", "quiet", "format", "allow")),
+    ),
 }
 OPTIONS = {
     "KEY=VALUE": "set a key of the config; +KEY=VALUE adds a key, and ~KEY removes a key",

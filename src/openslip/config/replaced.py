@@ -11,19 +11,19 @@ REPLACED = {
     "enable_checkpointing": "callbacks.save.every_minutes, every_n_steps and every_n_epochs set when to save",
     "enable_model_summary": "`openslip plan` prints one",
     "enable_progress_bar": "callbacks.metrics.every_n_steps sets how often a line is printed",
-    "fast_dev_run": "trainer.max_steps=2 name=trial is a short run",
+    "fast_dev_run": "debug=fast is a run of two steps, and so is trainer.max_steps=2 name=trial",
     "gradient_clip_algorithm": "optim.clip_norm=NORM clips the global norm",
     "gradient_clip_val": "optim.clip_norm=NORM clips the global norm",
     "limit_predict_batches": EVALUATIONS,
     "limit_test_batches": EVALUATIONS,
-    "limit_train_batches": f"{LENGTH}, and with fewer shards in data.source.shards an epoch is shorter",
-    "limit_val_batches": EVALUATIONS,
+    "limit_train_batches": f"{LENGTH}, data.overfit_batches=N repeats N batches; fewer shards make an epoch shorter",
+    "limit_val_batches": f"evaluation_samples=N evaluates fewer samples; {EVALUATIONS}",
     "log_every_n_steps": "callbacks.metrics.every_n_steps=N sets how often metrics are logged",
     "logger": "logger=wandb, tensorboard, trackio or mlflow chooses one",
     "min_epochs": LENGTH,
     "min_steps": LENGTH,
     "num_sanity_val_steps": EVALUATIONS,
-    "overfit_batches": f"{LENGTH}, and one small shard in data.source.shards can be overfitted",
+    "overfit_batches": f"data.overfit_batches=N repeats N batches, debug=overfit is a run that does so; {LENGTH}",
     "plugins": "trainer.precision and trainer=slurm choose them",
     "reload_dataloaders_every_n_epochs": "every epoch has its own order, set by seed",
     "sync_batchnorm": "batch norm always uses statistics of the global batch, on any number of devices",
@@ -31,6 +31,7 @@ REPLACED = {
     "val_check_interval": EVALUATIONS,
 }
 PROFILER = (
+    "debug=profile records a few steps with PyTorch's profiler; "
     "+trainer.profiler._target_=pytorch_lightning.profilers.SimpleProfiler +trainer.profiler.dirpath=FOLDER "
     "+trainer.profiler.filename=profile writes a file"
 )

@@ -40,6 +40,8 @@ class DataModule(pl.LightningDataModule):
         bad_samples_file: file that lists the bad samples; None writes no file.
         num_workers: worker processes that decode; 0 decodes in the main process, `auto` adapts to the number of cores.
         prefetch_gb: upper bound for the decoded samples in shared memory, in GB per rank.
+        overfit_batches: number of global batches that are repeated, with the same crops and captions, to see whether
+            the model can learn them; None uses all samples.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class DataModule(pl.LightningDataModule):
         bad_samples_file: Path | None,
         num_workers: int | str,
         prefetch_gb: float,
+        overfit_batches: int | None = None,
     ) -> None:
         super().__init__()
         check_workers(num_workers)
@@ -75,6 +78,11 @@ class DataModule(pl.LightningDataModule):
         self.bad_samples_file = bad_samples_file
         self.num_workers = num_workers
         self.prefetch_gb = prefetch_gb
+        if overfit_batches is not None and overfit_batches > self.order.steps_per_epoch:
+            raise UserError(
+                f"data.overfit_batches={overfit_batches}: an epoch has only {self.order.steps_per_epoch} batches"
+            )
+        self.overfit_batches = overfit_batches
         self.consumed = 0  # steps of the run so far; the pretrainer increments it, `load_state_dict` restores it
         self.statistics: dict[str, tuple[int, int]] = {}  # per column: number of ones, number of samples
         self.loader: BatchLoader | None = None
@@ -106,7 +114,14 @@ class DataModule(pl.LightningDataModule):
         local_ranks = self.trainer.num_devices if self.trainer else 1
         self.loader = BatchLoader(
             self.batches,
-            RankOrder(self.order, rank, num_ranks, lambda: self.consumed, self.source.prefetch),
+            RankOrder(
+                self.order,
+                rank,
+                num_ranks,
+                lambda: self.consumed,
+                self.source.prefetch,
+                overfit_batches=self.overfit_batches,
+            ),
             size=size,
             num_batches=self.steps_per_epoch,
             num_workers=number_of_workers(self.num_workers, local_ranks, on_gpu=on_gpu),
@@ -209,21 +224,36 @@ class RankOrder(Sampler[Plan]):
         world_size: number of ranks.
         consumed: returns the number of steps of the run that are done.
         prefetch: called with the first sample of every part that will soon be read.
+        overfit_batches: number of global batches that are repeated; None plans all samples.
     """
 
     def __init__(
-        self, order: Order, rank: int, world_size: int, consumed: Callable[[], int], prefetch: Callable[[int], None]
+        self,
+        order: Order,
+        rank: int,
+        world_size: int,
+        consumed: Callable[[], int],
+        prefetch: Callable[[int], None],
+        *,
+        overfit_batches: int | None = None,
     ) -> None:
         self.order = order
         self.rank = rank
         self.world_size = world_size
         self.consumed = consumed
         self.prefetch = prefetch
+        self.overfit_batches = overfit_batches
         # Raises, before training starts, if the global batch size is not divisible by the number of ranks.
         local_batch_size(order.global_batch_size, world_size)
 
     def __iter__(self) -> Iterator[Plan]:
         epoch, first_step = divmod(self.consumed(), self.order.steps_per_epoch)
+        if self.overfit_batches is not None:
+            # The epoch decides the crops and captions too, so the batches of the first one repeat all of that.
+            for consumed in range(self.consumed(), (epoch + 1) * self.order.steps_per_epoch):
+                step = consumed % self.overfit_batches
+                yield Plan(0, step, self.order.rank_batch(0, step, self.rank, self.world_size))
+            return
         near: set[int] = set()
         for step in range(first_step, self.order.steps_per_epoch):
             ahead = self.order.read_ahead(epoch, step)

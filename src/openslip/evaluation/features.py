@@ -16,6 +16,7 @@ from openslip.data.source import Source
 from openslip.distributed import gather, of_all_ranks, rank, world_size
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
+from openslip.progress import progress
 
 PREFETCH = 2  # batches that each worker prefetches
 SETTING = "the evaluation's num_workers"
@@ -25,7 +26,11 @@ TEXTS_PER_BATCH = 256  # the unit in which texts are distributed over ranks
 def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
     """Encode texts to unit-length features in their order; ranks share the work, so all of them must call this."""
     batches = rank_batches(len(texts), TEXTS_PER_BATCH)
-    encoded = [bundle.encode_text([texts[row] for row in batch]) for batch in batches]
+    encoded = []
+    with progress("texts", total=sum(map(len, batches))) as advance:
+        for batch in batches:
+            encoded.append(bundle.encode_text([texts[row] for row in batch]))
+            advance(len(batch))
     return gather_batches(encoded, len(texts), TEXTS_PER_BATCH, bundle.device)
 
 
@@ -62,12 +67,14 @@ def image_batches(
     )
     loader.setting = SETTING
     batches: Iterator[Any] = iter(loader)
-    for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
-        batch = next(batches, None)
-        if batch is None:  # a rank with one batch less still fetches as often, because each fetch synchronises ranks
-            return
-        image, label = batch
-        yield image.to(bundle.device, non_blocking=True), label
+    with progress("images", total=sum(map(len, planned))) as advance:
+        for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
+            batch = next(batches, None)
+            if batch is None:  # a rank with one batch less still fetches as often: each fetch synchronises ranks
+                return
+            image, label = batch
+            yield image.to(bundle.device, non_blocking=True), label
+            advance(len(label))
 
 
 def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -27,14 +27,10 @@ PATIENCE = 5.0  # seconds to wait for the lock: the previous process may not hav
 AFTER_REQUEUE = 120.0  # the same after a requeue: a file server takes up to 90 s to notice that a node is gone
 LOCK = ".lock"
 LEFT_BY_A_START = (
-    "arrays",
-    "wandb",
-    "id.txt",
-    "env.json",
-    "metrics.csv",
-    "micro_batch_size.json",
+    *("arrays", "wandb", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
     "bad_samples*.jsonl",
 )
+LEFT_BY_A_RUN = ("config.yaml", "report.html", "profile", "result*.json", "evaluation-*.json")
 
 _locks = ExitStack()  # held until this process ends, in whatever way it ends
 atexit.register(_locks.close)
@@ -162,26 +158,32 @@ def open_run(config: dict[str, Any], name: str) -> Run:
         name: name of the folder in `runs_dir`.
 
     Raises:
-        UserError: the folder holds a run of another config or a longer run; it holds any run and `resume=never`; or
-            another process trains the run.
+        UserError: the folder holds a run of another config or a longer run; it holds any run and `resume=never`, or a
+            run without `resume=replace` that this would delete; or another process trains the run.
         CheckpointError: the folder cannot be written.
     """
     folder = Path(config["runs_dir"]) / name
     if config["name"] is None and not (folder / "config.yaml").exists():
         folder = _named_before(folder, config) or folder
     run = _inspected(folder, config)
+    replaces = config["resume"] == "replace"
     if not is_main_process():  # all ranks read the same state; only the main process raises errors
-        return run
-    if run.state != "new":
+        return Run(folder, "new") if replaces else run
+    if replaces:
+        _refuse_to_replace(folder)
+    elif run.state != "new":
         _refuse_another(folder, config)
         if config["resume"] == "never":
             raise UserError(f"resume=never, but the run {folder} exists: give another name=, or resume=auto")
-    if run.state == "finished":
+    if run.state == "finished" and not replaces:
         return run
     try:
         folder.mkdir(parents=True, exist_ok=True)
         was_started = is_failed_start(folder)
         _lock(folder)
+        if replaces:
+            _refuse_to_replace(folder)
+            remove(folder, ("checkpoints", *LEFT_BY_A_START, *LEFT_BY_A_RUN))
         run = _inspected(folder, config)  # again: the previous holder of the lock may have finished or extended the run
         _refuse_another(folder, config)
         if run.state == "finished":
@@ -218,11 +220,26 @@ def is_failed_start(folder: Path) -> bool:
 
 def remove_failed_start(folder: Path) -> None:
     """Remove the files that a failed start has left in a folder, except its lock."""
-    for path in (path for name in LEFT_BY_A_START for path in folder.glob(name)):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    remove(folder, LEFT_BY_A_START)
     sweep(folder / "checkpoints")
     with suppress(OSError):  # it is absent, or holds files that no start wrote
         (folder / "checkpoints").rmdir()
+
+
+def remove(folder: Path, patterns: Sequence[str]) -> None:
+    """Remove files and folders that a run has written, and nothing else."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """Refuse to delete a run that was not itself started with `resume=replace`."""
+    stored = read_config(folder / "config.yaml")
+    if stored is not None and stored.get("resume") != "replace":
+        raise UserError(
+            f"resume=replace would delete the run {folder}, which was started without it: give another name="
+        )
 
 
 def unwritable(folder: Path, error: OSError) -> CheckpointError:

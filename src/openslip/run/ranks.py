@@ -17,6 +17,7 @@ from openslip import signals, slurm
 from openslip.distributed import of_all_ranks, rank, world_size
 from openslip.durable import finish_writes
 from openslip.errors import UserError, first_line
+from openslip.progress import close
 from openslip.terminal import notice
 
 EVERY = 0.5  # seconds between checks of the other ranks
@@ -113,7 +114,8 @@ class Ranks:
             self.pass_on_signals()
             failure = self.told() or self.dead()
             if failure and not self.over.wait(PATIENCE + 1):
-                notice(f"error: {RankError(self.tell(failure))}", below=True)
+                close()
+                notice(f"error: {RankError(self.tell(failure))}")
                 finish_writes()  # the watchdog limits how long this can take
                 os._exit(failure.exit_code)
 

@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,9 @@ from contextlib import contextmanager
 import torch
 
 from openslip.distributed import rank
+from openslip.progress import close
 from openslip.run import ranks
+from openslip.terminal import notice
 
 EXIT_CODE = 1
 LAST_WORDS = 2.0  # seconds: lets ranks that wait for the stuck one print their errors before a launcher ends them all
@@ -65,10 +66,8 @@ def _watch() -> None:
     while time.monotonic() < _deadline:
         time.sleep(min(1.0, min(_limits.values()) / 4))
     limit = f"watchdog.{_phase}={_limits[_phase]:g} seconds"
-    sys.stderr.write(
-        f"\nerror: rank {rank()} is stuck: its {_phase} takes longer than {limit}; the stacks of its threads:\n"
-    )
-    sys.stderr.flush()
+    close()
+    notice(f"error: rank {rank()} is stuck: its {_phase} takes longer than {limit}; the stacks of its threads:")
     ranks.tell(EXIT_CODE, f"stuck: its {_phase} takes longer than {limit}; it has printed the stacks of its threads")
     faulthandler.dump_traceback(all_threads=True)
     time.sleep(LAST_WORDS)

@@ -15,6 +15,7 @@ from openslip.distributed import from_first_rank, rank
 from openslip.durable import WRITER, Hashing, durable
 from openslip.errors import CheckpointError, UserError, first_line
 from openslip.inference.files import read, why_unwritten
+from openslip.progress import progress
 from openslip.run.checkpoints import finish, forget_after, newest_whole, saved
 from openslip.terminal import notice
 from openslip.training.callbacks.finite import refuse_non_finite
@@ -60,7 +61,8 @@ class DurableCheckpointIO(CheckpointIO):
     def wait(self) -> UserError | None:
         """Wait for the save in progress, if any, and return its error; the next call does not return it again."""
         if self.writer is not None:
-            self.writer.join()
+            with progress("writing the checkpoint"):
+                self.writer.join()
         failure, self.writer, self.failure = self.failure, None, None
         return failure
 
@@ -86,7 +88,8 @@ class DurableCheckpointIO(CheckpointIO):
         newest: Path | UserError | None = None
         if rank() == 0:
             try:
-                checkpoint = newest_whole(Path(path))
+                with progress("verifying the checkpoint"):
+                    checkpoint = newest_whole(Path(path))
                 forget_after(checkpoint)
                 newest = checkpoint.path
             except UserError as error:
@@ -95,7 +98,8 @@ class DurableCheckpointIO(CheckpointIO):
         if isinstance(newest, UserError):
             raise newest
         assert newest is not None
-        return read(newest)
+        with progress("reading the checkpoint"):
+            return read(newest)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Not used: `finish` decides which checkpoints are kept."""
@@ -122,7 +126,7 @@ def write(content: dict[str, Any], path: Path, step: int) -> None:
         except CheckpointError as error:  # no room
             reason = str(error)
         if pause is not None:
-            notice(f"checkpoint {path} could not be written ({reason}); trying again in {pause:.0f} s", below=True)
+            notice(f"checkpoint {path} could not be written ({reason}); trying again in {pause:.0f} s")
             time.sleep(pause)
     raise CheckpointError(
         f"checkpoint {path} could not be written ({reason}): make room or repair the file system; {before(path)}"

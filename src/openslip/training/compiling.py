@@ -9,7 +9,7 @@ from torch import nn
 from openslip.data.view import View
 from openslip.distributed import is_main_process
 from openslip.models.tower import Tower
-from openslip.terminal import say
+from openslip.terminal import inform
 from openslip.training.c_compiler import why_no_launcher
 from openslip.training.precision import on_gpu
 
@@ -22,7 +22,7 @@ def choose_compile(setting: bool | str, accelerator: str) -> bool:
         return setting is True
     missing = why_not()
     if is_main_process():
-        say("compile=auto: on" if missing is None else f"compile=auto: off, because {missing}")
+        inform("compile=auto: on" if missing is None else f"compile=auto: off, because {missing}")
     return missing is None
 
 

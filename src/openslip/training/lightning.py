@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher, subprocess_script
 
 from openslip.distributed import wait_up_to
+from openslip.progress import close
 from openslip.terminal import notice
 
 SWITCHED_OFF = {
@@ -46,7 +47,8 @@ NOISE = (  # warnings that require no action from a user of this framework
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's messages that do not concern the run."""
+    """Silence Lightning's messages that do not concern the run, and those of PyTorch's profiler."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it writes past Python's streams, over the status line
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
@@ -108,8 +110,9 @@ def watch_launched_ranks(abandon: Callable[[], None]) -> None:
         for process in launched:
             process.kill()
         abandon()
+        close()
         if code < 0:  # a rank that was not killed has printed its own error
-            notice(f"error: rank {rank}: killed by signal {-code} in its set-up", below=True)
+            notice(f"error: rank {rank}: killed by signal {-code} in its set-up")
         os._exit(128 - code if code < 0 else code)
 
     def start(launched: list[subprocess.Popen]) -> None:

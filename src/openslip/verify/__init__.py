@@ -13,6 +13,7 @@ from rich.console import Console
 
 from openslip.errors import UserError, first_line
 from openslip.inference.load import choose_device
+from openslip.progress import progress
 from openslip.terminal import printable
 from openslip.verify.deviation import Row
 from openslip.verify.files import is_recorded, read_json
@@ -34,8 +35,11 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     Raises:
         UserError: the folder or device does not exist, or the folder has none of the recordings.
     """
-    rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
-    return show([*rows, *kernel_rows(device, dtype)], f"{device}, {dtype}; {folder}")
+    with progress("comparing with the recordings"):
+        rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
+    with progress("comparing kernels with float64"):
+        rows += kernel_rows(device, dtype)
+    return show(rows, f"{device}, {dtype}; {folder}")
 
 
 def show(rows: list[Row], what: str) -> int:

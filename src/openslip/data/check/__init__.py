@@ -2,14 +2,11 @@
 
 import hashlib
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from openslip.data.check.contact_sheet import write_contact_sheet
@@ -17,6 +14,7 @@ from openslip.data.check.report import caption_rows, image_rows, number, share
 from openslip.data.image.decode import open_image
 from openslip.data.source import Source
 from openslip.errors import UserError
+from openslip.progress import progress
 from openslip.text.tokenizer import Tokenizer
 
 SHOWN = 10  # number of unreadable samples that are listed
@@ -58,17 +56,17 @@ def check(
     parts = DataLoader(
         Parts(source, tokenizer, places, decode), batch_size=None, num_workers=num_workers, collate_fn=tuple
     )
-    for numbers, of_captions, unreadable in track(
-        parts, "checking", console=Console(stderr=True), disable=not sys.stderr.isatty()
-    ):
-        samples[start : start + len(numbers)] = numbers
-        start += len(numbers)
-        captions.append(of_captions)
-        for key, reason in unreadable:
-            # Reasons that differ only in numbers are counted as one, in the words of the first.
-            reasons[words.setdefault(re.sub(r"\d+", "0", reason), reason)] += 1
-            if len(first) < SHOWN:
-                first.append(f"{key}: {reason}")
+    with progress("checking samples", total=len(places)) as advance:
+        for numbers, of_captions, unreadable in parts:
+            samples[start : start + len(numbers)] = numbers
+            start += len(numbers)
+            captions.append(of_captions)
+            for key, reason in unreadable:
+                # Reasons that differ only in numbers are counted as one, in the words of the first.
+                reasons[words.setdefault(re.sub(r"\d+", "0", reason), reason)] += 1
+                if len(first) < SHOWN:
+                    first.append(f"{key}: {reason}")
+            advance(len(numbers))
     rows = [("samples", number(len(source)))]
     if (expected := source.expected_samples) is not None:
         whole = 100 * len(source) // expected  # rounded down, so that 100 % means all

@@ -15,6 +15,7 @@ from fsspec.spec import AbstractFileSystem
 
 from openslip.data.remote.address import shown
 from openslip.errors import DataError, UserError
+from openslip.progress import BYTES, progress
 from openslip.terminal import waiting
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -86,6 +87,7 @@ def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> 
                     raise ConnectionError(f"more than the {identity.size:,} bytes that the server stated")
                 file.write(block)
                 done += len(block)
+                advance(len(block))
                 if (seconds := time.monotonic() - since) >= RATE_WINDOW:
                     if (rate := (done - before) / seconds) < min_rate:
                         raise TooSlowError(f"only {rate:,.1f} bytes/s; shard_cache.min_bytes_per_second={min_rate}")
@@ -95,11 +97,12 @@ def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> 
 
     started = time.monotonic()
 
-    def progress() -> str | None:
+    def slow_download() -> str | None:
         is_slow = done < WORTH_A_LINE * (time.monotonic() - started)
         return f"shard {shown(address)}: {done:,} of {identity.size:,} bytes" if is_slow else None
 
-    with waiting(progress):
+    what = f"downloading {shown(address).rpartition('/')[2]}"
+    with waiting(slow_download), progress(what, total=identity.size, unit=BYTES) as advance:
         attempt(address, resume)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from openslip.data.source import Source
 from openslip.data.sources.shards import ShardSource
 from openslip.durable import needed
 from openslip.errors import UserError
+from openslip.progress import progress
 
 Split = Literal["train", "unseen", "seen"]
 Combination = tuple[int, int, int, int]  # for each of ATTRIBUTES, the index of its value
@@ -125,8 +127,9 @@ def write(root: Path, *, shuffle_captions: bool = False) -> Path:
                 f"data.source.root {str(root)!r}: cannot be written ({error.strerror}); name a folder that can"
             ) from None
         try:
-            for split in NUM_IMAGES:
-                _write_split(partial, split, shuffle_captions)
+            with progress("drawing the built-in dataset", total=sum(NUM_IMAGES.values())) as advance:
+                for split in NUM_IMAGES:
+                    _write_split(partial, split, shuffle_captions, advance)
             partial.chmod(0o755)  # mkdtemp made it private
             try:
                 os.rename(partial, folder)
@@ -138,7 +141,7 @@ def write(root: Path, *, shuffle_captions: bool = False) -> Path:
     return folder
 
 
-def _write_split(folder: Path, split: Split, shuffle_captions: bool) -> None:
+def _write_split(folder: Path, split: Split, shuffle_captions: bool, advance: Callable[[float], None]) -> None:
     labels, captions, images = _draw_split(split)
     if shuffle_captions:
         order = np.random.default_rng(0).permutation(len(captions))
@@ -153,6 +156,7 @@ def _write_split(folder: Path, split: Split, shuffle_captions: bool) -> None:
                 if split == "train":
                     _add(tar, f"{key}.txt", captions[place].encode())
                 _add(tar, f"{key}.cls", str(labels[place]).encode())
+                advance(1)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

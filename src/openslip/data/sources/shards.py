@@ -8,9 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import Progress
-
 from openslip.data.captions.policy import CaptionPolicy, KeepEqual, UniformCaption, read_captions
 from openslip.data.index.build import open_index
 from openslip.data.index.index import Shard, State, state_of
@@ -21,6 +18,7 @@ from openslip.data.remote.cache import ShardCache, cache_folder, content_digest
 from openslip.data.source import Collection, Sample, Source
 from openslip.data.sources.shard_paths import expand, passed_over, place_of, without_repeats
 from openslip.errors import DataError, UserError
+from openslip.progress import progress
 
 MAX_OPEN = 64  # an open file takes disk space, even after the cache has deleted it
 ALL_CAPTIONS = UniformCaption()
@@ -64,20 +62,18 @@ class ShardSource(Source):
         expanded, repeated = without_repeats(expand(shards))
         self.places = frozenset(map(place_of, expanded))
         if remote := [shard for shard in expanded if shard.path is None]:
-            identities = self.cache_of(remote[0]).identify([shard.address for shard in remote])
+            with progress("asking for the versions of shards"):
+                identities = self.cache_of(remote[0]).identify([shard.address for shard in remote])
             versions = {shard.address: str(identity) for shard, identity in zip(remote, identities, strict=True)}
             expanded = [shard._replace(version=versions.get(shard.address, "")) for shard in expanded]
-        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task("indexing shards", total=len(expanded))
+        with progress("indexing shards", total=len(expanded)) as advance:
             self.index = open_index(
                 expanded,
                 captions,
                 require,
                 cache_folder=cache_folder("index"),
                 fetch=self.fetch,
-                progress=lambda done, samples: bar.update(
-                    task, completed=done, description=f"indexing shards, {samples} samples"
-                ),
+                progress=lambda done, samples: advance(1),
             )
         for shard, (_, _, content) in zip(expanded, self.index.scans, strict=True):
             if shard.path is None:

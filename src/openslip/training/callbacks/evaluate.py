@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from openslip.distributed import is_main_process
 from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import Evaluation
+from openslip.progress import progress
 from openslip.run import watchdog
 from openslip.training.logging.images import log_classified
 from openslip.training.logging.metrics import log
@@ -63,7 +64,7 @@ class Evaluate(pl.Callback):
 
     def run(self, name: str, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         evaluation = self.evaluations[name]
-        with watchdog.phase("evaluation"):
+        with watchdog.phase("evaluation"), progress(f"evaluating {name}"):
             self.results[name] = evaluation.run(pl_module.bundle)
             metrics = {f"eval/{name}/{metric}": value for metric, value in self.results[name].items()}
             log(trainer, {"samples_seen": pl_module.samples_seen, **metrics}, pl_module.step)

@@ -2,7 +2,6 @@
 
 # pyright: reportIncompatibleMethodOverride=false
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from openslip.distributed import any_rank, from_first_rank, is_main_process, of_
 from openslip.errors import UserError
 from openslip.run import ranks
 from openslip.run.checkpoints import saved
+from openslip.terminal import notice
 from openslip.training.callbacks.save import end_save, save
 from openslip.training.lightning import adopt_ranks, finish_wandb, leave_signals
 from openslip.training.logging.metrics import send
@@ -85,8 +85,7 @@ class Preemption(pl.Callback):
             asked_by = received.name if received and received in signals.STOPPING else self.asked_by
             ended = f"after step {pl_module.step}, saved; the same command resumes it"
             ended = ended if pl_module.step else "before the first step; the same command restarts it"
-            sys.stderr.write(f"\nstopped by {asked_by} {ended}\n")
-            sys.stderr.flush()
+            notice(f"stopped by {asked_by} {ended}")
             # Before requeueing, which ends the job under SLURM; Lightning finalises loggers only later.
             finish_wandb(trainer)
             send(trainer, pl_module.step, lambda logger: logger.finalize("failed"))

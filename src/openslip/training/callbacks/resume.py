@@ -3,7 +3,6 @@
 # pyright: reportIncompatibleMethodOverride=false
 
 import random
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from openslip.distributed import is_main_process, of_all_ranks, rank
 from openslip.errors import CheckpointError
+from openslip.terminal import inform
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
@@ -44,13 +44,12 @@ class Resume(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.rows.cut_back(pl_module.step)
         if is_main_process() and self.former_steps is not None:
-            sys.stdout.write(
+            inform(
                 f"extends {trainer.default_root_dir} from {self.former_steps} to {pl_module.max_steps} steps; "
-                f"the longer schedule applies from step {pl_module.step}\n"
+                f"the longer schedule applies from step {pl_module.step}"
             )
         if is_main_process() and pl_module.step:
-            sys.stdout.write(f"Resumed at step {pl_module.step} of {pl_module.max_steps}.\n")
-            sys.stdout.flush()
+            inform(f"Resumed at step {pl_module.step} of {pl_module.max_steps}.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         assert pl_module.step == trainer.global_step == pl_module.data.consumed

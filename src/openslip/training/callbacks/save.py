@@ -72,7 +72,7 @@ class Save(pl.Callback):
             return
         watchdog.enter("checkpoint")
         if failure := checkpoint_io(trainer).wait():
-            notice(f"error: {failure}", below=True)
+            notice(f"error: {failure}")
 
 
 def no_room(folder: Path, size: int) -> CheckpointError | None:

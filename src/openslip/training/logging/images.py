@@ -67,7 +67,7 @@ def log_images(
         try:
             logger.log_image(key, draw(), step, **({"caption": list(captions)} if captions else {}))
         except Exception as error:  # e.g. W&B's temporary folder was deleted; the logger is kept for the metrics
-            notice(f"W&B: {key} was not logged at step {step}: {first_line(error)}", below=True)
+            notice(f"W&B: {key} was not logged at step {step}: {first_line(error)}")
 
 
 def pixels(images: UInt8[np.ndarray, "_ 3 h w"]) -> list[UInt8[np.ndarray, "h w 3"]]:

@@ -47,6 +47,10 @@ class Metrics(pl.Callback):
         # Last measured step, its metrics that are being copied from the device, and its metrics already on the host.
         self.measured: tuple[int, LateMetrics, dict[str, float | int]] | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
+        if is_main_process():
+            self.line.begin()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         peak = self.peak_tflops or peak_tflops(pl_module.device, self.devices)
         self.peak = peak and 1e12 * peak
@@ -106,6 +110,13 @@ class Metrics(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         self.write(trainer, pl_module)
+        self.line.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
+        self.line.close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
+        self.line.close()  # if no step remained, the hooks before were not called
 
     def write(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         """Log and show the last measured step, unless this has been done already."""
@@ -132,4 +143,4 @@ def send(trainer: pl.Trainer, step: int, to_logger: Callable[[Logger], None]) ->
             raise
         except Exception as error:
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
-            notice(f"logger {type(logger).__name__} failed at step {step} and is dropped: {error}", below=True)
+            notice(f"logger {type(logger).__name__} failed at step {step} and is dropped: {error}")

@@ -1,10 +1,13 @@
 """The status line, which shows the progress of a run."""
 
-import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+
+from openslip.progress import Row, bottom, duration, fitting, on_terminal, progress, redraw, width
+from openslip.terminal import mention
 
 
-class StatusLine:
+class StatusLine(Row):
     """A line that is redrawn in place on a terminal; a log file gets about twenty lines per run.
 
     Args:
@@ -13,34 +16,59 @@ class StatusLine:
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-        self.live = sys.stderr.isatty()
+        self.fields: list[str] = []
+        self.is_shown = False
+        self.stack = ExitStack()
+
+    def begin(self) -> None:
+        """Show that training starts, until the first step is shown."""
+        self.stack.enter_context(progress("starting training"))
 
     def show(self, step: int, total: int, logged: Mapping[str, float | int]) -> None:
-        line = status(step, total, logged)
-        if self.live:
-            sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if step == total else ""))
+        """Show the metrics of a step."""
+        self.fields = status(step, total, logged)
+        if self.is_shown:
+            redraw()
+            return
+        self.stack.close()
+        if on_terminal():
+            self.is_shown = True
+            self.stack.enter_context(bottom(self))
         elif step == total or step == 1 or step % max(total // 20 // self.every_n_steps * self.every_n_steps, 1) == 0:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+            mention("  ".join(self.fields))
+
+    def line(self, width: int) -> str:
+        return fitting(self.fields, width)
+
+    def close(self) -> None:
+        """End the line; its last state stays above what is printed next."""
+        last = [self.line(width())] if self.is_shown and on_terminal() else []
+        self.is_shown = False
+        self.stack.close()
+        mention(*last)
 
 
-def status(step: int, total: int, logged: Mapping[str, float | int]) -> str:
-    """Format the metrics of a step as one line; speeds that were not measured are omitted."""
-    terms = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in logged.items() if key.startswith("train/")]
+def status(step: int, total: int, logged: Mapping[str, float | int]) -> list[str]:
+    """Format the metrics of a step, the most important first, without speeds that were not measured."""
+    terms = {key.removeprefix("train/"): value for key, value in logged.items() if key.startswith("train/")}
     speed = {key.removeprefix("speed/"): value for key, value in logged.items() if key.startswith("speed/")}
-    parts = [*terms, f"{speed['samples_per_second']:.0f} samples/s"]
-    if speed["samples_per_second_per_device"] < speed["samples_per_second"]:
-        parts[-1] += f" ({speed['samples_per_second_per_device']:.0f} per device)"
+    skipped, lr = terms.pop("skipped", 0), terms.pop("lr", None)
+    fields = [f"step {step}/{total}"]
+    if "loss" in terms:
+        fields.append(f"loss {terms.pop('loss'):.4g}")
+    fields += [f"ETA {duration(3600 * speed['eta_hours'])}", f"{speed['samples_per_second']:.0f} samples/s"]
+    if skipped:
+        fields.append(f"skipped {skipped:.0f}")
+    if bad := logged.get("data/bad_samples"):
+        fields.append(f"bad samples {bad:.0f}")
     if "data_wait_percent" in speed:
-        parts.append(f"data {speed['data_wait_percent']:.0f} %")
+        fields.append(f"data wait {speed['data_wait_percent']:.0f} %")
     if "mfu_percent" in speed:
-        parts.append(f"MFU {speed['mfu_percent']:.1f} %")
-    parts += [f"{speed['peak_memory_gb']:.2f} GB", f"ETA {duration(3600 * speed['eta_hours'])}"]
-    return f"step {step}/{total}  {'  '.join(parts)}"
-
-
-def duration(seconds: float) -> str:
-    """Format a duration as `1:02:03` or `2:03`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        fields.append(f"MFU {speed['mfu_percent']:.1f} %")
+    fields += [f"{name} {value:.4g}" for name, value in terms.items()]
+    if lr is not None:
+        fields.append(f"lr {lr:.4g}")
+    fields.append(f"{speed['peak_memory_gb']:.2f} GB")
+    if speed["samples_per_second_per_device"] < speed["samples_per_second"]:
+        fields.append(f"{speed['samples_per_second_per_device']:.0f} samples/s per device")
+    return fields

@@ -6,7 +6,7 @@ import re
 from pytorch_lightning.loggers import WandbLogger
 
 from openslip.errors import MissingPackage
-from openslip.terminal import notice
+from openslip.terminal import mention, notice
 
 try:
     import wandb
@@ -34,7 +34,7 @@ def wandb_logger(*, project: str, name: str, version: str, save_dir: str, timeou
     try:
         experiment = logger.experiment
         if isinstance(experiment, wandb.Run) and experiment.url:  # a dummy on ranks other than 0
-            notice(f"W&B: {experiment.url}")
+            mention(f"W&B: {experiment.url}")
     except Exception as error:  # several types, some of them private to W&B; no error may stop the run
         wandb.teardown()  # W&B's background service still holds the run's id
         settings = wandb.Settings(mode="offline")

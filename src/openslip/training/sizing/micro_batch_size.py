@@ -16,7 +16,7 @@ from torch import Tensor
 from openslip.data.image.crop import SAMPLES_AT_A_TIME
 from openslip.distributed import from_first_rank, is_main_process, of_all_ranks
 from openslip.durable import needed, write_text
-from openslip.terminal import say
+from openslip.terminal import inform
 from openslip.training.microbatch import even_size, mixing_layers
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.activations import activation_bytes, differentiate, trial
@@ -96,7 +96,7 @@ class MicroBatchSize(pl.Callback):
             if is_main_process():
                 self.keep(size, local, name)
                 if advice:
-                    say(f"micro_batch_size=auto: {advice}")
+                    inform(f"micro_batch_size=auto: {advice}")
         if device.type == "cpu" and size < local:
             return_freed_memory()
         return size
@@ -115,7 +115,7 @@ class MicroBatchSize(pl.Callback):
         choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
         with needed(self.file):
             write_text(self.file, json.dumps(choice, indent=1) + "\n")
-        say(f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}")
+        inform(f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}")
 
     def count(
         self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int, multiple: int
