@@ -71,7 +71,7 @@ def progress(what: str, *, total: float | None = None, unit: str = "") -> Iterat
         total: amount of work; None if it is not known.
         unit: `BYTES` if work is counted in bytes; empty for other units.
     """
-    phase = Phase(what, total, unit, within=_rows[-1].name if _rows else "")
+    phase = Phase(what, total, unit, within="".join(row.name for row in _rows[-1:]))
     # Daemon threads work in the background, e.g. prefetch shards, and nobody waits for them.
     if not _enabled or is_quiet() or threading.current_thread().daemon:
         yield phase.advance
@@ -113,7 +113,7 @@ def logged(phase: "Phase") -> Iterator[None]:
     def print_lines() -> None:
         pause = FIRST_LINE
         while not ended.wait(pause):
-            if _rows and _rows[-1] is phase:
+            if _rows[-1:] == [phase]:
                 phase.is_mentioned = True
                 mention(phase.log_line())
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -178,7 +178,7 @@ def display() -> Any:
 
     def text() -> Text:
         columns = console.width - MARGIN
-        line = Text(_rows[-1].line(columns) if _rows else "", no_wrap=True, overflow="ellipsis", end="")
+        line = Text("".join(row.line(columns) for row in _rows[-1:]), no_wrap=True, overflow="ellipsis", end="")
         line.truncate(columns, overflow="ellipsis")
         line.highlight_regex(f"{BAR}+", "bar.complete")
         return line

@@ -19,6 +19,7 @@ EXIT_CODE = 143
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 ECHO = 1.0  # seconds in which a repeated signal is ignored: a launcher forwards what the process group already received
 MAIN_THREAD = 5.0  # seconds for the main thread to return to Python and exit in order
+REQUEUE = 2 * slurm.ANSWER + 30.0  # the same while it asks SLURM to requeue the job
 
 
 class Preempted(SystemExit):
@@ -31,6 +32,7 @@ class Preempted(SystemExit):
 _first: signal.Signals | None = None
 _seen: signal.Signals | None = None  # set even while the main thread is too busy to run its handler
 _deferred = False
+_stopped = threading.Event()  # set-up has been stopped, and SLURM has answered
 _waiting = False
 
 
@@ -163,6 +165,9 @@ def _end_set_up(received: signal.Signals) -> None:
         if _first is None:
             _first = received
             _stop_set_up(received)
+        elif not _stopped.is_set():  # the main thread still asks SLURM to requeue the job
+            _stopped.wait(REQUEUE)
+            time.sleep(MAIN_THREAD)
         os._exit(EXIT_CODE)
 
 
@@ -171,3 +176,4 @@ def _stop_set_up(received: signal.Signals) -> None:
         sys.stderr.write("\n")
     notice(f"stopped by {received.name} during set-up; no step was made")
     slurm.requeue_alone(received)
+    _stopped.set()

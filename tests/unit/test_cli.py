@@ -104,6 +104,13 @@ def test_the_help_of_train_names_the_option_that_sweeps(capsys: pytest.CaptureFi
     assert "-m, --multirun" in capsys.readouterr().out
 
 
+def test_a_sweep_of_debug_runs_is_refused_because_each_would_replace_the_one_before():
+    from openslip.commands import sweep
+
+    with pytest.raises(UserError, match="debug=fast: each run would replace .* add name=null resume=auto"):
+        sweep.main(["debug=fast", "seed=0,1"])
+
+
 @pytest.mark.parametrize("option", ["-m", "--multirun"])
 def test_train_with_m_is_a_sweep(monkeypatch: pytest.MonkeyPatch, option: str):
     given: list[list[str]] = []

@@ -80,6 +80,10 @@ def test_a_machine_without_git_gives_no_commit(checkout: Path, monkeypatch: pyte
         (["/x/openslip/__main__.py", "train", "seed=1"], "openslip train seed=1"),
         (["/bin/openslip", "train", "a=https://me:secret@host/0.tar?key=1"], "openslip train a=https://host/0.tar"),
         (["train.py", "a=[s3://K:S@b/0.tar,s3://K:S@b/1.tar]"], "train.py 'a=[s3://b/0.tar,s3://b/1.tar]'"),
+        (["train.py", "a=https://h/s-{00..99}.tar?sig=S"], "train.py 'a=https://h/s-{00..99}.tar'"),
+        (["train.py", "a=[https://u:p,w@h/x,https://u:p@h/y]"], "train.py 'a=[https://h/x,https://h/y]'"),
+        (["train.py", "+a={token: abc, b: 1}"], "train.py '+a={token: ***, b: 1}'"),
+        (["train.py", "tokenizer.mask_token=true"], "train.py tokenizer.mask_token=true"),
         (["train.py", "a={b: 'https://u:p@h/x'}"], "train.py 'a={b: '\"'\"'https://h/x'\"'\"'}'"),
         (
             ["train.py", "+logger.wandb.api_key=abc", "+x.hf_token=abc"],

@@ -285,6 +285,25 @@ def test_a_run_to_be_replaced_starts_anew_and_keeps_files_of_others(tmp_path: Pa
     assert open_run(changed, "a").state == "new"
 
 
+def test_checkpoints_and_folders_of_others_are_not_replaced(tmp_path: Path):
+    foreign = tmp_path / "a" / "checkpoints"
+    foreign.mkdir(parents=True)
+    (foreign / "model.pt").write_text("mine")
+    open_run(config(tmp_path, resume="replace"), "a")
+    assert (foreign / "model.pt").read_text() == "mine"
+    (foreign / "step-000003.ckpt").write_bytes(b"3")  # of a run whose config was lost
+    with pytest.raises(UserError, match="resume=replace would delete the run"):
+        open_run(config(tmp_path, resume="replace"), "a")
+
+
+def test_a_requeued_run_is_resumed_and_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = started(config(tmp_path, resume="replace"), "a")
+    (run.checkpoints / "step-000003.ckpt").write_bytes(b"3")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert open_run(config(tmp_path, resume="replace"), "a").state == "unfinished"
+    assert (run.checkpoints / "step-000003.ckpt").exists()
+
+
 def test_a_run_that_was_not_meant_to_be_replaced_is_never_deleted(tmp_path: Path):
     run = started(config(tmp_path), "a")
     with pytest.raises(UserError, match=f"resume=replace would delete the run {run.folder}, .* another name="):
@@ -333,7 +352,15 @@ def test_a_set_up_that_fails_takes_no_name_and_undoes_no_result(tmp_path: Path):
     assert open_run(other, "a").state == "finished"
 
 
-LEFT = ("metrics.csv", "micro_batch_size.json", "id.txt", "arrays/views.npz", "bad_samples-rank1.jsonl", "wandb/a")
+LEFT = (
+    "tensorboard/events",
+    "metrics.csv",
+    "micro_batch_size.json",
+    "id.txt",
+    "arrays/views.npz",
+    "bad_samples-rank1.jsonl",
+    "wandb/a",
+)
 
 
 def killed_start(folder: Path) -> Path:

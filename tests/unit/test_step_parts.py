@@ -19,6 +19,7 @@ from openslip.training import checkpoint_io
 from openslip.training.callbacks import resume, save
 from openslip.training.callbacks.finite import Finite, refuse_non_finite
 from openslip.training.callbacks.resume import Resume, random_state
+from openslip.training.callbacks.room import Room
 from openslip.training.callbacks.save import Save
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.logging.csv_logger import CsvLogger
@@ -98,20 +99,14 @@ def test_a_streak_goes_on_after_a_resume():
     ],
 )
 def test_a_checkpoint_is_saved_at_intervals_and_after_the_last_step(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: int | None,
-    epochs: int | None,
-    last: int,
-    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch, steps: int | None, epochs: int | None, last: int, expected: list[int]
 ):
-    (tmp_path / "checkpoints").mkdir()
     found: list[int] = []
     monkeypatch.setattr(save, "begin_save", lambda trainer, module: found.append(module.step))
     callback = Save(every_minutes=None, every_n_steps=steps, every_n_epochs=epochs)
     for step in range(1, last + 1):
         module = like(Pretrainer, step=step, max_steps=last, data=SimpleNamespace(steps_per_epoch=4))
-        callback.on_train_batch_end(like(pl.Trainer, default_root_dir=tmp_path), module, None, None, 0)
+        callback.on_train_batch_end(like(pl.Trainer), module, None, None, 0)
     assert found == expected
 
 
@@ -123,7 +118,7 @@ def test_a_disk_without_room_for_a_checkpoint_ends_the_run_after_its_first_step(
     module = like(Pretrainer, step=1, max_steps=9, state_dict=lambda: {"weight": torch.zeros(100_000)})
     optimizer = like(torch.optim.Optimizer, state_dict=lambda: {"state": {0: torch.zeros(200_000)}})
     trainer = like(pl.Trainer, default_root_dir=tmp_path, optimizers=[optimizer])
-    callback = Save(every_minutes=15, every_n_steps=None, every_n_epochs=None)
+    callback = Room()
     with pytest.raises(CheckpointError, match=r"1\.9 MB free, 2\.4 MB needed in .*checkpoints.*runs_dir=DIR"):
         callback.on_train_batch_end(trainer, module, None, None, 0)
 

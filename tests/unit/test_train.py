@@ -265,6 +265,9 @@ def test_the_schedule_takes_its_length_from_epochs_or_steps():
     assert (schedule.warmup_steps, schedule.max_steps) == (709, 25 * 709)
     with pytest.raises(UserError, match=r"warmup_epochs=0\.5: optim\.warmup_steps=50 replaces it; add .*steps=null"):
         compose_config("train", ["optim.warmup_epochs=0.5"])
+    compose_config(
+        "train", ["debug=fast", "optim.warmup_epochs=0.5"]
+    )  # its one step of warm-up is part of the short run
     config, _ = compose_config("train", ["trainer.max_steps=70", "optim.warmup_steps=null", "optim.warmup_epochs=0.5"])
     schedule = planned_schedule(config, 160)
     assert (schedule.warmup_steps, schedule.max_steps) == (80, 70)

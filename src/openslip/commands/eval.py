@@ -13,6 +13,7 @@ from openslip.errors import UserError
 from openslip.evaluation.evaluation import with_unit
 from openslip.inference.load import load
 from openslip.progress import progress
+from openslip.run.identity import without_secrets
 from openslip.terminal import be_quiet, notice, printable, say
 
 ELSEWHERE = "output=FILE names another place"
@@ -42,7 +43,12 @@ def main(arguments: list[str]) -> None:
     show(results, notes)
     say(*lines)
     if writable:
-        content = {"checkpoint": str(config["checkpoint"]), "metrics": results, "notes": notes, "config": config}
+        content = {
+            "checkpoint": str(config["checkpoint"]),
+            "metrics": results,
+            "notes": notes,
+            "config": without_secrets(config),
+        }
         is_replaced = output.exists()
         with needed(output, refusal=UserError, advice=ELSEWHERE):
             write_text(output, json.dumps(content, indent=1) + "\n")

@@ -45,7 +45,7 @@ def state(run: Path) -> str:
     """Describe a run in one line: whether it is finished, its step, and the headline of its evaluation or a metric."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         result = json.loads((run / "result.json").read_bytes())
-        headlines = [line for line in result["lines"] if not line.startswith(("report: ", "data: "))]
+        headlines = [line for line in result["lines"] if not line.startswith(("report: ", "data: ", "profile: "))]
         return ": ".join([f"finished at step {result['step']}", *headlines[:1]])
     metrics = last_metrics(run / "metrics.csv")
     if "step" not in metrics:

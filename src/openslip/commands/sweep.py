@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from openslip import signals
 from openslip.config.folder import config_folder
 from openslip.config.words import readable, split_words
+from openslip.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
@@ -24,6 +25,9 @@ def main(arguments: list[str]) -> None:
     # Multirun is requested here and not in the config, where Hydra would blame it for errors in other settings.
     folders, settings, options = split_words(arguments)
     words = [readable(word, folders, sweep=True) for word in settings]
+    debug = [word for word in words if word.startswith("debug=") and word != "debug=null"]
+    if debug and not any(word.startswith("name=") for word in words):
+        raise UserError(f"{debug[0]}: each run would replace the one before it: add name=null resume=auto")
     sys.argv = ["openslip sweep", "--multirun", *options, *(f"--config-dir={folder}" for folder in folders), *words]
     combination()
 

@@ -30,7 +30,7 @@ from openslip.report import write_report
 from openslip.run import ranks, watchdog
 from openslip.run.checkpoints import saved
 from openslip.run.environment import origin
-from openslip.run.folder import Run, open_run, run_name, shorter
+from openslip.run.folder import Run, open_run, replaces, run_name, shorter
 from openslip.run.identity import with_format, without_secrets
 from openslip.slurm import check_tasks
 from openslip.terminal import be_quiet, inform, mention, notice, say
@@ -40,6 +40,7 @@ from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.preemption import Preemption
 from openslip.training.callbacks.provenance import Provenance
 from openslip.training.callbacks.resume import Resume
+from openslip.training.callbacks.room import Room
 from openslip.training.callbacks.save import Save
 from openslip.training.callbacks.watch import Watch
 from openslip.training.checkpoint_io import DurableCheckpointIO
@@ -84,6 +85,8 @@ def main(arguments: list[str]) -> None:
     planned_steps(config["trainer"], 1)  # refuses a run without a length before its folder is touched
     run = open_run(config, name)
     if run.state == "finished":
+        if not is_main_process():
+            return
         # A derived name depends on the length, so an extension must give the name.
         same = "" if config["name"] is not None else f"name={run.folder.name} with "
         say(
@@ -97,7 +100,8 @@ def main(arguments: list[str]) -> None:
             say(f"not evaluated yet: python eval_zeroshot.py checkpoint={run.folder} evaluation={evaluation}")
         return
     if run.state == "unfinished" and run.former_length is None and is_main_process():
-        inform(f"{run.folder} is unfinished: this command resumes it")
+        how = "resumes it" if saved(run.checkpoints) else "starts it again, because it has no checkpoint"
+        inform(f"{run.folder} is unfinished: this command {how}")
     if run.state == "new" and is_main_process():
         for folder in shorter(run, config):
             inform(f"{folder} is the same run, but shorter: name={folder.name} extends it")
@@ -121,7 +125,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         parts = build_parts(config)
     if choose_compile(config["compile"], config["trainer"]["accelerator"]):
         compile_parts(parts.model, parts.views)
-    resumed = run.checkpoints if config["resume"] != "replace" and saved(run.checkpoints) else None
+    # While the first rank deletes the run that is replaced, other ranks may still see its checkpoints.
+    resumed = run.checkpoints if not replaces(config) and saved(run.checkpoints) else None
     transform = transform_of(config)
     init_from = config["init_from"]
     initial = InitialWeights(
@@ -187,13 +192,18 @@ def fit(config: dict[str, Any], run: Run) -> None:
     # Lightning calls callbacks in this order: Finite undoes a skipped step first, and Save comes after all others that
     # may change state.
     configured.sort(key=lambda callback: isinstance(callback, Save) - isinstance(callback, Finite))
-    stop = Preemption(max_time=config["trainer"].get("max_time"))
+    stop = Preemption(
+        max_time=config["trainer"].get("max_time"),
+        advice="resume=auto resumes it" if config["resume"] == "replace" else "the same command resumes it",
+    )
     choose_tf32(config["tf32"])
     begin = Begin(lambda: run.begin(config, provenance(config, pretrainer, data)))
     trainer = build(
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
-        callbacks=[size, begin, Provenance(run.keep_provenance), *configured, evaluate, stop, Watch(), resume],
+        callbacks=[
+            *(size, Room(), begin, Provenance(run.keep_provenance), *configured, evaluate, stop, Watch(), resume)
+        ],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO(with_format(config))],
         default_root_dir=str(run.folder),
@@ -215,6 +225,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         )
     if is_main_process():
         headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
+        if headlines and (most := config["evaluation_samples"]) is not None:
+            headlines.append(f"evaluations: at most {most} samples of each dataset were used")
         try:
             with progress("writing the report"):
                 lines = [*headlines, f"report: {write_report(run.folder)}"]

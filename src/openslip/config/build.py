@@ -130,12 +130,22 @@ def build_evaluations(config: dict[str, Any], num_samples: int | None = None) ->
                 f"evaluation.{name}={options}: expected its settings; to remove it, write ~evaluation.{name}"
             )
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
-        evaluations[name] = build(arguments, f"evaluation.{name}")
+        fewer = {} if num_samples is None else subsets(arguments, num_samples, f"evaluation.{name}")
+        rest = {key: value for key, value in arguments.items() if key not in fewer}
+        evaluations[name] = build(rest, f"evaluation.{name}", **fewer)
         for key in SCHEDULE & options.keys():
             if not is_whole(options[key]) or options[key] < 0:
                 raise UserError(f"evaluation.{name}.{key}={options[key]}: expected a whole number; 0: at the end only")
             setattr(evaluations[name], key, options[key])
-        for attribute, source in vars(evaluations[name]).items():
-            if num_samples is not None and isinstance(source, Source) and len(source) > num_samples:
-                setattr(evaluations[name], attribute, Subset(source, num_samples))
     return evaluations
+
+
+def subsets(arguments: dict[str, Any], num_samples: int, key: str) -> dict[str, Any]:
+    """Build the sources among an evaluation's arguments, each with at most `num_samples` of its samples."""
+    found = {}
+    for name, value in arguments.items():
+        if isinstance(value, dict) and "_target_" in value:
+            source = build(value, f"{key}.{name}")
+            if isinstance(source, Source):
+                found[name] = Subset(source, num_samples) if len(source) > num_samples else source
+    return found

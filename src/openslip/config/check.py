@@ -39,7 +39,8 @@ def check_shapes(name: str, overrides: Sequence[str], folders: Sequence[Path], c
         for mismatch in mismatches(key, lookup(config, key), lookup(defaults, key)):
             raise UserError(mismatch)
         steps, epochs = lookup(config, "optim.warmup_steps"), lookup(config, "optim.warmup_epochs")
-        if key == "optim.warmup_epochs" and steps is not None and epochs is not None:
+        is_debug = any(choice.startswith("debug=") for choice in choices)  # its warm-up is part of the short run
+        if key == "optim.warmup_epochs" and steps is not None and epochs is not None and not is_debug:
             raise UserError(f"{word}: optim.warmup_steps={steps} replaces it; add optim.warmup_steps=null")
 
 

@@ -23,6 +23,10 @@ from openslip.data.remote.address import shown
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "webdataset", "numpy")
 DRIVER = Path("/proc/driver/nvidia/version")
 CPUS = Path("/proc/cpuinfo")
+# An address ends at white space, a quotation mark or a bracket, or at a comma before the next address; braces and
+# commas may be part of it, as in s-{0000..0099}.tar?token=SECRET.
+ADDRESS = re.compile(r"""\w+://[^\s'"\]]+?(?=$|[\s'"\]]|,\s*\w+://)""")
+NESTED = re.compile(r"(\w*(?:key|token|secret|password)\s*:\s*)[^\s,}\]]+", re.IGNORECASE)  # in {token: VALUE}
 SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)  # end of the name of a setting
 
 
@@ -78,9 +82,10 @@ def command(words: Sequence[str]) -> str:
 
 def setting(key: str, equals: str, value: str) -> str:
     """Return a setting of the command line without credentials."""
-    if equals and SECRET.search(key):
+    if equals and SECRET.search(key) and value not in ("true", "false", "null"):
         return f"{key}=***"
-    return key + equals + re.sub(r"\w+://[^\s,'\"\]}]+", lambda address: shown(address[0]), value)
+    without_addresses = ADDRESS.sub(lambda address: shown(address[0]), value)
+    return key + equals + NESTED.sub(r"\1***", without_addresses)
 
 
 def commit(folder: Path) -> str | None:

@@ -27,10 +27,11 @@ PATIENCE = 5.0  # seconds to wait for the lock: the previous process may not hav
 AFTER_REQUEUE = 120.0  # the same after a requeue: a file server takes up to 90 s to notice that a node is gone
 LOCK = ".lock"
 LEFT_BY_A_START = (
-    *("arrays", "wandb", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
+    *("arrays", "wandb", "tensorboard", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
     "bad_samples*.jsonl",
 )
-LEFT_BY_A_RUN = ("config.yaml", "report.html", "profile", "result*.json", "evaluation-*.json")
+# The config comes last: a run that is only half deleted can still be recognised as one.
+LEFT_BY_A_RUN = ("report.html", "profile", "result*.json", "evaluation-*.json", "config.yaml")
 
 _locks = ExitStack()  # held until this process ends, in whatever way it ends
 atexit.register(_locks.close)
@@ -166,24 +167,24 @@ def open_run(config: dict[str, Any], name: str) -> Run:
     if config["name"] is None and not (folder / "config.yaml").exists():
         folder = _named_before(folder, config) or folder
     run = _inspected(folder, config)
-    replaces = config["resume"] == "replace"
     if not is_main_process():  # all ranks read the same state; only the main process raises errors
-        return Run(folder, "new") if replaces else run
-    if replaces:
+        return Run(folder, "new") if replaces(config) else run
+    if replaces(config):
         _refuse_to_replace(folder)
     elif run.state != "new":
         _refuse_another(folder, config)
         if config["resume"] == "never":
             raise UserError(f"resume=never, but the run {folder} exists: give another name=, or resume=auto")
-    if run.state == "finished" and not replaces:
+    if run.state == "finished" and not replaces(config):
         return run
     try:
         folder.mkdir(parents=True, exist_ok=True)
         was_started = is_failed_start(folder)
         _lock(folder)
-        if replaces:
+        if replaces(config):
             _refuse_to_replace(folder)
-            remove(folder, ("checkpoints", *LEFT_BY_A_START, *LEFT_BY_A_RUN))
+            if (folder / "config.yaml").exists():
+                remove(folder, ("checkpoints", *LEFT_BY_A_START, *LEFT_BY_A_RUN))
         run = _inspected(folder, config)  # again: the previous holder of the lock may have finished or extended the run
         _refuse_another(folder, config)
         if run.state == "finished":
@@ -203,6 +204,16 @@ def open_run(config: dict[str, Any], name: str) -> Run:
             folder.rmdir()  # if it is empty
         raise unwritable(folder, error) from error
     return run
+
+
+def replaces(config: dict[str, Any]) -> bool:
+    """Whether this start deletes an earlier run; a job that SLURM has requeued resumes the run that it began."""
+    return config["resume"] == "replace" and not was_requeued()
+
+
+def was_requeued() -> bool:
+    """Whether SLURM has started this job again."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def has_not_begun(folder: Path) -> bool:
@@ -230,13 +241,16 @@ def remove(folder: Path, patterns: Sequence[str]) -> None:
     """Remove files and folders that a run has written, and nothing else."""
     for pattern in patterns:
         for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _refuse_to_replace(folder: Path) -> None:
-    """Refuse to delete a run that was not itself started with `resume=replace`."""
+    """Refuse to delete a run that was not itself started with `resume=replace`, or checkpoints without a config."""
     stored = read_config(folder / "config.yaml")
-    if stored is not None and stored.get("resume") != "replace":
+    if saved(folder / "checkpoints") if stored is None else stored.get("resume") != "replace":
         raise UserError(
             f"resume=replace would delete the run {folder}, which was started without it: give another name="
         )
@@ -318,9 +332,8 @@ def _lock(folder: Path) -> None:
     if _is_locked_here(folder):
         return
     file = folder / LOCK
-    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     try:
-        _locks.enter_context(locked(file, wait=AFTER_REQUEUE if requeued else PATIENCE))
+        _locks.enter_context(locked(file, wait=AFTER_REQUEUE if was_requeued() else PATIENCE))
     except BlockingIOError as error:
         raise UserError(
             f"{folder} is being trained by process {file.read_text().strip() or 'unknown'}: wait for it or stop it, "

@@ -32,9 +32,11 @@ class Preemption(pl.Callback):
     Args:
         max_time: time limit of this process, counted from its first step. It is DD:HH:MM:SS, a dict of arguments of
             `timedelta`, or None for no limit.
+        advice: how to resume the run, for the message at its end.
     """
 
-    def __init__(self, *, max_time: Any) -> None:
+    def __init__(self, *, max_time: Any, advice: str = "the same command resumes it") -> None:
+        self.advice = advice
         self.asked_by = "a callback (trainer.should_stop)"
         self.seconds: float | None = None
         if max_time is not None:
@@ -83,7 +85,7 @@ class Preemption(pl.Callback):
         received = next((number for number in of_all_ranks(signals.received()) if number), None)
         if is_main_process():
             asked_by = received.name if received and received in signals.STOPPING else self.asked_by
-            ended = f"after step {pl_module.step}, saved; the same command resumes it"
+            ended = f"after step {pl_module.step}, saved; {self.advice}"
             ended = ended if pl_module.step else "before the first step; the same command restarts it"
             notice(f"stopped by {asked_by} {ended}")
             # Before requeueing, which ends the job under SLURM; Lightning finalises loggers only later.

@@ -10,11 +10,10 @@ import pytorch_lightning as pl
 
 from openslip import signals
 from openslip.distributed import from_first_rank, rank, share_question, shared_answer
-from openslip.errors import CheckpointError
 from openslip.run import watchdog
 from openslip.run.checkpoints import file_name
 from openslip.terminal import notice
-from openslip.training.checkpoint_io import DurableCheckpointIO, check_space, size_of
+from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.pretrainer import Pretrainer
 
 
@@ -36,7 +35,6 @@ class Save(pl.Callback):
         self.every_n_steps = every_n_steps
         self.every_n_epochs = every_n_epochs
         self.saved_at = 0.0
-        self.has_room = False  # for the first save; its size is known once the optimizer has made a step
 
     def setup(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         self.saved_at = time.monotonic()
@@ -50,11 +48,6 @@ class Save(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Pretrainer, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.has_room:
-            state = [pl_module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)]
-            if failure := from_first_rank(no_room(Path(trainer.default_root_dir) / "checkpoints", size_of(state))):
-                raise failure
-            self.has_room = True
         epochs = self.every_n_epochs and self.every_n_epochs * pl_module.data.steps_per_epoch
         intervals = (self.every_n_steps, epochs, pl_module.max_steps)
         if shared_answer() or any(steps and pl_module.step % steps == 0 for steps in intervals):
@@ -73,17 +66,6 @@ class Save(pl.Callback):
         watchdog.enter("checkpoint")
         if failure := checkpoint_io(trainer).wait():
             notice(f"error: {failure}")
-
-
-def no_room(folder: Path, size: int) -> CheckpointError | None:
-    """Return the error that a save of `size` bytes would meet now, or None if the disk has room for it."""
-    try:
-        check_space(folder, size)
-    except CheckpointError as error:
-        return CheckpointError(
-            f"no checkpoint could be saved ({error}): make room, or set runs_dir=DIR on another disk"
-        )
-    return None
 
 
 def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:

@@ -14,7 +14,6 @@ from torch import Tensor
 from openslip.data.source import Source
 from openslip.distributed import is_main_process
 from openslip.durable import write_arrays
-from openslip.errors import UserError
 from openslip.inference.bundle import evaluating
 from openslip.run import watchdog
 from openslip.text.tokenizer import Tokenizer
@@ -66,7 +65,7 @@ class Snapshot(pl.Callback):
             encoded = bundle.model.encode_text(self.kept[text].to(bundle.device), self.kept[f"{text}_length"])
         matrix = bundle.encode_image(image) @ F.normalize(encoded, dim=-1).T
         similarities = matrix.cpu().numpy()
-        texts = self.captions(text, pl_module.data.source, pl_module.tokenizer)
+        texts = self.written(trainer, text, pl_module.tokenizer)
         self.save(trainer, "similarity", matrix=similarities, captions=texts, images=bundle.transform.undo(image))
         log_similarity(trainer, similarities, texts.tolist(), pl_module.step)
 
@@ -90,8 +89,19 @@ class Snapshot(pl.Callback):
             texts.append(as_written(tokens, index, source, tokenizer) or tokenizer.decode(tokens))
         return np.array(texts)
 
+    def written(self, trainer: pl.Trainer, key: str, tokenizer: Tokenizer) -> np.ndarray:
+        """Return the captions that were stored with the first batch; reading the dataset again could take long."""
+        with suppress(OSError, ValueError, KeyError), np.load(self.file(trainer, "views")) as arrays:
+            return arrays[key]
+        ids, lengths = self.kept[key].tolist(), self.kept[f"{key}_length"].tolist()
+        return np.array([tokenizer.decode(row[:length]) for row, length in zip(ids, lengths, strict=True)])
+
+    @staticmethod
+    def file(trainer: pl.Trainer, name: str) -> Path:
+        return Path(trainer.default_root_dir) / "arrays" / f"{name}.npz"
+
     def save(self, trainer: pl.Trainer, name: str, **arrays: Any) -> None:
-        write_arrays(Path(trainer.default_root_dir) / "arrays" / f"{name}.npz", arrays)
+        write_arrays(self.file(trainer, name), arrays)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.kept
@@ -102,7 +112,7 @@ class Snapshot(pl.Callback):
 
 def as_written(tokens: list[int], index: int, source: Source, tokenizer: Tokenizer) -> str | None:
     """Return the caption of a sample of which a view has made these tokens; None if the view has changed the text."""
-    with suppress(UserError):  # the report must not end a run whose data cannot be read any more
+    with suppress(Exception):  # of any kind: the report must not end a run whose data cannot be read any more
         for caption in source[index].captions:
             ids, lengths = tokenizer.encode([caption])
             if ids[0, : lengths[0]].tolist() == tokens:

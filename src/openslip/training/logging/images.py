@@ -18,21 +18,21 @@ def log_views(
 ) -> None:
     """Log the images of each view as `images/<view>`, with their captions if there are any."""
     for view, images in views.items():
-        log_images(trainer, f"images/{view}", lambda images=images: pixels(images), captions, step)
+        log_images(trainer, f"images/{view}", lambda images=images: pixels(images), lambda: captions, step)
 
 
 def log_similarity(
     trainer: pl.Trainer, matrix: Float[np.ndarray, "images captions"], captions: Sequence[str], step: int
 ) -> None:
     """Log a heat map of image-caption similarities as `images/similarity`; its caption lists the columns."""
-    columns = "\n".join(f"{number}: {caption}" for number, caption in enumerate(captions))
-    log_images(trainer, "images/similarity", lambda: [heat_map(matrix)], [columns], step)
+    columns = "\n".join(f"{number}: {caption}" for number, caption in enumerate(captions, 1))
+    log_images(trainer, "images/similarity", lambda: [heat_map(matrix)], lambda: [columns], step)
 
 
 def log_classified(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray], step: int) -> None:
     """Log images as `eval/<name>/images`, each with its label and its prediction, if the evaluation keeps images."""
     if arrays.keys() >= {"pictures", "picture_indices", "labels", "predictions", "classnames", "top_probabilities"}:
-        log_images(trainer, f"eval/{name}/images", lambda: pixels(arrays["pictures"]), verdicts(arrays), step)
+        log_images(trainer, f"eval/{name}/images", lambda: pixels(arrays["pictures"]), lambda: verdicts(arrays), step)
 
 
 def verdicts(arrays: dict[str, np.ndarray]) -> list[str]:
@@ -49,7 +49,7 @@ def log_images(
     trainer: pl.Trainer,
     key: str,
     draw: Callable[[], list[UInt8[np.ndarray, "_ _ 3"]]],
-    captions: Sequence[str],
+    describe: Callable[[], Sequence[str]],
     step: int,
 ) -> None:
     """Log images if W&B is among the loggers.
@@ -58,14 +58,15 @@ def log_images(
         trainer: the trainer with the loggers.
         key: name under which W&B shows the images.
         draw: returns the images; not called without W&B.
-        captions: one text per image, or none.
+        describe: returns one text per image, or none; not called without W&B either.
         step: step at which the images are logged.
     """
     for logger in trainer.loggers:
         if not isinstance(logger, WandbLogger):
             continue
         try:
-            logger.log_image(key, draw(), step, **({"caption": list(captions)} if captions else {}))
+            captions = list(describe())
+            logger.log_image(key, draw(), step, **({"caption": captions} if captions else {}))
         except Exception as error:  # e.g. W&B's temporary folder was deleted; the logger is kept for the metrics
             notice(f"W&B: {key} was not logged at step {step}: {first_line(error)}")
 
@@ -80,8 +81,8 @@ def heat_map(matrix: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "he
     figure = Figure(figsize=(6, 5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="caption", ylabel="image")
-    axes.set_xticks(range(matrix.shape[1]))
-    axes.set_yticks(range(matrix.shape[0]))
+    axes.set_xticks(range(matrix.shape[1]), range(1, matrix.shape[1] + 1))
+    axes.set_yticks(range(matrix.shape[0]), range(1, matrix.shape[0] + 1))
     figure.colorbar(axes.imshow(matrix), label="cosine")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -10,8 +10,9 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from openslip.errors import MissingPackage
+from openslip.errors import MissingPackage, first_line
 from openslip.run.identity import flat
+from openslip.terminal import notice
 
 try:
     import trackio
@@ -64,6 +65,9 @@ class TrackioLogger(Logger):
     def finalize(self, status: str) -> None:
         """Store the metrics that are still in memory, and end the thread that stores them."""
         if self.run is not None:
-            with redirect_stdout(sys.stderr):
-                trackio.finish()
+            try:
+                with redirect_stdout(sys.stderr):
+                    trackio.finish()
+            except Exception as error:  # of several types: no error of a logger may end a run
+                notice(f"Trackio: the run was not closed: {first_line(error)}")
             self.run = None
