@@ -14,6 +14,8 @@ from stored_models import write_checkpoint
 
 from openslip import __version__
 from openslip.__main__ import commands, main, run, use_expandable_segments
+from openslip.config.words import refuse_replacing
+from openslip.errors import UserError
 
 LABELS = ["man kicking", "man sleeping", "dog"]
 
@@ -105,10 +107,9 @@ def test_the_help_of_train_names_the_option_that_sweeps(capsys: pytest.CaptureFi
 
 
 def test_a_sweep_of_debug_runs_is_refused_because_each_would_replace_the_one_before():
-    from openslip.commands import sweep
-
-    with pytest.raises(UserError, match="debug=fast: each run would replace .* add name=null resume=auto"):
-        sweep.main(["debug=fast", "seed=0,1"])
+    with pytest.raises(UserError, match=r"debug=fast: each run would replace .* add name=null resume=auto"):
+        refuse_replacing(["debug=fast", "seed=0,1"])
+    refuse_replacing(["debug=fast", "seed=0,1", "name=null", "resume=auto"])
 
 
 @pytest.mark.parametrize("option", ["-m", "--multirun"])

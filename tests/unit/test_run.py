@@ -291,7 +291,7 @@ def test_checkpoints_and_folders_of_others_are_not_replaced(tmp_path: Path):
     (foreign / "model.pt").write_text("mine")
     open_run(config(tmp_path, resume="replace"), "a")
     assert (foreign / "model.pt").read_text() == "mine"
-    (foreign / "step-000003.ckpt").write_bytes(b"3")  # of a run whose config was lost
+    (foreign / "step-000003.json").write_text('{"step": 3, "size": 1, "sha256": ""}')  # of a run whose config was lost
     with pytest.raises(UserError, match="resume=replace would delete the run"):
         open_run(config(tmp_path, resume="replace"), "a")
 

@@ -16,8 +16,7 @@ from omegaconf import DictConfig
 
 from openslip import signals
 from openslip.config.folder import config_folder
-from openslip.config.words import readable, split_words
-from openslip.errors import UserError
+from openslip.config.words import readable, refuse_replacing, split_words
 
 
 def main(arguments: list[str]) -> None:
@@ -25,9 +24,7 @@ def main(arguments: list[str]) -> None:
     # Multirun is requested here and not in the config, where Hydra would blame it for errors in other settings.
     folders, settings, options = split_words(arguments)
     words = [readable(word, folders, sweep=True) for word in settings]
-    debug = [word for word in words if word.startswith("debug=") and word != "debug=null"]
-    if debug and not any(word.startswith("name=") for word in words):
-        raise UserError(f"{debug[0]}: each run would replace the one before it: add name=null resume=auto")
+    refuse_replacing(words)
     sys.argv = ["openslip sweep", "--multirun", *options, *(f"--config-dir={folder}" for folder in folders), *words]
     combination()
 

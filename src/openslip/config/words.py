@@ -103,3 +103,10 @@ def _exists(text: str) -> bool:
         return bool(text) and Path(text).exists()
     except (OSError, ValueError):  # too long or with a null byte, so it is not a path
         return False
+
+
+def refuse_replacing(words: Sequence[str]) -> None:
+    """Refuse a sweep of debug runs, because all of them have the same name and replace each other."""
+    debug = [word for word in words if word.startswith("debug=") and word != "debug=null"]
+    if debug and not any(word.startswith("name=") for word in words):
+        raise UserError(f"{debug[0]}: each run would replace the one before it: add name=null resume=auto")
