@@ -304,7 +304,7 @@ def test_ticks_of_a_flat_curve_have_different_labels_at_even_distances(ends: tup
     labels = re.findall(r">([^<>\n]+)</text>", drawing.partition('id="matplotlib.axis_2"')[2])
     values = [float(label.replace("\N{MINUS SIGN}", "-").replace("k", "e3")) for label in labels]
     distances = np.diff(values)
-    assert len(values) >= 3
+    assert len(values) >= 2
     assert distances.min() > 0
     np.testing.assert_allclose(distances, distances[0], rtol=1e-3)
 
