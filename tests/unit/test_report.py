@@ -14,11 +14,13 @@ import yaml
 from PIL import Image
 
 from openslip.errors import UserError
+from openslip.report import charts as charts_module
 from openslip.report import write_report
 from openslip.report.charts import _moving_average, chart
 from openslip.report.hover import MAX_STRIPS
 from openslip.report.run_files import Series
 from openslip.report.towers import tower_name
+from openslip.report.training import grid
 
 COLUMNS = ["step", "samples_seen", "train/loss", "train/clip_acc", "speed/samples_per_second"]
 EVIL = '<script>alert("&")</script>'
@@ -164,6 +166,52 @@ def test_links_lead_to_the_files_beside_the_page(tmp_path: Path):
     assert "2.3 MB" in page.text
 
 
+def test_metrics_of_later_evaluations_are_among_the_files(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    (tmp_path / "evaluation-knn-shards.json").write_text("{}")
+    page = Page(write_report(tmp_path))
+    assert "evaluation-knn-shards.json" in map(unquote, page.links)
+    assert "metrics of a later evaluation" in page.text
+
+
+def rows_of_charts(count: int) -> list[int]:
+    """Number of charts in each row of a grid, by the rules of style.css for a page of full width."""
+    width, gap = 1180 - 2 * 24, 14
+    style = (Path(charts_module.__file__).parent / "style.css").read_text()
+    rules = dict(re.findall(r"(\.charts[^{},]*)\{([^}]*)\}", style))  # of equal selectors, the last one holds
+    classes = re.findall(r'class="charts( \w+)?"', grid(["<figure></figure>"] * count))[0]
+    own = f".charts.{classes.strip()}" if classes else ".charts"
+    assert own in rules
+    columns = rules[own].partition("grid-template-columns:")[2]
+    if repeated := re.match(r"repeat\((\d+),", columns):
+        number = int(repeated[1])
+    else:
+        smallest = int(re.findall(r"(\d+)px", columns)[0])
+        number = (width + gap) // (smallest + gap)
+    spans = [1] * count
+    for selector, body in rules.items():
+        if (span := re.search(r"grid-column:span (\d)", body)) and selector.startswith(f"{own} figure"):
+            last = re.search(r"nth-last-child\(-n\+(\d+)\)", selector)
+            first = max(0, count - int(last[1])) if last else 0
+            spans[first:] = [int(span[1])] * (count - first)
+    rows, room = [0], number
+    for span in spans:
+        if span > room:
+            rows.append(0)
+            room = number
+        rows[-1] += 1
+        room -= span
+    return rows
+
+
+@pytest.mark.parametrize("count", range(2, 20))
+def test_no_row_of_a_wide_page_has_a_single_chart(count: int):
+    rows = rows_of_charts(count)
+    assert sum(rows) == count
+    assert set(rows) <= {2, 3}
+    assert rows == sorted(rows, reverse=True)
+
+
 def test_text_of_a_run_is_escaped(tmp_path: Path):
     page = Page(write_report(whole_run(tmp_path / "a<b>&c")))
     assert "script" not in page.tags
@@ -248,6 +296,17 @@ def test_ticks_are_round_numbers_in_one_unit(end: float, expected: list[str]):
     drawing = chart("Rate", {"rate": Series(np.array([0.0, 1.0]), np.array([0.0, end]))}, "step", "")
     after_x_axis = drawing.partition('id="matplotlib.axis_2"')[2]
     assert re.findall(r">([^<>\n]+)</text>", after_x_axis) == expected
+
+
+@pytest.mark.parametrize("ends", [(14.2857, 14.2869), (25_000.1, 25_000.4), (-3.00002, -3.00001), (0.1, 0.9)])
+def test_ticks_of_a_flat_curve_have_different_labels_at_even_distances(ends: tuple[float, float]):
+    drawing = chart("Scale", {"scale": Series(np.array([0.0, 1.0]), np.array(ends))}, "step", "")
+    labels = re.findall(r">([^<>\n]+)</text>", drawing.partition('id="matplotlib.axis_2"')[2])
+    values = [float(label.replace("\N{MINUS SIGN}", "-").replace("k", "e3")) for label in labels]
+    distances = np.diff(values)
+    assert len(values) >= 2
+    assert distances.min() > 0
+    np.testing.assert_allclose(distances, distances[0], rtol=1e-3)
 
 
 def test_steps_have_whole_ticks():

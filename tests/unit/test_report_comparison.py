@@ -79,6 +79,14 @@ def test_each_changing_metric_is_one_chart_with_a_line_per_run(pair: list[Path],
         assert re.findall(r'--c:var\(--(s\d)\)"></i>(\w+)', drawing) == [("s1", "first"), ("s2", "second")]
 
 
+def test_metrics_of_evaluations_that_are_equal_in_all_runs_are_all_drawn(pair: list[Path], tmp_path: Path):
+    for number, run in enumerate(pair, 1):
+        lines = [f"{step},{64 * step},{step * number},{step * number}" for step in (1, 2)]
+        (run / "metrics.csv").write_text("\n".join(["step,samples_seen,eval/a/top1,eval/b/top1", *lines]) + "\n")
+    labels = re.findall(r'aria-label="([^"]*)"', write_comparison(pair, tmp_path / "comparison.html").read_text())
+    assert labels == ["a: top-1: first ends at 2; second ends at 4", "b: top-1: first ends at 2; second ends at 4"]
+
+
 def test_a_run_that_lacks_a_metric_changes_no_colours(pair: list[Path], tmp_path: Path):
     (pair[0] / "metrics.csv").write_text("step,samples_seen,train/loss\n1,64,3\n2,128,2\n")
     page = write_comparison(pair, tmp_path / "comparison.html").read_text()
@@ -147,6 +155,21 @@ def test_another_file_is_never_replaced(pair: list[Path], tmp_path: Path):
         write_comparison(pair, tmp_path / "runs")
 
 
+def test_the_report_of_a_compared_run_is_never_replaced(pair: list[Path], tmp_path: Path):
+    report = write_report(pair[0])
+    before = report.read_bytes()
+    reason = r"report\.html is the report of the run .*first: choose another --output"
+    with pytest.raises(UserError, match=reason):
+        write_comparison(pair, pair[1] / ".." / "first" / "report.html")
+    (tmp_path / "link.html").symlink_to(report)
+    with pytest.raises(UserError, match=r"link\.html is the report of the run .*first: choose another --output"):
+        write_comparison(pair, tmp_path / "link.html")
+    assert report.read_bytes() == before
+    with pytest.raises(UserError, match=r"report\.html is the report of the run .*second: choose another --output"):
+        write_comparison(pair, pair[1] / "report.html")
+    assert not (pair[1] / "report.html").exists()
+
+
 def test_a_page_that_fails_half_way_leaves_the_earlier_one(
     pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -173,6 +196,22 @@ def test_keys_with_the_same_values_share_a_row_and_those_of_the_identity_come_fi
     ]
     assert differences([first, {**first, "runs_dir": "elsewhere"}]) == []
     assert differences([{"b": [1]}, {}]) == [(["b"], ("[1]", "\N{EN DASH}"))]
+
+
+def test_a_block_that_a_run_lacks_hides_no_differences_inside_it():
+    dash = "\N{EN DASH}"
+
+    def slip(temperature: float) -> dict[str, Any]:
+        return {"objective": {"ssl": {"_target_": "m.SimCLR", "t": temperature, "dim": 256}}}
+
+    assert differences([slip(0.1), slip(0.5), {"objective": {}}]) == [
+        (["objective.ssl"], ("SimCLR", "SimCLR", dash)),
+        (["objective.ssl.t"], ("0.1", "0.5", dash)),
+    ]
+    assert differences([{"objective": {"ssl": None}}, slip(0.1), {"objective": {}}, slip(0.5)]) == [
+        (["objective.ssl"], ("null", "SimCLR", dash, "SimCLR")),
+        (["objective.ssl.t"], (dash, "0.1", dash, "0.5")),
+    ]
 
 
 def test_equal_settings_and_missing_configs_are_said(pair: list[Path], tmp_path: Path):

@@ -1,6 +1,7 @@
 """Line charts as inline SVG that follows light and dark mode and shows values under the mouse."""
 
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -113,8 +114,10 @@ def chart(
 
 
 def tick(axis: Axis, value: float, _: int | None) -> str:
-    """Format a tick in the unit of its axis' end: 0, 5k and 10k."""
-    return short(value, largest=max(map(abs, axis.get_view_interval())))
+    """Format a tick in the unit of its axis' end (0, 5k and 10k), with enough digits to tell neighbours apart."""
+    low, high = axis.get_view_interval()
+    largest = max(abs(low), abs(high))
+    return short(value, largest=largest, digits=max(4, math.ceil(math.log10(largest / (high - low))) + 2))
 
 
 def merged(series: Mapping[str, Series], places: Mapping[str, int]) -> dict[str, tuple[int, Series]]:

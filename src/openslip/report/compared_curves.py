@@ -16,22 +16,25 @@ def curves(runs: Sequence[ComparedRun]) -> str:
     x_name = " or ".join(dict.fromkeys(run.metrics.x_name for run in runs if run.metrics.columns))
     places = {run.name: place for place, run in enumerate(runs)}
     drawn: list[str] = []
-    shown: list[dict[str, Series]] = []
+    terms: list[dict[str, Series]] = []
     is_smoothed = False
     for column in columns_of(runs):
+        is_term = column.startswith(("train/", "val/"))
         if of_evaluation := evaluation_of(column):
             evaluation, metric = of_evaluation
             title, unit = f"{evaluation}: {metric_name(metric)}", "%" if is_share(metric) else ""
-        elif column.startswith(("train/", "val/")) or column == SPEED:
+        elif is_term or column == SPEED:
             name = curve_name(column)
             title, unit = name[:1].upper() + name[1:], "%" if column.endswith("acc") else ""
         else:
             continue
         series = {run.name: run.metrics.columns[column] for run in runs if column in run.metrics.columns}
         has_curve = any(np.ptp(one.y) for one in series.values())
-        if not has_curve or any(are_equal(series, other) for other in shown):
+        # A total loss with a single term is logged twice; metrics of evaluations that are equal are a result.
+        if not has_curve or (is_term and any(are_equal(series, other) for other in terms)):
             continue
-        shown.append(series)
+        if is_term:
+            terms.append(series)
         smooth = column.endswith(SMOOTHED)
         is_smoothed |= smooth and any(moving_average(one.y) is not None for one in series.values())
         drawn.append(chart(title, series, x_name, unit, smooth=smooth, as_logged=False, places=places))

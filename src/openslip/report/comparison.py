@@ -19,8 +19,12 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         path: the page; an existing file is replaced only if it is a page of this command.
 
     Raises:
-        UserError: a folder is not a run's, or occurs twice; `path` cannot be written, or is another file.
+        UserError: a folder is not a run's, or occurs twice; `path` cannot be written, is another file, or is the
+            report of one of the runs.
     """
+    for folder in folders:
+        if path.resolve() == (folder / "report.html").resolve():
+            raise UserError(f"{path} is the report of the run {folder}: choose another --output")
     refuse_unwritable(path, advice="choose another --output")
     if path.exists() and GENERATOR.encode() not in path.read_bytes()[:1000]:
         raise UserError(f"{path} exists and is no page of openslip report: choose another --output")

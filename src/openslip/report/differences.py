@@ -25,13 +25,16 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[list[str], tupl
 
 
 def _differing(key: str, values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    if all(isinstance(value, dict) for value in values):
-        for name in dict.fromkeys(name for value in values for name in value):
-            path = f"{key}.{name}" if key else str(name)
-            if path not in LABELS:
-                yield from _differing(path, [value.get(name, ABSENT) for value in values])
-    elif len(set(map(_text, values))) > 1:
+    blocks = [value for value in values if isinstance(value, dict)]
+    if len(blocks) < len(values) and len(set(map(_text, values))) > 1:
         yield key, values
+    # Keys inside are compared among the runs that have the block: the row above already says which runs lack it.
+    for name in dict.fromkeys(name for block in blocks for name in block):
+        path = f"{key}.{name}" if key else str(name)
+        if path not in LABELS:
+            for inner, of_blocks in _differing(path, [block.get(name, ABSENT) for block in blocks]):
+                remaining = iter(of_blocks)
+                yield inner, [next(remaining) if isinstance(value, dict) else ABSENT for value in values]
 
 
 def _text(value: Any) -> str:

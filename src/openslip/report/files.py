@@ -12,6 +12,7 @@ FILES = {
     "env.json": "command, commit, versions and hardware of each start",
     "metrics.csv": "every metric by step",
     "result*.json": "final metrics",
+    "evaluation-*.json": "metrics of a later evaluation",
     "bad_samples*.jsonl": "unreadable samples that were replaced",
     "checkpoints/step-*.ckpt": "checkpoint",
     "arrays/*.npz": "arrays of this page",

@@ -25,17 +25,18 @@ def percent(value: float) -> str:
     return f"{value:.1f} %" if value >= 1 or value == 0 else f"{value:.2g} %"
 
 
-def short(value: float, largest: float | None = None) -> str:
+def short(value: float, largest: float | None = None, digits: int = 4) -> str:
     """Format a number briefly, such as 12000 as 12k and 3000000 as 3M.
 
     Args:
         value: the number.
         largest: the number whose unit is used; None for the number itself.
+        digits: number of significant digits.
     """
     for limit, factor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value and abs(value if largest is None else largest) >= limit:
-            return f"{value / factor:.4g}{letter}"
-    return f"{value:.4g}".replace("e-0", "e-")
+            return f"{value / factor:.{digits}g}{letter}"
+    return f"{value:.{digits}g}".replace("e-0", "e-")
 
 
 def exact(value: float) -> str:

@@ -38,5 +38,5 @@ def curve_name(column: str) -> str:
 
 
 def grid(charts: list[str]) -> str:
-    """Arrange charts in rows of three, or of two where one would be left over."""
+    """Arrange charts in rows of three; the last four are two pairs where one chart would be left over."""
     return f'<div class="charts{" pairs" if len(charts) % 3 == 1 else ""}">{"".join(charts)}</div>'
