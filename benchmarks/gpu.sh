@@ -61,7 +61,8 @@ part() {
   timeout --kill-after=$grace "$limit" "$@" >>"$log" 2>&1
   code=$?
   ((code == 0)) || state="failed with $code"
-  ((code == 0 || SECONDS - began < limit)) || state="out of time"
+  # `timeout` ends with 124, or with 137 if the command had to be killed, which a lack of memory gives too.
+  ((code != 124 && (code != 137 || SECONDS - began < limit))) || state="out of time"
   ((code == 0)) || failed=1
   say "$state  $name, $((SECONDS - began)) s: $(tail -n 1 "$log" | cut -c 1-150)"
 }

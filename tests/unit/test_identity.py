@@ -81,6 +81,8 @@ OUT = {
     "views.strong.size": 7,  # and in the objective
     "ssl_head.hidden": 7,
     "micro_batch_size": 8,
+    "evaluation_samples": 7,
+    "quiet": True,
     "evaluate_every_n_epochs": 1,
     "evaluation.mine._target_": "mine.Evaluation",
     "callbacks.mine._target_": "mine.Callback",
