@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import open_clip
 import torch
-from material import Pair, make_captions, make_pairs, write_shards
 from open_clip.tokenizer import SimpleTokenizer
 from peers import (
     MEAN,
@@ -34,6 +33,7 @@ from peers import (
     webdataset_with_ours,
 )
 from rates import Rates, Row, Work, show
+from synthetic import Pair, make_captions, make_pairs, write_shards
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_pil_image
 

@@ -17,8 +17,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
-from material import write_small_shard
 from rates import Row, show
+from synthetic import write_small_shard
 
 from openslip.data.captions.policy import UniformCaption
 from openslip.data.index import build as index_build

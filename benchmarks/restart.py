@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from material import write_small_shard
 from PIL import Image
 from rates import Row, show
+from synthetic import write_small_shard
 
 SAMPLES_PER_SHARD = 10_000
 GLOBAL_BATCH_SIZE = 2048

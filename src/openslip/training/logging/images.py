@@ -81,8 +81,8 @@ def heat_map(matrix: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "he
     figure = Figure(figsize=(6, 5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="caption", ylabel="image")
-    axes.set_xticks(range(matrix.shape[1]), range(1, matrix.shape[1] + 1))
-    axes.set_yticks(range(matrix.shape[0]), range(1, matrix.shape[0] + 1))
+    axes.set_xticks(range(matrix.shape[1]), map(str, range(1, matrix.shape[1] + 1)))
+    axes.set_yticks(range(matrix.shape[0]), map(str, range(1, matrix.shape[0] + 1)))
     figure.colorbar(axes.imshow(matrix), label="cosine")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
