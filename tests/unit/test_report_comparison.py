@@ -148,7 +148,7 @@ def test_a_folder_that_is_no_run_is_named_and_nothing_is_written(pair: list[Path
 
 def test_another_file_is_never_replaced(pair: list[Path], tmp_path: Path):
     (tmp_path / "notes.html").write_text("<p>mine</p>")
-    with pytest.raises(UserError, match=r"notes\.html exists and is no page of openslip report: choose another"):
+    with pytest.raises(UserError, match=r"notes\.html exists and is no comparison of runs: choose another"):
         write_comparison(pair, tmp_path / "notes.html")
     assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
     with pytest.raises(UserError, match=r"runs could not be written .*choose another --output"):

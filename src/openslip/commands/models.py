@@ -17,7 +17,9 @@ TAIL = 1 << 16  # bytes at the end of metrics.csv that are read: hundreds of row
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip models", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs: runs")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs, runs/ by default"
+    )
     parser.add_argument("--config-dir", metavar="DIR", help="also list the models of your own folder of configs")
     return parser
 

@@ -1,4 +1,4 @@
-"""Compare this machine's numbers with recordings and float64, or a split batch with the whole batch (--splits)."""
+"""Compare this machine's numbers with the published code and float64, or a split batch with a whole one (--splits)."""
 
 import argparse
 from pathlib import Path

@@ -10,6 +10,8 @@ from openslip.report.compared_run import read_runs
 from openslip.report.compared_tables import computation, final_metrics, settings
 from openslip.report.page import GENERATOR, document
 
+NAME = "OpenSLIP comparison"
+
 
 def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     """Write a page that compares runs, and return its path.
@@ -26,8 +28,8 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         if path.resolve() == (folder / "report.html").resolve():
             raise UserError(f"{path} is the report of the run {folder}: choose another --output")
     refuse_unwritable(path, advice="choose another --output")
-    if path.exists() and GENERATOR.encode() not in path.read_bytes()[:1000]:
-        raise UserError(f"{path} exists and is no page of openslip report: choose another --output")
+    if path.exists() and not is_comparison(path.read_bytes()[:1000]):
+        raise UserError(f"{path} exists and is no comparison of runs: choose another --output")
     runs = read_runs(folders)
     builders = {
         "Runs": lambda: computation(runs, path),
@@ -35,7 +37,12 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         "Settings that differ": lambda: settings(runs),
         "Curves": lambda: curves(runs),
     }
-    page = document("OpenSLIP comparison", f"{len(runs)} runs", "", builders)
+    page = document(NAME, f"{len(runs)} runs", "", builders)
     with needed(path, refusal=UserError, advice="or choose another --output"):
         write_text(path, page)
     return path
+
+
+def is_comparison(start: bytes) -> bool:
+    """Whether the start of a file is that of a page which compares runs."""
+    return GENERATOR.encode() in start and f"<title>{NAME} - ".encode() in start
