@@ -17,7 +17,7 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
 
     Args:
         root: folder of the dataset.
-        metadata: file to read instead of ROOT/annotations/: one of RedCaps, or the list of all that published SLIP makes.
+        metadata: file to read instead of ROOT/annotations/: one of RedCaps, or published SLIP's list of all.
         images: folder of the images; by default ROOT/images, or ROOT.
     """
     folder = files.images_folder(root, images, "images")
