@@ -91,7 +91,7 @@ class Bundle:
     def encode_text(self, texts: Iterable[str]) -> Float[Tensor, "texts embed"]:
         """Encode texts to unit-length float32 features, in the order of the texts.
 
-        Internally texts are sorted by length, and each batch is trimmed to its longest text to avoid padding.
+        Internally texts are sorted by length, and each batch is trimmed to its longest text to reduce padding.
 
         Raises:
             UserError: the model has no text tower, the list is empty, or one string was given instead of a list.

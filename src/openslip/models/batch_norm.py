@@ -163,7 +163,7 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tens
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise `x` with statistics that depend on `x`; only the activation `x` is saved for the backward pass."""
+    """Normalise `x` with statistics that depend on `x`; `x` is the only activation saved for the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:

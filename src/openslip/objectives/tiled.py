@@ -1,4 +1,4 @@
-"""InfoNCE and NT-Xent in linear memory: each tile of logits is used for its rows and for its columns.
+"""InfoNCE and NT-Xent in linear memory: each tile of logits contributes to the softmax of its rows and of its columns.
 
 The functions compute the same values as the plain forms in `clip.py` and `simclr.py`. The plain forms are used if
 there are few logits.
@@ -22,9 +22,8 @@ def tiled_info_nce(
     """Compute `info_nce` tile by tile.
 
     Each rank computes the logits of its own images and all texts. The softmax over images is then combined over ranks.
-    This needs half the matrix products of the plain form. Each rank computes only a share of the gradient of `scale`;
-    the mean of the shares over ranks is the gradient.
-    """
+    In the forward pass this needs half the matrix products of the plain form. Each rank computes only a share of the
+    gradient of `scale`; the mean of the shares over ranks is the gradient."""
     texts = text.all.detach()
     return _InfoNCE.apply(image.local, text.local, texts, scale, text.gather_with_grad)  # pyright: ignore[reportReturnType]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def why_no_launcher() -> str | None:
-    """Return why no launcher, a C file that includes Python.h, can be compiled, or None if it can."""
+    """Return why this machine cannot compile a launcher, a C file that includes Python.h; None if it can."""
     named = os.environ.get("CC")  # Triton takes $CC, or else one of these
     if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
         return f"CC={named} is not found: set another, or unset it" if named else "no C compiler is found: install gcc"

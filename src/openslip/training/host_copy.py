@@ -62,9 +62,9 @@ class Staging:
 class HostCopy:
     """Copies nested dicts and lists with their tensors, and reuses the memory of one copy for the next.
 
-    New memory would be several times slower, because each page is mapped when it is first written. A file saved from
-    the copy is byte for byte identical to a file saved from the original. `torch.save` writes whole storages, so each
-    storage is copied as a whole. Tensors that share a storage also share a storage in the copy.
+    New memory would be several times slower, because each page is mapped when it is first written. For a state on the
+    CPU, a file saved from the copy is byte for byte identical to one saved from the original. `torch.save` writes whole
+    storages, so each storage is copied as a whole. Tensors that share a storage also share a storage in the copy.
     """
 
     def __init__(self) -> None:

@@ -64,8 +64,8 @@ def even_size(batch_size: int, micro_batches: int, multiple: int = 1) -> int:
     Args:
         batch_size: samples of the local batch.
         micro_batches: number of micro-batches.
-        multiple: the size is rounded up to a multiple of this number. Smaller sizes and the size of a single
-            micro-batch are not rounded.
+        multiple: the size is rounded up to a multiple of this number. A size below `multiple`, and the size of a single
+            micro-batch, are not rounded.
     """
     size = -(-batch_size // micro_batches)
     return size if micro_batches == 1 or size < multiple else min(size + -size % multiple, batch_size)

@@ -139,7 +139,7 @@ class Pretrainer(pl.LightningModule):
 
     @torch.no_grad()
     def average(self, averaged: nn.Module) -> None:
-        """Update the EMA weights, unless the optimizer's update was skipped; copy the buffers in any case."""
+        """Update the EMA weights, unless `objective.skipped` is true; copy the buffers in any case."""
         assert self.ema_decay is not None
         made = ~self.objective.skipped
         kept: list[Tensor] = list(averaged.parameters())

@@ -34,7 +34,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
-    """Read the model of a checkpoint, with the EMA weights if there are any: training also evaluates the EMA weights.
+    """Read the model of a checkpoint, with its EMA weights if there are any, as evaluations in training do.
 
     Args:
         path: the checkpoint file.

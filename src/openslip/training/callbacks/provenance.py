@@ -13,9 +13,9 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Provenance(pl.Callback):
-    """Measures the seconds of the steps of all starts, by the clock of the speeds, and stores them at each save.
+    """Sums the seconds of the steps of all starts, by the clock of the logged speeds, and stores them at each save.
 
-    A resumed run counts on from its checkpoint, so steps that are repeated after a kill count once.
+    A resumed run continues the sum of its checkpoint, so steps that are repeated after a kill are counted once.
 
     Args:
         keep: function that writes the seconds into `env.json`, and returns the provenance that checkpoints hold; the

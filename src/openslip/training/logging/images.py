@@ -24,7 +24,7 @@ def log_views(
 def log_similarity(
     trainer: pl.Trainer, matrix: Float[np.ndarray, "images captions"], captions: Sequence[str], step: int
 ) -> None:
-    """Log a heat map of image-caption similarities as `images/similarity`; its caption lists the columns."""
+    """Log a heat map of image-caption similarities as `images/similarity`; the text below it lists the captions."""
     columns = "\n".join(f"{number}: {caption}" for number, caption in enumerate(captions, 1))
     log_images(trainer, "images/similarity", lambda: [heat_map(matrix)], lambda: [columns], step)
 
@@ -36,7 +36,7 @@ def log_classified(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray]
 
 
 def verdicts(arrays: dict[str, np.ndarray]) -> list[str]:
-    """Return for each image whether its prediction is right, the prediction with its probability, and the label."""
+    """Return for each image whether its prediction is right, the prediction, and the label if it is wrong."""
     names, texts = arrays["classnames"], []
     for sample in arrays["picture_indices"].tolist():
         label, prediction = int(arrays["labels"][sample]), int(arrays["predictions"][sample])

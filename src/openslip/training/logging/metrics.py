@@ -26,7 +26,7 @@ class Metrics(pl.Callback):
     """Logs loss terms (mean over ranks), logit scale, learning rate, speed, memory and remaining time.
 
     On a GPU, the metrics are read one step later, so that no step waits for them. Metrics of the data module (bad
-    samples, truncated captions, time spent waiting for data) and the peak memory are measured on rank 0 only. Speeds
+    samples, truncated captions, time spent waiting for data) and the peak memory are those of rank 0. Speeds
     and the remaining time count only the time of steps: the clock starts with the first step, after set-up, and pauses
     during evaluations and saves.
 

@@ -35,7 +35,7 @@ class ResumableLogger(MLFlowLogger):
     """Lightning's logger for an MLflow run that an earlier start may have begun."""
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:
-        """Log the config with dotted keys; MLflow changes no parameter, so a resumed run keeps those it has."""
+        """Log the config with dotted keys; MLflow refuses to change a parameter, so only new ones are logged."""
         assert self.run_id is not None
         known = self.experiment.get_run(self.run_id).data.params
         super().log_hyperparams({key: value for key, value in flat(params).items() if key not in known})

@@ -12,7 +12,7 @@ ROWS = 200  # largest number of rows; they are evenly spread over the samples
 
 
 def log_predictions(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray], step: int) -> None:
-    """Log `eval/<name>/predictions` if W&B is among the loggers and the evaluation has predictions."""
+    """Log `eval/<name>/predictions` if W&B is among the loggers and the evaluation has predictions and labels."""
     if "predictions" not in arrays or "labels" not in arrays:
         return
     columns, rows = prediction_table(arrays)

@@ -76,7 +76,7 @@ def measure_step(
         make_optimizer: function from parameter groups to an optimizer.
         precision: the run's precision, one of `bf16-mixed`, `16-mixed` and `32-true`.
         device: device to measure on.
-        room: bytes of device memory for the timed samples; at least two samples are timed in any case.
+        room: bytes of device memory for the timed samples; at least two samples are timed if `largest` allows it.
     """
 
     def on_device(size: int) -> dict[str, Tensor]:

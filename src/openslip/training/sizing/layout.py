@@ -64,7 +64,7 @@ def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int)
 
 
 def fewest_micro_batches(local: int, fits: Callable[[int], bool], multiple: int = 1) -> int:
-    """Find by bisection the smallest number of even micro-batches that fit; at most one per sample."""
+    """Find by bisection the smallest number of nearly equal micro-batches that fit; at most one per sample."""
     too_few, enough = 0, 1
     while enough < local and not fits(even_size(local, enough, multiple)):
         too_few, enough = enough, min(2 * enough, local)
@@ -83,7 +83,7 @@ def are_checkpointed(model: nn.Module) -> bool:
 
 
 def block_settings(model: nn.Module) -> dict[bool, BlockSettings]:
-    """Return the current settings of the trained towers and, if possible, the opposite settings, by `checkpointed`.
+    """Return the current and, if possible, the opposite settings of the trained towers; the key is `checkpointed`.
 
     A tower without `repeated_blocks`, such as a backbone that checkpoints its blocks itself, has no opposite setting.
     """
