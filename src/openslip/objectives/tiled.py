@@ -23,7 +23,8 @@ def tiled_info_nce(
 
     Each rank computes the logits of its own images and all texts. The softmax over images is then combined over ranks.
     In the forward pass this needs half the matrix products of the plain form. Each rank computes only a share of the
-    gradient of `scale`; the mean of the shares over ranks is the gradient."""
+    gradient of `scale`; the mean of the shares over ranks is the gradient.
+    """
     texts = text.all.detach()
     return _InfoNCE.apply(image.local, text.local, texts, scale, text.gather_with_grad)  # pyright: ignore[reportReturnType]
 
