@@ -387,8 +387,8 @@ REPORT = [
     ("src/openslip/report/charts.py", "if one.equals(other):", "if False:"),
     ("src/openslip/report/charts.py", "return average if np.std(", "return average if True or np.std("),
     ("src/openslip/report/hover.py", "if start <= x <= end", "if start < x < end or True"),
-    ("src/openslip/report/comparison.py", "if path.exists() and GENERATOR", "if False and GENERATOR"),
-    ("src/openslip/report/compared_curves.py", "or any(are_equal(series, other) for other in shown)", ""),
+    ("src/openslip/report/comparison.py", "if path.exists() and not is_comparison", "if False and not is_comparison"),
+    ("src/openslip/report/compared_curves.py", "or (is_term and any(are_equal(series, other) for other in terms))", ""),
     ("src/openslip/report/compared_curves.py", "places=places)", "places=None)"),
     ("src/openslip/run/folder.py", "if was_started and is_failed_start(folder):", "if is_failed_start(folder):"),
     (
