@@ -111,7 +111,7 @@ def test_the_similarity_matrix_is_logged_with_the_captions_of_its_columns(logged
     arrays = np.load(logged / "arrays" / "similarity.npz")
     (pixels,), (caption,) = images(logged, "images/similarity")
     np.testing.assert_array_equal(pixels.transpose(1, 2, 0), heat_map(arrays["matrix"]))
-    assert caption.splitlines() == [f"{number}: {text}" for number, text in enumerate(arrays["captions"])]
+    assert caption.splitlines() == [f"{number}: {text}" for number, text in enumerate(arrays["captions"], 1)]
 
 
 def test_the_heat_map_draws_rows_downwards_and_columns_to_the_right():

@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from openslip.data.image.decode import open_image
 from openslip.data.source import Source
@@ -59,8 +59,14 @@ def look(source: Source, index: int) -> tuple[Image.Image | None, str]:
     try:
         sample = source[index]
         caption = next(iter(sample.captions), "")
-        return ImageOps.pad(
-            open_image(sample.image, sample.key), (SIDE, SIDE), Image.Resampling.LANCZOS, FRAME
-        ), caption
+        return in_square(open_image(sample.image, sample.key)), caption
     except UserError:
         return None, caption
+
+
+def in_square(image: Image.Image) -> Image.Image:
+    """Resize an image to fit the square, and centre it there; `ImageOps.pad` of Pillow 12.3 fails for thin strips."""
+    width, height = (max(1, round(SIDE * length / max(image.size))) for length in image.size)
+    square = Image.new("RGB", (SIDE, SIDE), FRAME)
+    square.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((SIDE - width) // 2, (SIDE - height) // 2))
+    return square
