@@ -28,7 +28,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         if path.resolve() == (folder / "report.html").resolve():
             raise UserError(f"{path} is the report of the run {folder}: choose another --output")
     refuse_unwritable(path, advice="choose another --output")
-    if path.exists() and not is_comparison(path.read_bytes()[:1000]):
+    if path.exists() and not is_comparison(path.read_bytes()):
         raise UserError(f"{path} exists and is no comparison of runs: choose another --output")
     runs = read_runs(folders)
     builders = {
@@ -43,6 +43,6 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def is_comparison(start: bytes) -> bool:
-    """Whether the start of a file is that of a page which compares runs."""
-    return GENERATOR.encode() in start and f"<title>{NAME} - ".encode() in start
+def is_comparison(page: bytes) -> bool:
+    """Whether a file is a page that compares runs."""
+    return GENERATOR.encode() in page[:1000] and f'<div class="eyebrow">{NAME}</div>'.encode() in page
