@@ -43,11 +43,12 @@ def main(arguments: list[str]) -> None:
     show(results, notes)
     say(*lines)
     if writable:
+        settings = {key: value for key, value in config.items() if key != "output"}
         content = {
             "checkpoint": str(config["checkpoint"]),
             "metrics": results,
             "notes": notes,
-            "config": without_secrets(config),
+            "config": without_secrets(settings),
         }
         is_replaced = output.exists()
         with needed(output, refusal=UserError, advice=ELSEWHERE):
