@@ -42,6 +42,32 @@ def test_two_epochs_and_two_seeds_differ_in_almost_every_position():
     assert np.array_equal(first, epoch_of(order([1000] * 10, batch=100), 0))
 
 
+def test_the_order_is_the_one_that_runs_of_earlier_versions_resume():
+    which = order([7, 5, 6], [4, 3], weights=[1.0, 0.5], batch=5, seed=3)
+    assert epoch_of(which, 1).tolist() == [
+        0,
+        4,
+        5,
+        6,
+        3,
+        8,
+        10,
+        19,
+        2,
+        7,
+        24,
+        20,
+        9,
+        18,
+        1,
+        11,
+        12,
+        16,
+        13,
+        14,
+    ]  # recorded
+
+
 def test_any_step_is_found_without_those_before_it():
     parts = [7, 30, 1, 12, 50, 3, 3, 60, 25]
     whole = epoch_of(order(parts, batch=6, window=3), 2).reshape(-1, 6)
