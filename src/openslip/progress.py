@@ -276,7 +276,7 @@ def duration(seconds: float) -> str:
 
 
 def _forget() -> None:
-    """Give up the display in a forked child, whose parent goes on drawing; its locks may be held for ever."""
+    """Release the display in a forked child: its parent still draws, and inherited locks may never be released."""
     global _lock, _enabled, _live, _streams
     if _enabled:
         print_beside_another(True)

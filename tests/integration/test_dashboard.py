@@ -126,14 +126,14 @@ def test_the_heat_map_draws_rows_downwards_and_columns_to_the_right():
 def test_predictions_are_logged_as_images_with_their_verdicts(logged: Path):
     arrays = dict(np.load(logged / "arrays" / "builtin.npz"))
     pixels, captions = images(logged, "eval/builtin/images")
-    np.testing.assert_array_equal(pixels, arrays["pictures"])
+    np.testing.assert_array_equal(pixels, arrays["images"])
     assert captions == verdicts(arrays)
 
 
 def test_a_verdict_names_the_label_only_where_the_prediction_is_wrong():
     arrays = {
         "classnames": np.array(["ant", "bee"]),
-        "picture_indices": np.array([0, 2]),
+        "image_indices": np.array([0, 2]),
         "labels": np.array([1, 0, 0]),
         "predictions": np.array([1, 0, 1]),
         "top_probabilities": np.array([[0.9, 0.1], [0.8, 0.2], [0.604, 0.396]]),

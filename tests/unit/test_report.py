@@ -83,8 +83,8 @@ def zero_shot_arrays(size: int = 20, attributes: bool = True) -> dict[str, np.nd
         "predictions": predictions,
         "top_classes": np.stack([predictions, (predictions + 1) % 4], axis=1),
         "top_probabilities": np.array([[0.75, 0.125]] * 6, dtype=np.float32),
-        "pictures": rng.integers(0, 256, (6, 3, size, size), dtype=np.uint8),
-        "picture_indices": np.arange(6),
+        "images": rng.integers(0, 256, (6, 3, size, size), dtype=np.uint8),
+        "image_indices": np.arange(6),
     }
     if attributes:
         arrays["attribute_names"] = np.array(["colour", "shape"])
@@ -348,10 +348,10 @@ def test_metrics_of_any_evaluation_are_drawn_with_those_of_their_kind(tmp_path: 
 
 def test_test_images_fill_their_rows_and_span_the_test_set(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("seed: 3\n")
-    stored = {name: array for name, array in zero_shot_arrays().items() if name != "pictures"}
+    stored = {name: array for name, array in zero_shot_arrays().items() if name != "images"}
     pictures = np.zeros((16, 3, 8, 8), np.uint8)
     pictures[:, 0, 0, 0] = np.arange(16)
-    save(tmp_path, "mine", **stored | {"pictures": pictures, "picture_indices": np.arange(16) % 6})
+    save(tmp_path, "mine", **stored | {"images": pictures, "image_indices": np.arange(16) % 6})
     shown = [np.array(image)[0, 0, 0] for image in Page(write_report(tmp_path)).images]
     assert len(shown) == 12, "a multiple of 2, 3 and 4"
     assert (shown[0], shown[-1]) == (0, 15)
@@ -427,15 +427,15 @@ def test_small_images_are_kept_to_the_pixel(tmp_path: Path):
     folder = whole_run(tmp_path / "run")
     page = Page(write_report(folder))
     with np.load(folder / "arrays" / "mine.npz") as file:
-        kept = {pixels.transpose(1, 2, 0).tobytes() for pixels in file["pictures"]}
+        kept = {pixels.transpose(1, 2, 0).tobytes() for pixels in file["images"]}
     assert kept <= {image.tobytes() for image in page.images}
 
 
 def test_page_stays_small_with_large_images(tmp_path: Path):
     folder = whole_run(tmp_path / "run", size=224)
     rng = np.random.default_rng(0)
-    many = {"pictures": rng.integers(0, 256, (200, 3, 224, 224), dtype=np.uint8)}
-    arrays = zero_shot_arrays() | many | {"picture_indices": np.zeros(200, dtype=np.int64)}
+    many = {"images": rng.integers(0, 256, (200, 3, 224, 224), dtype=np.uint8)}
+    arrays = zero_shot_arrays() | many | {"image_indices": np.zeros(200, dtype=np.int64)}
     save(folder, "mine", **arrays)
     rows: list[list[object]] = [[step, step * 64, 1 / step, step % 100, 400] for step in range(1, 20_001)]
     write_metrics(folder, rows)
@@ -497,9 +497,9 @@ def test_metrics_that_a_spreadsheet_has_saved_are_read_or_named(tmp_path: Path):
         {"predictions": np.array([0, 1])},
         {"predictions": np.array([0, 1, 2, 3, 4, 0])},
         {"labels": np.array([0, 1, 2, -1, 0, 1])},
-        {"picture_indices": np.array([0, 1, 2, 3, 4, 6])},
-        {"picture_indices": np.array([0])},
-        {"pictures": np.zeros((6, 20, 20, 3), np.uint8)},
+        {"image_indices": np.array([0, 1, 2, 3, 4, 6])},
+        {"image_indices": np.array([0])},
+        {"images": np.zeros((6, 20, 20, 3), np.uint8)},
         {"top_classes": np.full((6, 2), 9)},
         {"top_probabilities": np.zeros((6, 3), np.float32)},
         {"attribute_values": np.array([["red", "red"]])},

@@ -90,8 +90,8 @@ def test_arrays_have_the_documented_types_and_survive_a_file(tmp_path: Path):
         "predictions": ("i8", (26,)),
         "top_classes": ("i8", (26, 5)),
         "top_probabilities": ("f4", (26, 5)),
-        "pictures": ("u1", (16, 3, 16, 16)),
-        "picture_indices": ("i8", (16,)),
+        "images": ("u1", (16, 3, 16, 16)),
+        "image_indices": ("i8", (16,)),
     }
 
 
@@ -99,7 +99,7 @@ def test_kept_pictures_are_the_ones_the_model_sees():
     evaluation = zero_shot(Pictures(26))
     evaluation.run(bundle(dual_encoder()))
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (transform().mean, transform().std))
-    for pixels, index in zip(evaluation.arrays["pictures"], evaluation.arrays["picture_indices"], strict=True):
+    for pixels, index in zip(evaluation.arrays["images"], evaluation.arrays["image_indices"], strict=True):
         seen = transform()(open_image(Pictures(26)[int(index)].image, ""))
         torch.testing.assert_close((torch.from_numpy(pixels).float() / 255 - mean) / std, seen, rtol=0, atol=1e-5)
 

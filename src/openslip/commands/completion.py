@@ -1,6 +1,7 @@
 """Print a script that completes commands, options and configs in a shell: openslip completion bash."""
 
 import argparse
+import importlib
 import sys
 from typing import Any
 
@@ -50,11 +51,8 @@ def main(arguments: list[str]) -> int:
 
 def all_commands() -> argparse.ArgumentParser:
     """Return one parser with the arguments of every command, and what completes them."""
-    from openslip.commands import dashboard, data, doctor, models, predict, report, strip, verify
+    from openslip.commands import data
 
-    parsers = {"completion": parser(), "doctor": doctor.parser(), "models": models.parser()}
-    parsers |= {"predict": predict.parser(), "report": report.parser(), "strip": strip.parser()}
-    parsers |= {"verify": verify.parser(), "dashboard": dashboard.parser()}
     everything = argparse.ArgumentParser("openslip")
     everything.add_argument("-V", "--version", action="store_true", help="print the version")
     root = everything.add_subparsers()
@@ -69,7 +67,7 @@ def all_commands() -> argparse.ArgumentParser:
             for part, arguments in data.parsers().items():
                 add(below, part, arguments, data.COMMANDS[part].partition(":")[0])
         else:
-            add(root, name, parsers[name], purpose)
+            add(root, name, importlib.import_module(f"openslip.commands.{name}").parser(), purpose)
     return everything
 
 

@@ -12,8 +12,8 @@ number of samples (in the source's order), C of classes, T of templates, P of im
 | `predictions` | int64 [N] | most similar class (= `top_classes[:, 0]`) |
 | `top_classes` | int64 [N, K] | most similar classes, most similar first |
 | `top_probabilities` | float32 [N, K] | softmax(exp(logit_scale) * cosine) over all C classes, for `top_classes` |
-| `pictures` | uint8 [P, 3, H, W] | images evenly spread over the source, after resize and centre crop |
-| `picture_indices` | int64 [P] | index of each of the `pictures` among the N samples |
+| `images` | uint8 [P, 3, H, W] | images evenly spread over the source, after resize and centre crop |
+| `image_indices` | int64 [P] | index of each of the `images` among the N samples |
 | `attribute_names` | str [A] | names of the `attributes`, if there are any |
 | `attribute_values` | str [A, C] | every class's value of each attribute, if there are any |
 """
@@ -154,12 +154,12 @@ class ZeroShot(Evaluation):
             )
 
     def images(self, bundle: Bundle) -> dict[str, np.ndarray]:
-        """Return the arrays `pictures` and `picture_indices`: sample images for the report, resized and cropped."""
+        """Return the arrays `images` and `image_indices`: sample images for the report, resized and cropped."""
         count = min(NUM_IMAGES, len(self.source))
         indices = np.arange(count) * len(self.source) // count
         samples = [self.source[int(index)] for index in indices]
         images = torch.stack([bundle.transform.read(sample.image, sample.key) for sample in samples])
-        return {"pictures": bundle.transform.undo(images), "picture_indices": indices}
+        return {"images": bundle.transform.undo(images), "image_indices": indices}
 
 
 def per_cent(right: np.ndarray) -> float:

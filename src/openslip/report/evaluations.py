@@ -175,10 +175,10 @@ def _mistakes(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> 
 
 
 def _images(arrays: dict[str, np.ndarray], names: list[str]) -> str:
-    if not {"pictures", "picture_indices", "top_classes", "top_probabilities"} <= arrays.keys():
+    if not {"images", "image_indices", "top_classes", "top_probabilities"} <= arrays.keys():
         return ""
     cards = []
-    pairs = list(zip(arrays["pictures"], arrays["picture_indices"], strict=True))
+    pairs = list(zip(arrays["images"], arrays["image_indices"], strict=True))
     for place in np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_IMAGES)).round().astype(int):
         pixels, index = pairs[place]
         label = int(arrays["labels"][index])

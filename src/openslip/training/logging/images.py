@@ -31,14 +31,14 @@ def log_similarity(
 
 def log_classified(trainer: pl.Trainer, name: str, arrays: dict[str, np.ndarray], step: int) -> None:
     """Log images as `eval/<name>/images`, each with its label and its prediction, if the evaluation keeps images."""
-    if arrays.keys() >= {"pictures", "picture_indices", "labels", "predictions", "classnames", "top_probabilities"}:
-        log_images(trainer, f"eval/{name}/images", lambda: pixels(arrays["pictures"]), lambda: verdicts(arrays), step)
+    if arrays.keys() >= {"images", "image_indices", "labels", "predictions", "classnames", "top_probabilities"}:
+        log_images(trainer, f"eval/{name}/images", lambda: pixels(arrays["images"]), lambda: verdicts(arrays), step)
 
 
 def verdicts(arrays: dict[str, np.ndarray]) -> list[str]:
     """Return for each image whether its prediction is right, the prediction, and the label if it is wrong."""
     names, texts = arrays["classnames"], []
-    for sample in arrays["picture_indices"].tolist():
+    for sample in arrays["image_indices"].tolist():
         label, prediction = int(arrays["labels"][sample]), int(arrays["predictions"][sample])
         predicted = f"{names[prediction]} ({arrays['top_probabilities'][sample, 0]:.0%})"
         texts.append(f"right: {predicted}" if label == prediction else f"wrong: {predicted}, label {names[label]}")
