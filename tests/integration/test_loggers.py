@@ -85,7 +85,13 @@ def test_mlflow_continues_its_run_with_every_step_once(place: Path, losses: dict
 
 def test_stdout_has_only_results_and_no_file_has_credentials(place: Path):
     lines = (place / "log").read_text().splitlines()  # stdout and stderr, which ends with the next commands
-    assert "report: runs/logged" in lines[-5:]
+    assert lines[-5:] == [
+        "report: runs/logged",
+        "next commands:",
+        '  openslip predict IMAGE --checkpoint runs/logged --labels "a cat,a dog"',
+        "  openslip eval checkpoint=runs/logged evaluation=NAME",
+        "  openslip report runs/logged",
+    ]
     for file in place.rglob("*"):
         assert not file.is_file() or b"secret-" not in file.read_bytes(), file
 

@@ -130,9 +130,9 @@ def build_evaluations(config: dict[str, Any], num_samples: int | None = None) ->
                 f"evaluation.{name}={options}: expected its settings; to remove it, write ~evaluation.{name}"
             )
         arguments = {key: value for key, value in options.items() if key not in SCHEDULE}
-        fewer = {} if num_samples is None else subsets(arguments, num_samples, f"evaluation.{name}")
-        rest = {key: value for key, value in arguments.items() if key not in fewer}
-        evaluations[name] = build(rest, f"evaluation.{name}", **fewer)
+        parts = {} if num_samples is None else with_subsets(arguments, num_samples, f"evaluation.{name}")
+        rest = {key: value for key, value in arguments.items() if key not in parts}
+        evaluations[name] = build(rest, f"evaluation.{name}", **parts)
         for key in SCHEDULE & options.keys():
             if not is_whole(options[key]) or options[key] < 0:
                 raise UserError(f"evaluation.{name}.{key}={options[key]}: expected a whole number; 0: at the end only")
@@ -140,12 +140,12 @@ def build_evaluations(config: dict[str, Any], num_samples: int | None = None) ->
     return evaluations
 
 
-def subsets(arguments: dict[str, Any], num_samples: int, key: str) -> dict[str, Any]:
-    """Build the sources among an evaluation's arguments, each with at most `num_samples` of its samples."""
-    found = {}
+def with_subsets(arguments: dict[str, Any], num_samples: int, key: str) -> dict[str, Any]:
+    """Build the objects among an evaluation's arguments; sources keep at most `num_samples` of their samples."""
+    parts = {}
     for name, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:
-            source = build(value, f"{key}.{name}")
-            if isinstance(source, Source):
-                found[name] = Subset(source, num_samples) if len(source) > num_samples else source
-    return found
+            part = build(value, f"{key}.{name}")
+            is_too_large = isinstance(part, Source) and len(part) > num_samples
+            parts[name] = Subset(part, num_samples) if is_too_large else part
+    return parts
