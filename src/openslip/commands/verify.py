@@ -1,4 +1,4 @@
-"""Compare this machine's numbers with the published code and float64, or a split batch with a whole one (--splits)."""
+"""Compare this machine's results with the published code's and float64's, or a split batch with a whole (--splits)."""
 
 import argparse
 from pathlib import Path

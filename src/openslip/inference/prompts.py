@@ -55,8 +55,8 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
         key: name of the values in error messages: `classnames`, `labels` or `templates`.
 
     Raises:
-        UserError: the list is empty or unordered; it is one string, which would be split into letters; or a value is
-            blank, is not text, or is a template without `{}` or with another placeholder.
+        UserError: the list is empty or unordered, or it is one string, which would be split into letters. Or a value
+            is blank or not text. Or a template has no `{}`, or has another placeholder.
     """
     example = EXAMPLES.get(key, "cat")
     if isinstance(values, str | bytes):

@@ -55,7 +55,7 @@ def choose_deterministic(wanted: bool | str) -> None:
 
 
 def choose_tf32(allowed: bool) -> None:
-    """Set whether CUDA may round the factors of float32 matrix products to 11 bits (TF32).
+    """Set whether CUDA may round the inputs of float32 matrix products to TF32 (10 mantissa bits).
 
     The matrix products of losses are rounded too. Sums of 16-bit products stay in float32 in any case.
 
