@@ -59,7 +59,7 @@ OPTIONS = {
 SINGLE = {
     "--cfg job": "print the config and exit; with --resolve, every ${...} is replaced by its value",
     "--info defaults": "print the names of the config files, in the order in which they are merged, and exit",
-    "debug=true": "print the traceback of an error; works together with debug=fast and the like",
+    "debug=true": "print the traceback of an error",
 }
 MULTIRUN = {"-m, --multirun": "train each combination of values (seed=0,1 optim.lr=1e-3,3e-4), like openslip sweep"}
 SWEEP = {

@@ -44,7 +44,7 @@ def sum_over_pairs(
 
 
 class RunningSoftmax(NamedTuple):
-    """Softmax of each row of a matrix; the tiles of the matrix are added one after the other.
+    """Softmax of each row of a matrix, computed step by step: each call of `add` includes one more tile.
 
     Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3.
     """

@@ -82,7 +82,7 @@ class MicroBatchSize(pl.Callback):
             pl_module.micro_batch_size = self.setting or local
 
     def most(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
-        """Return the stored size, or else the largest that fits on every rank, of those that split the batch evenly."""
+        """Return the stored size; if there is none, the largest size that splits evenly and fits on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         # Rank 0's file decides for all ranks, because the other ranks may not see its folder.
@@ -120,7 +120,7 @@ class MicroBatchSize(pl.Callback):
     def count(
         self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int, multiple: int
     ) -> tuple[int, str]:
-        """Return the smallest number of micro-batches of which one fits and, on rank 0, advice on a faster layout.
+        """Return the smallest number of micro-batches such that each one fits; on rank 0, also advice on the layout.
 
         Weights, gradients, statistics and random states are unchanged.
         """
