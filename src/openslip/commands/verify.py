@@ -1,4 +1,4 @@
-"""Compare this machine's results with the published code's and float64's, or a split batch with a whole (--splits)."""
+"""Compare results with recordings of the published code and with float64; --splits: a split batch with a whole one."""
 
 import argparse
 from pathlib import Path

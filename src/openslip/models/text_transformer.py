@@ -28,7 +28,7 @@ POOLINGS = ("last", "first", "mean")
 
 
 class TextTransformer(Tower):
-    """A transformer that encodes captions; its default arguments give the published text tower of CLIP and SLIP.
+    """A transformer that encodes captions; its options default to those of the published text tower of CLIP and SLIP.
 
     Args:
         vocab_size: number of token ids.

@@ -105,7 +105,7 @@ class TimmTower(Tower):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks of timm's plain vision transformer; none for other backbones, which run their own."""
+        """Return the blocks of timm's plain vision transformer; none for others, whose blocks are called by timm."""
         return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
 
     def resize(self, input_size: int) -> None:

@@ -16,7 +16,7 @@ def choose_precision(precision: str | int, accelerator: str) -> str:
     `16-mixed` is fp16 with a loss scaler. The scaler skips a step whenever it lowers its scale.
 
     Raises:
-        UserError: the precision is unknown, or it is fp16 on a CPU, where Lightning would silently use bf16.
+        UserError: the precision is unknown, or it is fp16 on a CPU, where Lightning would use bf16 instead.
     """
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}")
