@@ -196,7 +196,7 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
     parser.add_argument("--decode", action="store_true", help="decode every image, and list the images that fail")
-    parser.add_argument("--limit", type=int, metavar="N", help="read only N samples, at even distances")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only N evenly spaced samples")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions into a .png or .jpg file"
     )
@@ -235,8 +235,8 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="skip samples without a caption (default) or without a label; null: skip none of them; a data config uses "
-        "its own setting and not this one",
+        help="skip samples without a caption (default) or without a label; null: skip no samples. Ignored if the "
+        "target is a data config, which has its own setting",
     )
 
 

@@ -1,4 +1,4 @@
-"""Compare this machine's numbers with the published code and float64, or a split batch with a whole one (--splits)."""
+"""Compare results with recordings of the published code and with float64; --splits: a split batch with a whole one."""
 
 import argparse
 from pathlib import Path

@@ -146,7 +146,7 @@ def size_of(content: Any) -> int:
 
 
 def check_space(folder: Path, size: int) -> None:
-    """Refuse to save a checkpoint of `size` bytes if the folder's disk has not twice as much free."""
+    """Refuse to save a checkpoint of `size` bytes unless twice as much is free on the folder's disk."""
     free = shutil.disk_usage(folder).free
     if free < HEADROOM * size:
         needed = f"{HEADROOM * size / 1e6:.1f} MB needed in {folder}"
