@@ -12,7 +12,10 @@ import torch
 from shard_files import write_pairs
 
 import openslip
-from openslip.commands.doctor import (
+from openslip.data.index.journal import JOURNAL, journal_line, read_journal
+from openslip.data.index.outdated import why_unused
+from openslip.data.sources.shards import ShardSource
+from openslip.doctor import (
     compiler,
     examine,
     failed_starts,
@@ -23,9 +26,6 @@ from openslip.commands.doctor import (
     torchvision,
     versions,
 )
-from openslip.data.index.journal import JOURNAL, journal_line, read_journal
-from openslip.data.index.outdated import why_unused
-from openslip.data.sources.shards import ShardSource
 from openslip.locks import locked
 from openslip.run.checkpoints import file_name
 from openslip.run.identity import with_format, write_config
