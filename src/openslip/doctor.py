@@ -41,7 +41,11 @@ class Finding(NamedTuple):
 
 
 def examine(runs_folder: Path) -> list[Finding]:
-    """Examine the machine, every run in the folder, and the indexes of their shards and of the known datasets."""
+    """Examine the machine, every run in the folder, and the indexes of their shards and of the known datasets.
+
+    Args:
+        runs_folder: folder of the runs, or of a single one.
+    """
     machine = [versions(), torchvision(), devices(), compiler(), *folders(runs_folder), shared_memory(), open_files()]
     return [*machine, *runs(runs_folder), *failed_starts(runs_folder), *indexes(runs_folder)]
 
@@ -106,10 +110,15 @@ def open_files() -> Finding:
     return Finding("open files", f"{soft} allowed", advice)
 
 
+def holding(name: str, folder: Path) -> list[Path]:
+    """List the folders of runs that hold a file of this name: the folder itself, or else those in it."""
+    return [folder] if (folder / name).exists() else sorted(path.parent for path in folder.glob(f"*/{name}"))
+
+
 def runs(folder: Path) -> list[Finding]:
     """Report the state of each run, and each checkpoint that is damaged or belongs to another run."""
     findings = []
-    for run in sorted(path.parent for path in folder.glob("*/config.yaml")):
+    for run in holding("config.yaml", folder):
         checkpoints = saved(run / "checkpoints")
         problems = {}
         for checkpoint in checkpoints:
@@ -132,7 +141,7 @@ def runs(folder: Path) -> list[Finding]:
 def indexes(runs_folder: Path) -> list[Finding]:
     """Report each index that no start will use, beside the shards of datasets and runs and in the user's cache."""
     places = [place for dataset in datasets([config_folder()]) for place in dataset.places]
-    places += [place for config in runs_folder.glob("*/config.yaml") for place in shards_of(config)]
+    places += [place for run in holding("config.yaml", runs_folder) for place in shards_of(run / "config.yaml")]
     cache = cache_folder("index")
     found = [*index_folders(map(Path, places)), *(complete(cache) if cache else ())]
     unused = {folder: problem for folder in found if (problem := why_unused(folder))}
@@ -154,7 +163,7 @@ def shards_of(config: Path) -> list[str]:
 def failed_starts(folder: Path) -> list[Finding]:
     """Report the folders in which no run has begun: its start has failed, or has not reached its first step yet."""
     findings = []
-    for run in sorted(path.parent for path in folder.glob(f"*/{LOCK}") if is_failed_start(path.parent)):
+    for run in filter(is_failed_start, holding(LOCK, folder)):
         if is_locked(run / LOCK):
             findings.append(Finding(f"run {run.name}", "is starting"))
         else:

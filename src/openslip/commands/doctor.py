@@ -9,6 +9,7 @@ from openslip.terminal import say
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="folder of one run, or of several")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs; by default runs/"
     )
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     with progress("importing PyTorch"):
         from openslip.doctor import examine
     with progress("examining the machine and its runs"):
-        findings = examine(options.runs)
+        findings = examine(options.folder or options.runs)
     for finding in findings:
         say(finding.line())
     return 0
