@@ -18,7 +18,6 @@ HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and op
 # the old name.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 PRINTING = {"--cfg", "-c", "--info", "-i"}  # options that print the config instead of using it
-LIGHT = ("data", "sweep")  # commands that import nothing slow at their start
 LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
 
 
@@ -74,7 +73,7 @@ def run(arguments: list[str]) -> int:
 
 def entry_of(command: str) -> Callable[[list[str]], int | None]:
     """Import a command and return its entry point."""
-    if command in LIGHT:
+    if command not in HYDRA:  # the others import PyTorch only after they have read their options
         return importlib.import_module(f"openslip.commands.{command}").main
     with progress.progress("importing PyTorch"):
         return importlib.import_module(f"openslip.commands.{command}").main

@@ -11,7 +11,6 @@ import pytest
 import torch
 from evaluation_models import Pictures, bundle, dual_encoder
 
-import openslip.commands.predict as module
 from openslip.__main__ import run
 
 LABELS = ["red", "blue", "green fox"]
@@ -19,7 +18,7 @@ LABELS = ["red", "blue", "green fox"]
 
 @pytest.fixture(autouse=True)
 def _model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load", lambda path, **_: MODELS[path])
+    monkeypatch.setattr("openslip.inference.load.load", lambda path, **_: MODELS[path])
 
 
 def with_bias() -> Any:

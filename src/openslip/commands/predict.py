@@ -7,20 +7,18 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from openslip.data.class_names import alike
-from openslip.data.image.rgb import SETTINGS
+from openslip.data.image.settings import SETTINGS
 from openslip.data.listing import is_image, others_line, visible_files
 from openslip.durable import durable, needed, refuse_unwritable
 from openslip.errors import UserError
-from openslip.inference.bundle import BATCH_SIZE
-from openslip.inference.classifier import Ranking, ZeroShotClassifier
-from openslip.inference.load import load
-from openslip.inference.prompts import all_lines
 from openslip.progress import progress
 from openslip.terminal import notice, say
+
+if TYPE_CHECKING:
+    from openslip.inference.classifier import Ranking, ZeroShotClassifier
 
 FILES = (".csv", ".jsonl")
 ELSEWHERE = "--output FILE names another place"
@@ -58,6 +56,9 @@ def main(arguments: list[str]) -> int:
     """Print each image's labels with their probabilities as bars or JSON, or write them to a file."""
     options = parser().parse_args(arguments)
 
+    with progress("importing PyTorch"):
+        from openslip.inference.classifier import ZeroShotClassifier
+        from openslip.inference.load import load
     if options.output:
         check_output(options.output)
     labels = read_labels(options.labels)
@@ -91,6 +92,8 @@ def read_labels(text: str) -> list[str]:
     Args:
         text: labels between commas, or `@FILE` for a file with one label per line.
     """
+    from openslip.inference.prompts import all_lines
+
     given = all_lines(text[1:]) if text.startswith("@") else split_labels(text)
     labels = [label for label in given if label]
     kept = list({alike(label): label for label in reversed(labels)}.values())[::-1]
@@ -136,8 +139,12 @@ def image_paths(arguments: list[str]) -> tuple[list[str], int]:
     return paths, without
 
 
-def rank_each(classifier: ZeroShotClassifier, paths: list[str]) -> Iterator[tuple[str, Ranking]]:
+def rank_each(classifier: "ZeroShotClassifier", paths: list[str]) -> Iterator[tuple[str, "Ranking"]]:
     """Yield the path and ranking of each image; an unreadable image is reported on stderr and skipped."""
+    import torch
+
+    from openslip.inference.bundle import BATCH_SIZE
+
     bundle = classifier.bundle
     with progress("classifying images", total=len(paths)) as advance:
         for start in range(0, len(paths), BATCH_SIZE):
@@ -154,7 +161,7 @@ def rank_each(classifier: ZeroShotClassifier, paths: list[str]) -> Iterator[tupl
                 yield from zip(readable, classifier.rank_features(features), strict=True)
 
 
-Write = Callable[[str, Ranking], None]
+Write = Callable[[str, "Ranking"], None]
 
 
 @contextmanager
@@ -162,7 +169,7 @@ def bar_printer(labels: list[str]) -> Iterator[Write]:
     """Print the probabilities of an image's labels as bars."""
     width = max(map(len, labels))
 
-    def write(path: str, ranking: Ranking) -> None:
+    def write(path: str, ranking: "Ranking") -> None:
         say(path)
         for label, probability in ranking:
             say(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
@@ -186,7 +193,7 @@ def writer(output: Path, labels: list[str]) -> Iterator[Write]:
     """
     with needed(output, refusal=UserError, advice=ELSEWHERE), durable(output) as file:
 
-        def write(path: str, ranking: Ranking) -> None:
+        def write(path: str, ranking: "Ranking") -> None:
             probabilities = dict(ranking)
             line = (
                 json.dumps(as_json(path, ranking)) + "\n"
@@ -207,7 +214,7 @@ def check_output(output: Path) -> None:
     refuse_unwritable(output, advice=ELSEWHERE)
 
 
-def as_json(path: str, ranking: Ranking) -> dict:
+def as_json(path: str, ranking: "Ranking") -> dict:
     return {"image": path, "labels": [{"label": label, "probability": p} for label, p in ranking]}
 
 

@@ -6,9 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from openslip.errors import UserError
-from openslip.inference.files import checkpoint_file
-from openslip.inference.formats.openslip import write
-from openslip.inference.load import load
 from openslip.progress import progress
 from openslip.terminal import say
 
@@ -47,6 +44,11 @@ def strip(
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of the source's format, or import path of a module that reads it; None detects it.
     """
+    with progress("importing PyTorch"):
+        from openslip.inference.files import checkpoint_file
+        from openslip.inference.formats.openslip import write
+        from openslip.inference.load import load
+
     source, target = checkpoint_file(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ class DurableCheckpointIO(CheckpointIO):
     def wait(self) -> UserError | None:
         """Wait for the save in progress, if any, and return its error; the next call does not return it again."""
         if self.writer is not None:
-            with progress("writing the checkpoint"):
+            with suppress(UserError), progress("writing the checkpoint"):
                 self.writer.join()
+                if self.failure is not None:
+                    raise self.failure  # a phase that ends with an error is not called done
         failure, self.writer, self.failure = self.failure, None, None
         return failure
 

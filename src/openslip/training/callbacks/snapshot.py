@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor
 
+from openslip.arrays import write_arrays
 from openslip.data.source import Source
 from openslip.distributed import is_main_process
-from openslip.durable import write_arrays
 from openslip.inference.bundle import evaluating
 from openslip.run import watchdog
 from openslip.text.tokenizer import Tokenizer

@@ -113,7 +113,7 @@ class Metrics(pl.Callback):
         self.line.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
-        self.line.close()
+        self.line.close(exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
         self.line.close()  # if no step remained, `on_train_end` was not called
