@@ -70,6 +70,19 @@ def test_a_tower_of_another_shape_or_kind_is_refused_by_its_key(tmp_path: Path):
         loader.load(None, {"image": {"weights": "nowhere.ckpt"}})
 
 
+@pytest.mark.parametrize(("blocks", "differs"), [(1, "Unexpected"), (-1, "Missing")])
+def test_a_tower_with_other_blocks_is_refused_by_their_names(tmp_path: Path, blocks: int, differs: str):
+    config = parts_config()
+    tower = config["model"]["image_tower"]
+    depth = tower["arguments"]["depth"] + blocks
+    other = tower | {"arguments": tower["arguments"] | {"depth": depth}}
+    encoder = {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": other}
+    write_checkpoint(tmp_path / "other.ckpt", encoder)
+    message = rf"differs from this run's \({differs} key\(s\) in state_dict: .trunk\.blocks"
+    with pytest.raises(UserError, match=message):
+        initial(build_parts(config)).load(None, {"image": {"weights": str(tmp_path / "other.ckpt")}})
+
+
 def test_a_locked_tower_keeps_its_weights_over_a_stop_although_their_file_is_gone(tmp_path: Path):
     write_pairs(tmp_path / "0.tar", 100)
     there = write_checkpoint(tmp_path / "earlier.ckpt", parts_config()["model"])
