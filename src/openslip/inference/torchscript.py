@@ -88,8 +88,10 @@ class _Module:
 
     attributes: dict[Any, Any]
 
-    def __init__(self) -> None:
-        self.attributes = {}
+    def __new__(cls, *_: Any) -> "_Module":
+        module = super().__new__(cls)
+        module.attributes = {}  # replaced by the state that the pickle gives
+        return module
 
 
 # The unpickler in Python keeps its memo in a dict: in C, an index of 2 billion in a file allocates that many slots.

@@ -109,7 +109,8 @@ def plain(path: Path, provenance: Any) -> dict[str, Any]:
 
 def write(bundle: Bundle, path: Path) -> None:
     """Write a stripped checkpoint: float32 weights, the settings that inference needs, and the provenance."""
-    weights = {f"model.{name}": tensor.detach().cpu().float() for name, tensor in bundle.model.state_dict().items()}
+    weights = {f"model.{name}": tensor.detach().cpu() for name, tensor in bundle.model.state_dict().items()}
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     entry = describe(bundle.architecture, bundle.tokenizer, bundle.transform)
     if bundle.provenance:
         entry["provenance"] = bundle.provenance
