@@ -1,6 +1,7 @@
 """The deterministic transform of evaluation, from image to tensor."""
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from openslip.errors import UserError
 LONGEST = 100  # longest side that is resized, in multiples of the shorter side
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 RESIZES = ("shortest", "squash", "longest")
+CROPS = {"round": round, "floor": math.floor}
 
 
 class EvalTransform:
@@ -36,6 +38,8 @@ class EvalTransform:
         resize: `shortest` resizes the shorter side and crops the centre; `squash` resizes to a square and changes the
             aspect ratio; `longest` resizes the longer side to `size` and pads the shorter one with black.
         resize_to: length of the shorter side before the crop, with `resize="shortest"`; None for `size`.
+        crop: how half a pixel in the position of the crop is rounded: `round` (to even) as torchvision does, or `floor`
+            as transformers does.
 
     Raises:
         UserError: a setting has an unknown value, or `resize_to` is below `size` or has no effect.
@@ -52,17 +56,21 @@ class EvalTransform:
         interpolation: str = "bilinear",
         resize: str = "shortest",
         resize_to: int | None = None,
+        crop: str = "round",
     ) -> None:
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation={interpolation}: expected {' or '.join(INTERPOLATIONS)}")
         if resize not in RESIZES:
             raise UserError(f"resize={resize}: expected {', '.join(RESIZES)}")
+        if crop not in CROPS:
+            raise UserError(f"crop={crop}: expected {' or '.join(CROPS)}")
         if resize_to is not None and (resize_to < size or resize != "shortest"):
             raise UserError(f"resize_to={resize_to}: expected at least size={size}, and resize=shortest")
         self.size = size
         self.interpolation = interpolation
         self.resize = resize
         self.resize_to = resize_to
+        self.crop = crop
         self.mean = mean
         self.std = std
         self.to_rgb = ToRgb(transparency, exif)
@@ -97,13 +105,13 @@ class EvalTransform:
         width, height = image.size
         short, resized = min(width, height), self.resize_to or self.size
         width, height = int(resized * width / short), int(resized * height / short)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        left, top = (CROPS[self.crop]((side - self.size) / 2) for side in (width, height))
         image = image.resize((width, height), filter)
         return image.crop((left, top, left + self.size, top + self.size))
 
     def settings(self) -> dict[str, Any]:
         """Arguments of the constructor that are not its defaults, from which a checkpoint rebuilds the transform."""
-        names = ("interpolation", "resize", "resize_to")
+        names = ("interpolation", "resize", "resize_to", "crop")
         values = {"size": self.size, "mean": list(self.mean), "std": list(self.std), **self.to_rgb.settings()}
         values |= {name: getattr(self, name) for name in names}
         parameters = inspect.signature(EvalTransform).parameters
