@@ -1,7 +1,8 @@
 """Compares our numbers with recordings of the published code's, and this device's kernels with the CPU's.
 
 Tolerances: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` measures
-how far apart two values are, `kernels` checks the device, and each other file makes the rows of one kind of quantity.
+how far apart two values are, `kernels` checks the device, `towers` compares checkpoints of other libraries, and each
+other file makes the rows of one kind of quantity.
 """
 
 import math
@@ -21,14 +22,17 @@ from openslip.verify.kernels import kernel_rows
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
+from openslip.verify.towers import holds_towers, tower_rows
 from openslip.verify.zero_shot import zero_shot_rows
+
+PUBLISHED = ("meta.json", "lr_schedules.json", "official_models.json", "tokenizer.json")
 
 
 def verify(folder: Path, device: str, dtype: str) -> int:
     """Print one line per quantity; return 0 if all are within tolerance, else 1.
 
     Args:
-        folder: folder of recordings of the published code.
+        folder: folder of recordings of the published code, or of checkpoints of other libraries with their outputs.
         device: device to check, such as `cpu` or `cuda`.
         dtype: format to compute in, a key of `TOLERANCES`.
 
@@ -37,8 +41,9 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """
     with progress("comparing with the recordings"):
         rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
-    with progress("comparing kernels with float64"):
-        rows += kernel_rows(device, dtype)
+    if has_published(folder):
+        with progress("comparing kernels with float64"):
+            rows += kernel_rows(device, dtype)
     return show(rows, f"{device}, {dtype}; {folder}")
 
 
@@ -70,6 +75,17 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected recordings of the published code")
+    rows = tower_rows(folder, device, dtype) if holds_towers(folder) else []
+    return rows + published_rows(folder, device, dtype) if has_published(folder) or not rows else rows
+
+
+def has_published(folder: Path) -> bool:
+    """Whether a folder has any recording of the published code."""
+    return any(is_recorded(folder / file) for file in PUBLISHED)
+
+
+def published_rows(folder: Path, device: str, dtype: str) -> list[Row]:
+    """Return a row for each quantity of the published code that is recorded in the folder."""
     rows: list[Row] = []
 
     def add(file: str, quantity: str, make: Callable[[], list[Row]]) -> None:
@@ -93,5 +109,7 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     add("official_models.json", "official models", lambda: official_rows(folder))
     add("tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
     if all(row.deviation is None for row in rows):
-        raise UserError(f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...)")
+        raise UserError(
+            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...) and no NAME_io.npz"
+        )
     return rows
