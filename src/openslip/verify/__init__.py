@@ -22,7 +22,8 @@ from openslip.verify.kernels import kernel_rows
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
-from openslip.verify.towers import holds_towers, tower_rows
+from openslip.verify.tower_files import outputs_in
+from openslip.verify.towers import tower_rows
 from openslip.verify.zero_shot import zero_shot_rows
 
 PUBLISHED = ("meta.json", "lr_schedules.json", "official_models.json", "tokenizer.json")
@@ -75,7 +76,7 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected recordings of the published code")
-    rows = tower_rows(folder, device, dtype) if holds_towers(folder) else []
+    rows = tower_rows(folder, device, dtype) if outputs_in(folder) else []
     return rows + published_rows(folder, device, dtype) if has_published(folder) or not rows else rows
 
 
