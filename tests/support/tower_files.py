@@ -22,6 +22,7 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
 from torch import Tensor, nn
 
+CLIP: Any = open_clip.CLIP  # it takes dicts as well, which its annotations do not say
 TIMM = {"img_size": 21, "patch_size": 7, "embed_dim": 36, "depth": 1, "num_heads": 3, "mlp_ratio": 3.0}
 TIMM |= {"num_classes": 0, "class_token": False, "global_pool": "map"}
 BATCH = 3
@@ -100,7 +101,7 @@ def write_openai(folder: Path) -> None:
     vit = {"image_size": 30, "layers": 2, "width": 64, "patch_size": 10, "head_width": 64}
     resnet = {"image_size": 64, "layers": [1, 1, 2, 1], "width": 4, "patch_size": None, "head_width": 64}
     for name, vision in (("plain_vit", vit), ("plain_resnet", resnet)):
-        model = drawn(open_clip.CLIP(embed_dim=28, vision_cfg=vision, text_cfg=text, quick_gelu=True))
+        model = drawn(CLIP(embed_dim=28, vision_cfg=vision, text_cfg=text, quick_gelu=True))
         convert_weights_to_lp(model, torch.float16)
         sizes = {"input_resolution": vision["image_size"], "context_length": 10, "vocab_size": 90}
         state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -151,7 +152,7 @@ def write_declip(folder: Path) -> None:
     """A training checkpoint whose text projection has a bias."""
     vision = {"image_size": 20, "layers": 1, "width": 36, "patch_size": 5, "head_width": 9}
     text = {"context_length": 13, "vocab_size": 80, "width": 24, "heads": 2, "layers": 2}
-    model = drawn(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=True))
+    model = drawn(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=True))
     bias = torch.randn(16)
     stored = {}
     for key, value in model.state_dict().items():

@@ -93,7 +93,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def load_as_stored(path: Path, suffix: str, config: dict[str, Any], device: str) -> Bundle:
     """Load a file, or a temporary folder of the form in which open_clip or transformers stores a model."""
     if suffix == ".safetensors" and "vision_cfg" in config:
-        names, stated = ("open_clip_config.json", "open_clip_model.safetensors"), open_clip_config(config)
+        names = ("open_clip_config.json", "open_clip_model.safetensors")
+        stated = {"model_cfg": config, "preprocess_cfg": {}}
     elif suffix == ".safetensors" and "model_type" in config:
         names, stated = ("config.json", "model.safetensors"), config
     else:
@@ -103,14 +104,6 @@ def load_as_stored(path: Path, suffix: str, config: dict[str, Any], device: str)
         (stored / names[0]).write_text(json.dumps(stated))
         shutil.copyfile(path, stored / names[1])
         return load(stored, device=device)
-
-
-def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of `open_clip_config.json`; the arguments of a trunk without a name belong to its tower."""
-    model = {key: value for key, value in config.items() if key != "timm_arguments"}
-    if "timm_arguments" in config:
-        model["vision_cfg"] = {**config["vision_cfg"], "timm_arguments": config["timm_arguments"]}
-    return {"model_cfg": model, "preprocess_cfg": {}}
 
 
 def choices(config: Mapping[str, Any]) -> dict[str, Any]:
