@@ -228,3 +228,8 @@ def test_a_training_checkpoint_of_open_clip_takes_its_choices_from_the_configura
     rows = tower_rows(tmp_path, "cpu", "float32")
     assert len(rows) == 4 * 6
     assert [row.line(0) for row in rows if not row.ok] == []
+
+
+def test_formats_in_which_a_fault_would_not_show_are_refused(other: Path, capsys: pytest.CaptureFixture[str]):
+    assert openslip(["verify", str(other), "--dtype", "bfloat16"]) == 1
+    assert "dtype='bfloat16' is too coarse to compare checkpoints" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from openslip.verify.recording import DTYPES, as_array, precision
 from openslip.verify.tower_files import OUTPUTS, TowerFile, outputs_in, tower_files
 
 INPUTS = ("images", "text")
+EXACT = ("float32", "float64")
 _CAPTIONS = "our readers keep the contrastive part of CoCa, without the captioning decoder"
 # Why an array is not compared.
 NOT_COMPARED = {
@@ -109,7 +110,13 @@ QUANTITIES: dict[str, Callable[[Outputs], Tensor]] = {
 
 
 def tower_rows(folder: Path, device: str, dtype: str) -> list[Row]:
-    """Return a row for each checkpoint and recorded array, and one for each file that cannot be read."""
+    """Return a row for each checkpoint and recorded array, and one for each file that cannot be read.
+
+    Raises:
+        UserError: the format is coarser than float32, in which logits may deviate more than a fault would change them.
+    """
+    if dtype not in EXACT:
+        raise UserError(f"dtype={dtype!r} is too coarse to compare checkpoints of other libraries; use float32")
     rows, compared = [], set()
     for file in tower_files(folder):
         if file.outputs is None:
