@@ -26,8 +26,6 @@ from openslip.verify.tower_files import outputs_in
 from openslip.verify.towers import tower_rows
 from openslip.verify.zero_shot import zero_shot_rows
 
-PUBLISHED = ("meta.json", "lr_schedules.json", "official_models.json", "tokenizer.json")
-
 
 def verify(folder: Path, device: str, dtype: str) -> int:
     """Print one line per quantity; return 0 if all are within tolerance, else 1.
@@ -42,7 +40,7 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """
     with progress("comparing with the recordings"):
         rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
-    if has_published(folder):
+    if not outputs_in(folder):
         with progress("comparing kernels with float64"):
             rows += kernel_rows(device, dtype)
     return show(rows, f"{device}, {dtype}; {folder}")
@@ -76,13 +74,8 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected recordings of the published code")
-    rows = tower_rows(folder, device, dtype) if outputs_in(folder) else []
-    return rows + published_rows(folder, device, dtype) if has_published(folder) or not rows else rows
-
-
-def has_published(folder: Path) -> bool:
-    """Whether a folder has any recording of the published code."""
-    return any(is_recorded(folder / file) for file in PUBLISHED)
+    rows_of = tower_rows if outputs_in(folder) else published_rows
+    return rows_of(folder, device, dtype)
 
 
 def published_rows(folder: Path, device: str, dtype: str) -> list[Row]:
