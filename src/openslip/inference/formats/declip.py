@@ -6,6 +6,7 @@ linear layer with bias. A mask token comes before the start and end tokens, whos
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def read(path: Path, choices: Choices) -> Bundle:
     return Bundle(model, tokenizer(text), transform(image["image_size"]), architecture, torch.device("cpu"))
 
 
-def tokenizer(text: Mapping[str, int]) -> Tokenizer:
+def tokenizer(text: Mapping[str, Any]) -> Tokenizer:
     """Return CLIP's tokenizer with a mask token, if the text tower has an embedding for each of its ids."""
     context_length, vocab_size = text["context_length"], text["vocab_size"]
     if vocab_size == openai.CLIP_VOCABULARY + 1:

@@ -17,8 +17,8 @@ from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree, heads
 from openslip.inference.files import peek, unwrapped
+from openslip.inference.layouts import coca, openai, timm_trunk, transforms
 from openslip.inference.layouts import open_clip_config as configs
-from openslip.inference.layouts import openai, timm_trunk, transforms
 from openslip.inference.layouts.folder import file_in, read_json, weights_in
 from openslip.inference.layouts.huggingface import definition_in, pad_id, tokenizer_settings
 from openslip.inference.layouts.keys import fit
@@ -100,9 +100,12 @@ def read_folder(path: Path, choices: Choices) -> Bundle:
     else:
         image = image_tower(weights, vision, choices, file, quick_gelu=bool(model["quick_gelu"]))
         state = openai.convert(weights)
+    size = image["image_size"]
+    if vision["attentional_pool"] or words["embed_cls"]:
+        image, text, state = coca.towers(image, text, weights, vision, file)
     architecture = openai.dual_encoder(image, text, state)
     compare({"embed_dim": (configs.number(model, "embed_dim", file), architecture["embed_dim"])}, file)
-    transform = configs.transform(config, image["image_size"], file)
+    transform = configs.transform(config, size, file)
     built = bundle(place, architecture, state, tokenizer(path, text, words), transform)
     if choices.image_heads is not None and vision["timm_model_name"]:
         blocks: Any = getattr(built.model.image_tower.trunk, "blocks", [None])
@@ -175,6 +178,8 @@ def text_tower(
     activation = choices.check_activation(configs.activation(part, path, quick_gelu=quick_gelu))
     number = agree("text_heads", configs.number(part, "heads", path), choices.text_heads)
     tower = openai.text_tower(weights, activation=activation, heads=number)
+    if part["embed_cls"]:  # one more position embedding
+        tower["context_length"] -= 1
     hidden = configs.hidden_width(part, tower["width"], path)
     keys = {"context_length": "context_length", "vocab_size": "vocab_size", "width": "width", "layers": "depth"}
     stated = {f"text_cfg.{theirs}": (part[theirs], tower[ours]) for theirs, ours in keys.items()}
