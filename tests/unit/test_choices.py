@@ -31,9 +31,7 @@ def test_a_needed_activation_is_asked_for_with_its_choices():
         Choices(activation="quickgelu").check_activation("gelu")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"activation": "relu"}, {"image_heads": 0}, {"text_heads": True}, {"text_heads": "8"}]
-)
+@pytest.mark.parametrize("wrong", [{"activation": "relu"}, {"image_heads": 0}, {"text_heads": True}])
 def test_impossible_choices_are_refused(wrong: dict[str, Any]):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}: expected"):
         Choices(**wrong)

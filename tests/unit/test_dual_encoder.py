@@ -91,7 +91,7 @@ def test_the_text_projection_alone_may_have_a_bias_and_the_image_projection_may_
     assert torch.equal(plain.encode_image(IMAGES), plain.image_tower(IMAGES))
     assert plain.encode_text(TEXTS, LENGTHS).shape == (6, 5)
     for wrong in ({"embed_dim": 3, "projection_bias": False}, {"embed_dim": 5, "projection_bias": True}):
-        with pytest.raises(UserError, match="projects_image=false with .* image tower of width 5"):
+        with pytest.raises(UserError, match=r"projects_image=false with .* image tower of width 5"):
             DualEncoder(**towers, logit_scale_init=2.0, projects_image=False, **wrong)
     with pytest.raises(UserError, match="projection_bias=image: expected true, false or text"):
         dual_encoder(projection_bias="image")
