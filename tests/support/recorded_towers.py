@@ -38,7 +38,7 @@ def deviations(bundle: Bundle, io: dict[str, Tensor]) -> dict[str, float]:
             logits = scale * units[0] @ units[1].T + (0 if bias is None else bias)
             found |= {"logits_per_image": logits, "logit_scale_exp": scale}
             if bias is not None:
-                found["logit_bias"] = bias
+                found["logit_bias"] = bias.detach()
     return {
         name: float((value - io[name].reshape(value.shape)).abs().max() / io[name].abs().max())
         for name, value in found.items()
