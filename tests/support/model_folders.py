@@ -1,14 +1,17 @@
 """Folders as transformers writes them, made of the recorded towers."""
 
+import io
 import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 from PIL import Image
 from recorded_towers import FOLDER, config
 
+from openslip.inference.imagenet_prompts import imagenet_classnames
 from openslip.text import clip_bpe
 from openslip.text.tokenizer_json import clip_definition
 
@@ -95,3 +98,21 @@ def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
 def clip_json() -> str:
     """Return CLIP's vocabulary as a `tokenizer.json`."""
     return clip_definition(*clip_vocabulary())
+
+
+def sentencepiece_model() -> bytes:
+    """Train a small vocabulary with SigLIP's special ids: `<pad>` 0, `</s>` 1, `<unk>` 2."""
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*map(str.lower, imagenet_classnames()), *ODD_TEXTS]),
+        model_writer=file,
+        vocab_size=600,
+        character_coverage=0.98,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return file.getvalue()

@@ -4,6 +4,7 @@ Names of weights, defaults of settings and the order of files are those of trans
 needed.
 """
 
+import base64
 import json
 import math
 import re
@@ -26,6 +27,7 @@ from openslip.inference.layouts.openai import CLIP_VOCABULARY, mlp_ratio, scalar
 from openslip.inference.layouts.transforms import OPENAI
 from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
+from openslip.text.sentencepiece_model import SentencePieceModel
 from openslip.text.tokenizer import Tokenizer
 from openslip.text.tokenizer_json import TokenizerJson, clip_definition, parse
 
@@ -355,7 +357,8 @@ def transform_of(settings: Mapping[str, Any], image_size: int, family: str) -> E
 def tokenizer_in(
     folder: Path, *, family: str, context_length: int, vocab_size: int, pooled: str, end: int | None = None
 ) -> Tokenizer:
-    """Return the tokenizer of a folder: its `tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`.
+    """Return the tokenizer of a folder: its `tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`, or SigLIP's
+    `spiece.model`.
 
     Without these files, a vocabulary of CLIP's size is CLIP's, and any other is unknown (`BareIds`).
 
@@ -372,6 +375,9 @@ def tokenizer_in(
         UserError: a file cannot be read, or the vocabulary is larger than the model's.
     """
     definition = definition_in(folder, family)
+    if definition is None and family == "siglip" and (path := file_in(folder, "spiece.model")) is not None:
+        model = base64.b64encode(path.read_bytes()).decode()
+        return fitting(folder, SentencePieceModel(model=model, context_length=context_length), vocab_size)
     if definition is None:
         if family == "clip" and vocab_size == CLIP_VOCABULARY:
             return ClipBpe(context_length=context_length, truncation="keep_end", special_text="token")
@@ -390,6 +396,15 @@ def tokenizer_in(
         clean="siglip" if kind.startswith("SiglipTokenizer") else "none",
         pad_side=settings.get("padding_side") or ("left" if kind.startswith("Siglip2Tokenizer") else "right"),
     )
+    return fitting(folder, tokenizer, vocab_size)
+
+
+def fitting(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """Return a tokenizer if the model has an embedding for each of its ids.
+
+    Raises:
+        UserError: the model has fewer.
+    """
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, but its model only {vocab_size}: "
