@@ -68,7 +68,9 @@ def odd_images() -> list[Image.Image]:
     for (width, height), mode in zip(sizes, modes * 2, strict=True):
         noise = rng.randbytes((width // 2 + 1) * (height // 2 + 1) * 4)
         image = Image.frombytes("RGBA", (width // 2 + 1, height // 2 + 1), noise).resize((width, height))
-        images.append(image.convert("L").convert(mode) if mode in ("1", "LA") else image.convert(mode))
+        between = {"1": "L", "LA": "L", "P": "RGB"}.get(mode, "RGBA")
+        images.append(image.convert(between).convert(mode))
+    images[3].info["transparency"] = 7  # of a palette
     return images
 
 
