@@ -292,7 +292,7 @@ def test_what_the_library_decides_is_not_chosen_and_not_stored(clip: Path, tmp_p
         write(bundle, tmp_path / "stripped.ckpt")
     assert isinstance(bundle.reading(transparency="ignore"), Bundle)
     assert bundle.reading(transparency="ignore").transform.to_rgb.transparency == "ignore"
-    assert bundle.transform.to_rgb.transparency == "white"
+    assert bundle.transform.to_rgb.transparency is None
 
 
 def test_an_unknown_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,34 +9,36 @@ from PIL import Image
 from torch import Tensor
 
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.image.rgb import ToRgb
 from openslip.errors import UserError
 from openslip.inference.choices import Choices
 from openslip.text.tokenizer import Tokenizer
 
 
+class AsStored(ToRgb):
+    """Leaves images of any mode to the library, unless the user gives a setting."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the image itself without settings, else convert it to RGB."""
+        return super().__call__(image) if self.settings() else image
+
+
 class WrappedTransform(EvalTransform):
-    """An image transform that another library computes.
+    """An image transform that another library computes, from images of any mode.
 
     Args:
-        apply: the transform, from an RGB image to a tensor [3, size, size].
+        apply: the transform, from an image to a tensor [3, size, size].
         size: side of the square that the model takes, in pixels.
         mean: mean of the normalisation, per channel, for reports.
         std: standard deviation of the normalisation, per channel, for reports.
-        transparency: what the library does with transparent images, as in `EvalTransform`.
         origin: address of the model, for errors.
     """
 
     def __init__(
-        self,
-        apply: Callable[[Image.Image], Tensor],
-        *,
-        size: int,
-        mean: list[float],
-        std: list[float],
-        transparency: str,
-        origin: str,
+        self, apply: Callable[[Image.Image], Tensor], *, size: int, mean: list[float], std: list[float], origin: str
     ) -> None:
-        super().__init__(size=size, mean=mean, std=std, transparency=transparency)
+        super().__init__(size=size, mean=mean, std=std)
+        self.to_rgb = AsStored()
         self.apply = apply
         self.origin = origin
 

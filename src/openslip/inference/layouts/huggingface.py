@@ -357,10 +357,10 @@ def transform_of(settings: Mapping[str, Any], image_size: int, family: str) -> E
 def tokenizer_in(
     folder: Path, *, family: str, context_length: int, vocab_size: int, pooled: str, end: int | None = None
 ) -> Tokenizer:
-    """Return the tokenizer of a folder: its `tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`, or SigLIP's
-    `spiece.model`.
+    """Return the tokenizer of a folder, from `tokenizer.json`, or CLIP's older files, or SigLIP's `spiece.model`.
 
-    Without these files, a vocabulary of CLIP's size is CLIP's, and any other is unknown (`BareIds`).
+    CLIP's older files are `vocab.json` and `merges.txt`. Without any of these files, a vocabulary of CLIP's size is
+    CLIP's, and any other is unknown (`BareIds`).
 
     Args:
         folder: the folder.

@@ -150,4 +150,4 @@ def transform(processor: Any, origin: str) -> WrappedTransform:
     mean, std = (
         list(getattr(processor, f"image_{name}", None) or [fill] * 3) for name, fill in (("mean", 0), ("std", 1))
     )
-    return WrappedTransform(apply, size=shape[1], mean=mean, std=std, transparency="white", origin=origin)
+    return WrappedTransform(apply, size=shape[1], mean=mean, std=std, origin=origin)

@@ -94,14 +94,7 @@ def read(address: str, choices: Choices) -> Bundle:
             invert=tokenizer.decode,
             origin=origin,
         ),
-        WrappedTransform(
-            apply,
-            size=size,
-            mean=list(settings["mean"]),
-            std=list(settings["std"]),
-            transparency="ignore",
-            origin=origin,
-        ),
+        WrappedTransform(apply, size=size, mean=list(settings["mean"]), std=list(settings["std"]), origin=origin),
         {"library": "open_clip", "model": name, "pretrained": pretrained},
         torch.device("cpu"),
     )
