@@ -19,12 +19,7 @@ CLIP_VOCABULARY = 49408  # ids of CLIP's byte pairs, with start and end
 LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); the file's value replaces it
 NORM_EPS = 1e-5
 
-TEXT = (
-    ("logit_scale", "logit_scale"),
-    ("logit_bias", "logit_bias"),
-    ("text_projection", "text_projection"),
-    ("text_projection.weight", "text_projection"),
-    ("text_projection.bias", "text_projection_bias"),
+TEXT_TOWER = (
     ("token_embedding.", "text_tower.token_embedding."),
     ("positional_embedding", "text_tower.positional_embedding"),
     ("ln_final.", "text_tower.ln_final."),
@@ -34,6 +29,14 @@ TEXT = (
     ("transformer.resblocks.{n}.ln_2.", "text_tower.blocks.{n}.ln_2."),
     ("transformer.resblocks.{n}.mlp.c_fc.", "text_tower.blocks.{n}.fc1."),
     ("transformer.resblocks.{n}.mlp.c_proj.", "text_tower.blocks.{n}.fc2."),
+)
+TEXT = (
+    *TEXT_TOWER,
+    ("logit_scale", "logit_scale"),
+    ("logit_bias", "logit_bias"),
+    ("text_projection", "text_projection"),
+    ("text_projection.weight", "text_projection"),
+    ("text_projection.bias", "text_projection_bias"),
 )
 _VIT = (
     ("visual.class_embedding", "image_tower.trunk.cls_token"),
