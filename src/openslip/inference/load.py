@@ -10,10 +10,11 @@ import torch
 
 from openslip.distributed import notice_once
 from openslip.errors import UserError
-from openslip.inference import formats
+from openslip.inference import formats, libraries
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.files import checkpoint_file, peek, read
+from openslip.inference.layouts.folder import peek_json
 from openslip.text.bare_ids import BareIds
 
 
@@ -30,10 +31,11 @@ def load(
     """Load a model from a run's folder, a checkpoint, a stripped file, or a file of another CLIP project.
 
     docs/WEIGHTS.md lists the formats. No code in the file is executed. What a file does not say is asked for in an
-    error, and is never guessed.
+    error, and is never guessed. `open_clip:MODEL/PRETRAINED` and `hf:ORG/NAME` load a model with the library that is
+    named, at this library's own numbers.
 
     Args:
-        path: the folder or file to load.
+        path: the folder or file to load, or the address of a model in another library.
         device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
@@ -48,6 +50,11 @@ def load(
     """
     choices = Choices(allow=allow, activation=activation, image_heads=image_heads, text_heads=text_heads)
     place = choose_device(device)
+    if library := libraries.find(path):
+        module, address = library
+        bundle = module.read(address, choices)
+        bundle.model.float().eval().to(place)
+        return replace(bundle, device=place, origin=str(path))
     file = checkpoint_file(path)
     try:
         bundle = find_format(file, format).read(file, choices)
@@ -79,6 +86,8 @@ def find_format(file: Path, name: str | None) -> ModuleType:
     for module in map(formats.load, known):
         if module.detect(file):
             return module
+    if kind := peek_json(file, "config.json").get("model_type"):
+        raise UserError(f"{file} holds a model of transformers of type {str(kind)[:80]}: load it with hf:{file}")
     content = read(file)  # raises the reason if the file is unreadable
     weights = content.get("state_dict")
     kind, names = ("weights", weights) if isinstance(weights, dict) else ("keys", content)

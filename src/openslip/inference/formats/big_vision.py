@@ -22,11 +22,11 @@ from openslip.inference.layouts import siglip
 from openslip.inference.layouts.huggingface import vision_transformer
 from openslip.inference.layouts.keys import fit, number_of, rename, shape, table
 from openslip.regular_file import regular_file
+from openslip.run.file_sizes import EXPANSION, SLACK
 from openslip.text.bare_ids import BareIds
 
 NORM_EPS, ACTIVATION = 1e-6, "gelu_tanh"
 MARK = "img/MAPHead_0/probe"
-MAX_EXPANSION = 1000  # uncompressed bytes per byte of the file; np.savez does not compress at all
 
 _LAYERS = (
     ("LayerNorm_0.", "norm1.", "ln_1."),
@@ -82,7 +82,7 @@ def read(path: Path, choices: Choices) -> Bundle:
     """
     arrays = unstacked(read_arrays(path))
     image_heads, text_heads = (heads(arrays, choices, tower) for tower in ("img", "txt"))
-    weights = {name: tensor for name, tensor in tensors(arrays).items()}
+    weights = tensors(arrays)
     width, channels, patch_size, _ = shape(weights, "img.embedding.weight", ndim=4)
     side = shape(weights, "img.pos_embedding", ndim=3)[1] ** 0.5
     if side != int(side) or channels != 3:
@@ -131,11 +131,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(regular_file(path)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_EXPANSION * path.stat().st_size:
-            raise UserError(
-                f"checkpoint {path} expands to {size:,} bytes, over {MAX_EXPANSION} times its size: refused"
-            )
+            size, unpacked = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+        if unpacked > max(EXPANSION * size, size + SLACK):
+            raise UserError(f"checkpoint {path} has {size:,} bytes and unpacks to {unpacked:,}: refused")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name.removeprefix("params/"): file[name] for name in file.files}
     except UserError:

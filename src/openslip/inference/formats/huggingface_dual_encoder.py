@@ -40,8 +40,8 @@ def read(path: Path, choices: Choices) -> Bundle:
     kinds = [str((config.get(name) or {}).get("model_type"))[:80] for name in ("vision_config", "text_config")]
     if kinds[0] not in (*CLIP_TYPES, "timm_wrapper") or kinds[1] not in ("clip", "clip_text_model"):
         raise UserError(
-            f"{path}: towers {kinds[0]} and {kinds[1]} are not read; expected an image tower of CLIP or timm and a text "
-            f"tower of CLIP: load it with hf:{path} instead"
+            f"{path}: towers {kinds[0]} and {kinds[1]} are not read; expected an image tower of CLIP or timm, and "
+            f"CLIP's text tower: load it with hf:{path} instead"
         )
     text = huggingface.part(config, "text_config", huggingface.TEXT["clip"])
     if kinds[0] == "timm_wrapper":

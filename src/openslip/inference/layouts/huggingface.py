@@ -4,6 +4,7 @@ Names of weights, defaults of settings and the order of files are those of trans
 needed.
 """
 
+import base64
 import json
 import math
 import re
@@ -22,8 +23,11 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
 from openslip.inference.layouts.folder import file_in, read_json, weights_in
 from openslip.inference.layouts.keys import Table, fit, rename
+from openslip.inference.layouts.openai import CLIP_VOCABULARY, mlp_ratio, scalars
+from openslip.inference.layouts.transforms import OPENAI
 from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
+from openslip.text.sentencepiece_model import SentencePieceModel
 from openslip.text.tokenizer import Tokenizer
 from openslip.text.tokenizer_json import TokenizerJson, clip_definition, parse
 
@@ -78,10 +82,9 @@ VISION: dict[str, dict[str, Any]] = {
         "vision_use_head": True,
     },
 }
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 PREPROCESSING: dict[str, dict[str, Any]] = {
     "CLIP": {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224, "resample": 3}
-    | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    | {"image_mean": OPENAI["mean"], "image_std": OPENAI["std"]},
     "Siglip": {"size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": 3}
     | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     "ViT": {"size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": 2}
@@ -230,9 +233,6 @@ def vision_transformer(
         activation: activation of the MLPs.
         norm_eps: epsilon of the layer norms.
     """
-    ratio = mlp_width / width
-    if int(ratio * width) != mlp_width:  # timm rounds down
-        ratio = (mlp_width + 0.5) / width
     return {
         "_target_": "openslip.models.timm_tower.TimmTower",
         "name": name,
@@ -243,7 +243,7 @@ def vision_transformer(
             "embed_dim": width,
             "depth": depth,
             "num_heads": heads,
-            "mlp_ratio": ratio,
+            "mlp_ratio": mlp_ratio(width, mlp_width),
             "act_layer": activation,
         },
     }
@@ -271,13 +271,10 @@ def read_weights(folder: Path, names: Table) -> tuple[Path, dict[str, Tensor]]:
     for theirs, ours in PROJECTIONS.items():
         if theirs in state and state[theirs].ndim == 2:
             state[ours] = state.pop(theirs).T.contiguous()
-    for name, shape in (("logit_scale", []), ("logit_bias", [])):
-        if name in state and state[name].numel() == 1:
-            state[name] = state[name].reshape(shape)
     for name in ("image_tower.trunk.cls_token", "image_tower.trunk.pos_embed"):  # timm's have a batch dimension
         if name in state:
             state[name] = state[name].reshape(1, -1, state[name].shape[-1])
-    return path, state
+    return path, scalars(state)
 
 
 def join_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -360,9 +357,10 @@ def transform_of(settings: Mapping[str, Any], image_size: int, family: str) -> E
 def tokenizer_in(
     folder: Path, *, family: str, context_length: int, vocab_size: int, pooled: str, end: int | None = None
 ) -> Tokenizer:
-    """Return the tokenizer of a folder: its `tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`.
+    """Return the tokenizer of a folder, from `tokenizer.json`, or CLIP's older files, or SigLIP's `spiece.model`.
 
-    Without these files, a vocabulary of CLIP's size is CLIP's, and any other is unknown (`BareIds`).
+    CLIP's older files are `vocab.json` and `merges.txt`. Without any of these files, a vocabulary of CLIP's size is
+    CLIP's, and any other is unknown (`BareIds`).
 
     Args:
         folder: the folder.
@@ -377,8 +375,11 @@ def tokenizer_in(
         UserError: a file cannot be read, or the vocabulary is larger than the model's.
     """
     definition = definition_in(folder, family)
+    if definition is None and family == "siglip" and (path := file_in(folder, "spiece.model")) is not None:
+        model = base64.b64encode(path.read_bytes()).decode()
+        return fitting(folder, SentencePieceModel(model=model, context_length=context_length), vocab_size)
     if definition is None:
-        if family == "clip" and vocab_size == 49408:
+        if family == "clip" and vocab_size == CLIP_VOCABULARY:
             return ClipBpe(context_length=context_length, truncation="keep_end", special_text="token")
         return BareIds(context_length=context_length, vocab_size=vocab_size, pooled=pooled, end=end)
     settings = tokenizer_settings(folder)
@@ -395,6 +396,15 @@ def tokenizer_in(
         clean="siglip" if kind.startswith("SiglipTokenizer") else "none",
         pad_side=settings.get("padding_side") or ("left" if kind.startswith("Siglip2Tokenizer") else "right"),
     )
+    return fitting(folder, tokenizer, vocab_size)
+
+
+def fitting(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """Return a tokenizer if the model has an embedding for each of its ids.
+
+    Raises:
+        UserError: the model has fewer.
+    """
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, but its model only {vocab_size}: "

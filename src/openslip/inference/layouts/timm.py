@@ -30,6 +30,7 @@ def image_tower(config: Mapping[str, Any]) -> dict[str, Any]:
     size = size if isinstance(size, list | tuple) else [size, size]
     if len(size) != 2 or size[0] != size[1] or not isinstance(size[0], int) or size[0] < 1:
         raise UserError(f"config.json: images of size {size}; expected a square")
+    arguments.pop("num_classes", None)  # a tower has no classifier
     if config.get("global_pool") is not None:
         arguments.setdefault("global_pool", config["global_pool"])
     return {
