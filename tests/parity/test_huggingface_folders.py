@@ -135,16 +135,18 @@ def write_json(folder: Path, name: str, content: Any) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
+SQUARE = {"height": 24, "width": 24}
+FIRST = {"size": 24, "crop_size": 24, "resample": 3, "do_center_crop": True}
 PREPROCESSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as in the first files": (
-        {"size": 24, "crop_size": 24, "resample": 3, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor"},
+        FIRST | {"feature_extractor_type": "CLIPFeatureExtractor"},
         {"interpolation": "bicubic", "crop": "floor"},
     ),
     "a larger resize": ({"size": {"shortest_edge": 30}, "crop_size": 24}, {"resize_to": 30}),
-    "squash": ({"size": {"height": 24, "width": 24}, "do_center_crop": False, "resample": 2}, {"resize": "squash"}),
-    "other statistics": ({"size": 24, "crop_size": {"height": 24, "width": 24}, "image_mean": [0, 0, 0]}, {"mean": [0, 0, 0]}),
-    "a ViT's": ({"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 24}}, {"resize": "squash"}),
-}  # fmt: skip
+    "squash": ({"size": SQUARE, "do_center_crop": False, "resample": 2}, {"resize": "squash"}),
+    "other statistics": ({"size": 24, "crop_size": SQUARE, "image_mean": [0, 0, 0]}, {"mean": [0, 0, 0]}),
+    "a ViT's": ({"image_processor_type": "ViTImageProcessor", "size": SQUARE}, {"resize": "squash"}),
+}
 
 
 @pytest.mark.parametrize("kind", PREPROCESSING)

@@ -3,7 +3,7 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -55,12 +55,12 @@ def unit(features: Tensor) -> Tensor:
 def test_features_pixels_and_ids_are_those_of_open_clip(tiny: Path, kind: str):
     local = kind == "local-dir"
     name, pretrained = (f"local-dir:{tiny}", None) if local else (NAME, str(tiny / "weights.pt"))
-    model, apply = open_clip.create_model_from_pretrained(name, pretrained)
-    tokenizer = open_clip.get_tokenizer(name)
+    model, apply = cast(Any, open_clip.create_model_from_pretrained(name, pretrained))
+    tokenizer: Any = open_clip.get_tokenizer(name)
     address = f"open_clip:{name}" if local else f"open_clip:{name}/{pretrained}"
     bundle = openslip.load(address)
     assert (bundle.transform.size, bundle.origin) == (24, address)
-    pixels = torch.stack([apply(image) for image in odd_images()])  # pyright: ignore
+    pixels = torch.stack([apply(image) for image in odd_images()])
     assert torch.equal(torch.stack([bundle.transform(image) for image in odd_images()]), pixels)
     assert bundle.tokenizer is not None
     assert torch.equal(bundle.tokenizer.encode(odd_texts())[0], tokenizer(odd_texts()))
@@ -143,10 +143,10 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_folder_of_timm_has_the_features_and_pixels_of_timm(kind: str, tmp_path: Path):
     name, arguments = TIMM[kind]
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10, **arguments).eval()
+    model: Any = timm.create_model(name, num_classes=10, **arguments).eval()
     for file in ("model.safetensors", "pytorch_model.bin"):
         folder = tmp_path / file
-        timm.models.save_for_hf(model, folder, safe_serialization=file.endswith("safetensors"))
+        timm.models.save_for_hf(model, str(folder), safe_serialization=file.endswith("safetensors"))
         bundle = openslip.load(folder)
         assert bundle.tokenizer is None
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -178,7 +178,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_hostile_config_of_timm_is_refused_by_name(fault: str, tmp_path: Path):
     name, arguments = TIMM["vit"]
-    timm.models.save_for_hf(timm.create_model(name, **arguments), tmp_path, safe_serialization=True)
+    timm.models.save_for_hf(timm.create_model(name, **arguments), str(tmp_path), safe_serialization=True)
     config = json.loads((tmp_path / "config.json").read_text())
     changes, message = FAULTS[fault]
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
@@ -188,7 +188,7 @@ def test_a_hostile_config_of_timm_is_refused_by_name(fault: str, tmp_path: Path)
 
 def test_exchanged_weights_of_timm_are_refused(tmp_path: Path):
     name, arguments = TIMM["vit"]
-    timm.models.save_for_hf(timm.create_model(name, **arguments), tmp_path, safe_serialization=True)
+    timm.models.save_for_hf(timm.create_model(name, **arguments), str(tmp_path), safe_serialization=True)
     weights = load_file(tmp_path / "model.safetensors")
     weights["blocks.0.norm3.weight"] = weights.pop("blocks.0.norm1.weight")
     save_file(weights, tmp_path / "model.safetensors")

@@ -313,3 +313,33 @@ def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path: Path, monkeypatch: 
     assert libraries.find("hf:model") is None
     assert libraries.find("other:model") is None
     assert libraries.find("hf:org/name") == (hf, "org/name")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["CLIP B/32", "SigLIP B/16"])
+def test_a_full_size_model_has_the_features_of_transformers(kind: str, tmp_path: Path, clip_tokenizer: Any):
+    torch.manual_seed(0)
+    if kind == "CLIP B/32":
+        model = T.CLIPModel(T.CLIPConfig())
+        T.CLIPProcessor(CLIPImageProcessorPil(), clip_tokenizer).save_pretrained(tmp_path)
+    else:
+        model = T.SiglipModel(T.SiglipConfig())
+        SiglipImageProcessorPil().save_pretrained(tmp_path)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 and "logit" not in name:
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    model.eval().save_pretrained(tmp_path)
+    bundle, processor = openslip.load(tmp_path), T.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    images = odd_images()[3:9]
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    assert bundle.tokenizer is not None
+    if kind == "CLIP B/32":
+        ids = bundle.tokenizer.encode(odd_texts())[0]
+        assert torch.equal(ids, ids_of(clip_tokenizer, odd_texts(), 77))
+    else:
+        ids = torch.randint(0, 32000, (8, 64))
+    with torch.no_grad():
+        texts = bundle.model.encode_text(ids, bundle.tokenizer.lengths(ids))
+        theirs = model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=ids)
+    assert_close(bundle.encode_image(images), theirs[0].pooler_output)
+    assert_close(torch.nn.functional.normalize(texts, dim=1), theirs[1].pooler_output)

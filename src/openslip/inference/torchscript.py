@@ -96,13 +96,15 @@ class _Module:
 
 # The unpickler in Python keeps its memo in a dict: in C, an index of 2 billion in a file allocates that many slots.
 class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+    stack: list[Any]
+
     def __init__(self, archive: zipfile.ZipFile, root: str, path: Path) -> None:
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")), encoding="utf-8")
         self.archive, self.root = archive, root
         self.unread = path.stat().st_size  # a storage is stored uncompressed, and only once
         self.storages: dict[str, Tensor] = {}
 
-    def find_class(self, module: str, name: str, /) -> Any:
+    def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
             return _Module
         if module == "torch" and name in _DTYPES:
@@ -116,7 +118,7 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
             raise _RefusedError(f"{module}.{name}")
         return known[module, name]
 
-    def persistent_load(self, pid: Any, /) -> Tensor:
+    def persistent_load(self, pid: Any) -> Tensor:
         kind, storage, key, _, numel = pid
         if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int):
             raise ValueError(f"{str(pid)[:100]} is no storage")
@@ -133,7 +135,7 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
             raise ValueError(f"{member} has {info.file_size:,} bytes; expected {numel:,} of {dtype}, uncompressed")
         data = np.empty(info.file_size, np.uint8)
         with self.archive.open(info) as file:
-            if file.readinto(memoryview(data)) != info.file_size:  # pyright: ignore[reportArgumentType]
+            if file.readinto(memoryview(data)) != info.file_size:  # pyright: ignore
                 raise ValueError(f"{member} is cut off")
         return torch.from_numpy(data).view(dtype) if numel else torch.empty(0, dtype=dtype)
 
@@ -150,7 +152,7 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
         module.attributes = state
 
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _OPCODES}  # pyright: ignore  # noqa: RUF012
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # pyright: ignore[reportArgumentType]
 
 
 def _root(archive: zipfile.ZipFile) -> str | None:

@@ -96,9 +96,9 @@ class CocaText(Tower):
 class PaddedBlock(Block):
     """A block of the text transformer with the same weights, for padded rows and any mask."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "batch positions width"], mask: Bool[Tensor, "batch 1 positions positions"]
-    ) -> Float[Tensor, "batch positions width"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    ) -> Float[Tensor, "batch positions width"]:
         y = self.attention.in_proj(self.ln_1(x)).unflatten(2, (3, self.attention.heads, -1))
         q, k, v = y.permute(2, 0, 3, 1, 4)
         x = x + self.attention.out_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))

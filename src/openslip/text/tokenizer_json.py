@@ -67,7 +67,7 @@ class TokenizerJson(Tokenizer):
         self._tokenizer = parse(definition)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._ids = BareIds(context_length=context_length, vocab_size=self.vocab_size, pooled=pooled, end=end)
-        self.special_ids = {"pad": pad} | self._ids.special_ids
+        self.special_ids = {"pad": pad, **self._ids.special_ids}
         added = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if not added < context_length or not 0 <= pad < self.vocab_size:
             raise UserError(
