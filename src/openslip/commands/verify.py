@@ -11,12 +11,20 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=__doc__,
-        epilog="openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
+        epilog="A folder of checkpoints of other libraries holds, for each NAME, the checkpoint (NAME.safetensors, "
+        "NAME.pt, NAME.pth.tar or NAME.npz), the library's configuration (NAME.json), and its inputs and outputs "
+        "(NAME_io.npz); docs/WEIGHTS.md describes it. Each checkpoint is loaded as openslip.load does, and each output "
+        "compared: the largest difference is divided by the largest recorded value. "
+        "openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
         "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
         "checks that gradients, statistics and weights are the same each time.",
     )
     parser.add_argument(
-        "folder", nargs="?", type=Path, help="folder of recordings; by default the recordings of the published code"
+        "folder",
+        nargs="?",
+        type=Path,
+        help="folder of recordings, or of checkpoints of other libraries with their recorded outputs; by default the "
+        "recordings of the published code",
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,9 +124,10 @@ class Bundle:
             transparency: `white` or `ignore`, as in `EvalTransform`; None keeps the checkpoint's setting.
             exif: `apply` or `ignore`, as in `EvalTransform`; None keeps the checkpoint's setting.
         """
-        settings = self.transform.settings()
-        settings |= {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
-        return replace(self, transform=EvalTransform(**settings))
+        given = {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
+        transform = copy(self.transform)
+        transform.to_rgb = replace(self.transform.to_rgb, **given)
+        return replace(self, transform=transform)
 
     def unit(self, features: Float[Tensor, "rows width"], tower: str) -> Float[Tensor, "rows width"]:
         """Normalise features to unit length.
