@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--template", action="append", help=f'prompt, may be repeated; default: "{TEMPLATE}"')
     prompts.add_argument(
-        "--templates", metavar="LIST", help="imagenet7, imagenet80, or a file with one prompt per line"
+        "--templates", metavar="LIST", help="imagenet7, imagenet80 or a file, one prompt per line"
     )
     parser.add_argument(
         "--probabilities",

@@ -40,11 +40,11 @@ def download(address: str) -> bytes:
         UserError: the server does not answer, refuses, or sends more than `MAX_BYTES` or longer than `MAX_SECONDS`.
     """
     ends = time.monotonic() + MAX_SECONDS
-    # Some servers, such as Wikimedia's, refuse Python's own name.
-    request = Request(quote(address, safe=KEPT), headers={"User-Agent": f"openslip/{__version__}"})
     too_large = f"more than {MAX_BYTES / 1e6:,.0f} MB"
     content = bytearray()
     try:
+        # Some servers, such as Wikimedia's, refuse Python's own name.
+        request = Request(quote(address, safe=KEPT), headers={"User-Agent": f"openslip/{__version__}"})
         with opener().open(request, timeout=ANSWER_SECONDS) as answer:
             if int(answer.headers.get("Content-Length") or 0) > MAX_BYTES:
                 raise refusal(address, too_large)
@@ -81,7 +81,11 @@ def opener() -> OpenerDirector:
 
 
 def refusal(address: str, reason: str) -> UserError:
-    return UserError(f"image {shown(address)}: cannot be downloaded ({reason}); check the address, or give a file")
+    try:
+        name = shown(address)
+    except ValueError:  # the address has no host
+        name = f"{address.partition('://')[0]}://..."
+    return UserError(f"image {name}: cannot be downloaded ({reason}); check the address, or give a file")
 
 
 def why(error: Exception) -> str:
