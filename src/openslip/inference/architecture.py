@@ -25,6 +25,7 @@ PACKAGES = ("openslip.models.", "openslip.text.")
 EXPANSION = 4
 SLACK = 1 << 24  # number of elements that are allowed in addition
 MAX_FIELDS = 100_000  # per description
+ALIGNMENT = 64  # bytes; of memory that torch allocates
 LARGEST = 10_000  # sizes and counts up to this number are accepted, whatever the sizes of the weights
 
 
@@ -158,11 +159,14 @@ def may_take(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
 
 
 def whole(tensor: Tensor, expected: Tensor | None) -> Tensor:
-    """Return a tensor of the expected dtype and device that is all of its storage; a copy only if need be."""
+    """Return a tensor of the expected dtype and device that is all of its storage; a copy only if need be.
+
+    It is aligned as torch's own memory is, because kernels round differently otherwise.
+    """
     if expected is not None:
         tensor = tensor.to(expected.device, expected.dtype)
     is_all = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if is_all else tensor.clone(memory_format=torch.contiguous_format)
+    return tensor if is_all and tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer | None:
