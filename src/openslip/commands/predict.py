@@ -40,9 +40,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one label per line')
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--template", action="append", help=f'prompt, may be repeated; default: "{TEMPLATE}"')
-    prompts.add_argument(
-        "--templates", metavar="LIST", help="imagenet7, imagenet80 or a file, one prompt per line"
-    )
+    prompts.add_argument("--templates", metavar="LIST", help="imagenet7, imagenet80 or a file, one prompt per line")
     parser.add_argument(
         "--probabilities",
         choices=("softmax", "sigmoid"),

@@ -83,7 +83,8 @@ def build_transform(path: Path, settings: Any) -> EvalTransform:
     try:
         size, mean, std = (settings[name] for name in ("size", "mean", "std"))
         finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
-        if isinstance(size, int) and 0 < size <= MAX_SIZE and finite and min(std) > 0:
+        sides = (size, settings.get("resize_to") or size)
+        if all(isinstance(side, int) and 0 < side <= MAX_SIZE for side in sides) and finite and min(std) > 0:
             return EvalTransform(**settings)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
         pass  # the error below is raised
@@ -108,7 +109,8 @@ def plain(path: Path, provenance: Any) -> dict[str, Any]:
 
 def write(bundle: Bundle, path: Path) -> None:
     """Write a stripped checkpoint: float32 weights, the settings that inference needs, and the provenance."""
-    weights = {f"model.{name}": tensor.detach().cpu().float() for name, tensor in bundle.model.state_dict().items()}
+    weights = {f"model.{name}": tensor.detach().cpu() for name, tensor in bundle.model.state_dict().items()}
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     entry = describe(bundle.architecture, bundle.tokenizer, bundle.transform)
     if bundle.provenance:
         entry["provenance"] = bundle.provenance

@@ -131,10 +131,10 @@ def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None, chosen: i
     A width of 384 is that of the published ViT-S. A model name counts only with the published width.
     """
     width = _shape(shapes, "visual.cls_token")[-1]
-    published = {"_" + size: heads for size, (of_width, heads) in PUBLISHED_IMAGE_HEADS.items() if of_width == width}
-    if name and name.endswith(tuple(published)):
-        return agree("image_heads", *published.values(), chosen)
-    return chosen or next(iter(published.values()), None) or _one_per_64(width, "visual.cls_token", "image_heads")
+    for size, (published_width, heads) in PUBLISHED_IMAGE_HEADS.items():
+        if width == published_width:
+            return agree("image_heads", heads, chosen) if name and name.endswith("_" + size) else chosen or heads
+    return chosen or _one_per_64(width, "visual.cls_token", "image_heads")
 
 
 def read_architecture(
