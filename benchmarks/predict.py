@@ -27,18 +27,7 @@ import numpy as np
 from PIL import Image
 from rates import Row, show
 
-LABELS = [
-    "armor",
-    "kicking",
-    "punching",
-    "sleeping",
-    "riding a horse",
-    "driving",
-    "running",
-    "eating",
-    "a ship",
-    "a dog",
-]
+LABELS = ["armor", "kicking", "punching", "sleeping", "riding", "driving", "running", "eating", "ship", "dog"]
 TEMPLATE = "a photo of a {}."
 ARTICLE_IMAGES = 3  # for the article's loop, whose time is the same for each image
 MAX_DIFFERENCE = 1e-3  # of a probability, between two ways: they resize images differently in the last bit
@@ -247,10 +236,8 @@ def measure(folder: Path, num_images: int, rounds: int) -> Iterator[Row]:
 
 def measure_shell(folder: Path, rounds: int) -> Iterator[Row]:
     """What `openslip predict` takes in a second call with the same labels."""
-    import torch
-
-    from openslip.inference.load import load
     from openslip.inference.formats.openslip import write
+    from openslip.inference.load import load
 
     (image, *_) = sorted((folder / "images").iterdir())
     write(load(folder / "clip.pt", activation="quickgelu"), folder / "stripped.pt")
