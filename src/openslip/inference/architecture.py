@@ -166,9 +166,8 @@ def whole(tensor: Tensor, expected: Tensor | None) -> Tensor:
     if expected is not None:
         tensor = tensor.to(expected.device, expected.dtype)
     is_all = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return (
-        tensor if is_all and tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
-    )
+    may_stay = is_all and tensor.data_ptr() % ALIGNMENT == 0
+    return tensor if may_stay else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer | None:
