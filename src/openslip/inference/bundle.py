@@ -59,11 +59,11 @@ class Bundle:
             UserError: an image has none of these forms, or cannot be read.
             NonFiniteError: the model's features are not finite.
         """
-        stacked = isinstance(images, Tensor) and not is_one_image(images)
-        if gradients and not (stacked and images.is_floating_point()):
+        stack = images if isinstance(images, Tensor) and not is_one_image(images) else None
+        if gradients and (stack is None or not stack.is_floating_point()):
             raise UserError(f"gradients=True: expected {self.stack_form()}, because other images are read as pixels")
         features = []
-        for batch in self.transformed(images) if stacked else self.transform_all(listed(images)):
+        for batch in self.transform_all(listed(images)) if stack is None else self.transformed(stack):
             with (
                 frozen(self.model) if gradients else nullcontext(),
                 evaluating(self.model, self.device, gradients=gradients),

@@ -91,7 +91,7 @@ def fingerprint(bundle: Bundle, labels: Sequence[str], templates: Sequence[str])
         # In our own model class, these do not change text features; in a class of the user's, anything may.
         if not is_ours or not name.startswith(("image_", "logit_")):
             digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-            digest.update(as_bytes(weight).numpy())
+            digest.update(as_bytes(weight))
     return digest.hexdigest()
 
 
@@ -100,13 +100,13 @@ def kind(part: object) -> str:
     return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
-def as_bytes(tensor: Tensor) -> UInt8[Tensor, " bytes"]:
-    """Return the bytes of a tensor, on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+def as_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, copied only if it is not contiguous on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def checksum(classes: Float[Tensor, "labels embed"]) -> UInt8[Tensor, " 32"]:
-    return torch.tensor(list(hashlib.sha256(as_bytes(classes).numpy()).digest()), dtype=torch.uint8)
+    return torch.tensor(list(hashlib.sha256(as_bytes(classes)).digest()), dtype=torch.uint8)
 
 
 def read(path: Path, num_labels: int) -> Float[Tensor, "labels embed"] | None:
