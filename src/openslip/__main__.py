@@ -2,15 +2,14 @@
 
 import difflib
 import functools
-import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from openslip import __version__, progress, signals, slurm, streams, terminal
 from openslip.commands import commands
+from openslip.commands._imports import importing_pytorch
 from openslip.config.folder import config_dirs
 from openslip.config.help import help_text
 from openslip.errors import run_entry_point
@@ -20,7 +19,6 @@ HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and op
 # the old name.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 PRINTING = {"--cfg", "-c", "--info", "-i"}  # options that print the config instead of using it
-LIGHT = ("data", "sweep")  # commands that import nothing slow at their start
 LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
 
 
@@ -76,27 +74,10 @@ def run(arguments: list[str]) -> int:
 
 def entry_of(command: str) -> Callable[[list[str]], int | None]:
     """Import a command and return its entry point."""
-    if command in LIGHT:
+    if command not in HYDRA:  # the others import PyTorch only after they have read their options
         return importlib.import_module(f"openslip.commands.{command}").main
-    with progress.progress("importing PyTorch"), without_collections():
+    with importing_pytorch():
         return importlib.import_module(f"openslip.commands.{command}").main
-
-
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """Import without garbage collections, which find nothing, and take a tenth of the time that PyTorch's import takes.
-
-    Later collections skip what was imported: all modules stay until the process ends.
-    """
-    if "torch" in sys.modules:  # a library's caller has its own garbage, which must be collected
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def use_expandable_segments() -> None:

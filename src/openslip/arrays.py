@@ -1,4 +1,4 @@
-"""Reads files of arrays, after comparing the sizes in their headers with the file, before memory is allocated."""
+"""Files of arrays; the sizes in their headers are compared with the file before memory is allocated."""
 
 import lzma
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from openslip.durable import durable, optional
 from openslip.regular_file import regular_file
 
 
@@ -31,6 +32,14 @@ def read_arrays(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
                 check_size(file, member.file_size)
     with np.load(path, allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a compressed `.npz` durably, for the report; if that fails, print a warning."""
+    with optional(path):
+        path.parent.mkdir(exist_ok=True)
+        with durable(path) as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def check_size(file: Any, size: int) -> np.dtype:

@@ -76,7 +76,7 @@ class _Sum(torch.autograd.Function):
         return gradient
 
 
-def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tensor, "world *rest"]:
+def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tensor, "global *rest"]:
     """Return the rows of all ranks in rank order, the order of the global batch; `with_grad=False` detaches them."""
     if world_size() == 1:
         return x if with_grad else x.detach()

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from openslip.errors import CheckpointError, UserError
 from openslip.terminal import notice
 
@@ -42,14 +40,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file durably."""
     with durable(path) as file:
         file.write(text.encode())
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a compressed `.npz` durably, for the report; if that fails, print a warning."""
-    with optional(path):
-        path.parent.mkdir(exist_ok=True)
-        with durable(path) as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def unwritten(path: Path, error: OSError) -> str:

@@ -31,10 +31,23 @@ def locked(file: Path | int, *, wait: float | None = None, what: str = "") -> It
         OSError: the file cannot be opened.
         UserError: the file is a symbolic link, which anybody could have pointed anywhere, or not a regular file.
     """
+    deadline = None if wait is None else time.monotonic() + wait
+    while True:
+        left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        with _holding(file, left, what or f"{file}") as (descriptor, held):
+            # The holder before may have removed the file, and another process may hold the lock of a new one.
+            if isinstance(file, int) or not held or _is_open_as(descriptor, file):
+                yield held
+                return
+
+
+@contextmanager
+def _holding(file: Path | int, wait: float | None, what: str) -> Iterator[tuple[int, bool]]:
+    """Hold the lock of the file that is at a path now; yield its descriptor, and False if there are no locks."""
     descriptor = file if isinstance(file, int) else _open(file)
     _held.add(descriptor)  # before locking, because another thread may fork this process at any time
     try:
-        yield _acquire(descriptor, wait, what or f"{file}")
+        yield descriptor, _acquire(descriptor, wait, what)
     finally:
         if descriptor in _held:  # not in a forked child, which has closed it
             _held.remove(descriptor)
@@ -42,6 +55,14 @@ def locked(file: Path | int, *, wait: float | None = None, what: str = "") -> It
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child just forked may not have closed its copy yet
             if not isinstance(file, int):
                 os.close(descriptor)
+
+
+def _is_open_as(descriptor: int, file: Path) -> bool:
+    """Whether a path still names the file that a descriptor has open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(file: Path) -> bool:

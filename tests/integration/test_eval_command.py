@@ -93,6 +93,19 @@ def test_whole_numbers_of_the_command_line_are_names(root: Path):
     assert mine.classnames == FOLDERS
 
 
+def test_metrics_of_an_incomplete_dataset_are_called_that_after_the_table(
+    root: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert evaluate(root) == 0
+    assert "repaired dataset" not in capsys.readouterr().out
+    (root / "images" / "10" / "b.heic").write_bytes(b"x")
+    assert evaluate(root) == 0
+    first, *_, last, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("folder: ")
+    assert "heic" in first
+    assert last == "folder: these metrics are of an incomplete or repaired dataset, as the first lines say"
+
+
 def test_the_table_has_counts_as_counts_and_shares_in_per_cent(root: Path, capsys: pytest.CaptureFixture[str]):
     assert evaluate(root, f"classnames={root}/names.txt", "templates=imagenet80") == 0
     captured = capsys.readouterr()

@@ -31,6 +31,23 @@ def test_every_bad_sample_is_one_line(tmp_path: Path):
     assert record.total() == 3
 
 
+def test_a_repeated_step_counts_its_bad_samples_once_after_a_resume_too(tmp_path: Path):
+    file = tmp_path / "bad.jsonl"
+    record = record_of(file)
+    for step in (0, 1, 0, 1, 0):  # as with data.overfit_batches=2
+        record.record(0, step, [bad(step)])
+    assert record.in_epoch == record.total() == 2
+    resumed = record_of(file)
+    resumed.cut_back(0, 5)
+    for step in (1, 0, 1):
+        resumed.record(0, step, [bad(step)])
+    assert resumed.in_epoch == resumed.total() == 2
+    other = record_of(file, rank=1)
+    other.cut_back(0, 5)
+    other.record(0, 1, [bad(1)])
+    assert other.in_epoch == 0
+
+
 def test_more_than_the_budget_in_one_epoch_ends_the_run(tmp_path: Path):
     record = record_of(tmp_path / "bad.jsonl", budget=0.02, samples=100)
     for epoch in range(3):

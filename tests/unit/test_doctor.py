@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,11 @@ import torch
 from shard_files import write_pairs
 
 import openslip
-from openslip.commands.doctor import (
+from openslip.__main__ import run
+from openslip.data.index.journal import JOURNAL, journal_line, read_journal
+from openslip.data.index.outdated import why_unused
+from openslip.data.sources.shards import ShardSource
+from openslip.doctor import (
     compiler,
     examine,
     failed_starts,
@@ -23,9 +28,6 @@ from openslip.commands.doctor import (
     torchvision,
     versions,
 )
-from openslip.data.index.journal import JOURNAL, journal_line, read_journal
-from openslip.data.index.outdated import why_unused
-from openslip.data.sources.shards import ShardSource
 from openslip.locks import locked
 from openslip.run.checkpoints import file_name
 from openslip.run.identity import with_format, write_config
@@ -60,6 +62,19 @@ def test_damaged_checkpoints_are_listed_and_nothing_is_changed(tmp_path: Path):
     (folder / file_name(1)).write_bytes(b"")
     assert "it cannot be resumed" in runs(tmp_path)[0].line()
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_the_folder_is_that_of_the_runs_or_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
+    for words, listed in (
+        ([str(tmp_path)], ["first", "second"]),
+        (["--runs", str(tmp_path)], ["first", "second"]),
+        ([str(tmp_path / "second")], ["second"]),
+    ):
+        assert run(["doctor", *words]) == 0
+        assert re.findall(r"^ok      run (\w+)", capsys.readouterr().out, re.MULTILINE) == listed
 
 
 def test_a_checkpoint_of_another_run_is_listed(tmp_path: Path):

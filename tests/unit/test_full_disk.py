@@ -11,11 +11,12 @@ from shard_files import write_pairs
 from small_disk import fill, remount, tmpfs  # noqa: F401
 
 from openslip.__main__ import run as openslip
+from openslip.arrays import write_arrays
 from openslip.commands import eval as evaluate
 from openslip.data.bad_samples import BadSample, BadSamples
 from openslip.data.convert.manifest import Manifest
 from openslip.data.sources.shards import ShardSource
-from openslip.durable import refuse_unwritable, write_arrays
+from openslip.durable import refuse_unwritable
 from openslip.errors import CheckpointError, UserError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.inference.bundle import Bundle

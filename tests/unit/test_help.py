@@ -28,6 +28,20 @@ def test_help_imports_nothing_slow(command: str):
     assert f"usage: openslip {command} [KEY=VALUE ...]" in done.stdout
 
 
+def test_neither_help_nor_completion_waits_for_torch_or_numpy():
+    code = (
+        "import sys; from openslip.__main__ import commands, run; from openslip.commands.data import COMMANDS\n"
+        "for command in [*([name] for name in commands()), *(['data', name] for name in COMMANDS)]:\n"
+        "    assert run([*command, '--help']) == 0\n"
+        "    assert not {'torch', 'numpy'} & set(sys.modules), command\n"
+        "assert run(['completion', 'bash']) == 0\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules), 'completion'"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(openslip.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_help_of_sweep_has_its_own_options_and_none_that_prints_the_config(capsys: pytest.CaptureFixture[str]):
     assert run(["sweep", "--help"]) == 0
     printed = capsys.readouterr().out

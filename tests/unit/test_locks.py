@@ -87,6 +87,26 @@ def test_a_long_wait_for_a_lock_is_said(
     assert capsys.readouterr().err == "waiting for the index of x\\x1b[2J, which another process has locked\n"
 
 
+def test_who_waits_for_a_lock_whose_file_is_removed_gets_that_of_the_new_file(tmp_path: Path):
+    process = multiprocessing.get_context("fork").Process(target=hold_and_remove, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with locked(tmp_path / "lock", wait=10.0):
+        assert not (tmp_path / "held").exists()
+        assert not is_free(tmp_path / "lock")
+    assert is_free(tmp_path / "lock")
+    process.join()
+
+
+def hold_and_remove(folder: Path) -> None:
+    with locked(folder / "lock"):
+        (folder / "held").touch()
+        time.sleep(0.3)
+        (folder / "lock").unlink()
+        (folder / "held").unlink()
+
+
 def hold(folder: Path, seconds: float) -> None:
     with locked(folder / "lock"):
         (folder / "held").touch()

@@ -14,7 +14,6 @@ import torch
 from evaluation_models import Pictures, bundle, dual_encoder
 from image_server import image_server
 
-import openslip.commands.predict as module
 from openslip.__main__ import run
 from openslip.inference import embedding_cache
 from openslip.inference.bundle import Bundle
@@ -26,7 +25,7 @@ LABELS = ["red", "blue", "green fox"]
 
 @pytest.fixture(autouse=True)
 def _model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "load", lambda path, **_: MODELS[path])
+    monkeypatch.setattr("openslip.inference.load.load", lambda path, **_: MODELS[path])
     monkeypatch.setenv("OPENSLIP_CACHE", str(tmp_path / "cache"))
 
 
@@ -264,7 +263,7 @@ def test_choices_reach_load_and_model_is_another_name_of_checkpoint(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "load", lambda path, **options: given.append(options) or MODELS[path])
+    monkeypatch.setattr("openslip.inference.load.load", lambda path, **options: given.append(options) or MODELS[path])
     choices = ["--activation", "quickgelu", "--image-heads", "3", "--text-heads", "2"]
     words = ["predict", str(folder / "a.jpg"), "--model", "plain", "--labels", "red,blue"]
     assert run(words) == run([*words, *choices]) == 0

@@ -9,8 +9,10 @@ import pytest
 from screens import attach
 
 from openslip import progress as module
+from openslip.errors import CheckpointError
 from openslip.progress import BYTES, Phase, close, fitting, on_terminal, progress, showing_progress
 from openslip.terminal import be_quiet, inform, mention, notice, say
+from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.logging.status_line import StatusLine
 
 WIDTHS = [60, 80, 120, 200]
@@ -185,9 +187,7 @@ def test_short_phases_leave_no_line_in_a_log_file(capsys: pytest.CaptureFixture[
 
 
 def test_a_phase_that_fails_is_not_called_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(module, "FIRST_LINE", 0.01)
-    spoken = threading.Event()
-    monkeypatch.setattr(module, "mention", lambda *lines: (mention(*lines), spoken.set()))
+    spoken = speak_at_once(monkeypatch)
 
     def fail() -> None:
         with progress("reading"):
@@ -199,6 +199,42 @@ def test_a_phase_that_fails_is_not_called_done(monkeypatch: pytest.MonkeyPatch, 
     said = capsys.readouterr().err
     assert said.startswith("reading: ")
     assert "done" not in said
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x")])
+def test_a_training_that_fails_at_its_start_is_not_called_done(
+    error: ValueError | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    spoken = speak_at_once(monkeypatch)
+    line = StatusLine(every_n_steps=1)
+    line.begin()
+    assert spoken.wait(5)
+    line.close(error)
+    line.close()
+    said = capsys.readouterr().err
+    assert said.startswith("starting training: ")
+    assert said.count("starting training: done in 0:00") == (error is None)
+
+
+@pytest.mark.parametrize("failure", [None, CheckpointError("no space")])
+def test_a_checkpoint_that_could_not_be_written_is_not_called_done(
+    failure: CheckpointError | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    spoken, io = speak_at_once(monkeypatch), DurableCheckpointIO()
+    io.failure, io.writer = failure, threading.Thread(target=spoken.wait, args=(5,))
+    io.writer.start()
+    assert io.wait() is failure
+    said = capsys.readouterr().err
+    assert said.startswith("writing the checkpoint: ")
+    assert said.count("writing the checkpoint: done in 0:00") == (failure is None)
+
+
+def speak_at_once(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let every phase print its first line at once; return what is set then."""
+    monkeypatch.setattr(module, "FIRST_LINE", 0.01)
+    spoken = threading.Event()
+    monkeypatch.setattr(module, "mention", lambda *lines: (mention(*lines), spoken.set()))
+    return spoken
 
 
 def test_quiet_leaves_results_warnings_and_errors(monkeypatch: pytest.MonkeyPatch):

@@ -174,6 +174,20 @@ def test_metrics_of_later_evaluations_are_among_the_files(tmp_path: Path):
     assert "metrics of a later evaluation" in page.text
 
 
+def test_the_labels_of_the_ticks_have_room_on_their_left():
+    digit, dot = 0.636 * 12, 0.318 * 12  # widths in DejaVu Sans at 12 points
+
+    def left_end(first: float, last: float) -> float:
+        """Left end of the longest label of the y-axis, in points from the left edge of the drawing."""
+        drawing = chart("x", {"a": Series(np.array([0.0, 100.0]), np.array([first, last]))}, "step", "")
+        labels = re.findall(r'text-anchor: end[^"]*" x="([\d.]+)"[^>]*>([\d.]+)<', drawing)
+        assert len(labels) >= 3
+        return min(float(x) - digit * (len(text) - text.count(".")) - dot * text.count(".") for x, text in labels)
+
+    assert left_end(2.0, 3.0) > 0
+    assert left_end(10.00002, 10.00008) > 0
+
+
 def rows_of_charts(count: int) -> list[int]:
     """Number of charts in each row of a grid, by the rules of style.css for a page of full width."""
     width, gap = 1180 - 2 * 24, 14

@@ -1,8 +1,11 @@
 """A run's folder is named by its config and never overwritten by another one."""
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import yaml
 from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError, UserError
-from openslip.locks import locked
+from openslip.locks import is_locked, locked
 from openslip.run import folder
 from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import FORMAT, write_config
@@ -409,6 +412,26 @@ def test_a_process_that_is_starting_keeps_its_files(tmp_path: Path, monkeypatch:
     with locked(folder_of_run / ".lock"), pytest.raises(UserError, match="is being trained by process"):
         open_run(config(tmp_path), "a")
     assert all((folder_of_run / file).exists() for file in LEFT)
+
+
+def test_a_start_that_waits_for_one_that_fails_locks_the_folder_anew(tmp_path: Path):
+    process = multiprocessing.get_context("fork").Process(target=start_and_fail, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    assert open_run(config(tmp_path), "a").state == "new"
+    assert (tmp_path / "failed").exists()
+    process.join()
+    assert is_locked(tmp_path / "a" / ".lock")
+    assert (tmp_path / "a" / ".lock").read_text().startswith(f"{os.getpid()} on ")
+
+
+def start_and_fail(runs_dir: Path) -> None:
+    run = open_run(config(runs_dir), "a")
+    (runs_dir / "started").touch()
+    time.sleep(0.5)
+    run.abandon()
+    (runs_dir / "failed").touch()
 
 
 def test_a_folder_that_cannot_be_filled_is_removed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,6 @@ from shard_files import jpeg, write_tar
 
 from openslip import terminal
 from openslip.__main__ import run
-from openslip.commands import predict
 from openslip.commands.eval import show
 from openslip.errors import UserError, run_entry_point
 from openslip.report import write_report
@@ -99,7 +98,7 @@ def test_labels_of_a_file_are_printed_with_escapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     model = bundle(dual_encoder())
-    monkeypatch.setattr(predict, "load", lambda *_, **__: model)
+    monkeypatch.setattr("openslip.inference.load.load", lambda *_, **__: model)
     (tmp_path / "labels.txt").write_text(f"{HOSTILE[:-1]}\ncat\n{HOSTILE[:-1]}\n")
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     words = ["predict", str(tmp_path / "a.jpg"), "--checkpoint", "x", "--labels", f"@{tmp_path / 'labels.txt'}"]

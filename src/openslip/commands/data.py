@@ -67,8 +67,7 @@ def list_datasets(arguments: list[str]) -> int:
 
 def convert_parser(extra: dict[str, tuple[type, bool, str]]) -> argparse.ArgumentParser:
     """Return the parser of `data convert` with the options of one layout, as `layout_options` returns them."""
-    from openslip.data.convert import descriptions
-    from openslip.data.convert.convert import SAMPLES_PER_SHARD
+    from openslip.data.convert import SAMPLES_PER_SHARD, descriptions
 
     purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in descriptions().items())
     parser = argparse.ArgumentParser(
@@ -114,12 +113,12 @@ def convert_parser(extra: dict[str, tuple[type, bool, str]]) -> argparse.Argumen
 
 def convert(arguments: list[str]) -> int:
     """Convert a dataset to shards; the same command resumes an interrupted conversion."""
-    from openslip.data.convert.convert import convert as write_shards
-    from openslip.data.convert.manifest import Entry, Totals
-
     extra = layout_options(arguments[0]) if arguments and not arguments[0].startswith("-") else {}
     options = vars(convert_parser(extra).parse_args(arguments))
     be_quiet(options["quiet"])
+
+    from openslip.data.convert.convert import convert as write_shards
+    from openslip.data.convert.manifest import Entry, Totals
 
     with progress("converting") as advance:
 
@@ -196,7 +195,7 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument("target", nargs="+", help=TARGET)
     add_requirement(parser)
     parser.add_argument("--decode", action="store_true", help="decode every image, and list the images that fail")
-    parser.add_argument("--limit", type=int, metavar="N", help="read only N samples, at even distances")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only N evenly spaced samples")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="draw 24 images with their captions into a .png or .jpg file"
     )
@@ -235,8 +234,8 @@ def add_requirement(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=("caption", "label", "null"),
         default="caption",
-        help="skip samples without a caption (default) or without a label; null: skip none of them; a data config uses "
-        "its own setting and not this one",
+        help="skip samples without a caption (default) or without a label; null: skip no samples. Ignored if the "
+        "target is a data config, which has its own setting",
     )
 
 

@@ -34,11 +34,14 @@ def main(arguments: list[str]) -> None:
     with progress("opening the evaluations"):
         evaluations = build_evaluations(config["evaluation"])
     for name, evaluation in evaluations.items():
-        say(*(f"{name}: {line}" for line in evaluation.problems()))
+        problems = evaluation.problems()
+        say(*(f"{name}: {line}" for line in problems))
         with progress(f"evaluating {name}"):
             results[name] = evaluation.run(bundle)
         notes[name] = evaluation.notes
         lines.append(evaluation.headline(results[name]))
+        if problems:
+            lines.append(f"{name}: these metrics are of an incomplete or repaired dataset, as the first lines say")
 
     show(results, notes)
     say(*lines)

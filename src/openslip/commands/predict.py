@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from openslip.commands._choices import add_choices, choices_of
+from openslip.commands._imports import importing_pytorch
 from openslip.data.class_names import alike
-from openslip.data.image.rgb import SETTINGS
+from openslip.data.image.settings import SETTINGS
 from openslip.data.listing import is_image, others_line, visible_files
 from openslip.data.remote.files import cache_folder
 from openslip.durable import durable, needed, refuse_unwritable
 from openslip.errors import UserError
-from openslip.inference.bundle import BATCH_SIZE
-from openslip.inference.classifier import TEMPLATE, Ranking, ZeroShotClassifier
-from openslip.inference.load import load
-from openslip.inference.prompts import all_lines, texts_of
 from openslip.progress import progress
 from openslip.terminal import notice, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openslip.inference.classifier import Ranking, ZeroShotClassifier
 
 FILES = (".csv", ".jsonl")
 THREADS = 8  # that read images; most wait for a disk or a server
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one label per line')
     prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--template", action="append", help=f'prompt, may be repeated; default: "{TEMPLATE}"')
+    prompts.add_argument("--template", action="append", help='prompt, may be repeated; default: "a photo of a {}."')
     prompts.add_argument("--templates", metavar="LIST", help="imagenet7, imagenet80 or a file, one prompt per line")
     parser.add_argument(
         "--probabilities",
@@ -78,6 +78,10 @@ def main(arguments: list[str]) -> int:
 
     if options.top is not None and options.top < 1:
         raise UserError(f"--top {options.top}: expected at least 1")
+    with importing_pytorch():
+        from openslip.inference.classifier import TEMPLATE, ZeroShotClassifier
+        from openslip.inference.load import load
+        from openslip.inference.prompts import texts_of
     if options.output:
         check_output(options.output)
     labels = read_labels(options.labels)
@@ -115,6 +119,8 @@ def read_labels(text: str) -> list[str]:
     Args:
         text: labels between commas, or `@FILE` for a file with one label per line.
     """
+    from openslip.inference.prompts import all_lines
+
     given = all_lines(text[1:]) if text.startswith("@") else split_labels(text)
     labels = [label for label in given if label]
     kept = list({alike(label): label for label in reversed(labels)}.values())[::-1]
@@ -160,11 +166,15 @@ def image_paths(arguments: list[str]) -> tuple[list[str], int]:
     return paths, without
 
 
-def rank_each(classifier: ZeroShotClassifier, paths: list[str]) -> Iterator[tuple[str, Ranking]]:
+def rank_each(classifier: "ZeroShotClassifier", paths: list[str]) -> Iterator[tuple[str, "Ranking"]]:
     """Yield the path and ranking of each image; an unreadable image is reported on stderr and skipped."""
+    import torch
+
+    from openslip.inference.bundle import BATCH_SIZE
+
     bundle = classifier.bundle
 
-    def read(path: str) -> Tensor | UserError:
+    def read(path: str) -> "Tensor | UserError":
         try:
             return bundle.input(path)
         except UserError as error:
@@ -186,7 +196,7 @@ def rank_each(classifier: ZeroShotClassifier, paths: list[str]) -> Iterator[tupl
                 yield from zip(readable, classifier.rank_features(features), strict=True)
 
 
-Write = Callable[[str, Ranking], None]
+Write = Callable[[str, "Ranking"], None]
 
 
 def results(options: argparse.Namespace, labels: list[str]) -> AbstractContextManager[Write]:
@@ -203,7 +213,7 @@ def bar_printer(labels: list[str]) -> Iterator[Write]:
     """Print the probabilities of an image's labels as bars."""
     width = max(map(len, labels))
 
-    def write(path: str, ranking: Ranking) -> None:
+    def write(path: str, ranking: "Ranking") -> None:
         say(path, *([] if ranking else ["  no label"]))
         for label, probability in ranking:
             say(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
@@ -231,7 +241,7 @@ def writer(output: Path, labels: list[str], top: int | None) -> Iterator[Write]:
     """Write rankings to a CSV or JSON lines file, which appears only once it is complete."""
     with needed(output, refusal=UserError, advice=ELSEWHERE), durable(output) as file:
 
-        def write(path: str, ranking: Ranking) -> None:
+        def write(path: str, ranking: "Ranking") -> None:
             is_csv = output.suffix == ".csv"
             line = csv_line(cells(path, ranking, labels, top)) if is_csv else json.dumps(as_json(path, ranking))
             file.write(f"{line}\n".encode("utf-8", "surrogateescape"))
@@ -248,7 +258,7 @@ def check_output(output: Path) -> None:
     refuse_unwritable(output, advice=ELSEWHERE)
 
 
-def as_json(path: str, ranking: Ranking) -> dict:
+def as_json(path: str, ranking: "Ranking") -> dict:
     return {"image": path, "labels": [{"label": label, "probability": p} for label, p in ranking]}
 
 
@@ -261,7 +271,7 @@ def columns(labels: list[str], top: int | None) -> list[str]:
     return ["image", "label", "probability", *others]
 
 
-def cells(path: str, ranking: Ranking, labels: list[str], top: int | None) -> list:
+def cells(path: str, ranking: "Ranking", labels: list[str], top: int | None) -> list:
     """Return one row of a CSV; a rejected image has no value in any column but the first."""
     probabilities = dict(ranking)
     if top is None and ranking:

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from openslip.errors import UserError
 from openslip.progress import progress
-from openslip.report import write_report
-from openslip.report.comparison import write_comparison
 from openslip.terminal import say
 
 
@@ -23,6 +21,10 @@ def main(arguments: list[str]) -> int:
     several = len(options.runs) > 1
     if options.output is not None and not several:
         raise UserError("--output is the page of a comparison: give several runs; one run's page is RUN/report.html")
+
+    with progress("importing PyTorch"):
+        from openslip.report import write_report
+        from openslip.report.comparison import write_comparison
     with progress("writing the report"):
         if several:
             page = write_comparison(options.runs, options.output or Path("comparison.html"))

@@ -6,10 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from openslip.commands._choices import add_choices, choices_of
+from openslip.commands._imports import importing_pytorch
 from openslip.errors import UserError
-from openslip.inference.files import checkpoint_file
-from openslip.inference.formats.openslip import write
-from openslip.inference.load import load
 from openslip.progress import progress
 from openslip.terminal import say
 
@@ -57,6 +55,11 @@ def strip(
         image_heads: attention heads of the image tower, for a source that does not say them.
         text_heads: attention heads of the text tower, for a source that does not say them.
     """
+    with importing_pytorch():
+        from openslip.inference.files import checkpoint_file
+        from openslip.inference.formats.openslip import write
+        from openslip.inference.load import load
+
     source, target = checkpoint_file(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")

@@ -1,19 +1,10 @@
-"""Compare this machine's numbers with the published code and float64, or a split batch with a whole one (--splits)."""
+"""Compare results with recordings of the published code and with float64; --splits: a split batch with a whole one."""
 
 import argparse
 from pathlib import Path
 
-import torch
-
-from openslip.config.build import build, build_parts
-from openslip.config.check import check_root_values
-from openslip.config.compose import compose_config
-from openslip.data.view import example_batch
 from openslip.progress import progress
 from openslip.terminal import say
-from openslip.verify import show, verify
-from openslip.verify.files import RECORDINGS
-from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,11 +16,7 @@ def parser() -> argparse.ArgumentParser:
         "checks that gradients, statistics and weights are the same each time.",
     )
     parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=RECORDINGS,
-        help="folder of recordings; by default the recordings of the published code",
+        "folder", nargs="?", type=Path, help="folder of recordings; by default the recordings of the published code"
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
@@ -47,12 +34,26 @@ def main(arguments: list[str]) -> int:
         return verify_splits([word for word in arguments if word != "--splits"])
     options = parser().parse_args(arguments)
 
+    with progress("importing PyTorch"):
+        import torch
+
+        from openslip.verify import verify
+        from openslip.verify.files import RECORDINGS
     torch.set_num_threads(1)  # the recordings were made with one thread, which is also faster for such small models
-    return verify(options.folder, options.device, options.dtype)
+    return verify(options.folder or RECORDINGS, options.device, options.dtype)
 
 
 def verify_splits(arguments: list[str]) -> int:
     """Compare splits of a batch over ranks and micro-batches with the whole batch, for a training config."""
+    with progress("importing PyTorch"):
+        import torch
+
+        from openslip.config.build import build, build_parts
+        from openslip.config.check import check_root_values
+        from openslip.config.compose import compose_config
+        from openslip.data.view import example_batch
+        from openslip.verify import show
+        from openslip.verify.splits import COVERED, GLOBAL_BATCH, StepParts, split_rows
     config, _ = compose_config("train", arguments)
     check_root_values(config)
     torch.manual_seed(config["seed"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from openslip.config.defaults import default_config, is_choice
 from openslip.config.replaced import PROFILER, REPLACED, STRATEGIES, refusal
-from openslip.data.image.rgb import SETTINGS
+from openslip.data.image.settings import SETTINGS
 from openslip.errors import UserError
 
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"

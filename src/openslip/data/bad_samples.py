@@ -38,10 +38,14 @@ class BadSamples:
         self.samples_per_epoch = samples_per_epoch
         self.in_epoch = 0
         self._epoch = -1
+        self._recorded = (-1, -1)  # epoch and step of the last batch
         self._last = ""
 
     def record(self, epoch: int, step: int, bad: list[BadSample]) -> None:
-        """Count the bad samples of a step and append them to the file."""
+        """Count the bad samples of a step and append them to the file, unless the step only repeats an earlier one."""
+        if (epoch, step) <= self._recorded:  # with data.overfit_batches
+            return
+        self._recorded = epoch, step
         if epoch != self._epoch:
             self._epoch, self.in_epoch = epoch, 0
         if not bad:
@@ -68,6 +72,7 @@ class BadSamples:
 
     def cut_back(self, epoch: int, step: int) -> None:
         """Discard the lines of all ranks from this step on, because these steps are repeated; only rank 0 does it."""
+        self._recorded = epoch, step - 1
         if self.rank:
             return
         self._epoch, self.in_epoch = epoch, 0

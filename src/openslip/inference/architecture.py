@@ -20,13 +20,13 @@ from openslip.inference.uninitialised import uninitialised
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
-# A model may have up to this many times the tensors and elements of the stored weights, because some buffers are not
-# saved.
+# A model may have at most this many times as many tensors and elements as the stored weights. It may have more than
+# they have, because some buffers are not saved.
 EXPANSION = 4
 SLACK = 1 << 24  # number of elements that are allowed in addition
 MAX_FIELDS = 100_000  # per description
 ALIGNMENT = 64  # bytes; of memory that torch allocates
-LARGEST = 10_000  # sizes and counts up to this number are accepted, whatever the sizes of the weights
+LARGEST = 10_000  # sizes and counts up to this number are always accepted, even if the weights are small
 
 
 class TooLargeError(UserError):

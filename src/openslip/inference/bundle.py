@@ -183,7 +183,7 @@ class Bundle:
         return f"checkpoint {self.origin}" if self.origin else type(self.model).__name__
 
     def why_not_finite(self) -> str:
-        """Explain features that are not finite: name a weight that is not finite, or blame large weights."""
+        """Explain features that are not finite: name a weight that is not finite, or say that weights are too large."""
         for name, weight in self.model.state_dict().items():
             if not weight.isfinite().all():
                 return f"NaN or infinite values in {name}: the file is damaged or its training diverged; use another"

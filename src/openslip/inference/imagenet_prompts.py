@@ -9,7 +9,7 @@ from openslip.errors import UserError
 
 
 def imagenet_classnames() -> list[str]:
-    """Return ImageNet-1k's class names as OpenAI curated them, in label order."""
+    """Return ImageNet-1k's class names in OpenAI's edited version, in label order."""
     return list(_open_clip_metadata().IMAGENET_CLASSNAMES)
 
 

@@ -55,8 +55,8 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
         key: name of the values in error messages: `classnames`, `labels` or `templates`.
 
     Raises:
-        UserError: the list is empty or unordered; it is one string, which would be split into letters; or a value is
-            blank, is not text, or is a template without `{}` or with another placeholder.
+        UserError: the list is empty or unordered, or it is one string, which would be split into letters. Or a value
+            is blank or not text. Or a template has no `{}`, or has another placeholder.
     """
     example = EXAMPLES.get(key, "cat")
     if isinstance(values, str | bytes):
@@ -139,7 +139,7 @@ def read_lines(path: str | Path, key: str = "classnames") -> list[str]:
     """Read a text file of class names or templates, one per line; blank lines are accepted only at its end.
 
     Raises:
-        UserError: the file is missing, empty, not text, not a plain list, or has a blank line between others.
+        UserError: the file is missing, empty, not text, not one name per line, or has a blank line between others.
     """
     lines = all_lines(path, key)
     if lines == [""]:
@@ -154,7 +154,7 @@ def all_lines(path: str | Path, key: str = "labels") -> list[str]:
     """Return the stripped lines of a text file, without blank lines at its end.
 
     Raises:
-        UserError: the file is missing, is neither UTF-8 nor marked by a byte-order mark, or is not a plain list.
+        UserError: the file is missing, is neither UTF-8 nor marked by a byte-order mark, or is not one name per line.
     """
     try:
         content = text_of(regular_file(path).read_bytes())

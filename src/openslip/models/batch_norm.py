@@ -1,8 +1,8 @@
 """Batch norm over the samples of all ranks. Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
 
-Unlike `torch.nn.SyncBatchNorm`, this batch norm also accepts tensors on the CPU. Its ranks exchange sums of centred
-squares. The ranks of `SyncBatchNorm` exchange invstd = 1 / sqrt(variance + eps), and recover the variance as
-1 / invstd^2 - eps. The recovered variance is inaccurate if it is far smaller than eps.
+Unlike `torch.nn.SyncBatchNorm`, this batch norm also accepts tensors on the CPU. Its ranks exchange sums of
+squared deviations from the mean. The ranks of `SyncBatchNorm` exchange invstd = 1 / sqrt(variance + eps), and recover
+the variance as 1 / invstd^2 - eps. The recovered variance is inaccurate if it is far smaller than eps.
 """
 
 from typing import Any
@@ -56,8 +56,8 @@ def mixes_samples(layer: nn.Module) -> bool:
     """Whether a layer's output for a sample depends on the other samples of the batch."""
     if isinstance(layer, _BatchNorm):
         return layer.training or layer.running_mean is None
-    # Related layers such as EvoNorm-B also have a running variance. timm's frozen batch norm has a running variance
-    # too, but it has no parameters and never uses batch statistics.
+    # Some layers that are no batch norm, such as EvoNorm-B, also have a running variance. timm's frozen batch norm has
+    # one too, but it has no parameters and never uses batch statistics.
     has_weights = next(layer.parameters(recurse=False), None) is not None
     return layer.training and has_weights and "running_var" in dict(layer.named_buffers(recurse=False))
 
@@ -72,7 +72,7 @@ def batch_norm(layer: GlobalBatchNorm, x: Tensor) -> Tensor:
     if not layer.training:
         mean, variance = layer.running_mean, layer.running_var
         return F.batch_norm(x, mean, variance, layer.weight, layer.bias, mean is None, 0.0, layer.eps)
-    # Compiled code cannot test whether it runs in a backward pass. If `runs_again` is false, it never runs in one.
+    # Compiled code cannot test whether it runs in a backward pass. If `runs_again` is false, this layer never does.
     if torch.compiler.is_compiling() and world_size() == 1 and not layer.runs_again:
         return _in_one_process(layer, x, updates=True)
     return _in_training(layer, x)
@@ -108,8 +108,8 @@ def global_statistics(
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, ""]]:
     """Return mean, biased variance and number of values per channel over all ranks; differentiable on a single rank.
 
-    Ranks exchange count, mean and sum of centred squares in one call, and combine them without cancellation: Chan et
-    al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+    Ranks exchange count, mean and sum of squared deviations from the mean in one call, and combine them without
+    cancellation: Chan et al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
     """
     dims = [0, *range(2, x.ndim)]
     values, channels = x.numel() // x.shape[1], x.shape[1]
@@ -157,7 +157,10 @@ def per_channel(statistic: Float[Tensor, " channels"], x: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:
-    """Return `(x - mean) * scale * weight + bias`; in the gradient, `mean` and `scale` depend on all ranks' `x`."""
+    """Return `(x - mean) * scale * weight + bias`; in the gradient, `mean` and `scale` depend on all ranks' `x`.
+
+    `scale` is 1 / sqrt(variance + eps); the paper's gamma is `weight`.
+    """
     y: Any = _Normalise.apply(x, weight, bias, mean, scale, count)
     return y
 

@@ -12,7 +12,7 @@ _KNOWN = {"qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop"}
 
 
 def pools_class_token(trunk: nn.Module) -> bool:
-    """Whether `LastBlock` is exact for this backbone; it does not support timm's other classes of blocks."""
+    """Whether `LastBlock` is exact for this backbone; of timm's classes of blocks, it supports only `Block`."""
     if type(trunk) is not VisionTransformer or trunk.global_pool != "token" or len(trunk.blocks) == 0:
         return False
     block = trunk.blocks[-1]

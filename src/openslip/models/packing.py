@@ -36,8 +36,8 @@ class Packing:
     Attributes:
         tokens: index of each packed row in the flattened batch of token ids.
         positions: position of each packed row in its caption, for the position embedding.
-        starts: index of each sorted caption's first packed row; the last element is the number of rows.
-        last: index of the packed row of each sorted caption's last token.
+        starts: for each sorted caption, the index of its first packed row; the last element is the number of rows.
+        last: for each sorted caption, the index of the packed row of its last token.
         unsorted: for each caption of the batch, its index among the sorted captions.
         longest: upper bound on the number of tokens per caption.
         buckets: padded form for attention; None if attention needs no padding.

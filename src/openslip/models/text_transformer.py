@@ -28,7 +28,7 @@ POOLINGS = ("last", "first", "mean")
 
 
 class TextTransformer(Tower):
-    """A transformer that encodes captions; its default arguments give the published text tower of CLIP and SLIP.
+    """A transformer that encodes captions; its options default to those of the published text tower of CLIP and SLIP.
 
     Args:
         vocab_size: number of token ids.
@@ -100,8 +100,8 @@ class TextTransformer(Tower):
         return list(self.blocks)
 
     def resize(self, input_size: int) -> None:
-        # Treat the embeddings as an image [tokens, width], because torch's antialiased kernel misreads columns of
-        # width 1.
+        # Treat the embeddings as an image [tokens, width], because torch's antialiased interpolation
+        # gives wrong results for images of width 1.
         image = self.positional_embedding.detach()[None, None]
         image = F.interpolate(image, size=(input_size, self.width), mode="bicubic", antialias=True)
         self.positional_embedding = nn.Parameter(image[0, 0])
@@ -150,8 +150,8 @@ class TextTransformer(Tower):
         *before, last = self.blocks
         for block in before:
             x = self.run(block, x, packing)
-        # The backward pass begins with the last block, so checkpointing this block frees its activations only briefly.
-        # If it computes only the pooled rows, it keeps few activations and is not checkpointed.
+        # If the last block computes only the pooled rows, it keeps few activations, and checkpointing it would save
+        # little. Otherwise it is treated like the other blocks.
         x = self.run(last, x, packing) if pooled is None else last(x, packing, pooled)
         return self.ln_final(x)
 

@@ -31,8 +31,8 @@ class TimmTower(Tower):
         norm_eps: epsilon of all layer norms, such as 1e-5 in CLIP; None for that of the timm model.
 
     Raises:
-        UserError: timm has no such model, an argument would load weights, or the model returns no single vector
-            per image.
+        UserError: timm has no such model, an argument would load weights, or the model does not return
+            exactly one vector per image.
     """
 
     def __init__(self, *, name: str, image_size: int, arguments: dict, norm_eps: float | None = None) -> None:
@@ -87,8 +87,8 @@ class TimmTower(Tower):
         *before, last = trunk.blocks
         for block in before:
             x = self.run(block, x)
-        # The backward pass begins with the last block, so checkpointing this block frees its activations only briefly.
-        # If it computes only the class token, it keeps few activations and is not checkpointed.
+        # If the last block computes only the class token, it keeps few activations, and checkpointing it would save
+        # little. Otherwise it is treated like the other blocks.
         x = self.last_block(last, x) if class_token_alone and self.last_block is not None else self.run(last, x)
         return trunk.norm(x)
 
@@ -109,7 +109,7 @@ class TimmTower(Tower):
                 module.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks of timm's plain vision transformer; other backbones run and checkpoint theirs."""
+        """Return the blocks of timm's plain vision transformer; none for others, whose blocks are called by timm."""
         return list(self.trunk.blocks) if type(self.trunk) is VisionTransformer else ()
 
     def resize(self, input_size: int) -> None:

@@ -30,8 +30,8 @@ class Tower(nn.Module, ABC):
         locked: whether the tower is frozen: it gets no gradients and always stays in eval mode.
         gradient_checkpointing: whether blocks keep only their inputs and run again in the backward pass.
         dynamic_shapes: argument `dynamic` of `torch.compile` for the tower's blocks.
-        input_size: side of the images in pixels, or number of tokens of the longest text, if position embeddings fix
-            this size; None otherwise.
+        input_size: size that the position embeddings fix: the side of the images in pixels, or the largest number of
+            tokens of a text; None if they fix no size.
     """
 
     width: int

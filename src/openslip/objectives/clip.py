@@ -57,7 +57,7 @@ def info_nce(image: Features, text: Features, scale: Float[Tensor, ""]) -> tuple
     """
     if is_large(len(image.local)):
         return tiled_info_nce(image, text, scale)
-    logits_per_image = scale * image.local @ text.all.T  # [local, world]
+    logits_per_image = scale * image.local @ text.all.T  # [local, global]
     logits_per_text = scale * text.local @ image.all.T
     loss = (F.cross_entropy(logits_per_image, image.places) + F.cross_entropy(logits_per_text, text.places)) / 2
     accuracy = 100 * (logits_per_image.detach().argmax(dim=-1) == image.places).to(loss.dtype).mean()

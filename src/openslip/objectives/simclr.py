@@ -18,8 +18,8 @@ class SimCLR(Objective):
     """The SimCLR objective; it reads the batch keys `aug1` and `aug2`.
 
     Args:
-        head_hidden: width of the head's two hidden layers; the head's input is the image tower's feature before
-            projection.
+        head_hidden: width of the head's two hidden layers; the head's input is the image tower's pooled
+            feature (SimCLR's h), not the output of CLIP's linear `image_projection`.
         head_output: width of the head's output; the loss compares the outputs `z1` and `z2` of the two views.
         ssl_temperature: temperature by which the cosines are divided.
     """
@@ -62,7 +62,7 @@ def nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float[Tenso
 
 def one_view(view: Features, other: Features, temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return the cross-entropy of the rows of `view`, with positives in `other`, and the accuracy in per cent."""
-    to_same = view.local @ view.all.T / temperature  # [local, world]
+    to_same = view.local @ view.all.T / temperature  # [local, global]
     to_same = to_same.scatter(1, view.places[:, None], float("-inf"))  # a view is not its own negative
     to_other = view.local @ other.all.T / temperature
     logits = torch.cat([to_other, to_same], dim=1)

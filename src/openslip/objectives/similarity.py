@@ -23,7 +23,7 @@ class Features:
         self.gather_with_grad = gather_with_grad
 
     @cached_property
-    def all(self) -> Float[Tensor, "world dim"]:
+    def all(self) -> Float[Tensor, "global dim"]:
         """Features of all ranks in the order of the global batch; reading them is a collective call on all ranks."""
         return gather(self.local, with_grad=self.gather_with_grad)
 

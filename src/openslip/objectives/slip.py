@@ -14,8 +14,8 @@ class SLIP(Objective):
     """The SLIP objective; it reads the batch keys `image`, `text`, `text_length`, `aug1` and `aug2`.
 
     Args:
-        head_hidden: width of the SSL head's two hidden layers; the head's input is the image tower's feature before
-            projection.
+        head_hidden: width of the SSL head's two hidden layers; the head's input is the image tower's
+            pooled feature (SimCLR's h), not the output of CLIP's linear `image_projection`.
         head_output: width of the SSL head's output; the SimCLR term compares the outputs `z1` and `z2` of two views.
         ssl_scale: weight of the SimCLR term.
         ssl_temperature: temperature by which the cosines of the SimCLR term are divided.

@@ -22,8 +22,8 @@ def tiled_info_nce(
     """Compute `info_nce` tile by tile.
 
     Each rank computes the logits of its own images and all texts. The softmax over images is then combined over ranks.
-    In the forward pass this needs half the matrix products of the plain form. Each rank computes only a share of the
-    gradient of `scale`; the mean of the shares over ranks is the gradient.
+    In the forward pass this needs half the matrix products of the plain form. The gradient of `scale` on
+    one rank differs from that of the plain form; only their means over ranks agree.
     """
     texts = text.all.detach()
     return _InfoNCE.apply(image.local, text.local, texts, scale, text.gather_with_grad)  # pyright: ignore[reportReturnType]
@@ -37,7 +37,7 @@ def tiled_nt_xent(z1: Features, z2: Features, temperature: float) -> tuple[Float
     statistics of the other ranks, so ranks exchange no gradients.
     """
     of_ranks = [z.all.detach().unflatten(0, (world_size(), -1)) for z in (z1, z2)]
-    keys = torch.cat(of_ranks, dim=1).flatten(0, 1)  # [2 world, dim], rank by rank
+    keys = torch.cat(of_ranks, dim=1).flatten(0, 1)  # [2 global, dim], rank by rank
     return _NTXent.apply(z1.local, z2.local, keys, temperature)  # pyright: ignore[reportReturnType]
 
 
@@ -80,7 +80,7 @@ class _InfoNCE(torch.autograd.Function):
             own = own_rows(image)
             to_text = all_sum(to_texts)[own] * weight
             to_scale = (image * to_queries).sum() * weight
-            if not ctx.gather_with_grad:  # `scale` also affects the texts' softmax, but `to_queries` omits it
+            if not ctx.gather_with_grad:  # `to_queries` lacks the effect of `scale` on the texts' softmax
                 to_scale += (texts[own] * to_text).sum() / scale
             return to_queries.mul_(scale * weight), to_text, None, to_scale, None
 
@@ -142,9 +142,9 @@ def _info_nce_tiles(image: Tensor, texts: Tensor) -> Tiles:
 
 
 def _own_tiles(z: Tensor) -> Tiles:
-    """Yield the rows and columns of each tile on or above the main diagonal, and whether its diagonal holds positives.
+    """Yield rows and columns of each tile on or above the main diagonal, and whether the tile's diagonal is positives.
 
-    The rows of a tile belong to one view, and so do its columns.
+    All rows of a tile belong to one view, and all its columns belong to one view. The two views may differ.
     """
     views = len(z) // 2
     size = tile_size(z)

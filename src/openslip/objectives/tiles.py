@@ -17,14 +17,14 @@ GPU_TILE = 4096  # rows and columns; such a tile has enough work to hide the tim
 
 
 def is_large(rows: int) -> bool:
-    """Whether `rows` rows per rank are too many for the plain form: each row is compared with all ranks' rows."""
+    """Whether a rank with `rows` rows must compute logits in tiles; a row is compared with the rows of all ranks."""
     return rows * rows * world_size() > PLAIN_UP_TO
 
 
 def sum_over_pairs(
     pair_loss: Callable[..., Float[Tensor, ""]], rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]
 ) -> Float[Tensor, ""]:
-    """Sum a loss such as SigLIP's over all pairs of rows and columns; differentiable in all tensors of `pair_loss`.
+    """Sum a loss such as SigLIP's over all pairs of rows and columns; gradients reach all tensors of `pair_loss`.
 
     Args:
         pair_loss: function that returns the summed loss of one tile. Its arguments are one chunk of each tensor in
@@ -44,7 +44,7 @@ def sum_over_pairs(
 
 
 class RunningSoftmax(NamedTuple):
-    """Softmax of each row of a matrix; the tiles of the matrix are added one after the other.
+    """Softmax of each row of a matrix, computed step by step: each call of `add` includes one more tile.
 
     Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3.
     """

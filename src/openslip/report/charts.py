@@ -38,6 +38,7 @@ OPTIONS: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 4.6, 2.8  # inches
 AXES = (0.135, 0.19, 0.85, 0.77)  # left, bottom, width and height, as shares of the drawing
+CHARACTER = 0.023  # width of a character of a tick's label, as a share of the drawing
 
 
 def chart(
@@ -96,9 +97,12 @@ def chart(
         axes.set_xlim(left=0)
         if unit == "%":
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if level else None)
+        left = max(AXES[0], CHARACTER * max(map(len, tick_labels(axes.yaxis)), default=0))
+        width = AXES[0] + AXES[2] - left
+        axes.set_position((left, AXES[1], width, AXES[3]))
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        area = (AXES[0] * WIDTH, (1 - AXES[1] - AXES[3]) * HEIGHT, AXES[2] * WIDTH, AXES[3] * HEIGHT)
+        area = (left * WIDTH, (1 - AXES[1] - AXES[3]) * HEIGHT, width * WIDTH, AXES[3] * HEIGHT)
         hover = strips({name: one for name, (_, one) in lines.items()}, x_name, unit, axes.get_xlim(), area)
     drawing = stream.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
@@ -118,6 +122,12 @@ def tick(axis: Axis, value: float, _: int | None) -> str:
     low, high = axis.get_view_interval()
     largest = max(abs(low), abs(high))
     return short(value, largest=largest, digits=max(4, math.ceil(math.log10(largest / (high - low))) + 2))
+
+
+def tick_labels(axis: Axis) -> list[str]:
+    """Return the labels of the ticks that an axis shows."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick(axis, value, None) for value in axis.get_majorticklocs() if low <= value <= high]
 
 
 def merged(series: Mapping[str, Series], places: Mapping[str, int]) -> dict[str, tuple[int, Series]]:

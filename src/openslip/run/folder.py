@@ -127,6 +127,7 @@ class Run:
         if is_main_process() and self.state == "new" and has_not_begun(self.folder):
             remove_failed_start(self.folder)
             (self.folder / LOCK).unlink(missing_ok=True)
+            _locked.discard((os.getpid(), self.folder.resolve()))
             with suppress(OSError):  # the folder holds other files
                 self.folder.rmdir()
 
@@ -333,13 +334,17 @@ def _lock(folder: Path) -> None:
         return
     file = folder / LOCK
     try:
-        _locks.enter_context(locked(file, wait=AFTER_REQUEUE if was_requeued() else PATIENCE))
+        while not _is_locked_here(folder):
+            try:
+                _locks.enter_context(locked(file, wait=AFTER_REQUEUE if was_requeued() else PATIENCE))
+                _locked.add((os.getpid(), folder.resolve()))
+            except FileNotFoundError:  # a failed start, which held the lock, has removed the folder
+                folder.mkdir(parents=True, exist_ok=True)
     except BlockingIOError as error:
         raise UserError(
             f"{folder} is being trained by process {file.read_text().strip() or 'unknown'}: wait for it or stop it, "
             f"or give another name=; if that machine has crashed, delete {file}"
         ) from error
-    _locked.add((os.getpid(), folder.resolve()))
     file.write_text(f"{os.getpid()} on {socket.gethostname()}\n")
 
 

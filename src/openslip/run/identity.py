@@ -1,4 +1,4 @@
-"""A run's identity: exactly the settings that change the numbers of its training."""
+"""A run's identity: exactly the settings that affect the result of its training."""
 
 import hashlib
 import json

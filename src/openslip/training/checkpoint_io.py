@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ class DurableCheckpointIO(CheckpointIO):
     def wait(self) -> UserError | None:
         """Wait for the save in progress, if any, and return its error; the next call does not return it again."""
         if self.writer is not None:
-            with progress("writing the checkpoint"):
+            with suppress(UserError), progress("writing the checkpoint"):
                 self.writer.join()
+                if self.failure is not None:
+                    raise self.failure  # a phase that ends with an error is not called done
         failure, self.writer, self.failure = self.failure, None, None
         return failure
 
@@ -146,7 +149,7 @@ def size_of(content: Any) -> int:
 
 
 def check_space(folder: Path, size: int) -> None:
-    """Refuse to save a checkpoint of `size` bytes if the folder's disk has not twice as much free."""
+    """Refuse to save a checkpoint of `size` bytes unless twice as much is free on the folder's disk."""
     free = shutil.disk_usage(folder).free
     if free < HEADROOM * size:
         needed = f"{HEADROOM * size / 1e6:.1f} MB needed in {folder}"

@@ -17,7 +17,7 @@ OLDEST = (7, 0)  # lowest compute capability that Triton supports
 
 
 def choose_compile(setting: bool | str, accelerator: str) -> bool:
-    """Resolve `compile`: `auto` is on for a GPU that this machine can compile for; the choice is printed."""
+    """Resolve `compile`: `auto` is on for a GPU that this machine can compile for; on a GPU, the choice is printed."""
     if isinstance(setting, bool) or not on_gpu(accelerator):
         return setting is True
     missing = why_not()

@@ -13,7 +13,7 @@ from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
 TEXTS = ("a photo of a dog.", "two red squares, beside a large blue ring")
-TOLERANCE = 1e-3  # relative to the largest feature; float32 kernels of the same function differ by less
+TOLERANCE = 1e-3  # relative to the largest absolute feature value; float32 kernels of the same function differ by less
 
 
 class InitialWeights:
@@ -29,7 +29,7 @@ class InitialWeights:
     Attributes:
         record: entry for the new run's checkpoints: the files that were loaded, and the old and the new size of
             interpolated embeddings.
-        notices: messages about differences from the checkpoints that do not prevent their use.
+        notices: messages about differences between run and checkpoints; the checkpoints can be used in spite of them.
     """
 
     def __init__(

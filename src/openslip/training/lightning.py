@@ -48,7 +48,7 @@ NOISE = (  # warnings that require no action from a user of this framework
 
 def quiet_lightning() -> None:
     """Silence Lightning's messages that do not concern the run, and those of PyTorch's profiler."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it writes past Python's streams, over the status line
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes over the status line
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
@@ -57,7 +57,7 @@ def quiet_lightning() -> None:
 
 
 def ignore_foreign_checkpoints(trainer: pl.Trainer) -> None:
-    """Keep Lightning from loading a hpc_ckpt_N.ckpt in the folder if a SLURM job has no checkpoint to resume from."""
+    """Prevent Lightning from loading the folder's hpc_ckpt_N.ckpt if a SLURM job has no checkpoint to resume from."""
     trainer._checkpoint_connector._user_managed = True
 
 
@@ -97,14 +97,14 @@ def watch_launched_ranks(abandon: Callable[[], None]) -> None:
     Lightning's observer would kill this process and hide the exit code of the rank that failed.
 
     Args:
-        abandon: function to call if a rank fails before all ranks have met. This process then exits with the exit code
-            of that rank.
+        abandon: function to call if a rank fails before all ranks are connected. This process then exits with the exit
+            code of that rank.
     """
 
     def watch(launched: list[subprocess.Popen]) -> None:
         while not (failed := [(rank, code) for rank, process in enumerate(launched, 1) if (code := process.poll())]):
             time.sleep(0.5)
-            if not launched:  # the ranks have met and watch each other
+            if not launched:  # the ranks are connected and watch each other
                 return
         rank, code = failed[0]
         for process in launched:

@@ -26,7 +26,7 @@ class LockedFeatures:
 
         def keeping(tower: Tower, method: Callable) -> Callable:
             def call(*inputs: Any) -> Any:
-                if tower in inside:  # another method of this tower calls this one and is recorded
+                if tower in inside:  # called by another method, whose output is recorded
                     return method(*inputs)
                 inside.add(tower)
                 self.returned[tower].append(method(*inputs))

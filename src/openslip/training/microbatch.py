@@ -1,8 +1,8 @@
-"""The batch-exact step: micro-batches are encoded one by one, and the loss sees the whole batch.
+"""Exact large-batch training: micro-batches are encoded one by one, and the loss sees the whole batch.
 
 Non-reentrant checkpoints store no activations of a micro-batch and encode it again in the backward pass. Activation
 memory then depends on the size of the micro-batch, but the update is computed from the whole batch.
-Gao et al. 2021, arXiv:2101.06983 (cached gradients), section 3.2.
+Gao et al. 2021, arXiv:2101.06983 (gradient caching), section 3.3.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ def choose_precision(precision: str | int, accelerator: str) -> str:
     `16-mixed` is fp16 with a loss scaler. The scaler skips a step whenever it lowers its scale.
 
     Raises:
-        UserError: the precision is unknown, or it is fp16 on a CPU, where Lightning would silently use bf16.
+        UserError: the precision is unknown, or it is fp16 on a CPU, where Lightning would use bf16 instead.
     """
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}")
@@ -55,7 +55,7 @@ def choose_deterministic(wanted: bool | str) -> None:
 
 
 def choose_tf32(allowed: bool) -> None:
-    """Set whether CUDA may round the factors of float32 matrix products to 11 bits (TF32).
+    """Set whether CUDA may round the inputs of float32 matrix products to TF32 (10 mantissa bits).
 
     The matrix products of losses are rounded too. Sums of 16-bit products stay in float32 in any case.
 

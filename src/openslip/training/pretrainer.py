@@ -27,7 +27,7 @@ class Pretrainer(pl.LightningModule):
         objective: loss, and modules that only training needs.
         optimizer: function from parameter groups to an optimizer, e.g. a partial `torch.optim.AdamW`.
         weight_decay: weight decay of the parameters to which `param_groups` applies it.
-        layer_decay: factor on the learning rate for each block below a tower's top; None for one rate in all blocks.
+        layer_decay: the learning rate of a block, relative to that of the next block; None: all blocks have the same.
         clip_norm: largest global norm of the gradient; a larger gradient is clipped. None for no gradient clipping.
         ema_decay: decay of the EMA weights per step; None for no EMA weights. `averaged` holds the EMA weights.
         schedule: function from step to learning rate, over the length of the run.

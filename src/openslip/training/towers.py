@@ -1,4 +1,4 @@
-"""Options that a run applies to its towers; they are not part of the model, so checkpoints do not contain them."""
+"""Options that a run applies to its towers; they are not part of the model, so `openslip.load` does not apply them."""
 
 from typing import Any
 

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+SAMPLES_PER_SHARD = 10_000  # the default of img2dataset
+
 
 def descriptions() -> dict[str, str]:
     """Map each layout (the name of its file) to the first line of its docstring, without importing any of them."""

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from openslip.data.convert import descriptions
+from openslip.data.convert import SAMPLES_PER_SHARD, descriptions
 from openslip.data.convert.image import QUALITY
 from openslip.data.convert.manifest import RESUMES, Entry, Manifest, Totals, read
 from openslip.data.convert.processes import write_shards
@@ -21,8 +21,6 @@ from openslip.data.convert.shard import Task
 from openslip.durable import needed, sweep
 from openslip.errors import UserError
 from openslip.locks import locked
-
-SAMPLES_PER_SHARD = 10_000  # the default of img2dataset
 
 
 def convert(

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.Image import Transpose
 
+from openslip.data.image.settings import SETTINGS
 from openslip.errors import UserError
 
 # EXIF orientations 2 to 8, and the operation that turns the stored pixels upright.
@@ -20,7 +21,6 @@ UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-SETTINGS = {"transparency": ("white", "ignore"), "exif": ("apply", "ignore")}
 UNKNOWN_RANGE = "whose black and white are not known; save it with 8 or 16 bits per channel"
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from openslip.arrays import write_arrays
 from openslip.distributed import is_main_process
-from openslip.durable import write_arrays
 from openslip.evaluation.evaluation import Evaluation
 from openslip.progress import progress
 from openslip.run import watchdog

@@ -25,8 +25,8 @@ class Finite(pl.Callback):
     EMA weights stay unchanged. The batch counts as consumed. Buffers of more than `MOST_RESTORED` elements are not
     restored, so an objective must not change its queue if `skipped` is true.
 
-    If there is a loss scaler, it handles non-finite gradients. A step then counts as skipped if its loss is not finite,
-    but not if the scaler lowers its scale.
+    If there is a loss scaler, it handles non-finite gradients. A step then counts as skipped only if its loss is not
+    finite. A step with a finite loss that the scaler skips, because gradients overflow, does not count.
 
     Args:
         stop_after: number of skipped steps in a row that ends the run, with exit code 3.

@@ -1,4 +1,4 @@
-"""Saves between two steps when the run is asked to stop, and requeues the job if a scheduler asked."""
+"""Saves between two steps when the run must stop, and requeues the job if the scheduler sent the signal."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
@@ -52,8 +52,8 @@ class Preemption(pl.Callback):
         leave_signals(trainer)
         adopt_ranks(trainer)
         ranks.meet()
-        # Signals are deferred as soon as all ranks have met. A later hook would be too late, because a resumed run may
-        # already run evaluations in a later hook.
+        # Signals are deferred as soon as all ranks are connected. A later hook would be too late, because a resumed run
+        # may already run evaluations in a later hook.
         signals.defer()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
@@ -66,7 +66,8 @@ class Preemption(pl.Callback):
         if trainer.should_stop and pl_module.step < pl_module.max_steps:
             trainer.should_stop = False
             signals.stop_after(NOW)
-        # After all other steps, the ranks agree while they wait for the next batch, because a signal may arrive then.
+        # After an earlier step, the ranks decide together whether to stop while they wait for the next batch, because a
+        # signal may arrive during this wait.
         if pl_module.step == pl_module.max_steps and any_rank(signals.received() is not None):
             raise signals.Preempted
 
@@ -88,7 +89,7 @@ class Preemption(pl.Callback):
             ended = f"after step {pl_module.step}, saved; {self.advice}"
             ended = ended if pl_module.step else "before the first step; the same command restarts it"
             notice(f"stopped by {asked_by} {ended}")
-            # Before requeueing, which ends the job under SLURM; Lightning finalises loggers only later.
+            # The loggers are finalised here, because requeueing ends the job under SLURM. Lightning would do it later.
             finish_wandb(trainer)
             send(trainer, pl_module.step, lambda logger: logger.finalize("failed"))
             slurm.requeue(received)

@@ -13,7 +13,7 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Provenance(pl.Callback):
-    """Sums the seconds of the steps of all starts, by the clock of the logged speeds, and stores them at each save.
+    """Sums the seconds of the steps of all starts, with the clock of `speed/*`, and stores them at each save.
 
     A resumed run continues the sum of its checkpoint, so steps that are repeated after a kill are counted once.
 

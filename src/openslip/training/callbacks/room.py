@@ -15,7 +15,7 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Room(pl.Callback):
-    """Compares the free disk with the size of a checkpoint, which is known once the optimizer has made a step."""
+    """Compares the free disk space with twice the size of a checkpoint, which is known after the first step."""
 
     def __init__(self) -> None:
         self.is_checked = False

@@ -21,7 +21,7 @@ class Save(pl.Callback):
     """Saves at each interval that is not None and after the last step; `Preemption` saves when the run is stopped.
 
     Training waits until its state is copied, and continues while the copy is written. Only one save is in progress at
-    a time: the next save, the end of training, a signal and an error wait for it. A failed save ends the run on all
+    a time. The next save, and a process that ends, wait until it is complete. A failed save ends the run on all
     ranks.
 
     Args:

@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor
 
+from openslip.arrays import write_arrays
 from openslip.data.source import Source
 from openslip.distributed import is_main_process
-from openslip.durable import write_arrays
 from openslip.inference.bundle import evaluating
 from openslip.run import watchdog
 from openslip.text.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ class Snapshot(pl.Callback):
 
 
 def as_written(tokens: list[int], index: int, source: Source, tokenizer: Tokenizer) -> str | None:
-    """Return the sample's caption that gives these tokens; None if there is none, as the view has changed the text."""
+    """Return the sample's caption that gives these tokens; None if no caption does, because a view changed the text."""
     with suppress(Exception):  # of any kind: the report must not end a run whose data cannot be read any more
         for caption in source[index].captions:
             ids, lengths = tokenizer.encode([caption])

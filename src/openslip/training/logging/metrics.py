@@ -23,7 +23,7 @@ COUNTED_SAMPLES = 8  # samples whose FLOPs are counted: enough captions for a ty
 
 
 class Metrics(pl.Callback):
-    """Logs loss terms (mean over ranks), logit scale, learning rate, speed, memory and remaining time.
+    """Logs loss terms (mean over ranks), exp(logit_scale), learning rate, speed, memory and remaining time.
 
     On a GPU, the metrics are read one step later, so that no step waits for them. Metrics of the data module (bad
     samples, truncated captions, time spent waiting for data) and the peak memory are those of rank 0. Speeds
@@ -113,10 +113,10 @@ class Metrics(pl.Callback):
         self.line.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Pretrainer, exception: BaseException) -> None:
-        self.line.close()
+        self.line.close(exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Pretrainer, stage: str) -> None:
-        self.line.close()  # if no step remained, the hooks before were not called
+        self.line.close()  # if no step remained, `on_train_end` was not called
 
     def write(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         """Log and show the last measured step, unless this has been done already."""

@@ -41,7 +41,7 @@ class ResumableLogger(MLFlowLogger):
         super().log_hyperparams({key: value for key, value in flat(params).items() if key not in known})
 
     def finalize(self, status: str = "success") -> None:
-        """End the MLflow run; a server that fails to do so must not fail the training."""
+        """End the MLflow run; an error of the server does not end the training."""
         try:
             super().finalize(status)
         except Exception as error:

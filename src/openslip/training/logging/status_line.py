@@ -40,11 +40,15 @@ class StatusLine(Row):
     def line(self, width: int) -> str:
         return fitting(self.fields, width)
 
-    def close(self) -> None:
-        """End the line; its last state stays above what is printed next."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End the line; its last state stays above what is printed next.
+
+        Args:
+            error: exception that ends the training; a phase that it ends is not called done.
+        """
         last = [self.line(width())] if self.is_shown and on_terminal() else []
         self.is_shown = False
-        self.stack.close()
+        self.stack.__exit__(error and type(error), error, error and error.__traceback__)
         mention(*last)
 
 

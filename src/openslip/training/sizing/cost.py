@@ -38,7 +38,7 @@ class StepMemory:
     trained: int  # number of trained values
     locked: int  # number of values that are not trained
     averaged: int  # number of EMA weights
-    pixels: int  # per sample: values of all its images, which have three channels
+    pixels: int  # per sample: bytes of its batch columns / 4; almost all of them are pixel values, 3 per pixel
     activations: float  # peak bytes per sample, forward and backward
 
     @property
@@ -72,7 +72,7 @@ def measure_step(
         model: model to be trained; it is moved to the device, and its weights change.
         objective: objective whose `setup` has been called with the model.
         make_batch: function from a number of samples to a batch on the CPU.
-        largest: upper bound on the number of samples to time; the run has no larger batch.
+        largest: largest number of samples in the timed step; the run has no larger batch.
         make_optimizer: function from parameter groups to an optimizer.
         precision: the run's precision, one of `bf16-mixed`, `16-mixed` and `32-true`.
         device: device to measure on.

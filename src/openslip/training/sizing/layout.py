@@ -14,7 +14,7 @@ from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 # eight.
 GPU_MULTIPLE = 8
 # Fraction of a forward pass that checkpointed blocks compute again. They skip the last matrix product of each block,
-# because the backward pass does not need its result. Counted for ViT-S/16, ViT-B/16 and ViT-L/16.
+# because the backward pass does not need its result. The operations of ViT-S/16, ViT-B/16 and ViT-L/16 were counted.
 REPEATED_IN_BLOCKS = 0.67
 
 BlockSettings = dict[Tower, bool]  # whether each tower's blocks are checkpointed
@@ -49,7 +49,8 @@ def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int)
 
     Args:
         local: samples of a step on this device.
-        fits: function of a number of samples and of whether blocks are checkpointed; tells whether memory suffices.
+        fits: function that returns whether memory suffices; its arguments are the number of samples, and whether blocks
+            are checkpointed.
         multiple: the size of micro-batches is rounded up to a multiple of this number, as in `even_size`.
     """
     for checkpointed in (False, True):
@@ -64,7 +65,7 @@ def fastest_layout(local: int, fits: Callable[[int, bool], bool], multiple: int)
 
 
 def fewest_micro_batches(local: int, fits: Callable[[int], bool], multiple: int = 1) -> int:
-    """Find by bisection the smallest number of nearly equal micro-batches that fit; at most one per sample."""
+    """Find by bisection the smallest number of nearly equal micro-batches such that one of them fits into memory."""
     too_few, enough = 0, 1
     while enough < local and not fits(even_size(local, enough, multiple)):
         too_few, enough = enough, min(2 * enough, local)
@@ -83,7 +84,7 @@ def are_checkpointed(model: nn.Module) -> bool:
 
 
 def block_settings(model: nn.Module) -> dict[bool, BlockSettings]:
-    """Return the current and, if possible, the opposite settings of the trained towers; the key is `checkpointed`.
+    """Return the current and, if possible, the opposite settings of the trained towers; keys: blocks are checkpointed.
 
     A tower without `repeated_blocks`, such as a backbone that checkpoints its blocks itself, has no opposite setting.
     """

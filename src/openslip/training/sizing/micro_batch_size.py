@@ -43,7 +43,7 @@ HOLES, MOST_HOLES = 3, 1.5e9
 CHAIN = 4  # peak memory of augmentation on a GPU, as a multiple of the images that it processes at a time
 # Messages by which PyTorch, CUDA, cuBLAS and cuDNN report a lack of memory. Any other error would also occur in the
 # step itself. A handle is NOT_INITIALIZED if there was no memory to create it. For a convolution, PyTorch tries all
-# engines and ignores the reasons of their failures. If all engines fail, it reports the last of these messages.
+# engines and ignores the reasons for their failures. If all engines fail, it reports the last of these messages.
 WANTS_MEMORY = (
     *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED"),
     *("CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
@@ -82,7 +82,7 @@ class MicroBatchSize(pl.Callback):
             pl_module.micro_batch_size = self.setting or local
 
     def most(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
-        """Return the stored size; if there is none, return the largest even size that fits on every rank."""
+        """Return the stored size; if there is none, the largest size that splits evenly and fits on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         # Rank 0's file decides for all ranks, because the other ranks may not see its folder.
@@ -120,7 +120,7 @@ class MicroBatchSize(pl.Callback):
     def count(
         self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int, multiple: int
     ) -> tuple[int, str]:
-        """Return the smallest number of micro-batches that fit and, on rank 0, advice on a faster layout.
+        """Return the smallest number of micro-batches such that each one fits; on rank 0, also advice on the layout.
 
         Weights, gradients, statistics and random states are unchanged.
         """
