@@ -2,8 +2,9 @@
 
 The ways are the loop of the article that OpenSLIP started from, which reads the pickled model and encodes the prompts
 again for each image; Hugging Face's zero-shot-image-classification pipeline; and the snippet of open_clip's README,
-with the prompts encoded once. Each way runs in a process of its own, all of them in turn in every round, on the CPU. Their
-answers must agree. Rates and ratios are of processor time, so that other work on the machine changes them little.
+with the prompts encoded once. Each way runs in a process of its own, all of them in turn in every round, on the CPU.
+Their answers must agree. Rates and ratios are of processor time, so that other work on the machine changes them
+little.
 
     python benchmarks/predict.py --json predict.json
 """
@@ -134,8 +135,8 @@ def write_hugging_face(weights: Path, folder: Path) -> None:
     CLIPImageProcessor().save_pretrained(folder)
     vocabulary = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
     merges = gzip.decompress(vocabulary.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    symbols = list(open_clip.tokenizer.SimpleTokenizer().encoder)[:-2] + ["<|startoftext|>", "<|endoftext|>"]
-    ids = {symbol: place for place, symbol in enumerate(symbols)}
+    symbols = [*open_clip.tokenizer.SimpleTokenizer().encoder][:-2]
+    ids = {symbol: place for place, symbol in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
     (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
     CLIPTokenizerFast.from_pretrained(folder, model_max_length=77).save_pretrained(folder)
