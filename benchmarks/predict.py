@@ -91,10 +91,10 @@ def open_clip(folder: Path, images: list[Path]) -> Iterator[list[Answer]]:
 
 Way = Callable[[Path, list[Path]], Iterator[list[Answer]]]
 WAYS: dict[str, tuple[Way, str]] = {  # and the package that a way needs
+    "openslip": (openslip, "openslip"),
     "article": (article, "open_clip"),
     "hugging_face": (hugging_face, "transformers"),
     "open_clip": (open_clip, "open_clip"),
-    "openslip": (openslip, "openslip"),
 }
 
 
@@ -189,11 +189,25 @@ class Measured:
         num_images = len(self.probabilities)
         self.first_wall, self.first_cpu = first[1] - start, first[0]
         self.rate = (num_images - 1) / (last[0] - first[0])  # images per second of processor time, after the first
-        self.seconds_per_image = (last[0] - first[0]) / (num_images - 1)
 
 
 def offline() -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1"}
+
+
+def rows(name: str, runs: list[Measured], reference: list[Measured]) -> Iterator[Row]:
+    yield Row(f"{name}: to the first answer, wall", statistics.median(run.first_wall for run in runs), "s")
+    yield Row(f"{name}: to the first answer, processor", statistics.median(run.first_cpu for run in runs), "s")
+    yield Row(f"{name}: after the first answer", statistics.median(run.rate for run in runs), "images/cpu s")
+    yield Row(f"{name}: difference to openslip", differs(runs, reference), "probability")
+
+
+def differs(runs: list[Measured], reference: list[Measured]) -> float:
+    """Return the largest difference of a probability to OpenSLIP's; 0 if OpenSLIP has failed."""
+    if not reference:
+        return 0.0
+    probabilities = runs[0].probabilities
+    return float(abs(probabilities - reference[0].probabilities[: len(probabilities)]).max())
 
 
 def measure(folder: Path, num_images: int, rounds: int) -> Iterator[Row]:
@@ -205,30 +219,23 @@ def measure(folder: Path, num_images: int, rounds: int) -> Iterator[Row]:
             write_hugging_face(folder / "clip.pt", folder / "hugging_face")
         except Exception as error:  # then the other ways are measured
             failures.append(f"transformers cannot store the model: {error}")
-    for _ in range(rounds):
+    whole: dict[str, float] = {}  # processor seconds for all images, from the start of the process
+    for turn in range(rounds):
         for name, (_way, package) in WAYS.items():
-            if importlib.util.find_spec(package) is None:
-                continue
+            installed = importlib.util.find_spec(package) is not None
             try:
-                runs[name].append(Measured(name, folder))
+                if installed:
+                    runs[name].append(Measured(name, folder))
             except RuntimeError as error:
                 failures.append(str(error))
-    reference = runs["openslip"][0].probabilities if runs["openslip"] else None
-    whole: dict[str, float] = {}  # processor seconds for all images, from the start of the process
-    for name, measured in runs.items():
-        if not measured:
-            missing = importlib.util.find_spec(WAYS[name][1]) is None
-            yield Row(name, math.nan, f"{WAYS[name][1]} is not installed" if missing else "failed")
-            continue
-        whole[name] = statistics.median(run.first_cpu + (num_images - 1) * run.seconds_per_image for run in measured)
-        yield Row(f"{name}: to the first answer, wall", statistics.median(run.first_wall for run in measured), "s")
-        yield Row(f"{name}: to the first answer, processor", statistics.median(r.first_cpu for r in measured), "s")
-        yield Row(f"{name}: after the first answer", statistics.median(run.rate for run in measured), "images/cpu s")
-        if reference is not None:
-            found = measured[0].probabilities
-            difference = float(abs(found - reference[: len(found)]).max())
-            yield Row(f"{name}: difference to openslip", difference, "probability")
-            if difference > MAX_DIFFERENCE:
+            if turn < rounds - 1:
+                continue
+            if not runs[name]:
+                yield Row(name, math.nan, "failed" if installed else f"{package} is not installed")
+                continue
+            whole[name] = statistics.median(run.first_cpu + (num_images - 1) / run.rate for run in runs[name])
+            yield from rows(name, runs[name], runs["openslip"])
+            if (difference := differs(runs[name], runs["openslip"])) > MAX_DIFFERENCE:
                 failures.append(f"{name}: its probabilities differ from OpenSLIP's by {difference:.3g}")
     if "openslip" in whole:
         rate = num_images / whole["openslip"]
