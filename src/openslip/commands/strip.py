@@ -5,6 +5,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from openslip.commands._choices import add_choices, choices_of
+from openslip.commands._imports import importing_pytorch
 from openslip.errors import UserError
 from openslip.progress import progress
 from openslip.terminal import say
@@ -16,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="OUT", help="file to write; the ending .safetensors selects that format")
     parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
+    add_choices(parser)
     return parser
 
 
@@ -24,7 +27,9 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
 
     with progress("writing the stripped file"):
-        before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
+        before, after = strip(
+            options.source, options.target, allow=options.allow, format=options.format, **choices_of(options)
+        )
     say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0
 
@@ -35,6 +40,9 @@ def strip(
     *,
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
+    activation: str | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
 ) -> tuple[int, int]:
     """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
 
@@ -43,8 +51,11 @@ def strip(
         target: the file to write.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of the source's format, or import path of a module that reads it; None detects it.
+        activation: activation of the MLPs, for a source that does not say it.
+        image_heads: attention heads of the image tower, for a source that does not say them.
+        text_heads: attention heads of the text tower, for a source that does not say them.
     """
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         from openslip.inference.files import checkpoint_file
         from openslip.inference.formats.openslip import write
         from openslip.inference.load import load
@@ -52,7 +63,9 @@ def strip(
     source, target = checkpoint_file(source), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
-    bundle = load(source, allow=allow, format=format)
+    bundle = load(
+        source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
+    )
     temporary = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         write(bundle, temporary)

@@ -13,6 +13,19 @@ from openslip.errors import UserError
 from openslip.locks import locked
 
 
+def cache_folder(name: str) -> Path | None:
+    """Folder of the user for files that can be recreated; None if the user has no home directory.
+
+    It is in `OPENSLIP_CACHE`, or else in `XDG_CACHE_HOME/openslip`, or else in `~/.cache/openslip`.
+    """
+    try:
+        if own := os.environ.get("OPENSLIP_CACHE"):
+            return Path(own).expanduser() / name
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip" / name
+    except RuntimeError:  # in a container without HOME whose /etc/passwd has no entry for the user
+        return None
+
+
 def make_own(folder: Path) -> None:
     """Create the cache folder if needed, and refuse one that other users could write to.
 
