@@ -1,0 +1,78 @@
+"""Write files that hold only what inference needs of a checkpoint: weights, tokenizer, transform and provenance."""
+
+import glob
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openslip.durable import sync_folder
+from openslip.errors import UserError
+from openslip.inference.bundle import Bundle
+from openslip.inference.files import checkpoint_file
+from openslip.inference.formats.openslip import write
+from openslip.inference.load import load, local_file, objective_weights
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def strip(
+    source: str | Path,
+    target: str | Path,
+    *,
+    allow: Collection[str] = (),
+    format: str | None = None,  # noqa: A002
+    dtype: str = "float32",
+    keep_head: bool = False,
+) -> tuple[int, int]:
+    """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
+
+    Args:
+        source: a run's folder, a checkpoint, or the name of a published checkpoint.
+        target: the file to write.
+        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
+        format: name of the source's format, or import path of a module that reads it; None detects it.
+        dtype: a key of `DTYPES`; the weights are stored in this dtype, and loaded as float32.
+        keep_head: also keep the weights of the objective, such as SLIP's SSL head.
+
+    Raises:
+        UserError: `load` refuses the source, the target cannot be written, or a weight overflows `dtype`.
+    """
+    source, target = checkpoint_file(local_file(source)), Path(target)
+    if target.resolve() == source.resolve():
+        raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
+    head = objective_weights(source, format) if keep_head else {}
+    bundle = load(source, allow=allow, format=format)
+    write_stripped(bundle, target, allow=allow, dtype=dtype, head=head)
+    return source.stat().st_size, target.stat().st_size
+
+
+def write_stripped(
+    bundle: Bundle,
+    target: Path,
+    *,
+    allow: Collection[str] = (),
+    dtype: str = "float32",
+    head: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a bundle to a file, which appears only once it is complete and can be loaded.
+
+    Args:
+        bundle: what to write.
+        target: the file to write; the ending .safetensors selects that format.
+        allow: import paths of your own classes that the bundle consists of.
+        dtype: a key of `DTYPES`.
+        head: weights of the objective by name, each starting with `objective.`.
+    """
+    for orphan in target.parent.glob(f"*.{glob.escape(target.name)}.*.tmp*"):  # of processes that were killed
+        orphan.unlink(missing_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        write(bundle, temporary, DTYPES[dtype], head or {})
+        load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
