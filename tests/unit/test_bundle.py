@@ -359,9 +359,9 @@ from openslip.inference.bundle import Bundle
 def detect(path):
     return path.suffix == ".npz"
 
-def read(path, *, allow):
+def read(path, choices):
     architecture = ARCHITECTURE
-    model = build_model(architecture, allow)
+    model = build_model(architecture, choices.allow)
     with np.load(path, allow_pickle=False) as arrays:
         model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
     transform = EvalTransform(size=16, mean=[0.5] * 3, std=[0.5] * 3)

@@ -60,6 +60,23 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
         UserError: `build_model` refuses the config, the model is far larger than the weights, or the weights do not fit
             the model. A model that is too large is refused before its memory is allocated.
     """
+    model = build_limited(weights, architecture, allow)
+    load_weights(model, weights)
+    return model
+
+
+def build_limited(weights: Mapping[str, Tensor], architecture: Any, allow: Collection[str] = ()) -> nn.Module:
+    """Build the model of an architecture, without loading the weights.
+
+    Args:
+        weights: weights that limit the size of the model.
+        architecture: the model config, as in a run's config.yaml.
+        allow: import paths of your own classes that the config may name.
+
+    Raises:
+        UserError: `build_model` refuses the config, or the model is far larger than the weights. A model that is too
+            large is refused before its memory is allocated.
+    """
     with limited(weights, None if allow else architecture):  # a user's own class may take numbers of any size
         try:
             with torch.device("meta"):
@@ -68,9 +85,7 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
             raise
         except UserError:  # some classes cannot be built on the meta device; real errors are raised by the next build
             pass
-        model = build_model(architecture, allow)
-    load_weights(model, weights)
-    return model
+        return build_model(architecture, allow)
 
 
 @contextmanager

@@ -8,10 +8,13 @@ from types import ModuleType
 
 import torch
 
+from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.inference import formats
 from openslip.inference.bundle import Bundle
+from openslip.inference.choices import Choices
 from openslip.inference.files import checkpoint_file, peek, read
+from openslip.text.bare_ids import BareIds
 
 
 def load(
@@ -20,11 +23,14 @@ def load(
     device: str = "cpu",
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
+    activation: str | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
 ) -> Bundle:
-    """Load a model from a run's folder, a checkpoint, a stripped file, or a checkpoint of facebookresearch/SLIP.
+    """Load a model from a run's folder, a checkpoint, a stripped file, or a file of another CLIP project.
 
-    That repository published CLIP, SLIP and SimCLR models; files of other CLIP projects are not read. No code in the
-    file is executed.
+    docs/WEIGHTS.md lists the formats. No code in the file is executed. What a file does not say is asked for in an
+    error, and is never guessed.
 
     Args:
         path: the folder or file to load.
@@ -32,15 +38,19 @@ def load(
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
             `read`; None detects the format from the content.
+        activation: activation of the MLPs, for a file that does not say it: `quickgelu`, `gelu` or `gelu_tanh`.
+        image_heads: attention heads of the image tower, for a file that does not say them.
+        text_heads: attention heads of the text tower, for a file that does not say them.
 
     Raises:
-        UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed, or
-            its weights do not fit the model.
+        UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed,
+            its weights do not fit the model, a choice is needed, or the file says something else than a choice.
     """
+    choices = Choices(allow=allow, activation=activation, image_heads=image_heads, text_heads=text_heads)
     place = choose_device(device)
     file = checkpoint_file(path)
     try:
-        bundle = find_format(file, format).read(file, allow=allow)
+        bundle = find_format(file, format).read(file, choices)
     except UserError as error:
         if str(file) in str(error):
             raise
@@ -49,6 +59,8 @@ def load(
         raise UserError(f"checkpoint {file}: one of its entries is nested too deeply") from error
     finally:
         peek.cache_clear()
+    if isinstance(bundle.tokenizer, BareIds):
+        notice_once(f"{path}: {bundle.tokenizer.why()}")
     bundle.model.float().eval().to(place)
     return replace(bundle, device=place, origin=str(path))
 
@@ -67,8 +79,11 @@ def find_format(file: Path, name: str | None) -> ModuleType:
     for module in map(formats.load, known):
         if module.detect(file):
             return module
-    keys = ", ".join(str(key) for key in list(read(file))[:5])  # `read` raises the reason if the file is unreadable
-    raise UserError(f"checkpoint {file} is in none of the known formats ({', '.join(known)}); its keys: {keys}")
+    content = read(file)  # raises the reason if the file is unreadable
+    weights = content.get("state_dict")
+    kind, names = ("weights", weights) if isinstance(weights, dict) else ("keys", content)
+    some = ", ".join(str(key)[:120] for key in list(names)[:5])
+    raise UserError(f"checkpoint {file} is in none of the known formats ({', '.join(known)}); its {kind}: {some}")
 
 
 def choose_device(device: str) -> torch.device:

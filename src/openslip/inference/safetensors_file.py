@@ -19,8 +19,10 @@ def is_safetensors(path: Path) -> bool:
 def read_safetensors(path: Path) -> dict[str, Any]:
     """Read a safetensors file as the dict that a stripped `torch.save` file contains.
 
+    A file of another project has the entries `state_dict` and `metadata` (a dict of str) instead.
+
     Raises:
-        UserError: the file is damaged or lacks the entry `openslip`.
+        UserError: the file is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -29,10 +31,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     if "openslip" not in metadata:
-        raise UserError(
-            f"checkpoint {path} holds weights and no settings: give the checkpoint that it was made from, or a "
-            "file that `openslip strip IN OUT.safetensors` wrote"
-        )
+        return {"state_dict": state, "metadata": metadata}
     try:
         return {"openslip": json.loads(metadata["openslip"]), "state_dict": state}
     except (ValueError, RecursionError) as error:

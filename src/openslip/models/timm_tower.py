@@ -28,13 +28,14 @@ class TimmTower(Tower):
         name: model name that `timm.create_model` knows; hub addresses are refused, because they start a download.
         image_size: side of the square input in pixels.
         arguments: further keyword arguments of `timm.create_model` for this model.
+        norm_eps: epsilon of all layer norms, such as 1e-5 in CLIP; None for that of the timm model.
 
     Raises:
         UserError: timm has no such model, an argument would load weights, or the model returns no single vector
             per image.
     """
 
-    def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
+    def __init__(self, *, name: str, image_size: int, arguments: dict, norm_eps: float | None = None) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_base_patch16_224"
@@ -46,6 +47,9 @@ class TimmTower(Tower):
             )
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
+        for layer in trunk.modules():
+            if norm_eps is not None and isinstance(layer, nn.LayerNorm):
+                layer.eps = norm_eps
         self.width = pooled_width(trunk, name, image_size, arguments.get("in_chans", 3))
         self.input_size = image_size if hasattr(trunk, "set_input_size") else None
         self.last_block = LastBlock() if pools_class_token(trunk) else None

@@ -114,7 +114,10 @@ class ClipBpe(Tokenizer):
             rows.append((self._start + ids[:kept] + self._end)[:width].ljust(width, b"\0"))
         packed = np.frombuffer(b"".join(rows), np.uint16).reshape(len(rows), self.context_length)
         ids = torch.from_numpy(packed.astype(np.int64))
-        return ids, ids.argmax(dim=1) + 1  # the end token has the largest id
+        return ids, self.lengths(ids)
+
+    def lengths(self, ids: Int[Tensor, "texts length"], /) -> Int[Tensor, " texts"]:
+        return ids.argmax(dim=1) + 1  # the end token has the largest id
 
     def _pack_text(self, chunks: list[str]) -> bytes:
         return b"".join(map(self._cache.__getitem__, chunks))

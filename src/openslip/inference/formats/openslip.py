@@ -8,7 +8,6 @@ the content of the run's `env.json`.
 import json
 import math
 import reprlib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_tokenizer, build_with
 from openslip.inference.bundle import Bundle
+from openslip.inference.choices import Choices
 from openslip.inference.files import peek, unwrapped
 from openslip.inference.files import write as write_file
 from openslip.text.tokenizer import Tokenizer
@@ -33,12 +33,12 @@ def detect(path: Path) -> bool:
     return "openslip" in peek(path)
 
 
-def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
+def read(path: Path, choices: Choices) -> Bundle:
     """Read the model of a checkpoint, with its EMA weights if there are any, as evaluations in training do.
 
     Args:
         path: the checkpoint file.
-        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
+        choices: your own classes that the checkpoint may name; the file answers everything else.
     """
     content = peek(path)
     entry, state = content["openslip"], content.get("state_dict")
@@ -58,8 +58,8 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
         description = {"_target_": "openslip.text.clip_bpe.ClipBpe", **description}
     weights = model_weights(path, state)
     transform = build_transform(path, entry["transform"])
-    model = build_with(weights, entry["architecture"], allow)
-    tokenizer = build_tokenizer(description, allow)
+    model = build_with(weights, entry["architecture"], choices.allow)
+    tokenizer = build_tokenizer(description, choices.allow)
     provenance = plain(path, entry.get("provenance", {}))  # missing in files of early versions
     return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"), provenance=provenance)
 

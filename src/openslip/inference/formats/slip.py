@@ -1,8 +1,7 @@
 """Reads training checkpoints of facebookresearch/SLIP (its CLIP, SLIP and SimCLR models): docs/NUMERICS.md#weights."""
 
-import re
 from argparse import Namespace
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,9 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model, load_weights
 from openslip.inference.bundle import Bundle
+from openslip.inference.choices import Choices, agree
 from openslip.inference.files import peek, unwrapped
+from openslip.inference.layouts.keys import Table, table, translate
 from openslip.text.clip_bpe import ClipBpe
 
 T = TypeVar("T")
@@ -40,12 +41,12 @@ _NAMES = (
     ("image_mlp.layer3.", "objective.head.6."),
 )
 # The weights do not show the number of heads: the published ViT-S has 12, timm's has 6, and the shapes are equal.
-PUBLISHED_IMAGE_HEADS = {"VITS16": 12, "VITB16": 12, "VITL16": 16}
+PUBLISHED_IMAGE_HEADS = {"VITS16": (384, 12), "VITB16": (768, 12), "VITL16": (1024, 16)}  # width and heads
 # Settings with which the published models were trained: docs/NUMERICS.md#truncation, #special-text.
 PUBLISHED_TOKENIZER: dict[str, Any] = {"truncation": "drop_end", "special_text": "token"}
 PUBLISHED_TRANSFORM = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-_SMALL_WIDTH = 384
 _HEAD_WIDTH = 64
+_NO_CHOICES = Choices()
 _TIMM_NAMES = {384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
 _LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); the checkpoint's value replaces it
 
@@ -57,18 +58,19 @@ def detect(path: Path) -> bool:
     return isinstance(state, Mapping) and any(unwrapped(str(name)) == "visual.cls_token" for name in state)
 
 
-def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
+def read(path: Path, choices: Choices) -> Bundle:
     """Read a published checkpoint with its tokenizer and transform, but without the SSL head.
 
     Args:
         path: the checkpoint file.
-        allow: not used, because published checkpoints name no classes.
+        choices: numbers of heads, for models of other widths than the published ones.
 
     Raises:
         UserError: the checkpoint has keys that no published model has, lacks keys, or has inconsistent shapes.
     """
     try:
-        architecture, state = import_checkpoint(peek(path))
+        choices.check_activation("quick_gelu")  # of the text tower; the image tower is timm's, with gelu
+        architecture, state = import_checkpoint(peek(path), choices)
     except (IndexError, OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"checkpoint {path}: no published model has weights of these shapes ({error})") from error
     model = build_model(architecture)
@@ -80,11 +82,14 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
     return Bundle(model, tokenizer, transform, architecture, torch.device("cpu"))
 
 
-def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def import_checkpoint(
+    raw: Mapping[str, Any], choices: Choices = _NO_CHOICES
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert a published checkpoint to our model config and our weight names, without the SSL head."""
     published = state_dict(raw)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
-    architecture = read_architecture(shapes, image_heads=image_heads(shapes, model_name(raw)), text_heads=None)
+    num_heads = image_heads(shapes, model_name(raw), choices.image_heads)
+    architecture = read_architecture(shapes, image_heads=num_heads, text_heads=choices.text_heads)
     with torch.device("meta"):
         expected = to_published(build_model(architecture), nn.Module())
     published = {name: tensor for name, tensor in published.items() if not name.startswith("image_mlp.")}
@@ -120,15 +125,16 @@ def model_name(raw: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
-    """Return the image tower's number of heads: by model name, or else 12 for ViT-S, or else one per 64 channels."""
-    size = name.rsplit("_", 1)[-1] if name else None
-    if size in PUBLISHED_IMAGE_HEADS:
-        return PUBLISHED_IMAGE_HEADS[size]
+def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None, chosen: int | None = None) -> int:
+    """Return the image tower's number of heads: that of the published model, the chosen one, or one per 64 channels.
+
+    A width of 384 is that of the published ViT-S. A model name counts only with the published width.
+    """
     width = _shape(shapes, "visual.cls_token")[-1]
-    if width == _SMALL_WIDTH:
-        return PUBLISHED_IMAGE_HEADS["VITS16"]
-    return _one_per_64(width, "visual.cls_token")
+    published = {"_" + size: heads for size, (of_width, heads) in PUBLISHED_IMAGE_HEADS.items() if of_width == width}
+    if name and name.endswith(tuple(published)):
+        return agree("image_heads", *published.values(), chosen)
+    return chosen or next(iter(published.values()), None) or _one_per_64(width, "visual.cls_token", "image_heads")
 
 
 def read_architecture(
@@ -174,7 +180,7 @@ def read_architecture(
             "context_length": _shape(shapes, "positional_embedding")[0],
             "width": text_width,
             "depth": _depth(shapes, "transformer.resblocks."),
-            "heads": text_heads or _one_per_64(text_width, "token_embedding.weight"),
+            "heads": text_heads or _one_per_64(text_width, "token_embedding.weight", "text_heads"),
         },
         "embed_dim": _shape(shapes, "image_projection")[1],
         "logit_scale_init": _LOGIT_SCALE_INIT,
@@ -183,7 +189,7 @@ def read_architecture(
 
 def from_published(state: Mapping[str, T]) -> dict[str, T]:
     """Rename published keys to ours, which start with `model.` or `objective.` as in our run checkpoints."""
-    return {translate(name, TO_OURS): value for name, value in state.items()}
+    return {_known(name, TO_OURS): value for name, value in state.items()}
 
 
 def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
@@ -195,23 +201,17 @@ def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
     for prefix, module in (("model", model), ("objective", objective)):
         persistent = module.state_dict(keep_vars=True)
         named |= {f"{prefix}.{name}": tensor for name, tensor in persistent.items()}
-    return {translate(name, TO_PUBLISHED): tensor for name, tensor in named.items()}
+    return {_known(name, TO_PUBLISHED): tensor for name, tensor in named.items()}
 
 
-def translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, target in table:
-        if match := pattern.fullmatch(name):
-            return target.replace("{n}", match.groupdict().get("n", "")) + match["rest"]
-    raise KeyError(name)
+def _known(name: str, names: Table) -> str:
+    if (new := translate(name, names)) is None:
+        raise KeyError(name)
+    return new
 
 
-def _pattern(prefix: str) -> re.Pattern[str]:
-    rest = r"(?P<rest>.+)" if prefix.endswith((".", "_")) else r"(?P<rest>)"
-    return re.compile(re.escape(prefix).replace(r"\{n\}", r"(?P<n>\d+)") + rest)
-
-
-TO_OURS = [(_pattern(published), ours) for published, ours in _NAMES]
-TO_PUBLISHED = [(_pattern(ours), published) for published, ours in _NAMES]
+TO_OURS = table(_NAMES)
+TO_PUBLISHED = table((ours, published) for published, ours in _NAMES)
 
 
 def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
@@ -230,10 +230,10 @@ def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
     return depth
 
 
-def _one_per_64(width: int, key: str) -> int:
+def _one_per_64(width: int, key: str, option: str) -> int:
     if width % _HEAD_WIDTH:
         raise UserError(
             f"checkpoint key {key} has width {width}: the number of attention heads cannot be derived from it; "
-            f"expected a multiple of {_HEAD_WIDTH}"
+            f"expected a multiple of {_HEAD_WIDTH}; give --{option.replace('_', '-')}"
         )
     return width // _HEAD_WIDTH
