@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,10 @@ def checkpoint_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"checkpoint {path}: no such file; give a run's folder (runs/NAME) or a checkpoint file")
+        raise UserError(
+            f"checkpoint {path}: no such file; give a run's folder (runs/NAME), a checkpoint file or "
+            "a name that openslip models lists"
+        )
     if path.is_file():
         refuse_damaged(path.resolve())  # `last.ckpt` is a link
         return path
@@ -68,8 +72,13 @@ def refuse_damaged(path: Path) -> None:
         )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read the dict of a checkpoint that `torch.save` or safetensors wrote, on the CPU.
+
+    Args:
+        path: the checkpoint file.
+        mapped: map the file instead of copying it, so that only tensors that are used take memory, and not the
+            optimizer's state. The tensors must not be used any more when the file may be changed in place.
 
     Raises:
         UserError: the file is not a checkpoint, it names objects other than tensors, numbers and settings, or its
@@ -83,7 +92,9 @@ def read(path: Path) -> dict[str, Any]:
         refuse_inflated(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             refuse_expanding(path, torch.load(path, map_location="meta", weights_only=True))
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Files from before torch 1.6 are no zip files, and cannot be mapped.
+            mapped = mapped and zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything, but none of its code was executed
@@ -97,10 +108,10 @@ def read(path: Path) -> dict[str, Any]:
 def peek(path: Path) -> dict[str, Any]:
     """Read a checkpoint like `read`, but return an empty dict if it cannot be read.
 
-    The result is cached while several formats inspect the same file; `peek.cache_clear()` frees it.
+    The file is mapped, and the result is cached while several formats inspect it; `peek.cache_clear()` frees it.
     """
     try:
-        return read(path)
+        return read(path, mapped=True)
     except UserError:
         return {}
 

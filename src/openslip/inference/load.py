@@ -14,6 +14,7 @@ from openslip.inference import formats
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.files import checkpoint_file, peek, read
+from openslip.inference.published import find
 from openslip.text.bare_ids import BareIds
 
 
@@ -33,7 +34,8 @@ def load(
     error, and is never guessed.
 
     Args:
-        path: the folder or file to load.
+        path: the folder or file to load, or the name of a published checkpoint, as `openslip models` lists them; such
+            a checkpoint is downloaded once. A file or folder of that name comes first.
         device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
@@ -44,11 +46,12 @@ def load(
 
     Raises:
         UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed,
-            its weights do not fit the model, a choice is needed, or the file says something else than a choice.
+            its weights do not fit the model, a choice is needed, the file says something else than a choice, or a
+            published checkpoint cannot be downloaded.
     """
     choices = Choices(allow=allow, activation=activation, image_heads=image_heads, text_heads=text_heads)
     place = choose_device(device)
-    file = checkpoint_file(path)
+    file = checkpoint_file(local_file(path))
     try:
         bundle = find_format(file, format).read(file, choices)
     except UserError as error:
@@ -63,6 +66,20 @@ def load(
         notice_once(f"{path}: {bundle.tokenizer.why()}")
     bundle.model.float().eval().to(place)
     return replace(bundle, device=place, origin=str(path))
+
+
+def local_file(path: str | Path) -> str | Path:
+    """Return the local copy of a published checkpoint, downloaded if needed, for its name; other paths unchanged.
+
+    Raises:
+        UserError: the path does not exist and resembles a published name, or the download fails.
+    """
+    published = find(path)
+    if published is None:
+        return path
+    from openslip.inference.downloaded import local_copy
+
+    return local_copy(published)
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:

@@ -13,7 +13,7 @@ from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.inference.files import checkpoint_file
 from openslip.inference.formats.openslip import write
-from openslip.inference.load import load, local_file, objective_weights
+from openslip.inference.load import find_format, load, local_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -24,6 +24,9 @@ def strip(
     *,
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
+    activation: str | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
     dtype: str = "float32",
     keep_head: bool = False,
 ) -> tuple[int, int]:
@@ -34,6 +37,9 @@ def strip(
         target: the file to write.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of the source's format, or import path of a module that reads it; None detects it.
+        activation: as for `load`.
+        image_heads: as for `load`.
+        text_heads: as for `load`.
         dtype: a key of `DTYPES`; the weights are stored in this dtype, and loaded as float32.
         keep_head: also keep the weights of the objective, such as SLIP's SSL head.
 
@@ -44,9 +50,24 @@ def strip(
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
     head = objective_weights(source, format) if keep_head else {}
-    bundle = load(source, allow=allow, format=format)
+    bundle = load(
+        source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
+    )
     write_stripped(bundle, target, allow=allow, dtype=dtype, head=head)
     return source.stat().st_size, target.stat().st_size
+
+
+def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  # noqa: A002
+    """Return the weights of the objective that a checkpoint holds, by our names.
+
+    Raises:
+        UserError: it holds none, or its format has none.
+    """
+    read = getattr(find_format(source, format), "objective_weights", None)
+    weights = read(source) if read else {}
+    if not weights:
+        raise UserError(f"checkpoint {source} holds no weights of an objective: leave out --keep-head")
+    return weights
 
 
 def write_stripped(
