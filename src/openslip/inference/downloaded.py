@@ -17,9 +17,9 @@ from pathlib import Path
 from openslip.data.remote.files import cache_folder, make_own, must_lock, open_own
 from openslip.durable import needed, sync_folder, write_text
 from openslip.errors import DataError, UserError
-from openslip.inference.load import load
+from openslip.inference.files import UnwrittenError
 from openslip.inference.published import Published
-from openslip.inference.strip import write_stripped
+from openslip.inference.strip import strip
 from openslip.progress import progress
 from openslip.terminal import mention, waiting
 
@@ -68,16 +68,17 @@ def create(published: Published, stripped: Path) -> None:
     try:
         refuse_other_size(published, source.stat().st_size, f"{source} has")
         compare_checksum(source, f"download it again from {published.address}")
-        bundle = load(source)
+        checksum_file(stripped).unlink(missing_ok=True)  # it is of an earlier copy
+        with progress(f"stripping {published.name}"):
+            strip(source, stripped)
+            write_checksum(stripped, digest(stripped))
+    except UnwrittenError:
+        raise
     except UserError:
         if source != by_hand:  # else every later load would fail
             source.unlink()
             checksum_file(by_hand).unlink(missing_ok=True)
         raise
-    with progress(f"stripping {published.name}"):
-        checksum_file(stripped).unlink(missing_ok=True)  # it is of an earlier copy
-        write_stripped(bundle, stripped)
-        write_checksum(stripped, digest(stripped))
     if source != by_hand:
         source.unlink()
 

@@ -30,6 +30,10 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 ]
 
 
+class UnwrittenError(UserError):
+    """A checkpoint could not be written."""
+
+
 def checkpoint_file(path: str | Path) -> Path:
     """Return the checkpoint file for a path: the newest intact checkpoint of a run's folder, or the file itself.
 
@@ -141,14 +145,14 @@ def write(path: Path, content: dict[str, Any]) -> None:
     A path that ends in .safetensors selects the safetensors format.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; an existing file at `path` is unchanged.
+        UnwrittenError: the folder cannot be written or the disk is full; an existing file at `path` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable(path) as file:
             (write_safetensors if is_safetensors(path) else torch.save)(content, file)
     except (OSError, RuntimeError) as error:
-        raise UserError(
+        raise UnwrittenError(
             f"checkpoint {path} could not be written ({why_unwritten(error)}): free space or choose another folder"
         ) from error
 

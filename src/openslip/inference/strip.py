@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from openslip.durable import sync_folder
 from openslip.errors import UserError
-from openslip.inference.bundle import Bundle
 from openslip.inference.files import checkpoint_file
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import find_format, load, local_file
@@ -32,9 +31,11 @@ def strip(
 ) -> tuple[int, int]:
     """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
 
+    The target appears only once it is complete and has been loaded.
+
     Args:
         source: a run's folder, a checkpoint, or the name of a published checkpoint.
-        target: the file to write.
+        target: the file to write; the ending .safetensors selects that format.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of the source's format, or import path of a module that reads it; None detects it.
         activation: as for `load`.
@@ -44,16 +45,27 @@ def strip(
         keep_head: also keep the weights of the objective, such as SLIP's SSL head.
 
     Raises:
-        UserError: `load` refuses the source, the target cannot be written, or a weight overflows `dtype`.
+        UserError: `load` refuses the source, or a weight overflows `dtype`.
+        UnwrittenError: the target cannot be written.
     """
     source, target = checkpoint_file(local_file(source)), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
-    head = objective_weights(source, format) if keep_head else {}
-    bundle = load(
-        source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
-    )
-    write_stripped(bundle, target, allow=allow, dtype=dtype, head=head)
+    for orphan in target.parent.glob(f"*.{glob.escape(target.name)}.*.tmp*"):  # of processes that were killed
+        orphan.unlink(missing_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        bundle = load(
+            source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
+        )
+        objective = objective_weights(source, format) if keep_head else {}
+        write(bundle, temporary, DTYPES[dtype], objective)
+        del bundle, objective  # memory for the next line
+        load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
     return source.stat().st_size, target.stat().st_size
 
 
@@ -67,33 +79,4 @@ def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  #
     weights = read(source) if read else {}
     if not weights:
         raise UserError(f"checkpoint {source} holds no weights of an objective: leave out --keep-head")
-    return weights
-
-
-def write_stripped(
-    bundle: Bundle,
-    target: Path,
-    *,
-    allow: Collection[str] = (),
-    dtype: str = "float32",
-    head: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a bundle to a file, which appears only once it is complete and can be loaded.
-
-    Args:
-        bundle: what to write.
-        target: the file to write; the ending .safetensors selects that format.
-        allow: import paths of your own classes that the bundle consists of.
-        dtype: a key of `DTYPES`.
-        head: weights of the objective by name, each starting with `objective.`.
-    """
-    for orphan in target.parent.glob(f"*.{glob.escape(target.name)}.*.tmp*"):  # of processes that were killed
-        orphan.unlink(missing_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
-    try:
-        write(bundle, temporary, DTYPES[dtype], head or {})
-        load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
+    return {name: weight.clone() for name, weight in weights.items()}  # the file is unmapped after loading

@@ -206,6 +206,8 @@ def reason(error: BaseException, address: str) -> str:
     """Describe an error in a few words, with all addresses replaced by the shown one: others may hold credentials."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {error.message}"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection broke off"
     if isinstance(error, FileNotFoundError):
         return "not found"
     if isinstance(error, asyncio.TimeoutError):
