@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import fsspec
+from aiohttp.http_exceptions import PayloadEncodingError
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.spec import AbstractFileSystem
@@ -206,7 +207,7 @@ def reason(error: BaseException, address: str) -> str:
     """Describe an error in a few words, with all addresses replaced by the shown one: others may hold credentials."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {error.message}"
-    if isinstance(error, aiohttp.ClientPayloadError):
+    if isinstance(error, PayloadEncodingError):
         return "the connection broke off"
     if isinstance(error, FileNotFoundError):
         return "not found"
