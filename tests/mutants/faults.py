@@ -250,7 +250,7 @@ DATA = [
     (D + "image/crop.py", "(low + (high - low) * draws[2 * attempt])", "(low + (1 - low) * draws[2 * attempt])"),
     (D + "image/crop.py", "x = self.augment(x, parameters[part])", "pass"),
     (D + "image/eval_transform.py", "Image.Resampling.BILINEAR", "Image.Resampling.BICUBIC"),
-    (D + "image/eval_transform.py", "int(self.size * width / short)", "self.size"),
+    (D + "image/eval_transform.py", "int(resized * width / short)", "resized"),
     (
         D + "index/scan.py",
         'duplicate key, of which the first was used", name)',

@@ -22,7 +22,12 @@ from openslip.errors import UserError
 from openslip.text.tokenizer import Tokenizer
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+# Names of the start and end tokens that count as these tokens in a text; `plain` has none.
+_SPECIALS = {
+    "plain": (),
+    "token": ("<|startoftext|>", "<|endoftext|>"),
+    "open_clip": ("<start_of_text>", "<end_of_text>"),
+}
 _NUM_SYMBOLS = 49406  # bytes and merges; the special ids follow
 # ftfy changes nothing but line ends in a text of only these characters.
 _PLAIN_ASCII = regex.compile(r"[\t\n\r\x20-\x7e]*+")
@@ -49,7 +54,8 @@ class ClipBpe(Tokenizer):
         truncation: how a too long text is truncated: `keep_end` (the last id is the end token) or `drop_end` (without
             an end token, as in published SLIP; CLIP pools the largest id, which is then the start token at position 0).
         special_text: whether a literal `<|endoftext|>` in a text is ordinary text (`plain`) or the end token itself
-            (`token`, as in published SLIP).
+            (`token`, as in OpenAI's CLIP and published SLIP); with `open_clip`, a literal `<end_of_text>` is the end
+            token, as there.
         mask_token: whether to add `<|mask|>` before the start and end tokens, whose ids it shifts by one, as in DeCLIP.
 
     Raises:
@@ -61,19 +67,17 @@ class ClipBpe(Tokenizer):
             raise UserError(f"tokenizer.context_length={context_length}: expected at least 2 (start and end)")
         if truncation not in ("keep_end", "drop_end"):
             raise UserError(f"tokenizer.truncation={truncation!r}: expected keep_end or drop_end")
-        if special_text not in ("plain", "token"):
-            raise UserError(f"tokenizer.special_text={special_text!r}: expected plain or token")
+        if special_text not in _SPECIALS:
+            raise UserError(f"tokenizer.special_text={special_text!r}: expected one of {', '.join(_SPECIALS)}")
         self.context_length = context_length
         self.truncation = truncation
         self.special_text = special_text
         self.mask_token = mask_token
         start = _NUM_SYMBOLS + mask_token
         self.special_ids = {"pad": 0, "start": start, "end": start + 1} | ({"mask": _NUM_SYMBOLS} if mask_token else {})
-        self.vocab_size = start + len(_SPECIALS)
+        self.vocab_size = start + 2
         self._start, self._end = _pack([start]), _pack([start + 1])
-        specials: dict[str, bytes] = {}
-        if special_text == "token":
-            specials.update(zip(_SPECIALS, (self._start, self._end), strict=True))
+        specials = dict(zip(_SPECIALS[special_text], (self._start, self._end), strict=False))
         self._cache = _Cache(_read_vocabulary(), specials)
 
     def settings(self) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def build_transform(path: Path, settings: Any) -> EvalTransform:
     try:
         size, mean, std = (settings[name] for name in ("size", "mean", "std"))
         finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
-        if isinstance(size, int) and 0 < size <= MAX_SIZE and finite and min(std) > 0:
+        sides = (size, settings.get("resize_to") or size)
+        if all(isinstance(side, int) and 0 < side <= MAX_SIZE for side in sides) and finite and min(std) > 0:
             return EvalTransform(**settings)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
         pass  # the error below is raised

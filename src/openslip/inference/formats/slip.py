@@ -15,7 +15,10 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
 from openslip.inference.files import peek, unwrapped
 from openslip.inference.layouts.keys import Table, table, translate
+from openslip.inference.layouts.openai import CLIP_VOCABULARY, LOGIT_SCALE_INIT, TEXT_TOWER
+from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
+from openslip.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -25,15 +28,7 @@ _NAMES = (
     ("image_projection", "model.image_projection"),
     ("text_projection", "model.text_projection"),
     ("logit_scale", "model.logit_scale"),
-    ("token_embedding.", "model.text_tower.token_embedding."),
-    ("positional_embedding", "model.text_tower.positional_embedding"),
-    ("ln_final.", "model.text_tower.ln_final."),
-    ("transformer.resblocks.{n}.ln_1.", "model.text_tower.blocks.{n}.ln_1."),
-    ("transformer.resblocks.{n}.attn.in_proj_", "model.text_tower.blocks.{n}.attention.in_proj."),
-    ("transformer.resblocks.{n}.attn.out_proj.", "model.text_tower.blocks.{n}.attention.out_proj."),
-    ("transformer.resblocks.{n}.ln_2.", "model.text_tower.blocks.{n}.ln_2."),
-    ("transformer.resblocks.{n}.mlp.c_fc.", "model.text_tower.blocks.{n}.fc1."),
-    ("transformer.resblocks.{n}.mlp.c_proj.", "model.text_tower.blocks.{n}.fc2."),
+    *((published, f"model.{ours}") for published, ours in TEXT_TOWER),
     ("image_mlp.layer1.", "objective.head.0."),
     ("image_mlp.bn1.", "objective.head.1."),
     ("image_mlp.layer2.", "objective.head.3."),
@@ -48,14 +43,20 @@ PUBLISHED_TRANSFORM = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229
 _HEAD_WIDTH = 64
 _NO_CHOICES = Choices()
 _TIMM_NAMES = {384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
-_LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); the checkpoint's value replaces it
+QUERY_NORM = "visual.blocks.0.attn.q_norm.weight"  # LaCLIP has it: laclip.py
 
 
 def detect(path: Path) -> bool:
     """Tell whether the file has the keys of the published code's models."""
+    names = weight_names(path)
+    return "visual.cls_token" in names and QUERY_NORM not in names
+
+
+def weight_names(path: Path) -> set[str]:
+    """Return the published names of the weights of a file; an empty set if it cannot be read."""
     content = peek(path)
     state = content.get("state_dict", content)
-    return isinstance(state, Mapping) and any(unwrapped(str(name)) == "visual.cls_token" for name in state)
+    return {unwrapped(str(name)) for name in state} if isinstance(state, Mapping) else set()
 
 
 def read(path: Path, choices: Choices) -> Bundle:
@@ -75,9 +76,13 @@ def read(path: Path, choices: Choices) -> Bundle:
         raise UserError(f"checkpoint {path}: no published model has weights of these shapes ({error})") from error
     model = build_model(architecture)
     load_weights(model, state)
-    tokenizer = None
-    if "text_tower" in architecture:
-        tokenizer = ClipBpe(**PUBLISHED_TOKENIZER, context_length=architecture["text_tower"]["context_length"])
+    tokenizer: Tokenizer | None = None
+    if text := architecture.get("text_tower"):
+        context_length, vocab_size = text["context_length"], text["vocab_size"]
+        if vocab_size == CLIP_VOCABULARY:
+            tokenizer = ClipBpe(**PUBLISHED_TOKENIZER, context_length=context_length)
+        else:
+            tokenizer = BareIds(context_length=context_length, vocab_size=vocab_size, pooled="largest")
     transform = EvalTransform(**PUBLISHED_TRANSFORM | {"size": architecture["image_tower"]["image_size"]})
     return Bundle(model, tokenizer, transform, architecture, torch.device("cpu"))
 
@@ -137,10 +142,10 @@ def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None, chosen: i
     A width of 384 is that of the published ViT-S. A model name counts only with the published width.
     """
     width = _shape(shapes, "visual.cls_token")[-1]
-    published = {"_" + size: heads for size, (of_width, heads) in PUBLISHED_IMAGE_HEADS.items() if of_width == width}
-    if name and name.endswith(tuple(published)):
-        return agree("image_heads", *published.values(), chosen)
-    return chosen or next(iter(published.values()), None) or _one_per_64(width, "visual.cls_token", "image_heads")
+    for size, (published_width, heads) in PUBLISHED_IMAGE_HEADS.items():
+        if width == published_width:
+            return agree("image_heads", heads, chosen) if name and name.endswith("_" + size) else chosen or heads
+    return chosen or _one_per_64(width, "visual.cls_token", "image_heads")
 
 
 def read_architecture(
@@ -189,7 +194,7 @@ def read_architecture(
             "heads": text_heads or _one_per_64(text_width, "token_embedding.weight", "text_heads"),
         },
         "embed_dim": _shape(shapes, "image_projection")[1],
-        "logit_scale_init": _LOGIT_SCALE_INIT,
+        "logit_scale_init": LOGIT_SCALE_INIT,
     }
 
 

@@ -34,8 +34,12 @@ def translate(name: str, names: Table) -> str | None:
 
 
 def rename(weights: Mapping[str, T], names: Table) -> dict[str, T]:
-    """Rename weights; a weight that the table does not have keeps its name, so that `fit` reports it as unexpected."""
-    return {translate(name, names) or name: weight for name, weight in weights.items()}
+    """Rename weights; one without a new name, or whose new name is taken, keeps its name, which `fit` then reports."""
+    renamed: dict[str, T] = {}
+    for name, weight in weights.items():
+        new = translate(name, names) or name
+        renamed[name if new in renamed else new] = weight
+    return renamed
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -83,15 +87,15 @@ def number_of(weights: Mapping[str, object], prefix: str) -> int:
 
 
 def shape(weights: Mapping[str, Tensor], name: str, *, ndim: int) -> tuple[int, ...]:
-    """Return the shape of a weight.
+    """Return the shape of a weight that tells sizes of the model.
 
     Raises:
-        UserError: there is no such weight, or it has another number of dimensions.
+        UserError: there is no such weight, it has another number of dimensions, or it is empty.
     """
     if name not in weights:
         raise UserError(f"the file lacks the weight {name}")
-    if weights[name].ndim != ndim:
-        raise UserError(f"the weight {name} has shape {[*weights[name].shape]}; expected {ndim} dimensions")
+    if weights[name].ndim != ndim or weights[name].numel() == 0:
+        raise UserError(f"the weight {name} has shape {[*weights[name].shape]}; expected {ndim} sizes of at least 1")
     return tuple(weights[name].shape)
 
 
