@@ -165,7 +165,7 @@ def test_text_is_encoded_once(loaded: Bundle, pictures: list[Path]):
     assert isinstance(loaded.model, DualEncoder)
     calls: list[int] = []
     hook = loaded.model.text_tower.register_forward_hook(lambda *_: calls.append(1))
-    classifier = ZeroShotClassifier(loaded, LABELS, TEMPLATES)
+    classifier = ZeroShotClassifier(loaded, [*LABELS, "a label of this test alone"], TEMPLATES)
     encoded = len(calls)
     classifier(pictures)
     classifier(pictures[0])

@@ -2,6 +2,7 @@
 
 import argparse
 
+from openslip.commands._choices import add_choices, choices_of
 from openslip.inference.strip import DTYPES, strip
 from openslip.progress import progress
 from openslip.terminal import say
@@ -15,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights in the file")
     parser.add_argument("--keep-head", action="store_true", help="also keep the objective's weights, e.g. an SSL head")
+    add_choices(parser)
     return parser
 
 
@@ -30,6 +32,7 @@ def main(arguments: list[str]) -> int:
             format=options.format,
             dtype=options.dtype,
             keep_head=options.keep_head,
+            **choices_of(options),
         )
     say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0

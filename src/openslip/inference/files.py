@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -76,13 +75,8 @@ def refuse_damaged(path: Path) -> None:
         )
 
 
-def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """Read the dict of a checkpoint that `torch.save` or safetensors wrote, on the CPU.
-
-    Args:
-        path: the checkpoint file.
-        mapped: map the file instead of copying it, so that only tensors that are used take memory, and not the
-            optimizer's state. The tensors must not be used any more when the file may be changed in place.
 
     Raises:
         UserError: the file is not a checkpoint, it names objects other than tensors, numbers and settings, or its
@@ -96,9 +90,9 @@ def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         refuse_inflated(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             refuse_expanding(path, torch.load(path, map_location="meta", weights_only=True))
-            # Files from before torch 1.6 are no zip files, and cannot be mapped.
-            mapped = mapped and zipfile.is_zipfile(path)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            # Not mapped, although that would take less memory: models keep these tensors, and a process that reads a
+            # mapped file after it was truncated or rewritten in place is killed (SIGBUS).
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything, but none of its code was executed
@@ -112,10 +106,10 @@ def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
 def peek(path: Path) -> dict[str, Any]:
     """Read a checkpoint like `read`, but return an empty dict if it cannot be read.
 
-    The file is mapped, and the result is cached while several formats inspect it; `peek.cache_clear()` frees it.
+    The result is cached while several formats inspect the same file; `peek.cache_clear()` frees it.
     """
     try:
-        return read(path, mapped=True)
+        return read(path)
     except UserError:
         return {}
 

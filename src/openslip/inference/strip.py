@@ -55,10 +55,10 @@ def strip(
         orphan.unlink(missing_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:
+        objective = objective_weights(source, format) if keep_head else {}  # first: `load` uses what it has read
         bundle = load(
             source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
         )
-        objective = objective_weights(source, format) if keep_head else {}
         write(bundle, temporary, DTYPES[dtype], objective)
         del bundle, objective  # memory for the next line
         load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
@@ -79,4 +79,4 @@ def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  #
     weights = read(source) if read else {}
     if not weights:
         raise UserError(f"checkpoint {source} holds no weights of an objective: leave out --keep-head")
-    return {name: weight.clone() for name, weight in weights.items()}  # the file is unmapped after loading
+    return {name: weight.clone() for name, weight in weights.items()}  # of their own, so that the others can be freed

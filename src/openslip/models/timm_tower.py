@@ -151,14 +151,20 @@ def create(name: str, image_size: int, arguments: dict) -> nn.Module:
 
 def pooled_width(trunk: nn.Module, name: str, image_size: int, channels: int) -> int:
     """Compute the size of the pooled feature with a pass on the meta device, where only shapes are computed."""
-    weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
+    blocks = trunk.blocks if type(trunk) is VisionTransformer else None
     try:
+        if blocks is not None:
+            trunk.blocks = blocks[:1]  # no later block changes the shape, and each takes as long as reading its weights
+        weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
         with torch.no_grad():
             images = torch.empty(2, channels, image_size, image_size, device="meta")
             pooled = functional_call(trunk.eval(), weights, images)
     except Exception as error:  # timm has no common type for its errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tower {name} does not take images of {image_size} pixels ({reason})") from error
+    finally:
+        if blocks is not None:
+            trunk.blocks = blocks
     trunk.train()
     if not isinstance(pooled, Tensor) or pooled.ndim != 2:
         raise UserError(f"tower {name} does not pool its tokens: leave global_pool in its arguments at the default")

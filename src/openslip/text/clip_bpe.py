@@ -6,7 +6,7 @@ import html
 import importlib.util
 from array import array
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ class ClipBpe(Tokenizer):
         mask_token: whether to add `<|mask|>` before the start and end tokens, whose ids it shifts by one, as in DeCLIP.
 
     Raises:
-        UserError: an argument is invalid, or the vocabulary is not installed.
+        UserError: an argument is invalid; or a text is encoded, and the vocabulary is not installed.
     """
 
     def __init__(self, *, context_length: int, truncation: str, special_text: str, mask_token: bool = False) -> None:
@@ -77,8 +77,12 @@ class ClipBpe(Tokenizer):
         self.special_ids = {"pad": 0, "start": start, "end": start + 1} | ({"mask": _NUM_SYMBOLS} if mask_token else {})
         self.vocab_size = start + 2
         self._start, self._end = _pack([start]), _pack([start + 1])
-        specials = dict(zip(_SPECIALS[special_text], (self._start, self._end), strict=False))
-        self._cache = _Cache(_read_vocabulary(), specials)
+
+    @cached_property
+    def _cache(self) -> "_Cache":
+        # Not in the constructor: reading the vocabulary takes longer than loading a model whose text is not encoded.
+        specials = dict(zip(_SPECIALS[self.special_text], (self._start, self._end), strict=False))
+        return _Cache(_read_vocabulary(), specials)
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -110,8 +110,10 @@ def plain(path: Path, provenance: Any) -> dict[str, Any]:
 
 def objective_weights(path: Path) -> dict[str, Tensor]:
     """Return the weights of the objective that a checkpoint holds, such as SLIP's SSL head, by their names in it."""
-    state = {unwrapped(str(name)): tensor for name, tensor in peek(path)["state_dict"].items()}
-    return {name: tensor for name, tensor in state.items() if name.startswith("objective.")}
+    state = peek(path).get("state_dict")
+    weights = state.items() if isinstance(state, dict) else ()
+    named = ((unwrapped(str(name)), tensor) for name, tensor in weights if isinstance(tensor, Tensor))
+    return {name: tensor for name, tensor in named if name.startswith("objective.")}
 
 
 def write(
