@@ -442,7 +442,7 @@ HOSTILE = [
     ),
     ("src/openslip/arrays.py", "stated > size - file.tell()", "False"),
     ("src/openslip/distributed.py", "gradient.clone(memory_format=torch.contiguous_format)", "gradient.contiguous()"),
-    ("src/openslip/commands/strip.py", "load(temporary, allow=allow)", "pass"),
+    ("src/openslip/inference/strip.py", "load(temporary, allow=allow)", "pass"),
     (
         "src/openslip/commands/eval.py",
         "map(printable, (name, metric, with_unit(metric, value)))",

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published_files import random_state, training_checkpoint
 from reference_folder import Dims, encode_image, encode_text, initial_state
 from torch import Tensor
 
 import openslip
-from openslip.commands.strip import strip
 from openslip.errors import UserError
 from openslip.inference.choices import Choices
 from openslip.inference.formats.slip import TO_OURS, TO_PUBLISHED, detect, from_published, import_checkpoint
 from openslip.inference.layouts.keys import translate
+from openslip.inference.strip import strip
 from openslip.models.dual_encoder import DualEncoder
 from openslip.verify.files import RECORDINGS, read_json
 
@@ -44,38 +45,13 @@ SMALL = Dims(
 )
 
 
-def training_checkpoint(state: dict[str, Tensor], arguments: Any) -> dict[str, Any]:
-    """As the published code saves it: wrapped names, optimizer and scaler state, the command line."""
-    some = next(iter(state.values()))
-    return {
-        "epoch": 25,
-        "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
-        "optimizer": {
-            "state": {0: {"step": 5, "exp_avg": some.clone()}},
-            "param_groups": [{"lr": 1e-5, "params": [0]}],
-        },
-        "scaler": {"scale": 65536.0, "growth_factor": 2.0},
-        "best_acc1": np.float64(38.3),
-        "args": arguments,
-    }
-
-
 def small_state(method: str = "slip") -> dict[str, Tensor]:
     torch.manual_seed(0)
     return {name: tensor.detach() for name, tensor in initial_state(method, SMALL).items()}
 
 
 def test_a_published_vit_small_loads_strips_to_its_weights_and_predicts_the_same(tmp_path: Path):
-    torch.manual_seed(0)
-    noise = torch.randn(1_000_003)  # drawing 105 million numbers would take seconds
-    state = {}
-    for name, shape in OFFICIAL["SLIP_VITS16"]["state"].items():
-        count = math.prod(shape)
-        gain = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
-        state[name] = gain * noise.repeat(count // len(noise) + 1)[:count].view(shape)
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(7)
-    state["logit_scale"] = torch.tensor(4.6)
+    state = random_state("SLIP_VITS16")
     arguments = argparse.Namespace(model="SLIP_VITS16", lr=np.float64(3e-3), wd=0.1, distributed=True, output_dir="./")
     torch.save(training_checkpoint(state, arguments), tmp_path / "slip_small.pt")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 300, 3), dtype=np.uint8))

@@ -16,7 +16,6 @@ from evaluation_models import Pictures, bundle, dual_encoder, image_encoder
 from PIL import Image
 
 import openslip
-from openslip.commands.strip import strip
 from openslip.data.image.decode import open_image
 from openslip.errors import UserError
 from openslip.inference import formats
@@ -25,6 +24,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.files import read, write
 from openslip.inference.formats.openslip import FORMAT, describe
 from openslip.inference.formats.openslip import write as write_bundle
+from openslip.inference.strip import strip
 from openslip.training.checkpoint_io import DurableCheckpointIO
 
 TEXTS = ["a red ring", "one", "there is a large striped blue cross here", "a red ring"]

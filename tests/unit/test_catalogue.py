@@ -126,6 +126,20 @@ def test_runs_are_listed_with_step_and_metric(
     ]
 
 
+def test_published_checkpoints_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["models", "--runs", str(tmp_path)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    repository = "facebookresearch/SLIP (MIT)"
+    slip = f"slip_base_100ep SLIP ViT-B/16, 224 px, YFCC15M 100 epochs, 45.0/73.6/83.4 %, ~2.0 GB, {repository}"
+    simclr = f"simclr_small_25ep SimCLR ViT-S/16, 224 px, YFCC15M 25 epochs, -/58.1/79.9 %, ~0.5 GB, {repository}"
+    assert slip in lines
+    assert simclr in lines
+    assert sum(line.endswith(repository) for line in lines) == 19
+
+
 def test_a_folder_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["models", "--runs", str(tmp_path / "none")]) == 0
     assert f"runs in {tmp_path}/none: none" in capsys.readouterr().out

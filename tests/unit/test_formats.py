@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import openslip
-from openslip.commands.strip import strip
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model
 from openslip.inference.bundle import Bundle
 from openslip.inference.files import write
 from openslip.inference.formats import openslip as ours
 from openslip.inference.formats.slip import to_published
+from openslip.inference.strip import strip
 
 TOWER = {
     "_target_": "openslip.models.timm_tower.TimmTower",

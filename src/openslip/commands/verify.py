@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from openslip.commands._imports import importing_pytorch
 from openslip.progress import progress
 from openslip.terminal import say
 
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
         return verify_splits([word for word in arguments if word != "--splits"])
     options = parser().parse_args(arguments)
 
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         import torch
 
         from openslip.verify import verify
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def verify_splits(arguments: list[str]) -> int:
     """Compare splits of a batch over ranks and micro-batches with the whole batch, for a training config."""
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         import torch
 
         from openslip.config.build import build, build_parts

@@ -15,6 +15,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.files import checkpoint_file, peek, read
 from openslip.inference.layouts.folder import peek_json
+from openslip.inference.published import find
 from openslip.text.bare_ids import BareIds
 
 
@@ -35,7 +36,8 @@ def load(
     named, at this library's own numbers.
 
     Args:
-        path: the folder or file to load, or the address of a model in another library.
+        path: the folder or file to load, the name of a published checkpoint (`openslip models` lists them; it is
+            downloaded once), or the address of a model in another library. A file or folder of that name comes first.
         device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
@@ -46,7 +48,8 @@ def load(
 
     Raises:
         UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed,
-            its weights do not fit the model, a choice is needed, or the file says something else than a choice.
+            its weights do not fit the model, a choice is needed, the file says something else than a choice, or a
+            published checkpoint cannot be downloaded.
     """
     choices = Choices(allow=allow, activation=activation, image_heads=image_heads, text_heads=text_heads)
     place = choose_device(device)
@@ -55,7 +58,7 @@ def load(
         bundle = module.read(address, choices)
         bundle.model.float().eval().to(place)
         return replace(bundle, device=place, origin=str(path))
-    file = checkpoint_file(path)
+    file = checkpoint_file(local_file(path))
     try:
         bundle = find_format(file, format).read(file, choices)
     except UserError as error:
@@ -70,6 +73,20 @@ def load(
         notice_once(f"{path}: {bundle.tokenizer.why()}")
     bundle.model.float().eval().to(place)
     return replace(bundle, device=place, origin=str(path))
+
+
+def local_file(path: str | Path) -> str | Path:
+    """Return the local copy of a published checkpoint, downloaded if needed, for its name; other paths unchanged.
+
+    Raises:
+        UserError: the path does not exist and resembles a published name, or the download fails.
+    """
+    published = find(path)
+    if published is None:
+        return path
+    from openslip.inference.downloaded import local_copy
+
+    return local_copy(published)
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 
 from openslip.errors import UserError
 
@@ -40,7 +39,10 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
     """Write a stripped model; tied weights are written once for each of their names."""
-    weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in content["state_dict"].items()
-    }
-    file.write(to_bytes(weights, {"format": "pt", "openslip": json.dumps(content["openslip"])}))
+    weights, storages = {}, set()
+    for name, tensor in content["state_dict"].items():
+        storage = tensor.untyped_storage().data_ptr()
+        weights[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        storages.add(storage)
+    # Not `safetensors.torch.save`, which needs the memory of all weights once more. It opens the file by its name.
+    save_file(weights, file.name, {"format": "pt", "openslip": json.dumps(content["openslip"])})

@@ -8,6 +8,7 @@ the content of the run's `env.json`.
 import json
 import math
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,47 @@ def plain(path: Path, provenance: Any) -> dict[str, Any]:
     )
 
 
-def write(bundle: Bundle, path: Path) -> None:
-    """Write a stripped checkpoint: float32 weights, the settings that inference needs, and the provenance."""
-    weights = {f"model.{name}": tensor.detach().cpu() for name, tensor in bundle.model.state_dict().items()}
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+def objective_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of the objective that a checkpoint holds, such as SLIP's SSL head, by their names in it."""
+    state = peek(path).get("state_dict")
+    weights = state.items() if isinstance(state, dict) else ()
+    named = ((unwrapped(str(name)), tensor) for name, tensor in weights if isinstance(tensor, Tensor))
+    return {name: tensor for name, tensor in named if name.startswith("objective.")}
+
+
+def write(
+    bundle: Bundle, path: Path, dtype: torch.dtype = torch.float32, objective: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a stripped checkpoint: weights, the settings that inference needs, and the provenance.
+
+    Args:
+        bundle: what to write.
+        path: the file to write; the ending .safetensors selects that format.
+        dtype: dtype of the stored weights; single values, such as `logit_scale`, are always float32.
+        objective: weights of the objective, each with a name that starts with `objective.`.
+
+    Raises:
+        UserError: a weight overflows `dtype`, or the file cannot be written.
+    """
+    weights = {f"model.{name}": tensor for name, tensor in bundle.model.state_dict().items()} | dict(objective or {})
+    weights = {name: stored(name, tensor.detach().cpu(), dtype) for name, tensor in weights.items()}
     entry = describe(bundle.architecture, bundle.tokenizer, bundle.transform)
     if bundle.provenance:
         entry["provenance"] = bundle.provenance
     write_file(path, {"openslip": entry, "state_dict": weights})
+
+
+def stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight as it is stored; integers stay what they are."""
+    if not weight.is_floating_point():
+        return weight
+    converted = weight.to(dtype if weight.ndim else torch.float32)
+    if dtype == torch.float16 and not torch.equal(converted.isfinite(), weight.isfinite()):
+        raise UserError(
+            f"weight {name} has values up to {weight.abs().max():.3g}, and float16 ends at 65504: "
+            "use --dtype bfloat16 or float32"
+        )
+    return converted
 
 
 def describe(architecture: dict[str, Any], tokenizer: Tokenizer | None, transform: EvalTransform) -> dict[str, Any]:

@@ -87,6 +87,12 @@ def read(path: Path, choices: Choices) -> Bundle:
     return Bundle(model, tokenizer, transform, architecture, torch.device("cpu"))
 
 
+def objective_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of the SSL head by our names; empty for a CLIP model."""
+    published = state_dict(peek(path))
+    return from_published({name: tensor for name, tensor in published.items() if name.startswith("image_mlp.")})
+
+
 def import_checkpoint(
     raw: Mapping[str, Any], choices: Choices = _NO_CHOICES
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
