@@ -295,7 +295,7 @@ CHECKPOINTS = [
         '"model."',
     ),
     ("src/openslip/inference/formats/slip.py", '"truncation": "drop_end"', '"truncation": "keep_end"'),
-    ("src/openslip/inference/formats/slip.py", '"VITS16": 12', '"VITS16": 6'),
+    ("src/openslip/inference/formats/slip.py", '"VITS16": (384, 12)', '"VITS16": (384, 6)'),
     ("src/openslip/inference/bundle.py", "torch.cat(features)[order.argsort().to(self.device)]", "torch.cat(features)"),
     ("src/openslip/inference/bundle.py", "module.training = training", "pass"),
     (

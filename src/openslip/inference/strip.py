@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from openslip.durable import sync_folder
