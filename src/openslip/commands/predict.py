@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from openslip.inference.classifier import Ranking, ZeroShotClassifier
 
 FILES = (".csv", ".jsonl")
+HELP = {
+    "transparency": "composite transparent images on white, or ignore the transparency",
+    "exif": "apply EXIF orientation, which turns images upright, or ignore it",
+}
 THREADS = 8  # that read images; most wait for a disk or a server
 ELSEWHERE = "--output FILE names another place"
 
@@ -56,13 +60,13 @@ def parser() -> argparse.ArgumentParser:
         help="give no label to an image whose most probable label has a probability below P",
     )
     parser.add_argument("--device", default="auto", help="device of the model: auto (default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
+    parser.add_argument(
+        "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
+    )
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
     add_choices(parser)
     for name, known in SETTINGS.items():
-        parser.add_argument(
-            f"--{name}", choices=known, help=f"how to treat {name} in images; by default as in training"
-        )
+        parser.add_argument(f"--{name}", choices=known, help=f"{HELP[name]}; by default as the checkpoint says")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of bars")
     form.add_argument("--csv", action="store_true", help="print CSV instead of bars: one row per image")

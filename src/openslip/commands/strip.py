@@ -13,7 +13,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip strip", description=__doc__)
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="file to write; the ending .safetensors selects that format")
-    parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
+    parser.add_argument(
+        "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
+    )
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights in the file")
     parser.add_argument("--keep-head", action="store_true", help="also keep the objective's weights, e.g. an SSL head")
