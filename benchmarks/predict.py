@@ -53,7 +53,7 @@ def article(folder: Path, images: list[Path]) -> Iterator[list[Answer]]:
 
     for path in images[:ARTICLE_IMAGES]:
         model = torch.load(folder / "clip.pickle", weights_only=False).eval()
-        preprocess = open_clip.image_transform(224, is_train=False)
+        preprocess: Any = open_clip.image_transform(224, is_train=False)
         with torch.no_grad():
             text = model.encode_text(open_clip.tokenize([TEMPLATE.format(label) for label in LABELS]), normalize=True)
             image: Any = preprocess(Image.open(path))
@@ -124,7 +124,7 @@ def write_hugging_face(weights: Path, folder: Path) -> None:
     """Write the model, tokenizer and image processor as Hugging Face's library stores them."""
     import open_clip
     import torch
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
     config = CLIPConfig(projection_dim=512, vision_config={"patch_size": 32, "hidden_size": 768}, text_config={})
     model = CLIPModel(config)

@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ def test_the_logits_are_the_recorded_ones_with_scale_and_bias():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_old_files_have_no_prefix(name: str, tmp_path: Path):
-    np.savez(tmp_path / "old.npz", **{key.removeprefix("params/"): array for key, array in arrays_of(name).items()})
+    arrays: dict[str, Any] = {key.removeprefix("params/"): array for key, array in arrays_of(name).items()}
+    np.savez(tmp_path / "old.npz", **arrays)
     assert_as_recorded(openslip.load(tmp_path / "old.npz"), name, FEATURES)
 
 
@@ -54,7 +56,8 @@ def test_the_transform_squashes_to_half_and_half():
 
 def test_choices_must_agree_with_the_file():
     openslip.load(FOLDER / "big_vision_siglip.npz", activation="gelu_tanh", image_heads=4, text_heads=4)
-    for choice in ({"activation": "gelu"}, {"image_heads": 2}, {"text_heads": 8}):
+    choices: list[dict[str, Any]] = [{"activation": "gelu"}, {"image_heads": 2}, {"text_heads": 8}]
+    for choice in choices:
         with pytest.raises(UserError, match=r"the file says"):
             openslip.load(FOLDER / "big_vision_siglip.npz", **choice)
 
@@ -93,8 +96,8 @@ ARRAY_FAULTS: dict[str, Callable[[Arrays], Arrays]] = {
 def test_exchanged_arrays_are_seen(fault: str, tmp_path: Path):
     arrays = ARRAY_FAULTS[fault](arrays_of("big_vision_siglip"))
     pool = "params/img/MAPHead_0/LayerNorm_"  # it has one norm only
-    arrays = {name.replace(f"{pool}1", f"{pool}0"): array for name, array in arrays.items()}
-    np.savez(tmp_path / "model.npz", **arrays)
+    renamed: dict[str, Any] = {name.replace(f"{pool}1", f"{pool}0"): array for name, array in arrays.items()}
+    np.savez(tmp_path / "model.npz", **renamed)
     bundle = openslip.load(tmp_path / "model.npz")
     assert max(deviations(bundle, recorded("big_vision_siglip")).values()) > TOLERANCE
 
@@ -141,7 +144,8 @@ HOSTILE: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
 def test_hostile_arrays_are_refused_by_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     change, message = HOSTILE[kind]
-    np.savez(tmp_path / "model.npz", **change(arrays_of("big_vision_siglip")))
+    changed: dict[str, Any] = change(arrays_of("big_vision_siglip"))
+    np.savez(tmp_path / "model.npz", **changed)
     with pytest.raises(UserError, match=message):
         openslip.load(tmp_path / "model.npz")
     assert not (tmp_path / "executed").exists()

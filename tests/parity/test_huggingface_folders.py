@@ -119,7 +119,8 @@ def test_keys_for_queries_in_the_pooling_head_are_seen(tmp_path: Path, monkeypat
 def test_a_choice_must_agree_with_the_config(tmp_path: Path):
     folder = folder_of("transformers_clip", tmp_path)
     openslip.load(folder, activation="quickgelu", image_heads=4, text_heads=4)
-    for choice in ({"activation": "gelu"}, {"image_heads": 2}, {"text_heads": 8}):
+    choices: list[dict[str, Any]] = [{"activation": "gelu"}, {"image_heads": 2}, {"text_heads": 8}]
+    for choice in choices:
         with pytest.raises(UserError, match=r"the file says"):
             openslip.load(folder, **choice)
 

@@ -45,7 +45,7 @@ def test_a_full_size_model_gives_open_clips_features_ids_and_pixels(name: str, t
     bundle = openslip.load(tmp_path)
     size = bundle.transform.size
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (250, 331, 3), dtype=np.uint8))
-    pixels = open_clip.transform.image_transform_v2(
+    pixels: Any = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**theirs.visual.preprocess_cfg), False
     )
     torch.testing.assert_close(bundle.transform(picture), pixels(picture), rtol=0, atol=1e-6)

@@ -187,7 +187,7 @@ def test_odd_captions_have_the_ids_of_siglips_tokenizer(spiece: Path):
     texts = odd_texts(300)
     assert torch.equal(ours.encode(texts)[0], ids_of(theirs, texts, 64))
     with pytest.raises(UserError, match=r"its tokenizer has \d+ ids, but its model only 100"):
-        huggingface.tokenizer_in(spiece.parent, context_length=64, **settings | {"vocab_size": 100})
+        huggingface.tokenizer_in(spiece.parent, context_length=64, **dict(settings, vocab_size=100))
 
 
 def test_odd_captions_have_the_ids_of_siglip_2s_tokenizer(tmp_path: Path):
@@ -234,7 +234,7 @@ def test_another_rounding_of_the_crop_or_resize_mode_is_seen(tmp_path: Path):
     theirs.save_pretrained(tmp_path)
     ours = huggingface.transform_in(tmp_path, 24, "CLIP")
     for name, value in (("crop", "round"), ("resize", "squash"), ("interpolation", "bilinear")):
-        changed = type(ours)(**ours.settings() | {name: value})
+        changed = type(ours)(**dict[str, Any](ours.settings(), **{name: value}))
         differing = [
             np.abs(changed(image).numpy() - theirs(images=image, return_tensors="np")["pixel_values"][0]).max()
             for image in odd_images()

@@ -83,7 +83,7 @@ def test_facebooks_files_give_the_recorded_features(name: str):
     else:
         assert_as_recorded(bundle, name, BOTH)
         assert isinstance(bundle.tokenizer, BareIds)
-    other = deviations(openslip.load(FOLDER / f"{name}.pt", **SLIP | {"text_heads": 2}), io)
+    other = deviations(openslip.load(FOLDER / f"{name}.pt", **dict(SLIP, text_heads=2)), io)
     assert name == "facebook_simclr" or other["text_features"] > 10 * TOLERANCE
 
 
@@ -91,7 +91,14 @@ def laclip(path: Path) -> torch.Tensor:
     """Write a file of LaCLIP with the text tower of a recorded SLIP; return timm's features of its images."""
     torch.manual_seed(0)
     state = dict(peek(FOLDER / "facebook_clip.pt")["state_dict"])
-    sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 0}
+    sizes: dict[str, Any] = {
+        "img_size": 24,
+        "patch_size": 8,
+        "embed_dim": 48,
+        "depth": 2,
+        "num_heads": 4,
+        "num_classes": 0,
+    }
     trunk = timm.create_model("vit_base_patch16_224", qk_norm=True, **sizes).eval()
     for parameter in trunk.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -168,7 +175,7 @@ def test_a_coca_of_another_kind_is_refused(vision: dict[str, Any], message: str,
 def faults() -> dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]]:
     def corrected_mask(patch: pytest.MonkeyPatch) -> None:
         pad = torch.nn.functional.pad
-        changed = {(1, 0): (0, 1)}
+        changed: dict[Any, Any] = {(1, 0): (0, 1)}
         patch.setattr(coca_text.F, "pad", lambda x, sides, value: pad(x, changed.get(sides, sides), value=value))
 
     return {

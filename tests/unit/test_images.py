@@ -138,11 +138,12 @@ def test_hugging_faces_names_are_other_names_of_ours():
     ours = ZeroShotClassifier(model, LABELS, "a {}.")(ARRAY)
     assert ZeroShotClassifier(model, candidate_labels=LABELS, hypothesis_template="a {}.")(ARRAY) == ours
     assert ZeroShotClassifier(model, labels=LABELS, templates={"a {}."})(ARRAY) == ours
-    for arguments, message in (
+    calls: list[tuple[dict[str, Any], str]] = [
         ({"labels": LABELS, "candidate_labels": LABELS}, "labels and candidate_labels are two names of the same"),
         ({"labels": LABELS, "templates": "a {}.", "hypothesis_template": "a {}."}, "templates and hypothesis_template"),
         ({}, "labels are missing"),
-    ):
+    ]
+    for arguments, message in calls:
         with pytest.raises(UserError, match=message):
             ZeroShotClassifier(model, **arguments)
 

@@ -79,7 +79,7 @@ def test_a_bare_state_dict_needs_its_activation_and_heads(suffix: str, prefix: s
         openslip.load(path)
     with pytest.raises(UserError, match=r"width 48 does not tell the number of image_heads.*--image-heads"):
         openslip.load(path, activation="quickgelu")
-    choices = {"image_heads": 4, "text_heads": 4}
+    choices: dict[str, Any] = {"image_heads": 4, "text_heads": 4}
     assert_as_recorded(openslip.load(path, activation="quickgelu", **choices), "open_clip_vit_quickgelu", BOTH)
     other = openslip.load(path, activation="gelu", **choices)
     assert max(deviations(other, recorded("open_clip_vit_quickgelu")).values()) > 100 * TOLERANCE
@@ -152,11 +152,12 @@ def test_a_setting_that_is_not_implemented_or_contradicts_the_weights_is_named(
 def test_choices_that_the_config_answers_must_agree(tmp_path: Path):
     path = folder(tmp_path, "open_clip_vit_quickgelu")
     openslip.load(path, activation="quickgelu", image_heads=4, text_heads=4)
-    for choice, message in (
+    contradictions: list[tuple[dict[str, Any], str]] = [
         ({"activation": "gelu"}, "activation=gelu: the file says quick_gelu"),
         ({"image_heads": 2}, "image_heads=2: the file says 4"),
         ({"text_heads": 2}, "text_heads=2: the file says 4"),
-    ):
+    ]
+    for choice, message in contradictions:
         with pytest.raises(UserError, match=message):
             openslip.load(path, **choice)
     with pytest.raises(UserError, match="image_heads=2: the file says 4"):

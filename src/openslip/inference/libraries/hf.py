@@ -148,6 +148,6 @@ def transform(processor: Any, origin: str) -> WrappedTransform:
     ):
         raise UserError(f"{origin}: its images have no fixed square size (shape {list(shape)}): not supported")
     mean, std = (
-        list(getattr(processor, f"image_{name}", None) or [fill] * 3) for name, fill in (("mean", 0), ("std", 1))
+        list(getattr(processor, f"image_{name}", None) or [fill] * 3) for name, fill in (("mean", 0.0), ("std", 1.0))
     )
     return WrappedTransform(apply, size=shape[1], mean=mean, std=std, origin=origin)

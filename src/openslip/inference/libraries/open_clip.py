@@ -76,13 +76,14 @@ def read(address: str, choices: Choices) -> Bundle:
         with warnings.catch_warnings():
             # open_clip only warns when a model's activation is not that of its weights, which moves every feature.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
-            model, apply = open_clip.create_model_from_pretrained(name, pretrained)
-            tokenizer = open_clip.get_tokenizer(name)
+            loaded: Any = open_clip.create_model_from_pretrained(name, pretrained)
+            tokenizer: Any = open_clip.get_tokenizer(name)
     except UserWarning as error:
         raise UserError(f"{origin}: {first_line(error)} Take the model {name}-quickgelu, or the one without") from error
     except Exception as error:  # open_clip and the hub have no common type for their errors
         raise UserError(f"{origin}: open_clip cannot load it ({first_line(error)[:300]})") from error
-    visual: Any = model.visual
+    model, apply = loaded
+    visual = model.visual
     size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
     settings = visual.preprocess_cfg
     return Bundle(
