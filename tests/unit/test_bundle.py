@@ -395,13 +395,15 @@ def test_a_file_in_the_folder_of_formats_is_found_by_content(foreign: Path, monk
     shutil.copy(foreign / "my_npz.py", folder)
     monkeypatch.setattr(formats, "__file__", str(folder / "__init__.py"))
     monkeypatch.setattr(formats, "__path__", [str(folder)])
-    assert formats.names() == ["my_npz", "openslip", "slip"]
+    assert "my_npz" in formats.names()
     assert same_weights(openslip.load(foreign / "weights.npz"))
 
 
 def test_a_file_in_no_known_format_is_told_its_keys(tmp_path: Path):
     torch.save({"weights": {}, "epoch": 3}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"in none of the known formats \(openslip, slip\); its keys: weights, epoch"):
+    with pytest.raises(
+        UserError, match=r"in none of the known formats \(.*openai, openslip, slip.*\); its keys: weights, epoch"
+    ):
         openslip.load(tmp_path / "other.pt")
 
 

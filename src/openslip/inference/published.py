@@ -5,8 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from openslip.errors import UserError
 
 TABLE = Path(__file__).with_name("published.yaml")
@@ -64,6 +62,8 @@ class Published(NamedTuple):
 def published(table: Path) -> dict[str, Published]:
     """Read a table of published checkpoints, by name."""
     files = {}
+    import yaml  # noqa: PLC0415  # only a list of the names needs it, not `--help`
+
     for group in yaml.safe_load(table.read_text(encoding="utf-8")):
         for name, fields in group["files"].items():
             files[name] = Published(
