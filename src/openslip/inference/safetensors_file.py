@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -43,9 +42,8 @@ def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
     weights, storages = {}, set()
     for name, tensor in content["state_dict"].items():
         storage = tensor.untyped_storage().data_ptr()
-        weights[name] = (
-            tensor.clone(memory_format=torch.contiguous_format) if storage in storages else tensor.contiguous()
-        )
+        whole = tensor.contiguous()  # a copy, or the tensor itself
+        weights[name] = whole.clone() if whole is tensor and storage in storages else whole
         storages.add(storage)
     # Not `safetensors.torch.save`, which needs the memory of all weights once more. It opens the file by its name.
     save_file(weights, file.name, {"format": "pt", "openslip": json.dumps(content["openslip"])})
