@@ -61,9 +61,9 @@ class Published(NamedTuple):
 @cache
 def published(table: Path) -> dict[str, Published]:
     """Read a table of published checkpoints, by name."""
-    files = {}
     import yaml  # noqa: PLC0415  # only a list of the names needs it, not `--help`
 
+    files = {}
     for group in yaml.safe_load(table.read_text(encoding="utf-8")):
         for name, fields in group["files"].items():
             files[name] = Published(
