@@ -17,9 +17,11 @@ import openslip
 from openslip.errors import UserError
 from openslip.inference.formats import open_clip as reader
 from openslip.inference.formats.openslip import write
+from openslip.inference.layouts import open_clip_config as configs
 from openslip.inference.layouts import openai, timm_trunk
 from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
+from openslip.text.tokenizer_json import TokenizerJson
 
 NAMES = ["open_clip_vit_quickgelu", "open_clip_vit_gelu", "open_clip_resnet", "open_clip_siglip"]
 SIGLIP = BOTH | {"logit_bias"}
@@ -85,24 +87,141 @@ def test_a_bare_state_dict_needs_its_activation_and_heads(suffix: str, prefix: s
     assert max(deviations(other, recorded("open_clip_vit_quickgelu")).values()) > 100 * TOLERANCE
 
 
-def test_a_bare_resnet_and_a_custom_text_model_load(tmp_path: Path):
-    choices: dict[str, Any] = {"activation": "quickgelu", "text_heads": 4}
+def test_a_bare_resnet_loads():
+    choices: dict[str, Any] = {"activation": "quickgelu", "image_heads": 4, "text_heads": 4}
     assert_as_recorded(openslip.load(FOLDER / "open_clip_resnet.safetensors", **choices), "open_clip_resnet", BOTH)
+
+
+def test_a_separate_text_tower_needs_its_config(tmp_path: Path):
     image = ("visual.", "logit_scale")
-    state = weights("open_clip_vit_gelu")
-    state = {name if name.startswith(image) else f"text.{name}": tensor for name, tensor in state.items()}
+    flat = weights("open_clip_vit_gelu")
+    state = {name if name.startswith(image) else f"text.{name}": tensor for name, tensor in flat.items()}
     save_file(state, tmp_path / "custom.safetensors")
-    loaded = openslip.load(tmp_path / "custom.safetensors", activation="gelu", image_heads=4, text_heads=4)
-    assert_as_recorded(loaded, "open_clip_vit_gelu", BOTH)
-    save_file(state | weights("open_clip_vit_gelu"), tmp_path / "both.safetensors")
-    with pytest.raises(UserError, match=r"both\.safetensors: it has weights of two text towers"):
-        openslip.load(tmp_path / "both.safetensors", activation="gelu")
+    with pytest.raises(UserError, match=r"custom\.safetensors: the weight text\..*with the model's open_clip_config"):
+        openslip.load(tmp_path / "custom.safetensors", activation="gelu", image_heads=4, text_heads=4)
+    path = folder(tmp_path, "open_clip_vit_gelu")
+    save_file(state, path / "open_clip_model.safetensors")
+    assert_as_recorded(openslip.load(path), "open_clip_vit_gelu", BOTH)
+    save_file(state | weights("open_clip_vit_gelu"), path / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match="it has weights of two text towers"):
+        openslip.load(path)
+
+
+def bare(path: Path, *, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write a bare file of a small CLIP of open_clip with these sizes; return its inputs and features."""
+    torch.manual_seed(3)
+    sizes: dict[str, Any] = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 64, "mlp_ratio": 1.0}
+    words: dict[str, Any] = {"context_length": 6, "width": 64, "heads": 1, "layers": 1, "mlp_ratio": 1.0}
+    model: Any = open_clip.CLIP(
+        embed_dim=8, vision_cfg=sizes | (vision or {}), text_cfg={"vocab_size": 50} | words | (text or {})
+    ).eval()
+    save_file(model.state_dict(), path)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        return {"images": images, "features": model.encode_image(images)}
+
+
+@pytest.mark.parametrize("width", [640, 1152, 1280, 1408, 1664, 1792])
+def test_widths_of_other_heads_in_open_clip_ask_for_them(width: int, tmp_path: Path):
+    path = tmp_path / "wide.safetensors"
+    recorded = bare(path, vision={"width": width, "head_width": width // 16})
+    with pytest.raises(UserError, match=rf"width {width} does not tell the number of image_heads.*give --image-heads"):
+        openslip.load(path, activation="gelu", text_heads=1)
+    bundle = openslip.load(path, activation="gelu", image_heads=16, text_heads=1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            bundle.model.encode_image(recorded["images"]), recorded["features"], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_heads_follow_from_the_widths_at_which_all_configs_of_open_clip_agree():
+    found: dict[str, dict[int, set[float]]] = {"vit": {}, "resnet": {}, "text": {}}
+    for name in open_clip.list_models():
+        settings: Any = open_clip.get_model_config(name)
+        vision, text = settings["vision_cfg"], settings["text_cfg"]
+        if not vision.get("timm_model_name"):
+            resnet = isinstance(vision.get("layers", 12), list)
+            width = vision.get("width", 768) * (32 if resnet else 1)
+            found["resnet" if resnet else "vit"].setdefault(width, set()).add(vision.get("head_width", 64))
+        if not text.get("hf_model_name"):
+            width = text.get("width", 512)
+            found["text"].setdefault(width, set()).add(width / text.get("heads", 8))
+    agreed = {kind: {width for width, heads in of.items() if heads == {64}} for kind, of in found.items()}
+    known = {"vit": configs.VIT_WIDTHS, "resnet": configs.RESNET_WIDTHS, "text": configs.TEXT_WIDTHS}
+    assert {kind: set(widths) for kind, widths in known.items()} == agreed
+
+
+@pytest.mark.parametrize("vocab_size", [32000, 49407, 64000, 250100])
+def test_another_vocabulary_needs_the_config(vocab_size: int, tmp_path: Path):
+    path = tmp_path / "other.safetensors"
+    bare(path, text={"vocab_size": vocab_size})
+    with pytest.raises(UserError, match=rf"vocabulary of {vocab_size} ids is not CLIP's.*open_clip_config\.json"):
+        openslip.load(path, activation="gelu", image_heads=1, text_heads=1)
+
+
+def test_a_bare_file_says_that_its_mean_is_taken_for_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "plain.safetensors"
+    bare(path, text={"vocab_size": 49408})
+    openslip.load(path, activation="gelu", image_heads=1, text_heads=1)
+    assert capsys.readouterr().err.count("does not say its mean and std: images are prepared with CLIP's") == 1
+
+
+def test_a_coca_without_causal_mask_is_refused(tmp_path: Path):
+    changes: dict[str, Any] = {"text_cfg__no_causal_mask": True, "text_cfg__pool_type": "last"}
+    with pytest.raises(UserError, match="no_causal_mask=True is not implemented for CoCa"):
+        openslip.load(folder(tmp_path, "open_clip_coca", **changes))
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path):
+    changes: dict[str, Any] = {"text_cfg__hf_tokenizer_name": "some/tokenizer"}
+    path = folder(tmp_path, "open_clip_vit_gelu", **changes)
+    size = config("open_clip_vit_gelu")["text_cfg"]["vocab_size"]
+    for extra in (1, 0):
+        vocabulary = {"</s>": 0} | {f"w{n}": n for n in range(1, size + extra)}
+        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "</s>"}
+        (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+        if extra:
+            with pytest.raises(UserError, match=rf"tokenizer has {size + 1} ids, but its model only {size}"):
+                openslip.load(path)
+    assert isinstance(openslip.load(path).tokenizer, TokenizerJson)
+
+
+def test_weights_of_transformers_given_as_a_file_ask_for_their_folder():
+    with pytest.raises(
+        UserError, match=r"transformers_clip\.safetensors holds .*: give the folder with its config\.json"
+    ):
+        openslip.load(FOLDER / "transformers_clip.safetensors")
+
+
+def test_a_config_of_transformers_beside_weights_of_open_clip_alone_is_left_aside(tmp_path: Path):
+    path = folder(tmp_path, "open_clip_vit_gelu")
+    (path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    assert_as_recorded(openslip.load(path), "open_clip_vit_gelu", BOTH)
+
+
+@pytest.mark.parametrize("pool", ["avg", "token", ""])
+def test_a_trunk_pools_as_open_clip_sets_it_after_building(pool: str, tmp_path: Path):
+    torch.manual_seed(5)
+    vision = {"image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": pool, "timm_proj": "linear"}
+    text = {"context_length": 6, "vocab_size": 50, "width": 64, "heads": 1, "layers": 1}
+    build: Any = open_clip.CustomTextCLIP
+    model = build(embed_dim=8, vision_cfg=vision, text_cfg=text).eval()
+    with torch.no_grad():
+        for weight in model.visual.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    content = {"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text, "custom_text": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content | {"preprocess_cfg": {}}))
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        ours, theirs = openslip.load(tmp_path).model.encode_image(images), model.encode_image(images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["open_clip_siglip", "open_clip_coca"])
 def test_a_bare_file_that_shapes_do_not_describe_asks_for_its_config(name: str):
     with pytest.raises(
-        UserError, match=rf"{name}\.safetensors: the weight visual\..*with the model's open_clip_config"
+        UserError, match=rf"{name}\.safetensors: the weight (visual|text)\..*with the model's open_clip_config"
     ):
         openslip.load(FOLDER / f"{name}.safetensors", activation="gelu")
 

@@ -9,6 +9,8 @@ from openslip.errors import UserError
 
 T = TypeVar("T")
 
+HEAD_WIDTH = 64  # channels of an attention head in OpenAI's builder, and open_clip's default
+
 # Names that a user gives, and the names of our models and of timm.
 ACTIVATIONS = {"quickgelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_tanh"}
 
@@ -49,7 +51,7 @@ class Choices:
         if self.activation is None:
             raise UserError(
                 "the file does not say its activation: give --activation quickgelu (OpenAI, MetaCLIP and most others "
-                'named "quickgelu") or --activation gelu'
+                'named "quickgelu") or --activation gelu, or --activation gelu_tanh (its approximation by tanh)'
             )
         return ACTIVATIONS[self.activation]
 
@@ -77,26 +79,31 @@ def agree(name: str, stated: T, chosen: T | None) -> T:
     return stated
 
 
-def heads(path: Path, name: str, width: int, chosen: int | None, *, head_width: int = 64) -> int:
-    """Return the number of attention heads: the chosen one, or one per `head_width` channels.
+def heads(path: Path, name: str, width: int, chosen: int | None, *, known: Collection[int] | None = None) -> int:
+    """Return the number of attention heads: the chosen one, or one per 64 channels.
 
     Args:
         path: the file, for the error.
         name: `image_heads` or `text_heads`.
         width: width of the tower.
         chosen: number that the user chose; None if none.
-        head_width: width of a head where nothing is chosen; OpenAI's and open_clip's builders use 64.
+        known: widths at which a head has 64 channels where nothing is chosen; None for all, as in OpenAI's builder.
 
     Raises:
-        UserError: the width is not divisible by the number of heads, or by `head_width`.
+        UserError: the width does not tell the number of heads and none is chosen, or is not divisible by it.
     """
     option = name.replace("_", "-")
-    if chosen is None and width % head_width:
+    if chosen is None and width % HEAD_WIDTH:
         raise UserError(
-            f"checkpoint {path}: width {width} does not tell the number of {name} (not a multiple of {head_width}); "
+            f"checkpoint {path}: width {width} does not tell the number of {name} (not a multiple of {HEAD_WIDTH}); "
             f"give --{option}"
         )
-    number = chosen or width // head_width
+    if chosen is None and known is not None and width not in known:
+        raise UserError(
+            f"checkpoint {path}: width {width} does not tell the number of {name} (heads of this width need not have "
+            f"{HEAD_WIDTH} channels); give --{option} (16 in the models H, g, bigG and SO400M of open_clip)"
+        )
+    number = chosen or width // HEAD_WIDTH
     if width % number:
         raise UserError(
             f"checkpoint {path}: {name}={number} does not divide the width {width}; give another --{option}"

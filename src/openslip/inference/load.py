@@ -18,6 +18,8 @@ from openslip.inference.layouts.folder import peek_json
 from openslip.inference.published import find
 from openslip.text.bare_ids import BareIds
 
+TRANSFORMERS = ("text_model.", "vision_model.")  # how its names of weights start
+
 
 def load(
     path: str | Path,
@@ -108,6 +110,11 @@ def find_format(file: Path, name: str | None) -> ModuleType:
     content = read(file)  # raises the reason if the file is unreadable
     weights = content.get("state_dict")
     kind, names = ("weights", weights) if isinstance(weights, dict) else ("keys", content)
+    if any(str(name).startswith(TRANSFORMERS) for name in names):
+        raise UserError(
+            f"checkpoint {file} holds the weights of a model of transformers, without its sizes: give the folder with "
+            "its config.json"
+        )
     some = ", ".join(str(key)[:120] for key in list(names)[:5])
     raise UserError(f"checkpoint {file} is in none of the known formats ({', '.join(known)}); its {kind}: {some}")
 

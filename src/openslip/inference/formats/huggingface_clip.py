@@ -6,7 +6,6 @@ from typing import Any
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.layouts import huggingface
-from openslip.inference.layouts.folder import peek_json
 from openslip.inference.layouts.keys import table
 
 MODEL_TYPES = ("clip", "metaclip_2")
@@ -17,7 +16,7 @@ NAMES = table((*huggingface.TEXT_NAMES, *huggingface.CLIP_IMAGE_NAMES))
 
 def detect(path: Path) -> bool:
     """Tell whether the folder's `config.json` describes a CLIPModel or MetaClip2Model."""
-    return peek_json(path, "config.json").get("model_type") in MODEL_TYPES
+    return huggingface.describes(path, MODEL_TYPES)
 
 
 def read(path: Path, choices: Choices) -> Bundle:

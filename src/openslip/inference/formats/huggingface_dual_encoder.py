@@ -22,7 +22,7 @@ NAMES = table((*PAIRS, *REPEATED))
 
 def detect(path: Path) -> bool:
     """Tell whether the folder's `config.json` describes a VisionTextDualEncoderModel."""
-    return peek_json(path, "config.json").get("model_type") == "vision-text-dual-encoder"
+    return huggingface.describes(path, ("vision-text-dual-encoder",))
 
 
 def read(path: Path, choices: Choices) -> Bundle:

@@ -6,7 +6,6 @@ from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.layouts import huggingface, siglip
-from openslip.inference.layouts.folder import peek_json
 from openslip.inference.layouts.keys import table
 
 NAMES = table(
@@ -27,7 +26,7 @@ NAMES = table(
 
 def detect(path: Path) -> bool:
     """Tell whether the folder's `config.json` describes a SiglipModel."""
-    return peek_json(path, "config.json").get("model_type") == "siglip"
+    return huggingface.describes(path, ("siglip",))
 
 
 def read(path: Path, choices: Choices) -> Bundle:

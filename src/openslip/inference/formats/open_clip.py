@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
@@ -20,8 +21,8 @@ from openslip.inference.files import peek, unwrapped
 from openslip.inference.layouts import coca, openai, timm_trunk, transforms
 from openslip.inference.layouts import open_clip_config as configs
 from openslip.inference.layouts.folder import file_in, read_json, weights_in
-from openslip.inference.layouts.huggingface import definition_in, pad_id, tokenizer_settings
-from openslip.inference.layouts.keys import fit
+from openslip.inference.layouts.huggingface import definition_in, fitting, pad_id, tokenizer_settings
+from openslip.inference.layouts.keys import fit, shape
 from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
 from openslip.text.tokenizer import Tokenizer
@@ -32,6 +33,9 @@ WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
+# Vocabularies of text towers with other masks and pooling start at 32000 ids (CLIPA). Smaller ones are those of tiny
+# models of one's own, of which open_clip's class CLIP has the causal mask and pools the largest id.
+OTHER_VOCABULARIES = 10000
 POOLED = {"argmax": "largest", "eos": "first", "last": "last"}  # open_clip's names of the pooled position, and ours
 
 
@@ -64,22 +68,35 @@ def read(path: Path, choices: Choices) -> Bundle:
 
 
 def read_file(path: Path, choices: Choices) -> Bundle:
-    """Read a training checkpoint or state dict of open_clip's class `CLIP`, or of `CustomTextCLIP` with its towers."""
-    weights = flat(_state(path), path)
-    other = [
-        name for name in weights if name.startswith(("visual.trunk.", "visual.attn_pool.", "transformer.embeddings"))
-    ]
-    if other:
+    """Read a training checkpoint or state dict of open_clip's class `CLIP`, with CLIP's causal text tower.
+
+    Raises:
+        UserError: shapes do not describe the model, which a folder with its config does: the image tower is timm's, or
+            the text tower is separate (`CustomTextCLIP`) or has another vocabulary; or a choice is needed.
+    """
+    weights = _state(path)
+    advice = f"put it as {WEIGHTS[0]} or {WEIGHTS[2]} in a folder with the model's {CONFIG}, and give the folder"
+    if other := [name for name in weights if name.startswith(("visual.trunk.", "visual.attn_pool.", "text."))]:
         raise UserError(
-            f"checkpoint {path}: the weight {other[0]} belongs to a model that its shapes do not describe; put it "
-            f"as {WEIGHTS[0]} or {WEIGHTS[2]} in a folder with the model's {CONFIG}, and give the folder"
+            f"checkpoint {path}: the weight {other[0]} belongs to a model that its shapes do not describe; {advice}"
+        )
+    vocab_size = shape(weights, "token_embedding.weight", ndim=2)[0]
+    if vocab_size != openai.CLIP_VOCABULARY and vocab_size >= OTHER_VOCABULARIES:
+        raise UserError(
+            f"checkpoint {path}: its vocabulary of {vocab_size} ids is not CLIP's, and its shapes do not tell the mask "
+            f"and the pooling of its text tower; {advice}"
         )
     activation = choices.need_activation()
-    image_heads = heads(path, "image_heads", openai.image_width(weights), choices.image_heads)
+    known = configs.VIT_WIDTHS if openai.has_vit(weights) else configs.RESNET_WIDTHS
+    image_heads = heads(path, "image_heads", openai.image_width(weights), choices.image_heads, known=known)
     image = openai.image_tower(weights, activation=activation, heads=image_heads)
-    text_heads = heads(path, "text_heads", openai.text_width(weights), choices.text_heads)
+    text_heads = heads(path, "text_heads", openai.text_width(weights), choices.text_heads, known=configs.TEXT_WIDTHS)
     text = openai.text_tower(weights, activation=activation, heads=text_heads)
     transform = EvalTransform(size=image["image_size"], **transforms.OPENAI, **transforms.AS_PUBLISHED)
+    notice_once(
+        f"{path} does not say its mean and std: images are prepared with CLIP's. If its {CONFIG} says others (some "
+        "have 0.5), give a folder with both files"
+    )
     state = openai.convert(weights)
     return bundle(path, openai.dual_encoder(image, text, state), state, tokenizer(None, text, {}), transform)
 
@@ -211,9 +228,10 @@ def tokenizer(folder: Path | None, text: Mapping[str, Any], part: Mapping[str, A
         return BareIds(**sizes, pooled=pooled, end=end)
     pad = pad_id(definition, tokenizer_settings(folder).get("pad_token"), "siglip")
     context_length = text["context_length"]
-    return TokenizerJson(
+    built = TokenizerJson(
         definition=definition, context_length=context_length, pad=pad, pooled=pooled, end=end, clean=cleaning[clean]
     )
+    return fitting(folder, built, text["vocab_size"])
 
 
 def compare(sizes: Mapping[str, tuple[Any, Any]], path: Path) -> None:

@@ -60,13 +60,16 @@ def towers(
         path: the config file, for errors.
 
     Raises:
-        UserError: the config contradicts the weights, or has the pooling that open_clip calls untested.
+        UserError: the config contradicts the weights, has the pooling that open_clip calls untested, or has a text
+            tower without a causal mask.
     """
     if part["attentional_pool"] is not True or part["timm_model_name"] or not openai.has_vit(weights):
         raise UserError(
             f"{path}: attentional_pool={str(part['attentional_pool'])[:80]}: of CoCa, only a vision transformer with "
             "attentional_pool=true and a text tower with embed_cls=true are implemented"
         )
+    if not text["causal"]:
+        raise UserError(f"{path}: text_cfg.no_causal_mask=True is not implemented for CoCa, whose text tower is causal")
     queries, width = shape(weights, f"{_POOL}query", ndim=2)
     if configs.number(part, "attn_pooler_queries", path) != queries:
         raise UserError(f"{path}: attn_pooler_queries is {part['attn_pooler_queries']}, and the weights have {queries}")

@@ -8,7 +8,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from openslip.errors import UserError
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
-from openslip.inference.layouts.folder import file_in, read_json, weights_in
+from openslip.inference.layouts.folder import file_in, peek_json, read_json, weights_in
 from openslip.inference.layouts.keys import Table, fit, rename
 from openslip.inference.layouts.openai import CLIP_VOCABULARY, mlp_ratio, scalars
 from openslip.inference.layouts.transforms import OPENAI
@@ -123,6 +123,17 @@ CLIP_IMAGE_NAMES = (
     *IMAGE_NAMES,
 )
 PROJECTIONS = {"visual_projection.weight": "image_projection", "text_projection.weight": "text_projection"}
+
+
+def describes(folder: Path, kinds: Collection[str]) -> bool:
+    """Tell whether the folder's `config.json` describes a model of these types.
+
+    A folder that also has open_clip's config belongs to transformers only if it has weights by transformers' names.
+    """
+    own = any((folder / f"{name}{end}").exists() for name in WEIGHTS for end in ("", ".index.json"))
+    if not own and (folder / "open_clip_config.json").exists():
+        return False
+    return peek_json(folder, "config.json").get("model_type") in kinds
 
 
 def config_in(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,12 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.inference.layouts import transforms
 
+# Widths at which all models of open_clip 3.3 (its folder model_configs) have 64 channels per head. Larger image towers
+# have 72 (SO400M), 80 (H), 88 (g), 104 (bigG) or 112 (e).
+VIT_WIDTHS = (384, 512, 768, 896, 1024)
+RESNET_WIDTHS = (2048, 2560, 3072, 4096)
+TEXT_WIDTHS = (256, 384, 512, 640, 768, 1024, 1280)
+
 # Settings of attention blocks that no published model uses.
 _BLOCKS: dict[str, Any] = {
     "ls_init_value": None,

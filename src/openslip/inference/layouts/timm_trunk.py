@@ -59,7 +59,10 @@ def image_tower(
         raise UserError(f"{path}: timm_model_name={str(name)[:80]}, timm_pool={str(pool)[:80]} are not implemented")
     if part["timm_proj"] not in ("linear", "none"):
         raise UserError(f"{path}: vision_cfg.timm_proj={part['timm_proj']} is not implemented (only linear and none)")
-    pooling = {"global_pool": pool} if pool else {}
+    pooling: dict[str, Any] = {"global_pool": pool} if pool else {}
+    if pool == "avg" and "visual.trunk.norm.weight" in weights and _is_vit(name):
+        # open_clip changes the pooling of the built trunk, whose norm thereby stays before the pooling.
+        pooling["fc_norm"] = False
     if timm.is_model(name) and arguments is None:
         return _tower(name, configs.number(part, "image_size", path), pooling)
     if arguments is None:
@@ -70,6 +73,11 @@ def image_tower(
         agree("image_heads", arguments.get("num_heads"), choices.image_heads)
     kept = {key: value for key, value in arguments.items() if key not in ("img_size", "num_classes")}
     return _tower(PLAIN, configs.number(part, "image_size", path), kept | pooling)
+
+
+def _is_vit(name: str) -> bool:
+    built = name if timm.is_model(name) else PLAIN
+    return timm.model_entrypoint(built).__module__ == timm.model_entrypoint(PLAIN).__module__
 
 
 def _tower(name: str, image_size: int, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +95,7 @@ def _by_shapes(weights: Mapping[str, Tensor], choices: Choices, path: Path) -> d
         "patch_size": patch,
         "embed_dim": width,
         "depth": number_of(weights, "visual.trunk.blocks."),
-        "num_heads": heads(path, "image_heads", width, choices.image_heads),
+        "num_heads": heads(path, "image_heads", width, choices.image_heads, known=configs.VIT_WIDTHS),
         "mlp_ratio": mlp_ratio(width, hidden),
         "class_token": has_class_token,
         "act_layer": choices.need_activation(),
