@@ -20,6 +20,7 @@ import openslip
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import MissingPackage, UserError
 from openslip.inference.choices import Choices
+from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.formats.openslip import write
 from openslip.inference.libraries import open_clip as library
 
@@ -71,6 +72,18 @@ def test_features_pixels_and_ids_are_those_of_open_clip(tiny: Path, kind: str):
         assert (ours - unit(theirs)).abs().max() <= TOLERANCE * unit(theirs).abs().max()
     assert torch.equal(bundle.scale(), model.logit_scale.detach().exp())
     assert bundle.model.logit_bias is None
+
+
+def test_a_model_of_the_library_classifies_and_leaves_no_file(tiny: Path, tmp_path: Path):
+    bundle, image = openslip.load(f"open_clip:local-dir:{tiny}"), odd_images()[13]
+    ranking = dict(ZeroShotClassifier(bundle, ["ring", "cross"], cache=tmp_path)(image))
+    model: Any = open_clip.create_model_from_pretrained(f"local-dir:{tiny}")[0]
+    tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{tiny}")
+    with torch.no_grad():
+        texts = unit(model.eval().encode_text(tokenizer(["a photo of a ring.", "a photo of a cross."])))
+        logits = model.logit_scale.exp() * unit(model.encode_image(bundle.transform(image)[None])) @ texts.T
+    assert [ranking["ring"], ranking["cross"]] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_pixels_are_also_those_of_our_own_transform(tiny: Path):
