@@ -183,6 +183,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no square": ({"model_args": {"img_size": [32, 48]}}, r"expected a square"),
     "a list": ({"model_args": [1]}, r"model_args is a list"),
     "another crop": ({"pretrained_cfg": {"crop_mode": "border"}}, r"crop_mode=border"),
+    "a list of interpolations": ({"pretrained_cfg": {"interpolation": []}}, r"interpolation=\[\]"),
+    "an object as crop": ({"pretrained_cfg": {"crop_mode": {"a": 1}}}, r"crop_mode=\{'a': 1\}"),
+    "a true classifier": ({"pretrained_cfg": {"classifier": True}}, r"classifier=True: expected the name"),
+    "a negative classifier": ({"pretrained_cfg": {"classifier": -1}}, r"classifier=-1: expected the name"),
+    "numbers as classifiers": ({"pretrained_cfg": {"classifier": [2.5]}}, r"classifier=\[2\.5\]: expected the name"),
     "no number": ({"pretrained_cfg": {"std": ["a"]}}, r"mean, std or crop_pct"),
     "zeros": ({"pretrained_cfg": {"std": [0, 0, 0]}}, r"three finite numbers"),
 }
@@ -197,6 +202,18 @@ def test_a_hostile_config_of_timm_is_refused_by_name(fault: str, tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=message):
         openslip.load(tmp_path)
+
+
+def test_choices_must_agree_with_a_folder_of_timm(tmp_path: Path):
+    timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224"), str(tmp_path), safe_serialization=True)
+    openslip.load(tmp_path, image_heads=3, activation="gelu")
+    for choices, says in (
+        ({"image_heads": 4}, "image_heads=4: the file says 3"),
+        ({"text_heads": 4}, "text_heads=4: the file says none"),
+        ({"activation": "quickgelu"}, "activation=quickgelu: the file says gelu"),
+    ):
+        with pytest.raises(UserError, match=says):
+            openslip.load(tmp_path, **choices)
 
 
 def test_exchanged_weights_of_timm_are_refused(tmp_path: Path):
