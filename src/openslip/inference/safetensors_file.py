@@ -42,7 +42,7 @@ def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
     weights, storages = {}, set()
     for name, tensor in content["state_dict"].items():
         storage = tensor.untyped_storage().data_ptr()
-        weights[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        weights[name] = tensor.clone().contiguous() if storage in storages else tensor.contiguous()
         storages.add(storage)
     # Not `safetensors.torch.save`, which needs the memory of all weights once more. It opens the file by its name.
     save_file(weights, file.name, {"format": "pt", "openslip": json.dumps(content["openslip"])})
