@@ -20,6 +20,7 @@ import openslip
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import MissingPackage, UserError
 from openslip.inference.choices import Choices
+from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.formats.openslip import write
 from openslip.inference.libraries import open_clip as library
 
@@ -71,6 +72,18 @@ def test_features_pixels_and_ids_are_those_of_open_clip(tiny: Path, kind: str):
         assert (ours - unit(theirs)).abs().max() <= TOLERANCE * unit(theirs).abs().max()
     assert torch.equal(bundle.scale(), model.logit_scale.detach().exp())
     assert bundle.model.logit_bias is None
+
+
+def test_a_model_of_the_library_classifies_and_leaves_no_file(tiny: Path, tmp_path: Path):
+    bundle, image = openslip.load(f"open_clip:local-dir:{tiny}"), odd_images()[13]
+    ranking = dict(ZeroShotClassifier(bundle, ["ring", "cross"], cache=tmp_path)(image))
+    model: Any = open_clip.create_model_from_pretrained(f"local-dir:{tiny}")[0]
+    tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{tiny}")
+    with torch.no_grad():
+        texts = unit(model.eval().encode_text(tokenizer(["a photo of a ring.", "a photo of a cross."])))
+        logits = model.logit_scale.exp() * unit(model.encode_image(bundle.transform(image)[None])) @ texts.T
+    assert [ranking["ring"], ranking["cross"]] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_pixels_are_also_those_of_our_own_transform(tiny: Path):
@@ -170,6 +183,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no square": ({"model_args": {"img_size": [32, 48]}}, r"expected a square"),
     "a list": ({"model_args": [1]}, r"model_args is a list"),
     "another crop": ({"pretrained_cfg": {"crop_mode": "border"}}, r"crop_mode=border"),
+    "a list of interpolations": ({"pretrained_cfg": {"interpolation": []}}, r"interpolation=\[\]"),
+    "an object as crop": ({"pretrained_cfg": {"crop_mode": {"a": 1}}}, r"crop_mode=\{'a': 1\}"),
+    "a true classifier": ({"pretrained_cfg": {"classifier": True}}, r"classifier=True: expected the name"),
+    "a negative classifier": ({"pretrained_cfg": {"classifier": -1}}, r"classifier=-1: expected the name"),
+    "numbers as classifiers": ({"pretrained_cfg": {"classifier": [2.5]}}, r"classifier=\[2\.5\]: expected the name"),
     "no number": ({"pretrained_cfg": {"std": ["a"]}}, r"mean, std or crop_pct"),
     "zeros": ({"pretrained_cfg": {"std": [0, 0, 0]}}, r"three finite numbers"),
 }
@@ -184,6 +202,18 @@ def test_a_hostile_config_of_timm_is_refused_by_name(fault: str, tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=message):
         openslip.load(tmp_path)
+
+
+def test_choices_must_agree_with_a_folder_of_timm(tmp_path: Path):
+    timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224"), str(tmp_path), safe_serialization=True)
+    openslip.load(tmp_path, image_heads=3, activation="gelu")
+    for choices, says in (
+        ({"image_heads": 4}, "image_heads=4: the file says 3"),
+        ({"text_heads": 4}, "text_heads=4: the file says none"),
+        ({"activation": "quickgelu"}, "activation=quickgelu: the file says gelu"),
+    ):
+        with pytest.raises(UserError, match=says):
+            openslip.load(tmp_path, **choices)
 
 
 def test_exchanged_weights_of_timm_are_refused(tmp_path: Path):

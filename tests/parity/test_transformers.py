@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import transformers
 from model_folders import clip_vocabulary, odd_images, odd_texts, sentencepiece_model
 from recorded_towers import TOLERANCE
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -24,6 +26,7 @@ from openslip.errors import MissingPackage, UserError
 from openslip.inference import libraries
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
+from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.formats.openslip import write
 from openslip.inference.layouts import huggingface
 from openslip.inference.libraries import hf
@@ -282,6 +285,30 @@ def test_lacking_weights_are_refused(clip: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"its files lack 16 weights, such as text_model\.encoder\.layers\.2"):
         openslip.load(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["text_model.encoder.layers.2.mlp.fc1.bias", "text_model.embeddings.position_ids"])
+def test_only_position_ids_may_be_left_over(name: str, clip: Path, tmp_path: Path):
+    weights = load_file(copied(clip, tmp_path) / "model.safetensors")
+    save_file(weights | {name: torch.zeros(1, 20)}, tmp_path / "model.safetensors", {"format": "pt"})
+    if name.endswith("position_ids"):
+        openslip.load(f"hf:{tmp_path}")
+    else:
+        with pytest.raises(UserError, match=r"hold 1 weights that a CLIPModel lacks, such as text_model\.encoder"):
+            openslip.load(f"hf:{tmp_path}")
+
+
+def test_open_clip_with_a_tokenizer_of_transformers_decodes_and_classifies(clip_tokenizer: Any, tmp_path: Path):
+    clip_tokenizer.save_pretrained(tmp_path)
+    text = {"context_length": 20, "width": 32, "heads": 2, "layers": 2, "hf_tokenizer_name": str(tmp_path)}
+    vision = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 24}
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    save_file(open_clip.CLIP(16, vision, text).state_dict(), tmp_path / "open_clip_model.safetensors")
+    bundle = openslip.load(f"open_clip:local-dir:{tmp_path}")
+    assert bundle.tokenizer is not None
+    assert "red ring" in bundle.tokenizer.decode(bundle.tokenizer.encode(["a red ring"])[0][0].tolist())
+    assert len(ZeroShotClassifier(bundle, ["ring", "cross"])(odd_images()[13])) == 2
 
 
 def test_what_the_library_decides_is_not_chosen_and_not_stored(clip: Path, tmp_path: Path):

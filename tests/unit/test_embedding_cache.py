@@ -16,6 +16,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.embedding_cache import cached_embeddings
 from openslip.inference.prompts import class_embeddings
+from openslip.inference.wrapped import WrappedTokenizer
 from openslip.text.clip_bpe import ClipBpe
 
 LABELS = ["cat", "dog", "red fox"]
@@ -106,6 +107,32 @@ def test_another_process_reads_the_file_which_holds_tensors_only(
     forget(monkeypatch)
     assert torch.equal(cached_embeddings(bundle(dual_encoder()), LABELS, TEMPLATES, tmp_path / "cache"), expected)
     assert counted.prompts == 6
+
+
+@pytest.mark.parametrize("part", ["model", "tower", "tokenizer"])
+def test_code_of_the_user_is_never_cached_in_a_file(part: str, counted: Counted, tmp_path: Path):
+    model = bundle(dual_encoder())
+    changed: Any = {"model": model.model, "tower": model.model.text_tower, "tokenizer": model.tokenizer}[part]
+    changed.__class__ = type("Own", (type(changed),), {"__module__": "my_code"})
+    cached_embeddings(model, LABELS, TEMPLATES, tmp_path)
+    cached_embeddings(model, LABELS, TEMPLATES, tmp_path)
+    assert counted.prompts == 6
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tokenizer_of_another_library_is_known_in_memory_only(counted: Counted, tmp_path: Path):
+    def wrapped(text: str) -> WrappedTokenizer:
+        return WrappedTokenizer(
+            lambda texts: ours.encode([text for _ in texts]), context_length=24, vocab_size=9, invert=str, origin="hf:x"
+        )
+
+    model, ours = bundle(dual_encoder()), bundle(dual_encoder()).need_tokenizer()
+    one, other = (replace(model, tokenizer=wrapped(text)) for text in ("one", "other"))
+    first = cached_embeddings(one, LABELS, TEMPLATES, tmp_path)
+    assert torch.equal(cached_embeddings(one, LABELS, TEMPLATES, tmp_path), first)
+    assert counted.prompts == 6
+    assert not torch.equal(cached_embeddings(other, LABELS, TEMPLATES, tmp_path), first)
+    assert not [*tmp_path.iterdir()]
 
 
 def damaged(content: bytes) -> dict[str, bytes]:

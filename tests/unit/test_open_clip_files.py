@@ -258,6 +258,9 @@ def test_a_bare_file_that_shapes_do_not_describe_asks_for_its_config(name: str):
         ({"preprocess_cfg": {"std": [0, 1, 1]}}, r"mean or std: expected positive"),
         ({"preprocess_cfg": {"size": 224}}, r"preprocess_cfg\.size is 224, and the model takes images of 24"),
         ({"preprocess_cfg": {"fill_color": 9}}, r"preprocess_cfg\.fill_color=9 is not implemented"),
+        ({"preprocess_cfg": {"interpolation": []}}, r"preprocess_cfg\.interpolation is \[\]; expected a name"),
+        ({"preprocess_cfg": {"interpolation": {}}}, r"preprocess_cfg\.interpolation is \{\}; expected a name"),
+        ({"preprocess_cfg": {"resize_mode": []}}, r"preprocess_cfg\.resize_mode is \[\]; expected a name"),
         ({"preprocess_cfg": {"resize_mode": "crop"}}, r"resize=crop: expected shortest, squash, longest"),
     ],
 )

@@ -21,7 +21,7 @@ import openslip
 from openslip.data.remote import transfer
 from openslip.data.remote.files import cache_folder
 from openslip.errors import UserError
-from openslip.inference import published
+from openslip.inference import libraries, published
 from openslip.inference.load import local_file
 from openslip.inference.strip import strip
 
@@ -285,6 +285,13 @@ def test_similar_names_are_listed_for_a_name_that_is_unknown():
         openslip.load("other")
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "runs/" + "x" * 5000])
+def test_a_name_that_is_too_long_is_one_line(name: str):
+    with pytest.raises(UserError, match=r"^checkpoint [xruns/]{120}: .*[Tt]oo long"):
+        openslip.load(name)
+    assert libraries.find(f"hf:{name}") is not None
+
+
 def test_the_published_table_is_the_repositorys():
     table = published.published(published.TABLE)
     assert len(table) == 19
@@ -318,7 +325,7 @@ from pathlib import Path
 import torch
 import openslip
 from openslip.data.remote import transfer
-from openslip.inference import published
+from openslip.inference import libraries, published
 
 published.TABLE = Path(sys.argv[1])
 

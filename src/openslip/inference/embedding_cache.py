@@ -23,6 +23,7 @@ from openslip import __version__
 from openslip.durable import durable, optional
 from openslip.inference.bundle import Bundle
 from openslip.inference.prompts import class_embeddings
+from openslip.inference.wrapped import WrappedTokenizer
 from openslip.models.dual_encoder import DualEncoder
 from openslip.progress import progress
 from openslip.regular_file import regular_file
@@ -30,6 +31,7 @@ from openslip.regular_file import regular_file
 PROMPTS_AT_ONCE = 1024  # prompts per progress update
 MOST_IN_MEMORY = 16  # per model
 MOST_FILES = 200
+PACKAGES = ("openslip.", "timm.", "torch.")  # whose modules may be parts of a model with files in the cache
 
 _memory: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
 
@@ -43,12 +45,13 @@ def cached_embeddings(
         bundle: model and tokenizer.
         labels: candidate labels.
         templates: prompts with `{}` for the label.
-        folder: folder of the files; None keeps the embeddings in memory only.
+        folder: folder of the files; None keeps the embeddings in memory only, as does a model or tokenizer with code of
+            yours or of another library, because this code may change.
     """
     key = fingerprint(bundle, labels, templates)
     known = _memory.setdefault(bundle.model, {})
     if key not in known:
-        path = None if folder is None else folder / f"{key}.safetensors"
+        path = None if folder is None or not is_known(bundle) else folder / f"{key}.safetensors"
         classes = None if path is None else read(path, len(labels))
         if classes is None:
             classes = class_embeddings(lambda texts: encode(bundle, texts), labels, templates)
@@ -82,7 +85,7 @@ def fingerprint(bundle: Bundle, labels: Sequence[str], templates: Sequence[str])
         bundle.architecture,
         None if is_ours else bundle.origin,  # the architecture of another library's model may not say all
         kind(tokenizer),
-        tokenizer.settings(),
+        tokenizer.number if isinstance(tokenizer, WrappedTokenizer) else tokenizer.settings(),
         labels,
         templates,
     ]
@@ -93,6 +96,13 @@ def fingerprint(bundle: Bundle, labels: Sequence[str], templates: Sequence[str])
             digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
             digest.update(as_bytes(weight))
     return digest.hexdigest()
+
+
+def is_known(bundle: Bundle) -> bool:
+    """Whether the code of the model, of all its parts and of the tokenizer is that of known versions of packages."""
+    if isinstance(bundle.tokenizer, WrappedTokenizer) or not kind(bundle.tokenizer).startswith("openslip."):
+        return False
+    return all(kind(part).startswith(PACKAGES) for part in bundle.model.modules())
 
 
 def kind(part: object) -> str:

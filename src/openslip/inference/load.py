@@ -92,16 +92,25 @@ def local_file(path: str | Path) -> str | Path:
 
 
 def find_format(file: Path, name: str | None) -> ModuleType:
-    """Return the module that reads a file: the named format, else the first that detects its content."""
+    """Return the module that reads a file: the named format, else the first that detects its content.
+
+    Raises:
+        UserError: the named format cannot be imported, or the file is not in it, or in none of the known formats.
+    """
     known = formats.names()
     if name is not None:
         target = f"openslip.inference.formats.{name}" if name in known else name
         try:
-            return importlib.import_module(target)
+            module = importlib.import_module(target)
         except ImportError as error:
             raise UserError(
                 f"format={name}: cannot be imported ({error}); expected {', '.join(known)}, or a module of your own"
             ) from error
+        if name in known and not module.detect(file):
+            if file.is_file():
+                read(file)  # raises the reason if the file is unreadable
+            raise UserError(f"checkpoint {file} is not in the format {name}; without format= it is detected")
+        return module
     for module in map(formats.load, known):
         if module.detect(file):
             return module

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from openslip.errors import UserError
+from openslip.errors import UserError, first_line
 
 TABLE = Path(__file__).with_name("published.yaml")
 MAX_NEAR_NAMES = 3
@@ -82,10 +82,14 @@ def find(path: str | Path) -> Published | None:
     """Return the published checkpoint of this name; None if a file or folder has the name, or if it is a path.
 
     Raises:
-        UserError: there is no such file, and the name is similar to that of a published checkpoint.
+        UserError: there is no such file, and the name is similar to that of a published checkpoint, or the system
+            refuses the path, for example because it is too long.
     """
-    if Path(path).exists():
-        return None
+    try:
+        if Path(path).exists():
+            return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {str(path)[:120]}: {first_line(error)[:120]}") from error
     known, name = published(TABLE), str(path)
     if "/" not in name and name not in known and (near := difflib.get_close_matches(name, known, MAX_NEAR_NAMES)):
         raise UserError(

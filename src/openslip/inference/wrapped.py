@@ -1,6 +1,7 @@
 """Another library's image transform and tokenizer as parts of a bundle; they cannot be stored in our files."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +14,8 @@ from openslip.data.image.rgb import ToRgb
 from openslip.errors import UserError
 from openslip.inference.choices import Choices
 from openslip.text.tokenizer import Tokenizer
+
+_numbers = count()
 
 
 class AsStored(ToRgb):
@@ -58,6 +61,9 @@ class WrappedTokenizer(Tokenizer):
         vocab_size: number of different ids.
         invert: the decoder, from ids to a text.
         origin: address of the model, for errors.
+
+    Attributes:
+        number: another one for each tokenizer of this process, because it has no settings to compare.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class WrappedTokenizer(Tokenizer):
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.special_ids = {}
+        self.number = next(_numbers)
         self.invert = invert
         self.origin = origin
 

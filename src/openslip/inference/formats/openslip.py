@@ -22,6 +22,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.files import peek, unwrapped
 from openslip.inference.files import write as write_file
+from openslip.inference.stated import refuse_other
 from openslip.text.tokenizer import Tokenizer
 
 FORMAT = 2  # in format 1, the tokenizer's entry had no _target_, because CLIP's was the only tokenizer
@@ -39,7 +40,8 @@ def read(path: Path, choices: Choices) -> Bundle:
 
     Args:
         path: the checkpoint file.
-        choices: your own classes that the checkpoint may name; the file answers everything else.
+        choices: your own classes that the checkpoint may name; the file answers everything else, so other choices must
+            agree with it.
     """
     content = peek(path)
     entry, state = content["openslip"], content.get("state_dict")
@@ -60,6 +62,7 @@ def read(path: Path, choices: Choices) -> Bundle:
     weights = model_weights(path, state)
     transform = build_transform(path, entry["transform"])
     model = build_with(weights, entry["architecture"], choices.allow)
+    refuse_other(choices, model)
     tokenizer = build_tokenizer(description, choices.allow)
     provenance = plain(path, entry.get("provenance", {}))  # missing in files of early versions
     return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"), provenance=provenance)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
-from openslip.inference.choices import Choices, agree
+from openslip.inference.choices import Choices
 from openslip.inference.layouts import timm
 from openslip.inference.layouts.folder import peek_json, weights_in
 from openslip.inference.layouts.huggingface import WEIGHTS, assemble, config_in
+from openslip.inference.stated import refuse_other
 
 
 def detect(path: Path) -> bool:
@@ -20,19 +22,23 @@ def read(path: Path, choices: Choices) -> Bundle:
 
     Args:
         path: the folder.
-        choices: must agree with the number of heads, if the config states it.
+        choices: must agree with the model.
 
     Raises:
-        UserError: a file is missing or damaged, this timm has no such model, or the weights do not fit it.
+        UserError: a file is missing or damaged, this timm has no such model, the weights do not fit it, or a choice
+            differs from it.
     """
     config = config_in(path)
     tower = timm.image_tower(config)
-    if "num_heads" in tower["arguments"]:
-        agree("image_heads", tower["arguments"]["num_heads"], choices.image_heads)
     settings = timm.preprocessing(config.get("pretrained_cfg") or {}, tower["name"])
     classifiers = settings.get("classifier") or ()
-    prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+    classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
+    if not isinstance(classifiers, list | tuple) or not all(isinstance(name, str) for name in classifiers):
+        raise UserError(f"config.json: classifier={classifiers}: expected the name of a layer, or a list of names")
+    prefixes = tuple(f"{name}." for name in classifiers)
     file, weights = weights_in(path, WEIGHTS)
     weights = {f"image_tower.trunk.{name}": weight for name, weight in weights.items() if not name.startswith(prefixes)}
     architecture = {"_target_": "openslip.models.image_encoder.ImageEncoder", "image_tower": tower}
-    return assemble(path, architecture, (file, weights), None, timm.transform(settings, tower))
+    bundle = assemble(path, architecture, (file, weights), None, timm.transform(settings, tower))
+    refuse_other(choices, bundle.model)
+    return bundle

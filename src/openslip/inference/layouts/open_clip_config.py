@@ -186,5 +186,8 @@ def transform(config: Mapping[str, Any], size: int, path: Path) -> EvalTransform
         raise UserError(f"{path}: preprocess_cfg: mean or std: {error}") from error
     # open_clip interprets `random` as bicubic outside of training.
     interpolation = "bicubic" if part["interpolation"] == "random" else part["interpolation"]
+    for key in ("interpolation", "resize_mode"):
+        if not isinstance(part[key], str):
+            raise UserError(f"{path}: preprocess_cfg.{key} is {str(part[key])[:80]}; expected a name")
     resize = {"interpolation": interpolation, "resize": part["resize_mode"]}
     return EvalTransform(size=size, **values, **resize, **transforms.AS_PUBLISHED)

@@ -53,7 +53,7 @@ def transform(pretrained: Mapping[str, Any], tower: Mapping[str, Any]) -> EvalTr
     """
     settings = preprocessing(pretrained, tower["name"])
     size, mode = tower["image_size"], settings["crop_mode"] or "center"
-    if settings["interpolation"] not in INTERPOLATIONS or mode not in RESIZES:
+    if settings["interpolation"] not in [*INTERPOLATIONS] or mode not in [*RESIZES]:  # values may be unhashable
         raise UserError(
             f"config.json: interpolation={settings['interpolation']}, crop_mode={mode}: expected "
             f"{' or '.join(INTERPOLATIONS)}, and {' or '.join(RESIZES)}"

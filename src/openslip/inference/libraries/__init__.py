@@ -6,6 +6,7 @@
 """
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,6 @@ def names() -> list[str]:
 def find(path: str | Path) -> tuple[ModuleType, str] | None:
     """Return the library and the address of a path such as `hf:ORG/NAME`, or None for a path of a file or folder."""
     prefix, colon, address = str(path).partition(":")
-    if not colon or prefix not in names() or Path(path).exists():
+    if not colon or prefix not in names() or os.path.exists(path):  # pathlib raises for names that are too long
         return None
     return importlib.import_module(f"{__name__}.{prefix}"), address

@@ -76,8 +76,8 @@ def read(address: str, choices: Choices) -> Bundle:
 
     Raises:
         MissingPackage: transformers is not installed.
-        UserError: there is no such model, its files cannot be loaded or lack weights, it has not two towers, or its
-            images have no fixed size.
+        UserError: there is no such model, its files cannot be loaded, lack weights or hold weights of another model,
+            it has not two towers, or its images have no fixed size.
     """
     try:
         import tokenizers  # noqa: F401, PLC0415  # transformers imports it late
@@ -99,6 +99,11 @@ def read(address: str, choices: Choices) -> Bundle:
         raise UserError(f"{origin} is a {type(model).__name__} without {', '.join(missing)}: expected two towers")
     if lacking := sorted(map(str, {*report["missing_keys"], *report.get("mismatched_keys", ())})):
         raise UserError(f"{origin}: its files lack {len(lacking)} weights, such as {lacking[0]}")
+    left = sorted(name for name in map(str, report["unexpected_keys"]) if not name.endswith("position_ids"))
+    if left:
+        raise UserError(
+            f"{origin}: its files hold {len(left)} weights that a {type(model).__name__} lacks, such as {left[0][:120]}"
+        )
     text = config.text_config
     context_length = min(int(text.max_position_embeddings), int(tokenizer.model_max_length))
     whole = config.model_type in WHOLE_ROWS

@@ -92,7 +92,8 @@ def read(address: str, choices: Choices) -> Bundle:
             lambda texts: whole_rows(tokenizer(texts)),
             context_length=int(model.context_length),
             vocab_size=int(getattr(model, "vocab_size", 0)),
-            invert=tokenizer.decode,
+            # open_clip's own tokenizer decodes; its wrapper of a tokenizer of transformers does not.
+            invert=getattr(tokenizer, "decode", None) or tokenizer.tokenizer.decode,
             origin=origin,
         ),
         WrappedTransform(apply, size=size, mean=list(settings["mean"]), std=list(settings["std"]), origin=origin),
