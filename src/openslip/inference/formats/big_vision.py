@@ -26,6 +26,8 @@ from openslip.run.file_sizes import EXPANSION, SLACK
 from openslip.text.bare_ids import BareIds
 
 NORM_EPS, ACTIVATION = 1e-6, "gelu_tanh"
+KERNELS = ("/query/kernel", "/key/kernel", "/value/kernel")  # [width, heads, width of a head]
+MAX_LAYERS = 1000  # of a tower whose layers are stacked
 MARK = "img/MAPHead_0/probe"
 
 _LAYERS = (
@@ -127,7 +129,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an `.npz` file by their names without `params/`; pickled arrays are refused, not loaded.
 
     Raises:
-        UserError: the file is damaged, holds pickled arrays or arrays that are no floats, or expands too much.
+        UserError: the file is damaged, holds pickled arrays or arrays that are no floats or empty, or expands too much.
     """
     try:
         with zipfile.ZipFile(regular_file(path)) as archive:
@@ -144,14 +146,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise UserError(f"checkpoint {path}: {name[:120]} is of {array.dtype}; expected floats")
+        if array.size == 0:  # it may have any number of layers in a file of any size
+            raise UserError(f"checkpoint {path}: {name[:120]} has shape {[*array.shape]}, and no elements")
     return arrays
 
 
 def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Split arrays that stack all layers of a tower on their first axis into one array per layer."""
+    """Split arrays that stack all layers of a tower on their first axis into one array per layer.
+
+    Raises:
+        UserError: an array has more layers than any model.
+    """
     single: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         if "/encoderblock/" in name and array.ndim:
+            if len(array) > MAX_LAYERS:
+                raise UserError(f"{name[:120]} has {len(array):,} layers; expected up to {MAX_LAYERS:,}")
             for number, layer in enumerate(array):
                 single[name.replace("/encoderblock/", f"/encoderblock_{number}/")] = layer
         else:
@@ -160,12 +170,23 @@ def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def heads(arrays: Mapping[str, np.ndarray], choices: Choices, tower: str) -> int:
-    """Return the number of attention heads of a tower, `img` or `txt`, which is an axis of its kernels."""
+    """Return the number of attention heads of a tower, `img` or `txt`, which is an axis of its kernels.
+
+    Raises:
+        UserError: the tower has no such kernel, or they differ in the number of heads, or the choice differs.
+    """
     encoder, option = {"img": ("Transformer", "image_heads"), "txt": ("Encoder_0", "text_heads")}[tower]
     name = f"{tower}/{encoder}/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
     if name not in arrays or arrays[name].ndim != 3:
         raise UserError(f"the file lacks {name} of three axes: width, heads, and width of a head")
-    return agree(option, arrays[name].shape[1], getattr(choices, option))
+    number = arrays[name].shape[1]
+    for other, array in arrays.items():
+        if other.startswith(f"{tower}/") and other.endswith(KERNELS) and array.shape[1:2] != (number,):
+            raise UserError(
+                f"{other[:120]} has shape {[*array.shape]}, and {name} has {number} heads: expected the same number in "
+                "all layers"
+            )
+    return agree(option, number, getattr(choices, option))
 
 
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
