@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from openslip.errors import UserError, first_line
+from openslip.inference.files import distinct
 from openslip.regular_file import regular_file
 from openslip.run.file_sizes import refuse_expanding
 
@@ -79,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged or hostile file can cause any error, and none of its code was run
         reason = f"{type(error).__name__}: {first_line(error)}"[:200]
         raise UserError(f"checkpoint {path} cannot be read as a TorchScript archive ({reason})") from error
-    tensors = dict(_named(module, path))
+    tensors = distinct(_named(module, path))
     refuse_expanding(path, tensors)  # any number of tensors may share one storage
     return tensors
 

@@ -18,6 +18,7 @@ from openslip.errors import UserError
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
+from openslip.inference.files import distinct
 from openslip.inference.layouts import siglip
 from openslip.inference.layouts.huggingface import vision_transformer
 from openslip.inference.layouts.keys import fit, number_of, rename, shape, table
@@ -137,7 +138,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         if unpacked > max(EXPANSION * size, size + SLACK):
             raise UserError(f"checkpoint {path} has {size:,} bytes and unpacks to {unpacked:,}: refused")
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name.removeprefix("params/"): file[name] for name in file.files}
+            arrays = distinct((name.removeprefix("params/"), file[name]) for name in file.files)
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged or hostile files
@@ -155,18 +156,18 @@ def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Split arrays that stack all layers of a tower on their first axis into one array per layer.
 
     Raises:
-        UserError: an array has more layers than any model.
+        UserError: an array has more layers than any model, or a layer is in the file twice.
     """
-    single: dict[str, np.ndarray] = {}
+    single: list[tuple[str, np.ndarray]] = []
     for name, array in arrays.items():
         if "/encoderblock/" in name and array.ndim:
             if len(array) > MAX_LAYERS:
                 raise UserError(f"{name[:120]} has {len(array):,} layers; expected up to {MAX_LAYERS:,}")
             for number, layer in enumerate(array):
-                single[name.replace("/encoderblock/", f"/encoderblock_{number}/")] = layer
+                single.append((name.replace("/encoderblock/", f"/encoderblock_{number}/"), layer))
         else:
-            single[name] = array
-    return single
+            single.append((name, array))
+    return distinct(single)
 
 
 def heads(arrays: Mapping[str, np.ndarray], choices: Choices, tower: str) -> int:
@@ -191,7 +192,7 @@ def heads(arrays: Mapping[str, np.ndarray], choices: Choices, tower: str) -> int
 
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Return the arrays in torch's layouts, with queries, keys and values joined; dots separate the parts of a name."""
-    weights: dict[str, Tensor] = {}
+    named: list[tuple[str, Tensor]] = []
     for name, array in arrays.items():
         tensor = torch.from_numpy(array.astype(np.float32))
         owner, _, kind = name.rpartition("/")
@@ -209,7 +210,8 @@ def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         elif name in ("t", "b") and tensor.numel() == 1:
             tensor = tensor.reshape([])
         kind = {"kernel": "weight", "scale": "weight"}.get(kind, kind)
-        weights[".".join(filter(None, [*owner.split("/"), kind]))] = tensor.contiguous()
+        named.append((".".join(filter(None, [*owner.split("/"), kind])), tensor.contiguous()))
+    weights = distinct(named)
     for name in [name for name in weights if ".query." in name]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         if all(part in weights for part in parts):
