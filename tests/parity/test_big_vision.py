@@ -115,6 +115,15 @@ def cut(arrays: Arrays) -> Arrays:
     return arrays | {"params/txt/head/bias": np.zeros(7, np.float32)}
 
 
+def split(array: np.ndarray) -> np.ndarray:
+    """Return queries, keys and values of half as many heads, each twice as wide."""
+    if array.shape == (32, 4, 8):
+        return array.reshape(32, 2, 16)
+    if array.shape == (4, 8):
+        return array.reshape(2, 16)
+    return array.reshape(2, 16, 32) if array.shape == (4, 8, 32) else array
+
+
 HOSTILE: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "pickled": (lambda arrays: arrays | {"params/x": np.array([Evil()], object)}, r"holds pickled objects"),
     "unknown": (lambda arrays: arrays | {"params/x": np.zeros(2, np.float32)}, r"1 unexpected: x"),
@@ -124,6 +133,24 @@ HOSTILE: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "without heads": (
         lambda arrays: {name: a.reshape(32, 32) if a.shape == (32, 4, 8) else a for name, a in arrays.items()},
         r"lacks img/Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel of three axes",
+    ),
+    "with other heads in a later layer": (
+        lambda arrays: {
+            name: split(a) if "img/Transformer/encoderblock_1/" in name else a for name, a in arrays.items()
+        },
+        r"img/Transformer/encoderblock_1/\S+/\w+/kernel has shape \[32, 2, 16\], and .*encoderblock_0.* has 4 heads",
+    ),
+    "with other heads in the pooling": (
+        lambda arrays: {name: split(a) if "MAPHead" in name else a for name, a in arrays.items()},
+        r"img/MAPHead_0/\S+/\w+/kernel has shape \[32, 2, 16\], and .*encoderblock_0.* has 4 heads",
+    ),
+    "with empty layers": (
+        lambda arrays: arrays | {"params/img/Transformer/encoderblock/x": np.zeros((5, 0), np.float32)},
+        r"encoderblock/x has shape \[5, 0\], and no elements",
+    ),
+    "of many layers": (
+        lambda arrays: arrays | {"params/img/Transformer/encoderblock/x": np.zeros(1001, np.float16)},
+        r"encoderblock/x has 1,001 layers; expected up to 1,000",
     ),
     "with a missing block": (
         lambda arrays: {name.replace("encoderblock_1/", "encoderblock_7/"): a for name, a in arrays.items()},

@@ -18,7 +18,9 @@ from openslip.errors import UserError
 from openslip.inference.formats import openai
 from openslip.inference.formats.openslip import write
 from openslip.inference.layouts import openai as layout
+from openslip.inference.torchscript import read_tensors
 from openslip.models import text_transformer
+from openslip.run import file_sizes
 from openslip.text.bare_ids import BareIds
 
 ARCHIVE = FOLDER / "openai_vit_archive.pt"
@@ -183,6 +185,59 @@ def replaced(old: bytes, new: bytes) -> Callable[[dict[str, bytes]], None]:
 def cycle() -> bytes:
     module = b"c__torch__\nA\n)\x81q\x00"
     return b"\x80\x02" + module + b"}X\x01\x00\x00\x00ah\x00sb."
+
+
+def nested(depth: int) -> bytes:
+    """Pickle a tuple of two equal tuples of two equal tuples and so on: `depth` memo entries, 2 ** `depth` leaves."""
+    return b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(depth))
+
+
+DEPTH = 12  # harmless; each ten levels more would take a thousand times the time and memory
+STORAGE = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuM\x00\x03tQ"
+REBUILD = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(("
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x02" + nested(DEPTH) + b"Q.", "a persistent id is no storage"),
+        (b"\x80\x02(X\x07\x00\x00\x00storage" + nested(DEPTH) + b"X\x00\x00\x00\x00h\x00K\x00tQ.", "is no storage"),
+        (REBUILD + STORAGE + b"K\x00" + nested(DEPTH) + b")tR.", "not given by its storage, offset, size and stride"),
+        (b"\x80\x02}" + nested(DEPTH) + b"K\x01s.", "a key that TorchScript does not have"),
+        (b"\x80\x02}(" + nested(DEPTH) + b"K\x01u.", "a key that TorchScript does not have"),
+        (b"\x80\x02ccollections\nOrderedDict\n]" + nested(DEPTH) + b"K\x01\x86a\x85R.", "cannot be read"),
+    ],
+)
+def test_tuples_that_share_their_parts_are_neither_printed_nor_hashed(data: bytes, message: str, tmp_path: Path):
+    file = rewritten(tmp_path / "hostile.pt", pickled(data))
+    with pytest.raises(UserError, match=message):
+        read_tensors(file)
+
+
+def test_tensors_that_share_one_storage_may_not_be_far_larger_than_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = b"K\x00M\x00\x03\x85K\x01\x85tR"
+    tensor = REBUILD[2:-1] + b"(" + STORAGE + whole
+    module = b"\x80\x02c__torch__\nA\n)\x81}(" + b"".join(b"X\x01\x00\x00\x00%c" % n + tensor for n in range(97, 123))
+    file = rewritten(tmp_path / "shared.pt", pickled(module + b"ub."))
+    assert len(read_tensors(file)) == 26
+    monkeypatch.setattr(file_sizes, "SLACK", 0)
+    monkeypatch.setattr(file_sizes, "EXPANSION", 1)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in (("constants.pkl", b""), ("data.pkl", module + b"ub."), ("data/0", bytes(3072))):
+            archive.writestr(f"a/{name}", content)
+    assert file.stat().st_size < 26 * 3072
+    with pytest.raises(UserError, match=r"shared\.pt: its tensors claim 0\.1 MB"):
+        read_tensors(file)
+
+
+def test_a_long_name_and_a_large_pickle_are_refused(tmp_path: Path):
+    module = b"\x80\x02c__torch__\nA\n)\x81}X\xe9\x03\x00\x00" + b"a" * 1001 + b"K\x01sb."
+    with pytest.raises(UserError, match=r"no string of up to 1000 characters"):
+        read_tensors(rewritten(tmp_path / "name.pt", pickled(module)))
+    with pytest.raises(UserError, match=r"larger than 4,194,304 bytes"):
+        read_tensors(rewritten(tmp_path / "large.pt", pickled(b"\x80\x02N." + bytes(4 << 20))))
 
 
 @pytest.mark.parametrize(

@@ -78,16 +78,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> Callable[..., Path]:
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, content: bytes) -> Callable[..., Path]:
     """Publish a file of the server under a name, with further fields such as its size; returns the table."""
 
-    def write(address: str = server.address(FILE), **fields: object) -> Path:
+    def write(address: str = server.address(FILE), parameters: int | None = None, **fields: object) -> Path:
         group = {
             "source": "somebody/mini",
             "licence": "MIT",
             "address": address,
             "image_size": 32,
-            "parameters": {"SLIP mini": 3_000_000},
+            "parameters": {"SLIP mini": parameters or len(content) // 12},
             "bytes_per_parameter": 12,
             "files": {NAME: {"model": "SLIP mini", "dataset": "none", "epochs": 1, **fields}},
         }
@@ -245,12 +245,25 @@ def test_a_damaged_copy_is_refused(cache: Path):
 
 @pytest.mark.usefixtures("publish")
 def test_a_download_that_is_no_checkpoint_is_discarded(server: Server, cache: Path, content: bytes):
-    server.files[FILE] = b"<html>log in first</html>"
+    server.files[FILE] = b"<html>log in first</html>".ljust(len(content))
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         openslip.load(NAME)
     assert visible(cache) == []
     assert hidden(cache) == [f".{NAME}.lock"]
     server.files[FILE] = content
+    openslip.load(NAME)
+
+
+def test_without_a_published_size_a_file_may_differ_little_from_the_estimate(
+    server: Server, cache: Path, content: bytes, publish: Callable[..., Path]
+):
+    for factor in (0.94, 1.06):
+        publish(parameters=int(len(content) / 12 * factor))
+        with pytest.raises(UserError, match=rf"has {len(content):,} bytes, and about .* are expected of somebody/mini"):
+            openslip.load(NAME)
+    assert server.downloads[FILE] == 0
+    assert visible(cache) == []
+    publish(parameters=int(len(content) / 12 * 1.04))
     openslip.load(NAME)
 
 

@@ -1,5 +1,6 @@
 """Stripped files: dtype of the weights, the objective's weights, and what a killed process leaves."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -110,11 +111,17 @@ def test_a_checkpoint_without_a_head_says_so(tmp_path: Path, bundle: Bundle):
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, bundle: Bundle, suffix: str):
+def test_leftovers_of_killed_processes_are_removed_and_no_other_file(tmp_path: Path, bundle: Bundle, suffix: str):
     name = f"small.{suffix}"
     write(bundle, tmp_path / "whole.ckpt")
-    for leftover in (f".{name}.1.tmp.{suffix}", f"..{name}.1.tmp.{suffix}.1.tmp"):
+    dead, alive = 2**22 + 1, os.getppid()  # Linux has no id above 2 ** 22
+    for leftover in (f".{name}.{dead}.tmp.{suffix}", f"..{name}.{dead}.tmp.{suffix}.{dead}.tmp"):
         (tmp_path / leftover).touch()
-    (tmp_path / f"other{name}").touch()
+    kept = {
+        *(f"other{name}", f"mine.{name}.1.tmp.{suffix}", f"my.{name}.old.tmp", f".{name}.{dead}.tmp.backup"),
+        *(f".{name}.{alive}.tmp.{suffix}", f"..{name}.{alive}.tmp.{suffix}.{alive}.tmp"),
+    }
+    for file in kept:
+        (tmp_path / file).touch()
     strip(tmp_path / "whole.ckpt", tmp_path / name)
-    assert {path.name for path in tmp_path.iterdir()} == {"whole.ckpt", name, f"other{name}"}
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.ckpt", name, *kept}

@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
 )
 
 from openslip.errors import UserError
-from openslip.inference.files import unwrapped
+from openslip.inference.files import distinct, unwrapped
 from openslip.inference.uninitialised import uninitialised
 from openslip.text.tokenizer import Tokenizer
 
@@ -134,7 +134,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """
     known = model.state_dict()
     # A user's model may have a submodule named `module`. If it has none, data parallelism added this prefix.
-    weights = {name if name in known else unwrapped(name): tensor for name, tensor in weights.items()}
+    weights = distinct((name if name in known else unwrapped(name), tensor) for name, tensor in weights.items())
     for name, expected in known.items():
         given = weights.get(name)
         if given is not None and (given.is_complex() or given.is_floating_point() != expected.is_floating_point()):

@@ -23,6 +23,7 @@ from openslip.inference.strip import strip
 from openslip.progress import progress
 from openslip.terminal import mention, waiting
 
+DEVIATION = 0.05  # of a file's size from the estimate, which leaves out names, settings and buffers
 CACHE, SETTING = "checkpoint cache", "OPENSLIP_CACHE"  # for error messages of the cache's files
 
 
@@ -147,7 +148,12 @@ def resumable_bytes(descriptor: int, note: Path, identity: list) -> int:
 
 
 def refuse_other_size(published: Published, size: int, where: str) -> None:
-    """Refuse a file whose size differs from the published one; without a published size, do nothing."""
+    """Refuse a file whose size differs from the published one or, if none is published, much from the estimate."""
+    if published.bytes is None and abs(size - published.expected_bytes) > DEVIATION * published.expected_bytes:
+        raise UserError(
+            f"checkpoint {published.name}: {where} {size:,} bytes, and about {published.expected_bytes:,} are expected "
+            f"of {published.source}'s file: it is another file, and is not used"
+        )
     if published.bytes is not None and size != published.bytes:
         raise UserError(
             f"checkpoint {published.name}: {where} {size:,} bytes, and {published.source} published "

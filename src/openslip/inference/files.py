@@ -3,13 +3,14 @@
 import argparse
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openslip.durable import durable
 from openslip.errors import UserError
@@ -17,6 +18,8 @@ from openslip.inference.safetensors_file import is_safetensors, read_safetensors
 from openslip.regular_file import regular_file
 from openslip.run.checkpoints import LINK, damage, newest_whole, recorded, saved, step_of
 from openslip.run.file_sizes import refuse_expanding, refuse_inflated, tensors
+
+T = TypeVar("T")
 
 # Globals that a checkpoint may name, because they hold only numbers and settings. Published checkpoints contain their
 # command line as an argparse.Namespace, and their best accuracy as a numpy scalar that was pickled by numpy 1.
@@ -141,6 +144,34 @@ def peek(path: Path) -> dict[str, Any]:
 def unwrapped(name: str) -> str:
     """Remove the parts that torch.compile (`_orig_mod.`) and data parallelism (`module.`) add to a weight's name."""
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
+
+
+def distinct(named: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return weights by name; refuse two of one name, as a dict would keep the last of them.
+
+    Raises:
+        UserError: two weights have the same name.
+    """
+    weights: dict[str, T] = {}
+    for name, weight in named:
+        if name in weights:
+            raise UserError(
+                f"it has two weights that are both named {name[:120]} once prefixes such as module. are removed, and "
+                "only one can be loaded: remove the other from the file"
+            )
+        weights[name] = weight
+    return weights
+
+
+def unwrapped_weights(state: Any) -> dict[str, Tensor]:
+    """Return the tensors of a state dict by `unwrapped` names; an empty dict if it is no dict.
+
+    Raises:
+        UserError: two weights have the same name.
+    """
+    if not isinstance(state, Mapping):
+        return {}
+    return distinct((unwrapped(str(name)), value) for name, value in state.items() if isinstance(value, Tensor))
 
 
 def _why_unreadable(path: Path, message: str) -> str:

@@ -1,7 +1,7 @@
 """Write files that hold only what inference needs of a checkpoint: weights, tokenizer, transform and provenance."""
 
-import glob
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -49,8 +49,7 @@ def strip(
     source, target = checkpoint_file(local_file(source)), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
-    for orphan in target.parent.glob(f"*.{glob.escape(target.name)}.*.tmp*"):  # of processes that were killed
-        orphan.unlink(missing_ok=True)
+    remove_orphans(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:
         objective = objective_weights(source, format) if keep_head else {}  # first: `load` uses what it has read
@@ -65,6 +64,29 @@ def strip(
         temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
     return source.stat().st_size, target.stat().st_size
+
+
+def remove_orphans(target: Path) -> None:
+    """Remove the temporary files for `target` of processes that were killed, and no other file."""
+    ours = rf"\.{re.escape(target.name)}\.(\d+)\.tmp{re.escape(target.suffix)}"
+    pattern = re.compile(rf"{ours}|\.{ours}\.\d+\.tmp")  # the second is what `durable` writes for the first
+    for path in target.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not is_running(int(match[1] or match[2])):
+            path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine runs another process of this id; False for the own id, which an earlier one may have had."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  # noqa: A002

@@ -8,7 +8,6 @@ import io
 import math
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,13 @@ import torch
 from torch import Tensor
 
 from openslip.errors import UserError, first_line
+from openslip.inference.files import distinct
 from openslip.regular_file import regular_file
+from openslip.run.file_sizes import refuse_expanding
 
-MAX_PICKLE = 64 << 20  # bytes of data.pkl; that of the largest published CLIP has less than 1 MB
+MAX_PICKLE = 4 << 20  # bytes of data.pkl; that of the largest published CLIP has less than 1 MB
+MAX_NAME = 1000  # characters of a weight's name; a pickle can give thousands of nested modules one long name
+MAX_DIMENSIONS = 8  # of a tensor
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -58,7 +61,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the parameters and buffers of the archive's module by dotted name.
 
     Raises:
-        UserError: the archive is damaged, names anything but modules and tensors, or its sizes contradict each other.
+        UserError: the archive is damaged, names anything but modules and tensors, its sizes contradict each other, or
+            its tensors are far larger than the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -76,7 +80,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged or hostile file can cause any error, and none of its code was run
         reason = f"{type(error).__name__}: {first_line(error)}"[:200]
         raise UserError(f"checkpoint {path} cannot be read as a TorchScript archive ({reason})") from error
-    return dict(_named(module, path))
+    tensors = distinct(_named(module, path))
+    refuse_expanding(path, tensors)  # any number of tensors may share one storage
+    return tensors
 
 
 class _RefusedError(Exception):
@@ -111,7 +117,7 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
             return name
         known = {
             ("torch._utils", "_rebuild_tensor_v2"): self.tensor,
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): lambda: {},
             ("torch.jit._pickle", "restore_type_tag"): lambda value, *_: value,
         }
         if (module, name) not in known:
@@ -119,9 +125,12 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> Tensor:
-        kind, storage, key, _, numel = pid
-        if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int):
-            raise ValueError(f"{str(pid)[:100]} is no storage")
+        # Types come first, and messages contain nothing of the pickle but strings: tuples of tuples that the pickle
+        # holds once each can stand for any number of objects, which printing, hashing and comparing would visit.
+        types = tuple(type(part) for part in pid) if isinstance(pid, tuple) else ()
+        if types != (str, str, str, str, int) or pid[0] != "storage" or pid[1] not in _DTYPES:
+            raise ValueError("a persistent id is no storage")
+        _, storage, key, _, numel = pid
         if key not in self.storages:
             self.storages[key] = self.storage(f"{self.root}/data/{key}", _DTYPES[storage], numel)
         if self.storages[key].dtype != _DTYPES[storage]:
@@ -139,8 +148,10 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
                 raise ValueError(f"{member} is cut off")
         return torch.from_numpy(data).view(dtype) if numel else torch.empty(0, dtype=dtype)
 
-    def tensor(self, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-        if not isinstance(storage, Tensor) or math.prod(size) > storage.numel():
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+        if not isinstance(storage, Tensor) or not _are_sizes(size) or not _are_sizes(stride) or type(offset) is not int:
+            raise ValueError("a tensor is not given by its storage, offset, size and stride")
+        if math.prod(size) > storage.numel():
             raise ValueError(f"a tensor of size {str(size)[:100]} does not fit its storage")
         return storage.as_strided(size, stride, offset)
 
@@ -151,8 +162,27 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
             raise ValueError(f"{type(module).__name__} is given attributes, which only a module has")
         module.attributes = state
 
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self.set_items(self.pop_mark())
+
+    def set_items(self, items: list[Any]) -> None:
+        target, keys = self.stack[-1], items[::2]
+        if not isinstance(target, dict) or not all(isinstance(key, str | int | float | Tensor) for key in keys):
+            raise ValueError("an item is set by a key that TorchScript does not have, or in an object that is no dict")
+        target.update(zip(keys, items[1::2], strict=True))
+
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _OPCODES}  # pyright: ignore  # noqa: RUF012
     dispatch[pickle.BUILD[0]] = load_build  # pyright: ignore[reportArgumentType]
+    dispatch[pickle.SETITEM[0]] = load_setitem  # pyright: ignore[reportArgumentType]
+    dispatch[pickle.SETITEMS[0]] = load_setitems  # pyright: ignore[reportArgumentType]
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(type(size) is int for size in value)
 
 
 def _root(archive: zipfile.ZipFile) -> str | None:
@@ -170,6 +200,8 @@ def _named(module: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
             raise UserError(f"checkpoint {path}: a module of this TorchScript archive contains itself or is none")
         seen.add(id(value))
         for key, attribute in value.attributes.items():
+            if not isinstance(key, str) or len(prefix) + len(key) > MAX_NAME:
+                raise UserError(f"checkpoint {path}: an attribute's name is no string of up to {MAX_NAME} characters")
             if isinstance(attribute, Tensor):
                 yield f"{prefix}{key}", attribute
             elif isinstance(attribute, _Module):

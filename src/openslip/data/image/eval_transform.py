@@ -16,6 +16,7 @@ from openslip.data.image.rgb import ToRgb
 from openslip.errors import UserError
 
 LONGEST = 100  # longest side that is resized, in multiples of the shorter side
+LARGEST = 10_000  # pixels of a side after the resize: a file can ask for any number, which would fill the memory
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 RESIZES = ("shortest", "squash", "longest")
 CROPS = {"round": round, "floor": math.floor}
@@ -42,7 +43,8 @@ class EvalTransform:
             as transformers does.
 
     Raises:
-        UserError: a setting has an unknown value, or `resize_to` is below `size` or has no effect.
+        UserError: a setting has an unknown value, a size is not from 1 to 10,000, or `resize_to` is below `size` or has
+            no effect.
     """
 
     def __init__(
@@ -64,6 +66,9 @@ class EvalTransform:
             raise UserError(f"resize={resize}: expected {', '.join(RESIZES)}")
         if crop not in CROPS:
             raise UserError(f"crop={crop}: expected {' or '.join(CROPS)}")
+        for name, side in (("size", size), ("resize_to", size if resize_to is None else resize_to)):
+            if not 1 <= side <= LARGEST:
+                raise UserError(f"{name}={side}: expected from 1 to {LARGEST:,} pixels")
         if resize_to is not None and (resize_to < size or resize != "shortest"):
             raise UserError(f"resize_to={resize_to}: expected at least size={size}, and resize=shortest")
         self.size = size

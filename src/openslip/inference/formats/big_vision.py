@@ -18,6 +18,7 @@ from openslip.errors import UserError
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
+from openslip.inference.files import distinct
 from openslip.inference.layouts import siglip
 from openslip.inference.layouts.huggingface import vision_transformer
 from openslip.inference.layouts.keys import fit, number_of, rename, shape, table
@@ -26,6 +27,8 @@ from openslip.run.file_sizes import EXPANSION, SLACK
 from openslip.text.bare_ids import BareIds
 
 NORM_EPS, ACTIVATION = 1e-6, "gelu_tanh"
+KERNELS = ("/query/kernel", "/key/kernel", "/value/kernel")  # [width, heads, width of a head]
+MAX_LAYERS = 1000  # of a tower whose layers are stacked
 MARK = "img/MAPHead_0/probe"
 
 _LAYERS = (
@@ -127,7 +130,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an `.npz` file by their names without `params/`; pickled arrays are refused, not loaded.
 
     Raises:
-        UserError: the file is damaged, holds pickled arrays or arrays that are no floats, or expands too much.
+        UserError: the file is damaged, holds pickled arrays or arrays that are no floats or empty, or expands too much.
     """
     try:
         with zipfile.ZipFile(regular_file(path)) as archive:
@@ -135,7 +138,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         if unpacked > max(EXPANSION * size, size + SLACK):
             raise UserError(f"checkpoint {path} has {size:,} bytes and unpacks to {unpacked:,}: refused")
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name.removeprefix("params/"): file[name] for name in file.files}
+            arrays = distinct((name.removeprefix("params/"), file[name]) for name in file.files)
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged or hostile files
@@ -144,33 +147,52 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise UserError(f"checkpoint {path}: {name[:120]} is of {array.dtype}; expected floats")
+        if array.size == 0:  # it may have any number of layers in a file of any size
+            raise UserError(f"checkpoint {path}: {name[:120]} has shape {[*array.shape]}, and no elements")
     return arrays
 
 
 def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Split arrays that stack all layers of a tower on their first axis into one array per layer."""
-    single: dict[str, np.ndarray] = {}
+    """Split arrays that stack all layers of a tower on their first axis into one array per layer.
+
+    Raises:
+        UserError: an array has more layers than any model, or a layer is in the file twice.
+    """
+    single: list[tuple[str, np.ndarray]] = []
     for name, array in arrays.items():
         if "/encoderblock/" in name and array.ndim:
+            if len(array) > MAX_LAYERS:
+                raise UserError(f"{name[:120]} has {len(array):,} layers; expected up to {MAX_LAYERS:,}")
             for number, layer in enumerate(array):
-                single[name.replace("/encoderblock/", f"/encoderblock_{number}/")] = layer
+                single.append((name.replace("/encoderblock/", f"/encoderblock_{number}/"), layer))
         else:
-            single[name] = array
-    return single
+            single.append((name, array))
+    return distinct(single)
 
 
 def heads(arrays: Mapping[str, np.ndarray], choices: Choices, tower: str) -> int:
-    """Return the number of attention heads of a tower, `img` or `txt`, which is an axis of its kernels."""
+    """Return the number of attention heads of a tower, `img` or `txt`, which is an axis of its kernels.
+
+    Raises:
+        UserError: the tower has no such kernel, or they differ in the number of heads, or the choice differs.
+    """
     encoder, option = {"img": ("Transformer", "image_heads"), "txt": ("Encoder_0", "text_heads")}[tower]
     name = f"{tower}/{encoder}/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
     if name not in arrays or arrays[name].ndim != 3:
         raise UserError(f"the file lacks {name} of three axes: width, heads, and width of a head")
-    return agree(option, arrays[name].shape[1], getattr(choices, option))
+    number = arrays[name].shape[1]
+    for other, array in arrays.items():
+        if other.startswith(f"{tower}/") and other.endswith(KERNELS) and array.shape[1:2] != (number,):
+            raise UserError(
+                f"{other[:120]} has shape {[*array.shape]}, and {name} has {number} heads: expected the same number in "
+                "all layers"
+            )
+    return agree(option, number, getattr(choices, option))
 
 
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Return the arrays in torch's layouts, with queries, keys and values joined; dots separate the parts of a name."""
-    weights: dict[str, Tensor] = {}
+    named: list[tuple[str, Tensor]] = []
     for name, array in arrays.items():
         tensor = torch.from_numpy(array.astype(np.float32))
         owner, _, kind = name.rpartition("/")
@@ -188,7 +210,8 @@ def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         elif name in ("t", "b") and tensor.numel() == 1:
             tensor = tensor.reshape([])
         kind = {"kernel": "weight", "scale": "weight"}.get(kind, kind)
-        weights[".".join(filter(None, [*owner.split("/"), kind]))] = tensor.contiguous()
+        named.append((".".join(filter(None, [*owner.split("/"), kind])), tensor.contiguous()))
+    weights = distinct(named)
     for name in [name for name in weights if ".query." in name]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         if all(part in weights for part in parts):

@@ -15,7 +15,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, heads
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.files import distinct, peek, unwrapped_weights
 from openslip.inference.layouts import openai, transforms
 from openslip.inference.layouts.keys import fit
 from openslip.text.bare_ids import BareIds
@@ -46,13 +46,14 @@ def read(path: Path, choices: Choices) -> Bundle:
         choices: numbers of heads, for a model whose heads are not 64 wide.
 
     Raises:
-        UserError: weights are missing, unexpected, or of other shapes.
+        UserError: weights are missing, unexpected, of other shapes, or two of one name.
     """
-    weights = {}
+    named = []
     for name, weight in _weights(path).items():
         prefix = next((prefix for prefix in TEXT if name.startswith(prefix)), "")
         if not name.startswith(TRAINING):
-            weights[name.removeprefix(prefix)] = weight
+            named.append((name.removeprefix(prefix), weight))
+    weights = distinct(named)
     activation = choices.check_activation("quick_gelu")
     image_heads = heads(path, "image_heads", openai.image_width(weights), choices.image_heads)
     image = openai.image_tower(weights, activation=activation, heads=image_heads)
@@ -81,7 +82,4 @@ def transform(size: int) -> EvalTransform:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     content = peek(path)
-    state = content.get("model", content.get("state_dict", content))
-    if not isinstance(state, Mapping):
-        return {}
-    return {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
+    return unwrapped_weights(content.get("model", content.get("state_dict", content)))

@@ -17,7 +17,7 @@ from openslip.errors import UserError
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree, heads
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.files import peek, unwrapped_weights
 from openslip.inference.layouts import coca, openai, timm_trunk, transforms
 from openslip.inference.layouts import open_clip_config as configs
 from openslip.inference.layouts.folder import file_in, read_json, weights_in
@@ -109,7 +109,7 @@ def read_folder(path: Path, choices: Choices) -> Bundle:
     model = configs.settings(config, "model_cfg", file)
     vision, words = (configs.settings(model, name, file) for name in ("vision_cfg", "text_cfg"))
     place, weights = weights_in(path, WEIGHTS)
-    weights = flat({unwrapped(name): weight for name, weight in weights.items()}, place)
+    weights = flat(unwrapped_weights(weights), place)
     text = text_tower(weights, words, choices, file, quick_gelu=bool(model["quick_gelu"]))
     if vision["timm_model_name"]:
         image = timm_trunk.image_tower(weights, vision, model["timm_arguments"], choices, file)
@@ -248,7 +248,4 @@ def compare(sizes: Mapping[str, tuple[Any, Any]], path: Path) -> None:
 
 def _state(path: Path) -> dict[str, Tensor]:
     content = peek(path)
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping):
-        return {}
-    return {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
+    return unwrapped_weights(content.get("state_dict", content))

@@ -5,7 +5,6 @@ recognised. All its models have QuickGELU, and one attention head per 64 channel
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from openslip.errors import UserError
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, heads
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.files import peek, unwrapped_weights
 from openslip.inference.layouts import openai, transforms
 from openslip.inference.layouts.keys import fit
 from openslip.inference.torchscript import is_torchscript, read_tensors
@@ -77,10 +76,7 @@ def read(path: Path, choices: Choices) -> Bundle:
 
 def _plain(path: Path) -> dict[str, Tensor]:
     content = peek(path)
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping):
-        return {}
-    return {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
+    return unwrapped_weights(content.get("state_dict", content))
 
 
 def _size(value: Any, name: str, path: Path) -> int:

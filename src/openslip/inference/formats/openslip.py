@@ -20,7 +20,7 @@ from openslip.errors import UserError
 from openslip.inference.architecture import build_tokenizer, build_with
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.files import peek, unwrapped, unwrapped_weights
 from openslip.inference.files import write as write_file
 from openslip.inference.stated import refuse_other
 from openslip.text.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
             key = name[:120] if isinstance(name, str) else reprlib.repr(name)
             what = f"{key}, an entry from {type(name).__name__} to {type(value).__name__}"
             raise UserError(f"checkpoint {path}: `state_dict` holds {what}; expected entries from str to Tensor")
-    state = {unwrapped(name): tensor for name, tensor in state.items()}
+    state = unwrapped_weights(state)
     kind = "averaged." if any(name.startswith("averaged.") for name in state) else "model."
     return {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
 

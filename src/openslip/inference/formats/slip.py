@@ -13,7 +13,7 @@ from openslip.errors import UserError
 from openslip.inference.architecture import build_model, load_weights
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.files import peek, unwrapped, unwrapped_weights
 from openslip.inference.layouts.keys import Table, table, translate
 from openslip.inference.layouts.openai import CLIP_VOCABULARY, LOGIT_SCALE_INIT, TEXT_TOWER
 from openslip.text.bare_ids import BareIds
@@ -118,7 +118,7 @@ def import_checkpoint(
 def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights by their published names, without the prefixes of torch.compile and data parallelism."""
     state = raw.get("state_dict", raw)
-    tensors = {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = unwrapped_weights(state)
     if "visual.cls_token" not in tensors:
         raise UserError(
             "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; "

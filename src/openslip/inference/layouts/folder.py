@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from openslip.errors import UserError
-from openslip.inference.files import read
+from openslip.inference.files import distinct, read
 from openslip.regular_file import regular_file
 
 
@@ -80,15 +80,20 @@ def weights_in(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Te
 
 
 def sharded(folder: Path, index: Path) -> dict[str, Tensor]:
-    """Read the weights of all shards that an index names."""
+    """Read the weights of all shards that an index names.
+
+    Raises:
+        UserError: a shard is missing, two shards have a weight of one name, or the index names other weights.
+    """
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise UserError(f"{index}: its weight_map is no dict of file names")
-    weights: dict[str, Tensor] = {}
+    named: list[tuple[str, Tensor]] = []
     for shard in sorted(set(places.values())):
         if (path := file_in(folder, shard)) is None:
             raise UserError(f"{index} names the file {shard}, which is missing: download the model again")
-        weights |= tensors(path)
+        named += tensors(path).items()
+    weights = distinct(named)
     if differing := weights.keys() ^ places.keys():
         raise UserError(f"{index} and its shards differ in {len(differing)} weights, such as {min(differing)[:120]}")
     return weights
