@@ -1,5 +1,6 @@
 """Initial weights of a run, from a checkpoint's whole model or from single towers (LiT, arXiv:2111.07991)."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import NonFiniteError, UserError
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.config_choices import choices_in
@@ -15,6 +17,11 @@ from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
 TEXTS = ("a photo of a dog.", "two red squares, beside a large blue ring")
+# Settings of a transform leave out the defaults.
+DEFAULTS: dict[str, Any] = {
+    name: inspect.signature(EvalTransform).parameters[name].default
+    for name in ("interpolation", "resize", "resize_to", "crop")
+}
 TOLERANCE = 1e-3  # relative to the largest absolute feature value; float32 kernels of the same function differ by less
 
 
@@ -144,15 +151,15 @@ class InitialWeights:
             raise UserError(f"{key} ({differences[0]}{more}); use the config that it was trained with") from error
 
     def compare(self, bundle: Bundle, stored: nn.Module, new: nn.Module, kind: str, key: str) -> None:
-        """Check what shapes of weights do not show: heads, activation, epsilon, pooling, token ids, mean and std."""
+        """Check what shapes of weights do not show: heads, activation, epsilon, pooling, token ids, transform."""
         if kind == "text":
             self.compare_tokenizers(bundle.tokenizer, key)
         elif kind == "image":
-            settings: Mapping[str, Any] = bundle.transform.settings()
+            settings, wanted = DEFAULTS | bundle.transform.settings(), DEFAULTS | dict(self.transform)
             self.notices += [
-                f"{key}: it was trained with {name}={settings[name]}; this run has {name}={self.transform[name]}"
-                for name in ("mean", "std")
-                if settings[name] != self.transform[name]
+                f"{key}: it was trained with {name}={settings[name]}; this run has {name}={wanted[name]}"
+                for name in ("mean", "std", *DEFAULTS)
+                if settings[name] != wanted[name]
             ]
         inputs = self.probe(kind)
         cpu = torch.device("cpu")
