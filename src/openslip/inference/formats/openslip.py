@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.image.eval_transform import LARGEST, EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_tokenizer, build_with
 from openslip.inference.bundle import Bundle
@@ -26,7 +26,6 @@ from openslip.inference.stated import refuse_other
 from openslip.text.tokenizer import Tokenizer
 
 FORMAT = 2  # in format 1, the tokenizer's entry had no _target_, because CLIP's was the only tokenizer
-MAX_SIZE = 10_000  # largest accepted side of an input image, in pixels
 ENTRIES = ("format", "architecture", "tokenizer", "transform")
 
 
@@ -88,7 +87,7 @@ def build_transform(path: Path, settings: Any) -> EvalTransform:
         size, mean, std = (settings[name] for name in ("size", "mean", "std"))
         finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
         sides = (size, settings.get("resize_to") or size)
-        if all(isinstance(side, int) and 0 < side <= MAX_SIZE for side in sides) and finite and min(std) > 0:
+        if all(isinstance(side, int) and 0 < side <= LARGEST for side in sides) and finite and min(std) > 0:
             return EvalTransform(**settings)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
         pass  # the error below is raised
