@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from openslip import __version__, progress, signals, slurm, streams, terminal
 from openslip.commands import commands
+from openslip.commands._imports import importing_pytorch
 from openslip.config.folder import config_dirs
 from openslip.config.help import help_text
 from openslip.errors import run_entry_point
@@ -75,7 +76,7 @@ def entry_of(command: str) -> Callable[[list[str]], int | None]:
     """Import a command and return its entry point."""
     if command not in HYDRA:  # the others import PyTorch only after they have read their options
         return importlib.import_module(f"openslip.commands.{command}").main
-    with progress.progress("importing PyTorch"):
+    with importing_pytorch():
         return importlib.import_module(f"openslip.commands.{command}").main
 
 

@@ -14,7 +14,7 @@ from openslip import __version__
 from openslip.config.catalogue import datasets
 from openslip.config.folder import config_folder
 from openslip.data.index.outdated import complete, index_folders, why_unused
-from openslip.data.remote.cache import cache_folder
+from openslip.data.remote.files import cache_folder
 from openslip.errors import UserError, first_line
 from openslip.locks import is_locked
 from openslip.run import environment

@@ -13,6 +13,8 @@ from openslip.__main__ import run
 from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
 from openslip.inference.bundle import Bundle
+from openslip.inference.choices import Choices, heads
+from openslip.inference.config_choices import NAMES
 from openslip.inference.imagenet_classes import imagenet_ids
 from openslip.inference.imagenet_prompts import imagenet_templates
 
@@ -174,3 +176,33 @@ def test_weights_that_are_not_finite_give_no_result(
     assert evaluate(root) == 3
     assert "error: checkpoint X: its text features are not finite" in capsys.readouterr().err
     assert not (root / "out.json").exists()
+
+
+def test_what_a_file_does_not_say_is_asked_for_and_given_by_keys(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    given: dict[str, Any] = {}
+
+    def asking(path: str, **options: Any) -> Bundle:
+        given.update(options)
+        choices = Choices(activation=options["activation"])
+        choices.need_activation()
+        heads(Path(path), "image_heads", 80, options["image_heads"])
+        return bundle(dual_encoder())
+
+    monkeypatch.setattr(module, "load", asking)
+    assert evaluate(root) == 1
+    error = capsys.readouterr().err
+    assert "give activation=quickgelu (OpenAI" in error
+    assert "or activation=gelu" in error
+    assert evaluate(root, "activation=relu") == 1
+    assert "activation=relu: expected one of quickgelu" in capsys.readouterr().err
+    assert evaluate(root, "activation=[gelu]") == 1
+    assert "activation=['gelu']: expected one word" in capsys.readouterr().err
+    assert evaluate(root, "activation=gelu") == 1
+    assert "width 80 does not tell the number of image_heads (not a multiple of 64); give image_heads=\n" in (
+        capsys.readouterr().err
+    )
+    words = [f"classnames={root}/names.txt", "templates=[a {}.]"]
+    assert evaluate(root, "activation=gelu", "image_heads=5", "text_heads=2", *words) == 0
+    assert {name: given[name] for name in NAMES} == {"activation": "gelu", "image_heads": 5, "text_heads": 2}

@@ -144,6 +144,24 @@ def test_other_colours_and_another_truncation_are_said(tmp_path: Path):
     assert "trained with tokenizer.truncation=drop_end; this run has keep_end" in said
 
 
+def test_images_that_are_resized_in_another_way_are_said(tmp_path: Path):
+    config = settled(compose_config("train", TINY)[0])
+    parts = build_parts(config)
+    transform = EvalTransform(**TRANSFORM, interpolation="bicubic", resize_to=40, crop="floor")
+    file = tmp_path / "a.ckpt"
+    write(Bundle(parts.model, parts.tokenizer, transform, config["model"], torch.device("cpu")), file)
+    said = start(parts_of(), file).notices
+    assert [notice.removeprefix(f"init_from.checkpoint={file}: it was trained with ") for notice in said] == [
+        "interpolation=bicubic; this run has interpolation=bilinear",
+        "resize_to=40; this run has resize_to=None",
+        "crop=floor; this run has crop=round",
+    ]
+    assert start(parts_of(), file, interpolation="bicubic", resize_to=40, crop="floor").notices == []
+    squashed = EvalTransform(**TRANSFORM, resize="squash")
+    write(Bundle(parts.model, parts.tokenizer, squashed, config["model"], torch.device("cpu")), file)
+    assert "resize=squash; this run has resize=shortest" in start(parts_of(), file).notices[0]
+
+
 def test_a_checkpoint_of_another_kind_of_model_is_refused_with_the_keys(tmp_path: Path):
     config = settled(compose_config("train", ["model=simclr_tiny"])[0])
     model = build_parts(config).model

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_towers import FOLDER
+from safetensors.torch import load_file, save_file
 from shard_files import write_pairs
 from trainings import SMALL, Training
 
+import openslip
 from openslip.config.build import Parts, build_parts, settled
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
@@ -98,3 +101,34 @@ def test_a_locked_tower_keeps_its_weights_over_a_stop_although_their_file_is_gon
         if name.startswith("image_tower."):
             assert torch.equal(state[f"model.{name}"], tensor), name
     assert not torch.equal(state["model.text_projection"], there["text_projection"])
+
+
+def test_what_a_file_does_not_say_is_given_beside_its_path(tmp_path: Path):
+    state = load_file(FOLDER / "open_clip_vit_gelu.safetensors")
+    width = state["token_embedding.weight"].shape[1]
+    state["token_embedding.weight"] = torch.randn(49408, width, generator=torch.Generator().manual_seed(0))
+    path = str(tmp_path / "bare.safetensors")
+    save_file(state, path)
+    choices: dict[str, Any] = {"activation": "gelu", "image_heads": 4, "text_heads": 4}
+    there = openslip.load(path, **choices)
+    transform = there.transform.settings()
+
+    def new() -> InitialWeights:
+        return InitialWeights(build_model(there.architecture), there.tokenizer, transform)
+
+    untouched = {"image": {"weights": None}, "text": {"weights": None}}
+    with pytest.raises(UserError, match=r"give init_from\.activation=quickgelu .* or init_from\.activation=gelu"):
+        new().load(path, untouched)
+    with pytest.raises(UserError, match=r"give towers\.image\.image_heads="):
+        new().load(None, {"image": {"weights": path, "activation": "gelu"}})
+    with pytest.raises(UserError, match=r"its text tower gives other outputs"):
+        new().load(None, {"text": {"weights": path, **choices, "activation": "quickgelu"}})
+    whole = new()
+    whole.load(path, untouched, choices)
+    assert all(torch.equal(tensor, whole.model.state_dict()[name]) for name, tensor in there.model.state_dict().items())
+    for kind in ("image", "text"):
+        single = new()
+        single.load(None, {kind: {"weights": path, **choices}})
+        tower = single.model.get_submodule(f"{kind}_tower").state_dict()
+        wanted = there.model.get_submodule(f"{kind}_tower").state_dict()
+        assert all(torch.equal(tensor, tower[name]) for name, tensor in wanted.items())

@@ -250,7 +250,7 @@ DATA = [
     (D + "image/crop.py", "(low + (high - low) * draws[2 * attempt])", "(low + (1 - low) * draws[2 * attempt])"),
     (D + "image/crop.py", "x = self.augment(x, parameters[part])", "pass"),
     (D + "image/eval_transform.py", "Image.Resampling.BILINEAR", "Image.Resampling.BICUBIC"),
-    (D + "image/eval_transform.py", "int(self.size * width / short)", "self.size"),
+    (D + "image/eval_transform.py", "int(resized * width / short)", "resized"),
     (
         D + "index/scan.py",
         'duplicate key, of which the first was used", name)',
@@ -295,7 +295,7 @@ CHECKPOINTS = [
         '"model."',
     ),
     ("src/openslip/inference/formats/slip.py", '"truncation": "drop_end"', '"truncation": "keep_end"'),
-    ("src/openslip/inference/formats/slip.py", '"VITS16": 12', '"VITS16": 6'),
+    ("src/openslip/inference/formats/slip.py", '"VITS16": (384, 12)', '"VITS16": (384, 6)'),
     ("src/openslip/inference/bundle.py", "torch.cat(features)[order.argsort().to(self.device)]", "torch.cat(features)"),
     ("src/openslip/inference/bundle.py", "module.training = training", "pass"),
     (
@@ -442,7 +442,7 @@ HOSTILE = [
     ),
     ("src/openslip/arrays.py", "stated > size - file.tell()", "False"),
     ("src/openslip/distributed.py", "gradient.clone(memory_format=torch.contiguous_format)", "gradient.contiguous()"),
-    ("src/openslip/commands/strip.py", "load(temporary, allow=allow)", "pass"),
+    ("src/openslip/inference/strip.py", "load(temporary, allow=allow)", "pass"),
     (
         "src/openslip/commands/eval.py",
         "map(printable, (name, metric, with_unit(metric, value)))",

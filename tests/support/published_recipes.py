@@ -403,7 +403,8 @@ def recipe(
     tokens = None if method == "simclr" else tokenizer(mode)
     made = views(tokens, tiny=tiny)
     evaluated_by = evaluated_by or ("builtin_knn" if method == "simclr" else "builtin")
-    untouched = {"weights": None, "locked": False}
+    as_the_file_says = {"activation": None, "image_heads": None, "text_heads": None}
+    untouched = {"weights": None, **as_the_file_says, "locked": False}
     length = {"max_steps": 1100, "max_epochs": None} if tiny else {"max_steps": None, "max_epochs": max_epochs}
     return deepcopy(
         {
@@ -411,7 +412,7 @@ def recipe(
             "global_batch_size": 64 if tiny else 4096,
             "tf32": False,
             "evaluation_samples": None,
-            "init_from": {"checkpoint": None, "resize": False},
+            "init_from": {"checkpoint": None, **as_the_file_says, "resize": False},
             "towers": {"image": {**untouched, "patch_dropout": 0.0}, "text": untouched},
             "image_size": 32 if tiny else 224,
             "mean": IMAGENET_MEAN,

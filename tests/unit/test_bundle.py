@@ -16,7 +16,6 @@ from evaluation_models import Pictures, bundle, dual_encoder, image_encoder
 from PIL import Image
 
 import openslip
-from openslip.commands.strip import strip
 from openslip.data.image.decode import open_image
 from openslip.errors import UserError
 from openslip.inference import formats
@@ -25,6 +24,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.files import read, write
 from openslip.inference.formats.openslip import FORMAT, describe
 from openslip.inference.formats.openslip import write as write_bundle
+from openslip.inference.strip import strip
 from openslip.training.checkpoint_io import DurableCheckpointIO
 
 TEXTS = ["a red ring", "one", "there is a large striped blue cross here", "a red ring"]
@@ -359,9 +359,9 @@ from openslip.inference.bundle import Bundle
 def detect(path):
     return path.suffix == ".npz"
 
-def read(path, *, allow):
+def read(path, choices):
     architecture = ARCHITECTURE
-    model = build_model(architecture, allow)
+    model = build_model(architecture, choices.allow)
     with np.load(path, allow_pickle=False) as arrays:
         model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
     transform = EvalTransform(size=16, mean=[0.5] * 3, std=[0.5] * 3)
@@ -395,13 +395,15 @@ def test_a_file_in_the_folder_of_formats_is_found_by_content(foreign: Path, monk
     shutil.copy(foreign / "my_npz.py", folder)
     monkeypatch.setattr(formats, "__file__", str(folder / "__init__.py"))
     monkeypatch.setattr(formats, "__path__", [str(folder)])
-    assert formats.names() == ["my_npz", "openslip", "slip"]
+    assert "my_npz" in formats.names()
     assert same_weights(openslip.load(foreign / "weights.npz"))
 
 
 def test_a_file_in_no_known_format_is_told_its_keys(tmp_path: Path):
     torch.save({"weights": {}, "epoch": 3}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"in none of the known formats \(openslip, slip\); its keys: weights, epoch"):
+    with pytest.raises(
+        UserError, match=r"in none of the known formats \(.*openai, openslip, slip.*\); its keys: weights, epoch"
+    ):
         openslip.load(tmp_path / "other.pt")
 
 

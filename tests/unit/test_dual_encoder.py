@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.tower import Tokens, Tower, unpadded
 from openslip.optim import param_groups
@@ -77,3 +78,20 @@ def test_a_projection_is_a_linear_layer(bias: bool):
         torch.testing.assert_close(found, layer(features), rtol=1e-5, atol=1e-6)
         project = model.project_image if kind == "image" else model.project_text
         assert torch.equal(found, project(features))
+
+
+def test_the_text_projection_alone_may_have_a_bias_and_the_image_projection_may_be_missing():
+    model = dual_encoder(projection_bias="text")
+    added = model.state_dict().keys() - dual_encoder().state_dict().keys()
+    assert added == {"text_projection_bias"}
+    torch.manual_seed(0)
+    towers: dict[str, Any] = {"image_tower": Linear(12, 5), "text_tower": Linear(4, 7)}
+    plain = DualEncoder(**towers, embed_dim=5, logit_scale_init=2.0, projects_image=False, projection_bias="text")
+    assert "image_projection" not in plain.state_dict()
+    assert torch.equal(plain.encode_image(IMAGES), plain.image_tower(IMAGES))
+    assert plain.encode_text(TEXTS, LENGTHS).shape == (6, 5)
+    for wrong in ({"embed_dim": 3, "projection_bias": False}, {"embed_dim": 5, "projection_bias": True}):
+        with pytest.raises(UserError, match=r"projects_image=false with .* image tower of width 5"):
+            DualEncoder(**towers, logit_scale_init=2.0, projects_image=False, **wrong)
+    with pytest.raises(UserError, match="projection_bias=image: expected true, false or text"):
+        dual_encoder(projection_bias="image")

@@ -13,13 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import openslip
-from openslip.commands.strip import strip
 from openslip.errors import UserError
+from openslip.inference import formats
 from openslip.inference.architecture import build_model
 from openslip.inference.bundle import Bundle
+from openslip.inference.choices import ACTIVATIONS
 from openslip.inference.files import write
 from openslip.inference.formats import openslip as ours
 from openslip.inference.formats.slip import to_published
+from openslip.inference.strip import strip
 
 TOWER = {
     "_target_": "openslip.models.timm_tower.TimmTower",
@@ -139,7 +141,7 @@ def test_weights_that_share_their_memory_are_written(tmp_path: Path):
 
 def test_safetensors_of_others_and_damaged_ones_are_refused(tmp_path: Path):
     save_file({"a": torch.ones(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"other\.safetensors holds weights and no settings: .*openslip strip"):
+    with pytest.raises(UserError, match=r"other\.safetensors is in none of the known formats .*; its weights: a"):
         openslip.load(tmp_path / "other.safetensors")
     whole = (tmp_path / "other.safetensors").read_bytes()
     for number, content in enumerate((b"", whole[:-4], b"\xff" * 100, whole[:20])):
@@ -150,3 +152,44 @@ def test_safetensors_of_others_and_damaged_ones_are_refused(tmp_path: Path):
     save_file({"a": torch.ones(3)}, tmp_path / "json.safetensors", {"openslip": "{"})
     with pytest.raises(UserError, match=r"its `openslip` entry cannot be read as JSON"):
         openslip.load(tmp_path / "json.safetensors")
+
+
+def test_choices_must_agree_with_what_our_file_says(tmp_path: Path, bundle: Bundle):
+    path = tmp_path / "stripped.ckpt"
+    ours.write(bundle, path)
+    openslip.load(path, image_heads=1, text_heads=1)
+    for choices, says in (
+        ({"image_heads": 2}, "image_heads=2: the file says 1"),
+        ({"text_heads": 4}, "text_heads=4: the file says 1"),
+        ({"activation": "gelu_tanh"}, "activation=gelu_tanh: the file says gelu, quick_gelu"),
+        ({"activation": "gelu"}, "activation=gelu: the file says gelu, quick_gelu"),
+    ):
+        with pytest.raises(UserError, match=says):
+            openslip.load(path, **choices)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quickgelu"])
+def test_an_activation_that_both_towers_have_agrees(tmp_path: Path, activation: str):
+    name = ACTIVATIONS[activation]
+    image = TOWER | {"arguments": TOWER["arguments"] | {"act_layer": name}}
+    architecture = DUAL | {"image_tower": image, "text_tower": DUAL["text_tower"] | {"activation": name}}
+    model = build_model(architecture)
+    path = tmp_path / "stripped.ckpt"
+    ours.write(Bundle(model, tokenizer(), transform(), architecture, torch.device("cpu")), path)
+    openslip.load(path, activation=activation)
+    for other in ACTIVATIONS.keys() - {activation}:
+        with pytest.raises(UserError, match=f"activation={other}: the file says {name}; leave activation out"):
+            openslip.load(path, activation=other)
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_a_named_format_that_the_file_is_not_in_is_refused(name: str, tmp_path: Path):
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "weights.pt")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text('{"other": 1}')
+    for place in ("weights.pt", "folder"):
+        with pytest.raises(UserError, match=f"{place} is not in the format {name}"):
+            openslip.load(tmp_path / place, format=name)
+    (tmp_path / "damaged.pt").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"damaged\.pt"):
+        openslip.load(tmp_path / "damaged.pt", format=name)

@@ -72,6 +72,12 @@ IN = {
 }
 OUT = {
     "init_from.resize": True,
+    "init_from.activation": "gelu",  # how a file is read: it must then give the outputs of this run's towers
+    "init_from.image_heads": 3,
+    "init_from.text_heads": 3,
+    "towers.image.activation": "gelu",
+    "towers.image.image_heads": 3,
+    "towers.text.text_heads": 3,
     "name": "other",
     "runs_dir": "elsewhere",
     "resume": "never",

@@ -75,9 +75,9 @@ def test_another_shape_type_or_range_is_refused(image: Any, message: str):
 
 
 @pytest.mark.parametrize("image", [ARRAY, TENSOR, TENSOR.float() / 255, Image.fromarray(ARRAY)])
-def test_one_image_is_no_list_of_images(image: Any):
-    with pytest.raises(UserError, match=r"expected a list of images, got one .*: write \[image\]"):
-        bundle(dual_encoder()).encode_image(image)
+def test_one_image_gives_one_row_of_features(image: Any):
+    model = bundle(dual_encoder())
+    assert torch.equal(model.encode_image(image), model.encode_image([image]))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,73 @@ def test_sigmoid_probabilities_need_a_bias():
         ZeroShotClassifier(bundle(dual_encoder()), LABELS, probabilities="sigmoid")
     with pytest.raises(UserError, match="probabilities=tanh: expected softmax or sigmoid"):
         ZeroShotClassifier(bundle(dual_encoder()), LABELS, probabilities="tanh")
+
+
+def test_hugging_faces_names_are_other_names_of_ours():
+    model = bundle(dual_encoder())
+    ours = ZeroShotClassifier(model, LABELS, "a {}.")(ARRAY)
+    assert ZeroShotClassifier(model, candidate_labels=LABELS, hypothesis_template="a {}.")(ARRAY) == ours
+    assert ZeroShotClassifier(model, labels=LABELS, templates={"a {}."})(ARRAY) == ours
+    calls: list[tuple[dict[str, Any], str]] = [
+        ({"labels": LABELS, "candidate_labels": LABELS}, "labels and candidate_labels are two names of the same"),
+        ({"labels": LABELS, "templates": "a {}.", "hypothesis_template": "a {}."}, "templates and hypothesis_template"),
+        ({}, "labels are missing"),
+    ]
+    for arguments, message in calls:
+        with pytest.raises(UserError, match=message):
+            ZeroShotClassifier(model, **arguments)
+
+
+@pytest.mark.parametrize("probabilities", ["softmax", "sigmoid"])
+def test_an_image_that_fits_no_label_has_an_empty_ranking(probabilities: str, capsys: pytest.CaptureFixture[str]):
+    model = bundle(dual_encoder())
+    model.model.logit_bias = torch.nn.Parameter(torch.tensor(-1.0))
+    images = [ARRAY, 255 - ARRAY, ARRAY // 2]
+    rankings: Any = ZeroShotClassifier(model, LABELS, probabilities=probabilities)(images)
+    best = [ranking[0][1] for ranking in rankings]
+    for threshold in (min(best), max(best), sum(best) / 3, 1.0):
+        kept = ZeroShotClassifier(model, LABELS, probabilities=probabilities, reject=threshold)(images)
+        assert kept == [ranking if p >= threshold else [] for ranking, p in zip(rankings, best, strict=True)]
+    assert capsys.readouterr().err == ""
+    assert ZeroShotClassifier(model, LABELS, probabilities=probabilities, reject=1.0)(ARRAY) == []
+
+
+def test_a_threshold_that_rejects_nothing_is_said(capsys: pytest.CaptureFixture[str]):
+    model = bundle(dual_encoder())
+    ZeroShotClassifier(model, LABELS, reject=0.3)
+    assert capsys.readouterr().err == (
+        "reject=0.3 rejects nothing: the most probable of 3 labels always has a probability of at least 0.333\n"
+    )
+    for reject in (-0.1, 50):
+        with pytest.raises(UserError, match=f"reject={reject}: expected a probability from 0 to 1"):
+            ZeroShotClassifier(model, LABELS, reject=reject)
+
+
+def test_gradients_reach_the_image_and_no_weight():
+    model = bundle(dual_encoder().double())
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(2, 12, dtype=torch.float64)
+    trainable = [weight.requires_grad for weight in model.model.parameters()]
+    assert all(trainable)
+
+    def loss(images: torch.Tensor, **options: bool) -> torch.Tensor:
+        return (model.encode_image(images, **options) * target).sum()
+
+    loss(images, gradients=True).backward()
+    assert images.grad is not None
+    for place in ((0, 0, 0, 0), (1, 2, 7, 9)):  # against central differences
+        step = torch.zeros_like(images)
+        step[place] = 1e-6
+        with torch.no_grad():
+            slope = (loss(images + step) - loss(images - step)) / 2e-6
+        torch.testing.assert_close(images.grad[place], slope, rtol=1e-5, atol=1e-9)
+    assert all(weight.grad is None for weight in model.model.parameters())
+    assert [weight.requires_grad for weight in model.model.parameters()] == trainable
+    assert torch.equal(model.encode_image(images), model.encode_image(images, gradients=True))
+    assert not model.encode_image(images).requires_grad
+
+
+@pytest.mark.parametrize("images", [[ARRAY], TENSOR.float() / 255, torch.stack([TENSOR]), ARRAY])
+def test_gradients_need_the_stacked_float_tensor(images: Any):
+    with pytest.raises(UserError, match=r"gradients=True: expected finite floats \[images, 3, 16, 16\] as bundle"):
+        bundle(dual_encoder()).encode_image(images, gradients=True)

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import openslip
-from openslip.commands.strip import strip
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model
 from openslip.inference.bundle import Bundle
@@ -20,6 +19,7 @@ from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.files import read, write
 from openslip.inference.formats.slip import to_published
 from openslip.inference.load import load
+from openslip.inference.strip import strip
 from openslip.models.dual_encoder import DualEncoder
 
 LABELS = ["man kicking", "man sleeping", "dog"]
@@ -165,7 +165,7 @@ def test_text_is_encoded_once(loaded: Bundle, pictures: list[Path]):
     assert isinstance(loaded.model, DualEncoder)
     calls: list[int] = []
     hook = loaded.model.text_tower.register_forward_hook(lambda *_: calls.append(1))
-    classifier = ZeroShotClassifier(loaded, LABELS, TEMPLATES)
+    classifier = ZeroShotClassifier(loaded, [*LABELS, "a label of this test alone"], TEMPLATES)
     encoded = len(calls)
     classifier(pictures)
     classifier(pictures[0])

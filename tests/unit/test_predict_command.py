@@ -1,24 +1,32 @@
 """`openslip predict` on files and folders, some of them unreadable; the models are those of `test_predict`."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
 import torch
 from evaluation_models import Pictures, bundle, dual_encoder
+from image_server import image_server
 
 from openslip.__main__ import run
+from openslip.inference import embedding_cache
+from openslip.inference.bundle import Bundle
+from openslip.inference.classifier import ZeroShotClassifier
+from openslip.inference.imagenet_prompts import imagenet_templates
 
 LABELS = ["red", "blue", "green fox"]
 
 
 @pytest.fixture(autouse=True)
-def _model(monkeypatch: pytest.MonkeyPatch) -> None:
+def _model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("openslip.inference.load.load", lambda path, **_: MODELS[path])
+    monkeypatch.setenv("OPENSLIP_CACHE", str(tmp_path / "cache"))
 
 
 def with_bias() -> Any:
@@ -172,3 +180,107 @@ def test_sigmoid_probabilities_need_a_bias(folder: Path, capsys: pytest.CaptureF
     logits = MODELS["biased"].similarity([folder / "a.jpg"], [f"a photo of a {row['label']}." for row in rows])[0]
     expected = (logits * MODELS["biased"].model.logit_scale.exp() - 1).sigmoid().tolist()
     np.testing.assert_allclose([row["probability"] for row in rows], expected, rtol=1e-4)
+
+
+def printed_csv(*words: object, capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    assert predict(*words, "--csv") == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def entries(*words: object, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    assert predict(*words, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_csv_is_printed_as_it_is_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for words in ([], ["--top", "2"], ["--reject", "0.34"], ["--reject", "1"]):
+        assert predict(folder, "--csv", *words) == 0
+        captured = capsys.readouterr()
+        assert predict(folder, "--output", tmp_path / "results.csv", *words) == 0
+        capsys.readouterr()
+        assert (tmp_path / "results.csv").read_text() == captured.out
+
+
+def test_top_keeps_the_most_probable_labels_in_every_form(folder: Path, capsys: pytest.CaptureFixture[str]):
+    whole = entries(folder, capsys=capsys)
+    for top, kept in ((1, 1), (2, 2), (9, 3)):
+        cut = entries(folder, "--top", top, capsys=capsys)
+        assert [entry["labels"] for entry in cut] == [entry["labels"][:kept] for entry in whole]
+    for row, entry in zip(printed_csv(folder, "--top", 2, capsys=capsys), whole, strict=True):
+        assert list(row) == ["image", "label", "probability", "label_2", "probability_2"]
+        assert [row["label"], row["label_2"]] == [label["label"] for label in entry["labels"][:2]]
+        assert float(row["probability_2"]) == entry["labels"][1]["probability"]
+    assert predict(folder / "a.jpg", "--top", 1) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert predict(folder / "a.jpg", "--top", 0) == 1
+    assert capsys.readouterr().err == "error: --top 0: expected at least 1\n"
+
+
+def test_rejected_images_have_no_label_and_the_others_keep_theirs(folder: Path, capsys: pytest.CaptureFixture[str]):
+    whole = entries(folder, capsys=capsys)
+    best = sorted(entry["labels"][0]["probability"] for entry in whole)
+    threshold = (best[0] + best[1]) / 2
+    expected = [entry["labels"] if entry["labels"][0]["probability"] >= threshold else [] for entry in whole]
+    assert [entry["labels"] for entry in entries(folder, "--reject", threshold, capsys=capsys)] == expected
+    assert expected.count([]) == 1
+    rejected = [row for row in printed_csv(folder, "--reject", threshold, capsys=capsys) if not row["label"]]
+    assert len(rejected) == 1
+    assert [*rejected[0].values()][1:] == [""] * (2 + len(LABELS))
+    assert predict(folder, "--reject", threshold) == 0
+    assert capsys.readouterr().out.splitlines().count("  no label") == 1
+
+
+def test_templates_come_from_a_file_or_by_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "prompts.txt").write_text("a {}.\nthe {}.\n")
+    given = entries(folder, "--template", "a {}.", "--template", "the {}.", capsys=capsys)
+    assert entries(folder, "--templates", tmp_path / "prompts.txt", capsys=capsys) == given
+    by_name = entries(folder, "--templates", "imagenet7", capsys=capsys)
+    classify = ZeroShotClassifier(MODELS["plain"], LABELS, imagenet_templates(7))
+    expected = classify([folder / "a.jpg", folder / "b.png", folder / "deeper" / "c.webp"])
+    for entry, ranking in zip(by_name, expected, strict=True):
+        probabilities = {label["label"]: label["probability"] for label in entry["labels"]}
+        assert probabilities == pytest.approx(dict(ranking), abs=1e-6)  # pyright: ignore
+    assert by_name != given
+    assert predict(folder, "--templates", "imagenet8") == 1
+    assert "error: templates=imagenet8: no such file" in capsys.readouterr().err
+    assert predict(folder, "--templates", "imagenet7", "--template", "a {}.") == 1
+
+
+def test_the_second_call_reads_the_embeddings_of_the_first(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(embedding_cache, "_memory", WeakKeyDictionary())
+    first = entries(folder, capsys=capsys)
+    (stored,) = (tmp_path / "cache" / "embeddings").iterdir()
+    monkeypatch.setattr(embedding_cache, "_memory", WeakKeyDictionary())
+    monkeypatch.setattr(Bundle, "encode_text", None)
+    assert entries(folder, capsys=capsys) == first
+    monkeypatch.undo()
+    assert stored.suffix == ".safetensors"
+
+
+def test_choices_reach_load_and_model_is_another_name_of_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("openslip.inference.load.load", lambda path, **options: given.append(options) or MODELS[path])
+    choices = ["--activation", "quickgelu", "--image-heads", "3", "--text-heads", "2"]
+    words = ["predict", str(folder / "a.jpg"), "--model", "plain", "--labels", "red,blue"]
+    assert run(words) == run([*words, *choices]) == 0
+    names = ("activation", "image_heads", "text_heads")
+    assert [[options[name] for name in names] for options in given] == [[None] * 3, ["quickgelu", 3, 2]]
+    assert run([*words, "--activation", "relu"]) == 1
+
+
+def test_addresses_are_classified_beside_files_and_a_bad_one_is_named(folder: Path, capsys: pytest.CaptureFixture[str]):
+    with image_server({"/a.jpg": (folder / "a.jpg").read_bytes(), "/page": b"<html>"}) as root:
+        words = [f"{root}/a.jpg", folder / "a.jpg", f"{root}/page", f"{root}/missing.jpg"]
+        assert predict(*words, "--json") == 1
+    captured = capsys.readouterr()
+    first, second = json.loads(captured.out)
+    assert (first["image"], second["image"]) == (f"{root}/a.jpg", str(folder / "a.jpg"))
+    assert first["labels"] == second["labels"]
+    page, missing, count = captured.err.splitlines()
+    assert page.startswith(f"error: image {root}/page: cannot be decoded (not an image")
+    assert missing.startswith(f"error: image {root}/missing.jpg: cannot be downloaded (HTTP 404 Not Found)")
+    assert count == "error: 2 of 4 images could not be read"

@@ -17,7 +17,7 @@ from openslip.evaluation import features
 from openslip.evaluation.features import text_features
 from openslip.inference import bundle as bundle_module
 from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
-from openslip.inference.prompts import class_embeddings, read_lines, texts_of
+from openslip.inference.prompts import class_embeddings, read_lines, templates_of, texts_of
 from openslip.models.dual_encoder import DualEncoder
 
 
@@ -167,3 +167,15 @@ def test_a_missing_list_is_named(tmp_path: Path):
         read_lines(tmp_path / "nothing.txt")
     with pytest.raises(UserError, match="cannot be read"):
         read_lines(tmp_path)
+
+
+def test_templates_from_python_are_one_string_or_any_collection_and_a_set_is_sorted(tmp_path: Path):
+    words = [f"{letter} {{}}." for letter in "hgfedcba"]
+    assert templates_of(set(words)) == templates_of(frozenset(words)) == sorted(words)
+    assert templates_of(words) == templates_of(tuple(words)) == templates_of(iter(words)) == words
+    assert templates_of("a {}, or two {}.") == ["a {}, or two {}."]
+    assert templates_of("imagenet7") == imagenet_templates(7)
+    (tmp_path / "prompts.txt").write_text("a {}.\nthe {}.")
+    assert templates_of(tmp_path / "prompts.txt") == ["a {}.", "the {}."]
+    with pytest.raises(UserError, match="templates=a photo: no such file"):
+        templates_of("a photo")

@@ -35,10 +35,12 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_block_runs(names: dict[str, Any]):
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 12
     assert isinstance(names["model"], Bundle)
     assert names["images"].shape == names["texts"].shape == (2, 8)
     assert names["cosines"].shape == (2, 2)
+    assert names["pixels"].grad.abs().sum() > 0
+    assert names["strict"](["frame.jpg"] * 0) == []
     torch.testing.assert_close(names["scores"], names["cosines"] * math.exp(2.6593), rtol=1e-5, atol=0)
     assert names["pooled"].shape == (2, names["tower"].width)
     assert names["features"].shape[:2] == names["mask"].shape

@@ -8,15 +8,13 @@ import re
 import resource
 import signal
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from file_server import Handler, Server, serving
 from fsspec.implementations.memory import MemoryFileSystem
 
 from openslip import terminal
@@ -26,85 +24,11 @@ from openslip.data.remote.cache import ShardCache
 from openslip.errors import DataError, UserError
 
 
-class Server(ThreadingHTTPServer):
-    """Files by name, and what is wrong with them."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.versions: dict[str, str] = {}
-        self.ranges = True
-        self.breaks: dict[str, list[int]] = {}  # how many bytes of the body each of the next answers sends
-        self.stated: dict[str, int] = {}  # a length that is not so
-        self.refusals: dict[str, list[int]] = {}  # status of the next answers
-        self.slow = 0.0  # seconds between pieces of a body
-        self.piece = 50_000  # bytes
-        self.downloads: Counter[str] = Counter()
-        self.requested_ranges: list[str | None] = []
-
-    def address(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/folder/{name}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that were killed leave broken pipes."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(send_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(send_body=True)
-
-    def answer(self, send_body: bool) -> None:
-        server, name = self.server, self.path.partition("?")[0].rpartition("/")[2]
-        if refusals := server.refusals.get(name):
-            self.send_error(refusals.pop(0))
-            return
-        if name not in server.files:
-            self.send_error(404)
-            return
-        body, start = server.files[name], 0
-        wanted = self.headers.get("Range")
-        if wanted and server.ranges:
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(server.stated.get(name, len(body)) - start))
-        if name in server.versions:
-            self.send_header("ETag", server.versions[name])
-        self.end_headers()
-        if not send_body:
-            return
-        server.downloads[name] += 1
-        server.requested_ranges.append(wanted)
-        body = body[start:]
-        if breaks := server.breaks.get(name):
-            body, self.close_connection = body[: breaks.pop(0)], True
-        elif name in server.stated:
-            self.close_connection = True
-        for at in range(0, len(body), server.piece):
-            self.wfile.write(body[at : at + server.piece])
-            time.sleep(server.slow)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing on the terminal."""
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(transfer, "WAITS", (0.01, 0.02, 0.03))
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 def content(seed: int, size: int = 300_000) -> bytes:

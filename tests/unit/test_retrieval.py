@@ -83,6 +83,7 @@ def test_the_headline_and_the_table_are_in_per_cent():
 def test_weights_that_are_not_finite_give_no_recall():
     model = dual_encoder()
     with torch.no_grad():
+        assert model.image_projection is not None
         model.image_projection[0, 0] = float("nan")
     with pytest.raises(UserError, match="image features are not finite"):
         retrieve(Captioned(3)).run(bundle(model))

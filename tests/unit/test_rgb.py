@@ -221,6 +221,19 @@ def test_unknown_settings_are_named(name: str, value: str):
         EvalTransform(size=8, mean=[0.5] * 3, std=[0.5] * 3, **settings)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"size": 200_000}, r"^size=200000: expected from 1 to 10,000 pixels"),
+        ({"size": 0}, r"^size=0: expected"),
+        ({"size": 8, "resize_to": 10_001}, r"^resize_to=10001: expected from 1 to 10,000 pixels"),
+    ],
+)
+def test_a_resize_to_more_pixels_than_any_model_takes_is_refused(sizes: dict[str, int], message: str):
+    with pytest.raises(UserError, match=message):
+        EvalTransform(**sizes, mean=[0.5] * 3, std=[0.5] * 3)
+
+
 def test_settings_come_back_from_a_checkpoint():
     settings: dict[str, Any] = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
     choices: list[dict[str, Any]] = [{}, {"transparency": "ignore"}, {"transparency": "ignore", "exif": "apply"}]

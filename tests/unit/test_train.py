@@ -82,6 +82,8 @@ def test_what_auto_precision_chose_first_is_the_runs_own(tmp_path: Path, monkeyp
         ({"optim.ema_decay": True}, r"optim\.ema_decay=True"),
         ({"towers.image.weights": 3}, r"towers\.image\.weights=3: expected a run's folder or a checkpoint file"),
         ({"init_from.checkpoint": 3}, r"init_from\.checkpoint=3: expected a run's folder or a checkpoint file"),
+        ({"init_from.activation": "gelu"}, r"init_from\.activation=gelu: expected null where init_from\.checkpoint"),
+        ({"towers.text.text_heads": 3}, r"text_heads=3: expected null where towers\.text\.weights names no weights"),
         ({"init_from.resize": "yes"}, r"init_from\.resize=yes: expected true or false"),
         ({"data.decoder.exif": "maybe"}, r"data\.decoder\.exif=maybe: expected apply, ignore or null"),
         ({"data.decoder.transparency": "black"}, r"data\.decoder\.transparency=black: expected white, ignore"),

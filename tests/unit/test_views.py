@@ -1,11 +1,13 @@
 """Training crops and the evaluation transform, against torchvision and the recorded published transform."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from open_clip.transform import image_transform
 from PIL import Image
 from published import simclr_augment
 from torch import Tensor
@@ -17,6 +19,7 @@ from openslip.data.image.crop import RandomResizedCrop, random_box
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.view import Columns
 from openslip.errors import UserError
+from openslip.inference.formats.openslip import build_transform
 from openslip.verify.files import RECORDINGS, read_arrays
 
 T: Any = torchvision.transforms  # its types know of tensors only
@@ -48,10 +51,81 @@ def test_the_evaluation_transform_is_torchvisions(width: int, height: int):
     torch.testing.assert_close(result, theirs(image), atol=1e-6, rtol=0)
 
 
-def test_the_settings_of_the_evaluation_transform_make_it_again():
-    transform = EvalTransform(size=20, mean=MEAN, std=STD)
-    again = EvalTransform(**transform.settings())  # pyright: ignore[reportArgumentType]
-    assert torch.equal(again(picture(30, 40)), transform(picture(30, 40)))
+INTERPOLATIONS = {"bilinear": T.InterpolationMode.BILINEAR, "bicubic": T.InterpolationMode.BICUBIC}
+
+
+@pytest.mark.parametrize("size", [(31, 90), (33, 47), (40, 40), (95, 31), (300, 7), (6, 500)])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("resize_to", [None, 32, 37, 64])
+def test_the_shorter_side_is_resized_as_by_torchvision(
+    size: tuple[int, int], interpolation: str, resize_to: int | None
+):
+    resize = T.Resize(resize_to or 32, INTERPOLATIONS[interpolation])
+    theirs = T.Compose([resize, T.CenterCrop(32), T.ToTensor(), T.Normalize(MEAN, STD)])
+    ours = EvalTransform(size=32, mean=MEAN, std=STD, interpolation=interpolation, resize_to=resize_to)
+    torch.testing.assert_close(ours(picture(*size)), theirs(picture(*size)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(31, 90), (33, 47), (40, 40), (95, 31), (300, 7), (10, 100), (16, 15)])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
+def test_the_resize_modes_are_open_clips(size: tuple[int, int], interpolation: str, resize: str):
+    theirs: Any = image_transform(
+        32, is_train=False, mean=tuple(MEAN), std=tuple(STD), resize_mode=resize, interpolation=interpolation
+    )
+    ours = EvalTransform(size=32, mean=MEAN, std=STD, interpolation=interpolation, resize=resize)
+    torch.testing.assert_close(ours(picture(*size)), theirs(picture(*size)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1000), (1000, 1)])
+def test_a_line_of_pixels_is_padded_to_a_square(size: tuple[int, int]):
+    transform = EvalTransform(size=32, mean=[0.0] * 3, std=[1.0] * 3, resize="longest")
+    result = transform(Image.new("RGB", size, "white"))
+    assert result.sum() == 3 * 32
+    assert result[:, 15, :].sum() + result[:, :, 15].sum() == 3 * 32 + 3
+
+
+SETTINGS = [
+    {},
+    {"interpolation": "bicubic"},
+    {"resize": "squash"},
+    {"resize": "longest"},
+    {"resize_to": 23},
+    {"crop": "floor"},
+]
+
+
+@pytest.mark.parametrize("changed", SETTINGS)
+def test_the_settings_of_the_evaluation_transform_make_it_again(changed: dict[str, Any]):
+    transform = EvalTransform(size=20, mean=MEAN, std=STD, **changed)
+    assert transform.settings() == {"size": 20, "mean": MEAN, "std": STD} | changed
+    again = build_transform(Path("model.ckpt"), transform.settings())
+    image = picture(30, 35)  # three rows are cut off: one and a half at each end
+    assert torch.equal(again(image), transform(image))
+    if changed:
+        assert not torch.equal(transform(image), EvalTransform(size=20, mean=MEAN, std=STD)(image))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"interpolation": "nearest"},
+        {"interpolation": ["bilinear"]},
+        {"resize": "stretch"},
+        {"resize": None},
+        {"resize_to": 19},
+        {"resize_to": "24"},
+        {"resize_to": 24.0},
+        {"resize_to": 1_000_000},
+        {"resize_to": 24, "resize": "squash"},
+        {"crop": True},
+        {"crop": "ceil"},
+        {"centre": True},
+    ],
+)
+def test_unknown_settings_of_a_stored_transform_are_refused(changed: dict[str, Any]):
+    with pytest.raises(UserError, match=r"^interpolation=|^resize=|^resize_to=|^crop=|its `transform` is"):
+        build_transform(Path("model.ckpt"), {"size": 20, "mean": MEAN, "std": STD} | changed)
 
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0)])

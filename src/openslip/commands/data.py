@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from openslip.commands._imports import importing_pytorch
 from openslip.progress import progress
 from openslip.terminal import be_quiet, mention, say
 
@@ -177,7 +178,7 @@ def index(arguments: list[str]) -> int:
     options = index_parser().parse_args(arguments)
     be_quiet(options.quiet)
 
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         from openslip.data.sources.shards import ShardSource
 
     source = open_source(options.target, options.require)
@@ -209,7 +210,7 @@ def check(arguments: list[str]) -> int:
     options = check_parser().parse_args(arguments)
     be_quiet(options.quiet)
 
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         from openslip.config.build import build
         from openslip.config.compose import compose_config
         from openslip.data.check import check as check_source

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from openslip.commands._imports import importing_pytorch
 from openslip.progress import progress
 from openslip.terminal import say
 
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Print one line per finding, with advice if it is a problem."""
     options = parser().parse_args(arguments)
 
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         from openslip.doctor import examine
     with progress("examining the machine and its runs"):
         findings = examine(options.folder or options.runs)

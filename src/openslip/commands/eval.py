@@ -11,6 +11,7 @@ from openslip.config.compose import compose_config
 from openslip.durable import needed, refuse_unwritable, write_text
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import with_unit
+from openslip.inference.config_choices import choices_in
 from openslip.inference.load import load
 from openslip.progress import progress
 from openslip.run.identity import without_secrets
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> None:
     be_quiet(config["quiet"])
     with progress("loading the checkpoint"):
         allow, format_name = tuple(config["allow"]), config["format"]
-        bundle = load(config["checkpoint"], device=config["device"], allow=allow, format=format_name)
+        with choices_in(config) as choices:
+            bundle = load(config["checkpoint"], device=config["device"], allow=allow, format=format_name, **choices)
     bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
     output = Path(config["output"] or default_output(config["checkpoint"], list(config["evaluation"])))
     writable = can_write(output, is_asked_for=config["output"] is not None)

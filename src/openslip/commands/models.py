@@ -1,4 +1,4 @@
-"""List the models to train and the runs in a folder, with their steps and metrics: openslip models."""
+"""List the models to train, the published checkpoints that have a name, and the runs in a folder: openslip models."""
 
 import argparse
 import csv
@@ -10,6 +10,7 @@ from pathlib import Path
 from openslip.config.catalogue import models
 from openslip.config.folder import config_dirs, config_folder
 from openslip.config.help import columns
+from openslip.inference.published import TABLE, Published, published
 from openslip.terminal import say
 
 TAIL = 1 << 16  # bytes at the end of metrics.csv that are read: hundreds of rows
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Print one line per model and one per run."""
+    """Print one line per model, one per published checkpoint and one per run."""
     folders, _ = config_dirs(arguments)
     options = parser().parse_args(arguments)
     known = models([config_folder(), *folders])
@@ -33,9 +34,26 @@ def main(arguments: list[str]) -> int:
     rows = {f"{model.name:13} {model.parameters:{width}}": model.meaning for model in known}
     say("models: openslip train model=NAME; parameters of the image tower + the text tower", *columns(rows, 30), "")
 
+    files = {file.name: description(file) for file in published(TABLE).values()}
+    say(
+        "published checkpoints: openslip predict IMG --checkpoint NAME, or openslip.load(NAME); downloaded once",
+        "accuracies on ImageNet-1k: zero-shot, linear classifier, fine-tuned; ~ marks an estimate",
+        *columns(files, 21),
+        "",
+    )
+
     runs = {folder.name: state(folder) for folder in run_folders(options.runs)}
     say(f"runs in {options.runs}:" if runs else f"runs in {options.runs}: none", *columns(runs, 50))
     return 0
+
+
+def description(file: Published) -> str:
+    """Describe a published checkpoint in one line."""
+    accuracies = "/".join("-" if value is None else f"{value:.1f}" for value in file.accuracies())
+    return (
+        f"{file.model}, {file.image_size} px, {file.dataset} {file.epochs} epochs, {accuracies} %, {file.size()}, "
+        f"{file.source} ({file.licence})"
+    )
 
 
 def run_folders(runs: Path) -> Iterator[Path]:

@@ -5,31 +5,46 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openslip.commands._choices import add_choices, choices_of
+from openslip.commands._imports import importing_pytorch
 from openslip.data.class_names import alike
 from openslip.data.image.settings import SETTINGS
 from openslip.data.listing import is_image, others_line, visible_files
+from openslip.data.remote.files import cache_folder
 from openslip.durable import durable, needed, refuse_unwritable
 from openslip.errors import UserError
 from openslip.progress import progress
 from openslip.terminal import notice, say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from openslip.inference.classifier import Ranking, ZeroShotClassifier
 
 FILES = (".csv", ".jsonl")
+HELP = {
+    "transparency": "composite transparent images on white, or ignore the transparency",
+    "exif": "apply EXIF orientation, which turns images upright, or ignore it",
+}
+THREADS = 8  # that read images; most wait for a disk or a server
 ELSEWHERE = "--output FILE names another place"
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip predict", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMG", help="image files, or folders of images")
-    parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a published SLIP file")
+    parser.add_argument("images", nargs="+", metavar="IMG", help="image files, folders of images, or http(s) addresses")
+    parser.add_argument(
+        "--checkpoint", "--model", required=True, help="a run's folder, or a checkpoint of OpenSLIP or another project"
+    )
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one label per line')
-    parser.add_argument("--template", action="append", help='prompt, may be repeated; default: "a photo of a {}."')
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--template", action="append", help='prompt, may be repeated; default: "a photo of a {}."')
+    prompts.add_argument("--templates", metavar="LIST", help="imagenet7, imagenet80 or a file, one prompt per line")
     parser.add_argument(
         "--probabilities",
         choices=("softmax", "sigmoid"),
@@ -37,15 +52,24 @@ def parser() -> argparse.ArgumentParser:
         help="softmax (default): the probabilities sum to 1; sigmoid: each label gets an independent probability; the "
         "model must have a logit_bias",
     )
+    parser.add_argument("--top", type=int, metavar="K", help="show only the K most probable labels of each image")
+    parser.add_argument(
+        "--reject",
+        type=float,
+        metavar="P",
+        help="give no label to an image whose most probable label has a probability below P",
+    )
     parser.add_argument("--device", default="auto", help="device of the model: auto (default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
+    parser.add_argument(
+        "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
+    )
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
+    add_choices(parser)
     for name, known in SETTINGS.items():
-        parser.add_argument(
-            f"--{name}", choices=known, help=f"how to treat {name} in images; by default as in training"
-        )
+        parser.add_argument(f"--{name}", choices=known, help=f"{HELP[name]}; by default as the checkpoint says")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of bars")
+    form.add_argument("--csv", action="store_true", help="print CSV instead of bars: one row per image")
     form.add_argument(
         "--output", type=Path, help="file to write: .csv (one row per image) or .jsonl (one object per image)"
     )
@@ -53,30 +77,37 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Print each image's labels with their probabilities as bars or JSON, or write them to a file."""
+    """Print each image's labels with their probabilities as bars, JSON or CSV, or write them to a file."""
     options = parser().parse_args(arguments)
 
-    with progress("importing PyTorch"):
-        from openslip.inference.classifier import ZeroShotClassifier
+    if options.top is not None and options.top < 1:
+        raise UserError(f"--top {options.top}: expected at least 1")
+    with importing_pytorch():
+        from openslip.inference.classifier import TEMPLATE, ZeroShotClassifier
         from openslip.inference.load import load
+        from openslip.inference.prompts import texts_of
     if options.output:
         check_output(options.output)
     labels = read_labels(options.labels)
+    templates = texts_of(options.templates or options.template or [TEMPLATE], "templates")
     with progress("loading the checkpoint"):
-        bundle = load(options.checkpoint, device=options.device, allow=options.allow, format=options.format)
+        bundle = load(
+            options.checkpoint, device=options.device, allow=options.allow, format=options.format, **choices_of(options)
+        )
     with progress("encoding the labels"):
         classifier = ZeroShotClassifier(
             bundle.reading(transparency=options.transparency, exif=options.exif),
             labels,
-            options.template or ("a photo of a {}.",),
+            templates,
             options.probabilities,
+            reject=options.reject,
+            cache=cache_folder("embeddings"),
         )
     paths, unusable = image_paths(options.images)
     num_ranked = 0
-    results = json_printer() if options.json else bar_printer(labels)
-    with results if options.output is None else writer(options.output, labels) as write:
+    with results(options, labels) as write:
         for path, ranking in rank_each(classifier, paths):
-            write(path, ranking)
+            write(path, ranking[: options.top])
             num_ranked += 1
     if options.output:
         say(f"{options.output}: {num_ranked} images")
@@ -146,15 +177,23 @@ def rank_each(classifier: "ZeroShotClassifier", paths: list[str]) -> Iterator[tu
     from openslip.inference.bundle import BATCH_SIZE
 
     bundle = classifier.bundle
-    with progress("classifying images", total=len(paths)) as advance:
+
+    def read(path: str) -> "Tensor | UserError":
+        try:
+            return bundle.input(path)
+        except UserError as error:
+            return error
+
+    with progress("classifying images", total=len(paths)) as advance, ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(paths), BATCH_SIZE):
+            batch = paths[start : start + BATCH_SIZE]
             readable, images = [], []
-            for path in paths[start : start + BATCH_SIZE]:
-                try:
-                    images.append(bundle.input(path))
+            for path, image in zip(batch, threads.map(read, batch), strict=True):
+                if isinstance(image, UserError):
+                    notice(f"error: {image}")
+                else:
+                    images.append(image)
                     readable.append(path)
-                except UserError as error:
-                    notice(f"error: {error}")
                 advance(1)
             if images:
                 features = bundle.encode_image(torch.stack(images))
@@ -164,13 +203,22 @@ def rank_each(classifier: "ZeroShotClassifier", paths: list[str]) -> Iterator[tu
 Write = Callable[[str, "Ranking"], None]
 
 
+def results(options: argparse.Namespace, labels: list[str]) -> AbstractContextManager[Write]:
+    """Return what takes the rankings: a file or a printer of bars, JSON or CSV."""
+    if options.output:
+        return writer(options.output, labels, options.top)
+    if options.csv:
+        return csv_printer(labels, options.top)
+    return json_printer() if options.json else bar_printer(labels)
+
+
 @contextmanager
 def bar_printer(labels: list[str]) -> Iterator[Write]:
     """Print the probabilities of an image's labels as bars."""
     width = max(map(len, labels))
 
     def write(path: str, ranking: "Ranking") -> None:
-        say(path)
+        say(path, *([] if ranking else ["  no label"]))
         for label, probability in ranking:
             say(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
 
@@ -186,24 +234,24 @@ def json_printer() -> Iterator[Write]:
 
 
 @contextmanager
-def writer(output: Path, labels: list[str]) -> Iterator[Write]:
-    """Write rankings to a CSV or JSON lines file, which appears only once it is complete.
+def csv_printer(labels: list[str], top: int | None) -> Iterator[Write]:
+    """Print each ranking as a line of CSV as soon as it is known."""
+    say(csv_line(columns(labels, top)))
+    yield lambda path, ranking: say(csv_line(cells(path, ranking, labels, top)))
 
-    A CSV has the columns `image`, `label` (the most probable one), its `probability`, and one column per label.
-    """
+
+@contextmanager
+def writer(output: Path, labels: list[str], top: int | None) -> Iterator[Write]:
+    """Write rankings to a CSV or JSON lines file, which appears only once it is complete."""
     with needed(output, refusal=UserError, advice=ELSEWHERE), durable(output) as file:
 
         def write(path: str, ranking: "Ranking") -> None:
-            probabilities = dict(ranking)
-            line = (
-                json.dumps(as_json(path, ranking)) + "\n"
-                if output.suffix == ".jsonl"
-                else csv_line([path, *ranking[0], *(probabilities[label] for label in labels)])
-            )
-            file.write(line.encode("utf-8", "surrogateescape"))
+            is_csv = output.suffix == ".csv"
+            line = csv_line(cells(path, ranking, labels, top)) if is_csv else json.dumps(as_json(path, ranking))
+            file.write(f"{line}\n".encode("utf-8", "surrogateescape"))
 
         if output.suffix == ".csv":
-            file.write(csv_line(["image", "label", "probability", *labels]).encode())
+            file.write(f"{csv_line(columns(labels, top))}\n".encode())
         yield write
 
 
@@ -218,7 +266,25 @@ def as_json(path: str, ranking: "Ranking") -> dict:
     return {"image": path, "labels": [{"label": label, "probability": p} for label, p in ranking]}
 
 
+def columns(labels: list[str], top: int | None) -> list[str]:
+    """Return the header of a CSV: the image, the most probable label and its probability, and then the others.
+
+    Without `top` there is a column with the probability of each label, else the pairs `label_2`, `probability_2`, ...
+    """
+    others = labels if top is None else [f"{name}_{n}" for n in range(2, top + 1) for name in ("label", "probability")]
+    return ["image", "label", "probability", *others]
+
+
+def cells(path: str, ranking: "Ranking", labels: list[str], top: int | None) -> list:
+    """Return one row of a CSV; a rejected image has no value in any column but the first."""
+    probabilities = dict(ranking)
+    if top is None and ranking:
+        return [path, *ranking[0], *(probabilities[label] for label in labels)]
+    values = [value for pair in ranking for value in pair]
+    return [path, *values, *[""] * (len(columns(labels, top)) - 1 - len(values))]
+
+
 def csv_line(cells: list) -> str:
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    csv.writer(buffer, lineterminator="").writerow(cells)
     return buffer.getvalue()

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from openslip.commands._imports import importing_pytorch
 from openslip.errors import UserError
 from openslip.progress import progress
 from openslip.terminal import say
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     if options.output is not None and not several:
         raise UserError("--output is the page of a comparison: give several runs; one run's page is RUN/report.html")
 
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         from openslip.report import write_report
         from openslip.report.comparison import write_comparison
     with progress("writing the report"):

@@ -1,21 +1,25 @@
 """Write a checkpoint that holds only what inference needs: openslip strip runs/NAME small.ckpt."""
 
 import argparse
-import os
-from collections.abc import Collection
-from pathlib import Path
 
-from openslip.errors import UserError
+from openslip.commands._choices import add_choices, choices_of
+from openslip.commands._imports import importing_pytorch
+from openslip.inference.dtypes import DTYPES
 from openslip.progress import progress
 from openslip.terminal import say
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip strip", description=__doc__)
-    parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published SLIP file")
+    parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="file to write; the ending .safetensors selects that format")
-    parser.add_argument("--allow", action="append", default=[], help="your own class that the checkpoint may use")
+    parser.add_argument(
+        "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
+    )
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights in the file")
+    parser.add_argument("--keep-head", action="store_true", help="also keep the objective's weights, e.g. an SSL head")
+    add_choices(parser)
     return parser
 
 
@@ -23,41 +27,17 @@ def main(arguments: list[str]) -> int:
     """Write a smaller checkpoint that gives the same predictions, and print both sizes."""
     options = parser().parse_args(arguments)
 
+    with importing_pytorch():
+        from openslip.inference.strip import strip
     with progress("writing the stripped file"):
-        before, after = strip(options.source, options.target, allow=options.allow, format=options.format)
+        before, after = strip(
+            options.source,
+            options.target,
+            allow=options.allow,
+            format=options.format,
+            dtype=options.dtype,
+            keep_head=options.keep_head,
+            **choices_of(options),
+        )
     say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
     return 0
-
-
-def strip(
-    source: str | Path,
-    target: str | Path,
-    *,
-    allow: Collection[str] = (),
-    format: str | None = None,  # noqa: A002
-) -> tuple[int, int]:
-    """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
-
-    Args:
-        source: a run's folder or a checkpoint.
-        target: the file to write.
-        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
-        format: name of the source's format, or import path of a module that reads it; None detects it.
-    """
-    with progress("importing PyTorch"):
-        from openslip.inference.files import checkpoint_file
-        from openslip.inference.formats.openslip import write
-        from openslip.inference.load import load
-
-    source, target = checkpoint_file(source), Path(target)
-    if target.resolve() == source.resolve():
-        raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
-    bundle = load(source, allow=allow, format=format)
-    temporary = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
-        write(bundle, temporary)
-        load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return source.stat().st_size, target.stat().st_size

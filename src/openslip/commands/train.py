@@ -134,7 +134,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     )
     if resumed is None:  # a resumed run takes all weights from its own checkpoint
         with progress("loading the initial weights"):
-            initial.load(init_from["checkpoint"], config["towers"])
+            initial.load(init_from["checkpoint"], config["towers"], init_from)
         if is_main_process():
             say(*(f"weights of the {part}: {path}" for part, path in initial.sources()))
             say(*initial.notices)

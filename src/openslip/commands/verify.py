@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from openslip.commands._imports import importing_pytorch
 from openslip.progress import progress
 from openslip.terminal import say
 
@@ -11,12 +12,20 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "openslip verify",
         description=__doc__,
-        epilog="openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
+        epilog="A folder of checkpoints of other libraries holds, for each NAME, the checkpoint (NAME.safetensors, "
+        "NAME.pt, NAME.pth.tar or NAME.npz), the library's configuration (NAME.json), and its inputs and outputs "
+        "(NAME_io.npz); docs/WEIGHTS.md describes it. Each checkpoint is loaded as openslip.load does, and each output "
+        "compared: the largest difference is divided by the largest recorded value. "
+        "openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
         "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
         "checks that gradients, statistics and weights are the same each time.",
     )
     parser.add_argument(
-        "folder", nargs="?", type=Path, help="folder of recordings; by default the recordings of the published code"
+        "folder",
+        nargs="?",
+        type=Path,
+        help="folder of recordings, or of checkpoints of other libraries with their recorded outputs; by default the "
+        "recordings of the published code",
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
@@ -34,7 +43,7 @@ def main(arguments: list[str]) -> int:
         return verify_splits([word for word in arguments if word != "--splits"])
     options = parser().parse_args(arguments)
 
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         import torch
 
         from openslip.verify import verify
@@ -45,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def verify_splits(arguments: list[str]) -> int:
     """Compare splits of a batch over ranks and micro-batches with the whole batch, for a training config."""
-    with progress("importing PyTorch"):
+    with importing_pytorch():
         import torch
 
         from openslip.config.build import build, build_parts

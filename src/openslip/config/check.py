@@ -10,6 +10,7 @@ from openslip.config.replaced import PROFILER, REPLACED, STRATEGIES, refusal
 from openslip.data.image.settings import SETTINGS
 from openslip.errors import UserError
 
+CHOICES = ("activation", "image_heads", "text_heads")  # what is chosen about a file of weights
 NO_FSDP = "FSDP is not needed at ViT-L/16, whose weights, gradients and AdamW state take 7 GB: use trainer=ddp"
 
 
@@ -136,6 +137,10 @@ def check_root_values(config: dict[str, Any]) -> None:
         named = [config["init_from"]["checkpoint"], *(tower["weights"] for tower in config["towers"].values())]
         expected = "false where neither init_from.checkpoint nor towers.*.weights names weights"
         checks["init_from.resize"] = (lambda _: any(name is not None for name in named), expected)
+    for part, key in (("init_from", "checkpoint"), *((f"towers.{kind}", "weights") for kind in config["towers"])):
+        if lookup(config, f"{part}.{key}") is None:
+            unused = (lambda x: x is None, f"null where {part}.{key} names no weights")
+            checks |= {f"{part}.{choice}": unused for choice in CHOICES}
     for key, known in SETTINGS.items():
         if isinstance(lookup(config, f"data.decoder.{key}"), str):
             checks[f"data.decoder.{key}"] = (known.__contains__, f"{', '.join(known)} or null")

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch.nn.modules.module import (
 )
 
 from openslip.errors import UserError
-from openslip.inference.files import unwrapped
+from openslip.inference.files import distinct, unwrapped
+from openslip.inference.uninitialised import uninitialised
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
@@ -24,6 +25,7 @@ PACKAGES = ("openslip.models.", "openslip.text.")
 EXPANSION = 4
 SLACK = 1 << 24  # number of elements that are allowed in addition
 MAX_FIELDS = 100_000  # per description
+ALIGNMENT = 64  # bytes; of memory that torch allocates
 LARGEST = 10_000  # sizes and counts up to this number are always accepted, even if the weights are small
 
 
@@ -60,7 +62,25 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
         UserError: `build_model` refuses the config, the model is far larger than the weights, or the weights do not fit
             the model. A model that is too large is refused before its memory is allocated.
     """
-    with limited(weights, None if allow else architecture):  # a user's own class may take numbers of any size
+    model = build_limited(weights, architecture, allow)
+    load_weights(model, weights)
+    return model
+
+
+def build_limited(weights: Mapping[str, Tensor], architecture: Any, allow: Collection[str] = ()) -> nn.Module:
+    """Build the model of an architecture, without loading the weights: all of them must be loaded next.
+
+    Args:
+        weights: weights that limit the size of the model.
+        architecture: the model config, as in a run's config.yaml.
+        allow: import paths of your own classes that the config may name.
+
+    Raises:
+        UserError: `build_model` refuses the config, or the model is far larger than the weights. A model that is too
+            large is refused before its memory is allocated.
+    """
+    # A user's own class may take numbers of any size, and may leave parameters out of its state dict.
+    with limited(weights, None if allow else architecture), nullcontext() if allow else uninitialised():
         try:
             with torch.device("meta"):
                 build_model(architecture, allow)
@@ -68,9 +88,7 @@ def build_with(weights: Mapping[str, Tensor], architecture: Any, allow: Collecti
             raise
         except UserError:  # some classes cannot be built on the meta device; real errors are raised by the next build
             pass
-        model = build_model(architecture, allow)
-    load_weights(model, weights)
-    return model
+        return build_model(architecture, allow)
 
 
 @contextmanager
@@ -109,21 +127,47 @@ def limited(weights: Mapping[str, Tensor], architecture: Any) -> Iterator[None]:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights into a model; names, shapes and kinds of dtype (floating point or integer) must match exactly.
 
+    The model takes the tensors themselves, without a copy, where it can.
+
     Raises:
         UserError: names, shapes or kinds of dtype do not match.
     """
     known = model.state_dict()
     # A user's model may have a submodule named `module`. If it has none, data parallelism added this prefix.
-    weights = {name if name in known else unwrapped(name): tensor for name, tensor in weights.items()}
+    weights = distinct((name if name in known else unwrapped(name), tensor) for name, tensor in weights.items())
     for name, expected in known.items():
         given = weights.get(name)
         if given is not None and (given.is_complex() or given.is_floating_point() != expected.is_floating_point()):
             raise UserError(f"its weight {name} is of {given.dtype}; the model expects {expected.dtype}")
     try:
-        model.load_state_dict(weights)
+        if may_take(model, weights):
+            model.load_state_dict(
+                {name: whole(tensor, known.get(name)) for name, tensor in weights.items()}, assign=True
+            )
+        else:
+            model.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         what = " ".join(str(error).split())[:200]
         raise UserError(f"its weights do not fit its architecture ({what})") from error
+
+
+def may_take(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the model may take the tensors themselves: nothing is tied, neither in the model nor in the file."""
+    storages = [tensor.untyped_storage().data_ptr() for tensor in weights.values() if not tensor.is_meta]
+    tied = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
+    return len({*storages}) == len(weights) and not tied
+
+
+def whole(tensor: Tensor, expected: Tensor | None) -> Tensor:
+    """Return a tensor of the expected dtype and device that is all of its storage; a copy only if need be.
+
+    It is aligned as torch's own memory is, because kernels round differently otherwise.
+    """
+    if expected is not None:
+        tensor = tensor.to(expected.device, expected.dtype)
+    is_all = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    may_stay = is_all and tensor.data_ptr() % ALIGNMENT == 0
+    return tensor if may_stay else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def build_tokenizer(description: Any, allow: Collection[str] = ()) -> Tokenizer | None:

@@ -1,7 +1,8 @@
 """Contract: a bundle is a model with its tokenizer and image transform; evaluations, exports and classifiers use it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import NonFiniteError, UserError
-from openslip.inference.images import TENSOR, ImageLike, listed, to_image
+from openslip.inference.images import TENSOR, ImageLike, is_one_image, listed, to_image
 from openslip.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
@@ -41,23 +42,33 @@ class Bundle:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def encode_image(
-        self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike] | ImageLike
+        self,
+        images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike] | ImageLike,
+        *,
+        gradients: bool = False,
     ) -> Float[Tensor, "images embed"]:
-        """Encode images to unit-length float32 features; a single image must be in a list.
+        """Encode images to unit-length float32 features, one row per image; a single image gives one row.
 
         Args:
-            images: a float tensor that stacks images returned by `transform`, or a list of images. An image in the
-                list is a path, encoded image bytes, a PIL image, a uint8 array [height, width, 3], or a tensor
-                [3, height, width] of uint8 or of floats from 0 to 1.
+            images: a float tensor that stacks images returned by `transform`, or an image, or a list of images. An
+                image is a path, an http(s) address, encoded image bytes, a PIL image, a uint8 array
+                [height, width, 3], or a tensor [3, height, width] of uint8 or of floats from 0 to 1.
+            gradients: whether gradients flow from the features to `images`, which must be the stacked float tensor.
+                The model's weights get no gradients.
 
         Raises:
             UserError: an image has none of these forms, or cannot be read.
             NonFiniteError: the model's features are not finite.
         """
-        batches = self.transformed(images) if isinstance(images, Tensor) else self.transform_all(listed(images))
+        stack = images if isinstance(images, Tensor) and not is_one_image(images) else None
+        if gradients and (stack is None or not stack.is_floating_point()):
+            raise UserError(f"gradients=True: expected {self.stack_form()}, because other images are read as pixels")
         features = []
-        for batch in batches:
-            with evaluating(self.model, self.device):
+        for batch in self.transform_all(listed(images)) if stack is None else self.transformed(stack):
+            with (
+                frozen(self.model) if gradients else nullcontext(),
+                evaluating(self.model, self.device, gradients=gradients),
+            ):
                 features.append(self.unit(self.model.encode_image(batch.to(self.device)), "image"))
         if not features:
             raise UserError("no images to encode: expected at least one")
@@ -78,15 +89,18 @@ class Bundle:
         if images.ndim == 4 and images.dtype == torch.uint8:
             yield from self.transform_all(listed(images))
             return
-        if images.ndim == 3:
-            raise UserError("expected a list of images, got one Tensor: write [image]")
         if shape[1:] != (3, size, size) or not images.is_floating_point() or not images.isfinite().all():
             kind = str(images.dtype).removeprefix("torch.")
             raise UserError(
-                f"tensor of shape {list(shape)} and type {kind}: expected finite floats [images, 3, {size}, {size}] as "
-                f"bundle.transform makes them, or a list of images; {TENSOR}"
+                f"tensor of shape {list(shape)} and type {kind}: expected {self.stack_form()}, or a list of images; "
+                f"{TENSOR}"
             )
         yield from images.split(BATCH_SIZE)
+
+    def stack_form(self) -> str:
+        """Describe the stacked image tensor that `encode_image` takes, for error messages."""
+        size = self.transform.size
+        return f"finite floats [images, 3, {size}, {size}] as bundle.transform makes them"
 
     def encode_text(self, texts: Iterable[str]) -> Float[Tensor, "texts embed"]:
         """Encode texts to unit-length float32 features, in the order of the texts.
@@ -123,9 +137,10 @@ class Bundle:
             transparency: `white` or `ignore`, as in `EvalTransform`; None keeps the checkpoint's setting.
             exif: `apply` or `ignore`, as in `EvalTransform`; None keeps the checkpoint's setting.
         """
-        settings = self.transform.settings()
-        settings |= {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
-        return replace(self, transform=EvalTransform(**settings))
+        given = {key: value for key, value in (("transparency", transparency), ("exif", exif)) if value is not None}
+        transform = copy(self.transform)
+        transform.to_rgb = replace(self.transform.to_rgb, **given)
+        return replace(self, transform=transform)
 
     def unit(self, features: Float[Tensor, "rows width"], tower: str) -> Float[Tensor, "rows width"]:
         """Normalise features to unit length.
@@ -187,8 +202,14 @@ class Bundle:
 
 
 @contextmanager
-def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run the body in eval mode, without gradients, autocast and TF32; then restore settings and random state."""
+def evaluating(model: nn.Module, device: torch.device, *, gradients: bool = False) -> Iterator[None]:
+    """Run the body in eval mode, without autocast and TF32; then restore settings and random state.
+
+    Args:
+        model: model whose modules are in eval mode within this context.
+        device: device of the model.
+        gradients: whether operations are recorded for the backward pass.
+    """
     modes = [(module, module.training) for module in model.modules()]
     matmul_precision, allow_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     model.eval()
@@ -197,7 +218,7 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = False
     try:
         with (
-            torch.no_grad(),
+            torch.set_grad_enabled(gradients),
             torch.autocast(device.type, enabled=False),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
@@ -208,3 +229,16 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = allow_tf32
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Run the body with weights that need no gradients, so that a graph that is built in it does not reach them."""
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        for weight in trainable:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in trainable:
+            weight.requires_grad_(True)

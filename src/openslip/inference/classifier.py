@@ -1,6 +1,8 @@
 """Zero-shot classifier: rank text labels by how well they fit an image."""
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,46 +10,77 @@ from torch import Tensor
 from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
+from openslip.inference.embedding_cache import cached_embeddings
 from openslip.inference.images import ImageLike, is_one_image, listed
-from openslip.inference.prompts import class_embeddings, repeated, texts
+from openslip.inference.prompts import repeated, templates_of, texts
 
 Ranking = list[tuple[str, float]]
+
+TEMPLATE = "a photo of a {}."
 
 
 class ZeroShotClassifier:
     """Ranks labels for images by exp(logit_scale) x cosine. Radford et al. 2021, arXiv:2103.00020, section 3.1.2.
 
+    The labels' embeddings are computed once: a second classifier of the same weights, labels and templates reuses them.
+
     Args:
         bundle: the bundle that `openslip.load` returned.
         labels: candidate labels, each a word or a phrase.
         templates: prompts with `{}` for the label; the unit-length features of a label's prompts are averaged and
-            normalised again.
+            normalised again. One string, a list, a tuple, a set (which is sorted), a text file, `imagenet7` or
+            `imagenet80`; the default is `a photo of a {}.`.
         probabilities: `softmax` or `sigmoid`. With `softmax`, the probabilities of an image's labels sum to 1. With
             `sigmoid`, each label is judged by itself, and the model must have a `logit_bias`, which is added to the
             logits: Zhai et al. 2023, arXiv:2303.15343.
+        reject: from 0 to 1; an image whose most probable label has a lower probability fits no label, and its ranking
+            is empty. With `softmax` the probability depends on the other labels and is at least 1 / number of labels.
+        candidate_labels: other name of `labels`, as in Hugging Face's zero-shot pipeline.
+        hypothesis_template: other name of `templates`, as in Hugging Face's zero-shot pipeline.
+        cache: folder that keeps the labels' embeddings for later processes; None keeps them in memory only, as does a
+            model or tokenizer with code of yours or of another library.
 
     Raises:
-        UserError: one string was given instead of a list, labels or templates are invalid, or `sigmoid` was chosen
-            for a model without a `logit_bias`.
+        UserError: labels or templates are missing, invalid or given by both names, labels are one string instead of a
+            list, `reject` is out of range, or `sigmoid` was chosen for a model without a `logit_bias`.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        labels: Iterable[str | int],
-        templates: Iterable[str | int] = ("a photo of a {}.",),
+        labels: Iterable[str | int] | None = None,
+        templates: Iterable[str | int] | str | Path | None = None,
         probabilities: str = "softmax",
+        *,
+        reject: float | None = None,
+        candidate_labels: Iterable[str | int] | None = None,
+        hypothesis_template: Iterable[str | int] | str | Path | None = None,
+        cache: Path | None = None,
     ) -> None:
         if probabilities not in ("softmax", "sigmoid"):
             raise UserError(f"probabilities={probabilities}: expected softmax or sigmoid")
+        if reject is not None and not 0 <= reject <= 1:
+            raise UserError(f"reject={reject}: expected a probability from 0 to 1")
+        labels = either("labels", labels, "candidate_labels", candidate_labels)
+        templates = either("templates", templates, "hypothesis_template", hypothesis_template)
+        if labels is None:
+            raise UserError("labels are missing: give labels=['cat', 'dog'], or candidate_labels=")
         self.bundle = bundle
         self.labels = texts(labels, "labels")
+        self.reject = reject
         self.bias = bundle.bias() if probabilities == "sigmoid" else None
         bundle.need_tokenizer()
         self.scale = bundle.scale()
-        self.classes = class_embeddings(bundle.encode_text, self.labels, templates)  # encoded once for all calls
+        self.classes = cached_embeddings(
+            bundle, self.labels, templates_of(TEMPLATE if templates is None else templates), cache
+        )
         if len(self.labels) == 1 and self.bias is None:
             notice_once(f"labels: {self.labels[0]!r} is the only one, so its probability is always 1: give several")
+        elif reject is not None and self.bias is None and reject * len(self.labels) <= 1:
+            notice_once(
+                f"reject={reject} rejects nothing: the most probable of {len(self.labels)} labels always has a "
+                f"probability of at least {1 / len(self.labels):.3g}"
+            )
         if twice := repeated(self.labels):
             notice_once(f"labels: {', '.join(twice)} given several times: they share the probability")
 
@@ -55,11 +88,13 @@ class ZeroShotClassifier:
         """Rank the labels for one image, or for each image of a list.
 
         Args:
-            images: an image or a list of images. An image is a path, encoded image bytes, a PIL image, a uint8 array
-                [height, width, 3], or a tensor [3, height, width] of uint8 or of floats from 0 to 1.
+            images: an image or a list of images. An image is a path, an http(s) address, encoded image bytes, a PIL
+                image, a uint8 array [height, width, 3], or a tensor [3, height, width] of uint8 or of floats from 0 to
+                1.
 
         Returns:
-            A ranking: pairs of label and probability, most probable first. For a list of images, a list of rankings.
+            A ranking: pairs of label and probability, most probable first; empty if the image is rejected. For a list
+            of images, a list of rankings.
         """
         return self.rank([images])[0] if is_one_image(images) else self.rank(images)  # pyright: ignore
 
@@ -73,7 +108,15 @@ class ZeroShotClassifier:
         logits = self.scale * features @ self.classes.T
         probabilities = logits.softmax(dim=-1) if self.bias is None else (logits + self.bias).sigmoid()
         sorted_probabilities, places = probabilities.sort(dim=-1, descending=True, stable=True)
-        return [
+        rankings = [
             [(self.labels[place], p) for place, p in zip(order, row, strict=True)]
             for row, order in zip(sorted_probabilities.tolist(), places.tolist(), strict=True)
         ]
+        return [[] if self.reject is not None and ranking[0][1] < self.reject else ranking for ranking in rankings]
+
+
+def either(name: str, value: Any, other_name: str, other: Any) -> Any:
+    """Return the value that is given by one of two names, or None; raise if it is given by both."""
+    if value is not None and other is not None:
+        raise UserError(f"{name} and {other_name} are two names of the same argument: give one of them")
+    return other if value is None else value

@@ -2,20 +2,24 @@
 
 import argparse
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openslip.durable import durable
 from openslip.errors import UserError
 from openslip.inference.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from openslip.regular_file import regular_file
 from openslip.run.checkpoints import LINK, damage, newest_whole, recorded, saved, step_of
-from openslip.run.file_sizes import refuse_expanding, refuse_inflated
+from openslip.run.file_sizes import refuse_expanding, refuse_inflated, tensors
+
+T = TypeVar("T")
 
 # Globals that a checkpoint may name, because they hold only numbers and settings. Published checkpoints contain their
 # command line as an argparse.Namespace, and their best accuracy as a numpy scalar that was pickled by numpy 1.
@@ -27,6 +31,12 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     np.dtype,
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"},
 ]
+
+OPTIMIZER = ("optimizer", "optimizer_states")  # entries of the published code, open_clip and DeCLIP; of Lightning
+
+
+class UnwrittenError(UserError):
+    """A checkpoint could not be written."""
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -40,7 +50,10 @@ def checkpoint_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"checkpoint {path}: no such file; give a run's folder (runs/NAME) or a checkpoint file")
+        raise UserError(
+            f"checkpoint {path}: no such file; give a run's folder (runs/NAME), a checkpoint file or "
+            "a name that openslip models lists"
+        )
     if path.is_file():
         refuse_damaged(path.resolve())  # `last.ckpt` is a link
         return path
@@ -68,8 +81,13 @@ def refuse_damaged(path: Path) -> None:
         )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, with_optimizer: bool = True) -> dict[str, Any]:
     """Read the dict of a checkpoint that `torch.save` or safetensors wrote, on the CPU.
+
+    Args:
+        path: the checkpoint file.
+        with_optimizer: whether to read the state of an optimizer, which may be two thirds of the file; without it, its
+            entry is None.
 
     Raises:
         UserError: the file is not a checkpoint, it names objects other than tensors, numbers and settings, or its
@@ -83,7 +101,11 @@ def read(path: Path) -> dict[str, Any]:
         refuse_inflated(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             refuse_expanding(path, torch.load(path, map_location="meta", weights_only=True))
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = not with_optimizer and zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if mapped and isinstance(content, dict):
+            content |= {key: None for key in OPTIMIZER if key in content}
+            unmap(content)
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything, but none of its code was executed
@@ -93,14 +115,28 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def unmap(content: dict[str, Any]) -> None:
+    """Copy all tensors of a mapped file to memory, in place; tensors that share their memory still do.
+
+    A process that reads a mapped file after it was truncated or rewritten in place would be killed (SIGBUS).
+    """
+    copies: dict[tuple[int, int], torch.UntypedStorage] = {}  # by address and size
+    for _, tensor in tensors(content):
+        mapped = tensor.untyped_storage()
+        place = mapped.data_ptr(), mapped.nbytes()
+        if place not in copies:
+            copies[place] = mapped.clone()
+        tensor.data = tensor.new_empty(0).set_(copies[place], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
 @lru_cache(maxsize=1)
 def peek(path: Path) -> dict[str, Any]:
-    """Read a checkpoint like `read`, but return an empty dict if it cannot be read.
+    """Read a checkpoint like `read`, without an optimizer's state; return an empty dict if it cannot be read.
 
     The result is cached while several formats inspect the same file; `peek.cache_clear()` frees it.
     """
     try:
-        return read(path)
+        return read(path, with_optimizer=False)
     except UserError:
         return {}
 
@@ -108,6 +144,34 @@ def peek(path: Path) -> dict[str, Any]:
 def unwrapped(name: str) -> str:
     """Remove the parts that torch.compile (`_orig_mod.`) and data parallelism (`module.`) add to a weight's name."""
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
+
+
+def distinct(named: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return weights by name; refuse two of one name, as a dict would keep the last of them.
+
+    Raises:
+        UserError: two weights have the same name.
+    """
+    weights: dict[str, T] = {}
+    for name, weight in named:
+        if name in weights:
+            raise UserError(
+                f"it has two weights that are both named {name[:120]} once prefixes such as module. are removed, and "
+                "only one can be loaded: remove the other from the file"
+            )
+        weights[name] = weight
+    return weights
+
+
+def unwrapped_weights(state: Any) -> dict[str, Tensor]:
+    """Return the tensors of a state dict by `unwrapped` names; an empty dict if it is no dict.
+
+    Raises:
+        UserError: two weights have the same name.
+    """
+    if not isinstance(state, Mapping):
+        return {}
+    return distinct((unwrapped(str(name)), value) for name, value in state.items() if isinstance(value, Tensor))
 
 
 def _why_unreadable(path: Path, message: str) -> str:
@@ -130,14 +194,14 @@ def write(path: Path, content: dict[str, Any]) -> None:
     A path that ends in .safetensors selects the safetensors format.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; an existing file at `path` is unchanged.
+        UnwrittenError: the folder cannot be written or the disk is full; an existing file at `path` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable(path) as file:
             (write_safetensors if is_safetensors(path) else torch.save)(content, file)
     except (OSError, RuntimeError) as error:
-        raise UserError(
+        raise UnwrittenError(
             f"checkpoint {path} could not be written ({why_unwritten(error)}): free space or choose another folder"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Convert images of any accepted type (path, bytes, PIL image, array, tensor) to RGB PIL images."""
+"""Convert images of any accepted type (path, URL, bytes, PIL image, array, tensor) to RGB PIL images."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from openslip.data.image.decode import AS_USUAL, MAX_PIXELS, open_image
 from openslip.data.image.rgb import ToRgb
+from openslip.data.remote.address import shown
 from openslip.errors import UserError
+from openslip.inference.web_image import download, is_url
 from openslip.regular_file import regular_file
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
@@ -27,29 +29,29 @@ def is_one_image(images: object) -> bool:
 
 
 def listed(images: Iterable[ImageLike] | ImageLike) -> list[ImageLike]:
-    """Return the images of any iterable as a list; a batched array or tensor is split into its images.
+    """Return one image, or the images of any iterable, as a list; a batched array or tensor is split into its images.
 
     Raises:
-        UserError: one image was given instead of a list, or the value is not iterable.
+        UserError: the value is neither an image nor iterable.
     """
     if is_one_image(images):
-        raise UserError(f"expected a list of images, got one {type(images).__name__}: write [image]")
+        return [images]  # pyright: ignore[reportReturnType]
     try:
         return list(images)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
-        raise UserError(f"expected a list of images, got {type(images).__name__}") from error
+        raise UserError(f"expected an image or a list of images, got {type(images).__name__}") from error
 
 
 def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
-    """Convert a path, encoded image bytes, a PIL image, an array or a tensor to an RGB PIL image.
+    """Convert a path, an http(s) address, encoded image bytes, a PIL image, an array or a tensor to an RGB PIL image.
 
     Args:
         image: image of any accepted type; `ARRAY` and `TENSOR` state the layouts of arrays and tensors.
         to_rgb: conversion of decoded images to RGB.
 
     Raises:
-        UserError: the file is missing, is not a regular file, or is not an image; or an array or tensor has an
-            unexpected shape, dtype or range.
+        UserError: the file is missing, is not a regular file, cannot be downloaded, or is not an image; or an array or
+            tensor has an unexpected shape, dtype or range.
     """
     if isinstance(image, Image.Image):
         return loaded(image, to_rgb)
@@ -63,8 +65,10 @@ def to_image(image: ImageLike, to_rgb: ToRgb = AS_USUAL) -> Image.Image:
             pixels = pixels.float().mul(255).round().to(torch.uint8)
         return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     if not isinstance(image, str | Path):
-        kinds = "a path, a file's bytes, a PIL image, an array or a tensor"
+        kinds = "a path, a URL, a file's bytes, a PIL image, an array or a tensor"
         raise UserError(f"{type(image).__name__} is not an image: expected {kinds}")
+    if isinstance(image, str) and is_url(image):
+        return open_image(download(image), f"image {shown(image)}", to_rgb)
     try:
         is_file = regular_file(image).is_file()
     except OSError as error:  # for example no permission, or a name that is too long

@@ -8,10 +8,17 @@ from types import ModuleType
 
 import torch
 
+from openslip.distributed import notice_once
 from openslip.errors import UserError
-from openslip.inference import formats
+from openslip.inference import formats, libraries
 from openslip.inference.bundle import Bundle
+from openslip.inference.choices import Choices
 from openslip.inference.files import checkpoint_file, peek, read
+from openslip.inference.layouts.folder import peek_json
+from openslip.inference.published import find
+from openslip.text.bare_ids import BareIds
+
+TRANSFORMERS = ("text_model.", "vision_model.")  # how its names of weights start
 
 
 def load(
@@ -20,27 +27,42 @@ def load(
     device: str = "cpu",
     allow: Collection[str] = (),
     format: str | None = None,  # noqa: A002
+    activation: str | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
 ) -> Bundle:
-    """Load a model from a run's folder, a checkpoint, a stripped file, or a checkpoint of facebookresearch/SLIP.
+    """Load a model from a run's folder, a checkpoint, a stripped file, or a file of another CLIP project.
 
-    That repository published CLIP, SLIP and SimCLR models; files of other CLIP projects are not read. No code in the
-    file is executed.
+    docs/WEIGHTS.md lists the formats. No code in the file is executed. What a file does not say is asked for in an
+    error, and is never guessed. `open_clip:MODEL/PRETRAINED` and `hf:ORG/NAME` load a model with the library that is
+    named, at this library's own numbers.
 
     Args:
-        path: the folder or file to load.
+        path: the folder or file to load, the name of a published checkpoint (`openslip models` lists them; it is
+            downloaded once), or the address of a model in another library. A file or folder of that name comes first.
         device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function
             `read`; None detects the format from the content.
+        activation: activation of the MLPs, for a file that does not say it: `quickgelu`, `gelu` or `gelu_tanh`.
+        image_heads: attention heads of the image tower, for a file that does not say them.
+        text_heads: attention heads of the text tower, for a file that does not say them.
 
     Raises:
-        UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed, or
-            its weights do not fit the model.
+        UserError: the file is unreadable or hostile, its format is unknown, it names a class that is not allowed,
+            its weights do not fit the model, a choice is needed, the file says something else than a choice, or a
+            published checkpoint cannot be downloaded.
     """
+    choices = Choices(allow=allow, activation=activation, image_heads=image_heads, text_heads=text_heads)
     place = choose_device(device)
-    file = checkpoint_file(path)
+    if library := libraries.find(path):
+        module, address = library
+        bundle = module.read(address, choices)
+        bundle.model.float().eval().to(place)
+        return replace(bundle, device=place, origin=str(path))
+    file = checkpoint_file(local_file(path))
     try:
-        bundle = find_format(file, format).read(file, allow=allow)
+        bundle = find_format(file, format).read(file, choices)
     except UserError as error:
         if str(file) in str(error):
             raise
@@ -49,26 +71,61 @@ def load(
         raise UserError(f"checkpoint {file}: one of its entries is nested too deeply") from error
     finally:
         peek.cache_clear()
+    if isinstance(bundle.tokenizer, BareIds):
+        notice_once(f"{path}: {bundle.tokenizer.why()}")
     bundle.model.float().eval().to(place)
     return replace(bundle, device=place, origin=str(path))
 
 
+def local_file(path: str | Path) -> str | Path:
+    """Return the local copy of a published checkpoint, downloaded if needed, for its name; other paths unchanged.
+
+    Raises:
+        UserError: the path does not exist and resembles a published name, or the download fails.
+    """
+    published = find(path)
+    if published is None:
+        return path
+    from openslip.inference.downloaded import local_copy
+
+    return local_copy(published)
+
+
 def find_format(file: Path, name: str | None) -> ModuleType:
-    """Return the module that reads a file: the named format, else the first that detects its content."""
+    """Return the module that reads a file: the named format, else the first that detects its content.
+
+    Raises:
+        UserError: the named format cannot be imported, or the file is not in it, or in none of the known formats.
+    """
     known = formats.names()
     if name is not None:
         target = f"openslip.inference.formats.{name}" if name in known else name
         try:
-            return importlib.import_module(target)
+            module = importlib.import_module(target)
         except ImportError as error:
             raise UserError(
                 f"format={name}: cannot be imported ({error}); expected {', '.join(known)}, or a module of your own"
             ) from error
+        if name in known and not module.detect(file):
+            if file.is_file():
+                read(file)  # raises the reason if the file is unreadable
+            raise UserError(f"checkpoint {file} is not in the format {name}; without format= it is detected")
+        return module
     for module in map(formats.load, known):
         if module.detect(file):
             return module
-    keys = ", ".join(str(key) for key in list(read(file))[:5])  # `read` raises the reason if the file is unreadable
-    raise UserError(f"checkpoint {file} is in none of the known formats ({', '.join(known)}); its keys: {keys}")
+    if kind := peek_json(file, "config.json").get("model_type"):
+        raise UserError(f"{file} holds a model of transformers of type {str(kind)[:80]}: load it with hf:{file}")
+    content = read(file)  # raises the reason if the file is unreadable
+    weights = content.get("state_dict")
+    kind, names = ("weights", weights) if isinstance(weights, dict) else ("keys", content)
+    if any(str(name).startswith(TRANSFORMERS) for name in names):
+        raise UserError(
+            f"checkpoint {file} holds the weights of a model of transformers, without its sizes: give the folder with "
+            "its config.json"
+        )
+    some = ", ".join(str(key)[:120] for key in list(names)[:5])
+    raise UserError(f"checkpoint {file} is in none of the known formats ({', '.join(known)}); its {kind}: {some}")
 
 
 def choose_device(device: str) -> torch.device:

@@ -85,6 +85,23 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
     return given
 
 
+def templates_of(value: Iterable[Any] | str | Path) -> list[str]:
+    """Read prompt templates that are given from Python: one template, a list, a set, a text file, or a list's name.
+
+    Args:
+        value: a string with `{}` is one template; a set is sorted, so that results do not depend on its order; all
+            else is read as by `texts_of`.
+
+    Raises:
+        UserError: the value is none of these, or `texts_of` refuses its content.
+    """
+    if isinstance(value, str) and "{}" in value:
+        value = [value]
+    elif isinstance(value, Set):
+        value = sorted(value, key=str)
+    return texts_of(value, "templates")
+
+
 def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
     """Read class names or templates from a config value: a list, a text file, or the name of a built-in list.
 

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 
 from openslip.errors import UserError
 
@@ -19,8 +18,10 @@ def is_safetensors(path: Path) -> bool:
 def read_safetensors(path: Path) -> dict[str, Any]:
     """Read a safetensors file as the dict that a stripped `torch.save` file contains.
 
+    A file of another project has the entries `state_dict` and `metadata` (a dict of str) instead.
+
     Raises:
-        UserError: the file is damaged or lacks the entry `openslip`.
+        UserError: the file is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -29,10 +30,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     if "openslip" not in metadata:
-        raise UserError(
-            f"checkpoint {path} holds weights and no settings: give the checkpoint that it was made from, or a "
-            "file that `openslip strip IN OUT.safetensors` wrote"
-        )
+        return {"state_dict": state, "metadata": metadata}
     try:
         return {"openslip": json.loads(metadata["openslip"]), "state_dict": state}
     except (ValueError, RecursionError) as error:
@@ -41,7 +39,11 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
     """Write a stripped model; tied weights are written once for each of their names."""
-    weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in content["state_dict"].items()
-    }
-    file.write(to_bytes(weights, {"format": "pt", "openslip": json.dumps(content["openslip"])}))
+    weights, storages = {}, set()
+    for name, tensor in content["state_dict"].items():
+        storage = tensor.untyped_storage().data_ptr()
+        whole = tensor.contiguous()  # a copy, or the tensor itself
+        weights[name] = whole.clone() if whole is tensor and storage in storages else whole
+        storages.add(storage)
+    # Not `safetensors.torch.save`, which needs the memory of all weights once more. It opens the file by its name.
+    save_file(weights, file.name, {"format": "pt", "openslip": json.dumps(content["openslip"])})

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openslip.errors import UserError
 from openslip.models.tower import Tower
 
 
@@ -16,9 +17,16 @@ class DualEncoder(nn.Module):
         embed_dim: dimension of the joint space.
         logit_scale_init: initial value of `logit_scale`, the natural logarithm of the factor on the cosines (in the
             paper, ln(1/0.07) = 2.6593).
-        projection_bias: whether both projections have a bias, initially zero.
+        projection_bias: whether both projections have a bias, initially zero; `text` gives one to the text projection
+            only, as in DeCLIP and SigLIP.
+        projects_image: whether there is an image projection; if not, as in SigLIP, the image tower has width
+            `embed_dim`.
         logit_bias_init: initial value of the bias added to the logits (-10 in SigLIP); None for a model without
             a logit bias.
+
+    Raises:
+        UserError: `projection_bias` is unknown, or there is no image projection and the image tower's width differs
+            from `embed_dim`.
     """
 
     def __init__(
@@ -28,19 +36,28 @@ class DualEncoder(nn.Module):
         text_tower: Tower,
         embed_dim: int,
         logit_scale_init: float,
-        projection_bias: bool = False,
+        projection_bias: bool | str = False,
+        projects_image: bool = True,
         logit_bias_init: float | None = None,
     ) -> None:
         super().__init__()
+        if projection_bias not in (True, False, "text"):
+            raise UserError(f"projection_bias={projection_bias}: expected true, false or text")
+        if not projects_image and (projection_bias is True or image_tower.width != embed_dim):
+            raise UserError(
+                f"projects_image=false with projection_bias={projection_bias} and an image tower of width "
+                f"{image_tower.width}: expected false or text, and width {embed_dim} (embed_dim)"
+            )
         self.image_tower = image_tower
         self.text_tower = text_tower
-        self.image_projection = nn.Parameter(torch.empty(image_tower.width, embed_dim))
+        self.image_projection = nn.Parameter(torch.empty(image_tower.width, embed_dim)) if projects_image else None
         self.text_projection = nn.Parameter(torch.empty(text_tower.width, embed_dim))
-        self.image_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias else None
+        self.image_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias is True else None
         self.text_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias else None
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale_init)))
         self.logit_bias = None if logit_bias_init is None else nn.Parameter(torch.tensor(float(logit_bias_init)))
-        nn.init.normal_(self.image_projection, std=image_tower.width**-0.5)
+        if self.image_projection is not None:
+            nn.init.normal_(self.image_projection, std=image_tower.width**-0.5)
         nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
 
     def project_image(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embed"]:
@@ -62,6 +79,6 @@ class DualEncoder(nn.Module):
         return self.project_text(self.text_tower(text, text_length))
 
 
-def project(features: Tensor, projection: Tensor, bias: Tensor | None) -> Tensor:
-    projected = features @ projection
+def project(features: Tensor, projection: Tensor | None, bias: Tensor | None) -> Tensor:
+    projected = features if projection is None else features @ projection
     return projected if bias is None else projected + bias

@@ -41,6 +41,7 @@ class TextTransformer(Tower):
         pooling: feature of a caption: the feature of its `last` token (position length - 1), the feature of its `first`
             token, or the `mean` of the features of all its tokens.
         norm_eps: epsilon added to the variance in layer norms.
+        mlp_width: width of the MLPs' hidden layer; None for four times the width.
 
     Raises:
         UserError: the activation or pooling is unknown, or arguments contradict each other.
@@ -60,6 +61,7 @@ class TextTransformer(Tower):
         causal: bool = True,
         pooling: str = "last",
         norm_eps: float = 1e-5,
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         for key, value, known in (("activation", activation, ACTIVATIONS), ("pooling", pooling, POOLINGS)):
@@ -75,7 +77,8 @@ class TextTransformer(Tower):
         self.context_length = self.input_size = context_length
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
-        self.blocks = nn.ModuleList(Block(width, heads, activation, causal, norm_eps) for _ in range(depth))
+        mlp_width = 4 * width if mlp_width is None else mlp_width
+        self.blocks = nn.ModuleList(Block(width, heads, activation, causal, norm_eps, mlp_width) for _ in range(depth))
         self.ln_final = nn.LayerNorm(width, eps=norm_eps)
         self.initialise()
 
@@ -162,16 +165,16 @@ class TextTransformer(Tower):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then an MLP with a hidden layer of four times the width."""
+    """Pre-norm residual block: attention, then an MLP with one hidden layer."""
 
-    def __init__(self, width: int, heads: int, activation: str, causal: bool, norm_eps: float) -> None:
+    def __init__(self, width: int, heads: int, activation: str, causal: bool, norm_eps: float, mlp_width: int) -> None:
         super().__init__()
         self.activation = activation
         self.ln_1 = nn.LayerNorm(width, eps=norm_eps)
         self.attention = SelfAttention(width, heads, causal)
         self.ln_2 = nn.LayerNorm(width, eps=norm_eps)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, mlp_width)
+        self.fc2 = nn.Linear(mlp_width, width)
 
     def forward(
         self, x: Float[Tensor, "rows width"], packing: Packing, pooled: Int[Tensor, " captions"] | None = None

@@ -28,13 +28,14 @@ class TimmTower(Tower):
         name: model name that `timm.create_model` knows; hub addresses are refused, because they start a download.
         image_size: side of the square input in pixels.
         arguments: further keyword arguments of `timm.create_model` for this model.
+        norm_eps: epsilon of all layer norms, such as 1e-5 in CLIP; None for that of the timm model.
 
     Raises:
         UserError: timm has no such model, an argument would load weights, or the model does not return
             exactly one vector per image.
     """
 
-    def __init__(self, *, name: str, image_size: int, arguments: dict) -> None:
+    def __init__(self, *, name: str, image_size: int, arguments: dict, norm_eps: float | None = None) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_base_patch16_224"
@@ -46,6 +47,9 @@ class TimmTower(Tower):
             )
         trunk: Any = create(name, image_size, arguments)
         self.trunk = trunk
+        for layer in trunk.modules():
+            if norm_eps is not None and isinstance(layer, nn.LayerNorm):
+                layer.eps = norm_eps
         self.width = pooled_width(trunk, name, image_size, arguments.get("in_chans", 3))
         self.input_size = image_size if hasattr(trunk, "set_input_size") else None
         self.last_block = LastBlock() if pools_class_token(trunk) else None
@@ -147,14 +151,20 @@ def create(name: str, image_size: int, arguments: dict) -> nn.Module:
 
 def pooled_width(trunk: nn.Module, name: str, image_size: int, channels: int) -> int:
     """Compute the size of the pooled feature with a pass on the meta device, where only shapes are computed."""
-    weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
+    blocks = trunk.blocks if type(trunk) is VisionTransformer else None
     try:
+        if blocks is not None:
+            trunk.blocks = blocks[:1]  # no later block changes the shape, and each takes as long as reading its weights
+        weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
         with torch.no_grad():
             images = torch.empty(2, channels, image_size, image_size, device="meta")
             pooled = functional_call(trunk.eval(), weights, images)
     except Exception as error:  # timm has no common type for its errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tower {name} does not take images of {image_size} pixels ({reason})") from error
+    finally:
+        if blocks is not None:
+            trunk.blocks = blocks
     trunk.train()
     if not isinstance(pooled, Tensor) or pooled.ndim != 2:
         raise UserError(f"tower {name} does not pool its tokens: leave global_pool in its arguments at the default")

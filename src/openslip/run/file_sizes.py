@@ -50,7 +50,7 @@ def refuse_expanding(path: Path, content: Any) -> None:
         UserError: the tensors are far larger than the file.
     """
     size, sizes = path.stat().st_size, {}
-    for name, tensor in _tensors(content):
+    for name, tensor in tensors(content):
         sizes[name] = tensor.numel() * tensor.element_size()
     claimed = sum(sizes.values())
     if claimed > max(EXPANSION * size, size + SLACK):
@@ -61,7 +61,7 @@ def refuse_expanding(path: Path, content: Any) -> None:
         )
 
 
-def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+def tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor in nested dicts and lists of any depth, with its path."""
     waiting, seen = [("", content)], set[int]()
     while waiting:

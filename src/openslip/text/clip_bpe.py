@@ -6,7 +6,7 @@ import html
 import importlib.util
 from array import array
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,12 @@ from openslip.errors import UserError
 from openslip.text.tokenizer import Tokenizer
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+# Names of the start and end tokens that count as these tokens in a text; `plain` has none.
+_SPECIALS = {
+    "plain": (),
+    "token": ("<|startoftext|>", "<|endoftext|>"),
+    "open_clip": ("<start_of_text>", "<end_of_text>"),
+}
 _NUM_SYMBOLS = 49406  # bytes and merges; the special ids follow
 # ftfy changes nothing but line ends in a text of only these characters.
 _PLAIN_ASCII = regex.compile(r"[\t\n\r\x20-\x7e]*+")
@@ -49,11 +54,12 @@ class ClipBpe(Tokenizer):
         truncation: how a too long text is truncated: `keep_end` (the last id is the end token) or `drop_end` (without
             an end token, as in published SLIP; CLIP pools the largest id, which is then the start token at position 0).
         special_text: whether a literal `<|endoftext|>` in a text is ordinary text (`plain`) or the end token itself
-            (`token`, as in published SLIP).
+            (`token`, as in OpenAI's CLIP and published SLIP); with `open_clip`, a literal `<end_of_text>` is the end
+            token, as there.
         mask_token: whether to add `<|mask|>` before the start and end tokens, whose ids it shifts by one, as in DeCLIP.
 
     Raises:
-        UserError: an argument is invalid, or the vocabulary is not installed.
+        UserError: an argument is invalid; or a text is encoded, and the vocabulary is not installed.
     """
 
     def __init__(self, *, context_length: int, truncation: str, special_text: str, mask_token: bool = False) -> None:
@@ -61,20 +67,22 @@ class ClipBpe(Tokenizer):
             raise UserError(f"tokenizer.context_length={context_length}: expected at least 2 (start and end)")
         if truncation not in ("keep_end", "drop_end"):
             raise UserError(f"tokenizer.truncation={truncation!r}: expected keep_end or drop_end")
-        if special_text not in ("plain", "token"):
-            raise UserError(f"tokenizer.special_text={special_text!r}: expected plain or token")
+        if special_text not in _SPECIALS:
+            raise UserError(f"tokenizer.special_text={special_text!r}: expected one of {', '.join(_SPECIALS)}")
         self.context_length = context_length
         self.truncation = truncation
         self.special_text = special_text
         self.mask_token = mask_token
         start = _NUM_SYMBOLS + mask_token
         self.special_ids = {"pad": 0, "start": start, "end": start + 1} | ({"mask": _NUM_SYMBOLS} if mask_token else {})
-        self.vocab_size = start + len(_SPECIALS)
+        self.vocab_size = start + 2
         self._start, self._end = _pack([start]), _pack([start + 1])
-        specials: dict[str, bytes] = {}
-        if special_text == "token":
-            specials.update(zip(_SPECIALS, (self._start, self._end), strict=True))
-        self._cache = _Cache(_read_vocabulary(), specials)
+
+    @cached_property
+    def _cache(self) -> "_Cache":
+        # Not in the constructor: reading the vocabulary takes longer than loading a model whose text is not encoded.
+        specials = dict(zip(_SPECIALS[self.special_text], (self._start, self._end), strict=False))
+        return _Cache(_read_vocabulary(), specials)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -114,7 +122,10 @@ class ClipBpe(Tokenizer):
             rows.append((self._start + ids[:kept] + self._end)[:width].ljust(width, b"\0"))
         packed = np.frombuffer(b"".join(rows), np.uint16).reshape(len(rows), self.context_length)
         ids = torch.from_numpy(packed.astype(np.int64))
-        return ids, ids.argmax(dim=1) + 1  # the end token has the largest id
+        return ids, self.lengths(ids)
+
+    def lengths(self, ids: Int[Tensor, "texts length"], /) -> Int[Tensor, " texts"]:
+        return ids.argmax(dim=1) + 1  # the end token has the largest id
 
     def _pack_text(self, chunks: list[str]) -> bytes:
         return b"".join(map(self._cache.__getitem__, chunks))

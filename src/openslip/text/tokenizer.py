@@ -7,6 +7,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from openslip.errors import UserError
+
 
 class Tokenizer(ABC):
     """Base class of tokenizers; an instance must pickle, since it is copied to the loader's processes.
@@ -36,6 +38,16 @@ class Tokenizer(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values, from which a checkpoint rebuilds the tokenizer."""
+
+    def lengths(self, ids: Int[Tensor, "texts length"], /) -> Int[Tensor, " texts"]:
+        """Return how many ids of each given row a text tower reads: the pooled position plus 1.
+
+        `encode` returns these lengths with its ids. This method is for ids that come from elsewhere.
+
+        Raises:
+            UserError: the tokenizer does not define this method.
+        """
+        raise UserError(f"{type(self).__name__} cannot tell the lengths of given ids: define its method `lengths`")
 
     def num_tokens(self, text: str, /) -> int:
         """Count the ids of a text, special ids included, before truncation.

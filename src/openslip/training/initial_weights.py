@@ -1,18 +1,27 @@
 """Initial weights of a run, from a checkpoint's whole model or from single towers (LiT, arXiv:2111.07991)."""
 
+import inspect
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import NonFiniteError, UserError
 from openslip.inference.bundle import Bundle, evaluating
+from openslip.inference.config_choices import choices_in
 from openslip.inference.load import load
 from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
 TEXTS = ("a photo of a dog.", "two red squares, beside a large blue ring")
+# Settings of a transform leave out the defaults.
+DEFAULTS: dict[str, Any] = {
+    name: inspect.signature(EvalTransform).parameters[name].default
+    for name in ("interpolation", "resize", "resize_to", "crop")
+}
 TOLERANCE = 1e-3  # relative to the largest absolute feature value; float32 kernels of the same function differ by less
 
 
@@ -49,31 +58,38 @@ class InitialWeights:
         self.record: dict[str, Any] = {}
         self.notices: list[str] = []
 
-    def load(self, checkpoint: str | None, towers: Mapping[str, Mapping[str, Any]]) -> None:
+    def load(
+        self,
+        checkpoint: str | None,
+        towers: Mapping[str, Mapping[str, Any]],
+        choices: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Copy the whole model first, then single towers.
 
         Args:
             checkpoint: path of a checkpoint or run folder, the config's `init_from.checkpoint`; or None.
             towers: options by kind of tower (`image`, `text`), the config's `towers`.
+            choices: what the checkpoint does not say, the config's `init_from`; `towers` holds those of its own files.
 
         Raises:
             UserError: a file is missing, shapes of weights differ, or a tower or tokenizer gives different results.
         """
         if checkpoint is not None:
-            self.load_model(checkpoint)
+            self.load_model(checkpoint, choices)
         for kind, options in towers.items():
             if options["weights"] is not None:
-                self.load_tower(kind, options["weights"])
+                self.load_tower(kind, options["weights"], options)
 
     def sources(self) -> list[tuple[str, str]]:
         """List the parts whose weights were copied, each with the path that the config names."""
         parts = {"checkpoint": "whole model", "image_tower": "image tower", "text_tower": "text tower"}
         return [(part, self.record[key]) for key, part in parts.items() if key in self.record]
 
-    def load_model(self, path: str) -> None:
+    def load_model(self, path: str, choices: Mapping[str, Any]) -> None:
         """Copy all weights of a checkpoint's model; `logit_bias` keeps its initial value if the checkpoint has none."""
         key = f"init_from.checkpoint={path}"
-        bundle = load(path, allow=self.allow)
+        with choices_in(choices, "init_from.") as chosen:
+            bundle = load(path, allow=self.allow, **chosen)
         stored, wanted = children(bundle.model), children(self.model)
         shared = [kind for kind in wanted if kind in stored]
         refuse_non_finite(bundle.model, key)
@@ -93,10 +109,11 @@ class InitialWeights:
             self.notices.append(f"{key}: it has no logit_bias, so this run starts with model.logit_bias_init")
         self.record["checkpoint"] = path
 
-    def load_tower(self, kind: str, path: str) -> None:
+    def load_tower(self, kind: str, path: str, choices: Mapping[str, Any]) -> None:
         """Copy the tower of this kind (`image` or `text`) from a checkpoint."""
         key = f"towers.{kind}.weights={path}"
-        bundle = load(path, allow=self.allow)
+        with choices_in(choices, f"towers.{kind}.") as chosen:
+            bundle = load(path, allow=self.allow, **chosen)
         stored, tower = children(bundle.model).get(kind), children(self.model).get(kind)
         if stored is None or tower is None:
             which = f"{path} has" if stored is None else "the model to be trained has"
@@ -134,15 +151,15 @@ class InitialWeights:
             raise UserError(f"{key} ({differences[0]}{more}); use the config that it was trained with") from error
 
     def compare(self, bundle: Bundle, stored: nn.Module, new: nn.Module, kind: str, key: str) -> None:
-        """Check what shapes of weights do not show: heads, activation, epsilon, pooling, token ids, mean and std."""
+        """Check what shapes of weights do not show: heads, activation, epsilon, pooling, token ids, transform."""
         if kind == "text":
             self.compare_tokenizers(bundle.tokenizer, key)
         elif kind == "image":
-            settings: Mapping[str, Any] = bundle.transform.settings()
+            settings, wanted = DEFAULTS | bundle.transform.settings(), DEFAULTS | dict(self.transform)
             self.notices += [
-                f"{key}: it was trained with {name}={settings[name]}; this run has {name}={self.transform[name]}"
-                for name in ("mean", "std")
-                if settings[name] != self.transform[name]
+                f"{key}: it was trained with {name}={settings[name]}; this run has {name}={wanted[name]}"
+                for name in ("mean", "std", *DEFAULTS)
+                if settings[name] != wanted[name]
             ]
         inputs = self.probe(kind)
         cpu = torch.device("cpu")

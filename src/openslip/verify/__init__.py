@@ -1,7 +1,8 @@
 """Compares our numbers with recordings of the published code's, and this device's kernels with the CPU's.
 
 Tolerances: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` measures
-how far apart two values are, `kernels` checks the device, and each other file makes the rows of one kind of quantity.
+how far apart two values are, `kernels` checks the device, `towers` compares checkpoints of other libraries, and each
+other file makes the rows of one kind of quantity.
 """
 
 import math
@@ -21,6 +22,8 @@ from openslip.verify.kernels import kernel_rows
 from openslip.verify.ranks import rank_rows
 from openslip.verify.runs import run_rows
 from openslip.verify.tables import official_rows, schedule_rows, tokenizer_rows
+from openslip.verify.tower_files import outputs_in
+from openslip.verify.towers import tower_rows
 from openslip.verify.zero_shot import zero_shot_rows
 
 
@@ -28,7 +31,7 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """Print one line per quantity; return 0 if all are within tolerance, else 1.
 
     Args:
-        folder: folder of recordings of the published code.
+        folder: folder of recordings of the published code, or of checkpoints of other libraries with their outputs.
         device: device to check, such as `cpu` or `cuda`.
         dtype: format to compute in, a key of `TOLERANCES`.
 
@@ -37,8 +40,9 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """
     with progress("comparing with the recordings"):
         rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
-    with progress("comparing kernels with float64"):
-        rows += kernel_rows(device, dtype)
+    if not outputs_in(folder):
+        with progress("comparing kernels with float64"):
+            rows += kernel_rows(device, dtype)
     return show(rows, f"{device}, {dtype}; {folder}")
 
 
@@ -70,6 +74,12 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected recordings of the published code")
+    rows_of = tower_rows if outputs_in(folder) else published_rows
+    return rows_of(folder, device, dtype)
+
+
+def published_rows(folder: Path, device: str, dtype: str) -> list[Row]:
+    """Return a row for each quantity of the published code that is recorded in the folder."""
     rows: list[Row] = []
 
     def add(file: str, quantity: str, make: Callable[[], list[Row]]) -> None:
@@ -93,5 +103,7 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
     add("official_models.json", "official models", lambda: official_rows(folder))
     add("tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
     if all(row.deviation is None for row in rows):
-        raise UserError(f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...)")
+        raise UserError(
+            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...) and no NAME_io.npz"
+        )
     return rows

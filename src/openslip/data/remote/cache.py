@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from openslip.data.remote.address import shown
 from openslip.data.remote.files import (
+    cache_folder,
     content_digest,
     is_at,
     make_own,
@@ -38,14 +39,6 @@ from openslip.terminal import waiting
 WAIT_FOR_ROOM = 0.2  # seconds between two attempts to make room
 ASKED_AT_ONCE = 16
 OURS = re.compile(r"[0-9a-f]{16}-")  # start of the names of cached files; no other file in the folder is ever deleted
-
-
-def cache_folder(name: str) -> Path | None:
-    """Folder of the user for files that can be recreated; None if the user has no home directory."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip" / name
-    except RuntimeError:  # in a container without HOME whose /etc/passwd has no entry for the user
-        return None
 
 
 class ShardCache:

@@ -1,4 +1,4 @@
-"""Files of a shard cache: owned by the user, opened without following links, each with its checksum beside it."""
+"""Files of a cache: owned by the user, opened without following links, each with its checksum beside it."""
 
 import errno
 import hashlib
@@ -13,8 +13,26 @@ from openslip.errors import UserError
 from openslip.locks import locked
 
 
-def make_own(folder: Path) -> None:
+def cache_folder(name: str) -> Path | None:
+    """Folder of the user for files that can be recreated; None if the user has no home directory.
+
+    It is in `OPENSLIP_CACHE`, or else in `XDG_CACHE_HOME/openslip`, or else in `~/.cache/openslip`.
+    """
+    try:
+        if own := os.environ.get("OPENSLIP_CACHE"):
+            return Path(own).expanduser() / name
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "openslip" / name
+    except RuntimeError:  # in a container without HOME whose /etc/passwd has no entry for the user
+        return None
+
+
+def make_own(folder: Path, cache: str = "shard cache", setting: str = "shard_cache.folder") -> None:
     """Create the cache folder if needed, and refuse one that other users could write to.
+
+    Args:
+        folder: the cache folder.
+        cache: what is cached, for the error message.
+        setting: the setting that names another folder, for the error message.
 
     Raises:
         UserError: another user owns the folder, or anybody may write to it; links planted there could lead anywhere.
@@ -28,13 +46,18 @@ def make_own(folder: Path) -> None:
     else:
         return
     raise UserError(
-        f"shard cache {folder} {reason}: name a folder of your own with shard_cache.folder=, or correct its rights "
-        "(chmod o-w)"
+        f"{cache} {folder} {reason}: name a folder of your own with {setting}=, or correct its rights (chmod o-w)"
     )
 
 
-def open_own(path: Path, flags: int) -> int:
+def open_own(path: Path, flags: int, cache: str = "shard cache", setting: str = "shard_cache.folder") -> int:
     """Open a regular file that the user owns, without following links or writing to a file with several hard links.
+
+    Args:
+        path: the file.
+        flags: flags of `os.open`.
+        cache: what is cached, for the error message.
+        setting: the setting that names another folder, for the error message.
 
     Raises:
         UserError: the path is a link, a file of another user, or not a regular file.
@@ -50,8 +73,8 @@ def open_own(path: Path, flags: int) -> int:
         if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
             raise
     raise UserError(
-        f"shard cache: {path} is a link, a file of somebody else or no regular file, and is left alone: "
-        "remove it, or name another shard_cache.folder"
+        f"{cache}: {path} is a link, a file of somebody else or no regular file, and is left alone: "
+        f"remove it, or name another {setting}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import fsspec
+from aiohttp.http_exceptions import PayloadEncodingError
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.spec import AbstractFileSystem
@@ -38,6 +39,14 @@ class TooSlowError(ConnectionError):
     """A download is slower than the limit."""
 
 
+class FetchError(UserError):
+    """A server does not answer, or refuses a file; `reason` says why in a few words."""
+
+    def __init__(self, address: str, reason: str, advice: str) -> None:
+        super().__init__(f"shard {shown(address)} cannot be fetched ({reason}): {advice}")
+        self.reason = reason
+
+
 class Identity(NamedTuple):
     """Size and version that a server states for a file; they change when the content changes."""
 
@@ -50,24 +59,25 @@ def ask(address: str) -> Identity:
     system, path = connect(address)
     info = system.info(path, **({"timeout": ANSWER_LIMIT} if isinstance(system, AsyncFileSystem) else {}))
     if info["size"] is None:
-        raise UserError(
-            f"shard {shown(address)}: the server does not state its size, so that a broken download could not be told "
-            "from a complete one; download it and give its path"
+        raise FetchError(
+            address,
+            "the server does not state its size, so that a broken download could not be told from a complete one",
+            "download it and give its path",
         )
     version = next((str(info[field]) for field in VERSION_FIELDS if info.get(field)), "")
     return Identity(info["size"], version)
 
 
-def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> None:
+def copy(address: str, identity: Identity, descriptor: int, min_rate: float, *, done: int = 0) -> None:
     """Download the whole content into an open file; a download that breaks or is too slow is resumed at its position.
 
     Args:
         address: address of the shard.
         identity: identity of the shard when the run began, which the server must still state.
         descriptor: descriptor of the file to write to.
-        min_rate: lowest download rate that is accepted, in bytes per second.
+        min_rate: lowest download rate that is accepted, in bytes per second; 0 for no limit.
+        done: number of bytes at the start of the file that an earlier process has downloaded.
     """
-    done = 0
 
     def resume() -> None:
         nonlocal done
@@ -77,12 +87,15 @@ def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> 
                 f"shard {shown(address)} has changed since the run began ({identity.size:,} bytes then, "
                 f"{now.size:,} now): leave the shards of a run as they are, or start another run"
             )
-        stream, done = open_at(address, done, identity.size, min_rate)
+        stream, start = open_at(address, done, identity, min_rate)
+        advance(start - done)
+        done = start
         with stream, open(descriptor, "r+b", closefd=False) as file:
             file.seek(done)
             since, before = time.monotonic(), done
             while block := stream.read(BLOCK):
                 if done + len(block) > identity.size:
+                    advance(-done)
                     done = 0
                     raise ConnectionError(f"more than the {identity.size:,} bytes that the server stated")
                 file.write(block)
@@ -103,16 +116,17 @@ def copy(address: str, identity: Identity, descriptor: int, min_rate: float) -> 
 
     what = f"downloading {shown(address).rpartition('/')[2]}"
     with waiting(slow_download), progress(what, total=identity.size, unit=BYTES) as advance:
+        advance(done)
         attempt(address, resume)
 
 
-def open_at(address: str, offset: int, size: int, min_rate: float) -> tuple[Any, int]:
+def open_at(address: str, offset: int, identity: Identity, min_rate: float) -> tuple[Any, int]:
     """Open a stream of the content at an offset, or at 0 if the server cannot begin elsewhere.
 
     Args:
         address: address of the shard.
         offset: position of the first byte wanted.
-        size: size of the whole content in bytes.
+        identity: identity of the content; a server that has another one by now sends it from 0.
         min_rate: lowest download rate that is accepted, in bytes per second.
 
     Returns:
@@ -123,10 +137,12 @@ def open_at(address: str, offset: int, size: int, min_rate: float) -> tuple[Any,
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
+            if identity.version.startswith('"'):  # a strong ETag; weak ones begin with W/ and are no valid If-Range
+                headers["If-Range"] = identity.version
         # The default limit of aiohttp is five minutes for a whole file.
-        seconds = ANSWER_LIMIT + (size - offset) / min_rate if min_rate else None
+        seconds = ANSWER_LIMIT + (identity.size - offset) / min_rate if min_rate else None
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=30, sock_read=60)
-        stream: Any = system.open(path, block_size=0, size=size, headers=headers, timeout=timeout)
+        stream: Any = system.open(path, block_size=0, size=identity.size, headers=headers, timeout=timeout)
         return stream, offset if stream.r.status == 206 else 0
     stream = system.open(path, block_size=BLOCK, cache_type="none")
     stream.seek(offset)
@@ -147,8 +163,17 @@ def connect(address: str) -> tuple[AbstractFileSystem, str]:
         ) from error
 
 
-def attempt(address: str, action: Callable[[], T]) -> T:
-    """Run an action, and retry it with growing waits after errors that may be temporary."""
+def attempt(address: str, action: Callable[[], T], max_retries: int | None = None) -> T:
+    """Run an action, and retry it with growing waits after errors that may be temporary.
+
+    Args:
+        address: address of the file, for error messages.
+        action: what to run.
+        max_retries: number of retries; None retries as often as there are waits.
+
+    Raises:
+        FetchError: the error is permanent, or still there after the last attempt.
+    """
     for number in range(len(WAITS) + 1):
         try:
             return action()
@@ -158,14 +183,16 @@ def attempt(address: str, action: Callable[[], T]) -> T:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
             cause = error.__cause__ or error  # fsspec reports any failed request as a missing file
-            num_waits = min(len(WAITS), SLOW_RETRIES) if isinstance(cause, TooSlowError) else len(WAITS)
+            allowed = SLOW_RETRIES if isinstance(cause, TooSlowError) else max_retries
+            num_waits = len(WAITS) if allowed is None else min(len(WAITS), allowed)
             if number < num_waits and may_pass(cause):
                 time.sleep(WAITS[number])
                 continue
             tried = "" if number == 0 else f", tried {number + 1} times"
-            raise UserError(
-                f"shard {shown(address)} cannot be fetched ({reason(cause, address)}{tried}): "
-                "check the address in data.source.shards, the network and your access"
+            raise FetchError(
+                address,
+                f"{reason(cause, address)}{tried}",
+                "check the address in data.source.shards, the network and your access",
             ) from error
     raise AssertionError("unreachable")
 
@@ -180,6 +207,8 @@ def reason(error: BaseException, address: str) -> str:
     """Describe an error in a few words, with all addresses replaced by the shown one: others may hold credentials."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP {error.status} {error.message}"
+    if isinstance(error, PayloadEncodingError):
+        return "the connection broke off"
     if isinstance(error, FileNotFoundError):
         return "not found"
     if isinstance(error, asyncio.TimeoutError):

@@ -14,7 +14,8 @@ from openslip.data.index.index import Shard, State, state_of
 from openslip.data.index.scan import scan_shard
 from openslip.data.index.tar import BLOCK
 from openslip.data.remote.address import shown
-from openslip.data.remote.cache import ShardCache, cache_folder, content_digest
+from openslip.data.remote.cache import ShardCache, content_digest
+from openslip.data.remote.files import cache_folder
 from openslip.data.source import Collection, Sample, Source
 from openslip.data.sources.shard_paths import expand, passed_over, place_of, without_repeats
 from openslip.errors import DataError, UserError

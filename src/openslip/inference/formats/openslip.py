@@ -8,23 +8,24 @@ the content of the run's `env.json`.
 import json
 import math
 import reprlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.image.eval_transform import LARGEST, EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_tokenizer, build_with
 from openslip.inference.bundle import Bundle
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.choices import Choices
+from openslip.inference.files import peek, unwrapped, unwrapped_weights
 from openslip.inference.files import write as write_file
+from openslip.inference.stated import refuse_other
 from openslip.text.tokenizer import Tokenizer
 
 FORMAT = 2  # in format 1, the tokenizer's entry had no _target_, because CLIP's was the only tokenizer
-MAX_SIZE = 10_000  # largest accepted side of an input image, in pixels
 ENTRIES = ("format", "architecture", "tokenizer", "transform")
 
 
@@ -33,12 +34,13 @@ def detect(path: Path) -> bool:
     return "openslip" in peek(path)
 
 
-def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
+def read(path: Path, choices: Choices) -> Bundle:
     """Read the model of a checkpoint, with its EMA weights if there are any, as evaluations in training do.
 
     Args:
         path: the checkpoint file.
-        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
+        choices: your own classes that the checkpoint may name; the file answers everything else, so other choices must
+            agree with it.
     """
     content = peek(path)
     entry, state = content["openslip"], content.get("state_dict")
@@ -58,8 +60,9 @@ def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
         description = {"_target_": "openslip.text.clip_bpe.ClipBpe", **description}
     weights = model_weights(path, state)
     transform = build_transform(path, entry["transform"])
-    model = build_with(weights, entry["architecture"], allow)
-    tokenizer = build_tokenizer(description, allow)
+    model = build_with(weights, entry["architecture"], choices.allow)
+    refuse_other(choices, model)
+    tokenizer = build_tokenizer(description, choices.allow)
     provenance = plain(path, entry.get("provenance", {}))  # missing in files of early versions
     return Bundle(model, tokenizer, transform, entry["architecture"], torch.device("cpu"), provenance=provenance)
 
@@ -73,7 +76,7 @@ def model_weights(path: Path, state: Any) -> dict[str, Tensor]:
             key = name[:120] if isinstance(name, str) else reprlib.repr(name)
             what = f"{key}, an entry from {type(name).__name__} to {type(value).__name__}"
             raise UserError(f"checkpoint {path}: `state_dict` holds {what}; expected entries from str to Tensor")
-    state = {unwrapped(name): tensor for name, tensor in state.items()}
+    state = unwrapped_weights(state)
     kind = "averaged." if any(name.startswith("averaged.") for name in state) else "model."
     return {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
 
@@ -83,7 +86,8 @@ def build_transform(path: Path, settings: Any) -> EvalTransform:
     try:
         size, mean, std = (settings[name] for name in ("size", "mean", "std"))
         finite = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
-        if isinstance(size, int) and 0 < size <= MAX_SIZE and finite and min(std) > 0:
+        sides = (size, settings.get("resize_to") or size)
+        if all(isinstance(side, int) and 0 < side <= LARGEST for side in sides) and finite and min(std) > 0:
             return EvalTransform(**settings)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
         pass  # the error below is raised
@@ -106,13 +110,47 @@ def plain(path: Path, provenance: Any) -> dict[str, Any]:
     )
 
 
-def write(bundle: Bundle, path: Path) -> None:
-    """Write a stripped checkpoint: float32 weights, the settings that inference needs, and the provenance."""
-    weights = {f"model.{name}": tensor.detach().cpu().float() for name, tensor in bundle.model.state_dict().items()}
+def objective_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of the objective that a checkpoint holds, such as SLIP's SSL head, by their names in it."""
+    state = peek(path).get("state_dict")
+    weights = state.items() if isinstance(state, dict) else ()
+    named = ((unwrapped(str(name)), tensor) for name, tensor in weights if isinstance(tensor, Tensor))
+    return {name: tensor for name, tensor in named if name.startswith("objective.")}
+
+
+def write(
+    bundle: Bundle, path: Path, dtype: torch.dtype = torch.float32, objective: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a stripped checkpoint: weights, the settings that inference needs, and the provenance.
+
+    Args:
+        bundle: what to write.
+        path: the file to write; the ending .safetensors selects that format.
+        dtype: dtype of the stored weights; single values, such as `logit_scale`, are always float32.
+        objective: weights of the objective, each with a name that starts with `objective.`.
+
+    Raises:
+        UserError: a weight overflows `dtype`, or the file cannot be written.
+    """
+    weights = {f"model.{name}": tensor for name, tensor in bundle.model.state_dict().items()} | dict(objective or {})
+    weights = {name: stored(name, tensor.detach().cpu(), dtype) for name, tensor in weights.items()}
     entry = describe(bundle.architecture, bundle.tokenizer, bundle.transform)
     if bundle.provenance:
         entry["provenance"] = bundle.provenance
     write_file(path, {"openslip": entry, "state_dict": weights})
+
+
+def stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight as it is stored; integers stay what they are."""
+    if not weight.is_floating_point():
+        return weight
+    converted = weight.to(dtype if weight.ndim else torch.float32)
+    if dtype == torch.float16 and not torch.equal(converted.isfinite(), weight.isfinite()):
+        raise UserError(
+            f"weight {name} has values up to {weight.abs().max():.3g}, and float16 ends at 65504: "
+            "use --dtype bfloat16 or float32"
+        )
+    return converted
 
 
 def describe(architecture: dict[str, Any], tokenizer: Tokenizer | None, transform: EvalTransform) -> dict[str, Any]:

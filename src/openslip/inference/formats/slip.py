@@ -1,8 +1,7 @@
 """Reads training checkpoints of facebookresearch/SLIP (its CLIP, SLIP and SimCLR models): docs/NUMERICS.md#weights."""
 
-import re
 from argparse import Namespace
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +12,13 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model, load_weights
 from openslip.inference.bundle import Bundle
-from openslip.inference.files import peek, unwrapped
+from openslip.inference.choices import Choices, agree
+from openslip.inference.files import peek, unwrapped, unwrapped_weights
+from openslip.inference.layouts.keys import Table, table, translate
+from openslip.inference.layouts.openai import CLIP_VOCABULARY, LOGIT_SCALE_INIT, TEXT_TOWER
+from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
+from openslip.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -24,15 +28,7 @@ _NAMES = (
     ("image_projection", "model.image_projection"),
     ("text_projection", "model.text_projection"),
     ("logit_scale", "model.logit_scale"),
-    ("token_embedding.", "model.text_tower.token_embedding."),
-    ("positional_embedding", "model.text_tower.positional_embedding"),
-    ("ln_final.", "model.text_tower.ln_final."),
-    ("transformer.resblocks.{n}.ln_1.", "model.text_tower.blocks.{n}.ln_1."),
-    ("transformer.resblocks.{n}.attn.in_proj_", "model.text_tower.blocks.{n}.attention.in_proj."),
-    ("transformer.resblocks.{n}.attn.out_proj.", "model.text_tower.blocks.{n}.attention.out_proj."),
-    ("transformer.resblocks.{n}.ln_2.", "model.text_tower.blocks.{n}.ln_2."),
-    ("transformer.resblocks.{n}.mlp.c_fc.", "model.text_tower.blocks.{n}.fc1."),
-    ("transformer.resblocks.{n}.mlp.c_proj.", "model.text_tower.blocks.{n}.fc2."),
+    *((published, f"model.{ours}") for published, ours in TEXT_TOWER),
     ("image_mlp.layer1.", "objective.head.0."),
     ("image_mlp.bn1.", "objective.head.1."),
     ("image_mlp.layer2.", "objective.head.3."),
@@ -40,51 +36,71 @@ _NAMES = (
     ("image_mlp.layer3.", "objective.head.6."),
 )
 # The weights do not show the number of heads: the published ViT-S has 12, timm's has 6, and the shapes are equal.
-PUBLISHED_IMAGE_HEADS = {"VITS16": 12, "VITB16": 12, "VITL16": 16}
+PUBLISHED_IMAGE_HEADS = {"VITS16": (384, 12), "VITB16": (768, 12), "VITL16": (1024, 16)}  # width and heads
 # Settings with which the published models were trained: docs/NUMERICS.md#truncation, #special-text.
 PUBLISHED_TOKENIZER: dict[str, Any] = {"truncation": "drop_end", "special_text": "token"}
 PUBLISHED_TRANSFORM = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-_SMALL_WIDTH = 384
 _HEAD_WIDTH = 64
+_NO_CHOICES = Choices()
 _TIMM_NAMES = {384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
-_LOGIT_SCALE_INIT = 2.6593  # ln(1 / 0.07); the checkpoint's value replaces it
+QUERY_NORM = "visual.blocks.0.attn.q_norm.weight"  # LaCLIP has it: laclip.py
 
 
 def detect(path: Path) -> bool:
     """Tell whether the file has the keys of the published code's models."""
+    names = weight_names(path)
+    return "visual.cls_token" in names and QUERY_NORM not in names
+
+
+def weight_names(path: Path) -> set[str]:
+    """Return the published names of the weights of a file; an empty set if it cannot be read."""
     content = peek(path)
     state = content.get("state_dict", content)
-    return isinstance(state, Mapping) and any(unwrapped(str(name)) == "visual.cls_token" for name in state)
+    return {unwrapped(str(name)) for name in state} if isinstance(state, Mapping) else set()
 
 
-def read(path: Path, *, allow: Collection[str] = ()) -> Bundle:
+def read(path: Path, choices: Choices) -> Bundle:
     """Read a published checkpoint with its tokenizer and transform, but without the SSL head.
 
     Args:
         path: the checkpoint file.
-        allow: not used, because published checkpoints name no classes.
+        choices: numbers of heads, for models of other widths than the published ones.
 
     Raises:
         UserError: the checkpoint has keys that no published model has, lacks keys, or has inconsistent shapes.
     """
     try:
-        architecture, state = import_checkpoint(peek(path))
+        choices.check_activation("quick_gelu")  # of the text tower; the image tower is timm's, with gelu
+        architecture, state = import_checkpoint(peek(path), choices)
     except (IndexError, OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"checkpoint {path}: no published model has weights of these shapes ({error})") from error
     model = build_model(architecture)
     load_weights(model, state)
-    tokenizer = None
-    if "text_tower" in architecture:
-        tokenizer = ClipBpe(**PUBLISHED_TOKENIZER, context_length=architecture["text_tower"]["context_length"])
+    tokenizer: Tokenizer | None = None
+    if text := architecture.get("text_tower"):
+        context_length, vocab_size = text["context_length"], text["vocab_size"]
+        if vocab_size == CLIP_VOCABULARY:
+            tokenizer = ClipBpe(**PUBLISHED_TOKENIZER, context_length=context_length)
+        else:
+            tokenizer = BareIds(context_length=context_length, vocab_size=vocab_size, pooled="largest")
     transform = EvalTransform(**PUBLISHED_TRANSFORM | {"size": architecture["image_tower"]["image_size"]})
     return Bundle(model, tokenizer, transform, architecture, torch.device("cpu"))
 
 
-def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def objective_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of the SSL head by our names; empty for a CLIP model."""
+    published = state_dict(peek(path))
+    return from_published({name: tensor for name, tensor in published.items() if name.startswith("image_mlp.")})
+
+
+def import_checkpoint(
+    raw: Mapping[str, Any], choices: Choices = _NO_CHOICES
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert a published checkpoint to our model config and our weight names, without the SSL head."""
     published = state_dict(raw)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
-    architecture = read_architecture(shapes, image_heads=image_heads(shapes, model_name(raw)), text_heads=None)
+    num_heads = image_heads(shapes, model_name(raw), choices.image_heads)
+    architecture = read_architecture(shapes, image_heads=num_heads, text_heads=choices.text_heads)
     with torch.device("meta"):
         expected = to_published(build_model(architecture), nn.Module())
     published = {name: tensor for name, tensor in published.items() if not name.startswith("image_mlp.")}
@@ -102,7 +118,7 @@ def import_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 def state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights by their published names, without the prefixes of torch.compile and data parallelism."""
     state = raw.get("state_dict", raw)
-    tensors = {unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = unwrapped_weights(state)
     if "visual.cls_token" not in tensors:
         raise UserError(
             "checkpoint has no visual.cls_token: not a published SLIP, CLIP or SimCLR training checkpoint; "
@@ -120,15 +136,16 @@ def model_name(raw: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None) -> int:
-    """Return the image tower's number of heads: by model name, or else 12 for ViT-S, or else one per 64 channels."""
-    size = name.rsplit("_", 1)[-1] if name else None
-    if size in PUBLISHED_IMAGE_HEADS:
-        return PUBLISHED_IMAGE_HEADS[size]
+def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None, chosen: int | None = None) -> int:
+    """Return the image tower's number of heads: that of the published model, the chosen one, or one per 64 channels.
+
+    A width of 384 is that of the published ViT-S. A model name counts only with the published width.
+    """
     width = _shape(shapes, "visual.cls_token")[-1]
-    if width == _SMALL_WIDTH:
-        return PUBLISHED_IMAGE_HEADS["VITS16"]
-    return _one_per_64(width, "visual.cls_token")
+    for size, (published_width, heads) in PUBLISHED_IMAGE_HEADS.items():
+        if width == published_width:
+            return agree("image_heads", heads, chosen) if name and name.endswith("_" + size) else chosen or heads
+    return chosen or _one_per_64(width, "visual.cls_token", "image_heads")
 
 
 def read_architecture(
@@ -174,16 +191,16 @@ def read_architecture(
             "context_length": _shape(shapes, "positional_embedding")[0],
             "width": text_width,
             "depth": _depth(shapes, "transformer.resblocks."),
-            "heads": text_heads or _one_per_64(text_width, "token_embedding.weight"),
+            "heads": text_heads or _one_per_64(text_width, "token_embedding.weight", "text_heads"),
         },
         "embed_dim": _shape(shapes, "image_projection")[1],
-        "logit_scale_init": _LOGIT_SCALE_INIT,
+        "logit_scale_init": LOGIT_SCALE_INIT,
     }
 
 
 def from_published(state: Mapping[str, T]) -> dict[str, T]:
     """Rename published keys to ours, which start with `model.` or `objective.` as in our run checkpoints."""
-    return {translate(name, TO_OURS): value for name, value in state.items()}
+    return {_known(name, TO_OURS): value for name, value in state.items()}
 
 
 def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
@@ -195,23 +212,17 @@ def to_published(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
     for prefix, module in (("model", model), ("objective", objective)):
         persistent = module.state_dict(keep_vars=True)
         named |= {f"{prefix}.{name}": tensor for name, tensor in persistent.items()}
-    return {translate(name, TO_PUBLISHED): tensor for name, tensor in named.items()}
+    return {_known(name, TO_PUBLISHED): tensor for name, tensor in named.items()}
 
 
-def translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, target in table:
-        if match := pattern.fullmatch(name):
-            return target.replace("{n}", match.groupdict().get("n", "")) + match["rest"]
-    raise KeyError(name)
+def _known(name: str, names: Table) -> str:
+    if (new := translate(name, names)) is None:
+        raise KeyError(name)
+    return new
 
 
-def _pattern(prefix: str) -> re.Pattern[str]:
-    rest = r"(?P<rest>.+)" if prefix.endswith((".", "_")) else r"(?P<rest>)"
-    return re.compile(re.escape(prefix).replace(r"\{n\}", r"(?P<n>\d+)") + rest)
-
-
-TO_OURS = [(_pattern(published), ours) for published, ours in _NAMES]
-TO_PUBLISHED = [(_pattern(ours), published) for published, ours in _NAMES]
+TO_OURS = table(_NAMES)
+TO_PUBLISHED = table((ours, published) for published, ours in _NAMES)
 
 
 def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
@@ -230,10 +241,10 @@ def _depth(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
     return depth
 
 
-def _one_per_64(width: int, key: str) -> int:
+def _one_per_64(width: int, key: str, option: str) -> int:
     if width % _HEAD_WIDTH:
         raise UserError(
             f"checkpoint key {key} has width {width}: the number of attention heads cannot be derived from it; "
-            f"expected a multiple of {_HEAD_WIDTH}"
+            f"expected a multiple of {_HEAD_WIDTH}; give --{option.replace('_', '-')}"
         )
     return width // _HEAD_WIDTH

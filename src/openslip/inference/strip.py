@@ -1,0 +1,102 @@
+"""Write files that hold only what inference needs of a checkpoint: weights, tokenizer, transform and provenance."""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openslip.durable import sync_folder
+from openslip.errors import UserError
+from openslip.inference.files import checkpoint_file
+from openslip.inference.formats.openslip import write
+from openslip.inference.load import find_format, load, local_file
+
+
+def strip(
+    source: str | Path,
+    target: str | Path,
+    *,
+    allow: Collection[str] = (),
+    format: str | None = None,  # noqa: A002
+    activation: str | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
+    dtype: str = "float32",
+    keep_head: bool = False,
+) -> tuple[int, int]:
+    """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
+
+    The target appears only once it is complete and has been loaded.
+
+    Args:
+        source: a run's folder, a checkpoint, or the name of a published checkpoint.
+        target: the file to write; the ending .safetensors selects that format.
+        allow: import paths of your own model and tokenizer classes that the checkpoint may name.
+        format: name of the source's format, or import path of a module that reads it; None detects it.
+        activation: as for `load`.
+        image_heads: as for `load`.
+        text_heads: as for `load`.
+        dtype: `float32`, `float16` or `bfloat16`; the weights are stored in this dtype, and loaded as float32.
+        keep_head: also keep the weights of the objective, such as SLIP's SSL head.
+
+    Raises:
+        UserError: `load` refuses the source, or a weight overflows `dtype`.
+        UnwrittenError: the target cannot be written.
+    """
+    source, target = checkpoint_file(local_file(source)), Path(target)
+    if target.resolve() == source.resolve():
+        raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
+    remove_orphans(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        objective = objective_weights(source, format) if keep_head else {}  # first: `load` uses what it has read
+        bundle = load(
+            source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
+        )
+        write(bundle, temporary, getattr(torch, dtype), objective)
+        del bundle, objective  # memory for the next line
+        load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
+    return source.stat().st_size, target.stat().st_size
+
+
+def remove_orphans(target: Path) -> None:
+    """Remove the temporary files for `target` of processes that were killed, and no other file."""
+    ours = rf"\.{re.escape(target.name)}\.(\d+)\.tmp{re.escape(target.suffix)}"
+    pattern = re.compile(rf"{ours}|\.{ours}\.\d+\.tmp")  # the second is what `durable` writes for the first
+    for path in target.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not is_running(int(match[1] or match[2])):
+            path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine runs another process of this id; False for the own id, which an earlier one may have had."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  # noqa: A002
+    """Return the weights of the objective that a checkpoint holds, by our names.
+
+    Raises:
+        UserError: it holds none, or its format has none.
+    """
+    read = getattr(find_format(source, format), "objective_weights", None)
+    weights = read(source) if read else {}
+    if not weights:
+        raise UserError(f"checkpoint {source} holds no weights of an objective: leave out --keep-head")
+    return {name: weight.clone() for name, weight in weights.items()}  # of their own, so that the others can be freed

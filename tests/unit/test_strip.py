@@ -1,0 +1,127 @@
+"""Stripped files: dtype of the weights, the objective's weights, and what a killed process leaves."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation_models import tokenizer, transform
+from published_files import training_checkpoint
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import openslip
+from openslip.commands.strip import main
+from openslip.errors import UserError
+from openslip.inference.architecture import build_model
+from openslip.inference.bundle import Bundle
+from openslip.inference.formats.openslip import write
+from openslip.inference.formats.slip import to_published
+from openslip.inference.strip import strip
+
+ARCHITECTURE = {
+    "_target_": "openslip.models.dual_encoder.DualEncoder",
+    "image_tower": {
+        "_target_": "openslip.models.timm_tower.TimmTower",
+        "name": "vit_base_patch16_224",
+        "image_size": 16,
+        "arguments": {"patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1},
+    },
+    "text_tower": {
+        "_target_": "openslip.models.text_transformer.TextTransformer",
+        "vocab_size": 49408,
+        "context_length": 24,
+        "width": 64,
+        "depth": 1,
+        "heads": 1,
+    },
+    "embed_dim": 12,
+    "logit_scale_init": 2.6593,
+}
+HEAD = ("image_mlp.layer1.weight", "image_mlp.bn1.running_mean", "image_mlp.layer3.weight")
+OUR_HEAD = ("objective.head.0.weight", "objective.head.1.running_mean", "objective.head.6.weight")
+
+
+def small_bundle() -> Bundle:
+    torch.manual_seed(0)
+    return Bundle(build_model(ARCHITECTURE).eval(), tokenizer(), transform(), ARCHITECTURE, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return small_bundle()
+
+
+@pytest.fixture
+def published(tmp_path: Path, bundle: Bundle) -> tuple[Path, dict[str, Tensor]]:
+    """A published-format file of the bundle's model, and its SSL head by published names."""
+    head = {name: torch.randn(3, 4) for name in HEAD}
+    state = {name: tensor.detach() for name, tensor in to_published(bundle.model, nn.Module()).items()}
+    torch.save(training_checkpoint(state | head, None), tmp_path / "published.pt")
+    return tmp_path / "published.pt", head
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_weights_are_stored_in_half_the_bytes_and_loaded_as_float32(
+    tmp_path: Path, bundle: Bundle, dtype: str, suffix: str
+):
+    write(bundle, tmp_path / "whole.ckpt")
+    before, after = strip(tmp_path / "whole.ckpt", tmp_path / f"half.{suffix}", dtype=dtype)
+    numbers = sum(tensor.numel() for tensor in bundle.model.state_dict().values())
+    assert before > 4 * numbers
+    assert 2 * numbers < after < 2 * numbers + 40_000
+    loaded = openslip.load(tmp_path / f"half.{suffix}").model.state_dict()
+    for name, weight in bundle.model.state_dict().items():
+        rounded = weight.to(getattr(torch, dtype)).float() if weight.ndim else weight  # logit_scale is exact
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], rounded)
+
+
+def test_a_weight_beyond_float16_is_refused_and_nothing_is_written(tmp_path: Path):
+    bundle = small_bundle()
+    weights = bundle.model.state_dict()
+    name = next(name for name, weight in weights.items() if weight.ndim == 2)
+    weights[name][0, 0] = -70_000
+    write(bundle, tmp_path / "whole.ckpt")
+    with pytest.raises(UserError, match=rf"weight model\.{name} has values up to 7e\+04, and float16 ends at 65504"):
+        strip(tmp_path / "whole.ckpt", tmp_path / "half.ckpt", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.ckpt"]
+    strip(tmp_path / "whole.ckpt", tmp_path / "half.ckpt", dtype="bfloat16")
+
+
+def test_the_ssl_head_is_kept_when_asked_for(tmp_path: Path, published: tuple[Path, dict[str, Tensor]]):
+    path, head = published
+    assert main([str(path), str(tmp_path / "without.safetensors")]) == 0
+    assert main([str(path), str(tmp_path / "with.safetensors"), "--keep-head"]) == 0
+    without, whole = load_file(tmp_path / "without.safetensors"), load_file(tmp_path / "with.safetensors")
+    assert whole.keys() - without.keys() == set(OUR_HEAD)
+    for ours, theirs in zip(OUR_HEAD, HEAD, strict=True):
+        assert torch.equal(whole[ours], head[theirs])
+    strip(tmp_path / "with.safetensors", tmp_path / "again.safetensors", keep_head=True)
+    assert load_file(tmp_path / "again.safetensors").keys() == whole.keys()
+    first, second = (openslip.load(tmp_path / name) for name in ("with.safetensors", "without.safetensors"))
+    assert torch.equal(first.encode_text(["a dog"]), second.encode_text(["a dog"]))
+
+
+def test_a_checkpoint_without_a_head_says_so(tmp_path: Path, bundle: Bundle):
+    write(bundle, tmp_path / "whole.ckpt")
+    with pytest.raises(UserError, match=r"whole\.ckpt holds no weights of an objective: leave out --keep-head"):
+        strip(tmp_path / "whole.ckpt", tmp_path / "small.ckpt", keep_head=True)
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_leftovers_of_killed_processes_are_removed_and_no_other_file(tmp_path: Path, bundle: Bundle, suffix: str):
+    name = f"small.{suffix}"
+    write(bundle, tmp_path / "whole.ckpt")
+    dead, alive = 2**22 + 1, os.getppid()  # Linux has no id above 2 ** 22
+    for leftover in (f".{name}.{dead}.tmp.{suffix}", f"..{name}.{dead}.tmp.{suffix}.{dead}.tmp"):
+        (tmp_path / leftover).touch()
+    kept = {
+        *(f"other{name}", f"mine.{name}.1.tmp.{suffix}", f"my.{name}.old.tmp", f".{name}.{dead}.tmp.backup"),
+        *(f".{name}.{alive}.tmp.{suffix}", f"..{name}.{alive}.tmp.{suffix}.{alive}.tmp"),
+    }
+    for file in kept:
+        (tmp_path / file).touch()
+    strip(tmp_path / "whole.ckpt", tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.ckpt", name, *kept}
