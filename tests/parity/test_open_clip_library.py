@@ -76,8 +76,9 @@ def test_features_pixels_and_ids_are_those_of_open_clip(tiny: Path, kind: str):
 
 def test_a_model_of_the_library_classifies_and_leaves_no_file(tiny: Path, tmp_path: Path):
     bundle, image = openslip.load(f"open_clip:local-dir:{tiny}"), odd_images()[13]
-    ranking = dict(ZeroShotClassifier(bundle, ["ring", "cross"], cache=tmp_path)(image))
-    model: Any = open_clip.create_model_from_pretrained(f"local-dir:{tiny}")[0]
+    ranking: dict[str, Any] = dict(ZeroShotClassifier(bundle, ["ring", "cross"], cache=tmp_path).rank([image])[0])
+    loaded: Any = open_clip.create_model_from_pretrained(f"local-dir:{tiny}")
+    model = loaded[0]
     tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{tiny}")
     with torch.no_grad():
         texts = unit(model.eval().encode_text(tokenizer(["a photo of a ring.", "a photo of a cross."])))
@@ -207,11 +208,12 @@ def test_a_hostile_config_of_timm_is_refused_by_name(fault: str, tmp_path: Path)
 def test_choices_must_agree_with_a_folder_of_timm(tmp_path: Path):
     timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224"), str(tmp_path), safe_serialization=True)
     openslip.load(tmp_path, image_heads=3, activation="gelu")
-    for choices, says in (
+    contradictions: list[tuple[dict[str, Any], str]] = [
         ({"image_heads": 4}, "image_heads=4: the file says 3"),
         ({"text_heads": 4}, "text_heads=4: the file says none"),
         ({"activation": "quickgelu"}, "activation=quickgelu: the file says gelu"),
-    ):
+    ]
+    for choices, says in contradictions:
         with pytest.raises(UserError, match=says):
             openslip.load(tmp_path, **choices)
 

@@ -300,8 +300,8 @@ def test_only_position_ids_may_be_left_over(name: str, clip: Path, tmp_path: Pat
 
 def test_open_clip_with_a_tokenizer_of_transformers_decodes_and_classifies(clip_tokenizer: Any, tmp_path: Path):
     clip_tokenizer.save_pretrained(tmp_path)
-    text = {"context_length": 20, "width": 32, "heads": 2, "layers": 2, "hf_tokenizer_name": str(tmp_path)}
-    vision = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 24}
+    text: Any = {"context_length": 20, "width": 32, "heads": 2, "layers": 2, "hf_tokenizer_name": str(tmp_path)}
+    vision: Any = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 24}
     model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
     save_file(open_clip.CLIP(16, vision, text).state_dict(), tmp_path / "open_clip_model.safetensors")

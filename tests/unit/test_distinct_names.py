@@ -37,7 +37,7 @@ def refused(name: str, file: str = "") -> Any:
     ],
 )
 def test_a_weight_with_and_without_a_prefix(
-    file: str, entry: str | None, prefix: str, choices: dict[str, int], tmp_path: Path
+    file: str, entry: str | None, prefix: str, choices: dict[str, Any], tmp_path: Path
 ):
     content = torch.load(FOLDER / file, weights_only=False)
     state = content[entry] if entry else content

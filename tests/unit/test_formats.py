@@ -158,12 +158,13 @@ def test_choices_must_agree_with_what_our_file_says(tmp_path: Path, bundle: Bund
     path = tmp_path / "stripped.ckpt"
     ours.write(bundle, path)
     openslip.load(path, image_heads=1, text_heads=1)
-    for choices, says in (
+    contradictions: list[tuple[dict[str, Any], str]] = [
         ({"image_heads": 2}, "image_heads=2: the file says 1"),
         ({"text_heads": 4}, "text_heads=4: the file says 1"),
         ({"activation": "gelu_tanh"}, "activation=gelu_tanh: the file says gelu, quick_gelu"),
         ({"activation": "gelu"}, "activation=gelu: the file says gelu, quick_gelu"),
-    ):
+    ]
+    for choices, says in contradictions:
         with pytest.raises(UserError, match=says):
             openslip.load(path, **choices)
 

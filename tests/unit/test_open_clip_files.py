@@ -112,9 +112,11 @@ def bare(path: Path, *, vision: dict[str, Any] | None = None, text: dict[str, An
     torch.manual_seed(3)
     sizes: dict[str, Any] = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 64, "mlp_ratio": 1.0}
     words: dict[str, Any] = {"context_length": 6, "width": 64, "heads": 1, "layers": 1, "mlp_ratio": 1.0}
-    model: Any = open_clip.CLIP(
-        embed_dim=8, vision_cfg=sizes | (vision or {}), text_cfg={"vocab_size": 50} | words | (text or {})
-    ).eval()
+    parts: dict[str, Any] = {
+        "vision_cfg": sizes | (vision or {}),
+        "text_cfg": {"vocab_size": 50} | words | (text or {}),
+    }
+    model: Any = open_clip.CLIP(embed_dim=8, **parts).eval()
     save_file(model.state_dict(), path)
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():

@@ -229,7 +229,7 @@ def test_unknown_settings_are_named(name: str, value: str):
         ({"size": 8, "resize_to": 10_001}, r"^resize_to=10001: expected from 1 to 10,000 pixels"),
     ],
 )
-def test_a_resize_to_more_pixels_than_any_model_takes_is_refused(sizes: dict[str, int], message: str):
+def test_a_resize_to_more_pixels_than_any_model_takes_is_refused(sizes: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         EvalTransform(**sizes, mean=[0.5] * 3, std=[0.5] * 3)
 

@@ -167,7 +167,7 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
         self.set_items([key, value])
 
     def load_setitems(self) -> None:
-        self.set_items(self.pop_mark())
+        self.set_items(self.pop_mark())  # pyright: ignore[reportAttributeAccessIssue]
 
     def set_items(self, items: list[Any]) -> None:
         target, keys = self.stack[-1], items[::2]
