@@ -28,7 +28,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.formats.openslip import write
-from openslip.inference.layouts import huggingface
+from openslip.inference.layouts import huggingface_images, huggingface_tokenizer
 from openslip.inference.libraries import hf
 from openslip.text.tokenizer_json import TokenizerJson
 
@@ -175,7 +175,7 @@ def test_odd_captions_have_the_ids_of_clips_tokenizer(files: str, clip_tokenizer
         vocabulary, merges = clip_vocabulary()
         (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
         (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    ours = huggingface.tokenizer_in(
+    ours = huggingface_tokenizer.tokenizer_in(
         tmp_path, family="clip", context_length=77, vocab_size=49408, pooled="first", end=49407
     )
     assert isinstance(ours, TokenizerJson)
@@ -186,11 +186,11 @@ def test_odd_captions_have_the_ids_of_clips_tokenizer(files: str, clip_tokenizer
 def test_odd_captions_have_the_ids_of_siglips_tokenizer(spiece: Path):
     theirs = T.SiglipTokenizer(str(spiece))
     settings: dict[str, Any] = {"family": "siglip", "vocab_size": 700, "pooled": "last"}
-    ours = huggingface.tokenizer_in(spiece.parent, context_length=64, **settings)
+    ours = huggingface_tokenizer.tokenizer_in(spiece.parent, context_length=64, **settings)
     texts = odd_texts(300)
     assert torch.equal(ours.encode(texts)[0], ids_of(theirs, texts, 64))
     with pytest.raises(UserError, match=r"its tokenizer has \d+ ids, but its model only 100"):
-        huggingface.tokenizer_in(spiece.parent, context_length=64, **dict(settings, vocab_size=100))
+        huggingface_tokenizer.tokenizer_in(spiece.parent, context_length=64, **dict(settings, vocab_size=100))
 
 
 def test_odd_captions_have_the_ids_of_siglip_2s_tokenizer(tmp_path: Path):
@@ -199,7 +199,9 @@ def test_odd_captions_have_the_ids_of_siglip_2s_tokenizer(tmp_path: Path):
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     theirs = T.Siglip2Tokenizer(vocab=vocabulary, merges=[("t", "h"), ("th", "e"), ("a", "n")])
     theirs.save_pretrained(tmp_path)
-    ours = huggingface.tokenizer_in(tmp_path, family="siglip", context_length=64, vocab_size=400, pooled="last")
+    ours = huggingface_tokenizer.tokenizer_in(
+        tmp_path, family="siglip", context_length=64, vocab_size=400, pooled="last"
+    )
     again = T.AutoTokenizer.from_pretrained(tmp_path)
     texts = odd_texts(100)
     assert torch.equal(ours.encode(texts)[0], ids_of(again, texts, 64))
@@ -217,7 +219,7 @@ def test_odd_images_have_the_pixels_of_the_pillow_processor(kind: str, tmp_path:
     pillow, torchvision, settings = PROCESSORS[kind]
     theirs, fast = pillow(**settings), getattr(T, torchvision)(**settings)
     fast.save_pretrained(tmp_path)
-    ours = huggingface.transform_in(tmp_path, 24, kind.split()[0])
+    ours = huggingface_images.transform_in(tmp_path, 24, kind.split()[0])
     assert len(odd_images()) == 20
     levels = []
     for image in odd_images():
@@ -235,7 +237,7 @@ def test_another_rounding_of_the_crop_or_resize_mode_is_seen(tmp_path: Path):
     settings = {"size": {"shortest_edge": 24}, "crop_size": 24}
     theirs = CLIPImageProcessorPil(**settings)
     theirs.save_pretrained(tmp_path)
-    ours = huggingface.transform_in(tmp_path, 24, "CLIP")
+    ours = huggingface_images.transform_in(tmp_path, 24, "CLIP")
     for name, value in (("crop", "round"), ("resize", "squash"), ("interpolation", "bilinear")):
         changed = type(ours)(**dict[str, Any](ours.settings(), **{name: value}))
         differing = [

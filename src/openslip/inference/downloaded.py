@@ -43,7 +43,7 @@ def local_copy(published: Published) -> Path:
             with must_lock(folder / f".{published.name}.lock", what=f"the download of {published.name}"):
                 if not stripped.exists():
                     create(published, stripped)
-    compare_checksum(stripped, f"delete it, and the next load of {published.name} makes it anew")
+    compare_checksum(stripped, f"delete it, and the next load of {published.name} makes it again")
     return stripped
 
 
@@ -132,7 +132,7 @@ def resumable_bytes(descriptor: int, note: Path, identity: list) -> int:
 
     Args:
         descriptor: descriptor of the partial download, which is emptied if nothing of it can be kept.
-        note: file with the identity of what was downloaded; it is written anew.
+        note: file with the identity of what was downloaded; it is written again.
         identity: size and version that the server states now.
     """
     try:

@@ -1,4 +1,4 @@
-"""Another library's image transform and tokenizer as parts of a bundle; they cannot be stored in our files."""
+"""Another library's model, image transform and tokenizer as parts of a bundle; they cannot be stored in our files."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.image.rgb import ToRgb
@@ -24,6 +24,27 @@ class AsStored(ToRgb):
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image itself without settings, else convert it to RGB."""
         return super().__call__(image) if self.settings() else image
+
+
+class WrappedModel(nn.Module):
+    """A model that another library computes, with its temperature and bias as scalars, which libraries store in [1].
+
+    Args:
+        model: the library's model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        return self.model.logit_scale.reshape(())
+
+    @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
 
 
 class WrappedTransform(EvalTransform):

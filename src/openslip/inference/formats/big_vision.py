@@ -20,8 +20,8 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
 from openslip.inference.files import distinct
 from openslip.inference.layouts import siglip
-from openslip.inference.layouts.huggingface import vision_transformer
 from openslip.inference.layouts.keys import fit, number_of, rename, shape, table
+from openslip.inference.layouts.vision_transformer import vision_transformer
 from openslip.regular_file import regular_file
 from openslip.run.file_sizes import EXPANSION, SLACK
 from openslip.text.bare_ids import BareIds

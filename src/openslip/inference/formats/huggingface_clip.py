@@ -5,7 +5,7 @@ from typing import Any
 
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
-from openslip.inference.layouts import huggingface
+from openslip.inference.layouts import huggingface, huggingface_images, huggingface_tokenizer
 from openslip.inference.layouts.keys import table
 
 MODEL_TYPES = ("clip", "metaclip_2")
@@ -42,8 +42,8 @@ def read(path: Path, choices: Choices) -> Bundle:
         path,
         architecture,
         huggingface.read_weights(path, NAMES),
-        huggingface.tokenizer_in(path, family="clip", **ids_of(text, old_end=config["model_type"] == "clip")),
-        huggingface.transform_in(path, vision["image_size"], "CLIP"),
+        huggingface_tokenizer.tokenizer_in(path, family="clip", **ids_of(text, old_end=config["model_type"] == "clip")),
+        huggingface_images.transform_in(path, vision["image_size"], "CLIP"),
     )
 
 

@@ -9,7 +9,7 @@ from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
 from openslip.inference.formats.huggingface_clip import TIMM_NAME, ids_of, joint_space
-from openslip.inference.layouts import huggingface, timm
+from openslip.inference.layouts import huggingface, huggingface_images, huggingface_tokenizer, timm
 from openslip.inference.layouts.folder import file_in, peek_json
 from openslip.inference.layouts.keys import table
 
@@ -49,7 +49,7 @@ def read(path: Path, choices: Choices) -> Bundle:
     else:
         vision = huggingface.part(config, "vision_config", huggingface.VISION["clip"])
         image_tower = huggingface.image_tower(TIMM_NAME, vision, choices)
-        transform = huggingface.transform_in(path, vision["image_size"], "CLIP")
+        transform = huggingface_images.transform_in(path, vision["image_size"], "CLIP")
     architecture = {
         "_target_": "openslip.models.dual_encoder.DualEncoder",
         "image_tower": image_tower,
@@ -60,7 +60,7 @@ def read(path: Path, choices: Choices) -> Bundle:
         path,
         architecture,
         huggingface.read_weights(path, NAMES),
-        huggingface.tokenizer_in(path, family="clip", **ids_of(text, old_end=True)),
+        huggingface_tokenizer.tokenizer_in(path, family="clip", **ids_of(text, old_end=True)),
         transform,
     )
 
@@ -81,6 +81,6 @@ def timm_tower(path: Path, vision: Mapping[str, Any], choices: Choices) -> tuple
         agree("image_heads", stated, choices.image_heads)
     has_processor = any(file_in(path, name) for name in ("preprocessor_config.json", "processor_config.json"))
     if has_processor and not peek_json(path, "preprocessor_config.json").get("pretrained_cfg"):
-        return tower, huggingface.transform_in(path, tower["image_size"], "ViT")
+        return tower, huggingface_images.transform_in(path, tower["image_size"], "ViT")
     settings = peek_json(path, "preprocessor_config.json").get("pretrained_cfg") or vision.get("pretrained_cfg") or {}
     return tower, timm.transform(settings, tower)

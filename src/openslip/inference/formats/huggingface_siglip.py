@@ -5,7 +5,7 @@ from pathlib import Path
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
-from openslip.inference.layouts import huggingface, siglip
+from openslip.inference.layouts import huggingface, huggingface_images, huggingface_tokenizer, siglip
 from openslip.inference.layouts.keys import table
 
 NAMES = table(
@@ -55,6 +55,8 @@ def read(path: Path, choices: Choices) -> Bundle:
         path,
         architecture,
         (file, siglip.split_pool(weights)),
-        huggingface.tokenizer_in(path, family="siglip", context_length=context, vocab_size=size, pooled="last"),
-        huggingface.transform_in(path, vision["image_size"], "Siglip"),
+        huggingface_tokenizer.tokenizer_in(
+            path, family="siglip", context_length=context, vocab_size=size, pooled="last"
+        ),
+        huggingface_images.transform_in(path, vision["image_size"], "Siglip"),
     )

@@ -21,7 +21,7 @@ from openslip.inference.files import peek, unwrapped_weights
 from openslip.inference.layouts import coca, openai, timm_trunk, transforms
 from openslip.inference.layouts import open_clip_config as configs
 from openslip.inference.layouts.folder import file_in, read_json, weights_in
-from openslip.inference.layouts.huggingface import definition_in, fitting, pad_id, tokenizer_settings
+from openslip.inference.layouts.huggingface_tokenizer import definition_in, fitting, pad_id, tokenizer_settings
 from openslip.inference.layouts.keys import fit, shape
 from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe

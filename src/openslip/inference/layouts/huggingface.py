@@ -1,14 +1,11 @@
-"""Folders of transformers: `config.json`, `preprocessor_config.json`, `tokenizer.json` and weights.
+"""Folders of transformers: `config.json` and weights.
 
 Names of weights, defaults of settings and the order of files are those of transformers 5.24. The library itself is not
 needed.
 """
 
-import base64
-import json
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,15 @@ import torch
 from torch import Tensor
 
 from openslip.data.image.eval_transform import EvalTransform
-from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.inference.architecture import build_limited
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices, agree
 from openslip.inference.layouts.folder import file_in, peek_json, read_json, weights_in
 from openslip.inference.layouts.keys import Table, fit, rename
-from openslip.inference.layouts.openai import CLIP_VOCABULARY, mlp_ratio, scalars
-from openslip.inference.layouts.transforms import OPENAI
-from openslip.text.bare_ids import BareIds
-from openslip.text.clip_bpe import ClipBpe
-from openslip.text.sentencepiece_model import SentencePieceModel
+from openslip.inference.layouts.openai import scalars
+from openslip.inference.layouts.vision_transformer import vision_transformer
 from openslip.text.tokenizer import Tokenizer
-from openslip.text.tokenizer_json import TokenizerJson, clip_definition, parse
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
@@ -82,16 +74,6 @@ VISION: dict[str, dict[str, Any]] = {
         "vision_use_head": True,
     },
 }
-PREPROCESSING: dict[str, dict[str, Any]] = {
-    "CLIP": {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224, "resample": 3}
-    | {"image_mean": OPENAI["mean"], "image_std": OPENAI["std"]},
-    "Siglip": {"size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": 3}
-    | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-    "ViT": {"size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": 2}
-    | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-}
-PROCESSOR = re.compile(r"(CLIP|Siglip|ViT)(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 _BLOCK = (
     ("layer_norm1.", "norm1.", "ln_1."),
@@ -219,47 +201,6 @@ def image_tower(name: str, settings: Mapping[str, Any], choices: Choices) -> dic
     )
 
 
-def vision_transformer(
-    name: str,
-    *,
-    image_size: int,
-    patch_size: int,
-    width: int,
-    depth: int,
-    heads: int,
-    mlp_width: int,
-    activation: str,
-    norm_eps: float,
-) -> dict[str, Any]:
-    """Return the config of a vision transformer of timm.
-
-    Args:
-        name: timm model that has the same layers.
-        image_size: side of the images, in pixels.
-        patch_size: side of a patch, in pixels.
-        width: width of token features.
-        depth: number of blocks.
-        heads: attention heads per block.
-        mlp_width: width of the MLPs' hidden layer.
-        activation: activation of the MLPs.
-        norm_eps: epsilon of the layer norms.
-    """
-    return {
-        "_target_": "openslip.models.timm_tower.TimmTower",
-        "name": name,
-        "image_size": image_size,
-        "norm_eps": norm_eps,
-        "arguments": {
-            "patch_size": patch_size,
-            "embed_dim": width,
-            "depth": depth,
-            "num_heads": heads,
-            "mlp_ratio": mlp_ratio(width, mlp_width),
-            "act_layer": activation,
-        },
-    }
-
-
 def assemble(
     folder: Path,
     architecture: dict[str, Any],
@@ -297,175 +238,3 @@ def join_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if all(other in weights and weights[other].ndim == weights[name].ndim for other in names):
                 joined[name.replace(".q_proj.", ".in_proj.")] = torch.cat([joined.pop(other) for other in names])
     return joined
-
-
-def transform_in(folder: Path, image_size: int, family: str) -> EvalTransform:
-    """Return the transform that `preprocessor_config.json` or `processor_config.json` describes.
-
-    It equals transformers' image processors with the backend Pillow.
-
-    Args:
-        folder: the folder.
-        image_size: side of the images that the model takes.
-        family: `CLIP` or `Siglip`: the processor whose defaults apply if there is no such file.
-
-    Raises:
-        UserError: the processor is not one of those that we have, or does not give square images of this size.
-    """
-    if (path := file_in(folder, "preprocessor_config.json")) is not None:
-        settings = read_json(path)
-    elif (path := file_in(folder, "processor_config.json")) is not None:
-        settings = read_json(path).get("image_processor") or {}
-    else:
-        path, settings = folder / "preprocessor_config.json", default_size(family, image_size)
-        notice_once(f"{folder} has no preprocessor_config.json: images are prepared as {family}ImageProcessor does")
-    try:
-        return transform_of(settings, image_size, family)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, UserError) as error:
-        raise UserError(f"{path}: {error}; load it with hf:{folder} instead") from error
-
-
-def default_size(family: str, image_size: int) -> dict[str, Any]:
-    """Return the processor settings that follow from the model's image size."""
-    if family == "CLIP":
-        return {"size": {"shortest_edge": image_size}, "crop_size": image_size}
-    return {"size": {"height": image_size, "width": image_size}}
-
-
-def transform_of(settings: Mapping[str, Any], image_size: int, family: str) -> EvalTransform:
-    """Return the transform that the settings of an image processor describe."""
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or f"{family}ImageProcessor"
-    if (match := PROCESSOR.fullmatch(kind)) is None:
-        raise UserError(f"image processor {kind[:80]} is not one that OpenSLIP reads (CLIP, Siglip and ViT)")
-    settings = PREPROCESSING[match[1]] | {key: value for key, value in settings.items() if value is not None}
-    if not (
-        settings.get("do_resize", True) and settings.get("do_rescale", True) and settings.get("do_normalize", True)
-    ):
-        raise UserError("do_resize, do_rescale or do_normalize is false; expected all three")
-    if not math.isclose(settings.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise UserError(f"rescale_factor is {settings['rescale_factor']}; expected 1/255")
-    if settings["resample"] not in INTERPOLATIONS:
-        raise UserError(f"resample is {settings['resample']}; expected 2 (bilinear) or 3 (bicubic)")
-    size, crop = settings["size"], settings["crop_size"] if settings["do_center_crop"] else None
-    if isinstance(size, int):
-        size = {"shortest_edge": size} if crop else {"height": size, "width": size}
-    if isinstance(crop, Mapping):
-        crop = crop["height"] if crop["height"] == crop["width"] else crop
-    if set(size) == {"shortest_edge"} and crop == image_size <= size["shortest_edge"]:
-        larger = size["shortest_edge"] if size["shortest_edge"] > image_size else None
-        resize: dict[str, Any] = {"resize": "shortest", "resize_to": larger}
-    elif set(size) == {"height", "width"} and size["height"] == size["width"] == image_size == (crop or image_size):
-        resize = {"resize": "squash"}
-    else:
-        raise UserError(f"size {size} with crop {crop} does not give the model's images of {image_size} pixels")
-    mean, std = ([float(value) for value in settings[key]] for key in ("image_mean", "image_std"))
-    if not (len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
-        raise UserError("image_mean and image_std: expected three finite numbers each")
-    interpolation = INTERPOLATIONS[settings["resample"]]
-    return EvalTransform(size=image_size, mean=mean, std=std, interpolation=interpolation, crop="floor", **resize)
-
-
-def tokenizer_in(
-    folder: Path, *, family: str, context_length: int, vocab_size: int, pooled: str, end: int | None = None
-) -> Tokenizer:
-    """Return the tokenizer of a folder, from `tokenizer.json`, or CLIP's older files, or SigLIP's `spiece.model`.
-
-    CLIP's older files are `vocab.json` and `merges.txt`. Without any of these files, a vocabulary of CLIP's size is
-    CLIP's, and any other is unknown (`BareIds`).
-
-    Args:
-        folder: the folder.
-        family: `clip` or `siglip`.
-        context_length: ids per row.
-        vocab_size: number of rows of the token embedding.
-        pooled: position that the model pools, as in `BareIds`.
-        end: the id that ends a text, for `pooled="first"`.
-
-    Raises:
-        MissingPackage: the library `tokenizers` is not installed.
-        UserError: a file cannot be read, or the vocabulary is larger than the model's.
-    """
-    definition = definition_in(folder, family)
-    if definition is None and family == "siglip" and (path := file_in(folder, "spiece.model")) is not None:
-        model = base64.b64encode(path.read_bytes()).decode()
-        return fitting(folder, SentencePieceModel(model=model, context_length=context_length), vocab_size)
-    if definition is None:
-        if family == "clip" and vocab_size == CLIP_VOCABULARY:
-            return ClipBpe(context_length=context_length, truncation="keep_end", special_text="token")
-        return BareIds(context_length=context_length, vocab_size=vocab_size, pooled=pooled, end=end)
-    settings = tokenizer_settings(folder)
-    kind = str(settings.get("tokenizer_class"))
-    if kind.startswith("Siglip2Tokenizer"):
-        definition = lower_cased(definition)
-    pad = pad_id(definition, settings.get("pad_token"), family)
-    tokenizer = TokenizerJson(
-        definition=definition,
-        context_length=context_length,
-        pad=pad,
-        pooled=pooled,
-        end=end,
-        clean="siglip" if kind.startswith("SiglipTokenizer") else "none",
-        pad_side=settings.get("padding_side") or ("left" if kind.startswith("Siglip2Tokenizer") else "right"),
-    )
-    return fitting(folder, tokenizer, vocab_size)
-
-
-def fitting(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """Return a tokenizer if the model has an embedding for each of its ids.
-
-    Raises:
-        UserError: the model has fewer.
-    """
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, but its model only {vocab_size}: "
-            "the files do not belong together"
-        )
-    return tokenizer
-
-
-def definition_in(folder: Path, family: str) -> str | None:
-    """Return the content of `tokenizer.json`, or make it of CLIP's older files; None if the folder has neither."""
-    if (path := file_in(folder, "tokenizer.json")) is not None:
-        return read_text(path)
-    vocabulary, merges = file_in(folder, "vocab.json"), file_in(folder, "merges.txt")
-    if family != "clip" or vocabulary is None or merges is None:
-        return None
-    lines = [line for line in read_text(merges).splitlines() if line and not line.startswith("#version")]
-    return clip_definition(read_json(vocabulary), lines)
-
-
-def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """Read the settings of a tokenizer, which two files may hold."""
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (path := file_in(folder, name)) is not None:
-            settings |= read_json(path)
-    return settings
-
-
-def pad_id(definition: str, token: Any, family: str) -> int:
-    """Return the id that pads rows: that of the stated token, or of transformers' default for the model."""
-    content = token.get("content") if isinstance(token, Mapping) else token
-    if content is None:
-        content = "<|endoftext|>" if family == "clip" else "</s>"
-    found = parse(definition).token_to_id(str(content))
-    if found is None:
-        raise UserError(f"its tokenizer lacks the padding token {str(content)[:80]!r}")
-    return found
-
-
-def lower_cased(definition: str) -> str:
-    """Return a tokenizer that makes texts lower-case first, as transformers' Siglip2Tokenizer does."""
-    content = json.loads(definition)
-    normalizer, lower = content.get("normalizer"), {"type": "Lowercase"}
-    steps: Sequence[Any] = [lower] if normalizer is None else [lower, normalizer]
-    content["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    return json.dumps(content)
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error

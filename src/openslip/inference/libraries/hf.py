@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from openslip.errors import MissingPackage, UserError, first_line
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
-from openslip.inference.wrapped import WrappedTokenizer, WrappedTransform, refuse_choices, whole_rows
+from openslip.inference.wrapped import WrappedModel, WrappedTokenizer, WrappedTransform, refuse_choices, whole_rows
 
 METHODS = ("get_image_features", "get_text_features", "logit_scale")
 WHOLE_ROWS = ("siglip", "siglip2")  # model types that read rows of fixed length, padding included
 
 
-class TransformersModel(nn.Module):
+class TransformersModel(WrappedModel):
     """A model of transformers behind the methods that a bundle calls.
 
     Args:
@@ -27,18 +27,8 @@ class TransformersModel(nn.Module):
     """
 
     def __init__(self, model: nn.Module, masks: bool) -> None:
-        super().__init__()
-        self.model: Any = model
+        super().__init__(model)
         self.masks = masks
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""]:
-        return self.model.logit_scale.reshape(())
-
-    @property
-    def logit_bias(self) -> Float[Tensor, ""] | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else bias.reshape(())
 
     def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """Encode images, not normalised."""

@@ -10,31 +10,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from openslip.errors import MissingPackage, UserError, first_line
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
-from openslip.inference.wrapped import WrappedTokenizer, WrappedTransform, refuse_choices, whole_rows
+from openslip.inference.wrapped import WrappedModel, WrappedTokenizer, WrappedTransform, refuse_choices, whole_rows
 
 SCHEMES = ("local-dir:", "hf-hub:")
 
 
-class OpenClipModel(nn.Module):
+class OpenClipModel(WrappedModel):
     """A model of open_clip behind the methods that a bundle calls."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = model
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""]:
-        return self.model.logit_scale.reshape(())
-
-    @property
-    def logit_bias(self) -> Float[Tensor, ""] | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else bias.reshape(())
 
     def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """Encode images, not normalised."""
