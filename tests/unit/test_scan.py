@@ -124,7 +124,7 @@ def test_every_kind_of_bad_sample_is_counted_and_skipped(tmp_path: Path):
         ("zero.jpg", IMAGE),
         ("zero.txt", b""),
         ("words.txt", b"no picture here"),
-        ("good.jpg", IMAGE),
+        ("good.jpg", IMAGE[:9]),
         ("../../etc/x.jpg", IMAGE),
         ("d.x.jpg", IMAGE),
         ("latin.jpg", IMAGE),
@@ -140,6 +140,7 @@ def test_every_kind_of_bad_sample_is_counted_and_skipped(tmp_path: Path):
     samples = scan(path)
     captioned = (samples.rows["txt_size"] > 0) | (samples.rows["json_size"] > 0)
     assert [key for key, has in zip(keys(samples), captioned, strict=True) if has] == ["good", "broken"]
+    assert set(samples.rows["image_size"].tolist()) == {len(IMAGE)}
     assert problems(path) == {
         "no caption": 1,
         "empty caption": 2,

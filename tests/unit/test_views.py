@@ -142,7 +142,7 @@ def test_a_crop_is_torchvisions_at_the_same_box(scale: tuple[float, float], shap
         assert np.array_equal(columns[""].transpose(1, 2, 0), np.asarray(expected))
 
 
-@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0), (0.2, 0.5)])
 @pytest.mark.parametrize("shape", [(100, 80), (300, 100)])
 def test_boxes_have_torchvisions_distribution(scale: tuple[float, float], shape: tuple[int, int]):
     torch.manual_seed(0)
