@@ -10,7 +10,7 @@ from torch import Tensor
 from openslip.data.source import Source
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation, top1_line
-from openslip.evaluation.features import gather_batches, image_batches
+from openslip.evaluation.image_features import ImageFeatures, tower_features
 from openslip.inference.bundle import Bundle, evaluating
 
 
@@ -76,14 +76,8 @@ class KNN(Evaluation):
             "num_samples": float(len(test_labels)),
         }
 
-    def encode(self, bundle: Bundle, source: Source) -> tuple[Tensor, Tensor]:
-        """Compute unit-length tower features and labels of all samples of a source."""
-        features, labels = [], []
-        for image, label in image_batches(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers):
-            features.append(bundle.unit(bundle.model.image_tower(image), "image"))
-            labels.append(label.to(bundle.device, non_blocking=True))
-        gathered = [gather_batches(rows, len(source), self.batch_size, bundle.device) for rows in (features, labels)]
-        return gathered[0], gathered[1]
+    def encode(self, bundle: Bundle, source: Source) -> ImageFeatures:
+        return tower_features(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers)
 
 
 def vote(

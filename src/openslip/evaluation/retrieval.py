@@ -7,7 +7,8 @@ from torch import Tensor
 from openslip.data.source import Source
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
-from openslip.evaluation.features import gather_batches, image_batches, text_features
+from openslip.evaluation.features import text_features
+from openslip.evaluation.image_features import joint_features
 from openslip.inference.bundle import Bundle, evaluating
 
 PLACES = (1, 5, 10)
@@ -52,7 +53,9 @@ class Retrieval(Evaluation):
         of_text = of_image.repeat_interleave(counts.to(bundle.device))
         with evaluating(bundle.model, bundle.device):
             texts = text_features(bundle, [text for texts in captions for text in texts])
-            images = self.images(bundle)
+            images, _ = joint_features(
+                bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers, labels=False
+            )
             to_text = self.recalls(images, of_image, texts, of_text)
             to_image = self.recalls(texts, of_text, images, of_image)
         recalls = {
@@ -67,14 +70,6 @@ class Retrieval(Evaluation):
         if not sample.captions:
             raise UserError(f"sample {sample.key!r} has no caption: retrieval needs one for every image")
         return sample.captions
-
-    def images(self, bundle: Bundle) -> Float[Tensor, "images embed"]:
-        """Compute unit-length features of all images, on every rank."""
-        batches = image_batches(
-            bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers, labels=False
-        )
-        features = [bundle.unit(bundle.model.encode_image(image), "image") for image, _ in batches]
-        return gather_batches(features, len(self.source), self.batch_size, bundle.device)
 
     def recalls(
         self,

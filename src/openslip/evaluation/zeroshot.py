@@ -31,7 +31,8 @@ from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.evaluation.class_names import class_names
 from openslip.evaluation.evaluation import Evaluation, top1_line
-from openslip.evaluation.features import gather_batches, image_batches, text_features
+from openslip.evaluation.features import text_features
+from openslip.evaluation.image_features import joint_features
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.prompts import class_embeddings, texts_of
 
@@ -129,21 +130,16 @@ class ZeroShot(Evaluation):
     def classify(self, bundle: Bundle, classes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the labels of all samples, their most similar classes and the probabilities of these classes."""
         num_top = min(5, len(classes))
-        top, probabilities, labels = [], [], []
-        batches = image_batches(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
+        top, probabilities = [], []
+        features, labels = joint_features(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
+        self.check_labels(labels)
         with evaluating(bundle.model, bundle.device):
-            for image, label in batches:
-                self.check_labels(label)
-                cosines = bundle.unit(bundle.model.encode_image(image), "image") @ classes.T  # [B, C]
+            for images in features.split(self.batch_size):
+                cosines = images @ classes.T  # [B, C]
                 best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :num_top]
                 top.append(best)
                 probabilities.append((cosines * bundle.scale()).softmax(dim=1).gather(1, best))
-                labels.append(label)
-            gathered = [
-                gather_batches(rows, len(self.source), self.batch_size, bundle.device).cpu().numpy()
-                for rows in (labels, top, probabilities)
-            ]
-        return gathered[0], gathered[1], gathered[2]
+        return labels.cpu().numpy(), torch.cat(top).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
 
     def check_labels(self, label: Tensor) -> None:
         highest = int(label.max())
