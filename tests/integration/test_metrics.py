@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from on_ranks import late_metrics
 from pretraining import Rows, fit, pretrainer
@@ -41,6 +43,22 @@ def test_a_row_holds_terms_rates_speeds_and_memory():
     assert row["speed/eta_hours"] == 0
     assert row["speed/peak_memory_gb"] > 0.01
     assert row["speed/mfu_percent"] > 0
+
+
+def test_the_rate_of_a_row_is_that_with_which_its_step_was_made():
+    class Rates(pl.Callback):
+        used: ClassVar[list[float]] = []
+
+        def on_before_optimizer_step(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+        ) -> None:
+            self.used.append(optimizer.param_groups[0]["lr"])
+
+    rows = Rows()
+    metrics = Metrics(every_n_steps=1, devices={}, peak_tflops=None)
+    fit(pretrainer("slip", steps=6), 6, callbacks=[metrics, Rates()], logger=rows)
+    assert [row["train/lr"] for _, row in rows.rows if "train/lr" in row] == Rates.used
+    assert len(set(Rates.used)) > 3
 
 
 def test_utilisation_is_operations_over_the_peak():
