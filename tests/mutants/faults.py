@@ -3,7 +3,7 @@
 OBJECTIVES, M, D, T, E = (
     "src/openslip/" + room for room in ("objectives/", "models/", "data/", "training/", "evaluation/")
 )
-C = "configs/"
+C, INFERENCE, TEXT = "configs/", "src/openslip/inference/", "src/openslip/text/"
 
 LOSSES = [
     (OBJECTIVES + "clip.py", "model.logit_scale.clamp_(0, maximum)", "pass"),
@@ -506,6 +506,71 @@ CONFIGS = [
     (C + "trainer/auto.yaml", "precision: auto", "precision: 32-true"),
 ]
 
+FORMATS = [  # how files of other projects are read
+    (
+        INFERENCE + "layouts/huggingface.py",
+        "state[ours] = state.pop(theirs).T.contiguous()",
+        "state[ours] = state.pop(theirs)",
+    ),
+    (INFERENCE + "layouts/huggingface.py", '"norm_eps": settings["layer_norm_eps"],', '"norm_eps": 1e-3,'),
+    (INFERENCE + "layouts/huggingface_images.py", 'resize = {"resize": "squash"}', 'resize = {"resize": "shortest"}'),
+    (
+        INFERENCE + "layouts/huggingface_images.py",
+        "else None\n        resize: dict",
+        "else None; larger = None\n        resize: dict",
+    ),
+    (
+        INFERENCE + "layouts/openai.py",
+        'weights["text_projection.weight"] = weights["text_projection.weight"].T',
+        'weights["text_projection.weight"] = weights["text_projection.weight"]',
+    ),
+    (INFERENCE + "layouts/openai.py", '"act_layer": activation,', '"act_layer": "gelu",'),
+    (INFERENCE + "layouts/openai.py", '            "num_heads": heads,', '            "num_heads": heads // 2 or 1,'),
+    (
+        INFERENCE + "layouts/coca.py",
+        '"heads": configs.number(part, "attn_pooler_heads", path),',
+        '"heads": image["arguments"]["num_heads"],',
+    ),
+    (INFERENCE + "layouts/coca.py", '{"final_norm": False}', '{"final_norm": True}'),
+    (INFERENCE + "layouts/timm.py", "resize_to=resized if resized != size else None,", "resize_to=None,"),
+    (INFERENCE + "layouts/timm.py", 'transparency="ignore",', ""),
+    (INFERENCE + "layouts/timm_trunk.py", "weight.T if name in linear", "weight if name in linear"),
+    (
+        INFERENCE + "layouts/open_clip_config.py",
+        'return "gelu_tanh" if arguments["approximate"] == "tanh" else "gelu"',
+        'return "gelu"',
+    ),
+    (INFERENCE + "layouts/open_clip_config.py", "    return eps\n", "    return 1e-5\n"),
+    (INFERENCE + "layouts/open_clip_config.py", '"resize": part["resize_mode"]}', '"resize": "shortest"}'),
+    (
+        INFERENCE + "formats/big_vision.py",
+        "tensor = tensor.flatten(0, 1).T",
+        "tensor = tensor.transpose(0, 1).flatten(0, 1).T",
+    ),
+    (
+        INFERENCE + "formats/big_vision.py",
+        'for part in ("query", "key", "value")]',
+        'for part in ("key", "query", "value")]',
+    ),
+    (INFERENCE + "formats/big_vision.py", 'and owner != "txt/head"', ""),
+    (INFERENCE + "formats/declip.py", "resize_to=resized, ", ""),
+    (INFERENCE + "formats/declip.py", "**transforms.IMAGENET, ", "mean=[0.5] * 3, std=[0.5] * 3, "),
+    (
+        M + "coca_text.py",
+        "visible = F.pad(words != PAD, (1, 0), value=True)",
+        "visible = F.pad(words != PAD, (0, 1), value=True)",
+    ),
+    (M + "coca_text.py", "words.masked_fill(positions >= lengths", "words.masked_fill(positions > lengths"),
+    (
+        M + "attentional_pooling.py",
+        "self.pooled(images, self.queries[:1])[:, 0]",
+        "self.pooled(images, self.queries[-1:])[:, 0]",
+    ),
+    (TEXT + "bare_ids.py", ".argmax(dim=1) + 1", ".argmax(dim=1)"),
+    (TEXT + "sentencepiece_model.py", "[: self.context_length - 1]", "[: self.context_length]"),
+    (TEXT + "sentencepiece_model.py", "m[1] or m[2].lower()", "m[1] or m[2]"),
+]
+
 FAULTS: list[tuple[str, str, str]] = [
     *LOSSES,
     *MODELS,
@@ -515,6 +580,7 @@ FAULTS: list[tuple[str, str, str]] = [
     *CHECKPOINTS,
     *EVALUATION,
     *REPORT,
+    *FORMATS,
     *HOSTILE,
     *CONFIGS,
 ]

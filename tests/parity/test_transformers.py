@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import torch
 import transformers
+from evaluation_models import dual_encoder
 from model_folders import clip_vocabulary, odd_images, odd_texts, sentencepiece_model
 from recorded_towers import TOLERANCE
 from safetensors.torch import load_file, save_file
@@ -31,6 +32,7 @@ from openslip.inference.formats.openslip import write
 from openslip.inference.layouts import huggingface_images, huggingface_tokenizer
 from openslip.inference.libraries import hf
 from openslip.text.tokenizer_json import TokenizerJson
+from openslip.training.initial_weights import InitialWeights
 
 T: Any = transformers
 TEXT = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -372,3 +374,12 @@ def test_a_full_size_model_has_the_features_of_transformers(kind: str, tmp_path:
         theirs = model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=ids)
     assert_close(bundle.encode_image(images), theirs[0].pooler_output)
     assert_close(torch.nn.functional.normalize(texts, dim=1), theirs[1].pooler_output)
+
+
+@pytest.mark.parametrize("towers", [{}, {"image": {"weights": True}}])
+def test_a_model_in_its_own_library_gives_no_initial_weights(clip: Path, towers: dict[str, Any]):
+    path = f"hf:{clip}"
+    of_towers = {kind: {"weights": path} for kind in towers}
+    weights = InitialWeights(dual_encoder(), None, {})
+    with pytest.raises(UserError, match=r"hf:.*: this model runs in its own library, so its weights cannot be trained"):
+        weights.load(None if towers else path, of_towers)

@@ -13,6 +13,7 @@ from openslip.errors import NonFiniteError, UserError
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.config_choices import choices_in
 from openslip.inference.load import load
+from openslip.inference.wrapped import WrappedModel
 from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
@@ -90,6 +91,7 @@ class InitialWeights:
         key = f"init_from.checkpoint={path}"
         with choices_in(choices, "init_from.") as chosen:
             bundle = load(path, allow=self.allow, **chosen)
+        refuse_wrapped(bundle, key)
         stored, wanted = children(bundle.model), children(self.model)
         shared = [kind for kind in wanted if kind in stored]
         refuse_non_finite(bundle.model, key)
@@ -114,6 +116,7 @@ class InitialWeights:
         key = f"towers.{kind}.weights={path}"
         with choices_in(choices, f"towers.{kind}.") as chosen:
             bundle = load(path, allow=self.allow, **chosen)
+        refuse_wrapped(bundle, key)
         stored, tower = children(bundle.model).get(kind), children(self.model).get(kind)
         if stored is None or tower is None:
             which = f"{path} has" if stored is None else "the model to be trained has"
@@ -202,6 +205,15 @@ def refuse_non_finite(stored: nn.Module, who: str) -> None:
     for name, weight in stored.state_dict().items():
         if not weight.isfinite().all():
             raise NonFiniteError(f"{who} has NaN or infinite values in {name}; take another checkpoint")
+
+
+def refuse_wrapped(bundle: Bundle, key: str) -> None:
+    """Refuse a model that another library computes: its weights have that library's names and no towers of ours."""
+    if isinstance(bundle.model, WrappedModel):
+        raise UserError(
+            f"{key}: this model runs in its own library, so its weights cannot be trained here; give a file or folder "
+            "of weights in a format of docs/WEIGHTS.md, for example the folder that the hub's page offers"
+        )
 
 
 def children(model: nn.Module) -> dict[str, nn.Module]:
