@@ -36,8 +36,8 @@ class Source(ABC):
         places: files and addresses that the source reads; a mixture uses them to find what two sources share.
         expected_samples: number of samples of the published dataset, if known; downloads often lose some.
         classes: the dataset's own names of the labels in label order, such as the names of class folders.
-        labels_are_sorted_names: whether the reader numbers the labels in the sorted order of the classes' names; if
-            not, the dataset's files state the numbers, and another order of the names would be an error.
+        labels_are_sorted_names: whether labels are places in the sorted class folders, so that their order says
+            nothing about the dataset; False if label numbers are stored in the dataset's files.
     """
 
     problems: tuple[str, ...] = ()

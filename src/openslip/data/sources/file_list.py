@@ -22,7 +22,6 @@ class FileList(Source):
         labels: list of their labels: `.npy`, else text with a label per line; None if the lines of `images` are
             `PATH LABEL`, split at the last blank.
         classes: names of the labels in label order, if the list holds names; None if it holds numbers from 0.
-        num_samples: number of images that the published list has; None accepts any number.
 
     Raises:
         MissingData: the folder or the list of images does not exist.
@@ -31,13 +30,7 @@ class FileList(Source):
     """
 
     def __init__(
-        self,
-        *,
-        root: str,
-        images: str,
-        labels: str | None = None,
-        classes: Sequence[str] | None = None,
-        num_samples: int | None = None,
+        self, *, root: str, images: str, labels: str | None = None, classes: Sequence[str] | None = None
     ) -> None:
         self.root = Path(os.path.normpath(root))
         self.classes = classes
@@ -54,10 +47,6 @@ class FileList(Source):
         if len(names) != len(targets):
             raise UserError(
                 f"{path} lists {len(names):,} images, but {self.root / str(labels)} {len(targets):,} labels"
-            )
-        if num_samples not in (None, len(names)):
-            raise UserError(
-                f"{path} lists {len(names):,} images; the published split has {num_samples:,}: is it another?"
             )
         files = [inside(self.root, str(name), path) for name in names]
         ((most_listed, times),) = Counter(files).most_common(1)
