@@ -275,7 +275,7 @@ def wds(
     root: Path,
     classes: Sequence[str] = CLASSES,
     *,
-    num_shards: int = 11,
+    num_shards: int = 4,
     targets: Callable[[int, int], tuple[str, bytes]] = lambda label, _: ("cls", str(label).encode()),
     kind: str | None = None,
 ) -> None:

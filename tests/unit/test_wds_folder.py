@@ -8,6 +8,7 @@ from typing import Any
 import evaluation_layouts as layouts
 import numpy as np
 import pytest
+import webdataset
 from shard_files import write_tar
 
 from openslip.data.image.decode import open_image
@@ -15,6 +16,7 @@ from openslip.data.sources.subset import Subset
 from openslip.data.sources.wds_folder import WdsFolder
 from openslip.errors import MissingData, UserError
 
+KINDS = ("webp", "png", "jpg", "jpeg")
 NUM_SAMPLES = len(layouts.CLASSES) * layouts.PER_CLASS
 
 
@@ -52,6 +54,22 @@ def test_classes_labels_and_pixels_of_all_image_formats(tmp_path: Path):
         )  # WebP and PNG: exact
     assert source.label_vectors is None
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
+
+
+def test_samples_are_those_that_webdataset_reads(tmp_path: Path):
+    source = folder(tmp_path / "wds", num_shards=12, classes=[f"class {number}" for number in range(12)])
+    paths = [str(path) for path in (tmp_path / "wds" / "test").glob("*.tar")]
+    decoded: Any = webdataset.WebDataset(paths, shardshuffle=False).decode("pil")
+    theirs = [
+        (sample["__key__"], sample["cls"], np.asarray(next(sample[kind] for kind in KINDS if kind in sample)).tobytes())
+        for sample in decoded
+    ]
+    ours = [
+        (sample.key.split(":")[1], sample.label, np.asarray(open_image(sample.image, sample.key)).tobytes())
+        for sample in (source[index] for index in range(len(source)))
+    ]
+    assert len(ours) == 24
+    assert ours == sorted(theirs)
 
 
 def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path):
