@@ -294,7 +294,7 @@ def wds(
         write_tar(root / "test" / f"{number}.tar", members)
     (root / "test" / "nshards.txt").write_text(f"{num_shards}\n")
     if kind is not None:
-        (root / "dataset_type.txt").write_text(kind)
+        (root / "dataset_type.txt").write_text(f"{kind}\n")
     if kind != "retrieval":
         (root / "classnames.txt").write_text("".join(f"{name}\n" for name in classes))
     (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")

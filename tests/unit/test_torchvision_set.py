@@ -94,31 +94,23 @@ def test_a_copy_for_another_process_reads_the_same(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("name", "file"),
+    ("name", "file", "place"),
     [
-        ("MNIST", "MNIST/raw/t10k-images-idx3-ubyte"),
-        ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte"),
-        ("SVHN", "test_32x32.mat"),
-        ("OxfordIIITPet", "oxford-iiit-pet/annotations/test.txt"),
+        ("MNIST", "MNIST/raw/t10k-images-idx3-ubyte", -1),
+        ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte", -1),
+        ("SVHN", "test_32x32.mat", 9000),
+        ("OxfordIIITPet", "oxford-iiit-pet/annotations/test.txt", -6),
     ],
 )
 def test_the_fingerprint_changes_with_a_byte_of_an_array_or_label(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, place: int
 ):
     root, arguments = written(tmp_path, monkeypatch, name)
     before = TorchvisionSet(dataset=name, root=root, arguments=arguments).fingerprint
     content = bytearray((tmp_path / file).read_bytes())
-    content[-1] ^= 1
-    if name == "OxfordIIITPet":
-        content = bytearray((tmp_path / file).read_text().replace(" 2 ", " 3 ", 1), "utf-8")
+    content[place] ^= 1
     (tmp_path / file).write_bytes(content)
-    assert hashed(name, root, arguments, monkeypatch) != before
-
-
-def hashed(name: str, root: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    # A byte of a MATLAB file may be one that scipy refuses, so the dataset itself is not read again.
-    monkeypatch.setattr(TorchvisionSet, "open", lambda self: range(6))
-    return TorchvisionSet(dataset=name, root=root, arguments=arguments).fingerprint
+    assert TorchvisionSet(dataset=name, root=root, arguments=arguments).fingerprint != before
 
 
 def test_the_fingerprint_changes_with_files_labels_and_arguments(tmp_path: Path):

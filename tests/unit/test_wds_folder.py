@@ -8,15 +8,16 @@ from typing import Any
 import evaluation_layouts as layouts
 import numpy as np
 import pytest
-import webdataset
+from PIL import Image
 from shard_files import write_tar
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from openslip.data.image.decode import open_image
 from openslip.data.sources.subset import Subset
 from openslip.data.sources.wds_folder import WdsFolder
 from openslip.errors import MissingData, UserError
 
-KINDS = ("webp", "png", "jpg", "jpeg")
+KINDS = {"webp", "png", "jpg", "jpeg"}
 NUM_SAMPLES = len(layouts.CLASSES) * layouts.PER_CLASS
 
 
@@ -58,12 +59,13 @@ def test_classes_labels_and_pixels_of_all_image_formats(tmp_path: Path):
 
 def test_samples_are_those_that_webdataset_reads(tmp_path: Path):
     source = folder(tmp_path / "wds", num_shards=12, classes=[f"class {number}" for number in range(12)])
-    paths = [str(path) for path in (tmp_path / "wds" / "test").glob("*.tar")]
-    decoded: Any = webdataset.WebDataset(paths, shardshuffle=False).decode("pil")
-    theirs = [
-        (sample["__key__"], sample["cls"], np.asarray(next(sample[kind] for kind in KINDS if kind in sample)).tobytes())
-        for sample in decoded
-    ]
+    theirs = []
+    for path in (tmp_path / "wds" / "test").glob("*.tar"):
+        with path.open("rb") as stream:
+            for sample in group_by_keys(tar_file_iterator(stream)):
+                (kind,) = sample.keys() & KINDS
+                pixels = np.asarray(Image.open(io.BytesIO(sample[kind])).convert("RGB"))
+                theirs.append((sample["__key__"], int(sample["cls"]), pixels.tobytes()))
     ours = [
         (sample.key.split(":")[1], sample.label, np.asarray(open_image(sample.image, sample.key)).tobytes())
         for sample in (source[index] for index in range(len(source)))
@@ -82,7 +84,7 @@ def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path):
 
 
 def test_each_line_is_a_caption_and_equal_ones_are_kept(tmp_path: Path):
-    source = folder(tmp_path / "wds", kind="retrieval\n", targets=captions)
+    source = folder(tmp_path / "wds", kind="retrieval", targets=captions)
     assert source.classes is None
     assert source[3].captions == ("a 1\nof two lines", "a 1", "a 1", "1")
     assert source[3].label is None
@@ -139,7 +141,7 @@ def test_an_absent_folder_is_missing_data(tmp_path: Path):
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1024])
+    path.write_bytes(path.read_bytes()[:700])
 
 
 @pytest.mark.parametrize(
