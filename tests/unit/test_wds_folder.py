@@ -62,7 +62,8 @@ def test_samples_are_those_that_webdataset_reads(tmp_path: Path):
     theirs = []
     for path in (tmp_path / "wds" / "test").glob("*.tar"):
         with path.open("rb") as stream:
-            for sample in group_by_keys(tar_file_iterator(stream)):
+            members = tar_file_iterator(stream)  # pyright: ignore[reportArgumentType] (its annotation is wrong)
+            for sample in group_by_keys({**member, "__url__": ""} for member in members):
                 (kind,) = sample.keys() & KINDS
                 pixels = np.asarray(Image.open(io.BytesIO(sample[kind])).convert("RGB"))
                 theirs.append((sample["__key__"], int(sample["cls"]), pixels.tobytes()))
