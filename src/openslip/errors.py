@@ -17,6 +17,18 @@ class MissingPackage(UserError):
     """A package that only an extra of OpenSLIP installs is needed."""
 
 
+class MissingData(UserError):
+    """Files of a dataset are absent; a suite of evaluations lists such a dataset and continues.
+
+    Attributes:
+        place: file or folder that is absent.
+    """
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class NonFiniteError(UserError):
     """Loss, gradients or weights are not finite."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,23 @@ class Source(ABC):
         places: files and addresses that the source reads; a mixture uses them to find what two sources share.
         expected_samples: number of samples of the published dataset, if known; downloads often lose some.
         classes: the dataset's own names of the labels in label order, such as the names of class folders.
+        labels_are_sorted_names: whether labels are places in the sorted class folders, so that their order says
+            nothing about the dataset; False if label numbers are stored in the dataset's files.
     """
 
     problems: tuple[str, ...] = ()
     places: frozenset[str] = frozenset()
     expected_samples: int | None = None
     classes: Sequence[str] | None = None
+    labels_are_sorted_names: bool = False
+
+    @property
+    def label_vectors(self) -> UInt8[np.ndarray, "images classes"] | None:
+        """For every image of a multi-label dataset, 1 for each class that it shows, else 0; None for other datasets.
+
+        The samples of a multi-label dataset have `label=None`.
+        """
+        return None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -135,11 +135,19 @@ def read(data: mmap.mmap, extent: Extent) -> bytes:
     return data[block * BLOCK : block * BLOCK + length]
 
 
-def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str, Extent]]:
+def group(
+    shard: str, data: mmap.mmap, problems: Problems, suffixes: frozenset[str] = KNOWN_SUFFIXES
+) -> dict[str, dict[str, Extent]]:
     """Group the members of a shard by key, then suffix.
 
     As in webdataset, the key is the path up to the first dot of its last part. Of two members with the same name, the
     first is used. Names are never used as paths.
+
+    Args:
+        shard: name of the shard in errors.
+        data: the shard's content.
+        problems: counts the members that are skipped.
+        suffixes: suffixes of the members that are listed.
     """
     groups: dict[str, dict[str, Extent]] = {}
     for raw, start, length in walk(shard, data, problems):
@@ -156,13 +164,13 @@ def group(shard: str, data: mmap.mmap, problems: Problems) -> dict[str, dict[str
         suffix = suffix.lower()
         if not stem or any(map(is_hidden, folder.split("/"))):
             continue  # such as macOS's ._name
-        elif suffix in KNOWN_SUFFIXES and length > MAX_MEMBER:
+        elif suffix in suffixes and length > MAX_MEMBER:
             problems.add("member of 4 GiB or more", name)
-        elif suffix not in KNOWN_SUFFIXES:
+        elif suffix not in suffixes:
             last = suffix.rpartition(".")[2]
             if last in PICKLES:
                 problems.add("pickle, which is never read", name)
-            elif last != suffix and last in KNOWN_SUFFIXES:
+            elif last != suffix and last in suffixes:
                 problems.add("bad name (a dot in the key)", name)
         else:
             members = groups.setdefault(folder + slash + stem, {})

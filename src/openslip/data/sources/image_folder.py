@@ -7,12 +7,14 @@ from openslip.data.class_names import label_order
 from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.data.listing import is_hidden, is_image, others_line, visible_files
 from openslip.data.source import Sample, Source
-from openslip.errors import UserError
+from openslip.errors import MissingData, UserError
 from openslip.regular_file import regular_file
 
 
 class ImageFolder(Source):
     """Source of images in `ROOT/CLASS/*.jpg`; the sorted class folders (see `label_order`) are labelled from 0."""
+
+    labels_are_sorted_names = True
 
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
@@ -33,10 +35,15 @@ class ImageFolder(Source):
 
 
 def folder_names(root: str) -> list[str]:
-    """List the names of the class folders in the order of their labels."""
+    """List the names of the class folders in the order of their labels.
+
+    Raises:
+        MissingData: the folder does not exist.
+        UserError: it holds no folder.
+    """
     path = Path(root)
     if not path.is_dir():
-        raise UserError(f"{root}: no such folder; expected one folder per class with its images")
+        raise MissingData(f"{root}: no such folder; expected one folder per class with its images", root)
     names = label_order(entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not names:
         raise UserError(f"{root}: no class folders; expected one folder per class with its images")

@@ -1,5 +1,8 @@
 """Evenly spaced samples of another source, for trial evaluations."""
 
+import numpy as np
+from jaxtyping import UInt8
+
 from openslip.data.source import Sample, Source
 
 
@@ -10,6 +13,7 @@ class Subset(Source):
         self.source = source
         self.num_samples = num_samples
         self.classes = source.classes
+        self.labels_are_sorted_names = source.labels_are_sorted_names
         self.places = source.places
         self.problems = (*source.problems, f"only {num_samples} of {len(source)} samples are used")
 
@@ -18,6 +22,11 @@ class Subset(Source):
 
     def __getitem__(self, index: int, /) -> Sample:
         return self.source[self.place(index)]
+
+    @property
+    def label_vectors(self) -> UInt8[np.ndarray, "images classes"] | None:
+        vectors = self.source.label_vectors
+        return None if vectors is None else vectors[[self.place(index) for index in range(self.num_samples)]]
 
     def place(self, index: int) -> int:
         """Return the index in the larger source."""
