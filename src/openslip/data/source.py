@@ -36,12 +36,15 @@ class Source(ABC):
         places: files and addresses that the source reads; a mixture uses them to find what two sources share.
         expected_samples: number of samples of the published dataset, if known; downloads often lose some.
         classes: the dataset's own names of the labels in label order, such as the names of class folders.
+        labels_are_sorted_names: whether labels are places in the sorted class folders, so that their order says
+            nothing about the dataset; False if label numbers are stored in the dataset's files.
     """
 
     problems: tuple[str, ...] = ()
     places: frozenset[str] = frozenset()
     expected_samples: int | None = None
     classes: Sequence[str] | None = None
+    labels_are_sorted_names: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...

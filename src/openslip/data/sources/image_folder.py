@@ -14,6 +14,8 @@ from openslip.regular_file import regular_file
 class ImageFolder(Source):
     """Source of images in `ROOT/CLASS/*.jpg`; the sorted class folders (see `label_order`) are labelled from 0."""
 
+    labels_are_sorted_names = True
+
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
         self.classes = folder_names(root)

@@ -10,6 +10,7 @@ class Subset(Source):
         self.source = source
         self.num_samples = num_samples
         self.classes = source.classes
+        self.labels_are_sorted_names = source.labels_are_sorted_names
         self.places = source.places
         self.problems = (*source.problems, f"only {num_samples} of {len(source)} samples are used")
 
