@@ -1,5 +1,6 @@
 """Strict matching of a dataset's classes with a published table: by name, or by name and order."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from openslip.data.class_names import letters, without_number
@@ -25,28 +26,42 @@ def table_places(table: ClassTable, classes: Sequence[str] | None, *, labels_are
     """
     if classes is None:
         return list(range(len(table.names)))
-    known = [set(map(letters, spellings)) for spellings in table.spellings]
-    if is_numbered(classes, len(known), known):
+    if is_numbered(table, classes):
         return numbered(table, classes, labels_are_sorted_names)
+    places = named_places(table, classes)
     if labels_are_sorted_names:
-        return by_name(table, classes, known)
-    for order in published_orders(table, known):
-        if len(classes) == len(order) and all(
-            spells(known[place], name) for place, name in zip(order, classes, strict=True)
-        ):
-            return order
-    raise mismatch(table, classes, known)
+        is_one_to_one = all(len(named) == 1 for named in places) and len(set[int]().union(*places)) == len(places)
+        if is_one_to_one and (table.allows_some or len(places) == len(table.names)):
+            return [place for (place,) in places]
+    else:
+        for order in published_orders(table):
+            if len(order) == len(places) and all(place in named for place, named in zip(order, places, strict=True)):
+                return order
+    raise mismatch(table, classes, places)
 
 
-def spells(known: set[str], name: str) -> bool:
-    """Tell whether a name of a dataset is one of a class's spellings, with or without a leading number."""
-    return letters(name) in known or letters(without_number(name)) in known
+def named_places(table: ClassTable, names: Sequence[str]) -> list[set[int]]:
+    """Return the places in the table that each name may stand for, with or without a leading number."""
+    owners = defaultdict[str, set[int]](set)
+    for place, spellings in enumerate(table.spellings):
+        for spelling in spellings:
+            owners[letters(spelling)].add(place)
+    return [owners.get(letters(name), set()) | owners.get(letters(without_number(name)), set()) for name in names]
 
 
-def is_numbered(classes: Sequence[str], count: int, known: list[set[str]]) -> bool:
-    """Tell whether the classes are the label numbers from 0 or from 1, and the table's names are no numbers."""
-    if not all(map(str.isdecimal, classes)) or any(map(str.isdecimal, set[str]().union(*known))):
+def published_orders(table: ClassTable) -> list[list[int]]:
+    """List the published label orders of a table, each as places in the table."""
+    orders = [list(range(len(table.names)))]
+    if table.other_order:
+        orders.append([place for (place,) in named_places(table, table.other_order)])
+    return orders
+
+
+def is_numbered(table: ClassTable, classes: Sequence[str]) -> bool:
+    """Tell whether the classes are the label numbers from 0 or from 1, and none of them is a name of the table."""
+    if not all(map(str.isdecimal, classes)) or any(named_places(table, classes)):
         return False
+    count = len(table.names)
     return sorted(map(int, classes)) in (list(range(count)), list(range(1, count + 1)))
 
 
@@ -55,8 +70,8 @@ def numbered(table: ClassTable, classes: Sequence[str], labels_are_sorted_names:
     if table.other_order:
         raise UserError(
             f"classnames={table.name}: the dataset's classes are numbers ({shown(classes)}), and there are two "
-            f"published label orders ({shown([names[0] for names in table.names])} and {shown(table.other_order)}): "
-            "name its classes"
+            f"published label orders ({shown([names[0] for names in table.names])}; {shown(table.other_order)}): name "
+            "its classes"
         )
     numbers = [int(name) for name in classes]
     places = [number - min(numbers) for number in numbers]
@@ -68,26 +83,18 @@ def numbered(table: ClassTable, classes: Sequence[str], labels_are_sorted_names:
     return places
 
 
-def by_name(table: ClassTable, classes: Sequence[str], known: list[set[str]]) -> list[int]:
-    """Match classes with the table in any order, one to one."""
-    places = [[place for place, names in enumerate(known) if spells(names, name)] for name in classes]
-    is_one_to_one = all(len(of_class) == 1 for of_class in places) and len({p[0] for p in places}) == len(places)
-    if not is_one_to_one or not (table.allows_some or len(places) == len(known)):
-        raise mismatch(table, classes, known)
-    return [of_class[0] for of_class in places]
+def mismatch(table: ClassTable, classes: Sequence[str], places: list[set[int]]) -> UserError:
+    """Return the error that shows both sides of what is missing, unknown, repeated or at another place.
 
-
-def published_orders(table: ClassTable, known: list[set[str]]) -> list[list[int]]:
-    """List the published label orders of a table, each as places in the table."""
-    other = [next(i for i, names in enumerate(known) if spells(names, name)) for name in table.other_order]
-    return [list(range(len(known))), *([other] if other else [])]
-
-
-def mismatch(table: ClassTable, classes: Sequence[str], known: list[set[str]]) -> UserError:
-    """Return the error that shows both sides of what is missing, unknown, repeated or at another place."""
+    Args:
+        table: the published classes.
+        classes: the source's names of its labels.
+        places: per name of the source, the places in the table that it may stand for.
+    """
     published = [names[0] for names in table.names]
-    unknown = [name for name in classes if not any(spells(names, name) for names in known)]
-    missing = [published[i] for i, names in enumerate(known) if not any(spells(names, name) for name in classes)]
+    present = set[int]().union(*places)
+    unknown = [name for name, named in zip(classes, places, strict=True) if not named]
+    missing = [name for place, name in enumerate(published) if place not in present]
     facts = []
     if missing and not (table.allows_some and unknown):
         facts.append(f"missing in the dataset: {shown(missing)}")
@@ -99,7 +106,7 @@ def mismatch(table: ClassTable, classes: Sequence[str], known: list[set[str]]) -
     elif len(classes) != len(published):
         what = f"{len(classes)} classes for {len(published)} published ones: some of them repeated"
     else:
-        moved = [i for i, name in enumerate(classes) if not spells(known[i], name)]
+        moved = [label for label, named in enumerate(places) if label not in named]
         pairs = "; ".join(f"label {i} is {classes[i]}, published {published[i]}" for i in moved[:NUM_SHOWN])
         what = f"the dataset's classes are in another order than the published ones ({pairs}; {len(moved)} in all)"
     return UserError(
