@@ -149,7 +149,7 @@ def test_all_of_imagenet_is_matched_in_label_order():
 
 
 def test_folders_that_are_no_classes_of_imagenet_are_named():
-    with pytest.raises(UserError, match="1000 names for 1001 class folders, of which misc are no WordNet ids"):
+    with pytest.raises(UserError, match="1001 classes for 1000 published ones; not published: misc;"):
         class_names("imagenet", [*IDS, "misc"])
     with pytest.raises(UserError, match="n00000001 is a WordNet id, but not of an ImageNet-1k class"):
         class_names(None, [IDS[0], "n00000001"])

@@ -46,7 +46,7 @@ def test_configs_are_completed_after_their_group(script: Path):
     assert completed(script, "train", "model", "=") == names("model", folders)
     assert completed(script, "train", "model", "=", "slip_v") == ["slip_vitb16", "slip_vitl16", "slip_vits16"]
     assert completed(script, "plan", "seed", "=", "1", "experi")[0].startswith("experiment=")
-    assert completed(script, "eval", "evaluation", "=", "im") == ["imagenet"]
+    assert completed(script, "eval", "evaluation", "=", "food") == ["food101"]
     assert completed(script, "eval", "model", "=") == []
 
 

@@ -44,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", required=True, help='"man kicking,man sleeping", or @FILE with one label per line')
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--template", action="append", help='prompt, may be repeated; default: "a photo of a {}."')
-    prompts.add_argument("--templates", metavar="LIST", help="imagenet7, imagenet80 or a file, one prompt per line")
+    prompts.add_argument(
+        "--templates",
+        metavar="LIST",
+        help="imagenet7, imagenet80, a set such as food101, or a file, one prompt per line",
+    )
     parser.add_argument(
         "--probabilities",
         choices=("softmax", "sigmoid"),

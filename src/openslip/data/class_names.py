@@ -30,6 +30,11 @@ def alike(name: str) -> str:
     return unicodedata.normalize("NFC", words(name, "space")).casefold()
 
 
+def letters(name: str) -> str:
+    """Reduce a name to its letters and digits in lower case: `ApplyEyeMakeup` and `Apply Eye Makeup` are one class."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
+
+
 def without_number(name: str) -> str:
     """Remove the number or WordNet id in front of a class name: `001.Sooty_Albatross`, `n02085620-Chihuahua`."""
     return re.sub(r"^(\d+|n\d{8})[\s._-]+(?=\D)", "", name)

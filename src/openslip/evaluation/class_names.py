@@ -8,9 +8,11 @@ from typing import Any
 
 from openslip.data.class_names import alike, without_number, words
 from openslip.errors import UserError
+from openslip.evaluation.table_names import table_places
 from openslip.inference.imagenet_classes import are_ids, imagenet_ids, imagenet_names
 from openslip.inference.imagenet_prompts import imagenet_classnames
 from openslip.inference.prompts import repeated, texts, texts_of
+from openslip.inference.tables import class_table
 
 MAX_PAIRS = 40  # printed pairs of folder and name
 # Accepted only for ImageNet's 1000 classes: some lists name a class as CLIP's list names another, similar class.
@@ -22,7 +24,8 @@ class ClassNames:
     """The names of a source's labels, and how they were chosen from the given list.
 
     Attributes:
-        names: class names as they appear in prompts, in label order.
+        names: class names as they appear in prompts, in label order; of several names of a class, the first.
+        prompted: per class, all its names, whose prompts are averaged; mostly one.
         places: index of each name in the given list.
         num_given: number of names in the given list.
         num_known: number of classes of the whole dataset: 1000 for ImageNet's ids, else `num_given`.
@@ -30,6 +33,7 @@ class ClassNames:
     """
 
     names: list[str]
+    prompted: list[tuple[str, ...]]
     places: list[int]
     num_given: int
     num_known: int
@@ -37,19 +41,30 @@ class ClassNames:
 
 
 def class_names(
-    value: Iterable[Any] | str | Path | None, classes: Sequence[str] | None, underscores: str = "space"
+    value: Iterable[Any] | str | Path | None,
+    classes: Sequence[str] | None,
+    underscores: str = "space",
+    *,
+    labels_are_sorted_names: bool = True,
 ) -> ClassNames:
     """Read class names and match them with the source's class folders.
 
     Args:
-        value: a list, a text file, `imagenet`, or None for the source's own names.
+        value: a list, a text file, the name of a published table such as `imagenet`, or None for the source's own
+            names.
         classes: the source's names of its labels, such as its folders; None if it only has label numbers.
-        underscores: `space` reads `_` in a name as a space, `keep` leaves it.
+        underscores: `space` reads `_` in a name as a space, `keep` leaves it; tables are taken as published.
+        labels_are_sorted_names: as in `Source`; decides whether a published table is matched in any order.
 
     Raises:
         UserError: there are no names, the numbers of names and folders differ, or a folder is paired with another's
-            name.
+            name; or the source's classes are not those of the published table.
     """
+    if isinstance(value, str) and (table := class_table(value)) is not None:
+        places = table_places(table, classes, labels_are_sorted_names=labels_are_sorted_names)
+        prompted = [table.names[place] for place in places]
+        names = [of_class[0] for of_class in prompted]
+        return ClassNames(names, prompted, places, len(table.names), len(table.names), shared(names))
     folders = None if classes is None else list(classes)
     if value is None and folders is None:
         raise UserError("classnames=null: this dataset only has label numbers; give a text file or a list of names")
@@ -66,9 +81,14 @@ def class_names(
         notices.append(
             f"class names: leading numbers become part of the prompts ({numbered[0]}); classnames=FILE gives others"
         )
-    if twice := repeated(names):
-        notices.append(f"class names: {', '.join(twice)} name several labels each, which share the probability")
-    return ClassNames(texts(names, "classnames"), places, len(given), num_known, notices)
+    notices += shared(names)
+    return ClassNames(texts(names, "classnames"), [(name,) for name in names], places, len(given), num_known, notices)
+
+
+def shared(names: list[str]) -> list[str]:
+    """Return notices, at most one, of names that several labels have."""
+    twice = repeated(names)
+    return [f"class names: {', '.join(twice)} name several labels each, which share the probability"] if twice else []
 
 
 def match(names: list[str], folders: list[str] | None) -> tuple[list[int], list[str]]:

@@ -33,8 +33,9 @@ from openslip.evaluation.class_names import class_names
 from openslip.evaluation.evaluation import Evaluation, top1_line
 from openslip.evaluation.features import text_features
 from openslip.evaluation.image_features import joint_features
+from openslip.evaluation.split_size import samples_note
 from openslip.inference.bundle import Bundle, evaluating
-from openslip.inference.prompts import class_embeddings, texts_of
+from openslip.inference.prompts import averaged_embeddings, texts_of
 
 NUM_IMAGES = 16
 
@@ -48,14 +49,18 @@ class ZeroShot(Evaluation):
     Args:
         title: name of the evaluation in its headline.
         source: images with labels.
-        classnames: the name of every label: a list, a text file, `imagenet`, or None for the source's own class names.
-            If the source has class folders, the names are matched with them. ImageNet's 1000 names are matched by the
-            folders' WordNet ids, so that a subset of ImageNet is classified among the subset's classes only.
-        templates: prompts, each with `{}` for the class name: a list, a text file, `imagenet7` or `imagenet80`.
+        classnames: the name of every label: a list, a text file, the name of a published table (`imagenet`, `food101`,
+            ...), or None for the source's own class names. If the source has class folders, the names are matched with
+            them; those of a table must agree. ImageNet's 1000 names are matched by the folders' WordNet ids, so that a
+            subset of ImageNet is classified among the subset's classes only.
+        templates: prompts, each with `{}` for the class name: a list, a text file, or the name of published templates
+            (`imagenet7`, `imagenet80`, `food101`, ...).
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
         attributes: by name of the attribute, its value for every class, in the order of `classnames`.
         underscores: `space` reads `_` in class names as a space, `keep` leaves it.
+        expected_samples: number of samples of the published split, or a list of them if several splits are published.
+            Fewer samples are noted beside the metrics; more are an error, because the split is another one.
 
     Raises:
         UserError: the constructor gets invalid names, templates or attributes, or names that do not fit the class
@@ -73,8 +78,11 @@ class ZeroShot(Evaluation):
         num_workers: int,
         attributes: dict[str, list[str]] | None = None,
         underscores: str = "space",
+        expected_samples: int | list[int] | None = None,
     ) -> None:
-        classes = class_names(classnames, source.classes, underscores)
+        classes = class_names(
+            classnames, source.classes, underscores, labels_are_sorted_names=source.labels_are_sorted_names
+        )
         if len(source) == 0:
             raise UserError("zero-shot: the source has no samples")
         for name, values in (attributes or {}).items():
@@ -86,6 +94,7 @@ class ZeroShot(Evaluation):
         self.title = title
         self.source = source
         self.classnames = classes.names
+        self.prompted = classes.prompted
         self.templates = texts_of(templates, "templates")
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -94,15 +103,17 @@ class ZeroShot(Evaluation):
         }
         if len(classes.names) < classes.num_known:
             self.notes = {"classes": f"{len(classes.names)} of {classes.num_known}"}
+        elif samples := samples_note(title, len(source), expected_samples):
+            self.notes = {"samples": samples}
         notice_once(*(f"{title}: {line}" for line in classes.notices))
 
     def headline(self, metrics: dict[str, float]) -> str:
         line = top1_line(self.title, metrics)
-        return f"{line}, {self.notes['classes']} classes" if "classes" in self.notes else line
+        return ", ".join([line, *(f"{self.notes[key]} {key}" for key in ("classes", "samples") if key in self.notes)])
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
-        classes = class_embeddings(lambda texts: text_features(bundle, texts), self.classnames, self.templates)
+        classes = averaged_embeddings(lambda texts: text_features(bundle, texts), self.prompted, self.templates)
         labels, top_classes, top_probabilities = self.classify(bundle, classes)
         predictions = top_classes[:, 0]
         if (num_occurring := len(np.unique(labels))) < len(self.classnames):

@@ -28,8 +28,8 @@ class ZeroShotClassifier:
         bundle: the bundle that `openslip.load` returned.
         labels: candidate labels, each a word or a phrase.
         templates: prompts with `{}` for the label; the unit-length features of a label's prompts are averaged and
-            normalised again. One string, a list, a tuple, a set (which is sorted), a text file, `imagenet7` or
-            `imagenet80`; the default is `a photo of a {}.`.
+            normalised again. One string, a list, a tuple, a set (which is sorted), a text file, `imagenet7`,
+            `imagenet80` or another published table (`food101`); the default is `a photo of a {}.`.
         probabilities: `softmax` or `sigmoid`. With `softmax`, the probabilities of an image's labels sum to 1. With
             `sigmoid`, each label is judged by itself, and the model must have a `logit_bias`, which is added to the
             logits: Zhai et al. 2023, arXiv:2303.15343.

@@ -3,9 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -14,13 +16,9 @@ from openslip.data.captions.decoding import is_damaged, text_of
 from openslip.data.class_names import alike
 from openslip.distributed import notice_once
 from openslip.errors import UserError
-from openslip.inference.imagenet_prompts import imagenet_classnames, imagenet_templates
+from openslip.inference.tables import class_table, table_names, template_table
 from openslip.regular_file import regular_file
 
-LISTS = {  # names that a config may give instead of a list
-    "classnames": {"imagenet": imagenet_classnames},
-    "templates": {"imagenet7": lambda: imagenet_templates(7), "imagenet80": lambda: imagenet_templates(80)},
-}
 # Lines of YAML, JSON or CSV, and lines in quotation marks: their markup would become part of the prompts.
 MARKED_UP = re.compile(r"""- |[\[{"']|n?\d+\s*[,;:=\t]|.*\t""")
 PLACEHOLDER = re.compile(r"\{[\w.:!]+\}")  # `{label}` or `{0}` of a format string, which would stay in the prompts
@@ -42,9 +40,30 @@ def class_embeddings(
     Raises:
         UserError: there is no class or no template, a template lacks `{}`, or one string was given instead of a list.
     """
-    names, prompts = texts(classnames, "classnames"), texts(templates, "templates")
-    features = encode_text([prompt.replace("{}", name) for name in names for prompt in prompts])
-    return F.normalize(features.view(len(names), len(prompts), -1).mean(dim=1), dim=-1)
+    names = texts(classnames, "classnames")
+    return averaged_embeddings(encode_text, [[name] for name in names], texts(templates, "templates"))
+
+
+def averaged_embeddings(
+    encode_text: Callable[[list[str]], Float[Tensor, "texts embed"]],
+    names: Sequence[Sequence[str]],
+    templates: Sequence[str],
+) -> Float[Tensor, "classes embed"]:
+    """Compute class embeddings like `class_embeddings`, for classes that may have several names.
+
+    The mean of a class is taken over all its names times all templates, as in facebookresearch/SLIP eval_zeroshot.py.
+
+    Args:
+        encode_text: function from texts to unit-length features.
+        names: names of each class, in label order.
+        templates: prompts with `{}` where the name is inserted.
+    """
+    prompts = [template.replace("{}", name) for of_class in names for name in of_class for template in templates]
+    features = encode_text(prompts)
+    means = features.view(-1, len(templates), features.shape[-1]).mean(dim=1)  # [names, embed]
+    if len(means) > len(names):
+        means = torch.stack([of_class.mean(dim=0) for of_class in means.split(list(map(len, names)))])
+    return F.normalize(means, dim=-1)
 
 
 def texts(values: Iterable[Any], key: str) -> list[str]:
@@ -103,10 +122,10 @@ def templates_of(value: Iterable[Any] | str | Path) -> list[str]:
 
 
 def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
-    """Read class names or templates from a config value: a list, a text file, or the name of a built-in list.
+    """Read class names or templates from a config value: a list, a text file, or the name of a published table.
 
     Args:
-        value: the list, the path of a text file, or a name in `LISTS`.
+        value: the list, the path of a text file, or a name in `table_names`, which comes before a file of that name.
         key: `classnames` or `templates`.
 
     Raises:
@@ -114,18 +133,26 @@ def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
     """
     if not isinstance(value, str | Path):
         return texts(value, key)
-    if str(value) in LISTS[key]:
-        return LISTS[key][str(value)]()
+    if (published := table_of(str(value), key)) is not None:
+        return published
     file = Path(value).expanduser()
     if not file.is_file():
         if "{}" in str(value):
             raise UserError(f"{key}={value} is one string, not a list: write {key}=['{value}']")
-        known = " or ".join(LISTS[key])
+        near = " or ".join(sorted(get_close_matches(str(value), table_names(key)))) or "a dataset's name (food101)"
         raise UserError(
-            f"{key}={value}: no such file; expected a text file with one per line, {known}, or a list such as "
+            f"{key}={value}: no such file; expected a text file with one per line, {near}, or a list such as "
             f"[{value if ',' in str(value) else EXAMPLES.get(key, 'cat,dog')!s}]"
         )
     return texts(read_lines(file, key), key)
+
+
+def table_of(name: str, key: str) -> list[str] | None:
+    """Return a published table of class names (the first of each class) or templates; None if there is none."""
+    if key == "templates":
+        return template_table(name)
+    table = class_table(name)
+    return None if table is None else [names[0] for names in table.names]
 
 
 def repeated(names: Sequence[str]) -> list[str]:
