@@ -17,6 +17,10 @@ class MissingPackage(UserError):
     """A package that only an extra of OpenSLIP installs is needed."""
 
 
+class MissingData(UserError):
+    """The files of a dataset are missing; the message ends with the command that gets them."""
+
+
 class NonFiniteError(UserError):
     """Loss, gradients or weights are not finite."""
 
