@@ -23,6 +23,7 @@ FOLDERS = ["0", "1", "2", "10"]
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OPENSLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "load", lambda path, **_: bundle(dual_encoder()))
     for place, name in enumerate(FOLDERS):
         (tmp_path / "images" / name).mkdir(parents=True)
