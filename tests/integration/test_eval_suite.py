@@ -248,11 +248,19 @@ def test_the_files_are_the_same_on_one_two_and_three_ranks(place: Path):
     assert written[0] == written[1] == written[2]
 
 
-def test_an_error_on_one_rank_ends_all_with_one_message(place: Path):
-    processes = start(place, words("fails_on_1"), 3)
-    assert [process.wait() for process in processes] == [1, 1, 1]
+@pytest.mark.parametrize(
+    ("ranks", "arguments", "message"),
+    [
+        (3, words("fails_on_1"), "rank 1: this evaluation fails on rank 1"),
+        (2, words("first", "agian=true"), "config key agian is unknown; did you mean again?"),
+        (2, words("first", checkpoint="nothing"), "checkpoint nothing: no such file"),
+    ],
+)
+def test_an_error_ends_all_ranks_with_one_message(place: Path, ranks: int, arguments: list[str], message: str):
+    processes = start(place, arguments, ranks)
+    assert [process.wait() for process in processes] == [1] * ranks
     said = "".join(process.said() for process in processes)
-    assert said.splitlines()[-1] == "error: rank 1: this evaluation fails on rank 1"
+    assert message in said.splitlines()[-1]
     assert said.count("error:") == 1
 
 

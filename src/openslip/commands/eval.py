@@ -22,7 +22,7 @@ from openslip.inference.config_choices import choices_in
 from openslip.inference.load import load
 from openslip.progress import progress
 from openslip.run.identity import without_secrets
-from openslip.run.launch import launched_ranks
+from openslip.run.launch import launched_ranks, reported_once
 from openslip.run.ranks import all_failed
 from openslip.terminal import be_quiet, notice, printable, say
 
@@ -34,7 +34,7 @@ Record = dict[str, Any]  # content of a result's JSON
 
 def main(arguments: list[str]) -> int:
     """Run evaluations on a checkpoint, with its own tokenizer and transform, as in training; return the exit code."""
-    with progress("composing the config"):
+    with progress("composing the config"), reported_once():
         config, _ = compose_config("eval", arguments)
     be_quiet(config["quiet"])
     with launched_ranks(config["device"]):
@@ -55,49 +55,50 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
     Each result is stored when its evaluation ends, and a result that was stored before is not computed again; with
     `output=FILE`, all are computed, and stored in that file alone.
     """
-    chosen, output = config["evaluation"], config["output"] and Path(config["output"])
-    folder = None if output else stored.folder_of(str(config["checkpoint"]), suite.bundle.file)
-    is_stored = is_main_process() and (
-        check_output(output) if output else can_write(folder) if folder and chosen else False
-    )
+    chosen = config["evaluation"]
+    output = None if config["output"] is None else Path(config["output"])
+    folder = None if output else stored.folder_of(suite.checkpoint, suite.bundle.file)
+    if output is not None and is_main_process():
+        refuse_unwritable(output, advice=ELSEWHERE)
+    is_written = folder is not None and bool(chosen) and is_main_process() and can_write(folder)
+
     evaluations, errors = opened(chosen)
     records: dict[str, Record] = {}
     for name, evaluation in in_order_of_sources(evaluations):
-        error = None
         try:
             known = None if folder is None or config["again"] else suite.known(folder, name, evaluation, chosen[name])
-            if known is None:
-                tell(*(f"{name}: {line}" for line in evaluation.problems()))
-                with progress(f"evaluating {name}"):
-                    records[name] = suite.run(name, evaluation, chosen[name])
-            else:
-                tell(f"{name}: computed before from the same weights and data (again=true computes it again)")
-                records[name] = known
-        except UserError as failure:
-            error = failure
-        if error is not None and (len(chosen) == 1 or not all_failed(name, failed=True)):
-            raise error
-        if error is not None:
+            records[name] = known or run(suite, name, evaluation, chosen[name])
+        except UserError as error:
+            if len(chosen) == 1 or not all_failed(name, failed=True):
+                raise
             errors[name] = error
             continue
         all_failed(name, failed=False)
-        if is_stored and folder is not None and known is None:
+        if known is not None:
+            tell(f"{name}: computed before from the same weights and data (again=true computes it again)")
+        elif folder is not None and is_written:
             try:
                 stored.write(folder, records[name], evaluation.arrays)
-            except UserError as failure:
-                errors[name] = failure
+            except UserError as error:
+                errors[name] = error
         evaluation.arrays = {}  # they may be large, and the report reads them from the file
 
     if is_main_process():
-        records = {name: records[name] for name in chosen if name in records}
-        show_records(records)
-        if output:
-            write_all(output, config, records)
-        elif is_stored and folder is not None and any((folder / f"{name}.json").exists() for name in records):
+        show_records({name: records[name] for name in chosen if name in records})
+        if output is not None:
+            write_all(output, config, {name: records[name] for name in chosen if name in records})
+        elif is_written and records:
             say(f"metrics: {folder}/")
         show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
     has_failed = any(not isinstance(error, MissingData) for error in errors.values())
     return int(has_failed or (bool(chosen) and not records))
+
+
+def run(suite: Suite, name: str, evaluation: Evaluation, options: dict[str, Any]) -> Record:
+    """Run one evaluation, and print first what its dataset lacks."""
+    tell(*(f"{name}: {line}" for line in evaluation.problems()))
+    with progress(f"evaluating {name}"):
+        return suite.run(name, evaluation, options)
 
 
 def opened(chosen: dict[str, Any]) -> tuple[dict[str, Evaluation], dict[str, UserError]]:
@@ -123,13 +124,7 @@ def opened(chosen: dict[str, Any]) -> tuple[dict[str, Evaluation], dict[str, Use
 
 def feature_folder(setting: str | None) -> Path | None:
     """Return the folder of image features that the config's `feature_cache` names; None keeps them in memory."""
-    return cache_folder("features") if setting == "auto" else None if setting is None else Path(setting)
-
-
-def check_output(output: Path) -> bool:
-    """Refuse a file that cannot be written, before metrics are computed for it."""
-    refuse_unwritable(output, advice=ELSEWHERE)
-    return True
+    return cache_folder("features") if setting == "auto" else None if setting is None else Path(str(setting))
 
 
 def can_write(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Results that `openslip eval` has stored in a run's folder, as further points of the metrics that training logged."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def with_later_evaluations(metrics: Metrics, folder: Path) -> Metrics:
         if all(x >= last for last in former):
             arrays[name] = path.with_suffix(".npz")
         for metric, value in record["metrics"].items():
-            column = f"eval/{name}/{metric}"
-            columns[column] = with_point(columns.get(column), x, float(value))
+            if math.isfinite(value):
+                column = f"eval/{name}/{metric}"
+                columns[column] = with_point(columns.get(column), x, float(value))
     return metrics._replace(columns=columns, arrays=arrays)
 
 

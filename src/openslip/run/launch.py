@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from openslip.distributed import is_main_process
+from openslip.errors import UserError
 from openslip.run import ranks
 
 FIRST_PORT, NUM_PORTS = 15_000, 10_000  # under SLURM; Lightning, which trains, takes the same ones
@@ -21,6 +23,17 @@ class Place(NamedTuple):
     world_size: int
     local_rank: int  # among the processes of this machine
     address: str  # `HOST:PORT` where the first rank listens
+
+
+@contextmanager
+def reported_once() -> Iterator[None]:
+    """Let the first rank alone report an error in this context, which all have because they read the same words."""
+    try:
+        yield
+    except UserError as error:
+        if is_main_process():
+            raise
+        sys.exit(error.exit_code)
 
 
 @contextmanager
