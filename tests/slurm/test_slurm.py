@@ -153,16 +153,17 @@ def test_an_array_evaluates_three_checkpoints(cluster: Cluster, place: Path):
         assert stored["metrics"] == json.loads((place / "here.json").read_text())["metrics"]["shards"]
 
 
-def test_an_array_evaluates_a_run_while_it_trains_with_two_tasks(cluster: Cluster, place: Path):
+def test_an_array_evaluates_a_run_while_it_trains_with_two_tasks(
+    cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch
+):
     (place / "names.txt").write_text("".join(f"picture number {number}\n" for number in range(100)))
     run = place / "runs" / "watched"
     shards = [f"evaluation.shards.source.shards={place}/0.tar", f"evaluation.shards.classnames={place}/names.txt"]
     settings = ["device=cpu", "evaluation=shards", *shards, "evaluation.shards.num_workers=0"]
     settings.append("evaluation.shards.batch_size=7")
-    cluster.environment["OPENSLIP_EVAL_SECONDS"] = "0.5"
+    monkeypatch.setitem(cluster.environment, "OPENSLIP_EVAL_SECONDS", "0.5")
     (run / "checkpoints").mkdir(parents=True)
-    two = ["--ntasks-per-node=2", "--cpus-per-task=1", "--time=5"]
-    array = cluster.submit(place, "--array=0-0", *two, "slurm/eval_array.sbatch", str(run), "--", *settings)
+    array = cluster.submit(place, "--array=0-0", *TWO_TASKS, "slurm/eval_array.sbatch", str(run), "--", *settings)
     words = ["trainer.max_steps=12", "callbacks.save.every_n_steps=4", "name=watched"]
     training = Training(place, *in_place(place, *SLOW, *words), log="watched.log")
     assert training.wait() == 0, training.said()
