@@ -27,7 +27,14 @@ from openslip.training.checkpoint_io import DurableCheckpointIO
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["openslip.data.sources.shards", "openslip.models.dual_encoder", "ftfy", "disturbances", "trainings"]
+    [
+        "openslip.data.sources.shards",
+        "openslip.models.dual_encoder",
+        "ftfy",
+        "disturbances",
+        "trainings",
+        "evaluation_suites",
+    ]
 )
 
 # A model that makes a step in some 10 ms; six steps an epoch on 100 samples.

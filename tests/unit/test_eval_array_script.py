@@ -27,12 +27,13 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(place: Path, *arguments: str, task: int = 0) -> subprocess.Popen[str]:
+def start(place: Path, *arguments: str, task: int = 0) -> subprocess.Popen[bytes]:
     environment = {
         **{"PATH": f"{place}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3", "OPENSLIP_EVAL_SECONDS": "0.05"},
         **{"SLURM_ARRAY_TASK_ID": str(task), "NOTES": str(place / "notes")},
     }
-    return subprocess.Popen(["bash", str(SCRIPT), *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    with (place / "errors").open("wb") as errors:
+        return subprocess.Popen(["bash", str(SCRIPT), *arguments], env=environment, stderr=errors)
 
 
 def save(place: Path, step: int) -> None:
@@ -89,5 +90,5 @@ def test_a_failure_is_its_exit_code_and_a_removed_checkpoint_is_none(place: Path
 def test_a_task_without_a_checkpoint_says_how_to_submit(place: Path):
     process = start(place, "a.ckpt", "--", "evaluation=one", task=1)
     assert process.wait(20) == 1
-    assert process.stderr is not None
-    assert "error: task 1 of the array and 1 checkpoints: sbatch --array=0-LAST" in process.stderr.read()
+    said = (place / "errors").read_text()
+    assert "error: task 1 of the array and 1 checkpoints: sbatch --array=0-LAST" in said

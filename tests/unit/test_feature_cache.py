@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_models import Logged, bundle, dual_encoder, image_encoder, transform
+from evaluation_models import Logged, bundle, dual_encoder, image_encoder
 from torch import nn
 
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.evaluation.feature_cache import FeatureCache
 from openslip.evaluation.image_features import ImageFeatures, joint_features, sharing, tower_features
 from openslip.inference.bundle import Bundle
@@ -65,9 +66,7 @@ def other_weights() -> Bundle:
 
 
 def other_transform() -> Bundle:
-    changed = transform()
-    changed.mean = [0.5, 0.5, 0.5]
-    return replace(bundle(dual_encoder()), transform=changed)
+    return replace(bundle(dual_encoder()), transform=EvalTransform(size=16, mean=[0.5] * 3, std=[0.2] * 3))
 
 
 @pytest.mark.parametrize("build", [other_weights, other_transform])

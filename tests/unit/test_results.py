@@ -20,9 +20,9 @@ EVIL = '<script>alert("&")</script>'
 PROTOCOL = {"classnames": "imagenet", "templates": "imagenet7"}
 
 
-def write(folder: Path, evaluation: str, value: float, **changes: Any) -> None:
+def write(folder: Path, name: str, value: float, **changes: Any) -> None:
     record = {
-        "evaluation": evaluation,
+        "evaluation": name,
         "checkpoint": "runs/a",
         "step": 1,
         "headline": "",
@@ -34,7 +34,7 @@ def write(folder: Path, evaluation: str, value: float, **changes: Any) -> None:
         **changes,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{evaluation}.json").write_text(json.dumps(record))
+    (folder / f"{name}.json").write_text(json.dumps(record))
 
 
 @pytest.fixture
