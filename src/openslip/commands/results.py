@@ -1,7 +1,6 @@
 """Show the stored results of runs and checkpoints in one table: openslip results runs/A runs/B --format markdown."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from openslip.commands._imports import importing_pytorch
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> int:
         from openslip.report.results_formats import FORMATS
     text = FORMATS[options.format](read_results(options.places, options.published))
     if options.output is None:
-        sys.stdout.write(text)
+        say(*text.splitlines())
         return 0
     with needed(options.output, refusal=UserError, advice="or choose another --output"):
         write_text(options.output, text)
