@@ -13,7 +13,7 @@ import torch
 import yaml
 from evaluation_models import CLASSNAMES, Pictures
 from stored_models import write_checkpoint
-from trainings import _context
+from trainings import fork
 
 from openslip.commands import eval as command
 from openslip.data.source import Source
@@ -168,7 +168,5 @@ def start(folder: Path, arguments: list[str], ranks: int = 1) -> list[Process]:
         place["OPENSLIP_CACHE"] = str(folder / "cache")
         log = folder / f"log{number}"
         log.unlink(missing_ok=True)
-        process: ForkServerProcess = _context.Process(target=run, args=(arguments, str(folder), str(log), place))
-        process.start()
-        started.append(Process(process, log))
+        started.append(Process(fork(run, arguments, str(folder), str(log), place), log))
     return started
