@@ -81,6 +81,21 @@ def test_evaluation_from_the_checkpoint_prints_the_figure_of_training(trained: P
     assert json.loads((workplace / "figures.json").read_text())["metrics"] == trained_figures["metrics"]
 
 
+@pytest.mark.slow
+def test_every_evaluation_of_the_built_in_dataset_runs_and_is_shown(trained: Path, workplace: Path):
+    done = run("eval_zeroshot.py", "checkpoint=runs/short", "evaluation=all", "feature_cache=null", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    written = {path.stem: json.loads(path.read_text()) for path in trained.glob("evaluations/step-000012/*.json")}
+    assert {"builtin", "builtin_knn"} <= written.keys()
+    trained_metrics = json.loads((trained / "result.json").read_text())["metrics"]
+    assert written["builtin"]["metrics"] == trained_metrics["builtin"]
+    done = subprocess.run(
+        [sys.executable, "-m", "openslip", "report", "runs/short"], cwd=workplace, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"Evaluation {name}" in (trained / "report.html").read_text() for name in written)
+
+
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=localhost:0", str(ROOT / "train.py"), *SHORT[1:], "trainer.max_steps=2", *arguments]

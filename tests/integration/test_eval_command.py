@@ -23,6 +23,7 @@ FOLDERS = ["0", "1", "2", "10"]
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OPENSLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "load", lambda path, **_: bundle(dual_encoder()))
     for place, name in enumerate(FOLDERS):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -85,6 +86,20 @@ def test_every_zero_shot_evaluation_takes_names_of_the_command_line(root: Path, 
             ],
         )
         assert config["evaluation"][evaluation]["classnames"] == "names.txt"
+
+
+def test_several_evaluations_are_a_list_or_a_suite():
+    for choice, names in (
+        ("[builtin_knn,imagenet]", ["builtin_knn", "imagenet"]),
+        ("all", ["builtin", "builtin_knn"]),
+        ("[all,imagenet]", ["builtin", "builtin_knn", "imagenet"]),
+    ):
+        config, _ = compose_config("eval", [f"evaluation={choice}", "checkpoint=X"])
+        assert [name for name in config["evaluation"] if name in names] == names
+    words = ["evaluation=[builtin,builtin_knn]", "checkpoint=X", "templates=[a {}]", "evaluation.builtin_knn.k=3"]
+    config, _ = compose_config("eval", words)
+    assert config["evaluation"]["builtin"]["templates"] == ["a {}"]
+    assert config["evaluation"]["builtin_knn"]["k"] == 3
 
 
 def test_whole_numbers_of_the_command_line_are_names(root: Path):

@@ -147,14 +147,32 @@ def test_an_array_evaluates_three_checkpoints(cluster: Cluster, place: Path):
     checkpoints = [runs[0], f"{runs[1]}/checkpoints/last.ckpt", str(newest_whole(Path(runs[2]) / "checkpoints").path)]
     array = cluster.submit(place, "--array=0-2", *ONE_TASK, "slurm/eval_array.sbatch", *checkpoints, "--", *settings)
     assert array.wait() == "COMPLETED COMPLETED COMPLETED", array.state()
-    written = [
-        f"{runs[0]}/evaluation-shards.json",
-        f"{runs[1]}/checkpoints/last-evaluation-shards.json",
-        f"{runs[2]}/checkpoints/step-000010-evaluation-shards.json",
-    ]
-    for checkpoint, file in zip(checkpoints, written, strict=True):
+    for checkpoint, run in zip(checkpoints, runs, strict=True):
         evaluate([f"checkpoint={checkpoint}", f"output={place}/here.json", *settings])
-        assert json.loads(Path(file).read_text()) == json.loads((place / "here.json").read_text())
+        stored = json.loads(Path(f"{run}/evaluations/step-000010/shards.json").read_text())
+        assert stored["metrics"] == json.loads((place / "here.json").read_text())["metrics"]["shards"]
+
+
+def test_an_array_evaluates_a_run_while_it_trains_with_two_tasks(
+    cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (place / "names.txt").write_text("".join(f"picture number {number}\n" for number in range(100)))
+    run = place / "runs" / "watched"
+    shards = [f"evaluation.shards.source.shards={place}/0.tar", f"evaluation.shards.classnames={place}/names.txt"]
+    settings = ["device=cpu", "evaluation=shards", *shards, "evaluation.shards.num_workers=0"]
+    settings.append("evaluation.shards.batch_size=7")
+    monkeypatch.setitem(cluster.environment, "OPENSLIP_EVAL_SECONDS", "0.5")
+    (run / "checkpoints").mkdir(parents=True)
+    array = cluster.submit(place, "--array=0-0", *TWO_TASKS, "slurm/eval_array.sbatch", str(run), "--", *settings)
+    words = ["trainer.max_steps=12", "callbacks.save.every_n_steps=4", "name=watched"]
+    training = Training(place, *in_place(place, *SLOW, *words), log="watched.log")
+    assert training.wait() == 0, training.said()
+    assert array.wait() == "COMPLETED", array.state()
+    written = {path.parent.name for path in run.glob("evaluations/*/shards.json")}
+    assert "step-000012" in written
+    evaluate([f"checkpoint={run}", f"output={place}/here.json", *settings])
+    stored = json.loads((run / "evaluations" / "step-000012" / "shards.json").read_text())
+    assert stored["metrics"] == json.loads((place / "here.json").read_text())["metrics"]["shards"]
 
 
 def test_an_array_longer_than_its_checkpoints_says_so(cluster: Cluster, place: Path):

@@ -10,9 +10,11 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from wandb.sdk.data_types._private import MEDIA_TMP
@@ -25,9 +27,17 @@ from openslip.inference.files import read
 from openslip.run.checkpoints import file_name, newest_whole, saved
 from openslip.training.checkpoint_io import DurableCheckpointIO
 
+PATH = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["openslip.data.sources.shards", "openslip.models.dual_encoder", "ftfy", "disturbances", "trainings"]
+    [
+        "openslip.data.sources.shards",
+        "openslip.models.dual_encoder",
+        "ftfy",
+        "disturbances",
+        "trainings",
+        "evaluation_suites",
+    ]
 )
 
 # A model that makes a step in some 10 ms; six steps an epoch on 100 samples.
@@ -54,6 +64,14 @@ EVALUATED = [
 ]
 
 
+def fork(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Start a process off the server, which finds the modules of this folder by PYTHONPATH alone on Python 3.11."""
+    process = _context.Process(target=target, args=arguments)
+    with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(PATH)}):
+        process.start()
+    return process
+
+
 def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
     """Run the train command; a finished run's page, which takes as long as its steps, only where `REPORT` is set."""
     os.chdir(folder)
@@ -77,10 +95,8 @@ class Training:
 
     def __init__(self, folder: Path, *arguments: str, log: str = "log", **environment: str) -> None:
         self.log = folder / log
-        self.process: ForkServerProcess = _context.Process(
-            target=run, args=(list(arguments), str(folder), str(self.log), {"OMP_NUM_THREADS": "1", **environment})
-        )
-        self.process.start()
+        given = {"OMP_NUM_THREADS": "1", **environment}
+        self.process = fork(run, list(arguments), str(folder), str(self.log), given)
 
     @property
     def pid(self) -> int:
@@ -138,9 +154,7 @@ def two_ranks(folder: Path | list[Path], *arguments: str, log: str = "log", **en
 
 def saving_for_ever(folder: Path) -> ForkServerProcess:
     """A process that saves weights which all equal the step, and changes them as soon as it may."""
-    process = _context.Process(target=save_for_ever, args=(folder,))
-    process.start()
-    return process
+    return fork(save_for_ever, folder)
 
 
 def save_for_ever(folder: Path) -> None:

@@ -93,6 +93,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
         "verify",
         "plan",
         "report",
+        "results",
         "doctor",
         "sweep",
         "models",

@@ -1,6 +1,7 @@
 """What finds no room names its file, the reason and the free space; what is cosmetic costs nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,12 @@ class Counting(Evaluation):
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
     monkeypatch.setattr(Counting, "runs", 0)
-    monkeypatch.setattr(evaluate, "load", lambda *_, **__: bundle(image_encoder()))
+    monkeypatch.setattr(evaluate, "load", lambda path, **_: replace(bundle(image_encoder()), file=Path(path)))
     monkeypatch.setattr(evaluate, "build_evaluations", lambda _: {"counting": Counting()})
     return Counting
+
+
+COUNTED = ["evaluation=none", "+evaluation.counting.key=1", "device=cpu"]
 
 
 @pytest.mark.parametrize("state", ["read-only", "full"])
@@ -117,12 +121,12 @@ def test_an_evaluation_that_cannot_be_written_is_printed(
 ):
     remount(tmpfs, "ro") if state == "read-only" else fill(tmpfs)
     before = sorted(tmpfs.iterdir())
-    assert openslip(["eval", f"checkpoint={tmpfs}", "evaluation=none", "device=cpu"]) == 0
+    assert openslip(["eval", f"checkpoint={tmpfs}", *COUNTED]) == 0
     printed, said = capsys.readouterr()
     assert "counted 12.345" in printed
     assert "metrics:" not in printed
     reason = "Read-only file system" if state == "read-only" else "No space left on device"
-    assert f"{tmpfs}/evaluation-.json could not be written ({reason}" in said
+    assert f"{tmpfs}/evaluation.json could not be written ({reason}" in said
     assert "output=FILE names another place; the metrics are only printed" in said
     assert sorted(tmpfs.iterdir()) == before
 
@@ -133,7 +137,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 ):
     (tmp_path / "folder").mkdir()
     (tmp_path / "pipe").symlink_to("/dev/null")
-    arguments = [f"checkpoint={tmp_path}", "evaluation=none", "device=cpu", f"output={tmp_path}/{output}"]
+    arguments = [f"checkpoint={tmp_path}", *COUNTED, f"output={tmp_path}/{output}"]
     assert openslip(["eval", *arguments]) == 1
     assert f"error: {tmp_path}/{output} could not be written (" in capsys.readouterr().err
     assert counted.runs == 0
@@ -146,7 +150,7 @@ def test_an_evaluation_is_written_whole_or_not_at_all_after_it_is_printed(
     capsys: pytest.CaptureFixture[str],
 ):
     output = tmpfs / "x.json"
-    arguments = ["eval", f"checkpoint={tmpfs}", "evaluation=none", "device=cpu", f"output={output}"]
+    arguments = ["eval", f"checkpoint={tmpfs}", *COUNTED, f"output={output}"]
     assert openslip(arguments) == 0
     assert json.loads(output.read_text())["metrics"] == {"counting": {"top1": 12.345}}
     capsys.readouterr()

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,7 +19,8 @@ from openslip.report import charts as charts_module
 from openslip.report import write_report
 from openslip.report.charts import _moving_average, chart
 from openslip.report.hover import MAX_STRIPS
-from openslip.report.run_files import Series
+from openslip.report.later_evaluations import with_later_evaluations
+from openslip.report.run_files import Series, read_metrics
 from openslip.report.towers import tower_name
 from openslip.report.training import grid
 
@@ -172,6 +174,43 @@ def test_metrics_of_later_evaluations_are_among_the_files(tmp_path: Path):
     page = Page(write_report(tmp_path))
     assert "evaluation-knn-shards.json" in map(unquote, page.links)
     assert "metrics of a later evaluation" in page.text
+
+
+def stored_result(run: Path, step: int, top1: float, name: str = "mine") -> None:
+    folder = run / "evaluations" / f"step-{step:06}"
+    folder.mkdir(parents=True)
+    record = {"evaluation": name, "checkpoint": "", "step": step, "metrics": {"top1": top1, "chance": 25.0}}
+    text = json.dumps({**record, "headline_metric": "top1", "config": {}, "notes": {}})
+    (folder / f"{name}.json").write_text(text)
+    arrays: dict[str, Any] = zero_shot_arrays()
+    arrays["labels"] = arrays["predictions"]  # no mistakes
+    np.savez(folder / f"{name}.npz", **arrays)
+
+
+def test_results_of_checkpoints_are_further_points_and_their_arrays_are_shown(tmp_path: Path):
+    run = whole_run(tmp_path / "run")
+    before = Page(write_report(run)).text
+    assert "Most frequent mistakes" in before
+    stored_result(run, 150, 31.5)  # between those of training, after steps 100 and 200
+    page = Page(write_report(run)).text
+    assert "50.0 %" in page
+    assert "Most frequent mistakes" in page
+    stored_result(run, 200, 77.5)
+    page = Page(write_report(run))
+    assert "77.5 %" in page.text
+    assert "Most frequent mistakes" not in page.text  # in these arrays there are none
+    assert "evaluations/step-000200/mine.json" in map(unquote, page.links)
+
+
+def test_an_evaluation_after_training_alone_has_a_section(tmp_path: Path):
+    run = whole_run(tmp_path / "run")
+    stored_result(run, 199, 12.5, name="later")
+    (run / "evaluations" / "step-000199" / "damaged.json").write_text("{")
+    page = Page(write_report(run))
+    assert "Evaluation later" in page.text
+    assert "12.5 %" in page.text
+    read = with_later_evaluations(read_metrics(run / "metrics.csv"), run)
+    assert read.columns["eval/later/top1"].x.tolist() == [199 * 64]
 
 
 def test_the_labels_of_the_ticks_have_room_on_their_left():

@@ -275,8 +275,9 @@ def test_resume_never_refuses_a_name_that_exists(tmp_path: Path):
 def test_a_run_to_be_replaced_starts_anew_and_keeps_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = started(config(tmp_path, resume="replace"), "a")
     first.finish({"step": 1, "metrics": {}, "lines": []})
-    for name in ("result-000001.json", "report.html", "metrics.csv", "evaluation-x.json", "profile/trace", "notes.txt"):
-        (first.folder / name).parent.mkdir(exist_ok=True)
+    written = ("result-000001.json", "report.html", "metrics.csv", "evaluation-x.json", "profile/trace")
+    for name in (*written, "evaluations/step-000001/x.json", "notes.txt"):
+        (first.folder / name).parent.mkdir(exist_ok=True, parents=True)
         (first.folder / name).touch()
     (first.checkpoints / "step-000001.ckpt").touch()
     changed = config(tmp_path, resume="replace", seed=1)  # another config, which would be refused otherwise

@@ -2,92 +2,183 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
+from openslip.data.remote.files import cache_folder
+from openslip.distributed import is_main_process, of_all_ranks
 from openslip.durable import needed, refuse_unwritable, write_text
-from openslip.errors import UserError
-from openslip.evaluation.evaluation import with_unit
+from openslip.errors import MissingData, UserError
+from openslip.evaluation import stored
+from openslip.evaluation.evaluation import Evaluation, with_unit
+from openslip.evaluation.feature_cache import FeatureCache
+from openslip.evaluation.image_features import sharing
+from openslip.evaluation.suite import Suite, in_order_of_sources
 from openslip.inference.config_choices import choices_in
 from openslip.inference.load import load
 from openslip.progress import progress
 from openslip.run.identity import without_secrets
+from openslip.run.launch import launched_ranks, reported_once
+from openslip.run.ranks import all_failed
 from openslip.terminal import be_quiet, notice, printable, say
 
 ELSEWHERE = "output=FILE names another place"
+REPAIRED = "these metrics are of an incomplete or repaired dataset, as the first lines say"
+
+Record = dict[str, Any]  # content of a result's JSON
 
 
-def main(arguments: list[str]) -> None:
-    """Run evaluations on a checkpoint, with its own tokenizer and transform, as in training."""
-    with progress("composing the config"):
+def main(arguments: list[str]) -> int:
+    """Run evaluations on a checkpoint, with its own tokenizer and transform, as in training; return the exit code."""
+    with progress("composing the config"), reported_once():
         config, _ = compose_config("eval", arguments)
     be_quiet(config["quiet"])
-    with progress("loading the checkpoint"):
-        allow, format_name = tuple(config["allow"]), config["format"]
-        with choices_in(config) as choices:
-            bundle = load(config["checkpoint"], device=config["device"], allow=allow, format=format_name, **choices)
-    bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
-    output = Path(config["output"] or default_output(config["checkpoint"], list(config["evaluation"])))
-    writable = can_write(output, is_asked_for=config["output"] is not None)
-    results, notes, lines = {}, {}, []
-    with progress("opening the evaluations"):
-        evaluations = build_evaluations(config["evaluation"])
-    for name, evaluation in evaluations.items():
-        problems = evaluation.problems()
-        say(*(f"{name}: {line}" for line in problems))
-        with progress(f"evaluating {name}"):
-            results[name] = evaluation.run(bundle)
-        notes[name] = evaluation.notes
-        lines.append(evaluation.headline(results[name]))
-        if problems:
-            lines.append(f"{name}: these metrics are of an incomplete or repaired dataset, as the first lines say")
-
-    show(results, notes)
-    say(*lines)
-    if writable:
-        settings = {key: value for key, value in config.items() if key != "output"}
-        content = {
-            "checkpoint": str(config["checkpoint"]),
-            "metrics": results,
-            "notes": notes,
-            "config": without_secrets(settings),
-        }
-        is_replaced = output.exists()
-        with needed(output, refusal=UserError, advice=ELSEWHERE):
-            write_text(output, json.dumps(content, indent=1) + "\n")
-        say(f"metrics: {output}{' (replaced)' if is_replaced else ''}")
+    with launched_ranks(config["device"]):
+        with progress("loading the checkpoint"):
+            allow, format_name = tuple(config["allow"]), config["format"]
+            with choices_in(config) as choices:
+                bundle = load(config["checkpoint"], device=config["device"], allow=allow, format=format_name, **choices)
+        bundle = bundle.reading(transparency=config["transparency"], exif=config["exif"])
+        features = FeatureCache(feature_folder(config["feature_cache"]))
+        suite = Suite(bundle, str(config["checkpoint"]), features)
+        with sharing(features):
+            return evaluate(config, suite)
 
 
-def can_write(output: Path, *, is_asked_for: bool) -> bool:
-    """Check, before metrics are computed, whether their file can be written; if not, they are only printed.
+def evaluate(config: dict[str, Any], suite: Suite) -> int:
+    """Run a config's evaluations, print their metrics and write them; return the exit code.
 
-    Args:
-        output: the file for the metrics.
-        is_asked_for: whether the user has named the file.
+    Each result is stored when its evaluation ends, and a result that was stored before is not computed again; with
+    `output=FILE`, all are computed, and stored in that file alone.
+    """
+    chosen = config["evaluation"]
+    output = None if config["output"] is None else Path(config["output"])
+    folder = None if output else stored.folder_of(suite.checkpoint, suite.bundle.file)
+    if output is not None and is_main_process():
+        refuse_unwritable(output, advice=ELSEWHERE)
+    is_written = folder is not None and bool(chosen) and is_main_process() and can_write(folder)
+
+    evaluations, errors = opened(chosen)
+    records: dict[str, Record] = {}
+    for name, evaluation in in_order_of_sources(evaluations):
+        try:
+            known = None if folder is None or config["again"] else suite.known(folder, name, evaluation, chosen[name])
+            records[name] = known or run(suite, name, evaluation, chosen[name])
+        except UserError as error:
+            if len(chosen) == 1 or not all_failed(name, failed=True):
+                raise
+            errors[name] = error
+            continue
+        all_failed(name, failed=False)
+        if known is not None:
+            tell(f"{name}: computed before from the same weights and data (again=true computes it again)")
+        elif folder is not None and is_written:
+            try:
+                stored.write(folder, records[name], evaluation.arrays)
+            except UserError as error:
+                errors[name] = error
+        evaluation.arrays = {}  # they may be large, and the report reads them from the file
+
+    if is_main_process():
+        show_records({name: records[name] for name in chosen if name in records})
+        if output is not None:
+            write_all(output, config, {name: records[name] for name in chosen if name in records})
+        elif is_written and records:
+            say(f"metrics: {folder}/")
+        show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
+    has_failed = any(not isinstance(error, MissingData) for error in errors.values())
+    return int(has_failed or (bool(chosen) and not records))
+
+
+def run(suite: Suite, name: str, evaluation: Evaluation, options: dict[str, Any]) -> Record:
+    """Run one evaluation, and print first what its dataset lacks."""
+    tell(*(f"{name}: {line}" for line in evaluation.problems()))
+    with progress(f"evaluating {name}"):
+        return suite.run(name, evaluation, options)
+
+
+def opened(chosen: dict[str, Any]) -> tuple[dict[str, Evaluation], dict[str, UserError]]:
+    """Build the evaluations, and return those that could be built and the errors of the others.
 
     Raises:
-        UserError: the file cannot be written, and the user has named it.
+        UserError: the only evaluation cannot be built, or one can be built on some ranks alone.
     """
+    evaluations: dict[str, Evaluation] = {}
+    errors: dict[str, UserError] = {}
+    with progress("opening the evaluations"):
+        for name, options in chosen.items():
+            try:
+                evaluations |= build_evaluations({name: options})
+            except UserError as error:
+                errors[name] = error
+    on_all_ranks = set.intersection(*map(set, of_all_ranks(list(errors))))
+    for name, error in errors.items():
+        if len(chosen) == 1 or name not in on_all_ranks:
+            raise error
+    return evaluations, errors
+
+
+def feature_folder(setting: str | None) -> Path | None:
+    """Return the folder of image features that the config's `feature_cache` names; None keeps them in memory."""
+    return cache_folder("features") if setting == "auto" else None if setting is None else Path(str(setting))
+
+
+def can_write(folder: Path) -> bool:
+    """Check, before metrics are computed, whether files can be written in a folder; if not, say so."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        refuse_unwritable(output, advice=ELSEWHERE)
+        refuse_unwritable(existing / "evaluation.json", advice=ELSEWHERE)
     except UserError as error:
-        if is_asked_for:
-            raise
         notice(f"{error}; the metrics are only printed")
         return False
     return True
 
 
-def default_output(checkpoint: str, evaluations: list[str]) -> Path:
-    """Return the default file for metrics: in the run's folder, or beside a checkpoint file and named after it.
+def write_all(output: Path, config: dict[str, Any], records: dict[str, Record]) -> None:
+    """Write the metrics of all evaluations into one file."""
+    content = {
+        "checkpoint": str(config["checkpoint"]),
+        "metrics": {name: record["metrics"] for name, record in records.items()},
+        "notes": {name: record["notes"] for name, record in records.items()},
+        "config": without_secrets({key: value for key, value in config.items() if key != "output"}),
+    }
+    is_replaced = output.exists()
+    with needed(output, refusal=UserError, advice=ELSEWHERE):
+        write_text(output, json.dumps(content, indent=1) + "\n")
+    say(f"metrics: {output}{' (replaced)' if is_replaced else ''}")
 
-    The checkpoint's name is included because several checkpoints of a folder may be evaluated at the same time.
-    """
-    path, name = Path(checkpoint), f"evaluation-{'-'.join(evaluations)}.json"
-    return path / name if path.is_dir() else path.with_name(f"{path.stem}-{name}")
+
+def tell(*lines: object) -> None:
+    """Print lines on the first rank."""
+    if is_main_process():
+        say(*lines)
+
+
+def show_records(records: dict[str, Record]) -> None:
+    """Print a table of all metrics, and a line for each evaluation."""
+    show(
+        {name: record["metrics"] for name, record in records.items()},
+        {name: record["notes"] for name, record in records.items()},
+    )
+    for name, record in records.items():
+        say(record["headline"])
+        if record["problems"]:
+            say(f"{name}: {REPAIRED}")
+
+
+def show_errors(errors: dict[str, UserError], *, num_chosen: int) -> None:
+    """List the evaluations without data, with the command that gets each, and those that failed."""
+    missing = {name: error for name, error in errors.items() if isinstance(error, MissingData)}
+    if missing:
+        say(f"no data for {len(missing)} of {num_chosen} evaluations:")
+        say(*(f"  {name}: {error}" for name, error in missing.items()))
+    for name, error in errors.items():
+        if name not in missing:
+            notice(f"error: {name}: {error}")
 
 
 def show(results: dict[str, dict[str, float]], notes: dict[str, dict[str, str]]) -> None:

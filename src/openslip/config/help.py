@@ -48,7 +48,8 @@ KEYS = {
         ("train.yaml", "", ("towers.image.gradient_checkpointing", "towers.image.patch_dropout")),
     ),
     "eval": (
-        ("eval.yaml", "", ("checkpoint", "device", "classnames", "templates", "output", "quiet", "format", "allow")),
+        ("eval.yaml", "", ("checkpoint", "device", "classnames", "templates", "again", "output", "feature_cache")),
+        ("eval.yaml", "", ("quiet", "format", "allow")),
     ),
 }
 OPTIONS = {

@@ -17,12 +17,14 @@ class Evaluation(ABC):
         every_n_epochs: epochs between evaluations in training, set from the config key of the same name; 0 for none.
             Training always evaluates at its end, and only there if both intervals are 0.
         every_n_steps: steps between evaluations in training, set from the config key; 0 for none.
+        headline_metric: name of the metric that stands for the evaluation in tables of results.
         arrays: arrays of the last `run` for the report, by name; dtype object is not allowed.
         notes: texts that `openslip eval` prints in its table beside the metrics, by name.
     """
 
     every_n_epochs: int = 0
     every_n_steps: int = 0
+    headline_metric: str = "top1"
     arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - `run` assigns a new dict and never changes this one
     notes: dict[str, str] = {}  # noqa: RUF012 - as above
 
@@ -30,9 +32,13 @@ class Evaluation(ABC):
     def run(self, bundle: Bundle) -> dict[str, float]:
         """Return the model's metrics by name; every rank must call this and gets the same metrics."""
 
+    def sources(self) -> dict[str, Source]:
+        """Return the sources among the evaluation's attributes, by the attribute's name."""
+        return {name: part for name, part in vars(self).items() if isinstance(part, Source)}
+
     def problems(self) -> list[str]:
         """List what the evaluation's sources skipped or repaired, one line per kind."""
-        return [line for part in vars(self).values() if isinstance(part, Source) for line in part.problems]
+        return [line for source in self.sources().values() for line in source.problems]
 
     def headline(self, metrics: dict[str, float]) -> str:
         """Summarise in one line the metrics that `run` returned."""

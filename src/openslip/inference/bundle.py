@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Bundle:
         device: the device that holds the model.
         origin: the file or folder that the model was loaded from; None during training.
         provenance: how the model was trained, as in its run's `env.json`; empty if the file does not say.
+        file: the file or folder that was read, such as the newest checkpoint of a run's folder; None if not known.
     """
 
     model: Any
@@ -40,6 +42,7 @@ class Bundle:
     device: torch.device
     origin: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
     def encode_image(
         self,

@@ -100,7 +100,10 @@ def fingerprint(bundle: Bundle, labels: Sequence[str], templates: Sequence[str])
 
 def is_known(bundle: Bundle) -> bool:
     """Whether the code of the model, of all its parts and of the tokenizer is that of known versions of packages."""
-    if isinstance(bundle.tokenizer, WrappedTokenizer) or not kind(bundle.tokenizer).startswith("openslip."):
+    tokenizer = bundle.tokenizer
+    if tokenizer is not None and (
+        isinstance(tokenizer, WrappedTokenizer) or not kind(tokenizer).startswith("openslip.")
+    ):
         return False
     return all(kind(part).startswith(PACKAGES) for part in bundle.model.modules())
 

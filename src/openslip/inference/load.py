@@ -74,7 +74,7 @@ def load(
     if isinstance(bundle.tokenizer, BareIds):
         notice_once(f"{path}: {bundle.tokenizer.why()}")
     bundle.model.float().eval().to(place)
-    return replace(bundle, device=place, origin=str(path))
+    return replace(bundle, device=place, origin=str(path), file=file)
 
 
 def local_file(path: str | Path) -> str | Path:

@@ -10,6 +10,7 @@ from openslip.durable import needed, write_text
 from openslip.report.evaluations import evaluation
 from openslip.report.files import files
 from openslip.report.header import header
+from openslip.report.later_evaluations import with_later_evaluations
 from openslip.report.page import document
 from openslip.report.run_files import at, evaluation_names, read_arrays, read_config, read_metrics, refuse_other_folders
 from openslip.report.sections import similarity, text_file, views
@@ -20,10 +21,12 @@ def write_report(run_folder: Path) -> Path:
     """Write `report.html` from the files in a run's folder, and return its path; the page's end lists missing parts.
 
     The files are `metrics.csv`, `config.yaml`, `env.json`, `arrays/views.npz`, `arrays/similarity.npz`, and for each
-    evaluation NAME `arrays/NAME.npz` (`openslip.evaluation.zeroshot` lists its arrays).
+    evaluation NAME `arrays/NAME.npz` (`openslip.evaluation.zeroshot` lists its arrays), and what `openslip eval` has
+    stored in `evaluations/`.
     """
     refuse_other_folders(run_folder)
-    config, metrics = read_config(run_folder), read_metrics(run_folder / "metrics.csv")
+    config = read_config(run_folder)
+    metrics = with_later_evaluations(read_metrics(run_folder / "metrics.csv"), run_folder)
     builders = {"Training": lambda: curves(metrics)}
     for name in evaluation_names(run_folder, metrics):
         title = at(config, f"evaluation.{name}.title")

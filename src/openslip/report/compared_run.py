@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openslip.errors import UserError
+from openslip.report.later_evaluations import with_later_evaluations
 from openslip.report.run_files import Metrics, read_config, read_metrics, refuse_other_folders
 
 NO_RESULT = ("chance", "num_")  # begin the names of metrics that say nothing about the model
@@ -36,7 +37,9 @@ def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
     if len(set(names)) < len(names):
         names = list(map(str, folders))
     return [
-        ComparedRun(name, folder, read_config(folder), read_metrics(folder / "metrics.csv"))
+        ComparedRun(
+            name, folder, read_config(folder), with_later_evaluations(read_metrics(folder / "metrics.csv"), folder)
+        )
         for name, folder in zip(names, folders, strict=True)
     ]
 

@@ -30,7 +30,7 @@ def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
         cells.append(f"<div><dt>{escape(metric_name(metric))}</dt><dd>{metric_value(metric, one.last)}</dd></div>")
     parts = [f'<dl class="metrics">{"".join(cells)}</dl>' if cells else "", _charts(series, metrics.x_name)]
     try:
-        parts += classification(read_arrays(folder, name), name)
+        parts += classification(read_arrays(folder, name, metrics.arrays), name)
     except AbsentError as reason:
         if not cells:
             raise

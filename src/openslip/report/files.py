@@ -13,6 +13,7 @@ FILES = {
     "metrics.csv": "every metric by step",
     "result*.json": "final metrics",
     "evaluation-*.json": "metrics of a later evaluation",
+    "evaluations/*/*.json": "metrics of a checkpoint",
     "bad_samples*.jsonl": "unreadable samples that were replaced",
     "checkpoints/step-*.ckpt": "checkpoint",
     "arrays/*.npz": "arrays of this page",

@@ -2,8 +2,10 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,12 +54,16 @@ class Series(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """All logged metrics by name, the meaning of their x-axis, and the last step with its x."""
+    """All metrics by name, the meaning of their x-axis, and the last logged step with its x.
+
+    `arrays` has the files of the evaluations whose newest arrays are not in `arrays/`.
+    """
 
     columns: dict[str, Series]
     x_name: str
     step: int | None
     x: float
+    arrays: Mapping[str, Path] = MappingProxyType({})
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -115,14 +121,15 @@ def at(config: Any, path: str) -> Any:
     return config
 
 
-def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Read the arrays of `arrays/NAME.npz`."""
-    path = folder / "arrays" / f"{name}.npz"
-    check(path.is_file(), f"there is no arrays/{name}.npz")
+def read_arrays(folder: Path, name: str, elsewhere: Mapping[str, Path] = MappingProxyType({})) -> dict[str, np.ndarray]:
+    """Read the arrays of `arrays/NAME.npz`, or of the file that `elsewhere` has for this name."""
+    path = elsewhere.get(name, folder / "arrays" / f"{name}.npz")
+    shown = path.relative_to(folder).as_posix()
+    check(path.is_file(), f"there is no {shown}")
     try:
         return arrays.read_arrays(path, max_bytes=MAX_ARRAYS)
     except Exception as error:  # for a damaged file, numpy passes on any exception of zipfile and zlib
-        raise AbsentError(f"arrays/{name}.npz cannot be read ({error})") from error
+        raise AbsentError(f"{shown} cannot be read ({error})") from error
 
 
 def evaluation_names(folder: Path, metrics: Metrics) -> list[str]:

@@ -31,7 +31,7 @@ LEFT_BY_A_START = (
     "bad_samples*.jsonl",
 )
 # The config comes last: a run that is only half deleted can still be recognised as one.
-LEFT_BY_A_RUN = ("report.html", "profile", "result*.json", "evaluation-*.json", "config.yaml")
+LEFT_BY_A_RUN = ("report.html", "profile", "result*.json", "evaluation-*.json", "evaluations", "config.yaml")
 
 _locks = ExitStack()  # held until this process ends, in whatever way it ends
 atexit.register(_locks.close)

@@ -41,6 +41,7 @@ class RankError(UserError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"rank {failure.rank}: {failure.said}")
         self.exit_code = failure.exit_code
+        self.failure = failure
 
 
 class Ranks:
@@ -101,6 +102,20 @@ class Ranks:
     def has_left(self, number: int) -> bool:
         return bool(self.ask("check", [f"openslip/left/{number}"]))
 
+    def all_failed(self, work: str, failed: bool) -> bool:
+        """Do what the function `all_failed` does."""
+        self.ask("set", f"openslip/{work}/{self.rank}", "failed" if failed else "done")
+        outcomes = [f"openslip/{work}/{number}" for number in range(len(self.processes))]
+        deadline = time.monotonic() + GRACE
+        # Not by a blocking wait, which would also block the thread that watches the ranks.
+        while not self.ask("check", outcomes):
+            if self.store is None:
+                raise dist.DistError("the first rank has ended")
+            if failed and time.monotonic() > deadline:
+                return False
+            time.sleep(EVERY / 25)
+        return all(self.ask("get", outcome) == b"failed" for outcome in outcomes)
+
     def leave(self) -> None:
         """Tell the other ranks that this process ends without a failure."""
         self.ask("set", f"openslip/left/{self.rank}", "")
@@ -146,6 +161,19 @@ def tell(exit_code: int, said: str) -> None:
     """
     if _ranks is not None:
         _ranks.tell(Failure(_ranks.rank, exit_code, said))
+
+
+def all_failed(work: str, failed: bool) -> bool:
+    """Wait until all ranks have ended a piece of work, and return whether it failed on all of them.
+
+    A rank on which it failed waits a few seconds only, because others may wait for this rank within the work. It must
+    then raise its error.
+
+    Args:
+        work: name of the work, another one at each call; all ranks must call this.
+        failed: whether the work failed on this rank.
+    """
+    return failed if _ranks is None else _ranks.all_failed(work, failed)
 
 
 @contextmanager

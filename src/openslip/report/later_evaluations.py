@@ -1,0 +1,48 @@
+"""Results that `openslip eval` has stored in a run's folder, as further points of the metrics that training logged."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openslip.evaluation import stored
+from openslip.report.run_files import Metrics, Series
+
+
+def with_later_evaluations(metrics: Metrics, folder: Path) -> Metrics:
+    """Return a run's metrics together with those that were evaluated from its checkpoints.
+
+    A result that was computed from a checkpoint replaces the one that training logged at the same step.
+
+    Args:
+        metrics: metrics of training.
+        folder: the run's folder.
+    """
+    per_step = metrics.x / metrics.step if metrics.step else 1.0
+    columns, arrays = dict(metrics.columns), dict[str, Path]()
+    results = sorted(results_of(folder), key=lambda result: result[1]["step"])
+    for path, record in results:
+        x = record["step"] * per_step
+        name = record["evaluation"]
+        former = [columns[column].x[-1] for column in columns if column.startswith(f"eval/{name}/")]
+        if all(x >= last for last in former):
+            arrays[name] = path.with_suffix(".npz")
+        for metric, value in record["metrics"].items():
+            if math.isfinite(value):
+                column = f"eval/{name}/{metric}"
+                columns[column] = with_point(columns.get(column), x, float(value))
+    return metrics._replace(columns=columns, arrays=arrays)
+
+
+def results_of(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """List the results of a run's checkpoints whose step is known, with their files."""
+    found = [(path, stored.read(path)) for path in sorted(folder.glob(f"{stored.FOLDER}/*/*.json"))]
+    return [(path, record) for path, record in found if record is not None and isinstance(record.get("step"), int)]
+
+
+def with_point(series: Series | None, x: float, y: float) -> Series:
+    """Return a metric with one more point, in place of one at the same x."""
+    points = {} if series is None else dict(zip(series.x.tolist(), series.y.tolist(), strict=True))
+    points[x] = y
+    return Series(*np.array(sorted(points.items()), dtype=float).T)

@@ -1,0 +1,84 @@
+"""What a stored result is known by, and in which order a suite runs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_models import CLASSNAMES, Pictures, bundle, dual_encoder, transform, zero_shot
+from torch import nn
+
+from openslip.data.sources.image_folder import ImageFolder
+from openslip.evaluation.identity import identity
+from openslip.evaluation.suite import in_order_of_sources
+from openslip.evaluation.zeroshot import ZeroShot
+from openslip.inference.bundle import Bundle
+from openslip.inference.wrapped import WrappedModel, WrappedTokenizer, WrappedTransform
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> ZeroShot:
+    for index, name in enumerate(CLASSNAMES):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(Pictures(7)[index].image)
+    source = ImageFolder(root=str(tmp_path))
+    return ZeroShot(title="", source=source, classnames=None, templates=["a {}"], batch_size=2, num_workers=0)
+
+
+def wrapped(origin: str) -> Bundle:
+    """A model as another library computes it; its transform and tokenizer have no settings."""
+    tokenizer = WrappedTokenizer(
+        lambda texts: (torch.zeros(len(texts), 2), torch.ones(len(texts))),
+        context_length=2,
+        vocab_size=3,
+        invert=str,
+        origin=origin,
+    )
+    own = transform()
+    images = WrappedTransform(own._resized, size=16, mean=own.mean, std=own.std, origin=origin)
+    return Bundle(WrappedModel(nn.Linear(1, 1)), tokenizer, images, {}, torch.device("cpu"), origin)
+
+
+def test_a_model_of_another_library_is_known_by_its_address_and_weights(evaluation: ZeroShot):
+    known = identity(wrapped("hf:a/b"), evaluation, {}, "1")
+    assert known is not None
+    assert identity(wrapped("hf:a/b"), evaluation, {}, "1") == known
+    assert identity(wrapped("hf:a/c"), evaluation, {}, "1") != known
+    assert identity(wrapped("hf:a/b"), evaluation, {}, "2") != known
+    assert identity(wrapped("hf:a/b").reading(exif="apply"), evaluation, {}, "1") != known
+
+
+class Own(nn.Module):
+    """A part of the user's."""
+
+
+def test_code_of_yours_has_no_identity(evaluation: ZeroShot):
+    assert identity(bundle(dual_encoder()), evaluation, {}, "1") is not None
+    assert identity(bundle(dual_encoder()), zero_shot(Pictures(7)), {}, "1") is None
+    model = dual_encoder()
+    model.image_tower.add_module("own", Own())
+    assert identity(bundle(model), evaluation, {}, "1") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda bundle: replace(
+            bundle, tokenizer=type(bundle.tokenizer)(context_length=24, truncation="drop_end", special_text="plain")
+        ),
+        lambda bundle: bundle.reading(transparency="ignore"),
+        lambda bundle: replace(bundle, architecture={"width": 2}),
+    ],
+)
+def test_tokenizer_transform_and_architecture_belong_to_it_and_the_device_does_not(evaluation: ZeroShot, change: Any):
+    model = bundle(dual_encoder())
+    known = identity(model, evaluation, {}, "1")
+    assert identity(change(model), evaluation, {}, "1") != known
+    assert identity(replace(model, device=torch.device("meta")), evaluation, {}, "1") == known
+
+
+def test_evaluations_of_one_source_follow_each_other():
+    first, other = Pictures(3), Pictures(4)
+    evaluations = {"a": zero_shot(first), "b": zero_shot(other), "c": zero_shot(Pictures(3)), "d": zero_shot(other)}
+    assert [name for name, _ in in_order_of_sources(evaluations)] == ["a", "c", "b", "d"]
