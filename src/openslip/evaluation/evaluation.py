@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from openslip.data.source import Source
+from openslip.evaluation.metrics import METRICS
 from openslip.inference.bundle import Bundle
 
 
@@ -17,12 +18,14 @@ class Evaluation(ABC):
         every_n_epochs: epochs between evaluations in training, set from the config key of the same name; 0 for none.
             Training always evaluates at its end, and only there if both intervals are 0.
         every_n_steps: steps between evaluations in training, set from the config key; 0 for none.
+        headline_metric: name of the metric that stands for the evaluation in tables of results.
         arrays: arrays of the last `run` for the report, by name; dtype object is not allowed.
         notes: texts that `openslip eval` prints in its table beside the metrics, by name.
     """
 
     every_n_epochs: int = 0
     every_n_steps: int = 0
+    headline_metric: str = "top1"
     arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - `run` assigns a new dict and never changes this one
     notes: dict[str, str] = {}  # noqa: RUF012 - as above
 
@@ -41,14 +44,32 @@ class Evaluation(ABC):
         )
 
 
+# Beginnings of the names of metrics that are in per cent.
+SHARES = ("top", "chance", "mean_per_class", "mean_of_top1_top5", "roc_auc", "mean_average_precision")
+
+
 def with_unit(metric: str, value: float) -> str:
     """Format a metric for people: counts as whole numbers, shares in per cent."""
     if metric.startswith("num_"):
         return f"{value:.0f}"
-    is_share = metric.startswith(("top", "chance")) or metric.endswith("_acc") or "_recall_" in metric
+    is_share = metric.startswith(SHARES) or metric.endswith("_acc") or "_recall_" in metric
     return f"{value:.2f} %" if is_share else f"{value:.4g}"
 
 
 def top1_line(title: str, metrics: dict[str, float]) -> str:
     """Return the headline of a classification: top-1 accuracy and chance level."""
     return f"{title}: {metrics['top1']:.1f} % (chance {metrics['chance']:.1f} %)"
+
+
+def classification_line(title: str, metrics: dict[str, float], name: str) -> str:
+    """Return the headline of a classification: the metric of this name, and its value for a guess.
+
+    Args:
+        title: name of the evaluation.
+        metrics: its metrics, with `chance`, the expected `top1` of a guess.
+        name: a name in `openslip.evaluation.metrics.METRICS`.
+    """
+    if name == "top1":
+        return top1_line(title, metrics)
+    words, factor = METRICS[name]
+    return f"{title}: {words} {metrics[name]:.1f} % (chance {factor * metrics['chance']:.1f} %)"
