@@ -9,14 +9,18 @@ from torch import Tensor
 from openslip.evaluation.knn import nearest, vote
 from openslip.evaluation.logistic import Logistic, fit_logistic
 from openslip.evaluation.metrics import best_classes, per_cent
-from openslip.verify.recorded_figures import FLOAT32_ARRAY, Computed, Ours, Section
+from openslip.verify.recorded_figures import FIGURE, Computed, Ours, Section
 
 # Far below the gradient that the recorded optimum has left, so that our own rounding is not what is compared.
 TOLERANCE = 1e-10
 MAX_ITERATIONS = 10_000
-DEFAULT_TOLERANCE, DEFAULT_ITERATIONS = 1e-4, 1000  # scikit-learn's tolerance and CLIP's iterations
+# Scikit-learn's default tolerance, and CLIP's number of iterations. Two solvers that stop so early have other weights:
+# in 72 fits of random features by scikit-learn and by ours, 7 of 11,520 predictions differed.
+EARLY = "accuracy_default_tolerance_1000_iterations"
+EARLY_TOLERANCE, EARLY_ITERATIONS, EARLY_SAMPLES = 1e-4, 1000, 2
 # The recorded optimum has a gradient of up to 7e-5 left; its coefficients are that far from the exact ones.
 COEFFICIENT = 1e-4
+COSINE = 1e-6  # rounding of a cosine in float32, which a vote divides by the temperature
 
 
 def knn(section: Section) -> Computed:
@@ -43,25 +47,26 @@ def knn(section: Section) -> Computed:
         }
         # Our votes are relative to that of the nearest neighbour; the recorded ones are not.
         absolute = votes * (cosines[:, :1].cpu().double() / temperature).exp()
-        arrays[key] = Ours(absolute.numpy(), FLOAT32_ARRAY, by_element=True)
+        arrays[key] = Ours(absolute.numpy(), COSINE / temperature, by_element=True)
     return Computed(figures, arrays)
 
 
 def linear_probe(section: Section) -> Computed:
     """Fit a logistic regression for each recorded C, on features as they are (`raw/C1.0`) or of unit length."""
     figures, arrays = {}, {}
-    for name in section.figures:
+    for name, entry in section.figures.items():
         kind, c = name.split("/C")
         train, test = (features(section, part, kind) for part in ("train", "test"))
         labels, test_labels = (torch.from_numpy(section.arrays[f"{part}_targets"]) for part in ("train", "test"))
         fit = partial(fit_logistic, train, labels, float(c))
         model = fit(tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
-        early = fit(tolerance=DEFAULT_TOLERANCE, max_iterations=DEFAULT_ITERATIONS)
+        early = fit(tolerance=EARLY_TOLERANCE, max_iterations=EARLY_ITERATIONS)
         classes = labels.unique()
+        early_share = EARLY_SAMPLES / (len(test) * (entry.get(EARLY) or 1.0))
         figures |= {
             f"{name}/accuracy": Ours(accuracy(model, test, test_labels, classes)),
             f"{name}/train_accuracy": Ours(accuracy(model, train, labels, classes)),
-            f"{name}/accuracy_default_tolerance_1000_iterations": Ours(accuracy(early, test, test_labels, classes)),
+            f"{name}/{EARLY}": Ours(accuracy(early, test, test_labels, classes), FIGURE + early_share),
             f"{name}/objective": Ours(objective(model, train, torch.searchsorted(classes, labels), float(c))),
         }
         probabilities = model.scores(test).softmax(dim=1)
