@@ -1,16 +1,22 @@
 """Mean average precision of multi-label evaluation against scikit-learn, on one process and on two."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 from evaluation_models import CLASSNAMES, TEMPLATES, Pictures, bundle, dual_encoder, image_encoder
 from multilabel_models import Labelled, multilabel, multilabel_on_this_rank
 from ranks import Ranks
+from shard_files import jpeg, write_tar
 from sklearn.metrics import average_precision_score
 
+from openslip.config.build import build_evaluations
+from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.evaluation.features import text_features
 from openslip.evaluation.multilabel import MultiLabel
-from openslip.inference.prompts import class_embeddings
+from openslip.inference.prompts import class_embeddings, texts_of
 
 
 def test_map_equals_scikit_learns_on_the_same_cosines():
@@ -71,3 +77,38 @@ def test_names_in_another_order_than_the_sources_classes_are_refused():
         MultiLabel(
             title="several", source=source, classnames=CLASSNAMES, templates=TEMPLATES, batch_size=4, num_workers=0
         )
+
+
+def write_voc(folder: Path, names: list[str]) -> np.ndarray:
+    """Write a made-up `wds_voc2007_multilabel` folder, and return its label vectors."""
+    vectors = (np.random.default_rng(0).random((9, len(names))) < 0.4).astype(np.int64)
+    members = []
+    for number, vector in enumerate(vectors):
+        np.save(file := io.BytesIO(), vector)
+        members += [(f"s{number:07}.jpg", jpeg(number)), (f"s{number:07}.npy", file.getvalue())]
+    (folder / "test").mkdir(parents=True)
+    write_tar(folder / "test" / "0.tar", members)
+    (folder / "test" / "nshards.txt").write_text("1")
+    (folder / "dataset_type.txt").write_text("multilabel")
+    (folder / "classnames.txt").write_text("\n".join(names))
+    return vectors
+
+
+def test_the_config_of_voc2007_reads_a_wds_folder_and_refuses_another_order_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = texts_of("voc2007", "classnames")
+    vectors = write_voc(tmp_path / "wds_voc2007_multilabel", names)
+    monkeypatch.setenv("EVALUATION_DATA", str(tmp_path))
+    words = ["checkpoint=x", "evaluation=voc2007_multilabel", "evaluation.voc2007_multilabel.num_workers=0"]
+    config, _ = compose_config("eval", words)
+    (evaluation,) = build_evaluations(config["evaluation"]).values()
+    metrics = evaluation.run(bundle(dual_encoder()))
+    assert evaluation.arrays["classnames"].tolist() == names
+    np.testing.assert_array_equal(evaluation.arrays["label_vectors"], vectors)
+    mean = average_precision_score(vectors, evaluation.arrays["cosines"], average="macro")
+    assert metrics["mean_average_precision"] == pytest.approx(100 * mean, abs=1e-9)
+
+    (tmp_path / "wds_voc2007_multilabel" / "classnames.txt").write_text("\n".join(names[::-1]))
+    with pytest.raises(UserError, match="in another order than the published ones"):
+        build_evaluations(config["evaluation"])
