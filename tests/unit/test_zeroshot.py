@@ -20,12 +20,14 @@ from evaluation_models import (
     zero_shot,
 )
 from ranks import Ranks
+from sklearn.metrics import roc_auc_score
 
 from openslip.data.image.decode import open_image
 from openslip.data.source import Sample
 from openslip.errors import UserError
 from openslip.evaluation import features as module
 from openslip.evaluation.features import rank_batches, text_features
+from openslip.evaluation.metrics import possible_metrics
 from openslip.evaluation.zeroshot import ZeroShot
 from openslip.inference.bundle import evaluating
 from openslip.inference.prompts import class_embeddings
@@ -56,9 +58,13 @@ def test_figures_and_arrays_equal_a_naive_loop():
     labels = [index % 7 for index in range(26)]
     pairs = list(zip(rankings, labels, strict=True))
     odd = ATTRIBUTES["odd"]
+    top1, top5 = (100 * sum(label in ranking[:k] for ranking, label in pairs) / 26 for k in (1, 5))
+    recalls = [[ranking[0] == label for ranking, label in pairs if label == true] for true in range(7)]
     assert figures == {
-        "top1": 100 * sum(ranking[0] == label for ranking, label in pairs) / 26,
-        "top5": 100 * sum(label in ranking[:5] for ranking, label in pairs) / 26,
+        "top1": top1,
+        "top5": top5,
+        "mean_of_top1_top5": (top1 + top5) / 2,
+        "mean_per_class": pytest.approx(100 * sum(sum(hits) / len(hits) for hits in recalls) / 7),
         "chance": 100 / 7,
         "num_samples": 26.0,
         "top1_odd": 100 * sum(odd[ranking[0]] == odd[label] for ranking, label in pairs) / 26,
@@ -114,10 +120,67 @@ def test_few_classes_have_no_top5():
         num_workers=0,
     )
     figures = evaluation.run(bundle(dual_encoder()))
-    assert set(figures) == {"top1", "chance", "num_samples"}
+    assert set(figures) == {"top1", "mean_per_class", "roc_auc", "chance", "num_samples"}
     assert figures["chance"] == 50
     assert evaluation.arrays["top_classes"].shape == (6, 2)
     assert "attribute_names" not in evaluation.arrays
+
+
+def of_classes(count: int, labels: list[int], metric: str) -> ZeroShot:
+    return ZeroShot(
+        title="memes",
+        source=Pictures(len(labels), labels=labels),
+        classnames=CLASSNAMES[:count],
+        templates=TEMPLATES,
+        batch_size=4,
+        num_workers=0,
+        metric=metric,
+    )
+
+
+def test_two_classes_have_the_roc_auc_of_the_difference_of_their_cosines():
+    labels = [0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+    evaluation, model = of_classes(2, labels, "roc_auc"), dual_encoder()
+    metrics = evaluation.run(bundle(model))
+    classes = class_embeddings(lambda texts: text_features(bundle(model), texts), CLASSNAMES[:2], TEMPLATES)
+    images = [Pictures(13)[index].image for index in range(13)]
+    cosines = bundle(model).encode_image(images) @ classes.T
+    expected = 100 * roc_auc_score(labels, (cosines[:, 1] - cosines[:, 0]).numpy())
+    assert metrics["roc_auc"] == pytest.approx(expected, abs=1e-9)
+    assert abs(metrics["roc_auc"] - 100 * roc_auc_score(labels, cosines[:, 1].numpy())) > 1, "by logit 1 alone"
+    assert evaluation.headline(metrics) == f"memes: ROC-AUC {expected:.1f} % (chance 50.0 %)"
+
+
+def test_the_headline_shows_the_metric_of_the_set():
+    metrics = {"top1": 20.0, "top5": 60.0, "mean_per_class": 25.0, "mean_of_top1_top5": 40.0, "chance": 100 / 7}
+    labels = [index % 7 for index in range(9)]
+    lines = {metric: of_classes(7, labels, metric).headline(metrics) for metric in possible_metrics(7)}
+    assert lines == {
+        "top1": "memes: 20.0 % (chance 14.3 %)",
+        "top5": "memes: top-5 60.0 % (chance 71.4 %)",
+        "mean_per_class": "memes: mean per class 25.0 % (chance 14.3 %)",
+        "mean_of_top1_top5": "memes: mean of top-1 and top-5 40.0 % (chance 42.9 %)",
+    }
+    assert of_classes(7, labels, "mean_per_class").headline_metric == "mean_per_class"
+
+
+@pytest.mark.parametrize(
+    ("count", "metric", "possible"),
+    [
+        (3, "roc_auc", "top1, mean_per_class for 3 classes"),
+        (4, "mean_of_top1_top5", "top1, mean_per_class for 4 classes"),
+        (5, "f1", "top1, top5, mean_per_class, mean_of_top1_top5 for 5 classes"),
+    ],
+)
+def test_a_metric_that_such_a_set_cannot_have_is_refused(count: int, metric: str, possible: str):
+    with pytest.raises(UserError, match=f"metric={metric}: expected {possible}$"):
+        of_classes(count, [0, 1], metric)
+
+
+def test_roc_auc_of_one_class_is_refused_if_it_is_the_metric_and_else_left_out():
+    assert "roc_auc" not in of_classes(2, [1, 1, 1], "top1").run(bundle(dual_encoder()))
+    with pytest.raises(UserError, match="every sample of memes has label 1; expected samples of both classes"):
+        of_classes(2, [1, 1, 1], "roc_auc").run(bundle(dual_encoder()))
 
 
 def test_equal_cosines_rank_by_index():

@@ -16,6 +16,8 @@ def parser() -> argparse.ArgumentParser:
         "NAME.pt, NAME.pth.tar or NAME.npz), the library's configuration (NAME.json), and its inputs and outputs "
         "(NAME_io.npz); docs/WEIGHTS.md describes it. Each checkpoint is loaded as openslip.load does, and each output "
         "compared: the largest difference is divided by the largest recorded value. "
+        "A folder of metrics of other libraries holds metrics.json and the arrays they were computed from "
+        "(classification.npz, retrieval.npz, probe.npz); docs/EVALUATION.md describes it. "
         "openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
         "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
         "checks that gradients, statistics and weights are the same each time.",
@@ -24,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "folder",
         nargs="?",
         type=Path,
-        help="folder of recordings, or of checkpoints of other libraries with their recorded outputs; by default the "
-        "recordings of the published code",
+        help="folder of recordings, of checkpoints of other libraries with their recorded outputs, or of metrics of "
+        "other libraries with their arrays; by default the recordings of the published code",
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
     parser.add_argument(

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from openslip.data.source import Source
+from openslip.evaluation.metrics import METRICS
 from openslip.inference.bundle import Bundle
 
 
@@ -47,14 +48,32 @@ class Evaluation(ABC):
         )
 
 
+# Beginnings of the names of metrics that are in per cent.
+SHARES = ("top", "chance", "mean_per_class", "mean_of_top1_top5", "roc_auc", "mean_average_precision")
+
+
 def with_unit(metric: str, value: float) -> str:
     """Format a metric for people: counts as whole numbers, shares in per cent."""
     if metric.startswith("num_"):
         return f"{value:.0f}"
-    is_share = metric.startswith(("top", "chance")) or metric.endswith("_acc") or "_recall_" in metric
+    is_share = metric.startswith(SHARES) or metric.endswith("_acc") or "_recall_" in metric
     return f"{value:.2f} %" if is_share else f"{value:.4g}"
 
 
 def top1_line(title: str, metrics: dict[str, float]) -> str:
     """Return the headline of a classification: top-1 accuracy and chance level."""
     return f"{title}: {metrics['top1']:.1f} % (chance {metrics['chance']:.1f} %)"
+
+
+def classification_line(title: str, metrics: dict[str, float], name: str) -> str:
+    """Return the headline of a classification: the metric of this name, and its value for a guess.
+
+    Args:
+        title: name of the evaluation.
+        metrics: its metrics, with `chance`, the expected `top1` of a guess.
+        name: a name in `openslip.evaluation.metrics.METRICS`.
+    """
+    if name == "top1":
+        return top1_line(title, metrics)
+    words, factor = METRICS[name]
+    return f"{title}: {words} {metrics[name]:.1f} % (chance {factor * metrics['chance']:.1f} %)"

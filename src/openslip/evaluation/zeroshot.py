@@ -30,9 +30,10 @@ from openslip.data.source import Source
 from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.evaluation.class_names import class_names
-from openslip.evaluation.evaluation import Evaluation, top1_line
+from openslip.evaluation.evaluation import Evaluation, classification_line
 from openslip.evaluation.features import text_features
 from openslip.evaluation.image_features import joint_features
+from openslip.evaluation.metrics import accuracies, best_classes, per_cent, possible_metrics, roc_auc
 from openslip.evaluation.split_size import samples_note
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.prompts import averaged_embeddings, texts_of
@@ -43,8 +44,10 @@ NUM_IMAGES = 16
 class ZeroShot(Evaluation):
     """Zero-shot accuracy, in per cent: each image is classified as the class whose prompts are most similar to it.
 
-    Metrics: `top1`, `top5` (with at least 5 classes), `chance` (of top1), `num_samples`, and per attribute
-    `top1_<attribute>`: the share of images for which the predicted class has the right value.
+    Metrics: `top1`, `mean_per_class` (mean over the occurring classes of the share of their images that is right),
+    `top5` and `mean_of_top1_top5` (with at least 5 classes), `roc_auc` (of 2 classes, if both occur; the score is the
+    second class's cosine minus the first's), `chance` (of top1), `num_samples`, and per attribute `top1_<attribute>`:
+    the share of images for which the predicted class has the right value.
 
     Args:
         title: name of the evaluation in its headline.
@@ -61,10 +64,12 @@ class ZeroShot(Evaluation):
         underscores: `space` reads `_` in class names as a space, `keep` leaves it.
         expected_samples: number of samples of the published split, or a list of them if several splits are published.
             Fewer samples are noted beside the metrics; more are an error, because the split is another one.
+        metric: the metric by which the dataset is reported, one of those above; the headline shows it.
 
     Raises:
-        UserError: the constructor gets invalid names, templates or attributes, or names that do not fit the class
-            folders; `run` meets a label without a name or a sample without a label, or the model has no text tower.
+        UserError: the constructor gets invalid names, templates or attributes, names that do not fit the class
+            folders, or a metric that does not exist for so many classes; `run` meets a label without a name or a sample
+            without a label, the model has no text tower, or `roc_auc` is asked for and only one class occurs.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class ZeroShot(Evaluation):
         attributes: dict[str, list[str]] | None = None,
         underscores: str = "space",
         expected_samples: int | list[int] | None = None,
+        metric: str = "top1",
     ) -> None:
         classes = class_names(
             classnames, source.classes, underscores, labels_are_sorted_names=source.labels_are_sorted_names
@@ -91,7 +97,10 @@ class ZeroShot(Evaluation):
                     f"attribute {name!r} has {len(values)} values for {classes.num_given} classes: expected one per "
                     "class"
                 )
+        if metric not in (possible := possible_metrics(len(classes.names))):
+            raise UserError(f"metric={metric}: expected {', '.join(possible)} for {len(classes.names)} classes")
         self.title = title
+        self.headline_metric = metric
         self.source = source
         self.classnames = classes.names
         self.prompted = classes.prompted
@@ -108,13 +117,13 @@ class ZeroShot(Evaluation):
         notice_once(*(f"{title}: {line}" for line in classes.notices))
 
     def headline(self, metrics: dict[str, float]) -> str:
-        line = top1_line(self.title, metrics)
+        line = classification_line(self.title, metrics, self.headline_metric)
         return ", ".join([line, *(f"{self.notes[key]} {key}" for key in ("classes", "samples") if key in self.notes)])
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
         classes = averaged_embeddings(lambda texts: text_features(bundle, texts), self.prompted, self.templates)
-        labels, top_classes, top_probabilities = self.classify(bundle, classes)
+        labels, top_classes, top_probabilities, margins = self.classify(bundle, classes)
         predictions = top_classes[:, 0]
         if (num_occurring := len(np.unique(labels))) < len(self.classnames):
             self.notes = {**self.notes, "classes with samples": f"{num_occurring} of {len(self.classnames)}"}
@@ -127,9 +136,9 @@ class ZeroShot(Evaluation):
             "top_probabilities": top_probabilities,
             **self.images(bundle),
         }
-        metrics = {"top1": per_cent(predictions == labels)}
-        if len(self.classnames) >= 5:
-            metrics["top5"] = per_cent((top_classes == labels[:, None]).any(axis=1))
+        metrics = accuracies(top_classes, labels, len(self.classnames))
+        if "roc_auc" in possible_metrics(len(self.classnames)):
+            metrics |= self.roc_auc(margins, labels)
         metrics |= {"chance": 100 / len(self.classnames), "num_samples": float(len(labels))}
         if self.attributes:
             values = np.array(list(self.attributes.values()))
@@ -138,19 +147,38 @@ class ZeroShot(Evaluation):
                 metrics[f"top1_{name}"] = per_cent(of_class[predictions] == of_class[labels])
         return metrics
 
-    def classify(self, bundle: Bundle, classes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the labels of all samples, their most similar classes and the probabilities of these classes."""
+    def classify(self, bundle: Bundle, classes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Classify all samples, a batch at a time, so that memory does not grow by a row of cosines per sample.
+
+        Returns:
+            The labels of all samples, their most similar classes, the probabilities of these classes, and the last
+            class's cosine minus the first's.
+        """
         num_top = min(5, len(classes))
-        top, probabilities = [], []
+        top, probabilities, margins = [], [], []
         features, labels = joint_features(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
         self.check_labels(labels)
         with evaluating(bundle.model, bundle.device):
             for images in features.split(self.batch_size):
                 cosines = images @ classes.T  # [B, C]
-                best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :num_top]
+                best = best_classes(cosines, num_top)
                 top.append(best)
+                margins.append(cosines[:, -1] - cosines[:, 0])
                 probabilities.append((cosines * bundle.scale()).softmax(dim=1).gather(1, best))
-        return labels.cpu().numpy(), torch.cat(top).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
+        top_classes, top_probabilities, margin = (
+            torch.cat(rows).cpu().numpy() for rows in (top, probabilities, margins)
+        )
+        return labels.cpu().numpy(), top_classes, top_probabilities, margin
+
+    def roc_auc(self, margins: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return the metric `roc_auc`, or none if only one of the two classes occurs."""
+        if len(np.unique(labels)) == 2:
+            return {"roc_auc": roc_auc(margins, labels == 1)}
+        if self.headline_metric == "roc_auc":
+            raise UserError(
+                f"metric=roc_auc: every sample of {self.title} has label {labels[0]}; expected samples of both classes"
+            )
+        return {}
 
     def check_labels(self, label: Tensor) -> None:
         highest = int(label.max())
@@ -167,8 +195,3 @@ class ZeroShot(Evaluation):
         samples = [self.source[int(index)] for index in indices]
         images = torch.stack([bundle.transform.read(sample.image, sample.key) for sample in samples])
         return {"images": bundle.transform.undo(images), "image_indices": indices}
-
-
-def per_cent(right: np.ndarray) -> float:
-    """Return the share of true values, in per cent."""
-    return 100 * int(right.sum()) / len(right)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openslip.evaluation.evaluation import SHARES
 from openslip.report.charts import chart
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent, short
 from openslip.report.run_files import AbsentError, Metrics, Series, check, read_arrays
@@ -52,7 +53,7 @@ def metric_value(metric: str, value: float) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether an evaluation's metric is in per cent."""
-    return metric.startswith(("top", "chance")) or "recall" in metric
+    return metric.startswith(SHARES) or "recall" in metric
 
 
 def _charts(series: dict[str, Series], x_name: str) -> str:

@@ -1,8 +1,8 @@
 """Compares our numbers with recordings of the published code's, and this device's kernels with the CPU's.
 
 Tolerances: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` measures
-how far apart two values are, `kernels` checks the device, `towers` compares checkpoints of other libraries, and each
-other file makes the rows of one kind of quantity.
+how far apart two values are, `kernels` checks the device, `towers` compares checkpoints of other libraries,
+`evaluations` compares metrics of other libraries, and each other file makes the rows of one kind of quantity.
 """
 
 import math
@@ -17,6 +17,7 @@ from openslip.inference.load import choose_device
 from openslip.progress import progress
 from openslip.terminal import printable
 from openslip.verify.deviation import Row
+from openslip.verify.evaluations import evaluation_rows, has_figures
 from openslip.verify.files import is_recorded, read_json
 from openslip.verify.kernels import kernel_rows
 from openslip.verify.ranks import rank_rows
@@ -31,7 +32,8 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """Print one line per quantity; return 0 if all are within tolerance, else 1.
 
     Args:
-        folder: folder of recordings of the published code, or of checkpoints of other libraries with their outputs.
+        folder: folder of recordings of the published code, of checkpoints of other libraries with their outputs, or of
+            metrics of other libraries with their arrays.
         device: device to check, such as `cpu` or `cuda`.
         dtype: format to compute in, a key of `TOLERANCES`.
 
@@ -40,7 +42,7 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """
     with progress("comparing with the recordings"):
         rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
-    if not outputs_in(folder):
+    if not has_figures(folder) and not outputs_in(folder):
         with progress("comparing kernels with float64"):
             rows += kernel_rows(device, dtype)
     return show(rows, f"{device}, {dtype}; {folder}")
@@ -74,7 +76,7 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected recordings of the published code")
-    rows_of = tower_rows if outputs_in(folder) else published_rows
+    rows_of = evaluation_rows if has_figures(folder) else tower_rows if outputs_in(folder) else published_rows
     return rows_of(folder, device, dtype)
 
 
@@ -104,6 +106,7 @@ def published_rows(folder: Path, device: str, dtype: str) -> list[Row]:
     add("tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
     if all(row.deviation is None for row in rows):
         raise UserError(
-            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...) and no NAME_io.npz"
+            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...), no NAME_io.npz "
+            "and no metrics.json"
         )
     return rows
