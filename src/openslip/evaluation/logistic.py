@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from openslip.errors import UserError
+from openslip.evaluation.metrics import best_classes
 
 BLOCK = 2**23  # scores, i.e. rows x classes, that are computed at a time
 MEMORY = 10  # pairs of L-BFGS, as in SciPy, which scikit-learn calls

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
 
 from openslip.data.source import Source
 from openslip.distributed import on_first_rank
@@ -31,10 +32,12 @@ from openslip.evaluation.features import text_features
 from openslip.evaluation.frozen_classifiers import FrozenClassifier
 from openslip.evaluation.frozen_features import check_features, classes_of, frozen_features, split_rows
 from openslip.evaluation.image_features import ImageFeatures, joint_features
-from openslip.evaluation.metrics import mean_per_class_recall, per_cent, roc_auc
+from openslip.evaluation.metrics import best_classes, mean_per_class_recall, per_cent, roc_auc
 from openslip.evaluation.novelty import Novelty
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.prompts import class_embeddings, texts_of
+
+Scores = dict[str, Float64[np.ndarray, " images"]]  # novelty scores by name
 
 
 class OpenSet(Evaluation):
@@ -133,43 +136,25 @@ class OpenSet(Evaluation):
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
-        train, seen = self.encode(bundle, self.train), self.encode(bundle, self.seen)
-        unseen = self.encode(bundle, self.unseen)
-        num_seen = len(seen.labels)
+        train, seen, unseen = (self.encode(bundle, source) for source in (self.train, self.seen, self.unseen))
         classes = classes_of(train.labels)
         seen_names = self.names_of("train", classes.labels.tolist())
         unseen_names, unseen_labels = self.unseen_classes(seen_names, unseen)
         labels = np.concatenate([self.seen_labels(seen_names, seen), unseen_labels])
-        is_unseen = np.arange(len(labels)) >= num_seen
-
-        text = class_embeddings(lambda texts: text_features(bundle, texts), unseen_names, self.templates)
-        images, _ = joint_features(bundle, self.unseen, batch_size=self.batch_size, num_workers=self.num_workers)
-        fitted, held = (rows.to(bundle.device) for rows in split_rows(len(train.labels), self.held_out, self.seed))
+        is_unseen = np.arange(len(labels)) >= len(seen.labels)
+        by_text = len(seen_names) + self.classify_by_text(bundle, unseen_names)
         with evaluating(bundle.model, bundle.device):
-            by_text = torch.cat([(rows @ text.T).argmax(dim=1) for rows in images.split(self.batch_size)])
-            occurring, places = classes.places[fitted].unique(return_inverse=True)
-            queries = torch.cat([train.features[held], seen.features, unseen.features])
-
-            def classify() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-                known = train.features[fitted]
-                scores = self.classifier.fit(known, places, len(occurring))(queries)
-                novelty = {name: score(known, queries, scores).numpy() for name, score in self.novelty.items()}
-                return occurring.cpu()[scores.argmax(dim=1).cpu()].numpy(), novelty
-
-            by_features, novelty = on_first_rank(classify)
-
-        by_features = by_features[len(held) :]
-        # A seen-class image that is classified by text is wrong, whatever the text says: its class is no candidate.
-        text_or_none = np.concatenate([np.full(num_seen, -1), len(seen_names) + by_text.cpu().numpy()])
-        metrics = accuracies(np.where(is_unseen, text_or_none, by_features), labels, is_unseen, "")
+            by_features, novelty, of_held_out = self.classify_by_features(
+                train.features, classes.places, torch.cat([seen.features, unseen.features])
+            )
+        metrics = accuracies(np.where(is_unseen, by_text, by_features), labels, is_unseen, "")
         self.arrays = {"classnames": np.array(seen_names + unseen_names), "labels": labels, "is_unseen": is_unseen}
         for name, values in novelty.items():
-            threshold = np.quantile(values[: len(held)], self.accepted, method="inverted_cdf")
-            of_images = values[len(held) :]
-            predictions = np.where(of_images > threshold, text_or_none, by_features)
-            metrics |= separation(of_images, is_unseen, f"_{name}")
+            threshold = np.quantile(of_held_out[name], self.accepted, method="inverted_cdf")
+            predictions = np.where(values > threshold, by_text, by_features)
+            metrics |= separation(values, is_unseen, f"_{name}")
             metrics |= with_harmonic_mean(accuracies(predictions, labels, is_unseen, f"_{name}"), f"_{name}")
-            self.arrays |= {f"novelty_{name}": of_images, f"threshold_{name}": threshold}
+            self.arrays |= {f"novelty_{name}": values, f"threshold_{name}": threshold}
             self.arrays.setdefault("predictions", predictions)
         return {
             **metrics,
@@ -177,6 +162,44 @@ class OpenSet(Evaluation):
             "num_unseen_classes": float(len(unseen_names)),
             "num_samples": float(len(labels)),
         }
+
+    def classify_by_text(self, bundle: Bundle, names: list[str]) -> Int64[np.ndarray, " images"]:
+        """Return the most similar of the named classes of each image, first those of `seen`, then those of `unseen`."""
+        text = class_embeddings(lambda texts: text_features(bundle, texts), names, self.templates)
+        found = []
+        for source in (self.seen, self.unseen):
+            images, _ = joint_features(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers)
+            with evaluating(bundle.model, bundle.device):
+                found += [best_classes(rows @ text.T, 1)[:, 0] for rows in images.split(self.batch_size)]
+        return torch.cat(found).cpu().numpy()
+
+    def classify_by_features(
+        self,
+        train: Float[Tensor, "train width"],
+        places: Int64[Tensor, " train"],
+        images: Float[Tensor, "images width"],
+    ) -> tuple[Int64[np.ndarray, " images"], Scores, Scores]:
+        """Return the seen class of each image, and by score the novelty of each image and of each held-out image.
+
+        Args:
+            train: features of the training images.
+            places: classes of the training images, from 0.
+            images: features of other images.
+        """
+        fitted, held_out = (rows.to(train.device) for rows in split_rows(len(train), self.held_out, self.seed))
+        # A class may have no image among those that are fitted; it is then never predicted.
+        occurring, of_row = places[fitted].unique(return_inverse=True)
+        known, queries = train[fitted], torch.cat([images, train[held_out]])
+
+        def classify() -> tuple[np.ndarray, Scores]:
+            scores = self.classifier.fit(known, of_row, len(occurring))(queries)
+            novelty = {name: score(known, queries, scores).numpy() for name, score in self.novelty.items()}
+            return occurring.cpu()[best_classes(scores, 1)[:, 0].cpu()].numpy(), novelty
+
+        classes, novelty = on_first_rank(classify)
+        count = len(images)
+        of_images = {name: values[:count] for name, values in novelty.items()}
+        return classes[:count], of_images, {name: values[count:] for name, values in novelty.items()}
 
     def encode(self, bundle: Bundle, source: Source) -> ImageFeatures:
         return frozen_features(
