@@ -39,9 +39,7 @@ class Logistic(NamedTuple):
     def best(self, features: Float[Tensor, "rows width"], k: int) -> Int64[Tensor, "rows k"]:
         """Return the k classes of highest score of each row, best first; of equal ones, the lower class first."""
         blocks = features.split(max(1, BLOCK // len(self.coef)))
-        return torch.cat(
-            [self.scores(rows).sort(dim=1, descending=True, stable=True).indices[:, :k] for rows in blocks]
-        )
+        return torch.cat([best_classes(self.scores(rows), k) for rows in blocks])
 
 
 def fit_logistic(
