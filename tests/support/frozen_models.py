@@ -9,6 +9,8 @@ from torch import nn
 
 from openslip.data.image.decode import open_image
 from openslip.data.source import Source
+from openslip.distributed import on_first_rank, rank
+from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.few_shot import FewShot
 from openslip.evaluation.frozen_classifiers import LogisticRegression, NearestNeighbours
@@ -18,7 +20,7 @@ from openslip.evaluation.probe import LinearProbe
 from openslip.evaluation.verification import Verification
 
 LOADING = {"batch_size": 4, "num_workers": 0}
-SOLVER = {"tolerance": 1e-9, "max_iterations": 5000}
+SOLVER = {"tolerance": 1e-7, "max_iterations": 5000}
 
 
 def named(count: int, seed: int, labels: list[int]) -> Pictures:
@@ -124,3 +126,16 @@ def tower_features(model: nn.Module, source: Source) -> np.ndarray:
 
 def labels(source: Source) -> np.ndarray:
     return np.array([source[index].label for index in range(len(source))])
+
+
+def fail_on_the_first_rank() -> str:
+    """What this rank says of an error that only rank 0 meets."""
+
+    def compute() -> None:
+        raise UserError(f"rank {rank()} cannot")
+
+    try:
+        on_first_rank(compute)
+    except UserError as error:
+        return str(error)
+    return ""

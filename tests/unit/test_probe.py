@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 from evaluation_models import Pictures, bundle, dual_encoder, image_encoder
-from frozen_models import few_shot, labels, named, probe, run_frozen_on_this_rank, sets, tower_features
+from frozen_models import (
+    fail_on_the_first_rank,
+    few_shot,
+    labels,
+    named,
+    probe,
+    run_frozen_on_this_rank,
+    sets,
+    tower_features,
+)
 from ranks import Ranks
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
@@ -19,7 +28,7 @@ from openslip.evaluation.probe import SWEEP, sweep
 
 
 def reference(features: np.ndarray, of_row: np.ndarray, c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(features, of_row)
+    return LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(features, of_row)
 
 
 @pytest.mark.parametrize(("space", "unit"), [("tower", False), ("tower", True), ("joint", False), ("joint", True)])
@@ -73,23 +82,23 @@ def test_the_final_fit_uses_train_and_validation():
 @pytest.mark.parametrize("by_share", [True, False])
 def test_the_sweep_chooses_by_the_validation_images(by_share: bool):
     train, other, test = Pictures(40, seed=1), Pictures(25, seed=2), Pictures(31)
-    evaluation = probe(train, test, c="sweep", validation=0.3 if by_share else other, tolerance=1e-7)
+    evaluation = probe(train, test, c="sweep", validation=0.3 if by_share else other, normalise=True)
     evaluation.run(bundle(image_encoder()))
-    rows = tower_features(image_encoder(), train)
+    rows, of_other, queries = (normalize(tower_features(image_encoder(), source)) for source in (train, other, test))
     if by_share:
         first, held = (part.numpy() for part in split_rows(40, 0.3, 0))
         fitted, held_out = (rows[first], labels(train)[first]), (rows[held], labels(train)[held])
+        final = rows, labels(train)
     else:
-        fitted, held_out = (rows, labels(train)), (tower_features(image_encoder(), other), labels(other))
+        fitted, held_out = (rows, labels(train)), (of_other, labels(other))
+        final = np.concatenate([rows, of_other]), np.concatenate([labels(train), labels(other)])
 
     def accuracy(c: float) -> float:
         return float(100 * (reference(*fitted, c).predict(held_out[0]) == held_out[1]).mean())
 
     c, best = sweep(accuracy)
     assert evaluation.notes == {"C": f"{c:.3g}, with {best:.2f} % on the validation images"}
-    final = fitted if by_share else tuple(np.concatenate(pair) for pair in zip(fitted, held_out, strict=True))
-    final = (rows, labels(train)) if by_share else final
-    expected = reference(*final, c).predict(tower_features(image_encoder(), test))
+    expected = reference(*final, c).predict(queries)
     assert evaluation.arrays["predictions"].tolist() == expected.tolist()
 
 
@@ -233,3 +242,8 @@ def test_two_ranks_equal_one_process_to_the_last_bit(two_ranks: Ranks, name: str
         assert other_arrays.keys() == arrays.keys()
         for key in arrays:
             np.testing.assert_array_equal(other_arrays[key], arrays[key], err_msg=key)
+
+
+def test_an_error_of_the_first_rank_ends_every_rank(two_ranks: Ranks):
+    assert two_ranks(fail_on_the_first_rank) == ["rank 0 cannot"] * 2
+    assert fail_on_the_first_rank() == "rank 0 cannot"

@@ -37,7 +37,7 @@ from openslip.evaluation.novelty import Novelty
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.prompts import class_embeddings, texts_of
 
-Scores = dict[str, Float64[np.ndarray, " images"]]  # novelty scores by name
+Scores = dict[str, np.ndarray]  # novelty by score, float64 [N]
 
 
 class OpenSet(Evaluation):
