@@ -82,7 +82,7 @@ def test_the_gradient_of_the_plain_objective_is_zero_at_the_fit(c: float):
 def test_any_blocks_of_rows_give_the_same_fit(monkeypatch: pytest.MonkeyPatch):
     features, labels = made(100, 6, 5)
     whole = fit_logistic(features, labels, 1.0)
-    monkeypatch.setattr(logistic, "BLOCK", 35)  # seven rows
+    monkeypatch.setitem(logistic.BLOCK, "cpu", 35)  # seven rows
     for part, expected in zip(fit_logistic(features, labels, 1.0), whole, strict=True):
         np.testing.assert_allclose(part, expected, atol=1e-7)
     assert Logistic(*whole).best(features, 2).tolist() == whole.scores(features).topk(2).indices.tolist()
