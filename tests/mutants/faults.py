@@ -352,7 +352,7 @@ FROZEN = [
     (E + "logistic.py", "(2 if num_classes == 2 else 1) / (c * num_rows)", "1 / (c * num_rows)"),
     (E + "logistic.py", "if not intercept:", "if False:"),
     (E + "logistic.py", "gradient.abs().max() <= tolerance", "gradient.abs().max() <= 1e-3"),
-    (E + "probe.py", "torch.cat([rows, held_rows]), torch.cat([places, held_places])", "rows, places"),
+    (E + "probe.py", "both = fitted if held_out is None else", "both = fitted if True else"),
     (E + "probe.py", "STEPS = (8, 4, 2, 1)", "STEPS = (8, 4, 2)"),
     (E + "probe.py", "max(places, key=known.__getitem__)", "max(reversed(places), key=known.__getitem__)"),
     (E + "few_shot.py", "ddof=1", "ddof=0"),

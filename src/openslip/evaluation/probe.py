@@ -4,9 +4,11 @@ After `run`, `LinearProbe.arrays` holds `labels` and `predictions`, int64 [N]: N
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openslip.data.source import Source
@@ -33,6 +35,13 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SWEEP = np.logspace(-6, 2, 97).tolist()
 FIRST_PLACES = range(0, 97, 16)
 STEPS = (8, 4, 2, 1)
+
+
+class Images(NamedTuple):
+    """Features of images, and their classes as places among the classes of the training images."""
+
+    features: Float[Tensor, "images width"]
+    places: Int64[Tensor, " images"]
 
 
 class LinearProbe(Evaluation):
@@ -116,43 +125,47 @@ class LinearProbe(Evaluation):
         train, test = self.encode(bundle, self.train), self.encode(bundle, self.test)
         classes = classes_of(train.labels)
         test_places = known_places("linear probe", classes, test.labels, "test")
+        fitted, held_out = self.split(bundle, Images(train.features, classes.places), classes)
         with evaluating(bundle.model, bundle.device):
-            rows, places, c = self.choose(bundle, train, classes)
-            top = self.classify(rows, places, test.features, c)
+            c = self.best_c(fitted, held_out) if isinstance(self.c, str) else self.c
+            both = fitted if held_out is None else Images(*map(torch.cat, zip(fitted, held_out, strict=True)))
+            top = self.classify(both, test.features, c)
         self.arrays = {"labels": test.labels.cpu().numpy(), "predictions": classes.labels.cpu()[top[:, 0]].numpy()}
         metrics = accuracies(top.numpy(), test_places.cpu().numpy(), len(classes.labels))
         return {**metrics, "chance": 100 / len(classes.labels), "num_samples": float(len(test.labels))}
 
-    def choose(self, bundle: Bundle, train: ImageFeatures, classes: Classes) -> tuple[Tensor, Tensor, float]:
-        """Return the features and classes of the final fit, and its C."""
-        rows, places = train.features, classes.places
+    def split(self, bundle: Bundle, train: Images, classes: Classes) -> tuple[Images, Images | None]:
+        """Return the images to fit on and, if there are any, those on which C is chosen."""
+        if self.validation is None:
+            return train, None
         if isinstance(self.validation, Source):
-            held_out = self.encode(bundle, self.validation)
-            fitted, held_rows = (rows, places), held_out.features
-            held_places = known_places("linear probe", classes, held_out.labels, "validation")
-            rows, places = torch.cat([rows, held_rows]), torch.cat([places, held_places])
-        elif self.validation is not None:
-            first, second = (part.to(rows.device) for part in split_rows(len(rows), self.validation, self.seed))
-            fitted, held_rows, held_places = (rows[first], places[first]), rows[second], places[second]
-        if not isinstance(self.c, str):
-            return rows, places, self.c
+            features, labels = self.encode(bundle, self.validation)
+            return train, Images(features, known_places("linear probe", classes, labels, "validation"))
+        parts = (rows.to(bundle.device) for rows in split_rows(len(train.features), self.validation, self.seed))
+        fitted, held_out = (Images(train.features[rows], train.places[rows]) for rows in parts)
+        return fitted, held_out
+
+    def best_c(self, fitted: Images, held_out: Images | None) -> float:
+        """Choose C by a sweep, and note it."""
+        assert held_out is not None  # the constructor refuses a sweep without validation images
+        # A class may have no image among those that are fitted; it is then never predicted.
+        occurring, of_row = fitted.places.unique(return_inverse=True)
+        truth = held_out.places.cpu().numpy()
 
         def accuracy(c: float) -> float:
-            # A class may have no image among those that are fitted; it is then never predicted.
-            occurring, of_row = fitted[1].unique(return_inverse=True)
-            top = occurring.cpu()[self.classify(fitted[0], of_row, held_rows, c)]
-            return top_k_accuracy(top.numpy(), held_places.cpu().numpy(), 1)
+            top = self.classify(Images(fitted.features, of_row), held_out.features, c)
+            return top_k_accuracy(occurring.cpu()[top].numpy(), truth, 1)
 
         c, best = sweep(accuracy)
         self.notes = {"C": f"{c:.3g}, with {best:.2f} % on the validation images"}
-        return rows, places, c
+        return c
 
-    def classify(self, rows: Tensor, places: Tensor, queries: Tensor, c: float) -> Tensor:
-        """Fit on rank 0, and return on every rank the 5 best classes of each query, on the CPU."""
-        dtype = DTYPES[self.precision]
+    def classify(self, known: Images, queries: Tensor, c: float) -> Int64[Tensor, "queries guesses"]:
+        """Fit on rank 0, and return on every rank the (at most 5) best classes of each query, on the CPU."""
+        rows = known.features.to(DTYPES[self.precision])
 
         def top_classes() -> Tensor:
-            fit = fit_logistic(rows.to(dtype), places, c, tolerance=self.tolerance, max_iterations=self.max_iterations)
+            fit = fit_logistic(rows, known.places, c, tolerance=self.tolerance, max_iterations=self.max_iterations)
             return fit.best(queries, min(5, len(fit.coef))).cpu()
 
         return on_first_rank(top_classes)
