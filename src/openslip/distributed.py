@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from openslip import slurm
+from openslip.errors import UserError
 from openslip.terminal import notice
+
+T = TypeVar("T")
 
 FOREVER = 1e9  # seconds; much larger values overflow the clocks of gloo and NCCL
 
@@ -145,6 +148,26 @@ def from_first_rank(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0, group=_cpu_group())
     return values[0]
+
+
+def on_first_rank(compute: Callable[[], T]) -> T:
+    """Call a function on rank 0 only, and return its result, or raise its UserError, on every rank.
+
+    Used where the last bits of a result depend on the number of threads, which may differ between ranks. Tensors in
+    the result must be on the CPU.
+    """
+    if world_size() == 1:
+        return compute()
+    outcome: tuple[Any, UserError | None] = (None, None)
+    if rank() == 0:
+        try:
+            outcome = compute(), None
+        except UserError as error:  # otherwise the other ranks would wait for a result
+            outcome = None, error
+    result, error = from_first_rank(outcome)
+    if error is not None:
+        raise error
+    return result
 
 
 def of_all_ranks(value: Any) -> list[Any]:

@@ -45,6 +45,11 @@ ALSO = {
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
     ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
     ("evaluation", "retrieval"): ["evaluation.retrieval.source.shards=SHARDS"],
+    ("evaluation", "knn"): [f"evaluation.knn.{role}.root=PICTURES" for role in ("train", "test")]
+    + ["evaluation.knn.k=2"],
+    ("evaluation", "probe"): [f"evaluation.probe.{role}.root=PICTURES" for role in ("train", "test")],
+    ("evaluation", "few_shot"): [f"evaluation.few_shot.{role}.root=PICTURES" for role in ("train", "test")],
+    ("evaluation", "imagenet_knn"): ["evaluation.imagenet_knn.k=[2,1]"],
 }
 
 
@@ -54,8 +59,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("files")
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     for name in ("n02206856", "n02219486"):  # bee and ant, by their WordNet ids: evaluation=imagenet knows no others
-        (folder / "pictures" / "val" / name).mkdir(parents=True)
-        picture.save(folder / "pictures" / "val" / name / "1.jpg")
+        for split in ("train", "val"):
+            (folder / "pictures" / split / name).mkdir(parents=True)
+            picture.save(folder / "pictures" / split / name / "1.jpg")
     (folder / "names.txt").write_text("ant\nbee\n")
     write_shard(folder / "shards.tar", picture)
     for name in ("yfcc15m", "cc3m", "cc12m", "coco", "redcaps"):

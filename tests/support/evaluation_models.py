@@ -90,7 +90,7 @@ def zero_shot(source: Source, *, batch_size: int = 4, num_workers: int = 0) -> Z
     )
 
 
-def knn(train: Source, test: Source, *, batch_size: int = 4, k: int = 5) -> KNN:
+def knn(train: Source, test: Source, *, batch_size: int = 4, k: int | Sequence[int] = 5) -> KNN:
     return KNN(title="k-NN top-1", train=train, test=test, k=k, temperature=0.07, batch_size=batch_size, num_workers=0)
 
 

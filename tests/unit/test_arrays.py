@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from evaluation_models import Pictures, bundle, image_encoder, knn
 from numpy.lib import format as npy
 
 from openslip.arrays import read_arrays, read_xz
 from openslip.data.convert.layouts import cc_npy
 from openslip.errors import UserError
-from openslip.evaluation.knn import vote
 from openslip.report import write_report
 from openslip.verify.files import read_arrays as read_recording
 
@@ -84,8 +83,10 @@ def test_a_report_survives_a_label_of_any_size(tmp_path: Path, label: int, which
 
 
 def test_neighbours_vote_for_labels_of_any_size():
-    labels = torch.tensor([HUGE, 3, HUGE, 3])
-    features = torch.eye(4)
-    queries = torch.tensor([[1.0, 0.5, 0.9, 0.0], [0.5, 0.5, 0.0, 0.5], [0.5, 0.5, 0.1, 0.0]])
-    voted = vote(queries, features, labels, k=3, temperature=1.0)
-    assert voted.tolist() == [HUGE, 3, HUGE]  # of the last, the third neighbour decides
+    labels = [HUGE, 3]
+    train, test = (Pictures(12, seed=seed, labels=[labels[i % 2] for i in range(12)]) for seed in (1, 2))
+    evaluation = knn(train, test, k=3)
+    evaluation.run(bundle(image_encoder()))
+    small = knn(*(Pictures(12, seed=seed, labels=[1 - i % 2 for i in range(12)]) for seed in (1, 2)), k=3)
+    small.run(bundle(image_encoder()))
+    assert [[3, HUGE][label] for label in small.arrays["predictions"]] == evaluation.arrays["predictions"].tolist()

@@ -1,15 +1,30 @@
 """Nearest neighbours against a loop over all pairs."""
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from evaluation_models import Pictures, bundle, dual_encoder, image_encoder, knn, transform
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from openslip.data.image.decode import open_image
 from openslip.errors import UserError
-from openslip.evaluation.knn import vote
+from openslip.evaluation import knn as module
+from openslip.evaluation.knn import nearest, rank_classes
+
+RECORDED = Path(__file__).parents[1] / "data" / "zero_shot"
+
+
+def ranked(
+    queries: torch.Tensor, features: torch.Tensor, places: torch.Tensor, *, k: int, temperature: float
+) -> list[list[int]]:
+    num_classes = int(places.max()) + 1
+    classes = rank_classes(queries, features, places, num_classes=num_classes, counts=[k], temperature=temperature)
+    return classes[:, 0].tolist()
 
 
 def features(model: nn.Module, source: Pictures) -> list[list[float]]:
@@ -26,6 +41,7 @@ def test_predictions_equal_a_naive_loop(build):
     train, test = Pictures(30, seed=1), Pictures(17)
     evaluation = knn(train, test)
     figures = evaluation.run(bundle(build().train()))
+    ranking = []
     model = build().double().eval()
     train_features, expected = features(model, train), []
     for query in features(model, test):
@@ -33,10 +49,13 @@ def test_predictions_equal_a_naive_loop(build):
         nearest = sorted(range(30), key=lambda place, cosines=cosines: -cosines[place])[:5]
         votes = [sum(math.exp(cosines[i] / 0.07) for i in nearest if i % 7 == label) for label in range(7)]
         expected.append(votes.index(max(votes)))
+        ranking.append(sorted(range(7), key=lambda label, votes=votes: (-votes[label], label))[:5])
     assert evaluation.arrays["predictions"].tolist() == expected
     assert evaluation.arrays["labels"].tolist() == [index % 7 for index in range(17)]
     right = sum(one == index % 7 for index, one in enumerate(expected))
-    assert figures == {"top1": 100 * right / 17, "chance": 100 / 7, "num_samples": 17.0}
+    among = sum(index % 7 in five for index, five in enumerate(ranking))
+    shares = {"top1": 100 * right / 17, "top5": 100 * among / 17, "chance": 100 / 7}
+    assert figures == {**shares, "num_samples": 17.0}
 
 
 def test_every_training_picture_is_its_own_nearest_neighbour():
@@ -46,18 +65,81 @@ def test_every_training_picture_is_its_own_nearest_neighbour():
 def test_one_close_neighbour_outweighs_two_far_ones():
     features = nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]), dim=-1)
     labels, query = torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.0]])
-    assert vote(query, features, labels, k=3, temperature=0.07).tolist() == [1]
-    assert vote(query, features, labels, k=3, temperature=10.0).tolist() == [0]
+    assert ranked(query, features, labels, k=3, temperature=0.07) == [[1, 0]]
+    assert ranked(query, features, labels, k=3, temperature=10.0) == [[0, 1]]
 
 
 def test_a_tiny_temperature_does_not_overflow():
     features, labels = torch.eye(3), torch.tensor([2, 0, 1])
-    assert vote(features, features, labels, k=3, temperature=1e-6).tolist() == [2, 0, 1]
+    assert [row[0] for row in ranked(features, features, labels, k=3, temperature=1e-6)] == [2, 0, 1]
 
 
-def test_equal_votes_go_to_the_lower_label():
+def test_equal_votes_go_to_the_lower_label_and_classes_without_votes_follow_in_their_order():
     features, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([4, 2])
-    assert vote(features[:1], features, labels, k=2, temperature=0.07).tolist() == [2]
+    assert ranked(features[:1], features, labels, k=2, temperature=0.07) == [[2, 4, 0, 1, 3]]
+
+
+@pytest.mark.parametrize("name", ["k5_T0.07", "k20_T0.07", "k20_T0.2"])
+def test_figures_equal_those_that_dino_s_code_gave(name: str):
+    arrays = np.load(RECORDED / "probe.npz", allow_pickle=False)
+    figures = json.loads((RECORDED / "metrics.json").read_text())["metrics"]["knn"][name]
+    train, test = (
+        nn.functional.normalize(torch.from_numpy(arrays[f"{part}_features"]), dim=1) for part in ("train", "test")
+    )
+    classes = ranked(
+        test, train, torch.from_numpy(arrays["train_targets"]), k=figures["k"], temperature=figures["temperature"]
+    )
+    hits = np.array(classes) == arrays["test_targets"][:, None]
+    assert 100 * hits[:, 0].mean() == pytest.approx(figures["dino_top1_percent"])
+    assert 100 * hits.any(axis=1).mean() == pytest.approx(figures["dino_top5_percent"])
+
+
+def test_predictions_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, 8, 300)
+    centres = rng.normal(size=(8, 6))
+    rows, queries = centres[places] + rng.normal(0, 1.2, (300, 6)), rng.normal(size=(90, 6))
+    unit = [nn.functional.normalize(torch.from_numpy(part), dim=1) for part in (queries, rows)]
+    for k in (1, 20, 300):
+        model = KNeighborsClassifier(
+            k, weights=lambda distances: np.exp((1 - distances) / 0.07), metric="cosine", algorithm="brute"
+        )
+        expected = model.fit(rows, places).predict(queries)
+        classes = ranked(*unit, torch.from_numpy(places), k=k, temperature=0.07)
+        assert [row[0] for row in classes] == expected.tolist()
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_blocks_of_training_images_find_the_same_neighbours(monkeypatch: pytest.MonkeyPatch, block: int):
+    torch.manual_seed(0)
+    queries, rows = torch.randn(9, 5, dtype=torch.float64), torch.randn(50, 5, dtype=torch.float64)
+    monkeypatch.setattr(module, "BLOCK", block)
+    cosines, neighbours = nearest(queries, rows, 8)
+    expected = (queries @ rows.T).topk(8, dim=1)
+    assert neighbours.tolist() == expected.indices.tolist()
+    torch.testing.assert_close(cosines, expected.values)
+
+
+def test_several_k_are_evaluated_at_once():
+    train, test = Pictures(30, seed=1), Pictures(17)
+    several = knn(train, test, k=[5, 1, 3])
+    metrics = several.run(bundle(image_encoder()))
+    for k in (5, 1, 3):
+        one = knn(train, test, k=k)
+        expected = one.run(bundle(image_encoder()))
+        assert (metrics[f"top1_k{k}"], metrics[f"top5_k{k}"]) == (expected["top1"], expected["top5"])
+        if k == 5:
+            assert {name: metrics[name] for name in expected} == expected
+            assert several.arrays["predictions"].tolist() == one.arrays["predictions"].tolist()
+        if k == 1:
+            assert expected["top5"] == expected["top1"]  # DINO: no more guesses than neighbours
+    assert len(metrics) == 10
+
+
+@pytest.mark.parametrize("k", [[], [3, 3]])
+def test_no_or_equal_numbers_of_neighbours_are_refused(k: list[int]):
+    with pytest.raises(UserError, match="expected a number, or a list of different numbers"):
+        knn(Pictures(30), Pictures(5), k=k)
 
 
 @pytest.mark.parametrize("k", [0, 31])

@@ -53,12 +53,22 @@ def joint_features(
         UserError: a sample has no label, or its image cannot be read.
         NonFiniteError: the model's features are not finite.
     """
+    rows, of_image = raw_joint_features(bundle, source, batch_size=batch_size, num_workers=num_workers, labels=labels)
+    return ImageFeatures(torch.cat([bundle.unit(batch, "image") for batch in rows.split(batch_size)]), of_image)
+
+
+def raw_joint_features(
+    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
+) -> ImageFeatures:
+    """Return what `joint_features` does, at the length that the projection gives."""
     has_tower = hasattr(bundle.model, "project_image")  # another library's model only has `encode_image`
     rows, of_image = outputs(bundle, source, batch_size, num_workers, labels=labels, tower=has_tower)
+    if not has_tower:
+        return ImageFeatures(rows, of_image)
     with evaluating(bundle.model, bundle.device):
         # In the batches of the pass, because the last bits of a product may depend on the number of its rows.
-        joint = [bundle.model.project_image(batch) if has_tower else batch for batch in rows.split(batch_size)]
-        return ImageFeatures(torch.cat([bundle.unit(batch, "image") for batch in joint]), of_image)
+        joint = [bundle.model.project_image(batch) for batch in rows.split(batch_size)]
+        return ImageFeatures(torch.cat(joint), of_image)
 
 
 def tower_features(bundle: Bundle, source: Source, *, batch_size: int, num_workers: int) -> ImageFeatures:
