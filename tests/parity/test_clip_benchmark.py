@@ -4,7 +4,6 @@
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ SIZES = ["small", pytest.param("full", marks=pytest.mark.slow)]  # full: ViT-B/3
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Bundle]]:
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Bundle]:
     """The random model as open_clip stores it, read by openslip."""
     folder = tmp_path_factory.mktemp(request.param)
     model = random_model(request.param)
@@ -36,7 +35,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save_file(state, folder / "open_clip_model.safetensors")
     bundle = openslip.load(folder)
     (folder / "open_clip_model.safetensors").unlink()
-    yield request.param, bundle
+    return request.param, bundle
 
 
 @pytest.mark.parametrize("name", CLASSES)

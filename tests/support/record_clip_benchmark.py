@@ -58,8 +58,8 @@ def figures(size: str, name: str) -> dict[str, float | list[int]]:
     classifier = zeroshot_classification.zero_shot_classifier(model, tokenizer, classes, templates, "cpu", amp=False)
     logits, _ = zeroshot_classification.run_classification(model, classifier, batches, "cpu", amp=False)
     top = logits.topk(2).values
-    print(f"{size} {name}: {metrics}, smallest margin of a cosine {(top[:, 0] - top[:, 1]).min() / 100:.1e}")
-    return {**metrics, "predictions": logits.argmax(dim=1).tolist()}
+    margin = (top[:, 0] - top[:, 1]).min().item() / 100
+    return {**metrics, "smallest_margin_of_cosines": margin, "predictions": logits.argmax(dim=1).tolist()}
 
 
 def main() -> None:
