@@ -119,7 +119,7 @@ def agreement(name: str, ours: Tensor, theirs: Tensor) -> Row:
 
 def zero_shot(folder: Path, theirs: Any, sizes: Sizes) -> Iterator[Row]:
     """Measure zero-shot classification of image files, prompts included, in this process."""
-    source = ImageFolder(str(folder / "images"))
+    source = ImageFolder(root=str(folder / "images"))
     names, templates = list(source.classes or ()), imagenet_templates(7)
     bundle = openslip.load(folder / "model")
     tokenizer: Any = open_clip.get_tokenizer(MODEL)
@@ -156,7 +156,7 @@ def zero_shot(folder: Path, theirs: Any, sizes: Sizes) -> Iterator[Row]:
 
 def one_pass(folder: Path, sizes: Sizes) -> Iterator[Row]:
     """Measure three evaluations of one data set that share their image features, and three that do not."""
-    source = ImageFolder(str(folder / "images"))
+    source = ImageFolder(root=str(folder / "images"))
     bundle = openslip.load(folder / "model")
     shared = {"batch_size": 32, "num_workers": 0}
     knn = KNN(title="", train=source, test=source, k=2, temperature=0.07, **shared)
@@ -200,8 +200,7 @@ def retrieval(folder: Path, sizes: Sizes, python: Path | None) -> Iterator[Row]:
         raise AssertionError(f"recalls {ours['recalls']}, clip_benchmark's {theirs['recalls']}")
     ratio = theirs["seconds"] / ours["seconds"]
     yield Row("retrieval, clip_benchmark", theirs["seconds"], "cpu s", "openslip", ratio)
-    ratio = theirs["gigabytes"] / ours["gigabytes"]
-    yield Row("retrieval, clip_benchmark, memory", theirs["gigabytes"], "GB", "openslip", ratio)
+    yield Row("retrieval, clip_benchmark, memory to spare of 1 GB", MAX_MEMORY - theirs["gigabytes"], "GB")
 
 
 def measured(way: str, folder: Path, python: Path) -> dict[str, Any]:
