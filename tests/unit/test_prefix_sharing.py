@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from evaluation_models import CLASSNAMES, TEMPLATES, bundle, dual_encoder, tokenizer
 from ranks import Ranks
 from retrieval_models import text_features_on_this_rank
 from torch import Tensor, nn
 
+from openslip.inference.imagenet_prompts import imagenet_templates
 from openslip.inference.prompts import class_embeddings
 from openslip.models.prefix_sharing import sharing_prefixes
 from openslip.models.text_transformer import TextTransformer
@@ -104,6 +106,19 @@ def test_gradients_of_shared_rows_are_those_of_the_plain_way():
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     for shared, plain in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(shared, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_clips_text_tower_gives_the_same_unit_features_in_float32():
+    torch.manual_seed(0)
+    model = TextTransformer(vocab_size=49408, context_length=24, width=512, depth=12, heads=8).eval()
+    ids, lengths = tokenizer().encode(
+        [text.replace("{}", name) for text in imagenet_templates(7) for name in CLASSNAMES]
+    )
+    with torch.no_grad():
+        plain = F.normalize(model(ids, lengths), dim=1)
+        with sharing_prefixes():
+            shared = F.normalize(model(ids, lengths), dim=1)
+    torch.testing.assert_close(shared, plain, rtol=0, atol=1e-6)
 
 
 def test_a_classifier_shares_the_beginnings_of_its_templates():
