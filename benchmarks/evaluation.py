@@ -192,7 +192,8 @@ def retrieval(folder: Path, sizes: Sizes, python: Path | None) -> Iterator[Row]:
     np.save(folder / "texts.npy", images.repeat(5, axis=0) + 4 * noise)  # most queries do not find theirs at once
     ours = measured("openslip", folder, Path(sys.executable))
     yield Row(f"retrieval {5 * sizes.captioned} x {sizes.captioned}, openslip", ours["seconds"], "cpu s")
-    yield Row("retrieval, openslip, memory to spare of 1 GB", MAX_MEMORY - ours["gigabytes"], "GB", bar=0)
+    yield Row("retrieval, openslip, its process's memory", ours["gigabytes"], "GB")
+    yield Row("retrieval, openslip, to spare of 1 GB added", MAX_MEMORY - ours["added_gigabytes"], "GB", bar=0)
     if python is None:
         return
     theirs = measured("clip_benchmark", folder, python)
@@ -200,7 +201,7 @@ def retrieval(folder: Path, sizes: Sizes, python: Path | None) -> Iterator[Row]:
         raise AssertionError(f"recalls {ours['recalls']}, clip_benchmark's {theirs['recalls']}")
     ratio = theirs["seconds"] / ours["seconds"]
     yield Row("retrieval, clip_benchmark", theirs["seconds"], "cpu s", "openslip", ratio)
-    yield Row("retrieval, clip_benchmark, memory to spare of 1 GB", MAX_MEMORY - theirs["gigabytes"], "GB")
+    yield Row("retrieval, clip_benchmark, its process's memory", theirs["gigabytes"], "GB")
 
 
 def measured(way: str, folder: Path, python: Path) -> dict[str, Any]:
