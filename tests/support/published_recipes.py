@@ -313,6 +313,12 @@ EVALUATIONS: dict[str, Settings] = {
         "batch_size": 256,
         **AT_THE_END,
     },
+    "builtin_retrieval": {
+        "_target_": "openslip.evaluation.retrieval.Retrieval",
+        "source": {"_target_": "openslip.data.sources.one_per_class.OnePerClass", "source": builtin("seen")},
+        "batch_size": 256,
+        **AT_THE_END,
+    },
     "folder": {
         **ZERO_SHOT,
         "source": {"_target_": "openslip.data.sources.image_folder.ImageFolder", "root": "IMAGES"},

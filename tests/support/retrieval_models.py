@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from evaluation_models import Pictures, bundle, dual_encoder
+from torch import Tensor
 
 from openslip.data.source import Sample, Source
+from openslip.evaluation import features
 from openslip.evaluation.retrieval import Retrieval
 
 CAPTIONS = [("a red ring",), ("two dots", "dots on a line", "a line"), ("größe", "a big blue square")]
@@ -28,3 +30,11 @@ def retrieve(source: Source) -> Retrieval:
 
 def retrieve_on_this_rank(count: int) -> dict[str, float]:
     return retrieve(Captioned(count)).run(bundle(dual_encoder()))
+
+
+def text_features_on_this_rank(texts: list[str], texts_per_batch: int) -> Tensor:
+    before, features.TEXTS_PER_BATCH = features.TEXTS_PER_BATCH, texts_per_batch
+    try:
+        return features.text_features(bundle(dual_encoder()), texts)
+    finally:
+        features.TEXTS_PER_BATCH = before

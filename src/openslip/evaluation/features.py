@@ -24,14 +24,20 @@ TEXTS_PER_BATCH = 256  # the unit in which texts are distributed over ranks
 
 
 def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
-    """Encode texts to unit-length features in their order; ranks share the work, so all of them must call this."""
-    batches = rank_batches(len(texts), TEXTS_PER_BATCH)
+    """Encode texts to unit-length features in their order; ranks share the work, so all of them must call this.
+
+    Equal texts are encoded once, so that their features are equal to the last bit.
+    """
+    distinct = sorted(set(texts))  # sorted, because texts that begin alike are encoded faster together
+    batches = rank_batches(len(distinct), TEXTS_PER_BATCH)
     encoded = []
     with progress("texts", total=sum(map(len, batches))) as advance:
         for batch in batches:
-            encoded.append(bundle.encode_text([texts[row] for row in batch]))
+            encoded.append(bundle.encode_text([distinct[row] for row in batch]))
             advance(len(batch))
-    return gather_batches(encoded, len(texts), TEXTS_PER_BATCH, bundle.device)
+    features = gather_batches(encoded, len(distinct), TEXTS_PER_BATCH, bundle.device)
+    place = {text: row for row, text in enumerate(distinct)}
+    return features[torch.tensor([place[text] for text in texts], device=bundle.device)]
 
 
 def image_batches(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import NonFiniteError, UserError
 from openslip.inference.images import TENSOR, ImageLike, is_one_image, listed, to_image
+from openslip.models.prefix_sharing import sharing_prefixes
 from openslip.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
@@ -108,7 +109,8 @@ class Bundle:
     def encode_text(self, texts: Iterable[str]) -> Float[Tensor, "texts embed"]:
         """Encode texts to unit-length float32 features, in the order of the texts.
 
-        Internally texts are sorted by length, and each batch is trimmed to its longest text to reduce padding.
+        Internally texts are sorted by length and, at equal length, alphabetically. Each batch is trimmed to its longest
+        text to reduce padding, and a causal text tower computes the beginnings that its texts share once.
 
         Raises:
             UserError: the model has no text tower, the list is empty, or one string was given instead of a list.
@@ -118,11 +120,12 @@ class Bundle:
         if not (given := list(texts)):
             raise UserError("no texts to encode: expected at least one")
         ids, lengths = self.need_tokenizer().encode(given)
-        order = lengths.argsort(stable=True)
+        num_tokens = lengths.tolist()
+        order = torch.tensor(sorted(range(len(given)), key=lambda row: (num_tokens[row], given[row])))
         features = []
         for rows in order.split(BATCH_SIZE):
             trimmed = ids[rows, : int(lengths[rows].max())]
-            with evaluating(self.model, self.device):
+            with evaluating(self.model, self.device), sharing_prefixes():
                 encoded = self.model.encode_text(trimmed.to(self.device), lengths[rows])
                 features.append(self.unit(encoded, "text"))
         return torch.cat(features)[order.argsort().to(self.device)]

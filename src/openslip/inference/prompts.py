@@ -58,9 +58,10 @@ def averaged_embeddings(
         names: names of each class, in label order.
         templates: prompts with `{}` where the name is inserted.
     """
-    prompts = [template.replace("{}", name) for of_class in names for name in of_class for template in templates]
+    # Template by template, because prompts of one template begin alike and are encoded faster together.
+    prompts = [template.replace("{}", name) for template in templates for of_class in names for name in of_class]
     features = encode_text(prompts)
-    means = features.view(-1, len(templates), features.shape[-1]).mean(dim=1)  # [names, embed]
+    means = features.view(len(templates), -1, features.shape[-1]).mean(dim=0)  # [names, embed]
     if len(means) > len(names):
         means = torch.stack([of_class.mean(dim=0) for of_class in means.split(list(map(len, names)))])
     return F.normalize(means, dim=-1)

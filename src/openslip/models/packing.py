@@ -1,6 +1,6 @@
 """Packing of captions without padding: one row per real token, with captions sorted by length."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int, Int32
@@ -28,10 +28,15 @@ class Buckets:
     real: Bool[Tensor, " positions"]
     places: Int[Tensor, " rows"]
 
+    def to(self, device: torch.device) -> "Buckets":
+        return replace(self, **copied(device, rows=self.rows, real=self.real, places=self.places))
+
 
 @dataclass(frozen=True)
 class Packing:
     """Indices that turn a batch of padded captions into packed rows, sorted by caption length, and back.
+
+    If captions share rows (`prefix_sharing`), the rows of a caption are not consecutive, and `buckets` finds them.
 
     Attributes:
         tokens: index of each packed row in the flattened batch of token ids.
@@ -51,17 +56,32 @@ class Packing:
     longest: int
     buckets: Buckets | None
 
+    def to(self, device: torch.device) -> "Packing":
+        """Copy the index tensors to a device, without waiting for the copies."""
+        indices = copied(
+            device,
+            tokens=self.tokens,
+            positions=self.positions,
+            starts=self.starts,
+            last=self.last,
+            unsorted=self.unsorted,
+        )
+        return replace(self, **indices, buckets=None if self.buckets is None else self.buckets.to(device))
 
-def pack(
-    text_length: Int[Tensor, " captions"], row_length: int, device: torch.device, *, longest: int, in_buckets: bool
-) -> Packing:
-    """Compute the packing of captions on the CPU, so that reading its sizes does not synchronise with the device.
+
+def copied(device: torch.device, **tensors: Tensor) -> dict[str, Tensor]:
+    if device.type == "cuda":
+        return {name: x.pin_memory().to(device, non_blocking=True) for name, x in tensors.items()}
+    return {name: x.to(device) for name, x in tensors.items()}
+
+
+def pack(text_length: Int[Tensor, " captions"], row_length: int, *, longest: int, in_buckets: bool) -> Packing:
+    """Compute the packing of captions on the CPU, so that reading its sizes does not synchronise with a device.
 
     Args:
         text_length: number of tokens of each caption, at least 1. If it is on a GPU, reading it synchronises with the
             device.
         row_length: number of columns of the batch of token ids.
-        device: device that the index tensors are copied to.
         longest: upper bound on the number of tokens per caption; the same for all batches.
         in_buckets: whether to add buckets, for attention that needs padding.
     """
@@ -71,9 +91,6 @@ def pack(
     ends = lengths.cumsum(0)
     starts = ends - lengths
     positions = torch.arange(int(ends[-1])) - starts.repeat_interleave(lengths)
-
-    def to_device(x: Tensor) -> Tensor:
-        return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
     buckets = None
     if in_buckets:
@@ -88,16 +105,16 @@ def pack(
         last_place = (lengths - 1).repeat_interleave(padded)
         buckets = Buckets(
             shapes=shapes,
-            rows=to_device(starts.repeat_interleave(padded) + place.minimum(last_place)),
-            real=to_device(place <= last_place),
-            places=to_device(padded_starts.repeat_interleave(lengths) + positions),
+            rows=starts.repeat_interleave(padded) + place.minimum(last_place),
+            real=place <= last_place,
+            places=padded_starts.repeat_interleave(lengths) + positions,
         )
     return Packing(
-        tokens=to_device(order.repeat_interleave(lengths) * row_length + positions),
-        positions=to_device(positions),
-        starts=to_device(torch.cat([starts, ends[-1:]]).int()),
-        last=to_device(ends - 1),
-        unsorted=to_device(order.argsort()),
+        tokens=order.repeat_interleave(lengths) * row_length + positions,
+        positions=positions,
+        starts=torch.cat([starts, ends[-1:]]).int(),
+        last=ends - 1,
+        unsorted=order.argsort(),
         longest=longest,
         buckets=buckets,
     )

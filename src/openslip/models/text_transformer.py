@@ -1,7 +1,8 @@
 """CLIP's text transformer, initialised as in published SLIP. Radford et al. 2021, arXiv:2103.00020, section 2.4.
 
 Each layer computes one row per real token. Padding costs something only if the attention kernel needs it. If only one
-token per caption is pooled and no other features are requested, the last block computes only the pooled token.
+token per caption is pooled and no other features are requested, the last block computes only the pooled token. Within
+`sharing_prefixes`, a prefix that several captions share is computed once.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from openslip.errors import UserError
 from openslip.models.attention import attention, compute_dtype, varlen_attention, varlen_is_possible
 from openslip.models.packing import Buckets, Packing, pack
+from openslip.models.prefix_sharing import share_prefixes, shares_prefixes
 from openslip.models.tower import Tokens, Tower
 
 
@@ -72,6 +74,7 @@ class TextTransformer(Tower):
         if width % heads:
             raise UserError(f"heads={heads} do not divide width={width}")
         self.width = width
+        self.causal = causal
         self.pooling = pooling
         self.head_dim = width // heads
         self.context_length = self.input_size = context_length
@@ -119,7 +122,7 @@ class TextTransformer(Tower):
         """
         if self.pooling == "mean":
             return self.pooled_and_tokens(ids, lengths)[0]
-        packing = self.pack(ids, lengths)
+        packing = self.pack(ids, lengths, share=self.causal and shares_prefixes())
         return self.rows(ids, packing, self.pooled_rows(packing)).index_select(0, packing.unsorted)
 
     def tokens(self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /) -> Tokens:
@@ -158,10 +161,16 @@ class TextTransformer(Tower):
     def pooled_rows(self, packing: Packing) -> Int[Tensor, " captions"]:
         return packing.last if self.pooling == "last" else packing.starts[:-1]
 
-    def pack(self, ids: Tensor, lengths: Tensor) -> Packing:
-        """Return the packing of these captions, with buckets if the attention kernel needs padding."""
+    def pack(self, ids: Tensor, lengths: Tensor, *, share: bool = False) -> Packing:
+        """Return the packing of these captions, with buckets if the attention kernel needs padding.
+
+        If `share` is true and there are buckets, prefixes that captions share have one row.
+        """
         in_buckets = not varlen_is_possible(ids.device, compute_dtype(self.positional_embedding), self.head_dim)
-        return pack(lengths, ids.shape[1], ids.device, longest=self.context_length, in_buckets=in_buckets)
+        packing = pack(lengths, ids.shape[1], longest=self.context_length, in_buckets=in_buckets)
+        if share and in_buckets:
+            packing = share_prefixes(packing, ids.cpu())
+        return packing.to(ids.device)
 
 
 class Block(nn.Module):
