@@ -19,6 +19,7 @@ from openslip.data.remote.download import RemoteFile
 from openslip.progress import progress
 
 WORD = re.compile(r"[a-z][a-z' -]+")
+AUTHOR = re.compile(r"^clipart by .+? - ", re.IGNORECASE)  # at the start of titles
 
 
 class Drawing(NamedTuple):
@@ -38,7 +39,8 @@ class OpenClipart(Fetcher):
     """Shards `train/`, `val/` and `unseen/` of the drawings in Debian's package `openclipart-svg`.
 
     `unseen` has the drawings of names whose words occur in no caption of the other splits. Their label is an index into
-    `unseen-names.txt`. Drawings of one title are in one split. A drawing has two captions: its title and its keywords.
+    `unseen-names.txt`. Drawings of one title are in one split, and of equal images only the first is kept. A drawing
+    has two captions: its title and its keywords.
 
     Args:
         address: address of the package.
@@ -86,20 +88,22 @@ class OpenClipart(Fetcher):
         drawings = folder / "drawings"
         with progress("unpacking"):
             unpack(downloads[self.package.name], self.below, drawings)
-        splits = defaultdict[str, list[Record]](list)
+        splits, digests = defaultdict[str, list[Record]](list), set[bytes]()
         chosen = self.chosen(drawings)
         with progress("rendering drawings", total=len(chosen)) as advance:
             for drawing in chosen:
                 advance(1)
+                image = rasterise(drawing.path.read_bytes(), self.side)
+                if image is None or (digest := hashlib.sha256(image.tobytes()).digest()) in digests:
+                    continue  # many drawings are in two folders, perhaps with different titles
+                digests.add(digest)
                 split, label = self.split(drawing)
-                image = rasterise(drawing.path.read_bytes(), self.side) if split else None
-                if image is None:
-                    continue
-                picture = drawing.path.with_suffix(".png")
-                image.save(picture)
-                key = drawing.path.relative_to(drawings).with_suffix("").as_posix()
-                captions = (drawing.title, ", ".join(drawing.keywords))
-                splits[split].append(Record(key, PictureFile(str(picture)), captions, label))
+                if split:
+                    file = drawing.path.with_suffix(".png")
+                    image.save(file)
+                    key = drawing.path.relative_to(drawings).with_suffix("").as_posix()
+                    captions = (drawing.title, ", ".join(drawing.keywords))
+                    splits[split].append(Record(key, PictureFile(str(file)), captions, label))
         for split, records in splits.items():
             write_shards(records, folder / split)
         (folder / "unseen-names.txt").write_text("".join(f"{name}\n" for name in self.unseen))
@@ -109,7 +113,8 @@ class OpenClipart(Fetcher):
         """Return the drawings that may be used and have a title of their own and a keyword that others share."""
         drawings = []
         for path in sorted(root.rglob("*.svg")):
-            title, keywords, licence = metadata(path.read_bytes())
+            given, keywords, licence = metadata(path.read_bytes())
+            title = AUTHOR.sub("", given, count=1).replace("_", " ").strip()
             if licence in self.licences and title:
                 words = (keyword.lower().replace("_", " ").strip() for keyword in keywords)
                 kept = [word for word in dict.fromkeys(words) if WORD.fullmatch(word) and word not in self.not_keywords]
