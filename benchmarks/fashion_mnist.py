@@ -102,6 +102,7 @@ def readers(root: Path) -> dict[str, dict[str, Source]]:
     """The two splits by reader; what is missing is fetched or written."""
     for name in ("fashion_mnist", "efficientnet_lite0"):
         entry = find(name, [config_folder()])
+        assert entry.folder is not None
         create(build(entry.fetcher, name), root / entry.folder)
     sources: dict[str, dict[str, Source]] = {
         "torchvision": {
@@ -148,9 +149,7 @@ def pixel_bundle() -> Bundle:
 
 
 def knn(train: Source, test: Source, bundle: Bundle) -> tuple[float, np.ndarray]:
-    evaluation = KNN(
-        title="k-NN", train=train, test=test, k=K, temperature=TEMPERATURE, batch_size=500, num_workers=0
-    )
+    evaluation = KNN(title="k-NN", train=train, test=test, k=K, temperature=TEMPERATURE, batch_size=500, num_workers=0)
     top1 = evaluation.run(bundle)["top1"]
     return top1, evaluation.arrays["predictions"]
 
@@ -232,7 +231,9 @@ def main() -> int:
         pixel_probe = probe(few, test, pixel_bundle(), C_PIXELS)
     with step("pretrained tower"), sharing(FeatureCache(root / ".features")):
         rows.append(Row(f"k-NN on the tower, {len(few):,}", knn(few, test, tower)[0], "pixels", pixel_knn, "+0"))
-        rows.append(Row(f"probe on the tower, {len(few):,}", probe(few, test, tower, C_TOWER), "pixels", pixel_probe, "+0"))
+        rows.append(
+            Row(f"probe on the tower, {len(few):,}", probe(few, test, tower, C_TOWER), "pixels", pixel_probe, "+0")
+        )
 
     if options.checkpoint:
         bundle = openslip.load(options.checkpoint)

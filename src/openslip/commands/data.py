@@ -109,12 +109,12 @@ def get(arguments: list[str]) -> int:
     say(f"{entry.name}: {entry.meaning}", *columns(rows, 12))
     if entry.layouts:
         say(f"layouts below {root} (EVALUATION_DATA=DIR names another folder):", *(f"  {row}" for row in entry.layouts))
-    folder = root / entry.folder
-    if entry.is_in(root):
-        say(f"present: {folder}")
-        return 0
-    if entry.fetcher is None:
+    if entry.folder is None:
         say("no public server has it in a form that can be fetched: download it by hand from the page")
+        return 0
+    folder = root / entry.folder
+    if entry.state(root) == "present":
+        say(f"present: {folder}")
         return 0
     with importing_pytorch():
         from openslip.config.build import build

@@ -25,7 +25,7 @@ class Obtainable(NamedTuple):
         page: the owner's page.
         evaluation: name of the config that evaluates it; None if there is none.
         layouts: other layouts that are read, as paths below EVALUATION_DATA.
-        folder: name of the folder that the fetcher makes, below EVALUATION_DATA.
+        folder: name of the folder that the fetcher makes, below EVALUATION_DATA; None without a fetcher.
         fetcher: config of a `Fetcher`; None if it has to be downloaded by hand.
     """
 
@@ -37,19 +37,15 @@ class Obtainable(NamedTuple):
     page: str
     evaluation: str | None
     layouts: list[str]
-    folder: str
+    folder: str | None
     fetcher: dict[str, Any] | None
 
-    def is_in(self, root: Path) -> bool:
-        """Whether the folder is there, with anything in it."""
-        folder = root / self.folder
-        return folder.is_dir() and any(folder.iterdir())
-
     def state(self, root: Path) -> str:
-        """Return whether the folder is there, or else how it is obtained."""
-        if self.is_in(root):
-            return "present"
-        return "by hand" if self.fetcher is None else "fetchable"
+        """Return whether the fetcher's folder is below `root`, or else how the dataset is obtained."""
+        if self.folder is None:
+            return "by hand"
+        folder = root / self.folder
+        return "present" if folder.is_dir() and any(folder.iterdir()) else "fetchable"
 
 
 def data_folder() -> Path:
