@@ -20,8 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import openslip
 import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+from torchvision.datasets import FashionMNIST
+
+import openslip
 from openslip.config.build import build
 from openslip.config.folder import config_folder
 from openslip.config.obtain import data_folder, find
@@ -40,10 +46,6 @@ from openslip.evaluation.zeroshot import ZeroShot
 from openslip.inference.bundle import Bundle
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.tower import Tokens, Tower, unpadded
-from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor
 
 SPLITS = ("train", "test")
 NUM_IMAGES = {"train": 60_000, "test": 10_000}
@@ -84,7 +86,7 @@ class Pixels(Tower):
 
 
 def write_wds(source: Source, folder: Path) -> None:
-    """Write a labelled source as a split of a `wds_*` folder; `nshards.txt` is last, so that a killed run repeats it."""
+    """Write a labelled source as a split of a `wds_*` folder; `nshards.txt` comes last, as a killed run has none."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(0, len(source), SHARD)
     for number, start in enumerate(shards):
@@ -121,8 +123,6 @@ def readers(root: Path) -> dict[str, dict[str, Source]]:
 
 def arrays(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [N, 784] from 0 to 1 and labels, as torchvision's own class reads them."""
-    from torchvision.datasets import FashionMNIST
-
     dataset = FashionMNIST(str(root), train=split == "train", download=False)
     return dataset.data.numpy().reshape(-1, 784) / 255.0, dataset.targets.numpy()
 

@@ -4,19 +4,21 @@ import hashlib
 import io
 import tarfile
 
+Member = tuple[tarfile.TarInfo, bytes]
 
-def tar_member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
+
+def tar_member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> Member:
     member = tarfile.TarInfo(name)
     member.type, member.linkname, member.size = kind, link, len(content)
-    return member, io.BytesIO(content)
+    return member, content
 
 
-def debian_package(members: list[tuple], control: bytes = b"odd") -> bytes:
+def debian_package(members: list[Member], control: bytes = b"odd") -> bytes:
     """A package with the members of its data; an odd length of the control part needs a byte of padding."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:xz") as tar:
         for member, content in members:
-            tar.addfile(member, content)
+            tar.addfile(member, io.BytesIO(content))
     parts = {"debian-binary": b"2.0\n", "control.tar.xz": control, "data.tar.xz": stream.getvalue()}
     archive = b"!<arch>\n"
     for name, content in parts.items():

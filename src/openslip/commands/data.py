@@ -110,7 +110,7 @@ def get(arguments: list[str]) -> int:
     if entry.layouts:
         say(f"layouts below {root} (EVALUATION_DATA=DIR names another folder):", *(f"  {row}" for row in entry.layouts))
     if entry.folder is None:
-        say("no public server has it in a form that can be fetched: download it by hand from the page")
+        say("it is not fetched: download it by hand from the page, into one of the layouts")
         return 0
     folder = root / entry.folder
     if entry.state(root) == "present":
