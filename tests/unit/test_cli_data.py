@@ -97,7 +97,7 @@ def test_a_config_names_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["frob"], "error: unknown command data frob; one of: list, convert, index, check"),
+        (["frob"], "error: unknown command data frob; one of: list, get, convert, index, check"),
         (["index", "nowhere.tar"], "error: shard nowhere.tar: No such file or directory"),
         (["index", "pipe:touch PWNED"], "error: shards 'pipe:...': pipe: would run a command"),
         (["check", "cc3"], "error: cc3: neither a path nor a data config; did you mean cc3m?"),

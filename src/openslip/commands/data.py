@@ -1,4 +1,4 @@
-"""List, convert, index and check datasets: openslip data list | convert | index | check."""
+"""List, get, convert, index and check datasets: openslip data list | get | convert | index | check."""
 
 import argparse
 import difflib
@@ -13,6 +13,7 @@ from openslip.terminal import be_quiet, mention, say
 
 COMMANDS = {
     "list": "list the datasets that data=NAME takes, and which of them are on disk: openslip data list",
+    "get": "say how a dataset for evaluation is obtained, and fetch it if possible: openslip data get fashion_mnist",
     "convert": "convert a dataset of another layout to tar shards: openslip data convert table images.csv shards",
     "index": "index shards, so that training does not have to scan them at its start: openslip data index shards",
     "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
         purposes = (f"  {name:8} {purpose}" for name, purpose in COMMANDS.items())
         say("usage: openslip data COMMAND ...", "", *purposes, "", "openslip data COMMAND --help says more.")
         return 0
-    commands = {"list": list_datasets, "convert": convert, "index": index, "check": check}
+    commands = {"list": list_datasets, "get": get, "convert": convert, "index": index, "check": check}
     if command not in commands:
         raise UserError(f"unknown command data {command}; one of: {', '.join(COMMANDS)}")
     return commands[command](rest)
@@ -40,7 +41,13 @@ def main(arguments: list[str]) -> int:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each data command."""
-    return {"list": list_parser(), "convert": convert_parser({}), "index": index_parser(), "check": check_parser()}
+    return {
+        "list": list_parser(),
+        "get": get_parser(),
+        "convert": convert_parser({}),
+        "index": index_parser(),
+        "check": check_parser(),
+    }
 
 
 def list_parser() -> argparse.ArgumentParser:
@@ -63,6 +70,58 @@ def list_datasets(arguments: list[str]) -> int:
         rows[f"{dataset.name:11} {dataset.state()}"] = f"{needs}: {dataset.meaning}"
     say("datasets: openslip train data=NAME; OPENSLIP_DATA=DIR names another folder than data", *columns(rows, 26))
     say("", "docs/DATA.md says how to download and convert them")
+    return 0
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("openslip data get", description=COMMANDS["get"])
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of a dataset; without it, all are listed")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="folder that gets the dataset's folder, instead of EVALUATION_DATA or, without it, data/evaluation",
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="also read DIR/catalogue, in your own folder of configs")
+    add_quiet(parser)
+    return parser
+
+
+def get(arguments: list[str]) -> int:
+    """Print how a dataset is obtained, and make its folder if a public server has it; or list the catalogue."""
+    options = get_parser().parse_args(arguments)
+    be_quiet(options.quiet)
+
+    from openslip.config.folder import config_dirs, config_folder
+    from openslip.config.help import columns
+    from openslip.config.obtain import data_folder, find, obtainable
+
+    folders, root = [config_folder(), *config_dirs(arguments)[0]], options.to or data_folder()
+    if options.name is None:
+        entries = obtainable(folders)
+        rows = {f"{entry.name:26} {entry.state(root)}": f"{entry.size}, {entry.meaning}" for entry in entries}
+        say("openslip data get NAME says how a dataset is obtained, and fetches it:", *columns(rows, 37))
+        return 0
+    entry = find(options.name, folders)
+    rows = {"content": entry.content, "licence": entry.licence, "size": entry.size, "page": entry.page}
+    if entry.evaluation:
+        rows["evaluate it"] = f"openslip eval checkpoint=CHECKPOINT evaluation={entry.evaluation}"
+    say(f"{entry.name}: {entry.meaning}", *columns(rows, 12))
+    if entry.layouts:
+        say(f"layouts below {root} (EVALUATION_DATA=DIR names another folder):", *(f"  {row}" for row in entry.layouts))
+    if entry.folder is None:
+        say("it is not fetched: download it by hand from the page, into one of the layouts")
+        return 0
+    folder = root / entry.folder
+    if entry.state(root) == "present":
+        say(f"present: {folder}")
+        return 0
+    with importing_pytorch():
+        from openslip.config.build import build
+        from openslip.data.get.folder import create
+
+    create(build(entry.fetcher, f"catalogue.{entry.name}.fetcher"), folder)
+    say(f"fetched: {folder}")
     return 0
 
 
