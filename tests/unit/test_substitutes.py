@@ -9,9 +9,10 @@ from numbered import Numbered
 from views import caption_view, crop_view
 
 from openslip.data.source import Collection, Sample
+from openslip.data.view import View
 from openslip.errors import DataError
 
-IMAGE = {"image": crop_view(16, (0.5, 1.0))}
+IMAGE: dict[str, View] = {"image": crop_view(16, (0.5, 1.0))}
 
 
 class Sharded(Numbered):
@@ -30,8 +31,8 @@ class Sharded(Numbered):
         return (Collection(np.array([20, 20, 20]), 1.0),)
 
 
-def epoch(source: Sharded, **changes: Any) -> list[dict[str, Any]]:
-    return list(data_module(source, **{"views": IMAGE} | changes).train_dataloader())
+def epoch(source: Sharded, views: dict[str, View] = IMAGE) -> list[dict[str, Any]]:
+    return list(data_module(source, views=views).train_dataloader())
 
 
 def used(batches: list[dict[str, Any]]) -> list[int]:
