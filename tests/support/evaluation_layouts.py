@@ -53,7 +53,7 @@ def put(path: Path, image: Image.Image | None = None, text: str | None = None) -
 
 def encoded(image: Image.Image, kind: str) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, kind, lossless=True) if kind == "WEBP" else image.save(stream, kind)
+    image.save(stream, kind, lossless=True)  # WebP's option; others ignore it
     return stream.getvalue()
 
 

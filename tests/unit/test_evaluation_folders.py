@@ -1,5 +1,6 @@
 """ImageNetV2, SLIP's file lists, ObjectNet and VOC 2007, and the first of several layouts that is there."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def pixels(source: Source, index: int) -> np.ndarray:
     return np.asarray(open_image(source[index].image, source[index].key)).astype(int)
 
 
-def all_raise_missing_data(tmp_path: Path) -> list[partial[Source]]:
+def all_raise_missing_data(tmp_path: Path) -> list[Callable[[], Source]]:
     root = str(tmp_path / "absent")
     return [
         partial(ImageFolder, root=root),
