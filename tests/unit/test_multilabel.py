@@ -53,6 +53,7 @@ def test_classes_that_no_image_shows_are_left_out_and_noted():
     of_class = evaluation.arrays["average_precisions"]
     assert np.isnan(of_class).tolist() == [place == 2 for place in range(7)]
     assert metrics["mean_average_precision"] == np.delete(of_class, 2).mean()
+    assert metrics["chance"] == pytest.approx(100 * np.delete(source.vectors, 2, axis=1).mean())
     assert evaluation.notes == {"classes with samples": "6 of 7"}
 
 
