@@ -158,7 +158,7 @@ def one_pass(folder: Path, sizes: Sizes) -> Iterator[Row]:
     """Measure three evaluations of one data set that share their image features, and three that do not."""
     source = ImageFolder(root=str(folder / "images"))
     bundle = openslip.load(folder / "model")
-    shared = {"batch_size": 32, "num_workers": 0}
+    shared: dict[str, Any] = {"batch_size": 32, "num_workers": 0}
     knn = KNN(title="", train=source, test=source, k=2, temperature=0.07, **shared)
     evaluations = [
         ZeroShot(title="", source=source, classnames=None, templates=["a {}."], **shared),
