@@ -229,9 +229,9 @@ def main() -> int:
         pixel_knn, _ = knn(few, test, pixel_bundle())
         pixel_probe = probe(few, test, pixel_bundle(), C_PIXELS)
     with step("pretrained tower"), sharing(FeatureCache(root / ".features")):
-        rows.append(Row(f"k-NN on the tower, {len(few):,}", knn(few, test, tower)[0], "pixels", pixel_knn, "+2"))
+        rows.append(Row(f"k-NN on the tower, {len(few):,}", knn(few, test, tower)[0], "pixels", pixel_knn, "+3"))
         rows.append(
-            Row(f"probe on the tower, {len(few):,}", probe(few, test, tower, C_TOWER), "pixels", pixel_probe, "+1.5")
+            Row(f"probe on the tower, {len(few):,}", probe(few, test, tower, C_TOWER), "pixels", pixel_probe, "+3")
         )
 
     if options.checkpoint:
