@@ -156,10 +156,10 @@ def test_a_file_that_is_no_package_is_refused(server: Server, tmp_path: Path):
 def test_nothing_is_written_outside_the_folder(server: Server, tmp_path: Path):
     outside = tmp_path / "outside.txt"
     outside.write_text("mine")
+    ups = ["../" * depth for depth in range(1, 5)]  # four lead from `raw` to `tmp_path`
     members = [
         *FASHION,
-        tar_member(f"./{BELOW}/../../../../../outside.txt", b"theirs"),
-        tar_member(f"{BELOW}/../fashion-mnist/../../../../../../outside.txt", b"theirs"),
+        *(tar_member(f"./{BELOW}/{up}escaped.txt", b"theirs") for up in ups),
         tar_member(str(outside), b"theirs"),
         tar_member(f"./{BELOW}/link", kind=tarfile.SYMTYPE, link=str(outside)),
         tar_member(f"./{BELOW}/hard", kind=tarfile.LNKTYPE, link=str(outside)),
@@ -188,19 +188,26 @@ def test_what_a_killed_process_left_is_replaced(server: Server, tmp_path: Path):
 
 
 class Failing(Fetcher):
-    """Fails after it has written a file."""
+    """Fails after it has written a file, and notes whether the dataset's folder existed at that time."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.has_appeared = True
 
     def files(self) -> list:
         return []
 
     def build(self, downloads: object, folder: Path) -> None:
         (folder / "first").write_text("")
+        self.has_appeared = self.final.exists()
         raise UserError("the second file is damaged")
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
+    fetcher = Failing(tmp_path / "set")
     with pytest.raises(UserError, match="the second file is damaged"):
-        create(Failing(), tmp_path / "set")
+        create(fetcher, tmp_path / "set")
+    assert not fetcher.has_appeared
     assert names(tmp_path) == []
 
 
@@ -298,7 +305,7 @@ DRAWINGS = {
     "animals/rare.svg": drawing("aardvark", "termite"),
     "animals/gpl.svg": drawing("horse", "animal", licence="GPL"),
     "animals/none.svg": drawing("", "animal"),
-    **{f"icons/{number}.svg": drawing("lemon theme", "animal") for number in range(3)},
+    **{f"icons/{number}.svg": drawing("lemon theme", "animal", colour=f"#00000{number}") for number in range(6)},
 }
 
 
@@ -323,11 +330,11 @@ def clipart(server: Server, **changes: Any) -> OpenClipart:
 
 @pytest.fixture
 def coloured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images that show the title, and so the path, of a drawing: the renderer is an extra."""
+    """Images whose colour is that of the drawing and its title, except for "again": the renderer is an extra."""
 
     def rasterise(content: bytes, side: int) -> Image.Image:
-        title = svg.metadata(content).title.removesuffix(" again")
-        return Image.new("RGB", (side, side), tuple(bytes.fromhex(sha256(title.encode()))[:3]))
+        shown = svg.metadata(content).title.removesuffix(" again").encode() + content.rpartition(b"fill=")[2]
+        return Image.new("RGB", (side, side), tuple(bytes.fromhex(sha256(shown))[:3]))
 
     monkeypatch.setattr(openclipart, "rasterise", rasterise)
 
@@ -355,11 +362,12 @@ def test_drawings_become_captioned_shards_without_the_words_of_unseen_names(serv
 
 @pytest.mark.usefixtures("coloured")
 def test_equal_titles_stay_in_one_split(server: Server, tmp_path: Path):
-    create(clipart(server, val_share=0.5, max_same_title=3), tmp_path / "set")
+    create(clipart(server, val_share=0.5, max_same_title=6), tmp_path / "set")
     splits = {path.parent.name: captions(path.parent) for path in (tmp_path / "set").glob("*/*.tar")}
     assert {"train", "val", "unseen"} == splits.keys()
     titles = {split: {texts[0] for texts, _ in samples.values()} for split, samples in splits.items()}
     assert not titles["train"] & titles["val"]
+    assert sum(len(samples) for samples in splits.values()) == 2 + 2 + 6
 
 
 def test_a_drawing_is_rendered_on_white_and_its_margins_are_cut_off():
