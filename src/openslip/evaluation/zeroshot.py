@@ -12,6 +12,7 @@ number of samples (in the source's order), C of classes, T of templates, P of im
 | `predictions` | int64 [N] | most similar class (= `top_classes[:, 0]`) |
 | `top_classes` | int64 [N, K] | most similar classes, most similar first |
 | `top_probabilities` | float32 [N, K] | softmax(exp(logit_scale) * cosine) over all C classes, for `top_classes` |
+| `template_top1` | float64 [T] | top-1 accuracy of each template alone, in per cent; absent with one template |
 | `images` | uint8 [P, 3, H, W] | images evenly spread over the source, after resize and centre crop |
 | `image_indices` | int64 [P] | index of each of the `images` among the N samples |
 | `attribute_names` | str [A] | names of the `attributes`, if there are any |
@@ -30,11 +31,12 @@ from openslip.data.source import Source
 from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.evaluation.class_names import class_names
+from openslip.evaluation.diagnosis import diagnosis
 from openslip.evaluation.evaluation import Evaluation, top1_line
 from openslip.evaluation.features import text_features
 from openslip.evaluation.image_features import joint_features
 from openslip.inference.bundle import Bundle, evaluating
-from openslip.inference.prompts import class_embeddings, texts_of
+from openslip.inference.prompts import ensemble, template_features, texts_of
 
 NUM_IMAGES = 16
 
@@ -42,8 +44,9 @@ NUM_IMAGES = 16
 class ZeroShot(Evaluation):
     """Zero-shot accuracy, in per cent: each image is classified as the class whose prompts are most similar to it.
 
-    Metrics: `top1`, `top5` (with at least 5 classes), `chance` (of top1), `num_samples`, and per attribute
-    `top1_<attribute>`: the share of images for which the predicted class has the right value.
+    Metrics: `top1`, `top5` (with at least 5 classes), `chance` (of top1), `num_samples`, those of
+    `openslip.evaluation.diagnosis`, and per attribute `top1_<attribute>`: the share of images for which the predicted
+    class has the right value.
 
     Args:
         title: name of the evaluation in its headline.
@@ -102,8 +105,11 @@ class ZeroShot(Evaluation):
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
-        classes = class_embeddings(lambda texts: text_features(bundle, texts), self.classnames, self.templates)
-        labels, top_classes, top_probabilities = self.classify(bundle, classes)
+        prompts = template_features(lambda texts: text_features(bundle, texts), self.classnames, self.templates)
+        images, of_image = joint_features(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
+        self.check_labels(of_image)
+        top_classes, top_probabilities = self.classify(bundle, images, ensemble(prompts))
+        labels = of_image.cpu().numpy()
         predictions = top_classes[:, 0]
         if (num_occurring := len(np.unique(labels))) < len(self.classnames):
             self.notes = {**self.notes, "classes with samples": f"{num_occurring} of {len(self.classnames)}"}
@@ -120,6 +126,11 @@ class ZeroShot(Evaluation):
         if len(self.classnames) >= 5:
             metrics["top5"] = per_cent((top_classes == labels[:, None]).any(axis=1))
         metrics |= {"chance": 100 / len(self.classnames), "num_samples": float(len(labels))}
+        diagnosed = diagnosis(
+            bundle, images, of_image, prompts, top_probabilities[:, 0], predictions == labels, self.batch_size
+        )
+        self.arrays |= diagnosed.arrays
+        metrics |= diagnosed.metrics
         if self.attributes:
             values = np.array(list(self.attributes.values()))
             self.arrays |= {"attribute_names": np.array(list(self.attributes)), "attribute_values": values}
@@ -127,19 +138,17 @@ class ZeroShot(Evaluation):
                 metrics[f"top1_{name}"] = per_cent(of_class[predictions] == of_class[labels])
         return metrics
 
-    def classify(self, bundle: Bundle, classes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the labels of all samples, their most similar classes and the probabilities of these classes."""
+    def classify(self, bundle: Bundle, features: Tensor, classes: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the most similar classes of all samples and the probabilities of these classes."""
         num_top = min(5, len(classes))
         top, probabilities = [], []
-        features, labels = joint_features(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
-        self.check_labels(labels)
         with evaluating(bundle.model, bundle.device):
             for images in features.split(self.batch_size):
                 cosines = images @ classes.T  # [B, C]
                 best = cosines.sort(dim=1, descending=True, stable=True).indices[:, :num_top]
                 top.append(best)
                 probabilities.append((cosines * bundle.scale()).softmax(dim=1).gather(1, best))
-        return labels.cpu().numpy(), torch.cat(top).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
+        return torch.cat(top).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
 
     def check_labels(self, label: Tensor) -> None:
         highest = int(label.max())

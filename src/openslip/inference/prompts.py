@@ -42,9 +42,26 @@ def class_embeddings(
     Raises:
         UserError: there is no class or no template, a template lacks `{}`, or one string was given instead of a list.
     """
+    return ensemble(template_features(encode_text, classnames, templates))
+
+
+def template_features(
+    encode_text: Callable[[list[str]], Float[Tensor, "texts embed"]],
+    classnames: Iterable[str | int],
+    templates: Iterable[str | int],
+) -> Float[Tensor, "templates classes embed"]:
+    """Encode the prompt of every template with every class name to unit length.
+
+    Arguments and errors are those of `class_embeddings`.
+    """
     names, prompts = texts(classnames, "classnames"), texts(templates, "templates")
-    features = encode_text([prompt.replace("{}", name) for name in names for prompt in prompts])
-    return F.normalize(features.view(len(names), len(prompts), -1).mean(dim=1), dim=-1)
+    features = encode_text([prompt.replace("{}", name) for prompt in prompts for name in names])
+    return features.view(len(prompts), len(names), -1)
+
+
+def ensemble(features: Float[Tensor, "templates classes embed"]) -> Float[Tensor, "classes embed"]:
+    """Return the mean over templates of each class, normalised."""
+    return F.normalize(features.mean(dim=0), dim=-1)
 
 
 def texts(values: Iterable[Any], key: str) -> list[str]:

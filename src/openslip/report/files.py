@@ -15,6 +15,7 @@ FILES = {
     "evaluation-*.json": "metrics of a later evaluation",
     "bad_samples*.jsonl": "unreadable samples that were replaced",
     "checkpoints/step-*.ckpt": "checkpoint",
+    "checkpoints/best.ckpt": "link to the checkpoint with the best result of the first evaluation",
     "arrays/*.npz": "arrays of this page",
 }
 
