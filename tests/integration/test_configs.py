@@ -43,6 +43,8 @@ ALSO = {
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
     ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
     ("evaluation", "retrieval"): ["evaluation.retrieval.source.shards=SHARDS"],
+    ("evaluation", "geometry"): ["evaluation.geometry.source.shards=SHARDS"],
+    ("evaluation", "held_out"): ["evaluation.held_out.source.shards=SHARDS", "evaluation.held_out.loss_batch_size=2"],
 }
 
 

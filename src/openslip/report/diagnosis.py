@@ -48,7 +48,7 @@ def by_class(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> s
 def _classes(rows: Iterable[str]) -> str:
     return (
         '<div class="scroll"><table class="plain classes"><thead><tr><th>class</th><th class="number">right</th>'
-        '<th class="number">images</th><th class="number">times predicted</th></tr></thead>'
+        '<th class="number">images</th><th class="number">predicted</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

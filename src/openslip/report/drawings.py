@@ -6,9 +6,8 @@ import numpy as np
 
 from openslip.report.pieces import escape
 
-SIDE = 340  # width of a drawing in SVG units, about its width in pixels
-MARGIN = 12
-RADIUS = 3.2  # of a point
+MAP, MARGIN, RADIUS = 720, 12, 4.5  # of the map and its points, in SVG units, which are pixels on a wide screen
+SIDE = 340  # width of the reliability diagram
 LEFT, TOP, PLOT, HISTOGRAM = 40, 8, 210, 34  # of the reliability diagram
 TICKS = (0, 25, 50, 75, 100)
 
@@ -23,9 +22,9 @@ def point_map(groups: Sequence[tuple[np.ndarray, Sequence[int], Sequence[str], b
     """
     points = np.concatenate([group[0] for group in groups]).astype(np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
-    scale = (SIDE - 2 * MARGIN) / max(float((high - low).max()), 1e-9)
+    scale = (MAP - 2 * MARGIN) / max(float((high - low).max()), 1e-9)
     width, height = ((high - low) * scale + 2 * MARGIN).round(1)
-    height = max(height, SIDE / 3)
+    height = max(height, MAP / 3)
     marks = []
     for coordinates, colours, texts, is_diamond in groups:
         for (x, y), colour, text in zip(coordinates, colours, texts, strict=True):

@@ -37,8 +37,8 @@ def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
         cells.append(f"<div><dt>{escape(metric_name(metric))}</dt><dd>{metric_value(metric, one.last)}</dd></div>")
     parts = [f'<dl class="metrics">{"".join(cells)}</dl>' if cells else "", _charts(series, metrics.x_name)]
     try:
-        arrays = read_arrays(folder, name)
-        parts += geometry(arrays, name) if is_geometry(arrays) else classification(arrays, name)
+        if arrays := read_arrays(folder, name):  # some evaluations only have metrics
+            parts += geometry(arrays, name) if is_geometry(arrays) else classification(arrays, name)
     except AbsentError as reason:
         if not cells:
             raise

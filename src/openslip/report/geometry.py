@@ -11,8 +11,8 @@ from openslip.report.run_files import AbsentError, check
 MEANINGS = {
     "modality_gap": (
         "modality gap",
-        "Distance between the mean image and the mean text, from 0 to 2. Contrastive training leaves a gap, which does not "
-        "harm zero-shot accuracy; but while it is large, images and texts cannot be mixed in one search.",
+        "Distance between the mean image and the mean text, from 0 to 2. Near 0: both lie in one region. Contrastive "
+        "training usually leaves a gap; while it is large, images and texts cannot be ranked together in one search.",
     ),
     "alignment": (
         "alignment",
