@@ -323,7 +323,7 @@ EVALUATION = [
     (E + "knn.py", "bundle.model.image_tower(image)", "bundle.model.encode_image(image)"),
     (E + "features.py", "range(0, num_rows, batch_size)[rank() :: world_size()]", "range(0, num_rows, batch_size)"),
     (E + "features.py", "gathered.transpose(0, 1).reshape(-1, *shape)", "gathered.reshape(-1, *shape)"),
-    ("src/openslip/inference/prompts.py", ".mean(dim=1), dim=-1)", "[:, 0], dim=-1)"),
+    ("src/openslip/inference/prompts.py", ".mean(dim=0), dim=-1)", "[0], dim=-1)"),
     (
         "src/openslip/inference/imagenet_prompts.py",
         "_open_clip_metadata().SIMPLE_IMAGENET_TEMPLATES",

