@@ -96,7 +96,7 @@ def calibration(arrays: dict[str, np.ndarray]) -> str:
     is_right = arrays["labels"] == arrays["predictions"]
     check(probabilities.shape == is_right.shape, "probabilities and labels differ in shape")
     check(bool(((probabilities >= 0) & (probabilities <= 1.0001)).all()), "a probability is not from 0 to 1")
-    place = np.ceil(probabilities * BINS).astype(np.int64).clip(1, BINS) - 1
+    place = np.searchsorted(np.arange(1, BINS) / BINS, probabilities)  # the upper bound belongs to a bin
     counts = np.bincount(place, minlength=BINS)
     right, mean = (np.bincount(place, weights=of, minlength=BINS) for of in (is_right, probabilities))
     error = expected_calibration_error(probabilities, is_right, BINS)
