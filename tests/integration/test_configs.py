@@ -50,6 +50,8 @@ ALSO = {
     ("evaluation", "probe"): [f"evaluation.probe.{role}.root=PICTURES" for role in ("train", "test")],
     ("evaluation", "few_shot"): [f"evaluation.few_shot.{role}.root=PICTURES" for role in ("train", "test")],
     ("evaluation", "imagenet_knn"): ["evaluation.imagenet_knn.k=[2,1]"],
+    ("evaluation", "geometry"): ["evaluation.geometry.source.shards=SHARDS"],
+    ("evaluation", "held_out"): ["evaluation.held_out.source.shards=SHARDS", "evaluation.held_out.loss_batch_size=2"],
 }
 
 

@@ -200,3 +200,19 @@ class FailsToOpen(SlowSource):
         if here("data_missing", 0):
             raise DataError("no such shard here")
         super().__init__(**arguments)
+
+
+class Peak(Evaluation):
+    """Measures how near the logit scale, as `Overwrite` sets it, is to that of step 8; `kill_peak` as in `Scale`."""
+
+    headline_metric = "height"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        self.calls += 1
+        if here("kill_peak", self.calls):
+            finish_writes()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"height": 1 - abs(float(bundle.model.logit_scale) - 1 - 8 / 64)}

@@ -26,7 +26,7 @@ from openslip.evaluation.features import text_features
 from openslip.evaluation.zeroshot import ZeroShot
 from openslip.inference.imagenet_classes import imagenet_ids
 from openslip.inference.imagenet_prompts import imagenet_classnames
-from openslip.inference.prompts import averaged_embeddings, class_embeddings, texts_of
+from openslip.inference.prompts import class_embeddings, ensemble, template_features, texts_of
 from openslip.inference.tables import ClassTable, class_table, table_names, template_table
 
 # facebookresearch/SLIP c6faf5d: number and hash of each set's names (labels.json; several names of a class joined by
@@ -314,7 +314,7 @@ def test_some_of_imagenets_folders_are_the_only_candidates_and_the_headline_says
 def test_prompts_of_several_names_of_a_class_are_averaged():
     model = dual_encoder().double()
     names, templates = [["happy", "smiling"], ["neutral"]], ["a {} face.", "they look {}."]
-    ours = averaged_embeddings(lambda texts: text_features(bundle(model), texts), names, templates)
+    ours = ensemble(template_features(lambda texts: text_features(bundle(model), texts), names, templates))
     for row, of_class in zip(ours, names, strict=True):
         prompts = [template.replace("{}", name) for template in templates for name in of_class]
         rows = [text_features(bundle(model), [prompt])[0].tolist() for prompt in prompts]

@@ -136,7 +136,7 @@ def test_whole_run_has_every_section_and_its_metrics(tmp_path: Path):
     assert "50.0 %" in page.text, "the last logged top-1"
     assert "2 times chance (25.0 %)" in page.text
     assert "Not available" not in page.text
-    assert page.tags.count("svg") == 5, "loss, accuracy, speed, top-1, top-1 by attribute"
+    assert page.tags.count("svg") == 6, "loss, accuracy, speed, top-1, top-1 by attribute, calibration"
     assert len(page.images) == 15 + 5 + 6
     assert "4 of 5 images" in page.text
     assert "5 of 5 captions" in page.text

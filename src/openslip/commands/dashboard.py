@@ -63,6 +63,8 @@ def workspace(entity: str, project: str) -> "Workspace":
                 title="Top-1 per attribute", metrics=[f"eval/builtin/top1_{attribute}" for attribute in ATTRIBUTES]
             ),
             every("Retrieval recall at 1", r"^eval/.*_recall_1$"),
+            every("Calibration error in per cent", r"^eval/.*/calibration_error_percent$"),
+            every("Gain of the prompt ensemble in points", r"^eval/.*/ensemble_gain(_over_best)?$"),
         ],
         "Training": [
             lines("Losses", "train/loss", "train/clip_loss", "train/ssl_loss"),

@@ -224,7 +224,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
             "look for a callback that stops it"
         )
     if is_main_process():
-        headlines = [evaluations[name].headline(metrics) for name, metrics in evaluate.results.items()]
+        headlines = evaluate.headlines()
         if headlines and (most := config["evaluation_samples"]) is not None:
             headlines.append(f"evaluations: at most {most} samples of each dataset were used")
         try:
@@ -237,7 +237,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
             lines.insert(0, f"data: {bad} bad samples were replaced: {files}")
         lines += [f"profile: {file}" for file in profile_files(trainer)]
         try:
-            run.finish({"step": pretrainer.step, "metrics": evaluate.results, "lines": lines})
+            run.finish({"step": pretrainer.step, **evaluate.outcome(), "lines": lines})
         finally:
             say(*lines)
         mention(*next_commands(run.folder, config))

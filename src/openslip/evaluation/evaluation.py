@@ -1,6 +1,7 @@
 """Contract: an evaluation computes metrics of a model (a `Bundle`), both during training and afterwards."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,8 @@ class Evaluation(ABC):
             Training always evaluates at its end, and only there if both intervals are 0.
         every_n_steps: steps between evaluations in training, set from the config key; 0 for none.
         headline_metric: name of the metric that stands for the evaluation in tables of results.
+        better: `higher` or `lower`: which values of `headline_metric` are better, so that training keeps the best one;
+            None for a metric that has no best value.
         arrays: arrays of the last `run` for the report, by name; dtype object is not allowed.
         notes: texts that `openslip eval` prints in its table beside the metrics, by name.
     """
@@ -26,6 +29,7 @@ class Evaluation(ABC):
     every_n_epochs: int = 0
     every_n_steps: int = 0
     headline_metric: str = "top1"
+    better: Literal["higher", "lower"] | None = "higher"
     arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - `run` assigns a new dict and never changes this one
     notes: dict[str, str] = {}  # noqa: RUF012 - as above
 
@@ -56,7 +60,7 @@ def with_unit(metric: str, value: float) -> str:
     """Format a metric for people: counts as whole numbers, shares in per cent."""
     if metric.startswith("num_"):
         return f"{value:.0f}"
-    is_share = metric.startswith(SHARES) or metric.endswith("_acc") or "_recall_" in metric
+    is_share = metric.startswith(SHARES) or metric.endswith(("_acc", "_percent")) or "_recall_" in metric
     return f"{value:.2f} %" if is_share else f"{value:.4g}"
 
 

@@ -31,7 +31,7 @@ from openslip.evaluation.features import text_features
 from openslip.evaluation.image_features import joint_features
 from openslip.evaluation.metrics import average_precisions, eleven_point_average_precision
 from openslip.inference.bundle import Bundle, evaluating
-from openslip.inference.prompts import averaged_embeddings, texts_of
+from openslip.inference.prompts import ensemble, template_features, texts_of
 
 
 class MultiLabel(Evaluation):
@@ -85,7 +85,7 @@ class MultiLabel(Evaluation):
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
-        classes = averaged_embeddings(lambda texts: text_features(bundle, texts), self.prompted, self.templates)
+        classes = ensemble(template_features(lambda texts: text_features(bundle, texts), self.prompted, self.templates))
         cosines = self.cosines(bundle, classes)
         of_class = average_precisions(cosines, self.label_vectors)
         occurs = ~np.isnan(of_class)

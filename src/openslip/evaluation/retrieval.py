@@ -44,6 +44,8 @@ class Retrieval(Evaluation):
             has no text tower.
     """
 
+    headline_metric = "image_to_text_recall_1"
+
     def __init__(self, *, title: str, source: Source, batch_size: int, num_workers: int) -> None:
         if len(source) < 2:
             raise UserError(f"retrieval: the source has {len(source)} samples: expected at least 2 to choose from")

@@ -12,6 +12,7 @@ number of samples (in the source's order), C of classes, T of templates, P of im
 | `predictions` | int64 [N] | most similar class (= `top_classes[:, 0]`) |
 | `top_classes` | int64 [N, K] | most similar classes, most similar first |
 | `top_probabilities` | float32 [N, K] | softmax(exp(logit_scale) * cosine) over all C classes, for `top_classes` |
+| `template_top1` | float64 [T] | top-1 accuracy of each template alone, in per cent; absent with one template |
 | `images` | uint8 [P, 3, H, W] | images evenly spread over the source, after resize and centre crop |
 | `image_indices` | int64 [P] | index of each of the `images` among the N samples |
 | `attribute_names` | str [A] | names of the `attributes`, if there are any |
@@ -30,13 +31,14 @@ from openslip.data.source import Source
 from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.evaluation.class_names import class_names
+from openslip.evaluation.diagnosis import diagnosis
 from openslip.evaluation.evaluation import Evaluation, classification_line
 from openslip.evaluation.features import text_features
 from openslip.evaluation.image_features import joint_features
 from openslip.evaluation.metrics import accuracies, best_classes, per_cent, possible_metrics, roc_auc
 from openslip.evaluation.split_size import samples_note
 from openslip.inference.bundle import Bundle, evaluating
-from openslip.inference.prompts import averaged_embeddings, texts_of
+from openslip.inference.prompts import ensemble, template_features, texts_of
 
 NUM_IMAGES = 16
 
@@ -46,8 +48,9 @@ class ZeroShot(Evaluation):
 
     Metrics: `top1`, `mean_per_class` (mean over the occurring classes of the share of their images that is right),
     `top5` and `mean_of_top1_top5` (with at least 5 classes), `roc_auc` (of 2 classes, if both occur; the score is the
-    second class's cosine minus the first's), `chance` (of top1), `num_samples`, and per attribute `top1_<attribute>`:
-    the share of images for which the predicted class has the right value.
+    second class's cosine minus the first's), `chance` (of top1), `num_samples`, those of
+    `openslip.evaluation.diagnosis`, and per attribute `top1_<attribute>`: the share of images for which the predicted
+    class has the right value.
 
     Args:
         title: name of the evaluation in its headline.
@@ -122,8 +125,11 @@ class ZeroShot(Evaluation):
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
-        classes = averaged_embeddings(lambda texts: text_features(bundle, texts), self.prompted, self.templates)
-        labels, top_classes, top_probabilities, margins = self.classify(bundle, classes)
+        prompts = template_features(lambda texts: text_features(bundle, texts), self.prompted, self.templates)
+        images, of_image = joint_features(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
+        self.check_labels(of_image)
+        top_classes, top_probabilities, margins = self.classify(bundle, images, ensemble(prompts))
+        labels = of_image.cpu().numpy()
         predictions = top_classes[:, 0]
         if (num_occurring := len(np.unique(labels))) < len(self.classnames):
             self.notes = {**self.notes, "classes with samples": f"{num_occurring} of {len(self.classnames)}"}
@@ -140,6 +146,11 @@ class ZeroShot(Evaluation):
         if "roc_auc" in possible_metrics(len(self.classnames)):
             metrics |= self.roc_auc(margins, labels)
         metrics |= {"chance": 100 / len(self.classnames), "num_samples": float(len(labels))}
+        diagnosed = diagnosis(
+            bundle, images, of_image, prompts, top_probabilities[:, 0], predictions == labels, self.batch_size
+        )
+        self.arrays |= diagnosed.arrays
+        metrics |= diagnosed.metrics
         if self.attributes:
             values = np.array(list(self.attributes.values()))
             self.arrays |= {"attribute_names": np.array(list(self.attributes)), "attribute_values": values}
@@ -147,17 +158,15 @@ class ZeroShot(Evaluation):
                 metrics[f"top1_{name}"] = per_cent(of_class[predictions] == of_class[labels])
         return metrics
 
-    def classify(self, bundle: Bundle, classes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def classify(self, bundle: Bundle, features: Tensor, classes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Classify all samples, a batch at a time, so that memory does not grow by a row of cosines per sample.
 
         Returns:
-            The labels of all samples, their most similar classes, the probabilities of these classes, and the last
-            class's cosine minus the first's.
+            The most similar classes of all samples, the probabilities of these classes, and the last class's cosine
+            minus the first's.
         """
         num_top = min(5, len(classes))
         top, probabilities, margins = [], [], []
-        features, labels = joint_features(bundle, self.source, batch_size=self.batch_size, num_workers=self.num_workers)
-        self.check_labels(labels)
         with evaluating(bundle.model, bundle.device):
             for images in features.split(self.batch_size):
                 cosines = images @ classes.T  # [B, C]
@@ -168,7 +177,7 @@ class ZeroShot(Evaluation):
         top_classes, top_probabilities, margin = (
             torch.cat(rows).cpu().numpy() for rows in (top, probabilities, margins)
         )
-        return labels.cpu().numpy(), top_classes, top_probabilities, margin
+        return top_classes, top_probabilities, margin
 
     def roc_auc(self, margins: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Return the metric `roc_auc`, or none if only one of the two classes occurs."""

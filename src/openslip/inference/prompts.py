@@ -40,18 +40,18 @@ def class_embeddings(
     Raises:
         UserError: there is no class or no template, a template lacks `{}`, or one string was given instead of a list.
     """
-    names = texts(classnames, "classnames")
-    return averaged_embeddings(encode_text, [[name] for name in names], texts(templates, "templates"))
+    names = [(name,) for name in texts(classnames, "classnames")]
+    return ensemble(template_features(encode_text, names, texts(templates, "templates")))
 
 
-def averaged_embeddings(
+def template_features(
     encode_text: Callable[[list[str]], Float[Tensor, "texts embed"]],
     names: Sequence[Sequence[str]],
     templates: Sequence[str],
-) -> Float[Tensor, "classes embed"]:
-    """Compute class embeddings like `class_embeddings`, for classes that may have several names.
+) -> Float[Tensor, "templates classes embed"]:
+    """Encode every template with every class; of a class with several names, the mean of their unit-length features.
 
-    The mean of a class is taken over all its names times all templates, as in facebookresearch/SLIP eval_zeroshot.py.
+    The mean of a class is thus over all its names times all templates, as in facebookresearch/SLIP eval_zeroshot.py.
 
     Args:
         encode_text: function from texts to unit-length features.
@@ -61,10 +61,16 @@ def averaged_embeddings(
     # Template by template, because prompts of one template begin alike and are encoded faster together.
     prompts = [template.replace("{}", name) for template in templates for of_class in names for name in of_class]
     features = encode_text(prompts)
-    means = features.view(len(templates), -1, features.shape[-1]).mean(dim=0)  # [names, embed]
-    if len(means) > len(names):
-        means = torch.stack([of_class.mean(dim=0) for of_class in means.split(list(map(len, names)))])
-    return F.normalize(means, dim=-1)
+    features = features.view(len(templates), -1, features.shape[-1])  # [templates, names, embed]
+    if features.shape[1] > len(names):
+        of_classes = features.split(list(map(len, names)), dim=1)
+        features = torch.stack([of_class.mean(dim=1) for of_class in of_classes], dim=1)
+    return features
+
+
+def ensemble(features: Float[Tensor, "templates classes embed"]) -> Float[Tensor, "classes embed"]:
+    """Return the mean over templates of each class, normalised."""
+    return F.normalize(features.mean(dim=0), dim=-1)
 
 
 def texts(values: Iterable[Any], key: str) -> list[str]:

@@ -52,6 +52,7 @@ def columns_of(runs: Sequence[ComparedRun]) -> list[str]:
 def evaluation_of(column: str) -> tuple[str, str] | None:
     """Return the evaluation and the metric of a column, or None if it is no result of an evaluation."""
     group, _, metric = column.rpartition("/")
-    if not group.startswith("eval/") or metric.startswith(NO_RESULT):
+    kind, _, name = group.partition("/")
+    if kind not in ("eval", "eval_ema") or not name or metric.startswith(NO_RESULT):
         return None
-    return group.removeprefix("eval/"), metric
+    return f"{name} (EMA)" if kind == "eval_ema" else name, metric

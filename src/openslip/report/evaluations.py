@@ -7,10 +7,13 @@ import numpy as np
 
 from openslip.evaluation.evaluation import SHARES
 from openslip.report.charts import chart
+from openslip.report.diagnosis import by_class, by_template, calibration
+from openslip.report.geometry import geometry, is_geometry
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent, short
 from openslip.report.run_files import AbsentError, Metrics, Series, check, read_arrays
 from openslip.report.training import grid
 
+EMA = " (EMA)"  # ends the name of a metric of the EMA weights
 MAX_IMAGES = 12  # fills rows of one, two, three and four
 MAX_CLASSES = 1_000_000
 MAX_MATRIX = 24  # rows of the largest confusion matrix that is still readable
@@ -24,14 +27,19 @@ def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
         name: name of the evaluation.
         metrics: all metrics of the run.
     """
-    prefix = f"eval/{name}/"
-    series = {key.removeprefix(prefix): value for key, value in metrics.columns.items() if key.startswith(prefix)}
+    series = {metric: metrics.columns[f"eval/{name}/{metric}"] for metric in metrics.of_evaluation("eval", name)}
+    series |= {
+        f"{metric}{EMA}": metrics.columns[f"eval_ema/{name}/{metric}"]
+        for metric in metrics.of_evaluation("eval_ema", name)
+        if metric != "chance" and not metric.startswith("num_")
+    }
     cells = []
     for metric, one in series.items():
         cells.append(f"<div><dt>{escape(metric_name(metric))}</dt><dd>{metric_value(metric, one.last)}</dd></div>")
     parts = [f'<dl class="metrics">{"".join(cells)}</dl>' if cells else "", _charts(series, metrics.x_name)]
     try:
-        parts += classification(read_arrays(folder, name, metrics.arrays), name)
+        if arrays := read_arrays(folder, name, metrics.arrays):  # some evaluations only have metrics
+            parts += geometry(arrays, name) if is_geometry(arrays) else classification(arrays, name)
     except AbsentError as reason:
         if not cells:
             raise
@@ -53,7 +61,8 @@ def metric_value(metric: str, value: float) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether an evaluation's metric is in per cent."""
-    return metric.startswith(SHARES) or "recall" in metric
+    metric = metric.removesuffix(EMA)
+    return metric.startswith(SHARES) or "recall" in metric or metric.endswith(("_acc", "_percent"))
 
 
 def _charts(series: dict[str, Series], x_name: str) -> str:
@@ -78,12 +87,17 @@ def _charts(series: dict[str, Series], x_name: str) -> str:
 
 def _chart_title(metric: str) -> str:
     """Return the title of the chart in which a metric is drawn, which related metrics share."""
+    metric = metric.removesuffix(EMA)
     if re.fullmatch(r"top\d+", metric):
         return "Accuracy"
     if metric.startswith("top1_"):
         return "Accuracy by attribute"
     if "recall" in metric:
         return "Recall"
+    if metric.startswith("ensemble_gain"):
+        return "What the prompt ensemble gains, points"
+    if metric.endswith("_acc"):
+        return "Accuracy within the batch"
     return "Loss" if metric.endswith("loss") else metric_name(metric)
 
 
@@ -103,7 +117,14 @@ def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
         highest = int(max(labels.max(), predictions.max()))
         check(highest < len(arrays.get("classnames", range(MAX_CLASSES))), f"label {highest} has no name")
         names = [str(name) for name in arrays.get("classnames", range(highest + 1))]
-        return [_confusions(arrays, names), _images(arrays, names), _mistakes(labels, predictions, names)]
+        return [
+            _confusions(arrays, names),
+            _images(arrays, names),
+            _mistakes(labels, predictions, names),
+            by_class(labels, predictions, names),
+            by_template(arrays),
+            calibration(arrays),
+        ]
     # A user's evaluation may store other data under these names, which must not prevent the report.
     except (AbsentError, IndexError, KeyError, TypeError, ValueError) as error:
         raise AbsentError(f"arrays/{name}.npz does not hold a classification ({error})") from error

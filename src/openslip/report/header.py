@@ -99,7 +99,8 @@ def tiles(folder: Path, config: dict[str, Any], metrics: Metrics) -> Sequence[tu
     """Return label, value and note of each main metric."""
     shown = []
     for name in evaluation_names(folder, metrics):
-        top1, chance = (metrics.columns.get(f"eval/{name}/{metric}") for metric in ("top1", "chance"))
+        group = "eval_ema" if metrics.of_evaluation("eval_ema", name) else "eval"  # the weights that are loaded
+        top1, chance = (metrics.columns.get(f"{group}/{name}/{metric}") for metric in ("top1", "chance"))
         if top1 is not None:
             notes = []
             if chance is not None and chance.last > 0:

@@ -65,6 +65,16 @@ class Metrics(NamedTuple):
     x: float
     arrays: Mapping[str, Path] = MappingProxyType({})
 
+    def of_evaluation(self, group: str, name: str) -> list[str]:
+        """List the metrics that an evaluation has logged.
+
+        Args:
+            group: `eval` for those of the trained weights, `eval_ema` for those of the EMA weights.
+            name: name of the evaluation.
+        """
+        prefix = f"{group}/{name}/"
+        return [column.removeprefix(prefix) for column in self.columns if column.startswith(prefix)]
+
 
 def read_metrics(path: Path) -> Metrics:
     """Read metrics.csv, with samples seen as the x-axis.

@@ -1,5 +1,6 @@
 """Checkpoints of a run: `step-000123.ckpt` with `step-000123.json` beside it, and the link `last.ckpt` to the newest.
 
+The link `best.ckpt` leads to the one with the best result of an evaluation, which is kept as long as the link is.
 The JSON records step, size and sha256. It is written after its checkpoint is on disk, and the link is updated after
 that: a checkpoint without a JSON was never finished and is ignored. File name, JSON and content must agree on the step,
 and the content includes the settings of its run.
@@ -7,6 +8,7 @@ and the content includes the settings of its run.
 
 import hashlib
 import json
+import os
 import re
 import reprlib
 from pathlib import Path
@@ -23,6 +25,7 @@ from openslip.terminal import notice
 
 KEPT = 2  # checkpoints kept per run: the newest may turn out to be damaged
 LINK = "last.ckpt"
+BEST = "best.ckpt"
 
 
 class Saved(NamedTuple):
@@ -86,11 +89,22 @@ def finish(path: Path, step: int, written: Hashing) -> None:
         note.write(json.dumps(entry).encode())
     point(path.with_name(LINK), path.name)
     keep = [checkpoint.path.name for checkpoint in saved(path.parent) if checkpoint.problem is None][:KEPT]
+    keep += [os.readlink(best)] if (best := path.with_name(BEST)).is_symlink() else []
     for old in path.parent.glob("step-*.ckpt"):
         # Checkpoints of higher steps are kept: the run resumed from an earlier step and has not reached them again.
         if old.name not in keep and (old_step := step_of(old)) is not None and old_step < step:
             old.with_suffix(".json").unlink(missing_ok=True)  # first, so that an interrupted removal leaves none listed
             old.unlink(missing_ok=True)
+
+
+def point_best(folder: Path, step: int | None) -> None:
+    """Point `best.ckpt` at the checkpoint of a step; if the step is None or has no checkpoint, remove the link."""
+    link = folder / BEST
+    if any(checkpoint.step == step and checkpoint.problem is None for checkpoint in saved(folder)):
+        assert step is not None
+        point(link, file_name(step))
+    elif link.is_symlink():
+        link.unlink()
 
 
 def damage(checkpoint: Saved) -> str | None:

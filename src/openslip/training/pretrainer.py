@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -96,8 +97,14 @@ class Pretrainer(pl.LightningModule):
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle for evaluations, with the weights of this step."""
+        """The bundle of `evaluated`, with the weights of this step."""
         return Bundle(self.evaluated, self.tokenizer, self.transform, self.architecture, self.device)
+
+    @property
+    def bundles(self) -> dict[str, Bundle]:
+        """Bundles with the weights of this step: `eval` has the trained weights, `eval_ema` the EMA weights if any."""
+        trained = replace(self.bundle, model=self.model)
+        return {"eval": trained} if self.averaged is None else {"eval": trained, "eval_ema": self.bundle}
 
     @property
     def data(self) -> DataModule:

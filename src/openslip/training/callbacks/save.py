@@ -9,9 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from openslip import signals
-from openslip.distributed import from_first_rank, rank, share_question, shared_answer
+from openslip.distributed import from_first_rank, is_main_process, rank, share_question, shared_answer
 from openslip.run import watchdog
-from openslip.run.checkpoints import file_name
+from openslip.run.checkpoints import file_name, point_best, saved
 from openslip.terminal import notice
 from openslip.training.checkpoint_io import DurableCheckpointIO
 from openslip.training.pretrainer import Pretrainer
@@ -78,6 +78,24 @@ def save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:
     path = begin_save(trainer, pl_module)
     end_save(trainer)
     return path
+
+
+def keep_best(trainer: pl.Trainer, pl_module: Pretrainer) -> None:
+    """Point `checkpoints/best.ckpt` at the checkpoint of this step, which is saved if needed; called by all ranks.
+
+    Without a `Save` callback, as in callbacks=none, no checkpoint is kept.
+
+    Raises:
+        UserError: a save has failed, for a reason listed in `save`; raised on all ranks.
+    """
+    if not any(isinstance(callback, Save) for callback in trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    end_save(trainer)
+    folder = Path(trainer.default_root_dir) / "checkpoints"
+    if from_first_rank(all(checkpoint.step != pl_module.step for checkpoint in saved(folder))):
+        save(trainer, pl_module)
+    if is_main_process():
+        point_best(folder, pl_module.step)
 
 
 def begin_save(trainer: pl.Trainer, pl_module: Pretrainer) -> Path:

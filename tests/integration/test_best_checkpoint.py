@@ -1,0 +1,128 @@
+"""Evaluations during training: their best results, the checkpoint that is kept, and the EMA weights."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pretraining import Rows, fit, pretrainer
+from trainings import RUN, Training, newest
+
+from openslip.evaluation.evaluation import Evaluation
+from openslip.inference.bundle import Bundle
+from openslip.inference.files import read
+from openslip.run.checkpoints import BEST, saved
+from openslip.training.callbacks.evaluate import Evaluate
+from openslip.training.callbacks.save import Save
+from openslip.training.checkpoint_io import DurableCheckpointIO
+
+# The evaluation of step 8 has the best height. In the end, its checkpoint is not among the two newest ones.
+PEAK = [
+    *RUN,
+    *("trainer.max_steps=20", "callbacks.save.every_n_steps=5", "callbacks.save.every_n_epochs=null"),
+    *("+evaluation.peak._target_=disturbances.Peak", "+evaluation.peak.every_n_steps=4"),
+    *(
+        "+evaluation.end._target_=disturbances.Scale",
+        "+evaluation.end.name=end",
+        "+callbacks.count._target_=disturbances.Overwrite",
+    ),
+]
+
+
+def test_a_run_that_is_killed_keeps_its_best_result_and_that_checkpoint(place: Path):
+    folder = place / "runs" / "peak"
+    link = folder / "checkpoints" / BEST
+    for disturbance, code in (
+        ("kill_peak 2 0", -signal.SIGKILL),  # within the evaluation of step 8
+        ("signal 10 0", 143),  # after it
+        ("none 0 0", 0),
+    ):
+        link.unlink(missing_ok=True)  # as if the run had been killed before the link was made
+        training = Training(place, *PEAK, "name=peak", log="peak", DISTURB=disturbance)
+        assert training.wait() == code, training.said()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["best"] == {"peak": {"metric": "height", "value": 1.0, "step": 8}}
+    assert result["lines"][0] == "Peak: height 0.8125; best height 1 at step 8"
+    assert os.readlink(link) == "step-000008.ckpt"
+    assert read(link)["state_dict"]["model.logit_scale"].item() == 1 + 8 / 64
+    assert [checkpoint.step for checkpoint in saved(folder / "checkpoints")] == [20, 15, 8]
+    assert newest(folder)["openslip"]["step"] == 20
+
+
+class Length(Evaluation):
+    """Measures the weights; the bundle of its last run is kept."""
+
+    headline_metric = "length"
+    every_n_steps = 2
+
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        total = sum(float(weight.detach().double().square().sum()) for weight in bundle.model.parameters())
+        self.model = bundle.model
+        self.arrays = {"total": np.array([total])}
+        return {"length": total}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*")
+def test_evaluations_measure_the_trained_weights_and_the_ema_weights(tmp_path: Path):
+    made, evaluation, rows = pretrainer("slip", steps=4, ema_decay=0.8), Length(), Rows()
+    evaluate = Evaluate({"mine": evaluation})
+    fit(made, 4, callbacks=[evaluate], logger=rows, folder=tmp_path)
+    logged = {step: row for step, row in rows.rows if "eval/mine/length" in row}
+    assert list(logged) == [2, 4]
+    assert logged[4]["eval/mine/length"] == evaluation_of(made.model)
+    assert logged[4]["eval_ema/mine/length"] == evaluation_of(made.averaged)
+    assert logged[4]["eval/mine/length"] != logged[4]["eval_ema/mine/length"]
+    assert evaluation.model is made.averaged, "arrays are those of the weights that openslip.load loads"
+    with np.load(tmp_path / "arrays" / "mine.npz") as arrays:
+        assert arrays["total"] == logged[4]["eval_ema/mine/length"]
+    outcome = evaluate.outcome()
+    assert outcome["metrics"]["mine"]["length"] == logged[4]["eval/mine/length"]
+    assert outcome["ema_metrics"]["mine"]["length"] == logged[4]["eval_ema/mine/length"]
+    values = {step: row["eval_ema/mine/length"] for step, row in logged.items()}
+    assert outcome["best"]["mine"] == {
+        "metric": "length",
+        "value": max(values.values()),
+        "step": max(values, key=values.__getitem__),
+    }
+    assert [line.rpartition("(")[2] for line in evaluate.headlines()] == ["EMA weights)", "trained weights)"] or (
+        "(EMA weights); best length" in evaluate.headlines()[0]
+    )
+    assert not (tmp_path / "checkpoints").exists(), "without the callback Save, nothing is saved"
+
+
+def evaluation_of(model: Any) -> float:
+    return Length().run(Bundle(model, None, None, {}, torch.device("cpu")))["length"]  # pyright: ignore[reportArgumentType]
+
+
+class Falling(Length):
+    """The first result is the best."""
+
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        self.calls = getattr(self, "calls", 0) + 1
+        return {"length": -float(self.calls)}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*")
+def test_a_best_result_between_two_saves_is_saved_and_changes_no_weights(tmp_path: Path):
+    alone = pretrainer("slip", steps=6)
+    fit(alone, 6)
+    made = pretrainer("slip", steps=6)
+    (tmp_path / "checkpoints").mkdir()
+    save = Save(every_minutes=None, every_n_steps=3, every_n_epochs=None)
+    at_end = Length()
+    at_end.every_n_steps = 0
+    evaluate = Evaluate({"at_end": at_end, "mine": Falling()})
+    fit(made, 6, callbacks=[save, evaluate], plugins=[DurableCheckpointIO()], folder=tmp_path)
+    assert os.readlink(tmp_path / "checkpoints" / BEST) == "step-000002.ckpt", "of the one that has an interval"
+    assert [checkpoint.step for checkpoint in saved(tmp_path / "checkpoints")] == [6, 3, 2]
+    stored = read(tmp_path / "checkpoints" / BEST)["callbacks"]["Evaluate"]
+    assert stored["best"]["mine"] == {"metric": "length", "value": -1.0, "step": 2}
+    again = Evaluate(evaluate.evaluations)
+    again.load_state_dict(stored)
+    assert again.best == {"mine": (evaluate.best["mine"])}
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(made.state_dict()[name], weight), name
