@@ -134,10 +134,10 @@ class FewShot(Evaluation):
             return top_k_accuracy(fit.best(queries, 1).cpu().numpy(), test_places, 1)
 
         with evaluating(bundle.model, bundle.device):
-            found = on_first_rank(lambda: [[accuracy(count, seed) for seed in self.seeds] for count in self.shots])
-        self.arrays = {"shots": np.array(self.shots), "accuracies": np.array(found)}
+            by_shots = on_first_rank(lambda: [[accuracy(count, seed) for seed in self.seeds] for count in self.shots])
+        self.arrays = {"shots": np.array(self.shots), "accuracies": np.array(by_shots)}
         metrics: dict[str, float] = {}
-        for count, of_seeds in zip(self.shots, found, strict=True):
+        for count, of_seeds in zip(self.shots, by_shots, strict=True):
             metrics[f"top1_{count}_shot"] = float(np.mean(of_seeds))
             if len(of_seeds) > 1:
                 metrics[f"top1_{count}_shot_std"] = float(np.std(of_seeds, ddof=1))

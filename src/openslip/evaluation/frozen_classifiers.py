@@ -51,13 +51,13 @@ class NearestNeighbours(FrozenClassifier):
         unit = F.normalize(features, dim=-1)
 
         def scores(queries: Tensor) -> Tensor:
-            found = []
+            blocks = []
             for rows in F.normalize(queries, dim=-1).split(QUERIES):
                 cosines, neighbours = nearest(rows, unit, self.k)
                 votes = vote(cosines, places[neighbours].cpu(), num_classes, self.temperature)
                 # `vote` is relative to the nearest neighbour.
-                found.append(votes.log() + cosines[:, :1].cpu().double() / self.temperature)
-            return torch.cat(found)
+                blocks.append(votes.log() + cosines[:, :1].cpu().double() / self.temperature)
+            return torch.cat(blocks)
 
         return scores
 

@@ -63,7 +63,7 @@ def fit_logistic(
         c: scikit-learn's `C`, the factor on the sum of cross entropies; the smaller, the stronger the penalty.
         intercept: whether each class has an intercept; otherwise it is zero.
         tolerance: the fit ends when no entry of the objective's gradient, divided by c and the number of rows, is
-            larger: scikit-learn's `tol`.
+            larger: scikit-learn's `tol`, but of features about their mean if there is an intercept.
         max_iterations: largest number of iterations of L-BFGS.
 
     Raises:
@@ -76,6 +76,9 @@ def fit_logistic(
     if num_classes < 2:
         raise UserError(f"logistic regression: {num_rows} images of {num_classes} class: expected at least 2 classes")
     block = rows_at_a_time(features, num_classes)
+    # An intercept that is not penalised makes the fit independent of the origin of the features; about their mean, it
+    # takes fewer iterations.
+    centre = features.mean(dim=0, dtype=torch.float64) if intercept else features.new_zeros(width, dtype=torch.float64)
     # Two classes have opposite weights +-v/2, so that twice the penalty is scikit-learn's of v.
     penalty = (2 if num_classes == 2 else 1) / (c * num_rows)
 
@@ -85,7 +88,8 @@ def fit_logistic(
         gradient = torch.zeros_like(weights)
         total = torch.zeros_like(weights[0, 0])
         coef, bias = weights[:, :-1].to(features.dtype), weights[:, -1].to(features.dtype)
-        for rows, of_row in zip(features.split(block), places.split(block), strict=True):
+        for uncentred, of_row in zip(features.split(block), places.split(block), strict=True):
+            rows = uncentred - centre.to(features.dtype)
             log_odds = (rows @ coef.T + bias).log_softmax(dim=1)  # [B, classes]
             total -= log_odds.gather(1, of_row[:, None]).sum(dtype=torch.float64)
             error = log_odds.exp_()  # probabilities; minus the one-hot truth, the gradient of the scores
@@ -102,8 +106,8 @@ def fit_logistic(
     start = features.new_zeros(num_classes * (width + 1), dtype=torch.float64)
     with torch.no_grad():
         weights = minimise(objective, start, tolerance, max_iterations, torch.finfo(features.dtype).eps)
-    coef = weights.view(num_classes, width + 1)
-    return Logistic(coef[:, :-1].contiguous(), coef[:, -1].contiguous())
+    coef, of_centre = weights.view(num_classes, width + 1).split([width, 1], dim=1)
+    return Logistic(coef.contiguous(), of_centre[:, 0] - coef @ centre)
 
 
 def rows_at_a_time(features: Float[Tensor, "rows width"], num_classes: int) -> int:

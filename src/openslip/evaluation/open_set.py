@@ -166,12 +166,12 @@ class OpenSet(Evaluation):
     def classify_by_text(self, bundle: Bundle, names: list[str]) -> Int64[np.ndarray, " images"]:
         """Return the most similar of the named classes of each image, first those of `seen`, then those of `unseen`."""
         text = class_embeddings(lambda texts: text_features(bundle, texts), names, self.templates)
-        found = []
+        predictions = []
         for source in (self.seen, self.unseen):
             images, _ = joint_features(bundle, source, batch_size=self.batch_size, num_workers=self.num_workers)
             with evaluating(bundle.model, bundle.device):
-                found += [best_classes(rows @ text.T, 1)[:, 0] for rows in images.split(self.batch_size)]
-        return torch.cat(found).cpu().numpy()
+                predictions += [best_classes(rows @ text.T, 1)[:, 0] for rows in images.split(self.batch_size)]
+        return torch.cat(predictions).cpu().numpy()
 
     def classify_by_features(
         self,

@@ -125,11 +125,11 @@ def similarities(
     features: Float[Tensor, "images width"], first: Int64[np.ndarray, " pairs"], second: Int64[np.ndarray, " pairs"]
 ) -> Float64[np.ndarray, " pairs"]:
     """Return the cosine similarity of each pair of rows of `features`, which have unit length."""
-    found = []
+    cosines = []
     for start in range(0, len(first), PAIRS):
         one, other = (features[rows[start : start + PAIRS]].double() for rows in (first, second))
-        found.append((one * other).sum(dim=1).cpu())
-    return torch.cat(found).numpy()
+        cosines.append((one * other).sum(dim=1).cpu())
+    return torch.cat(cosines).numpy()
 
 
 def draw_pairs(
