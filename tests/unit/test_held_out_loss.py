@@ -56,6 +56,7 @@ def test_the_temperature_is_the_models_own():
 def test_features_that_are_all_equal_have_the_loss_of_a_guess():
     model = dual_encoder()
     with torch.no_grad():
+        assert model.image_projection is not None
         model.image_projection.zero_()
     assert held_out(Captioned(8), 8).run(bundle(model))["loss"] == pytest.approx(math.log(8))
 

@@ -32,7 +32,7 @@ def by_class(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> s
     rows = [
         f"<tr><td>{escape(names[place])}</td>"
         f'<td class="number"><span class="meter"><i style="width:{100 * hits[place] / totals[place]:.1f}%"></i></span>'
-        f"{percent(100 * hits[place] / totals[place])}</td>"
+        f"{percent(100 * float(hits[place] / totals[place]))}</td>"
         f'<td class="number">{hits[place]:,} of {totals[place]:,}</td><td class="number">{claims[place]:,}</td></tr>'
         for place in order
     ]
