@@ -53,7 +53,16 @@ class Evaluation(ABC):
 
 
 # Beginnings of the names of metrics that are in per cent.
-SHARES = ("top", "chance", "mean_per_class", "mean_of_top1_top5", "roc_auc", "mean_average_precision")
+SHARES = (
+    "top",
+    "chance",
+    "mean_per_class",
+    "mean_of_top1_top5",
+    "roc_auc",
+    "mean_average_precision",
+    "fpr95",
+    "harmonic_mean",
+)
 
 
 def with_unit(metric: str, value: float) -> str:

@@ -86,6 +86,7 @@ class FewShot(Evaluation):
         self.train = train
         self.test = test
         self.shots = list(shots)
+        self.headline_metric = f"top1_{max(self.shots)}_shot"
         self.seeds = list(seeds)
         self.c = c
         self.features = features
