@@ -206,7 +206,10 @@ def main() -> int:
 
     with step("scikit-learn's k-NN"):
         neighbours = KNeighborsClassifier(
-            K, metric="cosine", weights=lambda distances: np.exp(-distances / TEMPERATURE), algorithm="brute"
+            K,
+            metric="cosine",
+            weights=lambda distances: np.exp(-distances / TEMPERATURE),  # pyright: ignore[reportArgumentType]
+            algorithm="brute",
         ).fit(pixels, labels)
         expected = neighbours.predict(test_pixels)
     theirs_knn = 100 * float((expected == test_labels).mean())

@@ -40,7 +40,8 @@ def evaluate(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., t
 
     def call(evaluations: str, *arguments: str, **options: str) -> tuple[int, str, str]:
         code = run(["eval", *words(evaluations, *arguments, **options)])
-        return code, *capsys.readouterr()
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return call
 

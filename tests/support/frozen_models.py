@@ -19,8 +19,8 @@ from openslip.evaluation.open_set import OpenSet
 from openslip.evaluation.probe import LinearProbe
 from openslip.evaluation.verification import Verification
 
-LOADING = {"batch_size": 4, "num_workers": 0}
-SOLVER = {"tolerance": 1e-7, "max_iterations": 5000}
+LOADING: dict[str, Any] = {"batch_size": 4, "num_workers": 0}
+SOLVER: dict[str, Any] = {"tolerance": 1e-7, "max_iterations": 5000}
 
 
 def named(count: int, seed: int, labels: list[int]) -> Pictures:

@@ -61,6 +61,7 @@ def test_evaluations_of_one_source_share_one_pass(folder: Path):
 
 def other_weights() -> Bundle:
     model = dual_encoder()
+    assert model.image_projection is not None
     model.image_projection.data[0, 0] += 1
     return bundle(model)
 

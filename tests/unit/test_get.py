@@ -375,7 +375,9 @@ def test_a_drawing_is_rendered_on_white_and_its_margins_are_cut_off():
     image = svg.rasterise(drawing("half"), 16)
     assert image is not None
     assert image.size == (16, 16)
-    assert np.array_equal(np.asarray(image), np.broadcast_to(np.uint8([255, 0, 0]), (16, 16, 3)))  # the square half
+    assert np.array_equal(
+        np.asarray(image), np.broadcast_to(np.array([255, 0, 0], np.uint8), (16, 16, 3))
+    )  # the square half
     assert svg.rasterise(b"<svg xmlns='http://www.w3.org/2000/svg' width='4' height='4'/>", 16) is None
     assert svg.rasterise(b"no drawing", 16) is None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_models import Pictures, bundle, dual_encoder, image_encoder, knn, transform
-from sklearn.neighbors import KNeighborsClassifier
+from scikit import KNeighborsClassifier
 from torch import nn
 
 from openslip.data.image.decode import open_image
@@ -99,13 +99,13 @@ def test_predictions_equal_scikit_learn():
     places = rng.integers(0, 8, 300)
     centres = rng.normal(size=(8, 6))
     rows, queries = centres[places] + rng.normal(0, 1.2, (300, 6)), rng.normal(size=(90, 6))
-    unit = [nn.functional.normalize(torch.from_numpy(part), dim=1) for part in (queries, rows)]
+    unit, unit_rows = (nn.functional.normalize(torch.from_numpy(part), dim=1) for part in (queries, rows))
     for k in (1, 20, 300):
         model = KNeighborsClassifier(
             k, weights=lambda distances: np.exp((1 - distances) / 0.07), metric="cosine", algorithm="brute"
         )
         expected = model.fit(rows, places).predict(queries)
-        classes = ranked(*unit, torch.from_numpy(places), k=k, temperature=0.07)
+        classes = ranked(unit, unit_rows, torch.from_numpy(places), k=k, temperature=0.07)
         assert [row[0] for row in classes] == expected.tolist()
 
 

@@ -1,12 +1,13 @@
 """Logistic regression against recorded and live scikit-learn, and against the gradient of its objective."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
+from scikit import LogisticRegression
 
 from openslip.errors import UserError
 from openslip.evaluation import logistic
@@ -23,7 +24,7 @@ def made(rows: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tens
     return torch.from_numpy(features), torch.from_numpy(labels)
 
 
-def reference(features: torch.Tensor, labels: torch.Tensor, c: float, **options: bool) -> LogisticRegression:
+def reference(features: torch.Tensor, labels: torch.Tensor, c: float, **options: bool) -> Any:
     return LogisticRegression(C=c, tol=1e-12, max_iter=20_000, **options).fit(features.numpy(), labels.numpy())
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from evaluation_models import CLASSNAMES, TEMPLATES, Pictures, bundle, dual_encoder, image_encoder
 from frozen_models import labels, named, open_set, sets, tower_features
-from sklearn.linear_model import LogisticRegression as Reference
+from scikit import KNeighborsClassifier, normalize
+from scikit import LogisticRegression as Reference
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neighbors import LocalOutlierFactor as ReferenceFactor
-from sklearn.preprocessing import normalize
 
 from openslip.errors import MissingPackage, UserError
 from openslip.evaluation.frozen_classifiers import LogisticRegression, NearestNeighbours
@@ -41,7 +40,7 @@ def nearest_neighbours(rows: np.ndarray, of_row: np.ndarray, queries: np.ndarray
     def weights(distances: np.ndarray) -> np.ndarray:
         return np.exp((1 - distances) / 0.07)
 
-    model = KNeighborsClassifier(5, weights=weights, metric="cosine", algorithm="brute").fit(rows, of_row)  # pyright: ignore
+    model = KNeighborsClassifier(5, weights=weights, metric="cosine", algorithm="brute").fit(rows, of_row)
     cosines = normalize(queries) @ normalize(rows).T
     energy = [-np.log(sum(np.exp(cosine / 0.07) for cosine in sorted(row)[-5:])) for row in cosines]
     return model.predict(queries), np.array(energy)

@@ -17,8 +17,7 @@ from frozen_models import (
     tower_features,
 )
 from ranks import Ranks
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import normalize
+from scikit import LogisticRegression, normalize
 
 from openslip.data.source import Source
 from openslip.errors import UserError
@@ -27,7 +26,7 @@ from openslip.evaluation.frozen_features import split_rows
 from openslip.evaluation.probe import SWEEP, sweep
 
 
-def reference(features: np.ndarray, of_row: np.ndarray, c: float) -> LogisticRegression:
+def reference(features: np.ndarray, of_row: np.ndarray, c: float) -> Any:
     return LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(features, of_row)
 
 

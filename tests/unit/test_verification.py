@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from evaluation_models import Pictures, bundle, image_encoder
 from frozen_models import labels, tower_features, verification
+from scikit import normalize
 from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import normalize
 
 from openslip.errors import UserError
 from openslip.evaluation.verification import draw_episodes, draw_pairs

@@ -72,12 +72,13 @@ class LocalOutlierFactor(Novelty):
             from sklearn.neighbors import LocalOutlierFactor as Estimator  # noqa: PLC0415 - of the extra `eval`
         except ImportError as error:
             raise MissingPackage('the local outlier factor needs scikit-learn; pip install "openslip[eval]"') from error
+        self.neighbours = neighbours
         self.estimator = Estimator(n_neighbors=neighbours, novelty=True)
 
     def __call__(self, train: Tensor, queries: Tensor, scores: Tensor) -> Tensor:
-        if len(train) <= self.estimator.n_neighbors:
+        if len(train) <= self.neighbours:
             raise UserError(
-                f"neighbours={self.estimator.n_neighbors}: the local outlier factor expected fewer than the "
+                f"neighbours={self.neighbours}: the local outlier factor expected fewer than the "
                 f"{len(train)} training images"
             )
         known, others = (F.normalize(rows.cpu().double(), dim=-1).numpy() for rows in (train, queries))
