@@ -2,7 +2,7 @@
 
 A folder holds `metrics.json`, whose `metrics` are sections of figures; the arrays they were computed from in
 `classification.npz`, `probe.npz` and `retrieval.npz`; and the shapes of these arrays in `arrays.json`.
-docs/evaluation_parts/metrics.md describes them.
+docs/EVALUATION.md describes them.
 """
 
 import math
