@@ -32,6 +32,7 @@ OPTIONS = [
     if group not in ("experiment", "recipe", "method", "size", "sweeps", "catalogue")
     # Datasets that are obtained by hand: tests/unit/test_name_tables.py composes them.
     and "first_found" not in path.read_text()
+    and path.stem != "suite"
 ]
 MODELS = [
     f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")

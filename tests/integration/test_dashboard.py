@@ -32,7 +32,7 @@ builtin:
   title: own
   source: {_target_: openslip.data.sources.shards.ShardSource, shards: 0.tar, require: label}
   classnames: NAMES
-  templates: ["{}"]
+  templates: ["{}", "a {}."]
   batch_size: 50
   num_workers: 0
 """

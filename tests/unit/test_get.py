@@ -405,7 +405,8 @@ def test_every_file_of_the_catalogue_describes_a_fetcher_that_builds():
 def test_every_dataset_that_an_evaluation_names_is_in_the_catalogue():
     known = {entry.name for entry in obtainable([config_folder()])}
     for path in (config_folder() / "evaluation").glob("*.yaml"):
-        for settings in (yaml.safe_load(path.read_text()) or {}).values():
+        content = yaml.safe_load(path.read_text()) or {}
+        for settings in (part for part in content.values() if isinstance(part, dict)):
             sources = [part for part in settings.values() if isinstance(part, dict) and "places" in part]
             assert {source["name"] for source in sources} <= known, path.name
 

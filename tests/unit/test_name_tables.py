@@ -106,11 +106,12 @@ SAMPLES = {  # mlfoundations/datacomp tasklist.yml, of the splits that SLIP eval
     **{"imagenet1": 50000, "imagenet80": 50000, "imagenetv2": 10000, "imagenet_a": 7500, "imagenet_o": 2000},
     **{"imagenet_r": 30000, "imagenet_sketch": 50889, "objectnet": 18574, "voc2007": 14976, "clevr_distance": 15000},
 }
-CONFIGS = {
+BY_HAND = {
     path.stem: yaml.safe_load(path.read_text())[path.stem]
     for path in sorted((config_folder() / "evaluation").glob("*.yaml"))
     if "first_found" in path.read_text()
 }
+CONFIGS = {name: settings for name, settings in BY_HAND.items() if isinstance(settings.get("classnames"), str)}
 
 
 def table(name: str) -> ClassTable:
@@ -376,9 +377,12 @@ def test_a_file_with_the_name_of_a_table_is_read_by_its_path(tmp_path: Path, mon
 
 def test_every_set_has_a_config_that_composes_and_names_tables():
     assert {*SLIP, *CLIP_BENCHMARK_TEMPLATES, *SAMPLES} - {"voc2007"} <= {*CONFIGS, "imagenet80"}
-    config, _ = compose_config("eval", ["checkpoint=FILE", f"evaluation=[{','.join(CONFIGS)}]"])
-    assert sorted(config["evaluation"]) == sorted(CONFIGS)
-    for name, settings in config["evaluation"].items():
+    config, _ = compose_config("eval", ["checkpoint=FILE", f"evaluation=[{','.join(BY_HAND)}]"])
+    assert sorted(config["evaluation"]) == sorted(BY_HAND)
+    suite, _ = compose_config("eval", ["checkpoint=FILE", "evaluation=suite"])
+    assert sorted(suite["evaluation"]) == sorted([*SLIP, "imagenet"])
+    for name in CONFIGS:
+        settings = config["evaluation"][name]
         assert class_table(settings["classnames"]) is not None, name
         assert texts_of(settings["templates"], "templates"), name
         assert settings["source"]["name"] in (name, "imagenet")

@@ -59,6 +59,7 @@ def workspace(entity: str, project: str) -> "Workspace":
         "Result": [
             every("Top-1 and chance", r"^eval/.*/(top1|chance)$"),
             every("Top-5", r"^eval/.*/top5$"),
+            every("Mean per class; mean of top-1 and top-5", r"^eval/.*/(mean_per_class|mean_of_top1_top5)$"),
             wr.BarPlot(
                 title="Top-1 per attribute", metrics=[f"eval/builtin/top1_{attribute}" for attribute in ATTRIBUTES]
             ),
