@@ -264,6 +264,7 @@ def test_an_evaluation_of_a_checkpoint_is_the_published_one(name: str):
     for_all = {"classnames": None, "templates": None}
     as_the_file_says = {"activation": None, "image_heads": None, "text_heads": None}
     plain = {"checkpoint": "FILE", "device": "auto", "format": None, "output": None}
+    plain |= {"feature_cache": "auto", "again": False}
     assert differences(config, plain | as_in_the_run | for_all | as_the_file_says) == {}
 
 

@@ -14,7 +14,6 @@ Settings = dict[str, Any]
 HARDWARE_OR_COSMETIC = (
     *("name", "runs_dir", "resume", "quiet", "allow", "plan.*", "watchdog.*"),
     *("micro_batch_size", "*num_workers", "*.prefetch_gb", "shard_cache.*", "*.cache.*"),
-    *("feature_cache", "again"),
     *("devices.*", "callbacks.metrics.devices.*"),
     *("towers.*.gradient_checkpointing", "compile"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),

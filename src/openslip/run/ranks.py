@@ -190,7 +190,7 @@ def together() -> Iterator[None]:
             raise
         failure = _ranks.first_cause(error)
         _ranks.over.set()
-        if failure.rank == _ranks.rank == 0:
+        if _ranks.rank == 0:
             time.sleep(PATIENCE)  # other ranks read the reason from the store in this process
         raise RankError(failure) from error
     except BaseException:
