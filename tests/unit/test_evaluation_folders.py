@@ -155,6 +155,9 @@ def test_a_list_with_other_classes_or_without_labels_is_refused(tmp_path: Path):
     arguments = listed(tmp_path)
     with pytest.raises(UserError, match=r"has label 2; expected one of count_10, count_3, \.\.\. or a number below 2"):
         FileList(**arguments, classes=COUNTS[:2])
+    with pytest.raises(UserError, match=r"has label '3'; expected one of count_10, count_3"):  # not the fourth class
+        FileList(**listed(tmp_path, targets=("3", "4", "5")), classes=COUNTS)
+    listed(tmp_path)
     (tmp_path / "test_labels.npy").unlink()
     with pytest.raises(UserError, match=r"test_labels\.npy: no such file; expected a list of labels"):
         FileList(**arguments)

@@ -117,6 +117,17 @@ def test_a_broken_download_is_kept_and_resumed(server: Server, tmp_path: Path):
     assert len(names(tmp_path / "set")) == 4
 
 
+def test_a_download_that_was_killed_before_it_got_its_name_asks_for_nothing(server: Server, tmp_path: Path):
+    """A server answers a request for the bytes after the last one with an error."""
+    content = debian_package(FASHION)
+    part = tmp_path / ".set.downloads" / ".package.deb.part"
+    part.parent.mkdir()
+    part.write_bytes(content)
+    create(debian(server, content), tmp_path / "set")
+    assert server.requested_ranges == []
+    assert len(names(tmp_path / "set")) == 4
+
+
 def test_a_download_put_there_by_hand_is_used_and_another_file_is_refused(server: Server, tmp_path: Path):
     content = debian_package(FASHION)
     fetcher = debian(server, content)

@@ -141,3 +141,16 @@ def write(layout: str, place: dict[str, str]) -> None:
             layouts.coco_json(Path(place["images"])).rename(place["captions"])
         case "csv":
             layouts.caption_csv(Path(place["images"])).rename(place["captions"])
+
+
+def test_a_table_without_a_header_loses_no_caption_unseen(tmp_path: Path):
+    (tmp_path / "captions.txt").write_text("a.jpg,a dog\nb.jpg,a cat\n")
+    with pytest.raises(UserError, match=r"the first line a\.jpg,a dog is no header"):
+        caption_table(images=str(tmp_path), captions=str(tmp_path / "captions.txt"))
+
+
+def test_an_image_that_is_listed_twice_is_refused(tmp_path: Path):
+    entry = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "a dog"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry, entry]}))
+    with pytest.raises(UserError, match=r"lists the image \./a\.jpg twice"):
+        karpathy(images=str(tmp_path), captions=str(tmp_path / "dataset.json"), split="test")

@@ -143,6 +143,7 @@ def test_novelty_grows_with_the_distance_from_the_training_images():
         ({"classifier": NearestNeighbours(k=32, temperature=1)}, "k=32: expected 1 to 31, the number of training"),
         ({"novelty": {"x": LocalOutlierFactor(neighbours=31)}}, "neighbours=31: the local outlier factor expected few"),
         ({"classnames": CLASSNAMES[:6]}, "classnames: 6 names for 7 class folders"),
+        ({"classnames": ["crane", "crane", *"abcde"]}, "names several classes of train, and names tell classes apart"),
     ],
 )
 def test_a_recognition_that_cannot_be_is_refused(options: dict[str, Any], message: str):

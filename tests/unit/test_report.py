@@ -20,7 +20,7 @@ from openslip.report import write_report
 from openslip.report.charts import _moving_average, chart
 from openslip.report.hover import MAX_STRIPS
 from openslip.report.later_evaluations import with_later_evaluations
-from openslip.report.run_files import Series, read_metrics
+from openslip.report.run_files import Metrics, Series, read_metrics
 from openslip.report.towers import tower_name
 from openslip.report.training import grid
 
@@ -200,6 +200,16 @@ def test_results_of_checkpoints_are_further_points_and_their_arrays_are_shown(tm
     assert "77.5 %" in page.text
     assert "Most frequent mistakes" not in page.text  # in these arrays there are none
     assert "evaluations/step-000200/mine.json" in map(unquote, page.links)
+
+
+def test_results_of_a_run_with_ema_weights_are_points_of_these(tmp_path: Path):
+    columns = {name: Series(np.array([10.0]), np.array([50.0])) for name in ("eval/mine/top1", "eval_ema/mine/top1")}
+    stored_result(tmp_path, 20, 77.5)
+    (tmp_path / "evaluations" / "step-000020" / "mine.npz").unlink()
+    metrics = with_later_evaluations(Metrics(columns, "samples seen", 10, 10.0), tmp_path)
+    assert metrics.columns["eval_ema/mine/top1"].y.tolist() == [50, 77.5]
+    assert metrics.columns["eval/mine/top1"].y.tolist() == [50]
+    assert metrics.arrays == {}
 
 
 def test_an_evaluation_after_training_alone_has_a_section(tmp_path: Path):

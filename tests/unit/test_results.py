@@ -197,3 +197,21 @@ def test_a_metric_of_no_evaluation_takes_the_first(tmp_path: Path):
 def test_the_help_says_what_it_reads(capsys: pytest.CaptureFixture[str]):
     assert run(["results", "--help"]) == 0
     assert re.search(r"RUN +folder of a run, or a checkpoint", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("change", [{"notes": {"classes": "100 of 1000"}}, {"problems": ["2 x no image"]}])
+def test_a_result_on_a_part_of_a_dataset_is_not_compared(tmp_path: Path, change: dict[str, Any]):
+    name = next(iter(published_metrics()))
+    for folder, changes in (("whole", {}), ("part", change)):
+        write(tmp_path / folder, "imagenet", 40.0, **changes)
+    whole, part = (read_results([tmp_path / folder], name).lines[0].cells[0] for folder in ("whole", "part"))
+    assert whole is not None
+    assert whole.published is not None
+    assert part is not None
+    assert part.published is None
+
+
+def test_results_of_a_folder_of_weights_are_found(tmp_path: Path):
+    write(tmp_path / "model" / "evaluations", "imagenet", 40.0)
+    (checkpoint,) = read_results([tmp_path / "model"]).checkpoints
+    assert checkpoint.label == "model"

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import with_unit
-from openslip.evaluation.retrieval import rank_metrics, ranks
+from openslip.evaluation.retrieval import Retrieval, rank_metrics, ranks
 
 RECORDED = Path(__file__).parents[1] / "data" / "retrieval"  # by clip_benchmark
 KINDS = ("image", "text")
@@ -195,3 +195,10 @@ def test_coco_sized_retrieval_is_exact_in_less_than_a_gigabyte():
     assert to_image[some].tolist() == ranks_by_loop(texts[some], of_text[some], images, of_image)
     some = torch.arange(0, 5_000, 500)
     assert to_text[some].tolist() == ranks_by_loop(images[some], of_image[some], texts, of_text)
+
+
+def test_more_images_than_published_are_another_split():
+    with pytest.raises(UserError, match="has 7 samples, the published split has 5"):
+        Retrieval(title="COCO", source=Pictures(7), batch_size=4, num_workers=0, expected_samples=5)
+    few = Retrieval(title="COCO", source=Pictures(7), batch_size=4, num_workers=0, expected_samples=9)
+    assert few.headline({"image_to_text_recall_1": 1.0, "text_to_image_recall_1": 2.0}).endswith(", 7 of 9 samples")

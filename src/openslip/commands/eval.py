@@ -85,7 +85,7 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
 
     if is_main_process():
         show_records({name: records[name] for name in chosen if name in records})
-        if output is not None:
+        if output is not None and records:
             write_all(output, config, {name: records[name] for name in chosen if name in records})
         elif is_written and records:
             say(f"metrics: {folder}/")

@@ -70,11 +70,12 @@ def template_accuracies(
     """
     hits = torch.zeros(len(prompts), dtype=torch.int64, device=images.device)
     numbers = torch.arange(prompts.shape[1], device=images.device)
-    for rows, own in zip(images.split(batch_size), labels.to(images.device).split(batch_size), strict=True):
-        is_before = numbers < own[:, None]  # [batch, classes]
-        for template, classes in enumerate(F.normalize(prompts, dim=-1)):  # the means of several names are shorter
+    prompts = F.normalize(prompts, dim=-1)  # the means of several names are shorter
+    for rows, targets in zip(images.split(batch_size), labels.to(images.device).split(batch_size), strict=True):
+        is_before = numbers < targets[:, None]  # [batch, classes]
+        for template, classes in enumerate(prompts):
             cosines = rows @ classes.T  # [batch, classes]
-            right = cosines.gather(1, own[:, None])
+            right = cosines.gather(1, targets[:, None])
             # Without a sort, which would take most of the time: no class is better, and no earlier one equally good.
             is_beaten = (cosines > right) | ((cosines == right) & is_before)
             hits[template] += (~is_beaten.any(dim=1)).sum()

@@ -6,6 +6,7 @@ damaged in any way is ignored and written again.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from contextlib import suppress
@@ -26,6 +27,9 @@ from openslip.regular_file import regular_file
 
 MOST_IN_MEMORY = 2  # sources whose features are kept in memory
 MOST_BYTES = 10 * 2**30  # of all files together; the ones that were not used for the longest time are removed
+
+# Packages that compute features or decode images.
+VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "timm", "pillow", "simplejpeg")}
 
 Entry = tuple[Tensor, Tensor]  # features and labels
 
@@ -73,6 +77,7 @@ class FeatureCache:
         is_other = isinstance(bundle.model, WrappedModel)  # whose transform has no settings: the object itself counts
         settings = [
             __version__,
+            VERSIONS,
             bundle.device.type,
             kind(bundle.model),
             bundle.architecture,

@@ -7,6 +7,7 @@ from typing import Any
 
 from openslip import __version__
 from openslip.evaluation.evaluation import Evaluation
+from openslip.evaluation.feature_cache import VERSIONS
 from openslip.inference.bundle import Bundle
 from openslip.inference.embedding_cache import is_known, kind
 from openslip.inference.wrapped import WrappedModel
@@ -34,6 +35,7 @@ def identity(bundle: Bundle, evaluation: Evaluation, config: dict[str, Any], wei
         return None
     counts = [
         __version__,
+        VERSIONS,
         kind(bundle.model),
         bundle.architecture,
         weights,

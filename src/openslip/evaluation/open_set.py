@@ -35,7 +35,7 @@ from openslip.evaluation.image_features import ImageFeatures, joint_features
 from openslip.evaluation.metrics import best_classes, mean_per_class_recall, per_cent, roc_auc
 from openslip.evaluation.novelty import Novelty
 from openslip.inference.bundle import Bundle, evaluating
-from openslip.inference.prompts import class_embeddings, texts_of
+from openslip.inference.prompts import class_embeddings, repeated, texts_of
 
 Scores = dict[str, np.ndarray]  # novelty by score, float64 [N]
 
@@ -111,9 +111,15 @@ class OpenSet(Evaluation):
         self.unseen = unseen
         given = classnames if classnames is None or isinstance(classnames, str | Path) else list(classnames)
         self.names = {
-            role: class_names(given, source.classes).names
+            role: class_names(given, source.classes, labels_are_sorted_names=source.labels_are_sorted_names).names
             for role, source in (("train", train), ("seen", seen), ("unseen", unseen))
         }
+        for role, names in self.names.items():
+            if twice := repeated(names):
+                raise UserError(
+                    f"open-set recognition: {twice[0]!r} names several classes of {role}, and names tell classes "
+                    "apart: give each class a name of its own with classnames=FILE"
+                )
         self.classifier = classifier
         self.novelty = novelty
         self.held_out = held_out

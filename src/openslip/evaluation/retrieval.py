@@ -14,9 +14,11 @@ from torch import Tensor
 
 from openslip.data.source import Source
 from openslip.errors import UserError
+from openslip.evaluation.captions import captions_of
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.features import text_features
 from openslip.evaluation.image_features import joint_features
+from openslip.evaluation.split_size import samples_note
 from openslip.inference.bundle import Bundle, evaluating
 
 PLACES = (1, 5, 10)
@@ -38,29 +40,35 @@ class Retrieval(Evaluation):
         source: images with one or more captions.
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
+        expected_samples: number of images of the published split, as in `ZeroShot`.
 
     Raises:
-        UserError: the constructor gets fewer than two samples; `run` meets a sample without a caption, or the model
-            has no text tower.
+        UserError: the constructor gets fewer than two samples, or more than expected; `run` meets a sample without a
+            caption, or the model has no text tower.
     """
 
     headline_metric = "image_to_text_recall_1"
 
-    def __init__(self, *, title: str, source: Source, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self, *, title: str, source: Source, batch_size: int, num_workers: int, expected_samples: int | None = None
+    ) -> None:
         if len(source) < 2:
             raise UserError(f"retrieval: the source has {len(source)} samples: expected at least 2 to choose from")
         self.title = title
         self.source = source
         self.batch_size = batch_size
         self.num_workers = num_workers
+        if samples := samples_note(title, len(source), expected_samples):
+            self.notes = {"samples": samples}
 
     def headline(self, metrics: dict[str, float]) -> str:
-        shares = (f"{way} {metrics[f'{name}_recall_1']:.1f} %" for name, way in WAYS.items())
-        return f"{self.title} recall@1: {', '.join(shares)}"
+        shares = [f"{way} {metrics[f'{name}_recall_1']:.1f} %" for name, way in WAYS.items()]
+        incomplete = [f"{self.notes['samples']} samples"] if "samples" in self.notes else []
+        return f"{self.title} recall@1: {', '.join(shares + incomplete)}"
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
-        captions = [self.captions(index) for index in range(len(self.source))]
+        captions = captions_of(self.source, "retrieval")
         counts = torch.tensor([len(texts) for texts in captions])
         of_image = torch.arange(len(captions), device=bundle.device)
         of_text = of_image.repeat_interleave(counts.to(bundle.device))
@@ -77,12 +85,6 @@ class Retrieval(Evaluation):
             for name, value in rank_metrics(found, num_candidates).items()
         }
         return {**metrics, "num_images": float(len(images)), "num_texts": float(len(texts))}
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        sample = self.source[index]
-        if not sample.captions:
-            raise UserError(f"sample {sample.key!r} has no caption: retrieval needs one for every image")
-        return sample.captions
 
 
 def rank_metrics(ranks: Int64[Tensor, " queries"], num_candidates: int) -> dict[str, float]:

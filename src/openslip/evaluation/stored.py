@@ -61,6 +61,7 @@ def write(folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -
     with needed(path, refusal=UserError, advice="output=FILE names another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # first, because its arrays are replaced
+        path.with_suffix(".npz").unlink(missing_ok=True)  # a result never stands beside the arrays of another
         if arrays:
             write_arrays(path.with_suffix(".npz"), arrays)
         try:

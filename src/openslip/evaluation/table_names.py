@@ -16,15 +16,16 @@ def table_places(table: ClassTable, classes: Sequence[str] | None, *, labels_are
     Args:
         table: the published classes.
         classes: the source's names of its labels, in label order; None if it only has label numbers, which then count
-            in the published order.
+            in the published order, if there is only one.
         labels_are_sorted_names: whether the source numbers its class folders itself, so that their order says nothing.
             Names are then matched in any order. Otherwise label numbers come from the dataset's files, and the names
             must also be in a published order.
 
     Raises:
-        UserError: a class is missing, unknown or at another place.
+        UserError: a class is missing, unknown or at another place, or numbers have no names and two published orders.
     """
     if classes is None:
+        refuse_two_orders(table, "the dataset has label numbers without names")
         return list(range(len(table.names)))
     if is_numbered(table, classes):
         return numbered(table, classes, labels_are_sorted_names)
@@ -67,12 +68,7 @@ def is_numbered(table: ClassTable, classes: Sequence[str]) -> bool:
 
 def numbered(table: ClassTable, classes: Sequence[str], labels_are_sorted_names: bool) -> list[int]:
     """Return the labels that numbers name; refuse them if they could count in another published order."""
-    if table.other_order:
-        raise UserError(
-            f"classnames={table.name}: the dataset's classes are numbers ({shown(classes)}), and there are two "
-            f"published label orders ({shown([names[0] for names in table.names])}; {shown(table.other_order)}): name "
-            "its classes"
-        )
+    refuse_two_orders(table, f"the dataset's classes are numbers ({shown(classes)})")
     numbers = [int(name) for name in classes]
     places = [number - min(numbers) for number in numbers]
     if not labels_are_sorted_names and places != sorted(places):
@@ -81,6 +77,15 @@ def numbered(table: ClassTable, classes: Sequence[str], labels_are_sorted_names:
             f"{shown(sorted(classes, key=int))}"
         )
     return places
+
+
+def refuse_two_orders(table: ClassTable, numbers: str) -> None:
+    """Refuse label numbers of a table with two published orders, because nothing tells which one they count in."""
+    if table.other_order:
+        raise UserError(
+            f"classnames={table.name}: {numbers}, and there are two published label orders "
+            f"({shown([names[0] for names in table.names])}; {shown(table.other_order)}): name its classes"
+        )
 
 
 def mismatch(table: ClassTable, classes: Sequence[str], places: list[set[int]]) -> UserError:

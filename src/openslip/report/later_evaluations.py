@@ -13,7 +13,8 @@ from openslip.report.run_files import Metrics, Series
 def with_later_evaluations(metrics: Metrics, folder: Path) -> Metrics:
     """Return a run's metrics together with those that were evaluated from its checkpoints.
 
-    A result that was computed from a checkpoint replaces the one that training logged at the same step.
+    A result that was computed from a checkpoint replaces the one that training logged at the same step. Of a run with
+    EMA weights it is the result of these, because `openslip.load` loads them.
 
     Args:
         metrics: metrics of training.
@@ -21,16 +22,17 @@ def with_later_evaluations(metrics: Metrics, folder: Path) -> Metrics:
     """
     per_step = metrics.x / metrics.step if metrics.step else 1.0
     columns, arrays = dict(metrics.columns), dict[str, Path]()
+    group = "eval_ema" if any(column.startswith("eval_ema/") for column in columns) else "eval"
     results = sorted(results_of(folder), key=lambda result: result[1]["step"])
     for path, record in results:
         x = record["step"] * per_step
         name = record["evaluation"]
-        former = [columns[column].x[-1] for column in columns if column.startswith(f"eval/{name}/")]
-        if all(x >= last for last in former):
+        former = [columns[column].x[-1] for column in columns if column.startswith(f"{group}/{name}/")]
+        if all(x >= last for last in former) and path.with_suffix(".npz").exists():
             arrays[name] = path.with_suffix(".npz")
         for metric, value in record["metrics"].items():
             if math.isfinite(value):
-                column = f"eval/{name}/{metric}"
+                column = f"{group}/{name}/{metric}"
                 columns[column] = with_point(columns.get(column), x, float(value))
     return metrics._replace(columns=columns, arrays=arrays)
 

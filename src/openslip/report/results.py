@@ -60,8 +60,10 @@ class PublishedMetric(NamedTuple):
     config: dict[str, Any]
 
     def holds_for(self, result: Mapping[str, Any], metric: str) -> bool:
-        """Whether a result was computed as the published one."""
-        return metric == self.metric and all(result["config"].get(key) == value for key, value in self.config.items())
+        """Whether a result was computed as the published one, on the whole dataset."""
+        is_whole = not result.get("problems") and not {"classes", "samples"} & result["notes"].keys()
+        is_same = all(result["config"].get(key) == value for key, value in self.config.items())
+        return metric == self.metric and is_whole and is_same
 
 
 def read_results(places: Sequence[Path], compared_with: str | None = None) -> Results:
@@ -108,14 +110,14 @@ def read_place(place: Path) -> list[Checkpoint]:
     """
     run = place.resolve().name
     if place.is_dir():
-        folders = {f"{run}/{folder.name}": folder for folder in sorted(place.glob(f"{stored.FOLDER}/*/"))}
-        folders |= {run: place / stored.FOLDER, run.removesuffix(stored.SUFFIX): place}
+        folders = [(f"{run}/{folder.name}", folder) for folder in sorted(place.glob(f"{stored.FOLDER}/*/"))]
+        folders += [(run, place / stored.FOLDER), (run.removesuffix(stored.SUFFIX), place)]
     else:
         folder = stored.folder_of(str(place), place if place.is_file() else None)
         of_run = f"{folder.parent.parent.resolve().name}/" if folder.parent.name == stored.FOLDER else ""
-        folders = {of_run + place.stem if place.is_file() else str(place): folder}
+        folders = [(of_run + place.stem if place.is_file() else str(place), folder)]
     found = []
-    for label, folder in folders.items():
+    for label, folder in folders:
         if results := {result["evaluation"]: result for result in stored.read_all(folder)}:
             found.append(Checkpoint(label, step_of(folder), results))
     if not found:

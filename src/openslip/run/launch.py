@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from openslip.distributed import is_main_process
+from openslip.distributed import FOREVER, is_main_process, wait_up_to
 from openslip.errors import UserError
 from openslip.run import ranks
 
@@ -56,7 +56,11 @@ def launched_ranks(device: str) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", init_method=f"tcp://{place.address}", rank=place.rank, world_size=place.world_size
+        "nccl" if on_gpu else "gloo",
+        init_method=f"tcp://{place.address}",
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=wait_up_to(FOREVER),  # one rank may fit a classifier for hours; a rank that has ended is noticed anyway
     )
     ranks.meet()
     try:

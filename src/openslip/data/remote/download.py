@@ -86,6 +86,8 @@ def resume(file: RemoteFile, descriptor: int) -> None:
     if file.sha256 is None or done > file.num_bytes:  # nothing would tell whether the first bytes are of the same file
         os.ftruncate(descriptor, 0)
         done = 0
+    if done == file.num_bytes:  # the process ended before the file got its name; there is nothing to ask for
+        return
     if done:
         mention(f"resuming the download of {shown(file.address)} at {done:,} of {file.num_bytes:,} bytes")
     copy(file.address, identity, descriptor, 0, done=done)

@@ -89,12 +89,15 @@ def split_line(line: str, path: Path) -> tuple[str, str]:
 
 
 def label_of(target: Any, classes: Sequence[str] | None, file: Path, path: Path) -> int:
-    """Label of an image: the place of a class name, or a number as it is."""
+    """Return the label of an image: the index of a class name, or the number itself.
+
+    Digits in a text are a number only if there are no class names: a text `3` may mean a class of another number.
+    """
     if isinstance(target, str) and classes is not None and target in classes:
         return list(classes).index(target)
-    digits = str(target)
-    if isinstance(target, str | int) and digits.isdecimal() and (classes is None or int(digits) < len(classes)):
-        return int(digits)
+    is_number = isinstance(target, int) or (isinstance(target, str) and classes is None)
+    if is_number and str(target).isdecimal() and (classes is None or int(target) < len(classes)):
+        return int(target)
     known = (
         "a number from 0"
         if classes is None

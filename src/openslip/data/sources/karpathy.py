@@ -5,6 +5,7 @@ Karpathy and Fei-Fei 2015, arXiv:1412.2306. An image has all of its captions, an
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ def karpathy(*, images: str, captions: str, split: str) -> Source:
     splits: set[str] = set()
     for entry in entries_of(path, "images"):
         match entry:
-            case {"filename": str() as name, "split": str() as own, "sentences": [*sentences]}:
-                splits.add(own)
-                if own == split:
+            case {"filename": str() as name, "split": str() as entry_split, "sentences": [*sentences]}:
+                splits.add(entry_split)
+                if entry_split == split:
                     name = f"{entry.get('filepath', '.')}/{name}"
+                    refuse_repeated(name, texts, path)
                     texts[name] = [text_of(sentence, "raw", path) for sentence in sentences]
             case _:
                 raise UserError(f"{path}: expected filename, split and sentences of each image, not {entry!r:.60}")
@@ -69,6 +71,7 @@ def coco_captions(*, images: str, captions: str) -> Source:
     for entry in entries_of(path, "images"):
         match entry:
             case {"id": str() | int() as number, "file_name": str() as name}:
+                refuse_repeated(name, texts, path)
                 texts[name] = of_image.pop(number, [])
             case _:
                 raise UserError(f"{path}: expected id and file_name of each image, not {entry!r:.60}")
@@ -93,6 +96,8 @@ def caption_table(*, images: str, captions: str) -> Source:
     path = existing(captions)
     texts = defaultdict[str, list[str]](list)
     lines = regular_file(path).read_text(encoding="utf-8-sig").split("\n")
+    if Path(lines[0].partition(",")[0].strip()).suffix:
+        raise UserError(f"{path}: the first line {lines[0]:.60} is no header: add the line image,caption before it")
     for number, line in enumerate(lines[1:], start=2):
         name, comma, caption = line.partition(",")
         if not comma:
@@ -102,6 +107,11 @@ def caption_table(*, images: str, captions: str) -> Source:
         caption = caption.strip()
         texts[name.strip()].append(caption[1:-1].replace('""', '"') if QUOTED.fullmatch(caption) else caption)
     return CaptionedFiles(Path(images), texts, path)
+
+
+def refuse_repeated(name: str, texts: Mapping[str, list[str]], path: Path) -> None:
+    if name in texts:
+        raise UserError(f"{path} lists the image {name} twice: merge its captions into one entry")
 
 
 def existing(captions: str) -> Path:

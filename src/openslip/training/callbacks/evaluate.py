@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from openslip.arrays import write_arrays
-from openslip.distributed import is_main_process
+from openslip.distributed import from_first_rank, is_main_process
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.feature_cache import FeatureCache
 from openslip.evaluation.image_features import sharing
@@ -96,7 +96,7 @@ class Evaluate(pl.Callback):
             metrics: dict[str, float] = {}
             for kind, bundle in pl_module.bundles.items():  # those that `openslip.load` would load come last
                 with sharing(caches[kind]) if caches else nullcontext():
-                    metrics = evaluation.run(bundle)
+                    metrics = from_first_rank(evaluation.run(bundle))  # whose last bits decide for all what is best
                 {"eval": self.results, "eval_ema": self.ema_results}[kind][name] = metrics
                 logged |= {f"{kind}/{name}/{metric}": value for metric, value in metrics.items()}
             best = better(evaluation, self.best.get(name), metrics, step)
