@@ -72,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
     for name, known in SETTINGS.items():
         parser.add_argument(f"--{name}", choices=known, help=f"{HELP[name]}; by default as the checkpoint says")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON instead of bars")
-    form.add_argument("--csv", action="store_true", help="print CSV instead of bars: one row per image")
+    form.add_argument("--json", action="store_true", help="print JSON instead of a bar chart of probabilities")
+    form.add_argument("--csv", action="store_true", help="print CSV instead of the bar chart: one row per image")
     form.add_argument(
         "--output", type=Path, help="file to write: .csv (one row per image) or .jsonl (one object per image)"
     )

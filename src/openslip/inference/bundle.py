@@ -110,7 +110,8 @@ class Bundle:
         """Encode texts to unit-length float32 features, in the order of the texts.
 
         Internally texts are sorted by length and, at equal length, alphabetically. Each batch is trimmed to its longest
-        text to reduce padding, and a causal text tower computes the beginnings that its texts share once.
+        text to reduce padding, and a causal text tower computes each beginning that several of its texts share a single
+        time.
 
         Raises:
             UserError: the model has no text tower, the list is empty, or one string was given instead of a list.

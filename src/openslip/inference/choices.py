@@ -87,10 +87,11 @@ def heads(path: Path, name: str, width: int, chosen: int | None, *, known: Colle
         name: `image_heads` or `text_heads`.
         width: width of the tower.
         chosen: number that the user chose; None if none.
-        known: widths at which a head has 64 channels where nothing is chosen; None for all, as in OpenAI's builder.
+        known: widths at which one head per 64 channels is assumed if none is chosen; None: at every width, as in
+            OpenAI's builder.
 
     Raises:
-        UserError: the width does not tell the number of heads and none is chosen, or is not divisible by it.
+        UserError: no number is chosen and the width does not tell it, or the width is not divisible by the number.
     """
     option = name.replace("_", "-")
     if chosen is None and width % HEAD_WIDTH:

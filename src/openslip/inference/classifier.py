@@ -37,8 +37,8 @@ class ZeroShotClassifier:
             is empty. With `softmax` the probability depends on the other labels and is at least 1 / number of labels.
         candidate_labels: other name of `labels`, as in Hugging Face's zero-shot pipeline.
         hypothesis_template: other name of `templates`, as in Hugging Face's zero-shot pipeline.
-        cache: folder that keeps the labels' embeddings for later processes; None keeps them in memory only, as does a
-            model or tokenizer with code of yours or of another library.
+        cache: folder that keeps the labels' embeddings for later processes; None keeps them in memory only. If code of
+            yours or of another library is part of the model or tokenizer, the folder is not used.
 
     Raises:
         UserError: labels or templates are missing, invalid or given by both names, labels are one string instead of a

@@ -76,7 +76,7 @@ def create(published: Published, stripped: Path) -> None:
     except UnwrittenError:
         raise
     except UserError:
-        if source != by_hand:  # else every later load would fail
+        if source != by_hand:  # every later load would fail on a bad download; a file of the user's is never removed
             source.unlink()
             checksum_file(by_hand).unlink(missing_ok=True)
         raise

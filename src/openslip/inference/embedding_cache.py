@@ -31,7 +31,7 @@ from openslip.regular_file import regular_file
 PROMPTS_AT_ONCE = 1024  # prompts per progress update
 MOST_IN_MEMORY = 16  # per model
 MOST_FILES = 200
-PACKAGES = ("openslip.", "timm.", "torch.")  # whose modules may be parts of a model with files in the cache
+PACKAGES = ("openslip.", "timm.", "torch.")  # only models whose modules are all from these are cached on disk
 
 _memory: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
 
@@ -45,8 +45,8 @@ def cached_embeddings(
         bundle: model and tokenizer.
         labels: candidate labels.
         templates: prompts with `{}` for the label.
-        folder: folder of the files; None keeps the embeddings in memory only, as does a model or tokenizer with code of
-            yours or of another library, because this code may change.
+        folder: folder of the files; None keeps the embeddings in memory only. If code of yours or of another library is
+            part of the model or tokenizer, the folder is not used, because this code may change.
     """
     key = fingerprint(bundle, labels, templates)
     known = _memory.setdefault(bundle.model, {})

@@ -32,7 +32,7 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"},
 ]
 
-OPTIMIZER = ("optimizer", "optimizer_states")  # entries of the published code, open_clip and DeCLIP; of Lightning
+OPTIMIZER = ("optimizer", "optimizer_states")  # the first: the published code, open_clip, DeCLIP; the second: Lightning
 
 
 class UnwrittenError(UserError):

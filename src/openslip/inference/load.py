@@ -33,9 +33,10 @@ def load(
 ) -> Bundle:
     """Load a model from a run's folder, a checkpoint, a stripped file, or a file of another CLIP project.
 
-    docs/WEIGHTS.md lists the formats. No code in the file is executed. What a file does not say is asked for in an
-    error, and is never guessed. `open_clip:MODEL/PRETRAINED` and `hf:ORG/NAME` load a model with the library that is
-    named, at this library's own numbers.
+    docs/WEIGHTS.md lists the formats. No code in the file is executed. If a file does not say its activation or
+    numbers of heads, and no published model tells them, an error asks for them. Missing image settings get the
+    project's defaults, and a line says so. `open_clip:MODEL/PRETRAINED` and `hf:ORG/NAME` load and run a model with
+    that library itself, so features are exactly the library's.
 
     Args:
         path: the folder or file to load, the name of a published checkpoint (`openslip models` lists them; it is

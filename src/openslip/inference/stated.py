@@ -1,4 +1,4 @@
-"""Choices of the user against a model whose file says everything itself."""
+"""Checks the user's choices against a model whose file states everything itself."""
 
 from collections.abc import Iterator
 from typing import Any

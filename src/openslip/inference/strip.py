@@ -52,7 +52,7 @@ def strip(
     remove_orphans(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:
-        objective = objective_weights(source, format) if keep_head else {}  # first: `load` uses what it has read
+        objective = objective_weights(source, format) if keep_head else {}  # first: `load` reuses the file
         bundle = load(
             source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
         )
@@ -77,8 +77,8 @@ def remove_orphans(target: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether this machine runs another process of this id; False for the own id, which an earlier one may have had."""
-    if process == os.getpid():
+    """Whether this machine runs another process of this id; False for the id of this process itself."""
+    if process == os.getpid():  # a file with this id was left by an earlier process
         return False
     try:
         os.kill(process, 0)
@@ -99,4 +99,4 @@ def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  #
     weights = read(source) if read else {}
     if not weights:
         raise UserError(f"checkpoint {source} holds no weights of an objective: leave out --keep-head")
-    return {name: weight.clone() for name, weight in weights.items()}  # of their own, so that the others can be freed
+    return {name: weight.clone() for name, weight in weights.items()}  # copies, so that all other weights can be freed

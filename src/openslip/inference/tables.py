@@ -1,9 +1,9 @@
 """Published class names and templates by a dataset's name: the text files of `evaluation/names` and `templates`.
 
 A file's first line names its source. A line of class names is `NAME`, `NAME + NAME` (the prompts of all names are
-averaged) or `NAME | SPELLING | ...` (other spellings of the class in the dataset's files); `""` is a blank name, and a
-WordNet id is CLIP's name of that ImageNet class. `NAME.other_order.txt` lists the classes in another published label
-order.
+averaged) or `NAME | SPELLING | ...` (other spellings of the class in the dataset's files); `""` is a blank name. If all
+lines are WordNet ids, each stands for CLIP's name of that ImageNet class. `NAME.other_order.txt` lists the classes in
+another published label order.
 """
 
 import operator

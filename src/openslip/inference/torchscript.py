@@ -125,8 +125,8 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> Tensor:
-        # Types come first, and messages contain nothing of the pickle but strings: tuples of tuples that the pickle
-        # holds once each can stand for any number of objects, which printing, hashing and comparing would visit.
+        # Check the types first, and put only strings of the pickle into messages: nested tuples can repeat one object
+        # exponentially often, and printing, hashing or comparing them would take forever.
         types = tuple(type(part) for part in pid) if isinstance(pid, tuple) else ()
         if types != (str, str, str, str, int) or pid[0] != "storage" or pid[1] not in _DTYPES:
             raise ValueError("a persistent id is no storage")

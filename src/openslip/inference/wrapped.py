@@ -22,12 +22,12 @@ class AsStored(ToRgb):
     """Leaves images of any mode to the library, unless the user gives a setting."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image itself without settings, else convert it to RGB."""
+        """Convert the image to RGB if the user gave a setting; otherwise return it unchanged."""
         return super().__call__(image) if self.settings() else image
 
 
 class WrappedModel(nn.Module):
-    """A model that another library computes, with its temperature and bias as scalars, which libraries store in [1].
+    """A model that another library computes; its temperature and bias, which libraries store with shape [1], are scalars.
 
     Args:
         model: the library's model.
@@ -84,7 +84,7 @@ class WrappedTokenizer(Tokenizer):
         origin: address of the model, for errors.
 
     Attributes:
-        number: another one for each tokenizer of this process, because it has no settings to compare.
+        number: unique among the tokenizers of this process, because it has no settings to compare.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """CoCa's text tower: a class embedding after the words pools them. Yu et al. 2022, arXiv:2205.01917, section 3.2.
 
 The mask is that of open_clip, with which its models were trained: it is shifted by one position. A key is visible if
-the word before it is no padding, so the class embedding does not attend to itself, but to the first padding.
+the id before it is no padding. In a caption shorter than the context, the class embedding therefore attends to the
+first padding position, and not to itself.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ class CocaText(Tower):
 
     Args:
         vocab_size: number of token ids.
-        context_length: words per caption; shorter captions are padded to it, because the padding is read.
+        context_length: ids per caption; shorter captions are padded to it, because the class embedding attends to the
+            first padding position.
         width: width of token features and of the pooled feature.
         depth: number of blocks.
         heads: attention heads per block.

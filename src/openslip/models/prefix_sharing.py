@@ -1,8 +1,9 @@
 """Prefixes that captions share are computed once, which is exact if a token attends only to itself and earlier tokens.
 
 In such a tower, the features of a token depend on the ids up to it and on nothing else. Two captions that begin with
-the same ids therefore have the same features there. The packing of a batch gets one row for each distinct prefix, so
-that all layers compute a prefix once; only attention still sees every caption whole. Prompts of one template gain most:
+the same ids therefore have the same features there. A prefix is the ids of a caption up to one of its tokens. Tokens
+with the same prefix share one row of the packed batch, so that all layers compute it once; only attention still sees
+every caption whole. Prompts of one template gain most:
 the 80 templates of ImageNet with its 1000 names have 2.3 times fewer distinct prefixes than tokens.
 """
 
@@ -21,7 +22,7 @@ _shares = False
 
 @contextmanager
 def sharing_prefixes() -> Iterator[None]:
-    """Inside this context, causal text transformers compute a prefix that captions of a batch share only once.
+    """Inside this context, causal text transformers compute each prefix that several captions share a single time.
 
     Training does not use it: the gain is small where captions begin differently, and finding prefixes reads the ids,
     which synchronises with a GPU.

@@ -154,7 +154,7 @@ def pooled_width(trunk: nn.Module, name: str, image_size: int, channels: int) ->
     blocks = trunk.blocks if type(trunk) is VisionTransformer else None
     try:
         if blocks is not None:
-            trunk.blocks = blocks[:1]  # no later block changes the shape, and each takes as long as reading its weights
+            trunk.blocks = blocks[:1]  # later blocks do not change the shape; a pass through them takes long
         weights = {name: tensor.to("meta") for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
         with torch.no_grad():
             images = torch.empty(2, channels, image_size, image_size, device="meta")

@@ -14,7 +14,7 @@ from openslip.models.batch_norm import mixes_samples
 
 
 class Tokens(NamedTuple):
-    """Token features after the final norm; `mask` is true for real tokens and false for padding."""
+    """Token features, usually after the final norm; `mask` is true for real tokens and false for padding."""
 
     features: Float[Tensor, "batch tokens width"]
     mask: Bool[Tensor, "batch tokens"]
@@ -78,7 +78,10 @@ class Tower(nn.Module, ABC):
         self.requires_grad_(False).eval()
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """Return the modules that the tower calls through `run`; they can be checkpointed and compiled."""
+        """Return the blocks that the tower calls through `run`; they can be checkpointed and compiled.
+
+        A last block that computes only the pooled token may be called directly.
+        """
         return ()
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:

@@ -21,9 +21,9 @@ class Objective(nn.Module, ABC):
             other's negatives.
         skipped: whether this step's update is skipped, as a bool scalar on the device; set before `after_step` is
             called. It is true if the loss is not finite; if there is no loss scaler, also if a gradient is not finite.
-            It is false if the fp16 loss scaler skips an update because gradients overflow. After a skipped step, small
-            buffers are restored. A buffer of more than 2**18 elements, such as a queue, is not restored, so
-            `after_step` must not change such a buffer if `skipped` is true.
+            It is false if the fp16 loss scaler skips an update because gradients overflow. After a skipped step, only
+            buffers of up to 2**18 elements are restored. If `skipped` is true, `after_step` must therefore change
+            neither larger buffers (queues) nor parameters (EMA teachers).
     """
 
     min_batch_size = 1

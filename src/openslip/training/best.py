@@ -20,7 +20,7 @@ class Best(NamedTuple):
 
 
 def better(evaluation: Evaluation, former: Best | None, metrics: Mapping[str, float], step: int) -> Best | None:
-    """Return the best result after a further one; of equal results, the earlier one.
+    """Return the better of the best result so far and a new result; if they are equal, the earlier one.
 
     Args:
         evaluation: the evaluation, which says which metric counts and which of its values are better.

@@ -70,7 +70,8 @@ class InitialWeights:
         Args:
             checkpoint: path of a checkpoint or run folder, the config's `init_from.checkpoint`; or None.
             towers: options by kind of tower (`image`, `text`), the config's `towers`.
-            choices: what the checkpoint does not say, the config's `init_from`; `towers` holds those of its own files.
+            choices: activation and heads that `checkpoint` does not state, from the config's `init_from`; `towers`
+                holds them for its own checkpoints.
 
         Raises:
             UserError: a file is missing, shapes of weights differ, or a tower or tokenizer gives different results.

@@ -1,7 +1,7 @@
 """SigLIP checkpoints of google-research/big_vision: `.npz` files with the names of its JAX modules.
 
-The attention kernels have one axis per head, so the file says its numbers of heads. GELU is the tanh form, and layer
-norms have epsilon 1e-6, in all of big_vision's towers.
+One axis of the attention kernels is that of the heads, so the shapes show the numbers of heads. GELU is the tanh form,
+and layer norms have epsilon 1e-6, in all of big_vision's towers.
 """
 
 import re

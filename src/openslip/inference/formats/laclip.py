@@ -1,6 +1,7 @@
 """Reads LaCLIP's models of CC3M, CC12M and RedCaps (LijieFan/LaCLIP, models.py); those of LAION are open_clip's.
 
-The names are those of facebookresearch/SLIP. The image tower also normalises queries and keys, and so shows its heads.
+The names are those of facebookresearch/SLIP. The image tower also normalises queries and keys
+per head, so the shape of this norm shows the number of heads.
 """
 
 from pathlib import Path

@@ -33,8 +33,9 @@ WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
-# Vocabularies of text towers with other masks and pooling start at 32000 ids (CLIPA). Smaller ones are those of tiny
-# models of one's own, of which open_clip's class CLIP has the causal mask and pools the largest id.
+# Vocabularies of text towers with other masks and pooling start at 32000 ids (CLIPA). Smaller
+# vocabularies occur only in users' own tiny models of open_clip's class CLIP, which has a causal mask and pools the
+# largest id.
 OTHER_VOCABULARIES = 10000
 POOLED = {"argmax": "largest", "eos": "first", "last": "last"}  # open_clip's names of the pooled position, and ours
 
@@ -71,8 +72,8 @@ def read_file(path: Path, choices: Choices) -> Bundle:
     """Read a training checkpoint or state dict of open_clip's class `CLIP`, with CLIP's causal text tower.
 
     Raises:
-        UserError: shapes do not describe the model, which a folder with its config does: the image tower is timm's, or
-            the text tower is separate (`CustomTextCLIP`) or has another vocabulary; or a choice is needed.
+        UserError: the shapes do not describe the model, so a folder with its config is needed: the image tower is
+            timm's, or the text tower is separate (`CustomTextCLIP`) or has another vocabulary. Or a choice is needed.
     """
     weights = _state(path)
     advice = f"put it as {WEIGHTS[0]} or {WEIGHTS[2]} in a folder with the model's {CONFIG}, and give the folder"

@@ -50,7 +50,7 @@ class Evaluate(pl.Callback):
         self.best: dict[str, Best] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        if is_main_process():  # the run was killed between a save and the link, or resumes from before the best step
+        if is_main_process():  # needed if the run was killed before the link was set, or resumes before the best step
             point_best(Path(trainer.default_root_dir) / "checkpoints", self.best_step())
         # The run was stopped during its last evaluations: no step remains, so Lightning calls none of the hooks below.
         if pl_module.step == pl_module.max_steps:
@@ -96,7 +96,8 @@ class Evaluate(pl.Callback):
             metrics: dict[str, float] = {}
             for kind, bundle in pl_module.bundles.items():  # those that `openslip.load` would load come last
                 with sharing(caches[kind]) if caches else nullcontext():
-                    metrics = from_first_rank(evaluation.run(bundle))  # whose last bits decide for all what is best
+                    # Rank 0's values, because results may differ in the last bits and all ranks must agree on the best.
+                    metrics = from_first_rank(evaluation.run(bundle))
                 {"eval": self.results, "eval_ema": self.ema_results}[kind][name] = metrics
                 logged |= {f"{kind}/{name}/{metric}": value for metric, value in metrics.items()}
             best = better(evaluation, self.best.get(name), metrics, step)

@@ -21,9 +21,10 @@ MOST_RESTORED = 2**18  # elements of a buffer; buffers with statistics are far s
 class Finite(pl.Callback):
     """Skips non-finite steps on all ranks; with a fused optimizer this needs no host synchronisation.
 
-    All ranks make the same decision, because their gradients are the same. Parameters, optimizer state, statistics and
-    EMA weights stay unchanged. The batch counts as consumed. Buffers of more than `MOST_RESTORED` elements are not
-    restored, so an objective must not change its queue if `skipped` is true.
+    All ranks make the same decision, because their gradients are the same. The optimizer changes neither
+    parameters nor its state, and statistics and EMA weights stay unchanged. The batch counts as consumed. Buffers of
+    more than `MOST_RESTORED` elements, and parameters that the objective's `after_step` changes, are not restored, so
+    an objective must change neither its queue nor its teacher if `skipped` is true.
 
     If there is a loss scaler, it handles non-finite gradients. A step then counts as skipped only if its loss is not
     finite. A step with a finite loss that the scaler skips, because gradients overflow, does not count.

@@ -18,7 +18,9 @@ from openslip.training.pretrainer import Pretrainer
 
 
 class Save(pl.Callback):
-    """Saves at each interval that is not None and after the last step; `Preemption` saves when the run is stopped.
+    """Saves at each interval that is not None and after the last step.
+
+    `Preemption` saves when the run is stopped, and `Evaluate` saves a new best result.
 
     Training waits until its state is copied, and continues while the copy is written. Only one save is in progress at
     a time. The next save, and a process that ends, wait until it is complete. A failed save ends the run on all

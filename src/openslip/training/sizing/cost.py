@@ -38,7 +38,7 @@ class StepMemory:
     trained: int  # number of trained values
     locked: int  # number of values that are not trained
     averaged: int  # number of EMA weights
-    pixels: int  # per sample: bytes of its batch columns / 4; almost all of them are pixel values, 3 per pixel
+    pixels: int  # values per sample in the batch, as float32; almost all are pixel values, 3 per pixel
     activations: float  # peak bytes per sample, forward and backward
 
     @property

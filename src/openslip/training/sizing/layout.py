@@ -84,7 +84,7 @@ def are_checkpointed(model: nn.Module) -> bool:
 
 
 def block_settings(model: nn.Module) -> dict[bool, BlockSettings]:
-    """Return the current and, if possible, the opposite settings of the trained towers; keys: blocks are checkpointed.
+    """Return the settings of the trained towers, and if possible the opposite ones, by whether blocks are checkpointed.
 
     A tower without `repeated_blocks`, such as a backbone that checkpoints its blocks itself, has no opposite setting.
     """
