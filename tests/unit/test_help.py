@@ -156,9 +156,9 @@ def test_a_mistake_is_one_line_with_what_to_write(
 ):
     monkeypatch.chdir(tmp_path)
     assert run(["train", *words]) == 1
-    error = capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if not line.startswith("importing")]  # which is told on a slow machine
     assert error.startswith("error: ")
-    assert error.count("\n") == 1
     assert message in error
 
 

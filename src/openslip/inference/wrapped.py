@@ -27,7 +27,7 @@ class AsStored(ToRgb):
 
 
 class WrappedModel(nn.Module):
-    """A model that another library computes; its temperature and bias, which libraries store with shape [1], are scalars.
+    """A model that another library computes; its temperature and bias are scalars, though libraries store shape [1].
 
     Args:
         model: the library's model.
