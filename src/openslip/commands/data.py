@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--to",
         type=Path,
         metavar="DIR",
-        help="folder that gets the dataset's folder, instead of EVALUATION_DATA or, without it, data/evaluation",
+        help="folder in which the dataset's folder is made; by default EVALUATION_DATA, or data/evaluation",
     )
     parser.add_argument("--config-dir", metavar="DIR", help="also read DIR/catalogue, in your own folder of configs")
     add_quiet(parser)
