@@ -110,8 +110,8 @@ def test_the_sweep_halves_its_steps_around_the_peak():
 
     assert sweep(accuracy)[0] == SWEEP[37]
     assert [SWEEP.index(c) for c in compared] == [0, 16, 32, 48, 64, 80, 96, 24, 40, 36, 44, 34, 38, 35, 37]
-    assert (SWEEP[0], SWEEP[96]) == pytest.approx((1e-6, 1e2))
-    assert SWEEP[60] / SWEEP[48] == pytest.approx(10)  # twelve values per factor of ten
+    assert (SWEEP[0], SWEEP[96]) == pytest.approx((1e-6, 1e6))
+    assert SWEEP[56] / SWEEP[48] == pytest.approx(10)  # eight values per factor of ten
 
 
 @pytest.mark.parametrize(("rising", "end"), [(True, 96), (False, 0)])
