@@ -267,6 +267,25 @@ def copied(folder: Path, to: Path, **changes: Any) -> Path:
     return to
 
 
+def test_version_processor_and_tokenizer_belong_to_the_architecture(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copied(clip, tmp_path)
+    known = openslip.load(f"hf:{tmp_path}").architecture
+    assert openslip.load(f"hf:{tmp_path}").architecture == known
+    processor = tmp_path / "preprocessor_config.json"
+    before = processor.read_text()
+    processor.write_text(json.dumps(json.loads(before) | {"image_mean": [0.25, 0.5, 0.75]}))
+    assert openslip.load(f"hf:{tmp_path}").architecture != known
+    processor.write_text(before)
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"red</w>"', '"dre</w>"'))
+    assert openslip.load(f"hf:{tmp_path}").architecture != known
+    shutil.copy(clip / "tokenizer.json", tokenizer)
+    monkeypatch.setattr(transformers, "__version__", "99.0")
+    assert openslip.load(f"hf:{tmp_path}").architecture != known
+
+
 def test_a_model_with_code_of_its_own_is_refused(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (copied(clip, tmp_path) / "evil.py").write_text("open('executed', 'w')")
     monkeypatch.chdir(tmp_path)
