@@ -23,7 +23,7 @@ from openslip.inference.load import load
 from openslip.progress import progress
 from openslip.run.identity import without_secrets
 from openslip.run.launch import launched_ranks, reported_once
-from openslip.run.ranks import all_failed
+from openslip.run.ranks import all_failed, is_broken_connection
 from openslip.terminal import be_quiet, notice, printable, say
 
 ELSEWHERE = "output=FILE names another place"
@@ -69,7 +69,7 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
             known = None if folder is None or config["again"] else suite.known(folder, name, evaluation, chosen[name])
             records[name] = known or run(suite, name, evaluation, chosen[name])
         except Exception as error:  # of any kind, such as a file or memory that is missing: it ends no other evaluation
-            if len(chosen) == 1 or not all_failed(name, failed=True):
+            if len(chosen) == 1 or is_broken_connection(error) or not all_failed(name, failed=True):
                 raise
             errors[name] = as_user_error(error)
             continue

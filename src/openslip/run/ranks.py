@@ -228,7 +228,12 @@ def end_watch() -> None:
 
 def is_consequence(error: Exception) -> bool:
     """Tell whether an error only says that another rank, or communication with it, has failed."""
-    return isinstance(error, dist.DistError | OtherRankError) or any(word in str(error) for word in ("gloo", "NCCL"))
+    return isinstance(error, OtherRankError) or is_broken_connection(error)
+
+
+def is_broken_connection(error: Exception) -> bool:
+    """Tell whether an error says that communication with another rank has failed, which may have ended."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
 
 
 def is_dead(process: int) -> bool:
