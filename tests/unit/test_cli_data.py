@@ -138,4 +138,5 @@ except SystemExit:
 assert 'torch' not in sys.modules"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "contact-sheet" in done.stdout
+    assert done.stdout.startswith(f"usage: openslip data {command.partition(' ')[0]}")
+    assert ("--metadata" in done.stdout) == (" " in command), "an option of the layout"

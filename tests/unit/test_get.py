@@ -517,7 +517,7 @@ def test_the_command_lists_describes_and_fetches(
         assert run(["data", "get", "mine", *own]) == 0
         said = capsys.readouterr().out.splitlines()
         assert said[0] == "mine: My clothes."
-        assert "  licence      MIT" in said
+        assert "  licence       MIT" in said
         assert said[-1] == f"{last}: {folder}"
     assert len(names(folder)) == 4
     assert server.downloads["set.deb"] == 1

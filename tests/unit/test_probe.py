@@ -244,5 +244,5 @@ def test_two_ranks_equal_one_process_to_the_last_bit(two_ranks: Ranks, name: str
 
 
 def test_an_error_of_the_first_rank_ends_every_rank(two_ranks: Ranks):
-    assert two_ranks(fail_on_the_first_rank) == ["rank 0 cannot"] * 2
+    assert two_ranks(fail_on_the_first_rank) == ["rank 0 cannot", "rank 0: rank 0 cannot"]
     assert fail_on_the_first_rank() == "rank 0 cannot"

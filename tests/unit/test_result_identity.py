@@ -100,7 +100,7 @@ def test_code_of_yours_inside_ours_has_no_identity(evaluation: ZeroShot):
         mixture = Mixture(sources={"a": ours, "b": inner}, weights={"a": 1.0, "b": 1.0})
         for source in (Subset(inner, 2), Subset(Subset(inner, 3), 2), mixture):
             settings: dict[str, Any] = {"title": "", "templates": ["a {}"], "batch_size": 2, "num_workers": 0}
-            assert is_known(ZeroShot(source=source, classnames=CLASSNAMES, **settings)) == expected
+            assert is_known(ZeroShot(source=source, classnames=ours.classes, **settings)) == expected
 
 
 @pytest.mark.parametrize(
