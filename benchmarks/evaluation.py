@@ -231,6 +231,7 @@ def main() -> None:
             zero_shot(folder, theirs, sizes),
             one_pass(folder, sizes),
             file=options.json,
+            needs_bars=not options.quick,  # tiny sizes say nothing of speed
         )
 
 

@@ -164,7 +164,7 @@ def probe(train: Source, test: Source, bundle: Bundle, c: float) -> float:
         features="tower",
         normalise=False,
         precision="float64",
-        tolerance=1e-5,
+        decrease=1e-6,
         max_iterations=1000,
         batch_size=500,
         num_workers=0,

@@ -64,7 +64,7 @@ def cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def show(*parts: Iterable[Row], file: Path | None = None) -> None:
+def show(*parts: Iterable[Row], file: Path | None = None, needs_bars: bool = False) -> None:
     """Print each row as soon as it is measured, and keep it in a file; a bar that is not reached gets a mark.
 
     A part that fails is named and ends alone: the rows before it are kept and the other parts still run.
@@ -72,9 +72,10 @@ def show(*parts: Iterable[Row], file: Path | None = None) -> None:
     Args:
         parts: independent measurements.
         file: JSON, a list of objects with name, value, unit, baseline and ratio; None writes none.
+        needs_bars: whether a bar that is not reached is a failure.
 
     Raises:
-        SystemExit: with 1, at the end, where a part failed.
+        SystemExit: with 1, at the end, where a part failed, or a bar was not reached that had to be.
     """
     print(f"{'':56}{'':12}{'':16}{'ratio':>7}{'bar':>9}")
     shown: list[Row] = []
@@ -89,15 +90,21 @@ def show(*parts: Iterable[Row], file: Path | None = None) -> None:
         except Exception as error:
             traceback.print_exc()
             failures.append(f"{getattr(part, '__name__', 'a part')}: {type(error).__name__}: {error}")
+    if needs_bars:
+        failures += [f"{row.name}: below its bar of {row.bar:g}" for row in shown if not is_reached(row)]
     if failures:
         print("\n".join(("failed:", *failures)), flush=True)
         raise SystemExit(1)
 
 
+def is_reached(row: Row) -> bool:
+    """Whether the ratio, or the value where there is none, is at least the bar."""
+    return row.bar is None or (row.value if row.ratio is None else row.ratio) >= row.bar
+
+
 def line(row: Row) -> str:
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    reached = row.bar is None or (row.value if row.ratio is None else row.ratio) >= row.bar
-    bar = "" if row.bar is None else f"{row.bar:g}{'' if reached else ' !'}"
+    bar = "" if row.bar is None else f"{row.bar:g}{'' if is_reached(row) else ' !'}"
     against = "" if row.baseline is None else f"   x {row.baseline}"
     value = f"{row.value:11.1f}" if row.value >= 10 else f"{row.value:11.3f}"
     return f"{row.name:56}{value} {row.unit:16}{ratio:>7}{bar:>9}{against}"

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from openslip import slurm
-from openslip.errors import UserError
+from openslip.errors import OtherRankError, described
 from openslip.terminal import notice
 
 T = TypeVar("T")
@@ -151,23 +151,56 @@ def from_first_rank(value: Any) -> Any:
 
 
 def on_first_rank(compute: Callable[[], T]) -> T:
-    """Call a function on rank 0 only, and return its result, or raise its UserError, on every rank.
+    """Call a function on rank 0 only, and return its result, or raise its error, on every rank.
 
     Used where the last bits of a result depend on the number of threads, which may differ between ranks. Tensors in
     the result must be on the CPU.
     """
     if world_size() == 1:
         return compute()
-    outcome: tuple[Any, UserError | None] = (None, None)
-    if rank() == 0:
-        try:
-            outcome = compute(), None
-        except UserError as error:  # otherwise the other ranks would wait for a result
-            outcome = None, error
-    result, error = from_first_rank(outcome)
-    if error is not None:
-        raise error
-    return result
+    result = on_every_rank(lambda: compute() if rank() == 0 else None)
+    return from_first_rank(result)
+
+
+def on_every_rank(compute: Callable[[], T]) -> T:
+    """Call a function on every rank and return this rank's result; if it fails on one rank, raise on every rank.
+
+    Otherwise the other ranks would wait in their next exchange for the one that failed. All ranks must call this, and
+    the function must not exchange anything.
+
+    Raises:
+        OtherRankError: the function raised an error on another rank.
+    """
+    failure = None
+    try:
+        result = compute()
+    except Exception as error:
+        failure, result = error, None
+    fail_together(failure)
+    return result  # pyright: ignore[reportReturnType]
+
+
+def fail_together(failure: Exception | None) -> None:
+    """Raise on every rank if something has failed on any rank; all ranks must call this.
+
+    Args:
+        failure: the error on this rank, if there is one, which is raised here as it is.
+
+    Raises:
+        OtherRankError: only other ranks have failed; it names the first of them.
+    """
+    if any_rank(failure is not None):
+        raise_first(failure)
+
+
+def raise_first(failure: Exception | None) -> None:
+    """Raise this rank's error, or an OtherRankError with the first other one, if any rank has one."""
+    messages = of_all_ranks(None if failure is None else described(failure))
+    if failure is not None:
+        raise failure
+    for number, message in enumerate(messages):
+        if message is not None:
+            raise OtherRankError(f"rank {number}: {message}")
 
 
 def of_all_ranks(value: Any) -> list[Any]:

@@ -29,6 +29,10 @@ class MissingData(UserError):
         self.place = place
 
 
+class OtherRankError(UserError):
+    """Another rank has failed in work that all ranks do together."""
+
+
 class NonFiniteError(UserError):
     """Loss, gradients or weights are not finite."""
 
@@ -62,8 +66,13 @@ def run_entry_point(main: Callable[[list[str]], int | None], arguments: list[str
         if "debug=true" in arguments:
             traceback.print_exc()
             return 1
-        notice(f"error: {type(error).__name__}: {first_line(error)} (debug=true shows the traceback)")
+        notice(f"error: {described(error)} (debug=true shows the traceback)")
         return 1
+
+
+def described(error: BaseException) -> str:
+    """Return the message of a UserError; of any other error, its type and the first line of its message."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:

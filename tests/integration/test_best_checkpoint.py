@@ -53,6 +53,18 @@ def test_a_run_that_is_killed_keeps_its_best_result_and_that_checkpoint(place: P
     assert newest(folder)["openslip"]["step"] == 20
 
 
+def test_the_best_result_of_the_evaluations_at_the_end_is_kept_when_the_run_is_extended(place: Path):
+    folder = place / "runs" / "longer"
+    # The best result is that of step 8, where no interval ends and the checkpoint is saved before the evaluations.
+    for steps in (8, 12):
+        words = [*PEAK, "evaluation.peak.every_n_steps=3", f"trainer.max_steps={steps}", "name=longer"]
+        training = Training(place, *words, log=f"longer{steps}", DISTURB="none 0 0")
+        assert training.wait() == 0, training.said()
+        result = json.loads((folder / "result.json").read_text())
+        assert result["best"] == {"peak": {"metric": "height", "value": 1.0, "step": 8}}
+        assert os.readlink(folder / "checkpoints" / BEST) == "step-000008.ckpt"
+
+
 class Length(Evaluation):
     """Measures the weights; the bundle of its last run is kept."""
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from evaluation_suites import CLASSES, Process, start, words, write_place
 
 from openslip.__main__ import run
+from openslip.data.sources.image_folder import ImageFolder
 from openslip.evaluation import stored
 
 RESULTS = Path("runs/one/evaluations/step-000003")
@@ -83,7 +85,7 @@ def test_each_evaluation_has_a_file_that_says_what_was_evaluated_and_how(evaluat
     [
         ("runs/one/checkpoints/last.ckpt", RESULTS),
         ("runs/one/checkpoints/step-000003.ckpt", RESULTS),
-        ("model.ckpt", Path("model-evaluations")),
+        ("model.ckpt", Path("model.ckpt-evaluations")),
     ],
 )
 def test_results_lie_in_the_run_or_beside_the_checkpoint(evaluate, checkpoint: str, folder: Path):
@@ -159,7 +161,7 @@ def test_other_weights_and_another_transform_are_computed_again(evaluate):
     assert content is not None
     Path("model.ckpt").rename("other.ckpt")
     evaluate("first", checkpoint="other.ckpt")
-    assert results(Path("other-evaluations"))["first"]["weights"] == content["weights"]
+    assert results(Path("other.ckpt-evaluations"))["first"]["weights"] == content["weights"]
 
 
 def test_code_of_yours_is_always_run_again(evaluate):
@@ -167,6 +169,24 @@ def test_code_of_yours_is_always_run_again(evaluate):
         code, printed, _ = evaluate("waits")
         assert code == 0
         assert "computed before" not in printed
+
+
+def test_the_layout_that_was_read_is_stored_and_shown(evaluate):
+    _, printed, _ = evaluate("found,third")
+    assert results()["found"]["notes"] == {"source": "b: root=other"}
+    assert results()["third"]["notes"] == {}
+    (row,) = [line for line in printed.splitlines() if "b: root=other" in line]
+    assert "│ found" in row
+
+
+def test_the_files_of_a_source_are_listed_once(evaluate, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    fingerprint = ImageFolder.fingerprint.func
+    counted = cached_property(lambda source: calls.append(source.root) or fingerprint(source))
+    counted.__set_name__(ImageFolder, "fingerprint")
+    monkeypatch.setattr(ImageFolder, "fingerprint", counted)
+    assert evaluate("first")[0] == 0
+    assert calls == [Path("images")]
 
 
 def test_missing_datasets_are_listed_and_the_others_run(evaluate):
@@ -201,6 +221,18 @@ def test_what_fails_does_not_end_the_others(evaluate):
     assert list(results()) == ["third"]
 
 
+def test_an_evaluation_without_memory_or_files_does_not_end_the_others(evaluate):
+    code, printed, said = evaluate("out_of_memory,no_memory,no_file,third")
+    assert code == 1
+    assert said.splitlines() == [
+        "error: out_of_memory: OutOfMemoryError: first line",
+        "error: no_memory: MemoryError: first line",
+        "error: no_file: OSError: first line",
+    ]
+    assert "│ third" in printed
+    assert list(results()) == ["third"]
+
+
 def test_the_output_keeps_the_order_of_the_command_while_equal_sources_follow_each_other(evaluate):
     code, printed, _ = evaluate("third,first,second")  # first and second read `images`, and second reads `other` too
     assert code == 0
@@ -215,6 +247,14 @@ def test_one_file_of_all_metrics_stores_and_reuses_nothing(evaluate):
         assert "computed before" not in printed
     assert list(json.loads(Path("all.json").read_text())["metrics"]) == ["first", "second"]
     assert not RESULTS.exists()
+
+
+def test_one_file_of_all_metrics_names_those_that_have_none(evaluate):
+    assert evaluate("third,missing,fails", "output=all.json")[0] == 1
+    content = json.loads(Path("all.json").read_text())
+    assert list(content["metrics"]) == ["third"]
+    assert content["missing"] == {"missing": "data/evaluation/nothing: no such folder; openslip data get nothing"}
+    assert content["failed"] == {"fails": "this evaluation fails on rank 0"}
 
 
 def test_image_features_are_kept_for_later_commands(evaluate, monkeypatch: pytest.MonkeyPatch):
@@ -276,6 +316,23 @@ def test_an_error_on_all_ranks_does_not_end_the_others(place: Path):
     assert "error: fails: this evaluation fails on rank 0" in processes[0].said()
     assert processes[1].said() == ""
     assert list(results()) == ["third"]
+
+
+def test_an_evaluation_that_fails_on_one_rank_is_skipped_by_all(place: Path):
+    failing = {
+        "opened_on_1": "OSError: cannot be opened",
+        "listed_on_1": "OSError: cannot be listed",
+        "read_on_1": "OSError: cannot be read",
+        "encoded_on_1": "OutOfMemoryError: too little memory",
+    }
+    processes = start(place, words(",".join([*failing, "third"])), 2)
+    assert [process.wait() for process in processes] == [1, 1]
+    assert list(results()) == ["third"], processes[0].said()
+    errors = [line for line in processes[0].said().splitlines() if "error:" in line]
+    for name, message in failing.items():
+        (line,) = [line for line in errors if line.startswith(f"error: {name}: rank 1: ")]
+        assert line.endswith(message)
+    assert processes[1].said() == ""
 
 
 def test_after_a_kill_the_same_command_repeats_nothing_that_was_finished(place: Path, evaluate):

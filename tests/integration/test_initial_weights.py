@@ -17,6 +17,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.files import read
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import load
+from openslip.models.batch_norm import mixes_samples
 from openslip.run.checkpoints import newest_whole
 from openslip.training.initial_weights import InitialWeights
 
@@ -60,6 +61,43 @@ def test_init_from_copies_towers_projections_and_temperature(tmp_path: Path):
     assert all(torch.equal(tensor, head[name]) for name, tensor in parts.objective.state_dict().items())
     assert initial.notices == []
     assert initial.record == {"checkpoint": str(tmp_path / "a.ckpt")}
+
+
+RESNET = [
+    *("image_size=64", "model.projects_image=false", "model.embed_dim=8"),
+    "~model.image_tower",
+    "+model.image_tower={_target_:openslip.models.clip_resnet.ClipResNet,image_size:64,depths:[1,1,1,1],channels:4,"
+    "width:8,heads:2}",
+]
+
+
+def test_a_frozen_resnet_keeps_the_weights_and_statistics_of_the_checkpoint(tmp_path: Path):
+    words = [*(word for word in TINY if "image_tower" not in word), *RESNET]
+    config = settled(compose_config("train", words)[0])
+    torch.manual_seed(7)
+    trained = build_parts(config)
+    with torch.no_grad():
+        for tensor in (*trained.model.parameters(), *trained.model.image_tower.buffers()):
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor))
+    transform = EvalTransform(**TRANSFORM | {"size": 64})
+    write(
+        Bundle(trained.model, trained.tokenizer, transform, config["model"], torch.device("cpu")), tmp_path / "a.ckpt"
+    )
+    images = torch.rand(5, 3, 64, 64)
+    expected = trained.model.eval().encode_image(images)
+
+    locked = ["towers.image.locked=true", f"init_from.checkpoint={tmp_path}/a.ckpt"]
+    parts = build_parts(settled(compose_config("train", [*words, *locked])[0]))
+    start(parts, tmp_path / "a.ckpt", size=64)
+    parts.model.train()
+    assert not any(map(mixes_samples, parts.model.image_tower.modules())), "so that it allows micro-batches"
+    assert not any(parameter.requires_grad for parameter in parts.model.image_tower.parameters())
+    for rows in (images, images[:1]):
+        torch.testing.assert_close(parts.model.encode_image(rows), expected[: len(rows)], rtol=1e-5, atol=1e-6)
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], tensor), name
+    assert any("running_var" in name for name in parts.model.state_dict())
 
 
 def test_a_logit_bias_is_copied_and_one_that_the_checkpoint_lacks_starts_anew(tmp_path: Path):

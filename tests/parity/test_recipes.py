@@ -54,7 +54,7 @@ USERS = {  # what an option leaves for the user to say
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENSLIP_DATA", "IMAGENET", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
+    for name in ("OPENSLIP_DATA", "EVALUATION_DATA", "IMAGENET", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -303,7 +303,7 @@ def test_data_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch):
     for name in SAMPLES:
         config = config_of(f"data={name}", "evaluation=imagenet")
         assert differences(config["data"]["source"], shards(name, "/elsewhere"), "data.source.") == {}
-        assert config["evaluation"]["imagenet"]["source"]["root"] == "/images/val"
+        assert config["evaluation"]["imagenet"]["source"]["places"]["folders"]["root"] == "/images/val"
 
 
 # ---- hardware

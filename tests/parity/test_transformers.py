@@ -267,6 +267,27 @@ def copied(folder: Path, to: Path, **changes: Any) -> Path:
     return to
 
 
+def test_version_processor_and_tokenizer_belong_to_the_architecture(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copied(clip, tmp_path)
+    known = openslip.load(f"hf:{tmp_path}").architecture
+    assert openslip.load(f"hf:{tmp_path}").architecture == known
+    files = [tmp_path / name for name in ("preprocessor_config.json", "processor_config.json")]
+    (processor,) = [file for file in files if file.exists()]
+    content = json.loads(processor.read_text())
+    content.get("image_processor", content)["image_mean"] = [0.25, 0.5, 0.75]
+    processor.write_text(json.dumps(content))
+    assert openslip.load(f"hf:{tmp_path}").architecture != known
+    shutil.copy(clip / processor.name, processor)
+    monkeypatch.setattr(transformers, "__version__", "99.0")
+    assert openslip.load(f"hf:{tmp_path}").architecture != known
+    vocabulary, merges = clip_vocabulary()
+    pairs = [tuple(pair.split()) for pair in merges]
+    rules = [hf.tokenizer_digest(T.CLIPTokenizer(vocab=vocabulary, merges=part)) for part in (pairs, pairs, pairs[:-1])]
+    assert rules[0] == rules[1] != rules[2]
+
+
 def test_a_model_with_code_of_its_own_is_refused(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (copied(clip, tmp_path) / "evil.py").write_text("open('executed', 'w')")
     monkeypatch.chdir(tmp_path)

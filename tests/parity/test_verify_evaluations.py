@@ -18,6 +18,7 @@ from openslip.evaluation.logistic import fit_logistic
 from openslip.evaluation.retrieval import ranks
 from openslip.verify import classification, compare, probes, recorded_retrieval
 from openslip.verify.deviation import Row
+from openslip.verify.recorded_figures import Ours, array_row
 
 RECORDED = Path(__file__).parents[1] / "data" / "zero_shot"
 OTHERS = {
@@ -38,6 +39,15 @@ OTHERS = {
         neighbours=((90, 0.3),),
         captions={"pairs": (2, 2)},
         places=(2, 30),
+    ),
+    "two": Sizes(
+        classes=3,
+        samples=40,
+        probe_classes=2,
+        cs=(0.5, 20.0),
+        neighbours=((3, 0.1),),
+        captions={"pairs": (2, 2)},
+        places=(1,),
     ),
 }
 NOT_COMPARED = {
@@ -114,6 +124,15 @@ def test_folders_of_other_sizes_and_settings_agree(others: dict[str, Path], name
         rows, compared=True
     )
     assert {row.quantity.split(": ")[0] for row in rows} >= set(figures)
+
+
+def test_elements_that_are_nan_in_both_arrays_agree():
+    """As the recall of a class without samples."""
+    recorded = np.array([0.5, np.nan, 1.0])
+    assert array_row("", recorded, Ours(recorded.copy())).ok
+    assert not array_row("", recorded, Ours(np.array([0.5, 0.0, 1.0]))).ok
+    assert not array_row("", np.array([0.5, 0.0, 1.0]), Ours(recorded)).ok
+    assert not array_row("", recorded, Ours(np.array([0.6, np.nan, 1.0]))).ok
 
 
 def test_one_per_mille_on_any_recorded_figure_is_seen(others: dict[str, Path], tmp_path: Path):

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from stored_models import write_checkpoint
 from trainings import fork
 
 from openslip.commands import eval as command
-from openslip.data.source import Source
+from openslip.data.source import Sample, Source
+from openslip.data.sources.image_folder import ImageFolder
 from openslip.distributed import rank
 from openslip.errors import MissingData, UserError, run_entry_point
 from openslip.evaluation.evaluation import Evaluation
+from openslip.evaluation.image_features import raw_joint_features
 from openslip.inference.bundle import Bundle
 from openslip.inference.files import read, write
 
@@ -53,6 +56,19 @@ def knn(train: str, test: str) -> dict[str, Any]:
     }
 
 
+def first_of_two(root: str) -> dict[str, Any]:
+    """Return the config of a source in one of two layouts, of which the second is there."""
+    folder = {"_target_": "openslip.data.sources.image_folder.ImageFolder", "_partial_": True}
+    target = "openslip.data.sources.first_found.first_found"
+    return {"_target_": target, "name": "x", "places": {"a": {**folder, "root": "no"}, "b": {**folder, "root": root}}}
+
+
+def on_rank_1(when: str) -> dict[str, Any]:
+    """Return the config of an evaluation that fails on rank 1 alone, at one of its stages."""
+    config = zero_shot("images")
+    return {**config, "source": {"_target_": "evaluation_suites.OnRank1", "root": "images", "when": when}}
+
+
 def write_place(folder: Path) -> Path:
     """Write a checkpoint of a run, a copy outside of it, 13 and 7 images, and the configs of evaluations."""
     run = folder / "runs" / "one"
@@ -71,11 +87,17 @@ def write_place(folder: Path) -> Path:
         "first": zero_shot("images"),
         "second": knn("images", "other"),
         "third": zero_shot("other"),
+        "found": zero_shot("other", source=first_of_two("other")),
         "waits": {"_target_": "evaluation_suites.Waits"},
         "missing": {"_target_": "evaluation_suites.Waits", "source": {"_target_": "evaluation_suites.Missing"}},
         "wrong": zero_shot("images", classnames=["a", "b"]),
         "fails": {"_target_": "evaluation_suites.Fails", "ranks": [0, 1, 2]},
         "fails_on_1": {"_target_": "evaluation_suites.Fails", "ranks": [1]},
+        "out_of_memory": {"_target_": "evaluation_suites.Breaks", "error": "torch.OutOfMemoryError"},
+        "no_memory": {"_target_": "evaluation_suites.Breaks", "error": "builtins.MemoryError"},
+        "no_file": {"_target_": "evaluation_suites.Breaks", "error": "builtins.OSError"},
+        **{f"{when}_on_1": on_rank_1(when) for when in ("opened", "listed", "read")},
+        "encoded_on_1": {"_target_": "evaluation_suites.EncodesOnRank0", "source": zero_shot("images")["source"]},
     }
     (folder / "configs" / "evaluation").mkdir(parents=True)
     for name, config in configs.items():
@@ -111,6 +133,61 @@ class Fails(Evaluation):
             raise UserError(f"this evaluation fails on rank {rank()}")
         torch.distributed.barrier()
         return {}
+
+
+class Breaks(Evaluation):
+    """Fails with an error that is none of ours."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        kind: Any = locate(self.error)
+        raise kind("first line\nsecond line")
+
+
+class OnRank1(ImageFolder):
+    """A dataset that rank 1 alone cannot open, list or read."""
+
+    def __init__(self, root: str, when: str) -> None:
+        super().__init__(root=root)
+        self.when = when
+        self.fail("opened")
+
+    def fail(self, when: str) -> None:
+        if self.when == when and rank() == 1:
+            raise OSError(f"cannot be {when}")
+
+    def __getitem__(self, index: int, /) -> Sample:
+        self.fail("read")
+        return super().__getitem__(index)
+
+    @property
+    def fingerprint(self) -> str:
+        self.fail("listed")
+        return super().fingerprint
+
+
+class EncodesOnRank0(Evaluation):
+    """Encodes images with a model for whose last batch rank 1 has too little memory."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def run(self, bundle: Bundle) -> dict[str, float]:
+        calls = []
+
+        def fail(*_: Any) -> None:
+            calls.append(rank())
+            if calls == [1, 1]:
+                raise torch.OutOfMemoryError("too little memory")
+
+        hook = bundle.model.image_tower.register_forward_pre_hook(fail)
+        try:
+            rows, _ = raw_joint_features(bundle, self.source, batch_size=3, num_workers=0)
+        finally:
+            hook.remove()
+        return {"num_samples": float(len(rows))}
 
 
 class Missing(Source):

@@ -21,6 +21,7 @@ class Server(ThreadingHTTPServer):
         self.breaks: dict[str, list[int]] = {}  # how many bytes of the body each of the next answers sends
         self.stated: dict[str, int] = {}  # a length that is not so
         self.refusals: dict[str, list[int]] = {}  # status of the next answers
+        self.next_pages: dict[str, str] = {}  # address of the next page, for a header Link
         self.slow = 0.0  # seconds between pieces of a body
         self.piece = 50_000  # bytes
         self.downloads: Counter[str] = Counter()
@@ -61,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(server.stated.get(name, len(body)) - start))
         if name in server.versions:
             self.send_header("ETag", server.versions[name])
+        if name in server.next_pages:
+            self.send_header("Link", f'<{server.next_pages[name]}>; rel="next"')
         self.end_headers()
         if not send_body:
             return

@@ -20,7 +20,7 @@ from openslip.evaluation.probe import LinearProbe
 from openslip.evaluation.verification import Verification
 
 LOADING: dict[str, Any] = {"batch_size": 4, "num_workers": 0}
-SOLVER: dict[str, Any] = {"tolerance": 1e-7, "max_iterations": 5000}
+SOLVER: dict[str, Any] = {"decrease": 1e-12, "max_iterations": 5000}
 
 
 def named(count: int, seed: int, labels: list[int]) -> Pictures:
@@ -97,11 +97,11 @@ def evaluation(name: str) -> Evaluation:
     several_k = knn(train, seen, k=[5, 1, 20])
     return {
         "knn": several_k,
-        "probe": probe(train, seen, c="sweep", validation=0.3, tolerance=1e-4, max_iterations=100),
+        "probe": probe(train, seen, c="sweep", validation=0.3, decrease=1e-4, max_iterations=100),
         "few_shot": few_shot(train, seen),
         "open_set": open_set(train, seen, unseen),
         "open_set_by_probe": open_set(
-            train, seen, unseen, classifier=LogisticRegression(c=0.5, tolerance=1e-9, max_iterations=1000)
+            train, seen, unseen, classifier=LogisticRegression(c=0.5, decrease=1e-12, max_iterations=1000)
         ),
         "verification": verification(seen),
     }[name]

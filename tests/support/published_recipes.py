@@ -290,7 +290,23 @@ EVALUATIONS: dict[str, Settings] = {
     "none": {},
     "imagenet": {  # main.py: OpenAI's 1000 names and the 7 best templates
         **ZERO_SHOT,
-        "source": {"_target_": "openslip.data.sources.image_folder.ImageFolder", "root": "data/imagenet/val"},
+        "source": {
+            "_target_": "openslip.data.sources.first_found.first_found",
+            "name": "imagenet",
+            "places": {
+                "folders": {
+                    "_target_": "openslip.data.sources.image_folder.ImageFolder",
+                    "_partial_": True,
+                    "root": "data/imagenet/val",
+                },
+                "wds": {
+                    "_target_": "openslip.data.sources.wds_folder.WdsFolder",
+                    "_partial_": True,
+                    "root": "data/evaluation/wds_imagenet1k",
+                    "split": "test",
+                },
+            },
+        },
         "classnames": "imagenet",
         "templates": "imagenet7",
     },

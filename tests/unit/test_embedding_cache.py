@@ -1,5 +1,6 @@
 """Class embeddings are computed once for the same weights, labels and templates, and again for any others."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,6 @@ def test_the_files_used_last_are_kept(counted: Counted, tmp_path: Path, monkeypa
         before = {*tmp_path.iterdir()}
         cached_embeddings(model, [label], TEMPLATES, tmp_path)
         for path in {*tmp_path.iterdir()} - before:
-            embedding_cache.os.utime(path, (place, place))
+            os.utime(path, (place, place))
     assert counted.prompts == 2 * 3  # "a" was used after "b", which made room for "c"
     assert len([*tmp_path.iterdir()]) == 2

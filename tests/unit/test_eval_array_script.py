@@ -29,6 +29,7 @@ def place(tmp_path: Path) -> Path:
 
 def start(place: Path, *arguments: str, task: int = 0) -> subprocess.Popen[bytes]:
     environment = {
+        **{key: value for key, value in os.environ.items() if key == "OPENSLIP_EVAL_PATIENCE"},
         **{"PATH": f"{place}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3", "OPENSLIP_EVAL_SECONDS": "0.05"},
         **{"SLURM_ARRAY_TASK_ID": str(task), "NOTES": str(place / "notes")},
     }
@@ -85,6 +86,32 @@ def test_a_failure_is_its_exit_code_and_a_removed_checkpoint_is_none(place: Path
     save(place, 4)
     assert start(place, str(place / "run"), "--", "evaluation=one").wait(20) == 1
     assert [word[-6:] for word in evaluated(place)] == ["3.ckpt", "2.ckpt", "4.ckpt"]
+
+
+def test_a_run_may_begin_later(place: Path):
+    (place / "run" / "checkpoints").rmdir()
+    process = start(place, str(place / "run"), "--", "evaluation=one")
+    assert process.wait(20) == 0
+    assert evaluated(place) == [f"checkpoint={place}/run"], "a folder of another kind"
+    (place / "run" / ".lock").touch()
+    for folder in ("run", "runs/later"):
+        process = start(place, str(place / folder), "--", "evaluation=one")
+        time.sleep(0.2)
+        assert process.poll() is None, (place / "errors").read_text()
+        (place / folder / "checkpoints").mkdir(parents=True)
+        for suffix in ("ckpt", "json"):
+            (place / folder / "checkpoints" / f"step-1.{suffix}").touch()
+        (place / folder / "result.json").touch()
+        assert process.wait(20) == 0
+        assert evaluated(place)[-1] == f"checkpoint={place / folder}/checkpoints/step-1.ckpt"
+
+
+@pytest.mark.parametrize("folder", ["run", "runs/never"])
+def test_a_run_in_which_nothing_changes_is_given_up(place: Path, folder: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENSLIP_EVAL_PATIENCE", "1")
+    process = start(place, str(place / folder), "--", "evaluation=one")
+    assert process.wait(20) == 1
+    assert f"error: nothing in {place / folder} has changed for 1 s" in (place / "errors").read_text()
 
 
 def test_a_task_without_a_checkpoint_says_how_to_submit(place: Path):

@@ -16,6 +16,7 @@ from openslip.data.sources.first_found import first_found
 from openslip.data.sources.image_folder import ImageFolder
 from openslip.data.sources.numbered_folder import NumberedFolder
 from openslip.data.sources.objectnet import ObjectNet
+from openslip.data.sources.subset import Subset
 from openslip.data.sources.voc import Voc2007
 from openslip.data.sources.wds_folder import WdsFolder
 from openslip.errors import MissingData, UserError
@@ -232,6 +233,15 @@ def test_a_damaged_voc_is_refused(tmp_path: Path, name: str, text: str, message:
         Voc2007(root=str(tmp_path), split="tset")
 
 
+def test_a_name_that_leads_out_of_voc_2007_is_refused(tmp_path: Path):
+    layouts.voc(tmp_path)
+    layouts.put(tmp_path.parent / "outside.jpg", layouts.picture(0, 0))
+    for path in (tmp_path / "ImageSets" / "Main").glob("*_test.txt"):
+        path.write_text(path.read_text() + "../../outside 1\n")
+    with pytest.raises(UserError, match=r"lists \.\./\.\./outside\.jpg, which is outside"):
+        Voc2007(root=str(tmp_path), split="test")
+
+
 def places(tmp_path: Path) -> dict[str, Any]:
     return {
         "wds": partial(WdsFolder, root=str(tmp_path / "wds"), split="test"),
@@ -244,6 +254,15 @@ def test_the_first_layout_that_is_there_is_read(tmp_path: Path):
     assert isinstance(first_found(name="mine", places=places(tmp_path)), ImageFolder)
     layouts.wds(tmp_path / "wds")
     assert isinstance(first_found(name="mine", places=places(tmp_path)), WdsFolder)
+
+
+def test_the_layout_and_split_that_were_read_are_known(tmp_path: Path):
+    layouts.class_folders(tmp_path / "folders")
+    source = first_found(name="mine", places=places(tmp_path))
+    assert source.layout == f"folders: root={tmp_path}/folders"
+    assert Subset(source, 2).layout == source.layout
+    layouts.wds(tmp_path / "wds")
+    assert first_found(name="mine", places=places(tmp_path)).layout == f"wds: root={tmp_path}/wds, split=test"
 
 
 def test_a_damaged_layout_is_not_skipped(tmp_path: Path):

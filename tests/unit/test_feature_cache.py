@@ -99,6 +99,23 @@ def test_a_damaged_file_is_computed_again(folder: Path, place: float):
     assert features(folder, bundle(dual_encoder()))[1] == 0
 
 
+def test_features_in_memory_are_on_the_cpu(folder: Path):
+    cache, model = FeatureCache(None), bundle(dual_encoder())
+    on_device = torch.empty(3, 4, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # which cannot be copied to the CPU
+        cache.put(model, "source", 2, on_device)
+
+
+def test_a_folder_that_may_only_be_read_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    features(folder, bundle(dual_encoder()))
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert features(folder, bundle(dual_encoder()))[1] == 0
+
+
 class Own(nn.Module):
     """A model of the user's, or of another library."""
 

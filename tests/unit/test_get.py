@@ -1,6 +1,7 @@
 """`openslip data get`: folders that are made of public files, from servers on this machine."""
 
 import gzip
+import io
 import json
 import shutil
 import struct
@@ -18,9 +19,11 @@ from file_server import Server, serving
 from PIL import Image
 
 from openslip.__main__ import run
+from openslip.commands import data as data_command
 from openslip.config.build import build
 from openslip.config.folder import config_folder
 from openslip.config.obtain import obtainable
+from openslip.data.get import folder as folder_module
 from openslip.data.get import openclipart, svg
 from openslip.data.get.debian import DebianFolder
 from openslip.data.get.fetcher import Fetcher
@@ -289,10 +292,82 @@ def test_a_repository_without_all_of_its_shards_is_refused(hub: Server, tmp_path
         create(of_hub(), tmp_path / "set")
 
 
-def test_a_hub_that_cannot_be_reached_is_named(hub: Server, tmp_path: Path):
-    del hub.files["main"]
-    with pytest.raises(UserError, match=r"wds_pets: http://127\.0\.0\.1:\d+ cannot be reached \(not found\); without"):
+def test_all_pages_of_a_list_are_read(hub: Server, tmp_path: Path):
+    entries = json.loads(hub.files["main"])
+    hub.files |= {"main": json.dumps(entries[:3]).encode(), "main2": json.dumps(entries[3:]).encode()}
+    hub.next_pages["main"] = hub.address("main2?cursor=abc")
+    create(of_hub(), tmp_path / "wds_pets")
+    assert names(tmp_path) == sorted(f"wds_pets/{name}" for name in HUB_FILES)
+
+
+def test_downloads_survive_a_failure_while_the_folder_is_made(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(folder_module, "synchronise", lambda _: (_ for _ in ()).throw(OSError("the disk is gone")))
+    with pytest.raises(UserError, match="the disk is gone"):
         create(of_hub(), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}/")
+    create(of_hub(), tmp_path / "set")
+    assert hub.downloads["0.tar"] == hub.downloads["1.tar"] == 1
+    assert names(tmp_path) == sorted(f"set/{name}" for name in HUB_FILES)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, r"has no such dataset \(not found\): it was renamed or removed"),
+        (401, r"does not give it without an account \(HTTP 401 Unauthorized\), or has no dataset of this name: open"),
+        (503, r"cannot be reached \(HTTP 503 [^)]*\); without a network, copy the folder"),
+    ],
+)
+def test_a_hub_that_gives_no_list_is_named_with_the_next_step(hub: Server, tmp_path: Path, status: int, message: str):
+    hub.refusals["main"] = [status] * 3
+    with pytest.raises(UserError, match=rf"wds_pets: http://127\.0\.0\.1:\d+ {message}"):
+        create(of_hub(), tmp_path / "set")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def get_large(place: Path, *words: str) -> int:
+    entry = {
+        **{"content": "", "licence": "MIT", "size": "9 GB", "page": "p", "evaluation": None, "layouts": []},
+        "folder": "wds_pets",
+        "fetcher": {"_target_": "openslip.data.get.hub.HubFolder", "repository": "a/b", "splits": ["test"]},
+    }
+    (place / "configs" / "catalogue").mkdir(parents=True, exist_ok=True)
+    (place / "configs" / "catalogue" / "large.yaml").write_text(yaml.safe_dump(entry))
+    return run(["data", "get", "large", f"--to={place}", f"--config-dir={place}/configs", *words])
+
+
+def test_a_large_download_is_announced_and_a_person_is_asked(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(data_command, "ASK_ABOVE", 100)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    for answer, code in (("", 1), ("n\n", 1), ("y\n", 0)):
+        monkeypatch.setattr(sys, "stdin", Terminal(answer or "\n"))
+        assert get_large(tmp_path) == code
+        assert (tmp_path / "wds_pets").exists() == (code == 0)
+        assert hub.downloads["0.tar"] == (code == 0)
+        printed = capsys.readouterr()
+        assert printed.out.index("MIT") < printed.out.index("download: 0.0 MB into") if code else True
+        assert ("nothing was downloaded; --yes" in printed.err) == (code == 1)
+
+
+@pytest.mark.parametrize(("terminal", "words"), [(True, ["--yes"]), (False, [])])
+def test_with_yes_or_without_a_terminal_nobody_is_asked(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, words: list[str]
+):
+    monkeypatch.setattr(data_command, "ASK_ABOVE", 100)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", Terminal() if terminal else io.StringIO())
+    assert get_large(tmp_path, *words) == 0
+    assert (tmp_path / "wds_pets" / "test" / "1.tar").exists()
 
 
 def drawing(title: str, *keywords: str, licence: str = "PD", colour: str = "red") -> bytes:
@@ -442,7 +517,7 @@ def test_the_command_lists_describes_and_fetches(
         assert run(["data", "get", "mine", *own]) == 0
         said = capsys.readouterr().out.splitlines()
         assert said[0] == "mine: My clothes."
-        assert "  licence      MIT" in said
+        assert "  licence       MIT" in said
         assert said[-1] == f"{last}: {folder}"
     assert len(names(folder)) == 4
     assert server.downloads["set.deb"] == 1

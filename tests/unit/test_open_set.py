@@ -19,7 +19,7 @@ from openslip.evaluation.frozen_features import split_rows
 from openslip.evaluation.novelty import Energy, LocalOutlierFactor, MaxSimilarity
 from openslip.evaluation.open_set import separation
 
-BY_PROBE = LogisticRegression(c=0.5, tolerance=1e-10, max_iterations=5000)
+BY_PROBE = LogisticRegression(c=0.5, decrease=1e-13, max_iterations=5000)
 
 
 def text_predictions(queries: np.ndarray, classes: list[int]) -> np.ndarray:

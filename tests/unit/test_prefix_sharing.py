@@ -1,5 +1,6 @@
 """Prefixes that captions share are computed once, and no feature changes by it."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from openslip.inference.imagenet_prompts import imagenet_templates
 from openslip.inference.prompts import class_embeddings
-from openslip.models.prefix_sharing import sharing_prefixes
+from openslip.models.prefix_sharing import shares_prefixes, sharing_prefixes
 from openslip.models.text_transformer import TextTransformer
+from openslip.text.clip_bpe import ClipBpe
 
 CONTEXT = 13
 
@@ -119,6 +121,60 @@ def test_clips_text_tower_gives_the_same_unit_features_in_float32():
         with sharing_prefixes():
             shared = F.normalize(model(ids, lengths), dim=1)
     torch.testing.assert_close(shared, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_features_are_as_near_to_the_exact_ones_as_those_of_the_plain_way(dtype: torch.dtype):
+    model, (ids, lengths) = tower(torch.float64), captions()
+    with torch.no_grad():
+        exact = F.normalize(model(ids, lengths), dim=1)
+        model = model.to(dtype)
+        plain = F.normalize(model(ids, lengths).double(), dim=1)
+        with sharing_prefixes():
+            shared = F.normalize(model(ids, lengths).double(), dim=1)
+    error = (plain - exact).abs().max()
+    assert 0 < error < 100 * torch.finfo(dtype).eps, "the weights' rounding"
+    assert (shared - exact).abs().max() <= 1.5 * error
+    assert (shared - plain).abs().max() <= error
+
+
+@pytest.mark.parametrize("truncation", ["keep_end", "drop_end"])
+@pytest.mark.parametrize("context_length", [8, 24])
+def test_truncated_texts_have_the_features_of_the_plain_way(truncation: str, context_length: int):
+    """Texts that are equal up to where they are cut, in a length of which some are cut and some fit."""
+    torch.manual_seed(0)
+    model = TextTransformer(vocab_size=49408, context_length=context_length, width=32, depth=3, heads=4).double()
+    words = ClipBpe(context_length=context_length, truncation=truncation, special_text="plain")
+    beginnings = ["a", "a photo of a red", "a photo of a red fox in the snow and a dog " * 3]
+    texts = [f"{beginning} {ending}" for beginning in beginnings for ending in ("cat", "dog", "cat and dog", "c")]
+    ids, lengths = words.encode(texts)
+    assert (ids[:, -1] != 0).sum() >= 4
+    assert (ids[:, -1] == 0).any()
+    expected = model(ids, lengths)
+    with sharing_prefixes():
+        torch.testing.assert_close(model(ids, lengths), expected, rtol=0, atol=1e-13)
+
+
+def test_another_thread_does_not_share():
+    inside, ended = threading.Event(), threading.Event()
+
+    def share() -> None:
+        with sharing_prefixes():
+            inside.set()
+            ended.wait(10)
+
+    thread = threading.Thread(target=share)
+    thread.start()
+    try:
+        assert inside.wait(10)
+        assert not shares_prefixes()
+        with sharing_prefixes():
+            assert shares_prefixes()
+        assert not shares_prefixes()
+    finally:
+        ended.set()
+        thread.join()
+    assert not shares_prefixes()
 
 
 def test_a_classifier_shares_the_beginnings_of_its_templates():

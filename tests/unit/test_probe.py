@@ -110,8 +110,8 @@ def test_the_sweep_halves_its_steps_around_the_peak():
 
     assert sweep(accuracy)[0] == SWEEP[37]
     assert [SWEEP.index(c) for c in compared] == [0, 16, 32, 48, 64, 80, 96, 24, 40, 36, 44, 34, 38, 35, 37]
-    assert (SWEEP[0], SWEEP[96]) == pytest.approx((1e-6, 1e2))
-    assert SWEEP[60] / SWEEP[48] == pytest.approx(10)  # twelve values per factor of ten
+    assert (SWEEP[0], SWEEP[96]) == pytest.approx((1e-6, 1e6))
+    assert SWEEP[56] / SWEEP[48] == pytest.approx(10)  # eight values per factor of ten
 
 
 @pytest.mark.parametrize(("rising", "end"), [(True, 96), (False, 0)])
@@ -244,5 +244,5 @@ def test_two_ranks_equal_one_process_to_the_last_bit(two_ranks: Ranks, name: str
 
 
 def test_an_error_of_the_first_rank_ends_every_rank(two_ranks: Ranks):
-    assert two_ranks(fail_on_the_first_rank) == ["rank 0 cannot"] * 2
+    assert two_ranks(fail_on_the_first_rank) == ["rank 0 cannot", "rank 0: rank 0 cannot"]
     assert fail_on_the_first_rank() == "rank 0 cannot"

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -176,11 +177,11 @@ def test_metrics_of_later_evaluations_are_among_the_files(tmp_path: Path):
     assert "metrics of a later evaluation" in page.text
 
 
-def stored_result(run: Path, step: int, top1: float, name: str = "mine") -> None:
+def stored_result(run: Path, step: int, top1: float, name: str = "mine", config: dict[str, Any] | None = None) -> None:
     folder = run / "evaluations" / f"step-{step:06}"
     folder.mkdir(parents=True)
     record = {"evaluation": name, "checkpoint": "", "step": step, "metrics": {"top1": top1, "chance": 25.0}}
-    text = json.dumps({**record, "headline_metric": "top1", "config": {}, "notes": {}})
+    text = json.dumps({**record, "headline_metric": "top1", "config": config or {}, "notes": {}})
     (folder / f"{name}.json").write_text(text)
     arrays: dict[str, Any] = zero_shot_arrays()
     arrays["labels"] = arrays["predictions"]  # no mistakes
@@ -210,6 +211,25 @@ def test_results_of_a_run_with_ema_weights_are_points_of_these(tmp_path: Path):
     assert metrics.columns["eval_ema/mine/top1"].y.tolist() == [50, 77.5]
     assert metrics.columns["eval/mine/top1"].y.tolist() == [50]
     assert metrics.arrays == {}
+
+
+def test_a_result_of_other_settings_is_a_curve_of_its_own(tmp_path: Path):
+    columns = {"eval/mine/top1": Series(np.array([10.0]), np.array([50.0]))}
+    metrics = Metrics(columns, "samples seen", 10, 10.0)
+    (tmp_path / "config.yaml").write_text("evaluation: {mine: {templates: few, batch_size: 4}}\n")
+    stored_result(tmp_path, 10, 77.5, config={"templates": "many", "batch_size": 4})
+    later = with_later_evaluations(metrics, tmp_path).columns
+    assert later["eval/mine/top1"].y.tolist() == [50]
+    (name,) = [name for name in later if name.startswith("eval/mine-") and name.endswith("/top1")]
+    assert later[name].y.tolist() == [77.5]
+    shutil.rmtree(tmp_path / "evaluations")
+    stored_result(tmp_path, 10, 77.5, config={"templates": "few", "batch_size": 8})  # which changes no metric
+    assert with_later_evaluations(metrics, tmp_path).columns["eval/mine/top1"].y.tolist() == [77.5]
+    shutil.rmtree(tmp_path / "evaluations")
+    stored_result(tmp_path, 10, 77.5, config={"templates": "few", "batch_size": 8})
+    text = "evaluation_samples: 100\nevaluation: {mine: {templates: few, batch_size: 4}}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    assert with_later_evaluations(metrics, tmp_path).columns["eval/mine/top1"].y.tolist() == [50]
 
 
 def test_an_evaluation_after_training_alone_has_a_section(tmp_path: Path):

@@ -9,8 +9,15 @@ import torch
 from evaluation_models import CLASSNAMES, Pictures, bundle, dual_encoder, transform, zero_shot
 from torch import nn
 
+from openslip.data.source import Source
 from openslip.data.sources.image_folder import ImageFolder
+from openslip.data.sources.mixture import Mixture
+from openslip.data.sources.subset import Subset
+from openslip.evaluation.evaluation import Evaluation
+from openslip.evaluation.frozen_classifiers import NearestNeighbours
 from openslip.evaluation.identity import identity
+from openslip.evaluation.novelty import Energy
+from openslip.evaluation.open_set import OpenSet
 from openslip.evaluation.suite import in_order_of_sources
 from openslip.evaluation.zeroshot import ZeroShot
 from openslip.inference.bundle import Bundle
@@ -40,13 +47,14 @@ def wrapped(origin: str) -> Bundle:
     return Bundle(WrappedModel(nn.Linear(1, 1)), tokenizer, images, {}, torch.device("cpu"), origin)
 
 
-def test_a_model_of_another_library_is_known_by_its_address_and_weights(evaluation: ZeroShot):
+def test_a_model_of_another_library_is_known_by_its_address_architecture_and_weights(evaluation: ZeroShot):
     known = identity(wrapped("hf:a/b"), evaluation, {}, "1")
     assert known is not None
     assert identity(wrapped("hf:a/b"), evaluation, {}, "1") == known
     assert identity(wrapped("hf:a/c"), evaluation, {}, "1") != known
     assert identity(wrapped("hf:a/b"), evaluation, {}, "2") != known
     assert identity(wrapped("hf:a/b").reading(exif="apply"), evaluation, {}, "1") != known
+    assert identity(replace(wrapped("hf:a/b"), architecture={"version": "5"}), evaluation, {}, "1") != known
 
 
 class Own(nn.Module):
@@ -59,6 +67,40 @@ def test_code_of_yours_has_no_identity(evaluation: ZeroShot):
     model = dual_encoder()
     model.image_tower.add_module("own", Own())
     assert identity(bundle(model), evaluation, {}, "1") is None
+
+
+class OwnNovelty(Energy):
+    """A novelty score of the user's."""
+
+
+class OwnClassifier(NearestNeighbours):
+    """A classifier of the user's."""
+
+
+def open_set(source: Source, **changes: Any) -> OpenSet:
+    settings: dict[str, Any] = {
+        **{"title": "", "train": source, "seen": source, "unseen": source, "held_out": 0.5, "accepted": 0.9, "seed": 0},
+        **{"classnames": None, "templates": ["a {}"], "features": "joint", "normalise": True},
+        **{"classifier": NearestNeighbours(k=1, temperature=1.0), "novelty": {"energy": Energy()}},
+        **{"batch_size": 2, "num_workers": 0},
+    }
+    return OpenSet(**settings | changes)
+
+
+def test_code_of_yours_inside_ours_has_no_identity(evaluation: ZeroShot):
+    ours, own, model = evaluation.source, Pictures(7), bundle(dual_encoder())
+
+    def is_known(part: Evaluation) -> bool:
+        return identity(model, part, {}, "1") is not None
+
+    assert is_known(open_set(ours))
+    assert not is_known(open_set(ours, novelty={"energy": Energy(), "own": OwnNovelty()}))
+    assert not is_known(open_set(ours, classifier=OwnClassifier(k=1, temperature=1.0)))
+    for inner, expected in ((ours, True), (own, False)):
+        mixture = Mixture(sources={"a": ours, "b": inner}, weights={"a": 1.0, "b": 1.0})
+        for source in (Subset(inner, 2), Subset(Subset(inner, 3), 2), mixture):
+            settings: dict[str, Any] = {"title": "", "templates": ["a {}"], "batch_size": 2, "num_workers": 0}
+            assert is_known(ZeroShot(source=source, classnames=ours.classes, **settings)) == expected
 
 
 @pytest.mark.parametrize(

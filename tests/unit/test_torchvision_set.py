@@ -1,6 +1,7 @@
 """Torchvision's own layouts: the reader gives the pixels, labels and classes that torchvision gives."""
 
 import io
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from openslip.data.image.decode import open_image
 from openslip.data.image.png import png
-from openslip.data.sources.torchvision_set import LOCATIONS, TorchvisionSet
+from openslip.data.sources import torchvision_set
+from openslip.data.sources.torchvision_set import LOCATIONS, TorchvisionSet, content_hash
 from openslip.errors import MissingData, MissingPackage, UserError
 
 DATASETS: Any = torchvision.datasets
@@ -111,6 +113,52 @@ def test_the_fingerprint_changes_with_a_byte_of_an_array_or_label(
     content[place] ^= 1
     (tmp_path / file).write_bytes(content)
     assert TorchvisionSet(dataset=name, root=root, arguments=arguments).fingerprint != before
+
+
+@pytest.mark.parametrize("name", ["GTSRB", "OxfordIIITPet", "MNIST"])
+def test_images_that_torchvision_decodes_have_the_limit_of_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    root, arguments = written(tmp_path, monkeypatch, name)
+    source = TorchvisionSet(dataset=name, root=root, arguments=arguments)
+    before = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(torchvision_set, "MAX_PIXELS", 10)
+    if name == "MNIST":  # arrays
+        assert source[0].image
+    else:
+        with pytest.raises(UserError, match=r"sample 0 cannot be read \(Image size .* exceeds limit"):
+            source[0]
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root, arguments = written(tmp_path / "data", monkeypatch, "Food101")
+    layouts.put(tmp_path / "outside.jpg", layouts.picture(0, 0))
+    file = tmp_path / "data" / "food-101" / "meta" / "test.json"
+    content = json.loads(file.read_text())
+    next(iter(content.values())).append("../../../outside")
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"lists \.\./outside\.jpg, which is outside"):
+        TorchvisionSet(dataset="Food101", root=root, arguments=arguments)
+
+
+def test_of_a_large_file_evenly_spaced_blocks_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torchvision_set, "WHOLE", 1000)
+    monkeypatch.setattr(torchvision_set, "BLOCK", 10)
+    file = tmp_path / "x.h5"
+
+    def hashed(*places: int) -> str:
+        content = bytearray(6310)  # blocks begin at 0, 100, ..., 6300
+        for place in places:
+            content[place] = 1
+        file.write_bytes(content)
+        return content_hash(tmp_path, [file])
+
+    assert len({hashed(), hashed(0), hashed(109), hashed(6300), hashed(6309)}) == 5
+    assert hashed(50) == hashed()
+    before = hashed()
+    file.write_bytes(bytes(6311))
+    assert content_hash(tmp_path, [file]) != before
 
 
 def test_the_fingerprint_changes_with_files_labels_and_arguments(tmp_path: Path):

@@ -108,6 +108,7 @@ def test_label_vectors_follow_the_order_of_the_samples(tmp_path: Path):
     [
         (npy(np.array([0, 2, 1])), r"s0000000\.npy is no vector of zeros and ones"),
         (npy(np.array([[0, 1, 1]])), r"no vector of zeros and ones \(shape \(1, 3\)"),
+        (npy(np.zeros(200_000)), r"s0000000\.npy has 1,600,128 bytes; expected a vector of at most 1,000,000"),
         (npy(np.array([0, 1])), r"s0000000\.npy holds 2 labels; expected 3, one per class"),
         (npy(np.array([0, None, 1], object)), r"s0000000\.npy cannot be read"),
         (npy(np.array([0, 1, 1]))[:-1], r"s0000000\.npy cannot be read \(an array of 24 bytes in"),

@@ -57,15 +57,15 @@ def workspace(entity: str, project: str) -> "Workspace":
 
     sections = {
         "Result": [
-            every("Top-1 and chance", r"^eval/.*/(top1|chance)$"),
-            every("Top-5", r"^eval/.*/top5$"),
-            every("Mean per class; mean of top-1 and top-5", r"^eval/.*/(mean_per_class|mean_of_top1_top5)$"),
+            every("Top-1 and chance", r"^eval(_ema)?/.*/(top1|chance)$"),
+            every("Top-5", r"^eval(_ema)?/.*/top5$"),
+            every("Mean per class; mean of top-1 and top-5", r"^eval(_ema)?/.*/(mean_per_class|mean_of_top1_top5)$"),
             wr.BarPlot(
                 title="Top-1 per attribute", metrics=[f"eval/builtin/top1_{attribute}" for attribute in ATTRIBUTES]
             ),
-            every("Retrieval recall at 1", r"^eval/.*_recall_1$"),
-            every("Calibration error in per cent", r"^eval/.*/calibration_error_percent$"),
-            every("Gain of the prompt ensemble in points", r"^eval/.*/ensemble_gain(_over_best)?$"),
+            every("Retrieval recall at 1", r"^eval(_ema)?/.*_recall_1$"),
+            every("Calibration error in per cent", r"^eval(_ema)?/.*/calibration_error_percent$"),
+            every("Gain of the prompt ensemble in points", r"^eval(_ema)?/.*/ensemble_gain(_over_best)?$"),
         ],
         "Training": [
             lines("Losses", "train/loss", "train/clip_loss", "train/ssl_loss"),

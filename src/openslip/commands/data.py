@@ -2,8 +2,8 @@
 
 import argparse
 import difflib
-import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "index": "index shards, so that training does not have to scan them at its start: openslip data index shards",
     "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
 }
+ASK_ABOVE = 1_000_000_000  # bytes: `get` asks before larger downloads, if a person can answer
 TARGET = (
     "name of a data config (cc3m, yfcc15m, ...); overrides such as data.source.shards=... may follow it. Or: paths or "
     "addresses of shards"
@@ -82,6 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder in which the dataset's folder is made; by default EVALUATION_DATA, or data/evaluation",
     )
+    parser.add_argument("--yes", action="store_true", help="download more than 1 GB without asking")
     parser.add_argument("--config-dir", metavar="DIR", help="also read DIR/catalogue, in your own folder of configs")
     add_quiet(parser)
     return parser
@@ -103,10 +105,10 @@ def get(arguments: list[str]) -> int:
         say("openslip data get NAME says how a dataset is obtained, and fetches it:", *columns(rows, 37))
         return 0
     entry = find(options.name, folders)
-    rows = {"content": entry.content, "licence": entry.licence, "size": entry.size, "page": entry.page}
+    rows = {"content": entry.content, "licence": entry.licence, "owner's size": entry.size, "page": entry.page}
     if entry.evaluation:
         rows["evaluate it"] = f"openslip eval checkpoint=CHECKPOINT evaluation={entry.evaluation}"
-    say(f"{entry.name}: {entry.meaning}", *columns(rows, 12))
+    say(f"{entry.name}: {entry.meaning}", *columns(rows, 13))
     if entry.layouts:
         say(f"layouts below {root} (EVALUATION_DATA=DIR names another folder):", *(f"  {row}" for row in entry.layouts))
     if entry.folder is None:
@@ -120,7 +122,16 @@ def get(arguments: list[str]) -> int:
         from openslip.config.build import build
         from openslip.data.get.folder import create
 
-    create(build(entry.fetcher, f"catalogue.{entry.name}.fetcher"), folder)
+    def agree(num_bytes: int) -> None:
+        """Say how much will be downloaded, and ask a person at a terminal about a large download."""
+        from openslip.errors import UserError
+
+        say(f"download: {num_bytes / 1e6:,.1f} MB into {folder}")
+        is_asked = num_bytes > ASK_ABOVE and not options.yes and sys.stdin.isatty() and sys.stdout.isatty()
+        if is_asked and input("download it? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise UserError("nothing was downloaded; --yes downloads without asking")
+
+    create(build(entry.fetcher, f"catalogue.{entry.name}.fetcher"), folder, agree)
     say(f"fetched: {folder}")
     return 0
 
@@ -212,16 +223,14 @@ def count(text: str) -> int:
 
 def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
     """Return the keyword parameters of a layout's `records`: type, whether it may be repeated, and purpose."""
-    from openslip.data.convert.convert import find_records
+    from openslip.data.convert import keyword_parameters
 
-    records = find_records(layout)
-    purposes = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(records) or "", re.MULTILINE))
-    options = {}
-    for name, parameter in inspect.signature(records).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            written = str(parameter.annotation)
-            options[name] = (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
-    return options
+    annotations, docstring = keyword_parameters(layout)
+    purposes = dict(re.findall(r"^    (\w+): (.+)$", docstring, re.MULTILINE))
+    return {
+        name: (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
+        for name, written in annotations.items()
+    }
 
 
 def index_parser() -> argparse.ArgumentParser:

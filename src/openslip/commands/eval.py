@@ -10,9 +10,9 @@ from rich.table import Table
 from openslip.config.build import build_evaluations
 from openslip.config.compose import compose_config
 from openslip.data.remote.files import cache_folder
-from openslip.distributed import is_main_process, of_all_ranks
+from openslip.distributed import any_rank, is_main_process, of_all_ranks
 from openslip.durable import needed, refuse_unwritable, write_text
-from openslip.errors import MissingData, UserError
+from openslip.errors import MissingData, OtherRankError, UserError, described
 from openslip.evaluation import stored
 from openslip.evaluation.evaluation import Evaluation, with_unit
 from openslip.evaluation.feature_cache import FeatureCache
@@ -23,7 +23,7 @@ from openslip.inference.load import load
 from openslip.progress import progress
 from openslip.run.identity import without_secrets
 from openslip.run.launch import launched_ranks, reported_once
-from openslip.run.ranks import all_failed
+from openslip.run.ranks import all_failed, is_broken_connection
 from openslip.terminal import be_quiet, notice, printable, say
 
 ELSEWHERE = "output=FILE names another place"
@@ -62,16 +62,16 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
         refuse_unwritable(output, advice=ELSEWHERE)
     is_written = folder is not None and bool(chosen) and is_main_process() and can_write(folder)
 
-    evaluations, errors = opened(chosen)
+    evaluations, errors = open_all(chosen)
     records: dict[str, Record] = {}
     for name, evaluation in in_order_of_sources(evaluations):
         try:
             known = None if folder is None or config["again"] else suite.known(folder, name, evaluation, chosen[name])
             records[name] = known or run(suite, name, evaluation, chosen[name])
-        except UserError as error:
-            if len(chosen) == 1 or not all_failed(name, failed=True):
+        except Exception as error:  # of any kind, such as a file or memory that is missing: it ends no other evaluation
+            if len(chosen) == 1 or is_broken_connection(error) or not all_failed(name, failed=True):
                 raise
-            errors[name] = error
+            errors[name] = as_user_error(error)
             continue
         all_failed(name, failed=False)
         if known is not None:
@@ -86,12 +86,12 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
     if is_main_process():
         show_records({name: records[name] for name in chosen if name in records})
         if output is not None and records:
-            write_all(output, config, {name: records[name] for name in chosen if name in records})
+            write_all(output, config, {name: records[name] for name in chosen if name in records}, errors)
         elif is_written and records:
             say(f"metrics: {folder}/")
         show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
     has_failed = any(not isinstance(error, MissingData) for error in errors.values())
-    return int(has_failed or (bool(chosen) and not records))
+    return int(any_rank(has_failed or (bool(chosen) and not records)))
 
 
 def run(suite: Suite, name: str, evaluation: Evaluation, options: dict[str, Any]) -> Record:
@@ -101,23 +101,34 @@ def run(suite: Suite, name: str, evaluation: Evaluation, options: dict[str, Any]
         return suite.run(name, evaluation, options)
 
 
-def opened(chosen: dict[str, Any]) -> tuple[dict[str, Evaluation], dict[str, UserError]]:
+def as_user_error(error: Exception) -> UserError:
+    """Return an error with the same message and without traceback, whose frames would keep features in memory."""
+    return MissingData(str(error), error.place) if isinstance(error, MissingData) else UserError(described(error))
+
+
+def open_all(chosen: dict[str, Any]) -> tuple[dict[str, Evaluation], dict[str, UserError]]:
     """Build the evaluations, and return those that could be built and the errors of the others.
 
     Raises:
-        UserError: the only evaluation cannot be built, or one can be built on some ranks alone.
+        UserError: the only evaluation cannot be built.
     """
     evaluations: dict[str, Evaluation] = {}
     errors: dict[str, UserError] = {}
     with progress("opening the evaluations"):
         for name, options in chosen.items():
             try:
-                evaluations |= build_evaluations({name: options})
-            except UserError as error:
-                errors[name] = error
-    on_all_ranks = set.intersection(*map(set, of_all_ranks(list(errors))))
-    for name, error in errors.items():
-        if len(chosen) == 1 or name not in on_all_ranks:
+                opened = build_evaluations({name: options})
+                for source in opened[name].sources().values():
+                    _ = source.fingerprint  # computed here, so that a file that cannot be read ends no other
+                evaluations |= opened
+            except Exception as error:
+                errors[name] = error if isinstance(error, UserError) else as_user_error(error)
+    for number, messages in enumerate(of_all_ranks({name: str(error) for name, error in errors.items()})):
+        for name, message in messages.items():  # an evaluation that one rank cannot build runs on none
+            errors.setdefault(name, OtherRankError(f"rank {number}: {message}"))
+            evaluations.pop(name, None)
+    if len(chosen) == 1:
+        for error in errors.values():
             raise error
     return evaluations, errors
 
@@ -138,12 +149,14 @@ def can_write(folder: Path) -> bool:
     return True
 
 
-def write_all(output: Path, config: dict[str, Any], records: dict[str, Record]) -> None:
-    """Write the metrics of all evaluations into one file."""
+def write_all(output: Path, config: dict[str, Any], records: dict[str, Record], errors: dict[str, UserError]) -> None:
+    """Write the metrics of all evaluations into one file, and the reasons why others have none."""
     content = {
         "checkpoint": str(config["checkpoint"]),
         "metrics": {name: record["metrics"] for name, record in records.items()},
         "notes": {name: record["notes"] for name, record in records.items()},
+        "missing": {name: str(error) for name, error in errors.items() if isinstance(error, MissingData)},
+        "failed": {name: str(error) for name, error in errors.items() if not isinstance(error, MissingData)},
         "config": without_secrets({key: value for key, value in config.items() if key != "output"}),
     }
     is_replaced = output.exists()

@@ -17,7 +17,7 @@ from openslip import signals
 from openslip.data.batches import Batches, Plan
 from openslip.data.chunks import Batch, ChunkOrder, Chunks, JoinedBatch, Slots, chunk_bytes, chunk_size
 from openslip.data.pinned import Buffers
-from openslip.distributed import any_rank
+from openslip.distributed import any_rank, raise_first
 from openslip.errors import UserError
 
 HELD = 2  # batches that the consuming process keeps alive: the one just fetched and the one before it
@@ -35,36 +35,47 @@ class Loader(DataLoader):
             batch.
     """
 
+    fails_together = False  # whether an error on one rank, in place of a batch, is raised on every rank
+    failure: Exception | None = None  # error of this rank that is raised at the next fetch, if `fails_together`
     waited = 0.0  # seconds that the training process has waited for batches
     setting = "data.num_workers"  # config key that error messages name for the number of workers
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches, batch = None, None
-        try:
-            while True:
-                started = time.perf_counter()
+        while True:
+            started = time.perf_counter()
+            try:
                 with suppress(signals.Preempted), signals.waiting():
                     batches = super().__iter__() if batches is None else batches
                     batch = self.take(batches)
-                self.waited += time.perf_counter() - started
-                if any_rank(signals.received() is not None):
-                    # The shutdown of the loader joins every worker, and the one that this process waited for may hang.
-                    for worker in getattr(batches, "_workers", ()):
-                        worker.terminate()
-                    raise signals.Preempted
-                if batch is None:
-                    return
-                yield batch
-        except UserError as error:  # if a worker raised it, torch put the text of the traceback before the message
-            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
-        except Exception as error:
-            if "shared memory" in str(error) or (getattr(error, "errno", None) == ENOSPC and not shared_memory()):
-                raise full(self.setting) from error
-            if "Original Traceback" in str(error):
-                raise RuntimeError(str(error).strip().splitlines()[-1]) from error
-            if isinstance(error, ConnectionError | EOFError) and self.num_workers:  # torch notices most other deaths
-                raise RuntimeError("DataLoader worker ended while it sent a batch") from error
-            raise
+            except Exception as error:
+                failure = self.readable(error)
+                if not self.fails_together:
+                    raise failure from (None if failure is error else error)
+                self.failure = self.failure or failure
+            self.waited += time.perf_counter() - started
+            if any_rank(signals.received() is not None or self.failure is not None):
+                if self.fails_together:
+                    raise_first(self.failure)
+                # The shutdown of the loader joins every worker, and the one that this process waited for may hang.
+                for worker in getattr(batches, "_workers", ()):
+                    worker.terminate()
+                raise signals.Preempted
+            if batch is None:
+                return
+            yield batch
+
+    def readable(self, error: Exception) -> Exception:
+        """Return the error of a worker as if this process had raised it, or the error itself."""
+        if isinstance(error, UserError):  # of a worker, torch put the text of the traceback before the message
+            return type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip())
+        if "shared memory" in str(error) or (getattr(error, "errno", None) == ENOSPC and not shared_memory()):
+            return full(self.setting)
+        if "Original Traceback" in str(error):
+            return RuntimeError(str(error).strip().splitlines()[-1])
+        if isinstance(error, ConnectionError | EOFError) and self.num_workers:  # torch notices most other deaths
+            return RuntimeError("DataLoader worker ended while it sent a batch")
+        return error
 
     def take(self, batches: Iterator[Any]) -> Any:
         """Return the next batch, or None after the last one."""

@@ -33,6 +33,7 @@ class Source(ABC):
 
     Attributes:
         problems: what was skipped or repaired when the dataset was read, one line per kind of problem.
+        layout: which layout of a dataset this is and where, if several were looked for (`first_found`), else empty.
         places: files and addresses that the source reads; a mixture uses them to find what two sources share.
         expected_samples: number of samples of the published dataset, if known; downloads often lose some.
         classes: the dataset's own names of the labels in label order, such as the names of class folders.
@@ -41,6 +42,7 @@ class Source(ABC):
     """
 
     problems: tuple[str, ...] = ()
+    layout: str = ""
     places: frozenset[str] = frozenset()
     expected_samples: int | None = None
     classes: Sequence[str] | None = None
@@ -63,7 +65,11 @@ class Source(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Text that changes whenever the content or the order of the dataset changes."""
+        """Text that changes whenever the content or the order of the dataset changes.
+
+        Sources of image files hash path and size of each image, because reading all of them would take longer than
+        most evaluations: an image that is replaced by another of the same size is not noticed.
+        """
 
     @property
     def collections(self) -> tuple[Collection, ...]:

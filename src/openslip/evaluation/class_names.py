@@ -118,8 +118,8 @@ def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
     """
     known = list(map(known_as, folders))
     owners = defaultdict[str, list[int]](list)
-    for i, own in enumerate(known):
-        for name in own:
+    for i, names_of_folder in enumerate(known):
+        for name in names_of_folder:
             owners[name].append(i)
     theirs = list(map(alike, names))
     crossed = [
@@ -155,9 +155,9 @@ def pairing(names: list[str], folders: list[str], order: str) -> list[str]:
 
 def known_as(folder: str) -> set[str]:
     """Return the names that match a folder: its own, with and without leading number, and CLIP's for its WordNet id."""
-    own = {alike(folder), alike(without_number(folder))}
+    itself = {alike(folder), alike(without_number(folder))}
     label = imagenet_ids().get(folder)
-    return own if label is None else own | {alike(imagenet_classnames()[label])}
+    return itself if label is None else itself | {alike(imagenet_classnames()[label])}
 
 
 def unequal(names: list[str], folders: list[str], is_imagenet: bool) -> str:

@@ -69,8 +69,12 @@ def with_unit(metric: str, value: float) -> str:
     """Format a metric for people: counts as whole numbers, shares in per cent."""
     if metric.startswith("num_"):
         return f"{value:.0f}"
-    is_share = metric.startswith(SHARES) or metric.endswith(("_acc", "_percent")) or "_recall_" in metric
-    return f"{value:.2f} %" if is_share else f"{value:.4g}"
+    return f"{value:.2f} %" if is_share(metric) else f"{value:.4g}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is in per cent."""
+    return metric.startswith(SHARES) or metric.endswith(("_acc", "_percent")) or "recall" in metric
 
 
 def top1_line(title: str, metrics: dict[str, float]) -> str:

@@ -1,7 +1,7 @@
 """Features of images and texts, computed by all ranks together and identical to those that one process computes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.loader import HELD, Loader, check_shared_memory, start_worker
 from openslip.data.source import Source
-from openslip.distributed import gather, of_all_ranks, rank, world_size
+from openslip.distributed import fail_together, gather, of_all_ranks, on_every_rank, rank, world_size
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.progress import progress
@@ -30,22 +30,27 @@ def text_features(bundle: Bundle, texts: Sequence[str]) -> Float[Tensor, "texts 
     """
     distinct = sorted(set(texts))  # sorted, because texts that begin alike are encoded faster together
     batches = rank_batches(len(distinct), TEXTS_PER_BATCH)
-    encoded = []
-    with progress("texts", total=sum(map(len, batches))) as advance:
-        for batch in batches:
-            encoded.append(bundle.encode_text([distinct[row] for row in batch]))
-            advance(len(batch))
-    features = gather_batches(encoded, len(distinct), TEXTS_PER_BATCH, bundle.device)
+
+    def encode() -> list[Tensor]:
+        encoded = []
+        with progress("texts", total=sum(map(len, batches))) as advance:
+            for batch in batches:
+                encoded.append(bundle.encode_text([distinct[row] for row in batch]))
+                advance(len(batch))
+        return encoded
+
+    features = gather_batches(on_every_rank(encode), len(distinct), TEXTS_PER_BATCH, bundle.device)
     place = {text: row for row, text in enumerate(distinct)}
     return features[torch.tensor([place[text] for text in texts], device=bundle.device)]
 
 
 def image_batches(
     bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
-) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]]:
+) -> Generator[tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]], None, None]:
     """Yield this rank's batches of transformed images, on the device, and their labels, on the CPU.
 
-    `rank_batches` decides which samples belong to which rank and batch.
+    `rank_batches` decides which samples belong to which rank and batch. If a batch cannot be read on one rank, all
+    ranks fail; so do they if an error is thrown into the iterator (`throw`), as when a rank has too little memory.
 
     Args:
         bundle: bundle whose transform and device are used.
@@ -55,13 +60,15 @@ def image_batches(
         labels: whether a sample without a label is an error; otherwise its label is -1.
 
     Raises:
-        UserError: a sample has no label, its image cannot be read, or /dev/shm is too small for the batches.
+        UserError: a sample has no label, its image cannot be read, or /dev/shm is too small for the batches; or
+            another rank has failed.
         Preempted: some rank has received a signal to stop.
     """
     planned = rank_batches(len(source), batch_size)
     if num_workers:
         largest = min(batch_size, len(source)) * 3 * bundle.transform.size**2 * torch.float32.itemsize
-        check_shared_memory(min(PREFETCH * num_workers + HELD, len(planned)), largest, SETTING)
+        count = min(PREFETCH * num_workers + HELD, len(planned))
+        on_every_rank(lambda: check_shared_memory(count, largest, SETTING))
     loader = Loader(
         _Images(source, bundle.transform, labels),
         batch_sampler=planned,
@@ -71,16 +78,20 @@ def image_batches(
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # without it, the loader would draw from training's random state
     )
-    loader.setting = SETTING
+    loader.setting, loader.fails_together = SETTING, True
     batches: Iterator[Any] = iter(loader)
     with progress("images", total=sum(map(len, planned))) as advance:
         for _ in range(math.ceil(math.ceil(len(source) / batch_size) / world_size())):
             batch = next(batches, None)
             if batch is None:  # a rank with one batch less still fetches as often: each fetch synchronises ranks
-                return
+                break
             image, label = batch
-            yield image.to(bundle.device, non_blocking=True), label
+            try:
+                yield image.to(bundle.device, non_blocking=True), label
+            except Exception as error:  # of who takes the batches; the next fetch, or the line below, tells all ranks
+                loader.failure = error
             advance(len(label))
+        fail_together(loader.failure)
 
 
 def rank_batches(num_rows: int, batch_size: int) -> list[list[int]]:

@@ -46,7 +46,7 @@ class FewShot(Evaluation):
         c: factor on the sum of cross entropies, scikit-learn's `C`.
         features: `tower` for the image tower's features before any projection, or `joint`.
         normalise: whether features are scaled to unit length.
-        tolerance: scikit-learn's `tol`.
+        decrease: the fit ends when ten iterations decrease its objective by no more than this share.
         max_iterations: largest number of iterations of L-BFGS.
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
@@ -67,7 +67,7 @@ class FewShot(Evaluation):
         c: float,
         features: str,
         normalise: bool,
-        tolerance: float,
+        decrease: float,
         max_iterations: int,
         batch_size: int,
         num_workers: int,
@@ -91,7 +91,7 @@ class FewShot(Evaluation):
         self.c = c
         self.features = features
         self.normalise = normalise
-        self.tolerance = tolerance
+        self.decrease = decrease
         self.max_iterations = max_iterations
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -129,7 +129,7 @@ class FewShot(Evaluation):
                 train.features[rows].double(),
                 classes.places[rows],
                 self.c,
-                tolerance=self.tolerance,
+                decrease=self.decrease,
                 max_iterations=self.max_iterations,
             )
             return top_k_accuracy(fit.best(queries, 1).cpu().numpy(), test_places, 1)
@@ -146,7 +146,9 @@ class FewShot(Evaluation):
 
 
 def first_of_each_class(places: Int64[Tensor, " train"], count: int, seed: int) -> Int64[Tensor, " rows"]:
-    """Return the rows of the first `count` images of each class in a seeded permutation, in the permutation's order.
+    """Draw `count` images of each class, the first ones of the class in a seeded permutation of all images.
+
+    The rows are ordered by class, and those of a class as in the permutation.
 
     Args:
         places: class of each training image.

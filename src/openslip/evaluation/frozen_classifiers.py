@@ -67,18 +67,18 @@ class LogisticRegression(FrozenClassifier):
 
     Args:
         c: factor on the sum of cross entropies, scikit-learn's `C`.
-        tolerance: scikit-learn's `tol`.
+        decrease: the fit ends when ten iterations decrease its objective by no more than this share.
         max_iterations: largest number of iterations of L-BFGS.
     """
 
-    def __init__(self, *, c: float, tolerance: float, max_iterations: int) -> None:
+    def __init__(self, *, c: float, decrease: float, max_iterations: int) -> None:
         if c <= 0:
             raise UserError(f"c={c}: expected a number above 0")
         self.c = c
-        self.tolerance = tolerance
+        self.decrease = decrease
         self.max_iterations = max_iterations
 
     def fit(self, features: Tensor, places: Tensor, num_classes: int) -> Callable[[Tensor], Tensor]:
         return fit_logistic(
-            features.double(), places, self.c, tolerance=self.tolerance, max_iterations=self.max_iterations
+            features.double(), places, self.c, decrease=self.decrease, max_iterations=self.max_iterations
         ).scores

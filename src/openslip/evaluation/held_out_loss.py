@@ -93,7 +93,7 @@ def info_nce(
         scale: factor on cosines, exp(logit_scale).
     """
     logits = (scale * image @ text.T).double()
-    own = torch.arange(len(logits), device=logits.device)
-    losses = [F.cross_entropy(rows, own) for rows in (logits, logits.T)]
-    shares = [(rows.argmax(dim=1) == own).double().mean() for rows in (logits, logits.T)]
+    pair = torch.arange(len(logits), device=logits.device)
+    losses = [F.cross_entropy(rows, pair) for rows in (logits, logits.T)]
+    shares = [(rows.argmax(dim=1) == pair).double().mean() for rows in (logits, logits.T)]
     return torch.stack([(losses[0] + losses[1]) / 2, *shares])

@@ -101,11 +101,13 @@ def outputs(
         encode = bundle.model.image_tower if tower else bundle.model.encode_image
         encoded, of_image = [], []
         with evaluating(bundle.model, bundle.device):
-            for image, label in image_batches(
-                bundle, source, batch_size=batch_size, num_workers=num_workers, labels=labels
-            ):
-                encoded.append(encode(image))
-                of_image.append(label.to(bundle.device, non_blocking=True))
+            batches = image_batches(bundle, source, batch_size=batch_size, num_workers=num_workers, labels=labels)
+            for image, label in batches:
+                try:
+                    encoded.append(encode(image))
+                    of_image.append(label.to(bundle.device, non_blocking=True))
+                except Exception as error:
+                    batches.throw(error)  # on every rank
             features, all_labels = (
                 gather_batches(rows, len(source), batch_size, bundle.device) for rows in (encoded, of_image)
             )

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, with the objective and the stopping rules of scikit-learn's `LogisticRegression`.
+"""Multinomial logistic regression, with the objective of scikit-learn's `LogisticRegression`.
 
 The fit minimises C x (sum of cross entropies) + (sum of squared weights) / 2, where the intercept is not penalised.
 With two classes scikit-learn penalises the difference of their weights instead; so does this module. The minimiser is
@@ -20,6 +20,7 @@ from openslip.evaluation.metrics import best_classes
 # Scores, i.e. rows x classes, that are computed at a time: a CPU is fastest within its cache, a GPU on large products.
 BLOCK = {"cpu": 2**18, "cuda": 2**25}
 MEMORY = 10  # pairs of L-BFGS, as in SciPy, which scikit-learn calls
+WINDOW = 10  # iterations whose decrease of the objective is compared with a limit: a single one may be small by chance
 MAX_STEPS = 50  # evaluations of one line search, as in scikit-learn
 DECREASE, CURVATURE = 1e-4, 0.9  # constants of the strong Wolfe conditions for quasi-Newton methods (ibid., 3.1)
 GROWTH = 4  # factor on the step while it is known to be too short
@@ -50,6 +51,7 @@ def fit_logistic(
     *,
     intercept: bool = True,
     tolerance: float = 1e-10,
+    decrease: float = 0.0,
     max_iterations: int = 1000,
 ) -> Logistic:
     """Fit a logistic regression.
@@ -64,6 +66,9 @@ def fit_logistic(
         intercept: whether each class has an intercept; otherwise it is zero.
         tolerance: the fit ends when no entry of the objective's gradient, divided by c and the number of rows, is
             larger: scikit-learn's `tol`, but of features about their mean if there is an intercept.
+        decrease: the fit ends as well when `WINDOW` iterations have decreased the objective by no more than this share
+            of it. Unlike the gradient's entries, this share does not depend on the number of classes, on C and on the
+            length of the features.
         max_iterations: largest number of iterations of L-BFGS.
 
     Raises:
@@ -105,7 +110,7 @@ def fit_logistic(
 
     start = features.new_zeros(num_classes * (width + 1), dtype=torch.float64)
     with torch.no_grad():
-        weights = minimise(objective, start, tolerance, max_iterations, torch.finfo(features.dtype).eps)
+        weights = minimise(objective, start, tolerance, decrease, max_iterations, torch.finfo(features.dtype).eps)
     coef, of_centre = weights.view(num_classes, width + 1).split([width, 1], dim=1)
     return Logistic(coef.contiguous(), of_centre[:, 0] - coef @ centre)
 
@@ -114,8 +119,10 @@ def rows_at_a_time(features: Float[Tensor, "rows width"], num_classes: int) -> i
     return max(1, BLOCK[features.device.type] // num_classes)
 
 
-def minimise(objective: Objective, start: Tensor, tolerance: float, max_iterations: int, noise: float) -> Tensor:
-    """Minimise a smooth convex function by L-BFGS and return where its gradient is small enough.
+def minimise(
+    objective: Objective, start: Tensor, tolerance: float, decrease: float, max_iterations: int, noise: float
+) -> Tensor:
+    """Minimise a smooth convex function by L-BFGS and return where its gradient, or its decrease, is small enough.
 
     It ends as well if the value no longer decreases.
 
@@ -123,14 +130,18 @@ def minimise(objective: Objective, start: Tensor, tolerance: float, max_iteratio
         objective: function to its value and gradient.
         start: where to begin.
         tolerance: largest absolute entry of the gradient at the end.
+        decrease: largest share of the value by which `WINDOW` iterations decrease it at the end.
         max_iterations: largest number of iterations.
         noise: relative rounding error of the objective's value.
     """
     x = start
     value, gradient = objective(x)
     pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)  # change of x, change of gradient, product
+    values = deque([value], maxlen=WINDOW + 1)
     for _ in range(max_iterations):
         if gradient.abs().max() <= tolerance:
+            break
+        if len(values) > WINDOW and values[0] - values[-1] <= decrease * values[-1]:
             break
         direction = descent(gradient, pairs)
         first_step = 1.0 if pairs else min(1.0, 1 / gradient.abs().sum().item())
@@ -144,6 +155,7 @@ def minimise(objective: Objective, start: Tensor, tolerance: float, max_iteratio
             pairs.append((change, difference, product))
         is_done = value - new_value <= noise * max(abs(value), 1)
         x, value, gradient = new_x, new_value, new_gradient
+        values.append(value)
         if is_done:
             break
     return x

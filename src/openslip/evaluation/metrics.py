@@ -129,11 +129,11 @@ def roc_auc_one_vs_one(scores: Float[np.ndarray, "samples classes"], labels: Int
         ValueError: a class has no samples.
     """
     areas = [
-        roc_auc(scores[rows, one], labels[rows] == one)
-        for one in range(scores.shape[1])
-        for other in range(scores.shape[1])
-        if one != other
-        for rows in [(labels == one) | (labels == other)]
+        roc_auc(scores[rows, first], labels[rows] == first)
+        for first in range(scores.shape[1])
+        for second in range(scores.shape[1])
+        if first != second
+        for rows in [(labels == first) | (labels == second)]
     ]
     return float(np.mean(areas))
 
@@ -161,9 +161,9 @@ def eleven_point_average_precision(
     hits, counts = _by_score(scores, is_positive)
     if not is_positive.any():
         return np.nan
-    precision, found = hits.cumsum() / counts.cumsum(), hits.cumsum()
+    precision, recalled = hits.cumsum() / counts.cumsum(), hits.cumsum()
     # In integers, because recall 3/10 as a float is less than the float 3 * 0.1.
-    return 100 * float(np.mean([precision[10 * found >= level * found[-1]].max() for level in range(11)]))
+    return 100 * float(np.mean([precision[10 * recalled >= level * recalled[-1]].max() for level in range(11)]))
 
 
 def average_precisions(
@@ -179,6 +179,11 @@ def average_precisions(
         of: `average_precision` or `eleven_point_average_precision`.
     """
     return np.array([of(column, target == 1) for column, target in zip(scores.T, targets.T, strict=True)])
+
+
+def mean_average_precision(of_class: Float64[np.ndarray, " classes"]) -> float:
+    """Return the mean of average precisions over the classes that have positives (the others are NaN)."""
+    return float(np.nanmean(of_class))
 
 
 def expected_calibration_error(

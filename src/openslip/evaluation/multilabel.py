@@ -29,7 +29,8 @@ from openslip.evaluation.class_names import class_names
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.features import text_features
 from openslip.evaluation.image_features import joint_features
-from openslip.evaluation.metrics import average_precisions, eleven_point_average_precision
+from openslip.evaluation.metrics import average_precisions, eleven_point_average_precision, mean_average_precision
+from openslip.evaluation.split_size import samples_note
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.prompts import ensemble, template_features, texts_of
 
@@ -48,10 +49,11 @@ class MultiLabel(Evaluation):
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
         underscores: `space` reads `_` in class names as a space, `keep` leaves it.
+        expected_samples: number of samples of the published split, as in `ZeroShot`.
 
     Raises:
-        UserError: the constructor gets invalid names or templates, or a source without label vectors or with vectors
-            that do not fit the names; or the model has no text tower.
+        UserError: the constructor gets invalid names or templates, or a source without label vectors, with vectors
+            that do not fit the names, or of another split; or the model has no text tower.
     """
 
     headline_metric = "mean_average_precision"
@@ -66,6 +68,7 @@ class MultiLabel(Evaluation):
         batch_size: int,
         num_workers: int,
         underscores: str = "space",
+        expected_samples: int | list[int] | None = None,
     ) -> None:
         classes = class_names(
             classnames, source.classes, underscores, labels_are_sorted_names=source.labels_are_sorted_names
@@ -78,10 +81,14 @@ class MultiLabel(Evaluation):
         self.label_vectors = checked_vectors(source, title, len(classes.names))
         self.batch_size = batch_size
         self.num_workers = num_workers
+        if samples := samples_note(title, len(source), expected_samples):
+            self.notes = {"samples": samples}
         notice_once(*(f"{title}: {line}" for line in classes.notices))
 
     def headline(self, metrics: dict[str, float]) -> str:
-        return f"{self.title}: mAP {metrics[self.headline_metric]:.1f} % (chance {metrics['chance']:.1f} %)"
+        incomplete = f", {self.notes['samples']} samples" if "samples" in self.notes else ""
+        chance = f"(chance {metrics['chance']:.1f} %)"
+        return f"{self.title}: mAP {metrics[self.headline_metric]:.1f} % {chance}{incomplete}"
 
     def run(self, bundle: Bundle) -> dict[str, float]:
         bundle.need_tokenizer()
@@ -90,7 +97,7 @@ class MultiLabel(Evaluation):
         of_class = average_precisions(cosines, self.label_vectors)
         occurs = ~np.isnan(of_class)
         if not occurs.all():
-            self.notes = {"classes with samples": f"{int(occurs.sum())} of {len(occurs)}"}
+            self.notes = {**self.notes, "classes with samples": f"{int(occurs.sum())} of {len(occurs)}"}
         self.arrays = {
             "classnames": np.array(self.classnames),
             "templates": np.array(self.templates),
@@ -100,8 +107,8 @@ class MultiLabel(Evaluation):
         }
         eleven_point = average_precisions(cosines, self.label_vectors, eleven_point_average_precision)
         return {
-            "mean_average_precision": float(of_class[occurs].mean()),
-            "mean_average_precision_11_point": float(eleven_point[occurs].mean()),
+            "mean_average_precision": mean_average_precision(of_class),
+            "mean_average_precision_11_point": mean_average_precision(eleven_point),
             "chance": 100 * float(self.label_vectors.mean(axis=0)[occurs].mean()),
             "num_samples": float(len(cosines)),
         }

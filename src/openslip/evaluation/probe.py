@@ -31,8 +31,9 @@ from openslip.inference.bundle import Bundle, evaluating
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
-# The sweep of clip_benchmark (metrics/linear_probe.py), which follows that of CLIP: 12 values of C per factor of 10.
-SWEEP = np.logspace(-6, 2, 97).tolist()
+# The sweep of CLIP, section A.3: 96 logarithmic steps from 1e-6 to 1e6, 8 per factor of 10, searched coarse to fine.
+# There it is of lambda, whose inverse is C; the range is the same.
+SWEEP = np.logspace(-6, 6, 97).tolist()
 FIRST_PLACES = range(0, 97, 16)
 STEPS = (8, 4, 2, 1)
 
@@ -63,7 +64,7 @@ class LinearProbe(Evaluation):
         features: `tower` for the image tower's features before any projection, as in the paper, or `joint`.
         normalise: whether features are scaled to unit length; CLIP's probe does not.
         precision: `float64`, or `float32`, which is faster on most GPUs; products are computed in it.
-        tolerance: scikit-learn's `tol`.
+        decrease: the fit ends when ten iterations decrease its objective by no more than this share.
         max_iterations: largest number of iterations of L-BFGS (1000 in the paper).
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
@@ -85,7 +86,7 @@ class LinearProbe(Evaluation):
         features: str,
         normalise: bool,
         precision: str,
-        tolerance: float,
+        decrease: float,
         max_iterations: int,
         batch_size: int,
         num_workers: int,
@@ -113,7 +114,7 @@ class LinearProbe(Evaluation):
         self.features = features
         self.normalise = normalise
         self.precision = precision
-        self.tolerance = tolerance
+        self.decrease = decrease
         self.max_iterations = max_iterations
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -165,7 +166,7 @@ class LinearProbe(Evaluation):
         rows = known.features.to(DTYPES[self.precision])
 
         def top_classes() -> Tensor:
-            fit = fit_logistic(rows, known.places, c, tolerance=self.tolerance, max_iterations=self.max_iterations)
+            fit = fit_logistic(rows, known.places, c, decrease=self.decrease, max_iterations=self.max_iterations)
             return fit.best(queries, min(5, len(fit.coef))).cpu()
 
         return on_first_rank(top_classes)

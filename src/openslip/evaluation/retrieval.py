@@ -81,8 +81,8 @@ class Retrieval(Evaluation):
             to_image = ranks(texts, of_text, images, of_image, chunk=CHUNK)
         metrics = {
             f"{way}_{name}": value
-            for way, found, num_candidates in zip(WAYS, (to_text, to_image), (len(texts), len(images)), strict=True)
-            for name, value in rank_metrics(found, num_candidates).items()
+            for way, of_query, num_candidates in zip(WAYS, (to_text, to_image), (len(texts), len(images)), strict=True)
+            for name, value in rank_metrics(of_query, num_candidates).items()
         }
         return {**metrics, "num_images": float(len(images)), "num_texts": float(len(texts))}
 
@@ -92,11 +92,14 @@ def rank_metrics(ranks: Int64[Tensor, " queries"], num_candidates: int) -> dict[
 
     If the number of queries is even, the median is the mean of the middle two ranks.
     """
-    recalls = {
-        f"recall_{place}": 100 * int((ranks <= place).sum()) / len(ranks) for place in PLACES if place < num_candidates
-    }
+    recalls = {f"recall_{place}": recall_at(ranks, place) for place in PLACES if place < num_candidates}
     values = ranks.cpu().numpy()
     return {**recalls, "mean_rank": float(values.mean()), "median_rank": float(np.median(values))}
+
+
+def recall_at(ranks: Int64[Tensor, " queries"], place: int) -> float:
+    """Return the share of queries, in per cent, whose best correct candidate is among the first `place` ones."""
+    return 100 * int((ranks <= place).sum()) / len(ranks)
 
 
 def ranks(
@@ -120,8 +123,8 @@ def ranks(
         chunk: queries, and candidates, that are compared at a time.
     """
     counted = [
-        1 + num_before(rows, own, candidates, of_candidate, chunk)
-        for rows, own in zip(queries.split(chunk), of_query.split(chunk), strict=True)
+        1 + num_before(rows, answers, candidates, of_candidate, chunk)
+        for rows, answers in zip(queries.split(chunk), of_query.split(chunk), strict=True)
     ]
     return torch.cat(counted)
 

@@ -20,13 +20,15 @@ from openslip.regular_file import regular_file
 
 FOLDER = "evaluations"  # in a run's folder
 SUFFIX = "-evaluations"  # of the folder beside a checkpoint file, after the file's name
+# Keys of an evaluation's config that change no metric.
+NO_RESULT = ("title", "batch_size", "num_workers", "every_n_epochs", "every_n_steps")
 KEYS = {"evaluation": str, "checkpoint": str, "metrics": dict, "headline_metric": str, "config": dict, "notes": dict}
 
 
 def folder_of(checkpoint: str, file: Path | None) -> Path:
     """Return the folder of a checkpoint's results.
 
-    That is `RUN/evaluations/STEM` for a checkpoint of a run, `STEM-evaluations` beside any other file, and
+    That is `RUN/evaluations/STEM` for a checkpoint of a run, `NAME-evaluations` beside any other file, and
     `evaluations` in any other folder. For the name of a published checkpoint and the address of a model in another
     library, it is a folder of the current one.
 
@@ -43,7 +45,7 @@ def folder_of(checkpoint: str, file: Path | None) -> Path:
     run = file.absolute().parent.parent
     if file.absolute().parent.name == "checkpoints" and (run / "config.yaml").is_file():
         return file.parent.parent / FOLDER / file.stem
-    return file.with_name(file.stem + SUFFIX)
+    return file.with_name(file.name + SUFFIX)  # with its suffix: model.pt and model.safetensors are two models
 
 
 def write(folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from openslip import __version__
-from openslip.distributed import from_first_rank
+from openslip.distributed import from_first_rank, on_every_rank
 from openslip.evaluation import stored
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.feature_cache import FeatureCache
@@ -39,7 +39,7 @@ class Suite:
             evaluation: the evaluation.
             config: its config.
         """
-        wanted = identity(self.bundle, evaluation, config, self.weights)
+        wanted = on_every_rank(lambda: identity(self.bundle, evaluation, config, self.weights))
         record = stored.read(folder / f"{name}.json")
         is_same = record is not None and wanted is not None and record.get("identity") == wanted
         return from_first_rank(record if is_same else None)  # other ranks may not see the folder
@@ -52,7 +52,8 @@ class Suite:
             evaluation: the evaluation; its `arrays` are those of this result afterwards.
             config: its config.
         """
-        same = identity(self.bundle, evaluation, config, self.weights)  # before `run`, which adds attributes
+        result_identity = identity(self.bundle, evaluation, config, self.weights)  # before `run`, which adds attributes
+        sources = evaluation.sources()
         metrics = evaluation.run(self.bundle)
         return {
             "evaluation": name,
@@ -62,13 +63,13 @@ class Suite:
             "headline": evaluation.headline(metrics),
             "headline_metric": evaluation.headline_metric,
             "metrics": metrics,
-            "notes": evaluation.notes,
+            "notes": {role: part.layout for role, part in sources.items() if part.layout} | evaluation.notes,
             "problems": evaluation.problems(),
             "config": without_secrets(config),
-            "data": {source: part.fingerprint for source, part in evaluation.sources().items()},
+            "data": {role: part.fingerprint for role, part in sources.items()},
             "weights": self.weights,
             "openslip": __version__,
-            "identity": same,
+            "identity": result_identity,
         }
 
 

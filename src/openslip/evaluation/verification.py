@@ -148,13 +148,13 @@ def draw_pairs(
     num_images = len(labels)
     if num_images * (num_images - 1) // 2 <= most:
         return np.stack(np.triu_indices(num_images, k=1), axis=1)
-    same = most // 2
+    num_same_class = most // 2
     of_class = Members.of(labels)
     others = of_class.counts[of_class.places] - 1  # of the same class, for each image
     # An image is drawn as often as it occurs in pairs, and its partner then uniformly.
-    first = rng.choice(num_images, size=same, p=others / others.sum())
+    first = rng.choice(num_images, size=num_same_class, p=others / others.sum())
     pairs = [np.stack([first, of_class.another(first, rng)], axis=1)]
-    missing = most - same
+    missing = most - num_same_class
     while missing:
         drawn = rng.integers(num_images, size=(missing, 2))
         drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from openslip.data.source import Source
-from openslip.distributed import notice_once
+from openslip.distributed import notice_once, on_every_rank
 from openslip.errors import UserError
 from openslip.evaluation.class_names import class_names
 from openslip.evaluation.diagnosis import diagnosis
@@ -140,7 +140,7 @@ class ZeroShot(Evaluation):
             "predictions": predictions,
             "top_classes": top_classes,
             "top_probabilities": top_probabilities,
-            **self.images(bundle),
+            **on_every_rank(lambda: self.images(bundle)),
         }
         metrics = accuracies(top_classes, labels, len(self.classnames))
         if "roc_auc" in possible_metrics(len(self.classnames)):

@@ -1,32 +1,27 @@
 """Class embeddings that are computed once for each model, labels and templates: kept in memory and, if asked, on disk.
 
-A file of the cache is `KEY.safetensors`, and KEY is the hash of all that the embeddings depend on. It holds the tensors
-`classes` (float32 [labels, embed]) and `sha256` (uint8 [32], the checksum of `classes`). A file that is damaged in any
-way is ignored and written again.
+A file of the cache (`tensor_files.py`) holds the tensor `classes`, float32 [labels, embed].
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, UInt8
-from safetensors.torch import load, save
+from jaxtyping import Float
 from torch import Tensor
 
 from openslip import __version__
-from openslip.durable import durable, optional
+from openslip.inference import tensor_files
 from openslip.inference.bundle import Bundle
 from openslip.inference.prompts import class_embeddings
+from openslip.inference.tensor_files import as_bytes
 from openslip.inference.wrapped import WrappedTokenizer
 from openslip.models.dual_encoder import DualEncoder
 from openslip.progress import progress
-from openslip.regular_file import regular_file
 
 PROMPTS_AT_ONCE = 1024  # prompts per progress update
 MOST_IN_MEMORY = 16  # per model
@@ -52,12 +47,13 @@ def cached_embeddings(
     known = _memory.setdefault(bundle.model, {})
     if key not in known:
         path = None if folder is None or not is_known(bundle) else folder / f"{key}.safetensors"
-        classes = None if path is None else read(path, len(labels))
-        if classes is None:
-            classes = class_embeddings(lambda texts: encode(bundle, texts), labels, templates)
+        tensors = None if path is None else tensor_files.read(path)
+        if tensors is None:
+            tensors = {"classes": class_embeddings(lambda texts: encode(bundle, texts), labels, templates)}
             if path is not None:
-                write(path, classes)
-        known[key] = classes.to(bundle.device)
+                tensor_files.write(path, tensors)
+                tensor_files.remove_oldest(path.parent, most_files=MOST_FILES)
+        known[key] = tensors["classes"].to(bundle.device)
         while len(known) > MOST_IN_MEMORY:
             del known[next(iter(known))]
     return known[key]
@@ -111,45 +107,3 @@ def is_known(bundle: Bundle) -> bool:
 def kind(part: object) -> str:
     """Return the import path of an object's class."""
     return f"{type(part).__module__}.{type(part).__qualname__}"
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor, copied only if it is not contiguous on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def checksum(classes: Float[Tensor, "labels embed"]) -> UInt8[Tensor, " 32"]:
-    return torch.tensor(list(hashlib.sha256(as_bytes(classes)).digest()), dtype=torch.uint8)
-
-
-def read(path: Path, num_labels: int) -> Float[Tensor, "labels embed"] | None:
-    """Read a file of the cache; return None if it is missing or damaged."""
-    try:
-        stored = load(regular_file(path).read_bytes())
-        classes = stored["classes"]
-        if classes.dtype == torch.float32 and classes.ndim == 2 and len(classes) == num_labels:
-            path.touch()  # the files that were used last are kept
-            return classes if torch.equal(stored["sha256"], checksum(classes)) else None
-    except Exception:  # a damaged file can raise anything; it is replaced
-        return None
-    return None
-
-
-def write(path: Path, classes: Float[Tensor, "labels embed"]) -> None:
-    """Write a file of the cache whole or not at all; if that fails, print a warning."""
-    classes = classes.cpu().contiguous()
-    with optional(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with durable(path) as file:
-            file.write(save({"classes": classes, "sha256": checksum(classes)}))
-        remove_oldest(path.parent)
-
-
-def remove_oldest(folder: Path) -> None:
-    """Remove the files that were not used for the longest time, all but `MOST_FILES`."""
-    times = {}
-    for path in folder.glob("*.safetensors"):
-        with suppress(FileNotFoundError):  # another process may have removed it
-            times[path] = os.stat(path).st_mtime
-    for path in sorted(times, key=lambda path: times[path])[:-MOST_FILES]:
-        path.unlink(missing_ok=True)

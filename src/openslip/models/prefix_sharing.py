@@ -9,6 +9,7 @@ the 80 templates of ImageNet with its 1000 names have 2.3 times fewer distinct p
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from openslip.models.packing import Packing
 
-_shares = False
+# Of each thread alone: one may train, or encode images, while another encodes prompts.
+_shares = ContextVar("shares_prefixes", default=False)
 
 
 @contextmanager
@@ -27,17 +29,16 @@ def sharing_prefixes() -> Iterator[None]:
     Training does not use it: the gain is small where captions begin differently, and finding prefixes reads the ids,
     which synchronises with a GPU.
     """
-    global _shares
-    before, _shares = _shares, True
+    token = _shares.set(True)
     try:
         yield
     finally:
-        _shares = before
+        _shares.reset(token)
 
 
 def shares_prefixes() -> bool:
     """Whether the caller runs inside `sharing_prefixes`."""
-    return _shares
+    return _shares.get()
 
 
 def share_prefixes(packing: Packing, ids: Int[Tensor, "captions length"]) -> Packing:

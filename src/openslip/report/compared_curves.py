@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from openslip.evaluation.evaluation import is_share
 from openslip.report.charts import chart, moving_average
 from openslip.report.compared_run import SPEED, ComparedRun, columns_of, evaluation_of
-from openslip.report.evaluations import is_share, metric_name
+from openslip.report.evaluations import EMA, metric_name
 from openslip.report.run_files import Series, check
 from openslip.report.training import SMOOTHED, curve_name, grid
 
@@ -22,7 +23,7 @@ def curves(runs: Sequence[ComparedRun]) -> str:
         is_term = column.startswith(("train/", "val/"))
         if of_evaluation := evaluation_of(column):
             evaluation, metric = of_evaluation
-            title, unit = f"{evaluation}: {metric_name(metric)}", "%" if is_share(metric) else ""
+            title, unit = f"{evaluation}: {metric_name(metric)}", "%" if is_share(metric.removesuffix(EMA)) else ""
         elif is_term or column == SPEED:
             name = curve_name(column)
             title, unit = name[:1].upper() + name[1:], "%" if column.endswith("acc") else ""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openslip.evaluation.evaluation import SHARES
+from openslip.evaluation.evaluation import is_share
 from openslip.report.charts import chart
 from openslip.report.diagnosis import by_class, by_template, calibration
 from openslip.report.geometry import geometry, is_geometry
@@ -54,15 +54,9 @@ def metric_name(metric: str) -> str:
 
 def metric_value(metric: str, value: float) -> str:
     """Format the value of an evaluation's metric."""
-    if is_share(metric):
+    if is_share(metric.removesuffix(EMA)):
         return percent(value)
     return f"{value:,.0f}" if metric.startswith("num_") else short(value)
-
-
-def is_share(metric: str) -> bool:
-    """Whether an evaluation's metric is in per cent."""
-    metric = metric.removesuffix(EMA)
-    return metric.startswith(SHARES) or "recall" in metric or metric.endswith(("_acc", "_percent"))
 
 
 def _charts(series: dict[str, Series], x_name: str) -> str:
@@ -76,7 +70,7 @@ def _charts(series: dict[str, Series], x_name: str) -> str:
             title,
             {metric_name(metric): series[metric] for metric in metrics},
             x_name,
-            "%" if is_share(metrics[0]) else "",
+            "%" if is_share(metrics[0].removesuffix(EMA)) else "",
             level=level if title == "Accuracy" else None,
         )
         for title, metrics in groups.items()

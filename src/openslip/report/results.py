@@ -115,7 +115,8 @@ def read_place(place: Path) -> list[Checkpoint]:
     else:
         folder = stored.folder_of(str(place), place if place.is_file() else None)
         of_run = f"{folder.parent.parent.resolve().name}/" if folder.parent.name == stored.FOLDER else ""
-        folders = [(of_run + place.stem if place.is_file() else str(place), folder)]
+        of_file = of_run + place.stem if of_run else place.name  # model.pt and model.safetensors are two models
+        folders = [(of_file if place.is_file() else str(place), folder)]
     found = []
     for label, folder in folders:
         if results := {result["evaluation"]: result for result in stored.read_all(folder)}:

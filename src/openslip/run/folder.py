@@ -137,6 +137,16 @@ class Run:
             write_text(self.result_file, json.dumps(result, indent=1) + "\n")
 
 
+def result_at(folder: Path, step: int) -> dict[str, Any] | None:
+    """Read the result with which a run was finished at a step, before or after it was extended; None without one."""
+    for name in ("result.json", f"result-{step:06}.json"):
+        with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            result = json.loads((folder / name).read_bytes())
+            if result["step"] == step and isinstance(result["metrics"], dict) and isinstance(result["best"], dict):
+                return result
+    return None
+
+
 def run_name(config: dict[str, Any], choices: str) -> str:
     """Return the run's name: the config's `name`, or else `choices` with eight hex digits of the config's identity.
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from openslip import signals, slurm
 from openslip.distributed import of_all_ranks, rank, world_size
 from openslip.durable import finish_writes
-from openslip.errors import UserError, first_line
+from openslip.errors import OtherRankError, UserError, described
 from openslip.progress import close
 from openslip.terminal import notice
 
@@ -217,7 +217,7 @@ def failure_of(error: Exception, number: int) -> Failure:
     """Describe an error of a rank as the failure that all ranks report."""
     if isinstance(error, UserError):
         return Failure(number, error.exit_code, str(error))
-    return Failure(number, 1, f"{type(error).__name__}: {first_line(error)} (debug=true shows the traceback)")
+    return Failure(number, 1, f"{described(error)} (debug=true shows the traceback)")
 
 
 def end_watch() -> None:
@@ -227,7 +227,12 @@ def end_watch() -> None:
 
 
 def is_consequence(error: Exception) -> bool:
-    """Tell whether an error only says that communication with another rank has failed."""
+    """Tell whether an error only says that another rank, or communication with it, has failed."""
+    return isinstance(error, OtherRankError) or is_broken_connection(error)
+
+
+def is_broken_connection(error: Exception) -> bool:
+    """Tell whether an error says that communication with another rank has failed, which may have ended."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
 
 

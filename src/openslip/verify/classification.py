@@ -9,6 +9,7 @@ from openslip.evaluation.metrics import (
     average_precisions,
     best_classes,
     confusion,
+    mean_average_precision,
     per_cent,
     recall_per_class,
     roc_auc,
@@ -74,7 +75,7 @@ def multilabel(section: Section) -> Computed:
     """Compute average precisions of labels that do not exclude each other."""
     of_class = average_precisions(section.arrays["multilabel_scores"], section.arrays["multilabel_targets"]) / 100
     of_class = np.nan_to_num(of_class)  # both libraries count a class without positives as 0; our mean leaves it out
-    mean = Ours(float(of_class.mean()))
+    mean = Ours(mean_average_precision(of_class))
     return Computed({"mean_average_precision": mean, "sklearn_macro": mean}, {"multilabel_ap": Ours(of_class, FIGURE)})
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openslip.evaluation.knn import nearest, vote
+from openslip.evaluation.knn import nearest, rank_classes, vote
 from openslip.evaluation.logistic import Logistic, fit_logistic
-from openslip.evaluation.metrics import best_classes, per_cent
+from openslip.evaluation.metrics import best_classes, per_cent, top_k_accuracy
 from openslip.verify.recorded_figures import FIGURE, Computed, Ours, Section
 
 # Far below the gradient that the recorded optimum has left, so that our own rounding is not what is compared.
@@ -32,19 +32,17 @@ def knn(section: Section) -> Computed:
         k, temperature = settings["k"], settings["temperature"]
         key = f"knn/{name}/votes"
         num_classes = section.arrays[key].shape[1] if key in section.arrays else int(places.max()) + 1
+        ranked = rank_classes(test, train, places, num_classes=num_classes, counts=[k], temperature=temperature)
+        top = ranked[:, 0].cpu()
+        # DINO: no more guesses than neighbours; the recording has a top-5 with fewer than five classes, too.
+        metrics = {f"top{count}": top_k_accuracy(top.numpy(), labels, min(count, k)) for count in (1, 5)}
+        figures |= {f"{name}/{metric}": Ours(value / 100) for metric, value in metrics.items()}
+        figures |= {f"{name}/dino_{metric}_percent": Ours(value) for metric, value in metrics.items()}
         cosines, neighbours = nearest(test, train, k)
         votes = vote(cosines, places[neighbours].cpu(), num_classes, temperature)
-        top = best_classes(votes, min(5, k))  # DINO: no more guesses than neighbours
-        is_hit = top.numpy() == labels[:, None]
-        top1, top5 = per_cent(is_hit[:, 0]), per_cent(is_hit.any(axis=1))
-        voted = per_cent((is_hit & (votes.gather(1, top) > 0).numpy()).any(axis=1))
-        figures |= {
-            f"{name}/top1": Ours(top1 / 100),
-            f"{name}/top5": Ours(top5 / 100),
-            f"{name}/top5_counting_only_classes_with_votes": Ours(voted / 100),
-            f"{name}/dino_top1_percent": Ours(top1),
-            f"{name}/dino_top5_percent": Ours(top5),
-        }
+        guesses = top[:, : min(5, k)]
+        is_voted = (votes.gather(1, guesses) > 0).numpy() & (guesses.numpy() == labels[:, None])
+        figures[f"{name}/top5_counting_only_classes_with_votes"] = Ours(per_cent(is_voted.any(axis=1)) / 100)
         # Our votes are relative to that of the nearest neighbour; the recorded ones are not.
         absolute = votes * (cosines[:, :1].cpu().double() / temperature).exp()
         arrays[key] = Ours(absolute.numpy(), COSINE / temperature, by_element=True)
@@ -70,9 +68,10 @@ def linear_probe(section: Section) -> Computed:
             f"{name}/objective": Ours(objective(model, train, torch.searchsorted(classes, labels), float(c))),
         }
         probabilities = model.scores(test).softmax(dim=1)
+        coef, intercept = map(as_scikit_learn, (model.coef, model.intercept))
         arrays |= {
-            f"{name}/coef": Ours(model.coef.numpy(), COEFFICIENT),
-            f"{name}/intercept": Ours(model.intercept.numpy(), COEFFICIENT),
+            f"{name}/coef": Ours(coef.numpy(), COEFFICIENT),
+            f"{name}/intercept": Ours(intercept.numpy(), COEFFICIENT),
             f"{name}/test_probabilities": Ours(probabilities.numpy(), COEFFICIENT),
         }
     return Computed(figures, arrays)
@@ -101,4 +100,9 @@ def accuracy(model: Logistic, features: Tensor, labels: Tensor, classes: Tensor)
 def objective(model: Logistic, features: Tensor, places: Tensor, c: float) -> float:
     """Return what logistic regression minimises: C x sum of cross entropies + half the squared coefficients."""
     loss = F.cross_entropy(model.scores(features), places, reduction="sum")
-    return float(c * loss + model.coef.square().sum() / 2)
+    return float(c * loss + as_scikit_learn(model.coef).square().sum() / 2)
+
+
+def as_scikit_learn(parameters: Tensor) -> Tensor:
+    """Return weights or intercepts as scikit-learn has them: of two classes, those of the second against the first."""
+    return parameters[1:] - parameters[:1] if len(parameters) == 2 else parameters

@@ -75,11 +75,14 @@ def figure_row(label: str, recorded: float, ours: Ours) -> Row:
 
 
 def array_row(label: str, recorded: np.ndarray, ours: Ours) -> Row:
-    """Return the row of a recorded array."""
+    """Return the row of a recorded array; elements that are NaN in both agree."""
     value = np.asarray(ours.value)
     note = f"array {[*recorded.shape]}"
     if value.shape != recorded.shape:
         note = f"{note}, ours {[*value.shape]}"
+    elif (neither := np.isnan(value) & np.isnan(recorded)).any():
+        kept = Ours(np.where(neither, 0, value), ours.limit, ours.note, ours.by_element)
+        return array_row(label, np.where(neither, 0, recorded), kept)
     elif ours.by_element:  # two zeros agree, and a zero and another number do not
         both = np.where(value == recorded, 1.0, value), np.where(value == recorded, 1.0, recorded)
         with np.errstate(divide="ignore"):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from openslip.evaluation.retrieval import CHUNK, ranks
+from openslip.evaluation.retrieval import CHUNK, ranks, recall_at
 from openslip.verify.recorded_figures import FLOAT32_ARRAY, Computed, Ours, Section
 
 # The recording's name of each direction says what is found: images by texts, and texts by images.
@@ -24,6 +24,6 @@ def retrieval(section: Section) -> Computed:
     for name in section.figures:
         direction, _, place = name.partition("@")
         if direction in FOUND:
-            figures[name] = Ours(float((found[FOUND[direction]] <= int(place)).double().mean()))
+            figures[name] = Ours(recall_at(found[FOUND[direction]], int(place)) / 100)
     scores = (texts @ images.T).cpu().numpy()
     return Computed(figures, {f"{prefix}scores_text_by_image": Ours(scores, FLOAT32_ARRAY)})

@@ -1,6 +1,5 @@
 """Convert a dataset to tar shards: resumable, parallel, and with the same bytes however often it is interrupted."""
 
-import difflib
 import importlib
 import inspect
 import json
@@ -12,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from openslip.data.convert import SAMPLES_PER_SHARD, descriptions
+from openslip.data.convert import SAMPLES_PER_SHARD, layout_file
 from openslip.data.convert.image import QUALITY
 from openslip.data.convert.manifest import RESUMES, Entry, Manifest, Totals, read
 from openslip.data.convert.processes import write_shards
@@ -84,12 +83,7 @@ def convert(
 
 def find_records(layout: str) -> Callable[..., Iterator[Record | LeftOut]]:
     """Find the function `records` of a layout."""
-    known = descriptions()
-    if layout not in known:
-        near = difflib.get_close_matches(layout, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        raise UserError(f"layout {layout} does not exist; {hint}")
-    return importlib.import_module(f"openslip.data.convert.layouts.{layout}").records
+    return importlib.import_module(f"openslip.data.convert.layouts.{layout_file(layout).stem}").records
 
 
 def read_records(layout: str, root: Path, options: dict[str, Any]) -> Iterator[Record | LeftOut]:

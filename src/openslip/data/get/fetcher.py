@@ -25,6 +25,7 @@ class Fetcher(ABC):
         """Fill an empty folder.
 
         Args:
-            downloads: path of each downloaded file by its name in `files`; what is not moved is removed afterwards.
+            downloads: path of each downloaded file by its name in `files`. They are removed when the folder has its
+                name; until then they stay, so that a process that fails or is killed has not lost them.
             folder: the folder, which gets its final name when this returns.
         """

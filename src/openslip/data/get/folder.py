@@ -6,6 +6,7 @@ kept after an interruption; and `.NAME.unfinished`, the folder that gets the nam
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from openslip.data.get.fetcher import Fetcher
@@ -17,12 +18,13 @@ from openslip.errors import UserError
 ELSEWHERE = "--to DIR names another place"
 
 
-def create(fetcher: Fetcher, folder: Path) -> None:
+def create(fetcher: Fetcher, folder: Path, agree: Callable[[int], None] = lambda num_bytes: None) -> None:
     """Download a dataset and make its folder, unless it exists; safe for any number of processes.
 
     Args:
         fetcher: says what to download, and fills the folder.
         folder: the folder.
+        agree: called with the number of bytes to download, before anything is downloaded; it raises to refuse.
 
     Raises:
         UserError: a download fails, the disk has too little room, or the folder cannot be written.
@@ -36,6 +38,7 @@ def create(fetcher: Fetcher, folder: Path) -> None:
             unfinished = folder.with_name(f".{folder.name}.unfinished")
             files = fetcher.files()
             refuse_full_disk(files, downloads, fetcher.unpacked_bytes, folder)
+            agree(missing_bytes(files, downloads))
             paths = {file.name: download(file, downloads) for file in files}
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
             unfinished.mkdir()
@@ -61,12 +64,17 @@ def downloads_folder(folder: Path) -> Path:
 
 def refuse_full_disk(files: list[RemoteFile], downloads: Path, unpacked_bytes: int, folder: Path) -> None:
     """Refuse, before anything is downloaded, a disk with too little room for downloads and folder."""
-    missing = unpacked_bytes + sum(max(file.num_bytes - present_bytes(file, downloads), 0) for file in files)
+    missing = unpacked_bytes + missing_bytes(files, downloads)
     free = shutil.disk_usage(folder.parent).free
     if missing > free:
         raise UserError(
             f"{folder} needs {missing / 1e6:,.1f} MB more, and {free / 1e6:,.1f} MB are free: make room, or {ELSEWHERE}"
         )
+
+
+def missing_bytes(files: list[RemoteFile], downloads: Path) -> int:
+    """Return how many bytes of the files are still to be downloaded."""
+    return sum(max(file.num_bytes - present_bytes(file, downloads), 0) for file in files)
 
 
 def synchronise(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openslip.data.get.fetcher import Fetcher
-from openslip.data.remote.download import RemoteFile, read_answer
+from openslip.data.remote.download import RemoteFile, read_page
 from openslip.data.remote.transfer import FetchError
 from openslip.errors import UserError
 
@@ -56,7 +56,10 @@ class HubFolder(Fetcher):
         for name, path in downloads.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+            try:
+                os.link(path, target)  # not moved, so that the download is still there if this fails
+            except OSError:  # a file system without hard links
+                path.replace(target)
         for split in self.splits:
             stated, shards = (
                 (folder / split / "nshards.txt").read_text().strip(),
@@ -67,14 +70,29 @@ class HubFolder(Fetcher):
 
     def listing(self) -> list[dict[str, Any]]:
         """Return the hub's entries for the files and folders of the repository."""
-        address = f"{self.hub}/api/datasets/{self.repository}/tree/main?recursive=true"
-        try:
-            answer = json.loads(read_answer(address))
-        except FetchError as error:
-            raise UserError(
-                f"{self.repository}: {self.hub} cannot be reached ({error.reason}); without a network, copy the "
-                "folder from another machine"
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{address}: expected JSON; does HF_ENDPOINT={self.hub} name a hub?") from error
-        return answer
+        address: str | None = f"{self.hub}/api/datasets/{self.repository}/tree/main?recursive=true"
+        entries: list[dict[str, Any]] = []
+        while address is not None:  # the hub lists a thousand files at a time, and a header has the next address
+            try:
+                content, next_address = read_page(address)
+                page = json.loads(content)
+                if not isinstance(page, list):
+                    raise ValueError("expected a list of files")
+            except FetchError as error:
+                raise UserError(f"{self.repository}: {self.why(error.reason)}") from error
+            except ValueError as error:
+                raise UserError(f"{address}: expected JSON; does HF_ENDPOINT={self.hub} name a hub?") from error
+            entries += page
+            address = next_address
+        return entries
+
+    def why(self, reason: str) -> str:
+        """Explain that the list of files was not given, and say what to do."""
+        if reason.startswith(("HTTP 404", "not found")):
+            return f"{self.hub} has no such dataset ({reason}): it was renamed or removed; search it there by hand"
+        if reason.startswith(("HTTP 401", "HTTP 403")):  # the hub's answer to a wrong name, too
+            return (
+                f"{self.hub} does not give it without an account ({reason}), or has no dataset of this name: open its "
+                "page in a browser, and download the folder by hand"
+            )
+        return f"{self.hub} cannot be reached ({reason}); without a network, copy the folder from another machine"

@@ -118,18 +118,18 @@ def present_bytes(file: RemoteFile, folder: Path) -> int:
     return 0 if path is None else path.stat().st_size
 
 
-def read_answer(address: str) -> bytes:
-    """Return the content of a short answer of a server, such as a list of files.
+def read_page(address: str) -> tuple[bytes, str | None]:
+    """Return a short answer of a server, such as a list of files, and the address of its next page, if it has one.
 
     Raises:
         FetchError: the server does not answer, or refuses.
     """
 
-    def read() -> bytes:
+    def read() -> tuple[bytes, str | None]:
         system, path = connect(address)
-        content = system.cat_file(path)
-        assert isinstance(content, bytes)
-        return content
+        with system.open(path, block_size=0, size=1) as stream:  # a stream has the headers
+            link = stream.r.links.get("next")
+            return stream.read(), None if link is None else str(link["url"])
 
     with waiting(lambda: f"the server of {shown(address)}"):
         return attempt(address, read, max_retries=1)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from openslip.data.source import Sample, Source
@@ -39,6 +40,6 @@ class CaptionedFiles(Source):
         path, captions = self.files[index]
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=captions, label=None)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.root, self.files)

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class FileList(Source):
         path, label = self.files[index]
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.root, self.files)
 

@@ -1,6 +1,7 @@
 """Labelled images in one folder per class, as in ImageNet's validation set."""
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 
 from openslip.data.class_names import label_order
@@ -28,7 +29,7 @@ class ImageFolder(Source):
         path, label = self.files[index]
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         names = "\n".join(f"{path.relative_to(self.root)} {path.stat().st_size}" for path, _ in self.files)
         return hashlib.sha256(names.encode()).hexdigest()

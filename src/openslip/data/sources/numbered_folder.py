@@ -3,6 +3,7 @@
 Recht et al. 2019, arXiv:1902.10811. Sorted as text, as ImageFolder of torchvision does, `10` would come before `2`.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 from openslip.data.source import Sample, Source
@@ -46,6 +47,6 @@ class NumberedFolder(Source):
         path, label = self.files[index]
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.root, self.files)

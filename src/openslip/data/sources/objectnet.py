@@ -4,6 +4,7 @@ Two protocols are in use: the 113 classes under ObjectNet's names (CLIP_benchmar
 ImageNet's 1000 classes, of which several may be right for an image (WiSE-FT, src/datasets/objectnet.py).
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class ObjectNet(Source):
     def label_vectors(self) -> UInt8[np.ndarray, "images classes"] | None:
         return self.vectors
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return f"{fingerprint(self.root, self.files)} {BORDER} {self.vectors is None}"
 

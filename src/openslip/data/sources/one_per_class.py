@@ -21,7 +21,7 @@ class OnePerClass(Source):
             raise UserError("one image per class: the source has no class names to take as captions")
         self.source = source
         self.names = list(source.classes)
-        self.places = source.places
+        self.places, self.layout = source.places, source.layout
         self.problems = tuple(source.problems)
         first: dict[int, int] = {}
         for index in range(len(source)):

@@ -14,7 +14,7 @@ class Subset(Source):
         self.num_samples = num_samples
         self.classes = source.classes
         self.labels_are_sorted_names = source.labels_are_sorted_names
-        self.places = source.places
+        self.places, self.layout = source.places, source.layout
         self.problems = (*source.problems, f"only {num_samples} of {len(source)} samples are used")
 
     def __len__(self) -> int:

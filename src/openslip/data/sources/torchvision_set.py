@@ -6,13 +6,21 @@ https://docs.pytorch.org/vision/stable/datasets.html
 import hashlib
 import importlib
 import inspect
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from openslip.data.image.decode import MAX_PIXELS
 from openslip.data.image.png import png
 from openslip.data.listing import is_image, visible_files
 from openslip.data.source import Sample, Source
-from openslip.data.sources.image_files import fingerprint, need_files
+from openslip.data.sources.image_files import fingerprint, inside, need_files
 from openslip.errors import MissingData, MissingPackage, UserError, first_line
 from openslip.regular_file import regular_file
 
@@ -43,6 +51,10 @@ LOCATIONS = {
 }
 
 
+# Files up to WHOLE bytes are hashed whole, of larger ones so many blocks of so many bytes.
+WHOLE, BLOCKS, BLOCK = 2**26, 64, 2**16
+
+
 class TorchvisionSet(Source):
     """Source of a dataset of `torchvision.datasets`.
 
@@ -66,8 +78,8 @@ class TorchvisionSet(Source):
         self.dataset = dataset
         self.root = Path(root).expanduser()
         self.arguments = arguments
-        self.found = sorted(self.root.glob(LOCATIONS[dataset]))
-        if not self.found:
+        self.locations = sorted(self.root.glob(LOCATIONS[dataset]))
+        if not self.locations:
             place = str(self.root / LOCATIONS[dataset])
             raise MissingData(f"{place}: no such file or folder, where torchvision's {dataset} is read from", place)
         images = self.open()
@@ -75,9 +87,13 @@ class TorchvisionSet(Source):
             (getattr(images, name) for name in ("classes", "categories") if hasattr(images, name)), None
         )
         self.files: list[tuple[Path, int]] | None = None
-        self.hashed: str | None = None  # computed when it is asked for
         if "loader" in inspect.signature(type(images)).parameters:
-            self.files = sorted((Path(path), int(label)) for path, label in map(images.__getitem__, range(len(images))))
+            listed = map(images.__getitem__, range(len(images)))
+            self.root = Path(os.path.normpath(self.root))
+            self.files = sorted(
+                (inside(self.root, os.path.relpath(path, self.root), self.locations[0]), int(label))
+                for path, label in listed
+            )
             need_files([path for path, _ in self.files], f"torchvision's {dataset}")
         self.size = len(images)
         self.images: Any = None if self.files else images
@@ -96,7 +112,7 @@ class TorchvisionSet(Source):
                 ) from error
             reason = first_line(error).partition(" You can use download")[0]
             raise UserError(
-                f"{self.found[0]}: torchvision's {self.dataset}({given(self.arguments)}) cannot be read "
+                f"{self.locations[0]}: torchvision's {self.dataset}({given(self.arguments)}) cannot be read "
                 f"({type(error).__name__}: {reason})"
             ) from error
 
@@ -110,34 +126,57 @@ class TorchvisionSet(Source):
         if self.images is None:
             self.images = self.open()
         try:
-            image, label = self.images[index]
-        except OSError as error:
-            raise UserError(f"{self.found[0]}: sample {index} cannot be read ({first_line(error)})") from error
+            with limited_pixels():
+                image, label = self.images[index]
+        except (OSError, Image.DecompressionBombError) as error:
+            raise UserError(f"{self.locations[0]}: sample {index} cannot be read ({first_line(error)})") from error
         label = None if label is None else int(label)
-        return Sample(key=f"{self.found[0]}:{index}", image=png(image), captions=(), label=label)
+        return Sample(key=f"{self.locations[0]}:{index}", image=png(image), captions=(), label=label)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         settings = f"{self.dataset} {sorted(self.arguments.items())} {self.size}"
         if self.files is not None:
             return f"{settings} {fingerprint(self.root, self.files)}"
-        if self.hashed is None:
-            self.hashed = content_hash(self.root, self.found)
-        return f"{settings} {self.hashed}"
+        return f"{settings} {content_hash(self.root, self.locations)}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "images": None}  # a dataset may hold a module or large arrays: each process opens it
 
 
+@contextmanager
+def limited_pixels() -> Iterator[None]:
+    """Make Pillow, which torchvision decodes with, refuse the images that are refused everywhere else."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns of larger ones, and refuses twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def content_hash(root: Path, places: list[Path]) -> str:
-    """Hash all files below the places: images by path and size, others, which hold arrays or labels, by content."""
+    """Hash all files below the places: images by path and size, others, which hold arrays or labels, by content too.
+
+    Of a file of more than `WHOLE` bytes, only evenly spaced blocks are read: PCAM and STL10 have several GB, of which
+    one evaluation reads a part.
+    """
     digest = hashlib.sha256()
     for place in places:
         for path in visible_files(place, below=True) if place.is_dir() else [place]:
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-            if not is_image(path):
-                with regular_file(path).open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(root)} {size}\n".encode("utf-8", "surrogateescape"))
+            if is_image(path):
+                continue
+            with regular_file(path).open("rb") as file:
+                if size <= WHOLE:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
+                    continue
+                for number in range(BLOCKS):
+                    file.seek((size - BLOCK) * number // (BLOCKS - 1))
+                    digest.update(file.read(BLOCK))
     return digest.hexdigest()
 
 

@@ -1,12 +1,14 @@
 """PASCAL VOC 2007: images that show objects of any of 20 classes. Everingham et al. 2010."""
 
+import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from openslip.data.source import Sample, Source
-from openslip.data.sources.image_files import fingerprint, need_files
+from openslip.data.sources.image_files import fingerprint, inside, need_files
 from openslip.errors import MissingData, UserError
 from openslip.regular_file import regular_file
 
@@ -45,7 +47,8 @@ class Voc2007(Source):
             raise UserError(
                 f"{folder}/{other[0]}{end} lists other images than {self.classes[0]}{end}; download it again"
             )
-        self.paths = [self.root / "JPEGImages" / f"{name}.jpg" for name in names]
+        images = Path(os.path.normpath(self.root / "JPEGImages"))
+        self.paths = [inside(images, f"{name}.jpg", folder) for name in names]
         need_files(self.paths, str(folder))
         self.vectors = np.array([[column[name] >= 0 for column in columns] for name in names], np.uint8)
 
@@ -60,9 +63,9 @@ class Voc2007(Source):
     def label_vectors(self) -> UInt8[np.ndarray, "images classes"]:
         return self.vectors
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self.root, zip(self.paths, self.vectors.tolist(), strict=True))
+        return fingerprint(Path(os.path.normpath(self.root)), zip(self.paths, self.vectors.tolist(), strict=True))
 
 
 def read_list(path: Path) -> dict[str, int]:

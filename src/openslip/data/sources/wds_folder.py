@@ -5,6 +5,7 @@ LAION-AI/CLIP_benchmark, clip_benchmark/datasets/builder.py, `build_wds_dataset`
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class WdsFolder(Source):
             self._vectors = read_vectors(self.shards.index, None if self.classes is None else len(self.classes))
         return self._vectors
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.shards.fingerprint} {self.classes}".encode())
         if (vectors := self.label_vectors) is not None:

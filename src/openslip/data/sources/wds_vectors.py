@@ -13,6 +13,8 @@ from openslip.data.index.tar import Problems, map_shard
 from openslip.errors import UserError, first_line
 from openslip.terminal import printable
 
+MOST_BYTES = 1_000_000  # of a member; 100,000 classes as 64-bit numbers take 0.8 MB
+
 
 def read_vectors(index: Index, num_classes: int | None) -> UInt8[np.ndarray, "images classes"]:
     """Read the label vectors of all samples of local shards, in the order of the samples.
@@ -30,6 +32,12 @@ def read_vectors(index: Index, num_classes: int | None) -> UInt8[np.ndarray, "im
         assert path is not None
         with map_shard(path, name) as data:
             groups = group(name, data, Problems(), frozenset(("npy",)))
+            for key, extents in groups.items():  # before anything is read: a header may state any size
+                if extents["npy"][1] > MOST_BYTES:
+                    raise UserError(
+                        f"shard {name}: {printable(key)}.npy has {extents['npy'][1]:,} bytes; expected a vector of at "
+                        f"most {MOST_BYTES:,}"
+                    )
             members = {printable(key): read(data, extents["npy"]) for key, extents in groups.items()}
         for key in map(index.key, samples):
             if key not in members:

@@ -1,5 +1,6 @@
 """`hf:ORG/NAME` and `hf:FOLDER`: a model of Hugging Face transformers, with its own tokenizer and image processor."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,9 +108,22 @@ def read(address: str, choices: Choices) -> Bundle:
             origin=origin,
         ),
         transform(processor, origin),
-        {"library": "transformers", "model": address},
+        {
+            "library": "transformers",
+            "version": transformers.__version__,
+            "model": address,
+            "processor": processor.to_dict(),
+            "tokenizer": tokenizer_digest(tokenizer),
+        },
         torch.device("cpu"),
     )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hash a tokenizer's vocabulary, special tokens and rules, which lie in files that may change."""
+    rules = getattr(tokenizer, "backend_tokenizer", None)
+    text = repr(sorted(tokenizer.get_vocab().items())) if rules is None else rules.to_str()
+    return hashlib.sha256(f"{tokenizer.special_tokens_map} {text}".encode()).hexdigest()
 
 
 def encode(tokenizer: Any, texts: list[str], *, context_length: int, whole: bool) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,12 @@ def read(address: str, choices: Choices) -> Bundle:
             origin=origin,
         ),
         WrappedTransform(apply, size=size, mean=list(settings["mean"]), std=list(settings["std"]), origin=origin),
-        {"library": "open_clip", "model": name, "pretrained": pretrained},
+        {
+            "library": "open_clip",
+            "version": open_clip.__version__,
+            "model": name,
+            "pretrained": pretrained,
+            "processor": dict(settings),
+        },
         torch.device("cpu"),
     )

@@ -16,6 +16,7 @@ from openslip.evaluation.image_features import sharing
 from openslip.progress import progress
 from openslip.run import watchdog
 from openslip.run.checkpoints import point_best
+from openslip.run.folder import result_at
 from openslip.training.best import Best, better
 from openslip.training.callbacks.save import keep_best
 from openslip.training.logging.images import log_classified
@@ -50,6 +51,12 @@ class Evaluate(pl.Callback):
         self.best: dict[str, Best] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
+        # The checkpoint of the last step is saved before the evaluations at the end; a run that is extended from it
+        # takes their results from `result.json`.
+        result = from_first_rank(result_at(Path(trainer.default_root_dir), pl_module.step))
+        if result is not None:
+            self.steps |= dict.fromkeys(result["metrics"], pl_module.step)
+            self.best |= {name: Best(**best) for name, best in result["best"].items()}
         if is_main_process():  # needed if the run was killed before the link was set, or resumes before the best step
             point_best(Path(trainer.default_root_dir) / "checkpoints", self.best_step())
         # The run was stopped during its last evaluations: no step remains, so Lightning calls none of the hooks below.
