@@ -15,7 +15,8 @@ from openslip.inference.prompts import repeated, texts, texts_of
 from openslip.inference.tables import class_table
 
 MAX_PAIRS = 40  # printed pairs of folder and name
-# Accepted only for ImageNet's 1000 classes: some lists name a class as CLIP's list names another, similar class.
+# Largest number of names that may belong to other folders, for ImageNet's 1000 classes only: in some lists, a class has
+# the name that CLIP's list gives to another, similar class.
 MAX_CROSSED = 10
 
 
@@ -108,13 +109,13 @@ def match(names: list[str], folders: list[str] | None) -> tuple[list[int], list[
 
 
 def refuse_crossed(names: list[str], folders: list[str], allowed: int) -> None:
-    """Refuse a list that pairs folders with names of other folders, which a list in another order does.
+    """Refuse a list in another order than the folders: it gives folders the names of other folders.
 
     Args:
         names: given class names, one per folder.
         folders: names of the class folders, in label order.
-        allowed: largest number of such names that is accepted. Above 0, a name of other folders counts only if one of
-            those is itself paired with a name that does not match.
+        allowed: how many folders may get the name of another folder. If this is above 0, such a name counts only if
+            that other folder's own name in the list does not match it either.
     """
     known = list(map(known_as, folders))
     owners = defaultdict[str, list[int]](list)

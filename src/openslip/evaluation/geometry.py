@@ -173,7 +173,7 @@ def uniformity(features: Float64[Tensor, "rows embed"], chunk: int) -> float:
 
 
 def effective_rank(features: Float[Tensor, "rows embed"]) -> float:
-    """Return the exponential of the entropy of the singular values, divided by their sum: 1 to min(rows, embed).
+    """Return exp(entropy) of the singular values, scaled to sum to 1: the effective rank, 1 to min(rows, embed).
 
     Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", definition 1. The features are
     not centred.

@@ -18,8 +18,9 @@ class HeldOutLoss(Evaluation):
     """Mean InfoNCE loss over batches of consecutive pairs, with the model's own temperature.
 
     A pair is an image with its first caption. The loss depends on the number of negatives, and therefore on
-    `loss_batch_size`: compare losses of equal values only. An untrained model has about ln(loss_batch_size). Pairs
-    after the last whole batch are not used. A model that was trained with a sigmoid loss is measured by InfoNCE too.
+    `loss_batch_size`: compare only losses of the same `loss_batch_size`. An untrained model has about
+    ln(loss_batch_size). Pairs after the last whole batch are not used. A model that was trained with a sigmoid loss is
+    measured by InfoNCE too.
 
     Metrics: `loss`, `image_to_text_acc` and `text_to_image_acc` (per cent of rows whose most similar candidate in the
     batch is their own), `num_pairs`.

@@ -72,7 +72,7 @@ def raw_joint_features(
 
 
 def tower_features(bundle: Bundle, source: Source, *, batch_size: int, num_workers: int) -> ImageFeatures:
-    """Return the unit-length features of labelled images before any projection, as `joint_features` those after it.
+    """Return unit-length features of labelled images before any projection; `joint_features` returns projected ones.
 
     Raises:
         UserError: the model is another library's, which only gives projected features; or as in `joint_features`.

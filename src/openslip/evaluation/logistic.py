@@ -65,7 +65,7 @@ def fit_logistic(
         c: scikit-learn's `C`, the factor on the sum of cross entropies; the smaller, the stronger the penalty.
         intercept: whether each class has an intercept; otherwise it is zero.
         tolerance: the fit ends when no entry of the objective's gradient, divided by c and the number of rows, is
-            larger: scikit-learn's `tol`, but of features about their mean if there is an intercept.
+            larger in magnitude. This is scikit-learn's `tol`, except that with an intercept the features are centred.
         decrease: the fit ends as well when `WINDOW` iterations have decreased the objective by no more than this share
             of it. Unlike the gradient's entries, this share does not depend on the number of classes, on C and on the
             length of the features.
@@ -84,7 +84,8 @@ def fit_logistic(
     # An intercept that is not penalised makes the fit independent of the origin of the features; about their mean, it
     # takes fewer iterations.
     centre = features.mean(dim=0, dtype=torch.float64) if intercept else features.new_zeros(width, dtype=torch.float64)
-    # Two classes have opposite weights +-v/2, so that twice the penalty is scikit-learn's of v.
+    # For two classes, scikit-learn has one weight vector v with the penalty |v|^2 / 2. Here the classes have v/2 and
+    # -v/2, whose penalty is |v|^2 / 4, so it is doubled.
     penalty = (2 if num_classes == 2 else 1) / (c * num_rows)
 
     def objective(flat: Tensor) -> tuple[float, Tensor]:

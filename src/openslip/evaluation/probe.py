@@ -183,7 +183,9 @@ class LinearProbe(Evaluation):
 
 
 def sweep(accuracy: Callable[[float], float]) -> tuple[float, float]:
-    """Search the value of C with the best accuracy, and return both; of equally good values, the smallest compared.
+    """Search for the value of C with the best accuracy, and return C and that accuracy.
+
+    If several of the compared values are equally good, the smallest of them is returned.
 
     Args:
         accuracy: accuracy on the validation images after a fit with the given C; called once for each value.

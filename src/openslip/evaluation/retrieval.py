@@ -31,9 +31,9 @@ class Retrieval(Evaluation):
 
     Images are queries for captions and captions for images. Metrics for `image_to_text` and `text_to_image`:
     `WAY_recall_K` for K of 1, 5 and 10 if there are more than K candidates, `WAY_mean_rank` and `WAY_median_rank`; and
-    `num_images` and `num_texts`. An image with several captions is found by any of them. Every caption is a query and a
-    candidate, so the source should keep equal captions of an image (`equal_captions=keep`). A caption matches its own
-    image only: an equal caption of another image counts as wrong.
+    `num_images` and `num_texts`. With an image as query, each of its captions counts as correct, and the best one
+    decides the rank. Every caption is a query and a candidate, so the source should keep equal captions of an image
+    (`equal_captions=keep`). A caption matches its own image only: an equal caption of another image counts as wrong.
 
     Args:
         title: name of the evaluation in its headline.

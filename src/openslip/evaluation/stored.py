@@ -30,7 +30,7 @@ def folder_of(checkpoint: str, file: Path | None) -> Path:
 
     That is `RUN/evaluations/STEM` for a checkpoint of a run, `NAME-evaluations` beside any other file, and
     `evaluations` in any other folder. For the name of a published checkpoint and the address of a model in another
-    library, it is a folder of the current one.
+    library, it is `NAME-evaluations` in the current folder, with unusual characters of the name replaced by `-`.
 
     Args:
         checkpoint: the checkpoint as the user named it.

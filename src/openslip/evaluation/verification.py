@@ -27,15 +27,15 @@ PAIRS = 2**16  # pairs that are compared at a time
 class Verification(Evaluation):
     """Recognition of classes that only one image shows, in per cent.
 
-    Metrics: `roc_auc`, the share of pairs of a same-class pair and a different-class pair of images in which the former
-    is more similar; `top1_N_way`, the share of episodes in which, of N images of N classes, the one of the same class
-    is most similar to the query; `chance` (of `top1_N_way`), `num_pairs`, `num_episodes`, `num_samples`.
+    Metrics: `roc_auc`, the share of combinations of a same-class pair and a different-class pair of images in which the
+    same-class pair is more similar; `top1_N_way`, the share of episodes in which, of N images of N classes, the one of
+    the same class is most similar to the query; `chance` (of `top1_N_way`), `num_pairs`, `num_episodes`, `num_samples`.
 
     Args:
         title: name of the evaluation in its headline.
         source: labelled images; classes that the model has not seen in training make it one-shot recognition.
-        num_pairs: largest number of pairs: all pairs of images if there are no more, else as many that are drawn, one
-            half of the same class.
+        num_pairs: largest number of pairs. If the images have no more pairs than this, all are used; otherwise this
+            many are drawn, one half of them from pairs of the same class.
         ways: number of classes N of an episode (20 in the paper).
         num_episodes: number of episodes that are drawn (400 in the paper).
         seed: seed of both draws.
@@ -151,7 +151,7 @@ def draw_pairs(
     num_same_class = most // 2
     of_class = Members.of(labels)
     others = of_class.counts[of_class.places] - 1  # of the same class, for each image
-    # An image is drawn as often as it occurs in pairs, and its partner then uniformly.
+    # The first image is drawn in proportion to its number of same-class pairs, its partner uniformly among those.
     first = rng.choice(num_images, size=num_same_class, p=others / others.sum())
     pairs = [np.stack([first, of_class.another(first, rng)], axis=1)]
     missing = most - num_same_class

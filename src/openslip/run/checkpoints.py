@@ -77,7 +77,9 @@ def recorded(path: Path) -> Saved:
 
 
 def finish(path: Path, step: int, written: Hashing) -> None:
-    """Write the JSON of a completely written checkpoint, point `last.ckpt` at it, and remove older checkpoints.
+    """Write the JSON of a complete checkpoint, point `last.ckpt` at it, and remove checkpoints of lower steps.
+
+    The `KEPT` checkpoints of the highest steps, and the one that `best.ckpt` points at, are not removed.
 
     Args:
         path: the checkpoint file.
@@ -171,7 +173,10 @@ def foreign(checkpoint: Saved) -> str | None:
 
 
 def forget_after(checkpoint: Saved) -> None:
-    """Discard the damaged checkpoints of later steps than the one resumed from, so that they count no more as kept."""
+    """Remove the JSONs of damaged checkpoints after the one resumed from: only listed ones count towards `KEPT`.
+
+    `last.ckpt` then points at the checkpoint resumed from.
+    """
     for other in saved(checkpoint.path.parent):
         if other.step > checkpoint.step:
             other.path.with_suffix(".json").unlink(missing_ok=True)

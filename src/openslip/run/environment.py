@@ -59,7 +59,7 @@ def read_seconds(folder: Path) -> float | None:
 
 
 def with_this_start(starts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the records of all starts of a run; starts that differ only in their dates share a record.
+    """Return the records of all starts of a run; consecutive starts that differ only in their dates share one.
 
     Args:
         starts: records of the earlier starts.

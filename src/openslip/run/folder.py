@@ -170,8 +170,9 @@ def open_run(config: dict[str, Any], name: str) -> Run:
         name: name of the folder in `runs_dir`.
 
     Raises:
-        UserError: the folder holds a run of another config or a longer run; it holds any run and `resume=never`, or a
-            run without `resume=replace` that this would delete; or another process trains the run.
+        UserError: the folder holds a run of another config or a longer run; `resume=never` and it holds a run;
+            `resume=replace`, and it holds a run started without that, or checkpoints without a config; or another
+            process trains the run.
         CheckpointError: the folder cannot be written.
     """
     folder = Path(config["runs_dir"]) / name
@@ -233,7 +234,7 @@ def has_not_begun(folder: Path) -> bool:
 
 
 def is_failed_start(folder: Path) -> bool:
-    """Whether a folder holds what a start leaves that is killed before the end of its first step.
+    """Tell whether a folder holds what is left by a start that was killed before the end of its first step.
 
     The lock is the evidence that the files are a run's; a process that is still starting holds it.
     """

@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 @contextmanager
 def reported_once() -> Iterator[None]:
-    """Let the first rank alone report an error in this context, which all have because they read the same words."""
+    """Within this context, let only the first rank report an error: all ranks raise it, from the same command line."""
     try:
         yield
     except UserError as error:
@@ -40,7 +40,7 @@ def reported_once() -> Iterator[None]:
 def launched_ranks(device: str) -> Iterator[None]:
     """Join the other ranks within this context, if there are any; all end with the error of the first that fails.
 
-    With CUDA, the current device becomes the GPU of this process's number on its machine.
+    With CUDA, the current device becomes the GPU with the number of this process's local rank.
 
     Args:
         device: device of the command, such as `auto`, `cuda` or `cpu`.

@@ -110,7 +110,7 @@ class OpenClipart(Fetcher):
         shutil.rmtree(drawings)
 
     def chosen(self, root: Path) -> list[Drawing]:
-        """Return the drawings that may be used and have a title of their own and a keyword that others share."""
+        """Return the drawings with an allowed licence, a title that few others have, and a keyword that others have."""
         drawings = []
         for path in sorted(root.rglob("*.svg")):
             given, keywords, licence = metadata(path.read_bytes())
