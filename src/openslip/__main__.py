@@ -4,7 +4,9 @@ import difflib
 import functools
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 
 from openslip import __version__, progress, signals, slurm, streams, terminal
@@ -12,12 +14,13 @@ from openslip.commands import commands
 from openslip.commands._imports import importing_pytorch
 from openslip.config.folder import config_dirs
 from openslip.config.help import help_text
-from openslip.errors import run_entry_point
+from openslip.errors import UserError, described, run_entry_point
 
 HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and options that print the config
 # Environment variable of PyTorch's allocator: first the name up to 2.8, then the later one. Newer versions warn about
 # the old name.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+INTERRUPTED = 130  # the exit code that shells give a process after SIGINT
 PRINTING = {"--cfg", "-c", "--info", "-i"}  # options that print the config instead of using it
 LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
 
@@ -67,17 +70,30 @@ def run(arguments: list[str]) -> int:
     terminal.be_quiet("quiet=true" in rest)
     with progress.showing_progress(is_first=slurm.is_first_task()):
         try:
-            return run_entry_point(entry_of(command), rest)
+            return run_entry_point(lambda words: entry_of(command)(words), rest)
         except SystemExit as stop:  # argparse has printed the reason
             return 1 if stop.code == 2 else int(stop.code or 0)
+        except KeyboardInterrupt:  # only of commands that have nothing to save; training catches the signal
+            terminal.notice("interrupted")
+            return INTERRUPTED
 
 
 def entry_of(command: str) -> Callable[[list[str]], int | None]:
-    """Import a command and return its entry point."""
+    """Import a command and return its entry point.
+
+    Raises:
+        UserError: PyTorch, or a package that needs it, cannot be imported.
+    """
     if command not in HYDRA:  # the others import PyTorch only after they have read their options
         return importlib.import_module(f"openslip.commands.{command}").main
     with importing_pytorch():
-        return importlib.import_module(f"openslip.commands.{command}").main
+        try:
+            return importlib.import_module(f"openslip.commands.{command}").main
+        except (ImportError, OSError, RuntimeError) as error:  # such as a torchvision of another torch
+            raise UserError(
+                f"{described(error)}: a package does not load; `openslip doctor` says which one and what to install "
+                "(debug=true shows the traceback)"
+            ) from error
 
 
 def use_expandable_segments() -> None:
@@ -95,8 +111,9 @@ def use_expandable_segments() -> None:
 def show_commands(program: str, commands: dict[str, str]) -> None:
     """Print the help text that lists all commands."""
     print(f"usage: {program} COMMAND ...\n")
+    width = shutil.get_terminal_size().columns
     for name, purpose in commands.items():
-        print(f"  {name:10} {purpose}")
+        print(textwrap.fill(purpose, width, initial_indent=f"  {name:10} ", subsequent_indent=" " * 13))
     print(f"\n{program} COMMAND --help says more.")
 
 

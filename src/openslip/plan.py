@@ -90,8 +90,8 @@ def costs(cost: StepCost, memory: StepMemory, local: int, device: torch.device, 
         f"FLOPs per sample (captions fill the context): forward {forward:.2f} G, "
         f"training {TRAINING_OVER_FORWARD * forward:.2f} G",
         "",
-        f"memory per device for its {local:,} samples of a step: {(memory.fixed + copied) / 1e9:.2f} GB of weights, "
-        f"{parts}, the batch's pixels, a micro-batch's activations; without the loss",
+        f"memory per device: {(memory.fixed + copied) / 1e9:.2f} GB for weights, {parts};",
+        f"with the pixels of its {local:,} samples of a step and a micro-batch's activations, without the loss:",
         *(f"  micro_batch_size={size:<8}{(memory.bytes(size, local) + copied) / 1e9:8.2f} GB" for size in sizes),
         "",
         f"checkpoint {memory.checkpoint / 1e9:.2f} GB, three at a time; "

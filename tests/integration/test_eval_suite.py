@@ -17,6 +17,7 @@ from evaluation_suites import CLASSES, Process, start, words, write_place
 from openslip.__main__ import run
 from openslip.data.sources.image_folder import ImageFolder
 from openslip.evaluation import stored
+from openslip.evaluation.suite import Suite
 
 RESULTS = Path("runs/one/evaluations/step-000003")
 NAMES = sorted(CLASSES)
@@ -61,7 +62,7 @@ def edit(name: str, **changes: Any) -> None:
 def test_each_evaluation_has_a_file_that_says_what_was_evaluated_and_how(evaluate):
     code, printed, _ = evaluate("first,second")
     assert code == 0
-    assert printed.splitlines()[-1] == f"metrics: {RESULTS}/"
+    assert printed.splitlines()[-1] == f"metrics: {RESULTS}/; `openslip report runs/one` adds them to its report"
     first, second = results().values()
     assert first["metrics"]["num_samples"] == 13
     assert second["metrics"]["num_samples"] == 7
@@ -135,6 +136,36 @@ def test_what_changes_a_metric_computes_it_again(evaluate, change: Callable[[], 
     assert code == 0
     assert "computed before" not in printed
     assert "computed before" in evaluate("first")[1]
+
+
+def test_a_result_of_other_settings_is_replaced_with_a_line_that_names_them(evaluate):
+    evaluate("first")
+    assert "replaces" not in evaluate("first", "again=true")[1]
+    _, printed, _ = evaluate("first", "evaluation.first.templates=[a {}.]")
+    assert "first: replaces a result of other settings (templates=" in printed
+    assert "); output=FILE keeps both" in printed
+
+
+def test_each_evaluation_of_several_is_told_when_it_is_stored(evaluate):
+    _, printed, _ = evaluate("first,second")
+    assert printed.splitlines()[:2] == ["first: stored, 1 of 2 evaluations", "second: stored, 2 of 2 evaluations"]
+    assert "stored, " not in evaluate("first", "again=true")[1]
+
+
+def test_an_interrupt_is_one_line_and_keeps_what_is_stored(evaluate, monkeypatch: pytest.MonkeyPatch):
+    suite_run = Suite.run
+
+    def interrupted(self: Suite, name: str, *arguments: Any) -> dict[str, Any]:
+        if name == "second":
+            raise KeyboardInterrupt
+        return suite_run(self, name, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Suite, "run", interrupted)
+        code, _, said = evaluate("first,second")
+    assert (code, said) == (130, "interrupted\n")
+    assert list(results()) == ["first"]
+    assert "first: computed before" in evaluate("first,second")[1]
 
 
 def test_names_in_a_file_that_changes_compute_it_again(evaluate):

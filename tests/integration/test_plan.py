@@ -69,7 +69,7 @@ def test_parameters_are_those_of_the_tiny_model(plan: str):
     assert f"checkpoint {checkpoint / 1e9:.2f} GB" in plan
     gradients = 4 * weights
     assert (
-        f"{(2 * checkpoint + gradients) / 1e9:.2f} GB of weights, gradients, AdamW's moments and a save's copy" in plan
+        f"{(2 * checkpoint + gradients) / 1e9:.2f} GB for weights, gradients, AdamW's moments and a save's copy" in plan
     )
 
 
@@ -142,8 +142,8 @@ def test_only_a_cpu_holds_the_copy_that_a_save_makes(tmp_path: Path, monkeypatch
     def told(device: str) -> list[str]:
         return costs(cost(plain=1e8), memory, 100, torch.device(device), tmp_path)
 
-    assert "28.00 GB of weights, gradients, AdamW's moments and a save's copy, the batch's pixels" in told("cpu")[2]
-    assert "16.00 GB of weights, gradients and AdamW's moments, the batch's pixels" in told("cuda")[2]
+    assert "28.00 GB for weights, gradients, AdamW's moments and a save's copy;" in told("cpu")[2]
+    assert "16.00 GB for weights, gradients and AdamW's moments;" in told("cuda")[2]
     sizes = [[line.split()[1] for line in told(device)[3:7]] for device in ("cpu", "cuda")]
     assert sizes == [["28.10", "29.60", "34.40", "38.00"], ["16.10", "17.60", "22.40", "26.00"]]
     for room, is_split in ((37.9e9, True), (38.1e9, False)):

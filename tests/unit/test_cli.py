@@ -1,3 +1,4 @@
+import importlib
 import importlib.metadata
 import json
 import os
@@ -30,6 +31,29 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("pictures") / "frame.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
     return str(path)
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_an_interrupt_is_one_line_and_exit_code_130(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"openslip.commands.{command}"), "main", interrupted)
+    assert run([command]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_package_that_does_not_load_is_one_line_that_names_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "openslip.commands.train", None)
+    assert run(["train"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ModuleNotFoundError: ")
+    assert "`openslip doctor` says which one and what to install" in said
+    assert said.count("\n") == 1
 
 
 def test_help_and_version_need_no_torch():

@@ -58,6 +58,17 @@ def test_predictions_equal_a_naive_loop(build):
     assert figures == {**shares, "num_samples": 17.0}
 
 
+def test_the_report_gets_the_names_of_the_classes():
+    train, test = Pictures(30, seed=1), Pictures(17)
+    evaluation = knn(train, test)
+    evaluation.run(bundle(image_encoder()))
+    assert "classnames" not in evaluation.arrays
+    train.classes = test.classes = [f"class {label}" for label in range(7)]
+    evaluation = knn(train, test)
+    evaluation.run(bundle(image_encoder()))
+    assert evaluation.arrays["classnames"].tolist() == test.classes
+
+
 def test_every_training_picture_is_its_own_nearest_neighbour():
     assert knn(Pictures(20), Pictures(20), k=1).run(bundle(image_encoder()))["top1"] == 100
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,3 +171,21 @@ def test_an_evaluation_of_metrics_only_says_nothing_of_images(tmp_path: Path):
     page = page_of(tmp_path, "held_out", {}, rows)
     assert "No images and no mistakes" not in page
     assert 'aria-label="Loss: loss ends at 2"' in page
+
+
+@pytest.mark.parametrize("arrays", [None, {"roc_auc": np.array([1.0])}])
+def test_an_evaluation_without_predictions_shows_its_metrics_alone(tmp_path: Path, arrays: dict[str, Any] | None):
+    rows = "step,samples_seen,eval/few_shot/top1\n1,64,3\n"
+    page = page_of(tmp_path, "few_shot", arrays or {}, rows)
+    if arrays is None:
+        (tmp_path / "arrays" / "few_shot.npz").unlink()
+        page = write_report(tmp_path).read_text()
+    assert "<dt>top-1</dt><dd>3.0 %</dd>" in page
+    assert "No images and no mistakes" not in page
+
+
+def test_gains_are_in_points_and_shares_in_per_cent(tmp_path: Path):
+    rows = "step,samples_seen,eval/mine/ensemble_gain,eval/mine/calibration_error_percent\n1,64,-0.1379,15.8\n"
+    page = page_of(tmp_path, "mine", {}, rows)
+    assert "<dt>ensemble gain</dt><dd>-0.14 points</dd>" in page
+    assert "<dt>calibration error</dt><dd>15.8 %</dd>" in page

@@ -142,6 +142,24 @@ def test_the_terminal_shows_no_control_characters(runs: Path, capsys: pytest.Cap
     assert table(capsys, "runs/b")[1][0] == r"a\x1b[2J\\"[:-1]
 
 
+def test_a_run_without_results_is_a_column_of_dashes(runs: Path, capsys: pytest.CaptureFixture[str]):
+    Path("runs/new/checkpoints").mkdir(parents=True)
+    lines = table(capsys, "runs/b", "runs/new")
+    assert lines[0][-1] == "new"
+    assert {line[-1] for line in lines[1:]} == {"-"}
+
+
+def test_a_narrow_terminal_shows_the_whole_name_of_a_checkpoint(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "40")
+    write(Path("runs/slip_tiny-builtin-0123456789/evaluations/step-000010"), "imagenet", 1.0)
+    assert run(["results", "runs/slip_tiny-builtin-0123456789"]) == 0
+    head = capsys.readouterr().out.split("\u2521")[0]  # the line under the head
+    parts = [line.split("\u2503")[3].strip() for line in head.splitlines() if line.count("\u2503") == 4]
+    assert "".join(parts) == "slip_tiny-builtin-0123456789/step-000010"
+
+
 def test_damaged_results_are_left_out(runs: Path, capsys: pytest.CaptureFixture[str]):
     folder = Path("runs/b/evaluations/step-000010")
     for name, text in (("x", "{"), ("y", "[1]"), ("z", '{"evaluation": "z", "metrics": {"top1": "1"}}')):

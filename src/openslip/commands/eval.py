@@ -78,7 +78,11 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
             tell(f"{name}: computed before from the same weights and data (again=true computes it again)")
         elif folder is not None and is_written:
             try:
+                if replaced := stored.differences(folder, records[name]):
+                    tell(f"{name}: replaces a result of other settings ({replaced}); output=FILE keeps both")
                 stored.write(folder, records[name], evaluation.arrays)
+                if len(chosen) > 1:
+                    tell(f"{name}: stored, {len(records)} of {len(chosen)} evaluations")
             except UserError as error:
                 errors[name] = error
         evaluation.arrays = {}  # they may be large, and the report reads them from the file
@@ -88,7 +92,7 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
         if output is not None and records:
             write_all(output, config, {name: records[name] for name in chosen if name in records}, errors)
         elif is_written and records:
-            say(f"metrics: {folder}/")
+            say(f"metrics: {folder}/{report_of(folder)}")
         show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
     has_failed = any(not isinstance(error, MissingData) for error in errors.values())
     return int(any_rank(has_failed or (bool(chosen) and not records)))
@@ -163,6 +167,12 @@ def write_all(output: Path, config: dict[str, Any], records: dict[str, Record], 
     with needed(output, refusal=UserError, advice=ELSEWHERE):
         write_text(output, json.dumps(content, indent=1) + "\n")
     say(f"metrics: {output}{' (replaced)' if is_replaced else ''}")
+
+
+def report_of(folder: Path) -> str:
+    """Return the command that shows results in the report of their run; nothing if they are of another checkpoint."""
+    run = folder.parents[1] if folder.parent.name == stored.FOLDER else None
+    return "" if run is None else f"; `openslip report {run}` adds them to its report"
 
 
 def tell(*lines: object) -> None:

@@ -115,3 +115,17 @@ def class_name(source: Source, label: int) -> str:
     """Return how errors name a class: the source's own name of it, or its number."""
     classes: Sequence[str] | None = source.classes
     return f"class {classes[label]!r}" if classes and label < len(classes) else f"label {label}"
+
+
+def predictions_of(
+    source: Source, labels: Int64[np.ndarray, " images"], predictions: Int64[np.ndarray, " images"]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a classification for the report, with the source's names of its classes if it has names.
+
+    Args:
+        source: the test images.
+        labels: true label of each image.
+        predictions: predicted label of each image.
+    """
+    names = {} if source.classes is None else {"classnames": np.array(list(source.classes))}
+    return {"labels": labels, "predictions": predictions, **names}

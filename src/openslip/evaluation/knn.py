@@ -1,7 +1,8 @@
 """Weighted k-nearest-neighbour classification of frozen features. Wu et al. 2018, arXiv:1805.01978, section 3.4.
 
 The protocol is DINO's (facebookresearch/dino, eval_knn.py): features before any projection, at unit length. After
-`run`, `KNN.arrays` holds `labels` and `predictions` (of the first k), int64 [N]: N test samples in the source's order.
+`run`, `KNN.arrays` holds `labels` and `predictions` (of the first k), int64 [N]: N test samples in the source's order;
+and `classnames`, if the source names its classes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from openslip.data.source import Source
 from openslip.errors import UserError
 from openslip.evaluation.evaluation import Evaluation, top1_line
 from openslip.evaluation.features import gather_batches, rank_batches
-from openslip.evaluation.frozen_features import classes_of, refuse_other_classes
+from openslip.evaluation.frozen_features import classes_of, predictions_of, refuse_other_classes
 from openslip.evaluation.image_features import ImageFeatures, tower_features
 from openslip.evaluation.metrics import MIN_TOP5, best_classes, top_k_accuracy
 from openslip.inference.bundle import Bundle, evaluating
@@ -96,7 +97,7 @@ class KNN(Evaluation):
             top = gather_batches(ranked, num_test, self.batch_size, bundle.device).cpu().numpy()  # [N, counts, guesses]
         places = classes.places_of(test_labels).cpu().numpy()
         labels = classes.labels.cpu().numpy()
-        self.arrays = {"labels": test_labels.cpu().numpy(), "predictions": labels[top[:, 0, 0]]}
+        self.arrays = predictions_of(self.test, test_labels.cpu().numpy(), labels[top[:, 0, 0]])
         metrics = accuracies(top[:, 0], places, num_classes, self.counts[0])
         if len(self.counts) > 1:
             for column, count in enumerate(self.counts):

@@ -1,6 +1,7 @@
 """Linear probe: logistic regression on frozen features. Radford et al. 2021, arXiv:2103.00020, section 3.2 and A.3.
 
-After `run`, `LinearProbe.arrays` holds `labels` and `predictions`, int64 [N]: N test samples in the source's order.
+After `run`, `LinearProbe.arrays` holds `labels` and `predictions`, int64 [N]: N test samples in the source's order; and
+`classnames`, if the source names its classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from openslip.evaluation.frozen_features import (
     classes_of,
     frozen_features,
     known_places,
+    predictions_of,
     refuse_other_classes,
     split_rows,
 )
@@ -131,7 +133,8 @@ class LinearProbe(Evaluation):
             c = self.best_c(fitted, held_out) if isinstance(self.c, str) else self.c
             both = fitted if held_out is None else Images(*map(torch.cat, zip(fitted, held_out, strict=True)))
             top = self.classify(both, test.features, c)
-        self.arrays = {"labels": test.labels.cpu().numpy(), "predictions": classes.labels.cpu()[top[:, 0]].numpy()}
+        predicted = classes.labels.cpu()[top[:, 0]].numpy()
+        self.arrays = predictions_of(self.test, test.labels.cpu().numpy(), predicted)
         metrics = accuracies(top.numpy(), test_places.cpu().numpy(), len(classes.labels))
         return {**metrics, "chance": 100 / len(classes.labels), "num_samples": float(len(test.labels))}
 

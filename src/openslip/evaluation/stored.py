@@ -6,6 +6,7 @@ JSON is written last, so an evaluation that was interrupted has none.
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -71,6 +72,29 @@ def write(folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -
         except FileNotFoundError:
             if not path.exists():  # else another process has written it at the same time
                 raise
+
+
+def differences(folder: Path, record: dict[str, Any]) -> str:
+    """Return the settings in which a stored result of the same evaluation differs from a new one, with its values."""
+    former = read(folder / f"{record['evaluation']}.json")
+    if former is None:
+        return ""
+    before, after = (flat(result["config"]) for result in (former, record))
+    keys = [key for key in before | after if key not in NO_RESULT and before.get(key) != after.get(key)]
+    return ", ".join(f"{key}={shortened(before.get(key))}" for key in keys[:3])
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested config by their dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
+
+
+def shortened(value: Any) -> str:
+    """Return a value as text of at most 40 characters."""
+    return textwrap.shorten(str(value), 40, placeholder=" ...")
 
 
 def read(path: Path) -> dict[str, Any] | None:

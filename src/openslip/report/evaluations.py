@@ -10,10 +10,11 @@ from openslip.report.charts import chart
 from openslip.report.diagnosis import by_class, by_template, calibration
 from openslip.report.geometry import geometry, is_geometry
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent, short
-from openslip.report.run_files import AbsentError, Metrics, Series, check, read_arrays
+from openslip.report.run_files import AbsentError, Metrics, NoPredictionsError, Series, check, read_arrays
 from openslip.report.training import grid
 
 EMA = " (EMA)"  # ends the name of a metric of the EMA weights
+GAIN = "ensemble_gain"  # begins the names of metrics in points
 MAX_IMAGES = 12  # fills rows of one, two, three and four
 MAX_CLASSES = 1_000_000
 MAX_MATRIX = 24  # rows of the largest confusion matrix that is still readable
@@ -38,24 +39,27 @@ def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
         cells.append(f"<div><dt>{escape(metric_name(metric))}</dt><dd>{metric_value(metric, one.last)}</dd></div>")
     parts = [f'<dl class="metrics">{"".join(cells)}</dl>' if cells else "", _charts(series, metrics.x_name)]
     try:
-        if arrays := read_arrays(folder, name, metrics.arrays):  # some evaluations only have metrics
+        if arrays := read_arrays(folder, name, metrics.arrays):
             parts += geometry(arrays, name) if is_geometry(arrays) else classification(arrays, name)
     except AbsentError as reason:
         if not cells:
             raise
-        parts.append(f"<p>No images and no mistakes here: {escape(reason)}.</p>")
+        if not isinstance(reason, NoPredictionsError):
+            parts.append(f"<p>No images and no mistakes here: {escape(reason)}.</p>")
     return "".join(parts)
 
 
 def metric_name(metric: str) -> str:
     """Return the name of an evaluation's metric as it is shown."""
-    return re.sub(r"\btop(\d)", r"top-\1", metric.replace("num_", "").replace("_", " "))
+    return re.sub(r"\btop(\d)", r"top-\1", metric.replace("num_", "").replace("_percent", "").replace("_", " "))
 
 
 def metric_value(metric: str, value: float) -> str:
     """Format the value of an evaluation's metric."""
     if is_share(metric.removesuffix(EMA)):
         return percent(value)
+    if metric.startswith(GAIN):
+        return f"{value:+.2f} points"
     return f"{value:,.0f}" if metric.startswith("num_") else short(value)
 
 
@@ -88,7 +92,7 @@ def _chart_title(metric: str) -> str:
         return "Accuracy by attribute"
     if "recall" in metric:
         return "Recall"
-    if metric.startswith("ensemble_gain"):
+    if metric.startswith(GAIN):
         return "What the prompt ensemble gains, points"
     if metric.endswith("_acc"):
         return "Accuracy within the batch"
@@ -102,7 +106,8 @@ def classification(arrays: dict[str, np.ndarray], name: str) -> list[str]:
         arrays: arrays of the evaluation, by name.
         name: name of the evaluation, for error messages.
     """
-    check({"labels", "predictions"} <= arrays.keys(), f"arrays/{name}.npz holds no labels and predictions")
+    if not {"labels", "predictions"} <= arrays.keys():
+        raise NoPredictionsError(f"arrays/{name}.npz holds no labels and predictions")
     labels, predictions = arrays["labels"], arrays["predictions"]
     try:
         check(labels.ndim == 1 and labels.shape == predictions.shape and len(labels) > 0, "labels differ in shape")

@@ -75,12 +75,14 @@ def read_results(places: Sequence[Path], compared_with: str | None = None) -> Re
             its own name, if there is one.
 
     Raises:
-        UserError: a place has no results, or no published checkpoint has that name.
+        UserError: no place has results, a place does not exist, or no published checkpoint has that name.
     """
     known = published_metrics()
     if compared_with is not None and compared_with not in known:
         raise UserError(f"--published {compared_with}: expected one of {', '.join(known)}")
     checkpoints = [checkpoint for place in places for checkpoint in read_place(place)]
+    if not any(checkpoint.results for checkpoint in checkpoints):
+        raise UserError(without_results(places[0]))
     names = [name_of(checkpoint, compared_with) for checkpoint in checkpoints]
     columns = [name for name in dict.fromkeys(names) if name in known]
     lines = []
@@ -105,8 +107,10 @@ def read_results(places: Sequence[Path], compared_with: str | None = None) -> Re
 def read_place(place: Path) -> list[Checkpoint]:
     """Read the evaluated checkpoints of one place, those of a run in the order of their steps.
 
+    A run or file without results is one checkpoint without results.
+
     Raises:
-        UserError: there are no results.
+        UserError: there is neither a result nor such a file or folder.
     """
     run = place.resolve().name
     if place.is_dir():
@@ -121,14 +125,21 @@ def read_place(place: Path) -> list[Checkpoint]:
     for label, folder in folders:
         if results := {result["evaluation"]: result for result in stored.read_all(folder)}:
             found.append(Checkpoint(label, step_of(folder), results))
+    if not found and not place.exists():
+        raise UserError(without_results(place))
     if not found:
-        raise UserError(f"{place} has no results: openslip eval checkpoint={place} evaluation=NAME computes them")
+        return [Checkpoint(run if place.is_dir() else place.name, None, {})]
     return sorted(found, key=lambda checkpoint: -1 if checkpoint.step is None else checkpoint.step)
+
+
+def without_results(place: Path) -> str:
+    """Return the error message for a place without results."""
+    return f"{place} has no results: openslip eval checkpoint={place} evaluation=NAME computes them"
 
 
 def name_of(checkpoint: Checkpoint, compared_with: str | None) -> str:
     """Return the name of the published checkpoint that a checkpoint is compared with."""
-    return compared_with or next(iter(checkpoint.results.values()))["checkpoint"]
+    return compared_with or next((result["checkpoint"] for result in checkpoint.results.values()), "")
 
 
 def keys_of(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[str, str]]:

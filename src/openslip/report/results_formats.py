@@ -39,7 +39,9 @@ def shown(metric: str, cell: Cell) -> str:
 
 def as_terminal(results: Results) -> str:
     """Return the table as plain text, as wide as the terminal."""
-    grid = Table("evaluation", *map(printable, heads(results)))
+    grid = Table("evaluation")
+    for head in heads(results):
+        grid.add_column(printable(head), overflow="fold")  # the end of a name is the step
     for line in results.lines:
         grid.add_row(*map(printable, (line.evaluation, *cells(line))))
     console = Console(markup=False, file=io.StringIO(), width=Console().width)

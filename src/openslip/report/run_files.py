@@ -27,6 +27,10 @@ class AbsentError(Exception):
     """A section of the report is not available; the message says why in a few words."""
 
 
+class NoPredictionsError(AbsentError):
+    """An evaluation stored no labels and predictions, as many do; the report then shows its metrics alone."""
+
+
 def check(condition: bool | np.bool_, reason: str) -> None:
     """Raise AbsentError with the reason unless the condition holds."""
     if not condition:
@@ -135,7 +139,8 @@ def read_arrays(folder: Path, name: str, elsewhere: Mapping[str, Path] = Mapping
     """Read the arrays of `arrays/NAME.npz`, or of the file that `elsewhere` has for this name."""
     path = elsewhere.get(name, folder / "arrays" / f"{name}.npz")
     shown = path.relative_to(folder).as_posix()
-    check(path.is_file(), f"there is no {shown}")
+    if not path.is_file():
+        raise NoPredictionsError(f"there is no {shown}")
     try:
         return arrays.read_arrays(path, max_bytes=MAX_ARRAYS)
     except Exception as error:  # for a damaged file, numpy passes on any exception of zipfile and zlib
