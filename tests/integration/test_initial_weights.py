@@ -64,7 +64,7 @@ def test_init_from_copies_towers_projections_and_temperature(tmp_path: Path):
 
 
 RESNET = [
-    *("image_size=64", "model.projects_image=false", "model.embed_dim=8"),
+    *("image_size=64", "+model.projects_image=false", "model.embed_dim=8"),
     "~model.image_tower",
     "+model.image_tower={_target_:openslip.models.clip_resnet.ClipResNet,image_size:64,depths:[1,1,1,1],channels:4,"
     "width:8,heads:2}",

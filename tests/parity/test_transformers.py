@@ -5,6 +5,7 @@ All tests that import transformers are in this file, because the import takes se
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,8 @@ def test_version_processor_and_tokenizer_belong_to_the_architecture(
     processor.write_text(json.dumps(content))
     assert openslip.load(f"hf:{tmp_path}").architecture != known
     shutil.copy(clip / processor.name, processor)
-    monkeypatch.setattr(transformers, "__version__", "99.0")
+    # A later import of a part puts another object into `sys.modules`.
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "99.0")
     assert openslip.load(f"hf:{tmp_path}").architecture != known
     vocabulary, merges = clip_vocabulary()
     pairs = [tuple(pair.split()) for pair in merges]

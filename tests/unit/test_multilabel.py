@@ -109,6 +109,8 @@ def test_the_config_of_voc2007_reads_a_wds_folder_and_refuses_another_order_of_c
     np.testing.assert_array_equal(evaluation.arrays["label_vectors"], vectors)
     mean = average_precision_score(vectors, evaluation.arrays["cosines"], average="macro")
     assert metrics["mean_average_precision"] == pytest.approx(100 * mean, abs=1e-9)
+    assert evaluation.notes["samples"] == "9 of 4952"
+    assert evaluation.headline(metrics).endswith(", 9 of 4952 samples")
 
     (tmp_path / "wds_voc2007_multilabel" / "classnames.txt").write_text("\n".join(names[::-1]))
     with pytest.raises(UserError, match="in another order than the published ones"):
