@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from openslip.errors import UserError
 from openslip.objectives.similarity import unit_length
 
 MOST_COSINES = 2**24  # elements of a matrix of cosines that exists at a time; 64 MiB in float32
@@ -57,19 +56,17 @@ class NeighbourQueue(nn.Module):
             rows: unit features, in the order of the batch.
             skipped: whether nothing is written, as a bool scalar on the device: the queue is too large for the
                 framework to restore it after a skipped step.
-
-        Raises:
-            UserError: there are more rows than the queue has.
         """
         size, count = len(self.features), len(rows)
-        if count > size:
-            raise UserError(f"queue_size={size}: expected at least {count}, the captions of one view in a step")
-        places = self.place + torch.arange(count, device=rows.device)
-        kept = skipped if self.wraps else skipped | (places >= size)
         after = self.place + count
         after = after % size if self.wraps else torch.where(after >= size, 0, after)
+        # Of more rows than the ring has, the last ones stay if it wraps, and the first ones if it drops the others.
+        first = max(count - size, 0) if self.wraps else 0
+        rows = rows[first : first + size].float()  # rounded to float32, also in a run in float64
+        places = self.place + first + torch.arange(len(rows), device=rows.device)
+        kept = skipped if self.wraps else skipped | (places >= size)
         places = places % size
         before = self.features.index_select(0, places)
-        rows = rows.float().to(before.dtype)  # rounded to float32 even if the run is in float64
-        self.features.index_copy_(0, places, torch.where(kept.expand(count)[:, None], before, rows))
+        after_rows = torch.where(kept.expand(len(rows))[:, None], before, rows.to(before.dtype))
+        self.features.index_copy_(0, places, after_rows)
         self.place.copy_(torch.where(skipped, self.place, after))
