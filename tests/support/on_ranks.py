@@ -21,6 +21,8 @@ from openslip.data.dataset import open_dataset
 from openslip.data.sources.shards import ShardSource
 from openslip.distributed import any_rank, gather, share_question, shared_answer, wait_up_to
 from openslip.errors import DataError, UserError
+from openslip.models.tower import Tokens
+from openslip.objectives.late_interaction import token_info_nce
 from openslip.objectives.objective import Objective
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.save import Save
@@ -188,6 +190,35 @@ def nt_xent_and_gradients(z1: Tensor, z2: Tensor, tile: int | None = None) -> tu
     assert z1.grad is not None
     assert z2.grad is not None
     return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad, mean_over_ranks(accuracy)
+
+
+def token_loss_and_gradients(
+    image: Tokens, text: Tokens, top_tokens: int | None, gather_with_grad: bool, tile: int
+) -> tuple[Tensor, ...]:
+    """The mean loss, the gradients of this rank's tokens and of the scale, and the mean accuracy.
+
+    A rank has no more columns of words than its longest caption.
+    """
+    images, texts = (Tokens(rank_slice(side.features).clone(), rank_slice(side.mask)) for side in (image, text))
+    longest = int(texts.mask.sum(dim=1).max())
+    patches, words = images.features.requires_grad_(), texts.features.requires_grad_()
+    texts = Tokens(words[:, :longest], texts.mask[:, :longest])
+    scale = torch.tensor(14.3, dtype=patches.dtype, requires_grad=True)
+    with in_tiles(tile):
+        loss, accuracy = token_info_nce(
+            Tokens(patches, images.mask), texts, scale, top_tokens=top_tokens, gather_with_grad=gather_with_grad
+        )
+        loss.backward()
+    assert patches.grad is not None
+    assert words.grad is not None
+    assert scale.grad is not None
+    return (
+        mean_over_ranks(loss.detach().clone()),
+        patches.grad,
+        words.grad,
+        mean_over_ranks(scale.grad),
+        mean_over_ranks(accuracy),
+    )
 
 
 def refuses_a_tower_that_mixes_samples() -> bool:

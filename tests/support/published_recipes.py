@@ -204,6 +204,7 @@ def model(method: str, size: str) -> Settings:
         "embed_dim": 64 if tiny else 512,
         "logit_scale_init": math.log(1 / 0.07),
         "logit_bias_init": None,
+        "token_dim": None,
     }
 
 
