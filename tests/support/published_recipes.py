@@ -130,7 +130,13 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
     normalised = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     crop = {"_target_": "openslip.data.image.crop.RandomResizedCrop", "size": 32 if tiny else 224, **normalised}
     caption = {"_target_": "openslip.data.captions.choice.Caption", "tokenizer": tokens}
-    edits = {"_target_": "openslip.data.captions.augment.RandomEdits", "delete": 0.1, "swap": 0.1}
+    edits = {
+        "_target_": "openslip.data.captions.augment.RandomEdits",
+        "delete": 0.1,
+        "swap": 0.1,
+        "synonyms": 0.1,
+        "thesaurus": None,
+    }
     simclr = {
         "_target_": "openslip.data.image.augment.SimCLRAugment",
         "brightness": 0.4,
@@ -155,6 +161,19 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
         "caption": {**caption, "augment": None},
         "edited_caption": {**caption, "augment": edits},
         "masked_caption": masked,
+        "shortened_caption": {
+            "_target_": "openslip.data.captions.shortened.ShortenedCaption",
+            "tokenizer": tokens,
+            "tokens": 16,
+            "way": "block",
+            "augment": None,
+        },
+        "hard_caption": {
+            "_target_": "openslip.data.captions.hard.HardCaption",
+            "tokenizer": tokens,
+            "augment": None,
+            "word_classes": None,
+        },
         "weak": {**crop, "scale": [0.9, 1.0] if tiny else [0.5, 1.0], "augment": None},
         "strong": {**crop, "scale": [0.08, 1.0], "augment": simclr},
     }

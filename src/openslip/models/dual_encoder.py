@@ -51,6 +51,7 @@ class DualEncoder(nn.Module):
                 f"projects_image=false with projection_bias={projection_bias} and an image tower of width "
                 f"{image_tower.width}: expected false or text, and width {embed_dim} (embed_dim)"
             )
+        self.token_dim = token_dim
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = nn.Parameter(torch.empty(image_tower.width, embed_dim)) if projects_image else None
