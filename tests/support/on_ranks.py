@@ -233,8 +233,8 @@ def hard_loss_and_gradients(
         sides = [Features(x, gather_with_grad=gather_with_grad) for x in given]
         loss, accuracy = hard_info_nce(*sides, rank_slice(has_hard), scale)
         loss.backward()
-    gradients = [x.grad for x in given if x.grad is not None]
-    assert len(gradients) == 3
+    # Hard captions are only keys, so that they get no gradient at all if keys are detached.
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in given]
     assert scale.grad is not None
     return mean_over_ranks(loss.detach().clone()), *gradients, mean_over_ranks(scale.grad), mean_over_ranks(accuracy)
 
