@@ -63,7 +63,7 @@ class DualEncoder(nn.Module):
         if token_dim is not None:
             self.image_token_projection = nn.Linear(image_tower.token_width, token_dim)
             self.text_token_projection = nn.Linear(text_tower.token_width, token_dim)
-            self.token_logit_scale = nn.Parameter(torch.tensor(float(logit_scale_init)))
+            self.token_logit_scale = nn.Parameter(self.logit_scale.detach().clone())
         if self.image_projection is not None:
             nn.init.normal_(self.image_projection, std=image_tower.width**-0.5)
         nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
