@@ -10,6 +10,7 @@ from openslip.models.text_transformer import TextTransformer
 from openslip.models.timm_tower import TimmTower
 from openslip.objectives.declip import DeCLIP
 from openslip.objectives.declip_slip import DeclipSLIP
+from openslip.objectives.defilip import DeFILIP
 from openslip.objectives.objective import Objective
 
 VOCABULARY, CONTEXT = 50, 9
@@ -48,6 +49,17 @@ def declip_slip() -> DeclipSLIP:
     )
 
 
+def defilip() -> DeFILIP:
+    return DeFILIP(
+        declip=declip(),
+        token_scale=0.2,
+        all_pairs=True,
+        top_tokens=None,
+        count_padding=False,
+        max_token_logit_scale=4.6052,
+    )
+
+
 def declip_model(method: str, **switches: Any) -> tuple[DualEncoder, Objective]:
     """The same weights for the same method, in float64."""
     torch.manual_seed(0)
@@ -58,8 +70,9 @@ def declip_model(method: str, **switches: Any) -> tuple[DualEncoder, Objective]:
         embed_dim=12,
         logit_scale_init=2.6593,
         projection_bias="text",
+        token_dim=10 if method == "defilip" else None,
     )
-    objective = declip(**switches) if method == "declip" else declip_slip()
+    objective = declip(**switches) if method == "declip" else {"declip_slip": declip_slip, "defilip": defilip}[method]()
     objective.prepare(model)
     return model.double().train(), objective.double().train()
 

@@ -1,5 +1,6 @@
 """What tests of DeCLIP run on several ranks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,9 +8,11 @@ from declip_models import declip_batch, declip_model
 from on_ranks import mean_over_ranks, rank_slice
 from torch import Tensor
 
+from openslip.distributed import rank
+from openslip.objectives.masked_words import masked_word_loss
 from openslip.training.microbatch import loss_in_micro_batches
 from openslip.verify import declip_steps
-from openslip.verify.declip_steps import Recorded, repeat
+from openslip.verify.declip_steps import Recorded, Repeat, repeat
 from openslip.verify.deviation import Arrays
 from openslip.verify.splits import in_tiles
 
@@ -38,7 +41,7 @@ def state_of_steps(
     return found | {name: tensor.clone() for name, tensor in state.items()}
 
 
-def repeated_with(recorded: Recorded, method: str, switches: dict[str, Any]) -> Arrays:
+def repeated_with(recorded: Recorded, make: Callable[[Recorded], Repeat], switches: dict[str, Any]) -> Arrays:
     """Results of a recording, with other values of some switches of DeCLIP."""
     published = declip_steps.DeCLIP
 
@@ -47,6 +50,16 @@ def repeated_with(recorded: Recorded, method: str, switches: dict[str, Any]) -> 
 
     declip_steps.DeCLIP = changed  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        return repeat(recorded, method)
+        return repeat(recorded, make)
     finally:
         declip_steps.DeCLIP = published  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def masked_loss_on_rank(of_each_rank: bool) -> float:
+    """This rank's masked-token loss; the first rank has three masked tokens, the second one has one."""
+    sums, counts = (
+        (torch.tensor([3.0, 3.0]), torch.tensor([2, 1]))
+        if rank() == 0
+        else (torch.tensor([10.0, 0.0]), torch.tensor([1, 0]))
+    )
+    return float(masked_word_loss(sums.double(), counts, of_each_rank=of_each_rank))

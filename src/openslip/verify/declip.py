@@ -4,10 +4,13 @@ A folder holds `meta.json` (weights of the loss terms) and files `METHOD_N_rank(
 `logit_scale.json` and `tiny_towers.npz`. All sizes are those of the recorded arrays.
 """
 
+import itertools
 import math
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,18 @@ from torch.multiprocessing.spawn import spawn
 
 from openslip.errors import first_line
 from openslip.verify.declip_comparison import compared
-from openslip.verify.declip_steps import METHODS, Recorded, repeat
+from openslip.verify.declip_steps import Recorded, Repeat, repeat, repeat_declip, repeat_slip
 from openslip.verify.declip_towers import TOWERS, tower_model_rows
 from openslip.verify.deviation import Arrays, Row
 from openslip.verify.files import read_arrays, read_json
+from openslip.verify.filip_steps import repeat_defilip, repeat_defilip_of_all_pairs, repeat_filip
 from openslip.verify.logit_scales import LOGIT_SCALES, logit_scale_rows
+
+# By the beginning of a file's name; a method without an entry is reported as not compared.
+METHODS: dict[str, Callable[[Recorded], Repeat]] = {
+    **{"declip": repeat_declip, "slip": repeat_slip, "filip": repeat_filip, "defilip": repeat_defilip},
+    "defilip_aug": repeat_defilip_of_all_pairs,
+}
 
 
 def recordings_in(folder: Path) -> dict[Path, str]:
@@ -45,11 +55,14 @@ def declip_rows(folder: Path, device: str, dtype: str) -> list[Row]:
         except Exception as error:  # recordings that contradict each other give a row out of tolerance, not a crash
             rows.append(Row(label, math.inf, 0.0, f"{type(error).__name__}: {first_line(error)}"))
 
+    on_ranks: dict[int, dict[Path, str]] = defaultdict(dict)
     for path, method in recordings_in(folder).items():
         if method in METHODS:
-            add(path.stem, lambda path=path, method=method: step_rows(path, method))
+            on_ranks[read_recorded(path, method).num_ranks][path] = method
         else:
             rows.append(Row.skipped(path.stem, "OpenSLIP has no such method"))
+    for ranks, recordings in on_ranks.items():
+        add(", ".join(path.stem for path in recordings), partial(step_rows, recordings, ranks))
     for file, rows_of in ((LOGIT_SCALES, logit_scale_rows), (TOWERS, tower_model_rows)):
         if (folder / file).is_file():
             add(file, lambda rows_of=rows_of: rows_of(folder))
@@ -63,22 +76,29 @@ def read_recorded(path: Path, method: str) -> Recorded:
     return Recorded(read_arrays(path), read_json(path.with_name("meta.json"))["weights"][method])
 
 
-def step_rows(path: Path, method: str) -> list[Row]:
-    """Repeat the recorded steps on as many ranks as recorded, and compare all results."""
-    recorded = read_recorded(path, method)
-    if recorded.num_ranks == 1:
-        return compared(path.stem, recorded.arrays, repeat(recorded, method))
+def step_rows(recordings: dict[Path, str], ranks: int) -> list[Row]:
+    """Repeat recorded steps on as many ranks as recorded, and compare all results."""
+    if ranks == 1:
+        ours = {path: repeat(read_recorded(path, method), METHODS[method]) for path, method in recordings.items()}
+    else:
+        ours = repeat_on_ranks(recordings, ranks)
+    return [row for path in recordings for row in compared(path.stem, read_arrays(path), ours[path])]
+
+
+def repeat_on_ranks(recordings: dict[Path, str], ranks: int) -> dict[Path, Arrays]:
+    """Repeat recorded steps on gloo ranks of this machine, and return the results of all ranks by file."""
     with tempfile.TemporaryDirectory() as scratch:
-        spawn(_rank_main, (recorded.num_ranks, str(path), method, scratch), nprocs=recorded.num_ranks)
-        ours: Arrays = {}
-        for rank in range(recorded.num_ranks):
-            ours |= read_arrays(Path(scratch) / f"rank{rank}.npz")
-    return compared(path.stem, recorded.arrays, ours)
+        spawn(_rank_main, (ranks, recordings, scratch), nprocs=ranks)
+        ours: dict[Path, Arrays] = {path: {} for path in recordings}
+        for path, rank in itertools.product(recordings, range(ranks)):
+            ours[path] |= read_arrays(Path(scratch) / f"{path.stem}-{rank}.npz")
+        return ours
 
 
-def _rank_main(rank: int, world: int, path: str, method: str, scratch: str) -> None:
+def _rank_main(rank: int, world: int, recordings: dict[Path, str], scratch: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=world)
-    arrays = repeat(read_recorded(Path(path), method), method)
-    np.savez(Path(scratch) / f"rank{rank}.npz", allow_pickle=False, **arrays)
+    for path, method in recordings.items():
+        arrays = repeat(read_recorded(path, method), METHODS[method])
+        np.savez(Path(scratch) / f"{path.stem}-{rank}.npz", allow_pickle=False, **arrays)
     dist.destroy_process_group()

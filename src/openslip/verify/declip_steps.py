@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ SIMCLR = {
     **{"predictor_sim.linear1": "head.0", "predictor_sim.bn1": "head.1"},
     **{"predictor_sim.linear2": "head.3", "predictor_sim.bn2": "head.4", "predictor_sim.linear3": "head.6"},
 }
+LOGIT_SCALES = {"logit_scale": "logit_scale", "logit_scale_dense": "token_logit_scale"}
 DECLIP_LOSSES = {
     **{"losses": "loss", "clip_losses": "clip_loss", "simsiam_losses": "simsiam_loss", "top1": "clip_acc"},
     **{"clip_nn_text_losses": "neighbour_loss", "text_mlm_losses": "masked_loss"},
@@ -85,6 +87,7 @@ class Repeat:
     Attributes:
         model: model whose towers are never called.
         objective: the method's objective.
+        declip: the DeCLIP in it, which has a queue; None if there is none.
         named: parameters and buffers by their recorded names.
         features: computes what `Objective.encode` returns from the recorded inputs.
         outputs: computes the recorded outputs from the inputs and from these features, without changing any state.
@@ -93,6 +96,7 @@ class Repeat:
 
     model: DualEncoder
     objective: Objective
+    declip: DeCLIP | None
     named: Tensors
     features: Callable[[Tensors], Tensors]
     outputs: Callable[[Tensors, Tensors], Tensors]
@@ -102,10 +106,15 @@ class Repeat:
 class RecordedTower(Tower):
     """A tower whose features are recorded, so that it is never called."""
 
-    def __init__(self, width: int, vocab_size: int = 1) -> None:
+    def __init__(self, width: int, token_width: int | None = None, vocab_size: int = 1) -> None:
         super().__init__()
         self.width = width
-        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.width_of_tokens = width if token_width is None else token_width
+        self.token_embedding = nn.Embedding(vocab_size, self.token_width)
+
+    @property
+    def token_width(self) -> int:
+        return self.width_of_tokens
 
     def tokens(self, *inputs: Any, **_: Any) -> Tokens:
         raise AssertionError("features are recorded")
@@ -138,25 +147,37 @@ def declip_objective(recorded: Recorded, queue_size: int, bounds: tuple[float, f
 
 def repeat_declip(recorded: Recorded, bounds: tuple[float, float] = UNLIMITED) -> Repeat:
     """Return DeCLIP with the recorded weights, this rank's recorded queue, and a range of the logit scale."""
-    queue = f"step0/queue/rank{rank()}/0_text_lookup/"
-    bank = torch.from_numpy(recorded.arrays[f"{queue}bank_before"])
-    vocabulary = recorded.weight("text_label_predictor.weight")
-    objective = declip_objective(recorded, bank.shape[1], bounds)
-    text = RecordedTower(vocabulary.shape[1], len(vocabulary))
-    model = stand_in(RecordedTower(len(bank)), text, len(bank))
+    objective = declip_objective(recorded, recorded_queue(recorded)[0].shape[1], bounds)
+    width = recorded.arrays["step0/in/text"].shape[1]
+    words = recorded.weight("text_label_predictor.weight")
+    model = stand_in(RecordedTower(width), RecordedTower(width, words.shape[1], len(words)), width)
     named = loaded(recorded, model, objective, SIMSIAM)
-    objective.queue.features.copy_(bank.T)
-    objective.queue.place.copy_(torch.from_numpy(recorded.arrays[f"{queue}ptr_before"])[0])
-
-    def features(given: Tensors) -> Tensors:
-        sums, counts = masked_word_losses(given["words"], given["labels"], objective.vocabulary)
-        sides = {"image": "image_1", "image2": "image_2", "text": "text", "text2": "text_aug"}
-        return {name: given[key] for name, key in sides.items()} | {"masked_loss": sums, "masked_count": counts}
+    load_queue(recorded, objective)
 
     def outputs(given: Tensors, made: Tensors) -> Tensors:
         return declip_outputs(model, objective, made)
 
-    return Repeat(model, objective, named, features, outputs, DECLIP_LOSSES)
+    return Repeat(model, objective, objective, named, partial(declip_features, objective), outputs, DECLIP_LOSSES)
+
+
+def recorded_queue(recorded: Recorded) -> tuple[Tensor, Tensor]:
+    """Return this rank's queue [width, size] before the first step, and the place of the next feature."""
+    name = f"step0/queue/rank{rank()}/0_text_lookup"
+    bank, place = (torch.from_numpy(recorded.arrays[f"{name}/{kind}_before"]) for kind in ("bank", "ptr"))
+    return bank, place.reshape(())
+
+
+def load_queue(recorded: Recorded, objective: DeCLIP) -> None:
+    bank, place = recorded_queue(recorded)
+    objective.queue.features.copy_(bank.T)
+    objective.queue.place.copy_(place)
+
+
+def declip_features(objective: DeCLIP, given: Tensors) -> Tensors:
+    """Return what DeCLIP's `encode` returns, from the recorded inputs."""
+    sums, counts = masked_word_losses(given["words"], given["labels"], objective.vocabulary)
+    sides = {"image": "image_1", "image2": "image_2", "text": "text", "text2": "text_aug"}
+    return {name: given[key] for name, key in sides.items()} | {"masked_loss": sums, "masked_count": counts}
 
 
 def declip_outputs(model: DualEncoder, objective: DeCLIP, made: Tensors) -> Tensors:
@@ -202,45 +223,57 @@ def repeat_slip(recorded: Recorded) -> Repeat:
         return {name: given[key] for name, key in sides.items()}
 
     def outputs(given: Tensors, made: Tensors) -> Tensors:
-        factor = objective.limits.factor(model)
-        image = Features(made["image"], gather_with_grad=False)
-        text = Features(made["text"], gather_with_grad=False, epsilon=TEXT_EPSILON)
+        logits = pair_logits(objective.limits.factor(model), made["image"], made["text"], TEXT_EPSILON)
         views = copy.deepcopy(objective.head).views(made["aug1"], made["aug2"])
         sim = [x for view in views for x in (view, gather(view, with_grad=False))]  # not normalised
-        logits = {"logits_0": factor * image.local @ text.all.T, "logits_1": factor * text.local @ image.all.T}
-        return logits | {f"sim_features_{place}": x for place, x in enumerate(sim)}
+        results = {f"logits_{place}": x for place, x in enumerate(logits)}
+        return results | {f"sim_features_{place}": x for place, x in enumerate(sim)}
 
-    return Repeat(model, objective, named, features, outputs, SLIP_LOSSES)
-
-
-# By the beginning of the file's name; a recorded method without an entry is reported as not compared.
-METHODS: dict[str, Callable[[Recorded], Repeat]] = {"declip": repeat_declip, "slip": repeat_slip}
+    return Repeat(model, objective, None, named, features, outputs, SLIP_LOSSES)
 
 
-def stand_in(image: Tower, text: Tower, embed_dim: int) -> DualEncoder:
-    return DualEncoder(image_tower=image, text_tower=text, embed_dim=embed_dim, logit_scale_init=0.0)
+def pair_logits(factor: Tensor, images: Tensor, texts: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return the logits of this rank's images with all texts, and of its texts with all images."""
+    image = Features(images, gather_with_grad=False)
+    text = Features(texts, gather_with_grad=False, epsilon=epsilon)
+    return factor * image.local @ text.all.T, factor * text.local @ image.all.T
 
 
-def loaded(recorded: Recorded, model: DualEncoder, objective: Objective, names: Mapping[str, str]) -> Tensors:
-    """Prepare the objective in float64, copy the recorded weights, and return ours by the recorded names."""
+def stand_in(image: Tower, text: Tower, embed_dim: int, token_dim: int | None = None) -> DualEncoder:
+    """Build a model whose towers are never called."""
+    towers = {"image_tower": image, "text_tower": text}
+    return DualEncoder(**towers, embed_dim=embed_dim, logit_scale_init=0.0, token_dim=token_dim)
+
+
+def loaded(recorded: Recorded, model: DualEncoder, objective: Objective, layers: Mapping[str, str]) -> Tensors:
+    """Prepare the objective in float64, copy the recorded weights, and return ours by the recorded names.
+
+    Args:
+        recorded: the recording.
+        model: its logit scales and its layers in `layers` get the recorded weights.
+        objective: its layers in `layers` get the recorded weights and statistics.
+        layers: names of our layers by their recorded names.
+    """
     objective.prepare(model)
     model.double().train()
     objective.double().train()
-    ours = dict(objective.named_parameters()) | dict(objective.named_buffers())
-    named: Tensors = {"logit_scale": model.logit_scale}
+    ours = {name: x for part in (model, objective) for name, x in (*part.named_parameters(), *part.named_buffers())}
+    named: Tensors = {
+        theirs: ours[name] for theirs, name in LOGIT_SCALES.items() if f"weights/{theirs}" in recorded.arrays
+    }
     for key in recorded.arrays:
         layer, _, kind = key.removeprefix("weights/").rpartition(".")
-        if key.startswith("weights/") and layer in names:
-            named[f"{layer}.{kind}"] = ours[f"{names[layer]}.{kind}"]
+        if key.startswith("weights/") and layer in layers:
+            named[f"{layer}.{kind}"] = ours[f"{layers[layer]}.{kind}"]
     with torch.no_grad():
         for name, tensor in named.items():
             tensor.copy_(recorded.weight(name).reshape(tensor.shape))
     return named
 
 
-def repeat(recorded: Recorded, method: str) -> Arrays:
-    """Repeat the recorded steps and return this rank's results."""
-    repeated = METHODS[method](recorded)
+def repeat(recorded: Recorded, make: Callable[[Recorded], Repeat]) -> Arrays:
+    """Repeat the recorded steps with the method that `make` returns, and return this rank's results."""
+    repeated = make(recorded)
     results: Tensors = {}
     for step in range(recorded.num_steps):
         results |= {f"step{step}/{key}": x.detach() for key, x in one_step(repeated, recorded.given(step)).items()}
@@ -265,8 +298,8 @@ def one_step(repeated: Repeat, given: Tensors) -> Tensors:
             tensor.grad = None
         elif not isinstance(tensor, nn.Parameter):
             results[f"after/{here}/{name}"] = tensor.clone()
-    if isinstance(repeated.objective, DeCLIP):
-        results |= {f"queue/{here}/{name}": x for name, x in pushed(repeated.objective, made).items()}
+    if repeated.declip is not None:
+        results |= {f"queue/{here}/{name}": x for name, x in pushed(repeated.declip, made).items()}
     return results
 
 
