@@ -104,8 +104,38 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 
 MODES = {
     # The gather without gradient, the end token that a long caption loses, and special tokens in captions.
-    "faithful": {"gather_with_grad": False, "truncation": "drop_end", "special_text": "token"},
-    "correct": {"gather_with_grad": True, "truncation": "keep_end", "special_text": "plain"},
+    "faithful": {
+        "gather_with_grad": False,
+        "truncation": "drop_end",
+        "special_text": "token",
+        "declip": {
+            "published_limits": True,
+            "contrasts_masked": True,
+            "rank_queue": True,
+            "queue_wraps": False,
+            "rank_batch_norm": True,
+            "rank_masked_mean": True,
+            "text_epsilon": 1e-10,
+            "top_tokens": 16,
+            "count_padding": True,
+        },
+    },
+    "correct": {
+        "gather_with_grad": True,
+        "truncation": "keep_end",
+        "special_text": "plain",
+        "declip": {
+            "published_limits": False,
+            "contrasts_masked": False,
+            "rank_queue": False,
+            "queue_wraps": True,
+            "rank_batch_norm": False,
+            "rank_masked_mean": False,
+            "text_epsilon": 0.0,
+            "top_tokens": None,
+            "count_padding": False,
+        },
+    },
 }
 
 SAMPLES = {  # pairs in the published runs; COCO's images of train2017; RedCaps as in arXiv:2111.11431
@@ -176,6 +206,7 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
         },
         "weak": {**crop, "scale": [0.9, 1.0] if tiny else [0.5, 1.0], "augment": None},
         "strong": {**crop, "scale": [0.08, 1.0], "augment": simclr},
+        "moco": {**crop, "scale": [0.2, 1.0], "augment": simclr},
     }
 
 
@@ -444,6 +475,8 @@ def recipe(
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
             "ssl_head": {"hidden": 256, "output": 64} if tiny else {"hidden": 4096, "output": 256},
+            "simsiam_head": {"hidden": 128, "bottleneck": 64} if tiny else {"hidden": 1024, "bottleneck": 512},
+            "text_queue": 1024 if tiny else 65_536,
             "tokenizer": tokens,
             "views": made,
             "mode": MODES[mode],
@@ -514,6 +547,19 @@ DECLIP = {
     "objective.simsiam_scale": 0.2,
     "objective.masked_scale": 0.2,
 }
+DEFILIP = {
+    **DECLIP_RUNS,
+    **PEAK_OF_DECLIP,
+    **MOCO_CROPS,
+    "objective.declip.clip_scale": 0.4,
+    "objective.declip.neighbour_scale": 0.2,
+    "objective.declip.simsiam_scale": 0.2,
+    "objective.declip.masked_scale": 0.2,
+    "objective.token_scale": 0.2,
+    "objective.top_tokens": 16,
+    "objective.count_padding": True,
+    "model.token_dim": 256,
+}
 FILIP = {
     **DECLIP_RUNS,
     **PEAK_OF_SLIP_AND_FILIP,
@@ -547,6 +593,7 @@ FAMILY = {
     "yfcc15m_declip_slip_rn50_32ep": FamilyRun("SLIP with ResNet-50 on YFCC15M-V2", 28.5, DECLIP_SLIP | CLIP_RESNET),
     "yfcc15m_declip_vitb32_32ep": FamilyRun("DeCLIP with ViT-B/32 on YFCC15M-V2", 43.2, DECLIP | CLIP_VIT),
     "yfcc15m_declip_rn50_32ep": FamilyRun("DeCLIP with ResNet-50 on YFCC15M-V2", 44.4, DECLIP | CLIP_RESNET),
+    "yfcc15m_defilip_vitb32_32ep": FamilyRun("DeFILIP with ViT-B/32 on YFCC15M-V2", 45.0, DEFILIP | CLIP_VIT),
     "yfcc15m_filip_vitb32_32ep": FamilyRun(
         "FILIP with ViT-B/32 on YFCC15M-V2", 39.5, FILIP | CLIP_VIT | {"model.embed_dim": 768}
     ),
