@@ -15,7 +15,7 @@ from openslip.errors import UserError
 from openslip.training.microbatch import loss_in_micro_batches, micro_batch_sizes
 from openslip.training.towers import prepare_towers
 
-METHODS = (*WITH_A_LOSS_CURVE, "filip")
+METHODS = (*WITH_A_LOSS_CURVE, "filip", "neg_clip")
 GLOBAL_BATCH = 12
 TILES = [None, 5]  # losses in their plain form, and in tiles that do not divide the batch
 

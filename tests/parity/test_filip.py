@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from marks import slow
@@ -117,7 +118,7 @@ def test_the_tokens_that_are_kept_are_those_most_similar_to_the_own_pair_as_a_wh
         for kept, tokens, sums in ((kept_patches, patches, of_patch), (kept_words, words, of_word)):
             best = sorted(range(len(sums)), key=lambda place: -sums[place])[:2]
             found = kept.features[i][kept.mask[i]].tolist()
-            assert sorted(found) == pytest.approx(sorted(tokens[place] for place in best))
+            assert np.array(sorted(found)) == pytest.approx(np.array(sorted(tokens[place] for place in best)))
 
 
 TILES = [1, 8, 19]  # tokens: tiles of one sample, of unequal numbers, and of a part of the batch
@@ -218,13 +219,13 @@ def step(samples):
 
 step(16)
 before = kib("VmRSS")
-step(512)
+step(256)
 print(kib("VmHWM") - before)
 """
 
 
 def test_memory_has_no_term_of_all_pairs_of_tokens():
-    # All similarities of 512 x 50 x 512 x 16 tokens are 800 MiB in float32; the places of the maxima are 32 MiB.
+    # All similarities of 256 x 50 x 256 x 16 tokens are 200 MiB in float32; the places of the maxima are 8 MiB.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 100 * 1024
+    assert int(run.stdout) < 50 * 1024

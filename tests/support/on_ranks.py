@@ -23,7 +23,9 @@ from openslip.distributed import any_rank, gather, share_question, shared_answer
 from openslip.errors import DataError, UserError
 from openslip.models.tower import Tokens
 from openslip.objectives.late_interaction import token_info_nce
+from openslip.objectives.neg_clip import hard_info_nce
 from openslip.objectives.objective import Objective
+from openslip.objectives.similarity import Features
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.save import Save
 from openslip.training.checkpoint_io import DurableCheckpointIO
@@ -219,6 +221,22 @@ def token_loss_and_gradients(
         mean_over_ranks(scale.grad),
         mean_over_ranks(accuracy),
     )
+
+
+def hard_loss_and_gradients(
+    image: Tensor, text: Tensor, hard: Tensor, has_hard: Tensor, gather_with_grad: bool, tile: int | None = None
+) -> tuple[Tensor, ...]:
+    """The mean loss, the gradients of this rank's features and of the scale, and the mean accuracy."""
+    given = [rank_slice(x).clone().requires_grad_() for x in (image, text, hard)]
+    scale = torch.tensor(14.3, dtype=image.dtype, requires_grad=True)
+    with in_tiles(tile):
+        sides = [Features(x, gather_with_grad=gather_with_grad) for x in given]
+        loss, accuracy = hard_info_nce(*sides, rank_slice(has_hard), scale)
+        loss.backward()
+    # Hard captions are only keys, so that they get no gradient at all if keys are detached.
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in given]
+    assert scale.grad is not None
+    return mean_over_ranks(loss.detach().clone()), *gradients, mean_over_ranks(scale.grad), mean_over_ranks(accuracy)
 
 
 def refuses_a_tower_that_mixes_samples() -> bool:

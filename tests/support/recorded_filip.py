@@ -51,7 +51,7 @@ def recorded_step(path: Path, top_tokens: int | None = 16, tile: int | None = 40
     found = {
         f"step0/loss/rank{rank()}/losses": terms["loss"] / world_size(),
         f"step0/loss/rank{rank()}/clip_dense_losses": terms["token_loss"] / world_size(),
-        f"step0/loss/rank{rank()}/top1": terms["token_acc"],
+        f"step0/loss/rank{rank()}/top1": terms["token_acc"] / world_size(),
     }
     found |= {f"step0/grad/rank{rank()}/{INPUTS[name]}": tensor.grad for name, tensor in given.items()}
     summed = weights | {theirs: model.get_parameter(ours) for theirs, ours in scales.items()}

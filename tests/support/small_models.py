@@ -11,6 +11,7 @@ from openslip.models.text_transformer import TextTransformer
 from openslip.models.timm_tower import TimmTower
 from openslip.objectives.clip import CLIP
 from openslip.objectives.filip import FILIP
+from openslip.objectives.neg_clip import NegCLIP
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
@@ -52,6 +53,8 @@ def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit
                 gather_with_grad=gather_with_grad,
                 max_logit_scale=4.6052,
             )
+        if method == "neg_clip":
+            objective = NegCLIP(gather_with_grad=gather_with_grad, max_logit_scale=4.6052)
         if method == "filip":
             objective = FILIP(
                 token_scale=1.0,
@@ -75,4 +78,8 @@ def small_batch(size: int) -> dict[str, Tensor]:
     text[:, 0] = 48
     length = torch.randint(2, 10, (size,), generator=generator)
     text[torch.arange(size), length - 1] = 49
-    return {**batch, "text": text, "text_length": length}
+    hard = text.roll(1, dims=0)
+    hard_length = length.roll(1)
+    has_hard = torch.arange(size) % 4 != 1
+    negatives = {"text_hard": hard, "text_hard_length": hard_length, "text_has_hard": has_hard}
+    return {**batch, "text": text, "text_length": length, **negatives}

@@ -51,6 +51,7 @@ class DualEncoder(nn.Module):
                 f"projects_image=false with projection_bias={projection_bias} and an image tower of width "
                 f"{image_tower.width}: expected false or text, and width {embed_dim} (embed_dim)"
             )
+        self.token_dim = token_dim
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = nn.Parameter(torch.empty(image_tower.width, embed_dim)) if projects_image else None
@@ -62,7 +63,7 @@ class DualEncoder(nn.Module):
         if token_dim is not None:
             self.image_token_projection = nn.Linear(image_tower.token_width, token_dim)
             self.text_token_projection = nn.Linear(text_tower.token_width, token_dim)
-            self.token_logit_scale = nn.Parameter(torch.tensor(float(logit_scale_init)))
+            self.token_logit_scale = nn.Parameter(self.logit_scale.detach().clone())
         if self.image_projection is not None:
             nn.init.normal_(self.image_projection, std=image_tower.width**-0.5)
         nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
