@@ -159,3 +159,16 @@ def test_defilip_compares_tokens_of_one_pair_or_of_four():
     objective.all_pairs = False
     made = objective.encode(model, batch)
     assert {name for name in made if name.endswith("_tokens")} == {"image_tokens", "text_tokens"}
+
+
+def test_a_skipped_step_of_defilip_leaves_the_queue():
+    model, objective = declip_model("defilip")
+    assert isinstance(objective, DeFILIP)
+    before = objective.declip.queue.features.clone()
+    objective.terms(model, objective.encode(model, declip_batch(6)))
+    objective.skipped = torch.tensor(True)
+    objective.after_step(model)
+    assert torch.equal(objective.declip.queue.features, before)
+    objective.skipped = torch.tensor(False)
+    objective.after_step(model)
+    assert not torch.equal(objective.declip.queue.features, before)
