@@ -28,7 +28,7 @@ def test_sums_and_counts_of_captions_are_those_of_a_loop():
             if label != -100:
                 logits = vocabulary(words[caption, place]).detach().tolist()
                 total += math.log(sum(map(math.exp, logits))) - logits[label]
-        assert float(sums[caption]) == pytest.approx(total, rel=1e-12)
+        assert sums[caption].item() == pytest.approx(total, rel=1e-12)
     assert counts.tolist() == [2, 0, 1]
 
 
