@@ -30,7 +30,7 @@ class FILIP(Objective):
         max_logit_scale: largest value of `logit_scale` and of `token_logit_scale`, as in `CLIP`.
 
     Raises:
-        UserError: `setup` gets a model without `token_dim`; or padding counts, and the text tower has no context length.
+        UserError: `setup` gets a model without `token_dim`, or padding counts and the text tower has no context length.
     """
 
     min_batch_size = 2
