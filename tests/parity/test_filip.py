@@ -16,6 +16,7 @@ from recorded_filip import arrays_of, recorded_step
 from small_models import small_batch, small_model
 from torch import Tensor
 
+from openslip.errors import UserError
 from openslip.models.tower import Tokens
 from openslip.objectives.filip import padded_tokens
 from openslip.objectives.late_interaction import late_interaction_logits, token_info_nce, top_of_own_pair, unit_tokens
@@ -179,6 +180,17 @@ def test_padding_that_counts_is_encoded_like_words():
     own = model.get_submodule("text_tower").tokens(batch["text"], batch["text_length"])  # pyright: ignore
     torch.testing.assert_close(shorter.features[own.mask], own.features[own.mask])
     assert shorter.features[~own.mask].abs().min() > 0
+
+
+def test_models_for_which_the_objective_has_no_meaning_are_refused():
+    model, _ = small_model("clip")
+    _, objective = small_model("filip")
+    with pytest.raises(UserError, match=r"no joint space of tokens; set model\.token_dim=256"):
+        objective.setup(model)
+    batch = small_batch(2)
+    model.get_submodule("text_tower").input_size = None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    with pytest.raises(UserError, match=r"TextTransformer has no context length .* objective\.count_padding=false"):
+        padded_tokens(model, batch["text"], batch["text_length"])  # pyright: ignore[reportArgumentType]
 
 
 def test_both_logit_scales_are_clamped():

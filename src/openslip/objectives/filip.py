@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.tower import Tokens
 from openslip.objectives.clip import clamp_logit_scale, info_nce
@@ -27,6 +28,9 @@ class FILIP(Objective):
         count_padding: whether a caption's padding up to the context length counts as words, as in the published code.
         gather_with_grad: whether gradients of both losses reach the keys of all ranks, as in `CLIP`.
         max_logit_scale: largest value of `logit_scale` and of `token_logit_scale`, as in `CLIP`.
+
+    Raises:
+        UserError: `setup` gets a model without `token_dim`, or padding counts and the text tower has no context length.
     """
 
     min_batch_size = 2
@@ -48,6 +52,10 @@ class FILIP(Objective):
         self.count_padding = count_padding
         self.gather_with_grad = gather_with_grad
         self.max_logit_scale = max_logit_scale
+
+    def setup(self, model: DualEncoder, /) -> None:
+        if model.token_dim is None:
+            raise UserError("objective=filip: the model has no joint space of tokens; set model.token_dim=256")
 
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, patches = model.image_tower.pooled_and_tokens(batch["image"])
@@ -94,6 +102,10 @@ def padded_tokens(model: DualEncoder, text: Tensor, text_length: Tensor) -> Toke
     batch lacks are filled with id 0, the padding of CLIP's tokenizer.
     """
     context = model.text_tower.input_size
-    assert context is not None, "only a text tower with position embeddings has padding to count"
+    if context is None:
+        raise UserError(
+            f"count_padding=true: {type(model.text_tower).__name__} has no context length up to which captions are "
+            "padded; set objective.count_padding=false"
+        )
     padded = F.pad(text, (0, context - text.shape[1]))
     return model.text_tower.tokens(padded, torch.full_like(text_length, context))
