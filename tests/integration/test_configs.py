@@ -45,7 +45,8 @@ OPTIONS += [
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {
-    **{("objective", objective): ["tokenizer.mask_token=true"] for objective in ("declip", "defilip")},
+    ("objective", "declip"): ["tokenizer.mask_token=true"],
+    ("objective", "defilip"): ["tokenizer.mask_token=true", "+model.token_dim=8"],
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],

@@ -172,3 +172,10 @@ def test_a_skipped_step_of_defilip_leaves_the_queue():
     objective.skipped = torch.tensor(False)
     objective.after_step(model)
     assert not torch.equal(objective.declip.queue.features, before)
+
+
+def test_a_model_without_a_space_of_tokens_is_refused():
+    model, objective = declip_model("defilip")
+    model.token_dim = None
+    with pytest.raises(UserError, match="the model has no joint space of tokens; set model.token_dim=256"):
+        objective.setup(model)
