@@ -177,5 +177,5 @@ def test_a_skipped_step_of_defilip_leaves_the_queue():
 def test_a_model_without_a_space_of_tokens_is_refused():
     model, objective = declip_model("defilip")
     model.token_dim = None
-    with pytest.raises(UserError, match="the model has no joint space of tokens; set model.token_dim=256"):
+    with pytest.raises(UserError, match=r"the model has no joint space of tokens; set model\.token_dim=256"):
         objective.setup(model)
