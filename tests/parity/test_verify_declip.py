@@ -88,20 +88,20 @@ NOT_OURS = ("nt_xent_losses (logged only, in no total)", "top5", "predictor_sim.
 
 
 @pytest.mark.parametrize(
-    ("switch", "value", "seen"),
+    ("file", "switch", "value", "seen"),
     [
-        ("rank_queue", False, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
-        ("queue_wraps", True, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
-        ("rank_batch_norm", False, {"batch-norm statistics", "outputs", "loss terms", "gradients"}),
-        ("rank_masked_mean", False, {"loss terms", "gradients"}),
-        ("largest_factor", 14.0, {"outputs", "loss terms", "gradients"}),
-        ("neighbour_scale", 0.202, {"loss terms", "gradients"}),
-        ("simsiam_scale", 0.202, {"loss terms", "gradients"}),
-        ("text_epsilon", 1e-6, {"loss terms", "gradients"}),
+        ("declip_two_ranks", "rank_queue", False, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
+        ("declip_one_rank", "queue_wraps", True, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
+        ("declip_two_ranks", "rank_batch_norm", False, {"batch-norm statistics", "outputs", "loss terms", "gradients"}),
+        ("declip_two_ranks", "rank_masked_mean", False, {"loss terms", "gradients"}),
+        ("declip_one_rank", "largest_factor", 14.0, {"outputs", "loss terms", "gradients"}),
+        ("declip_one_rank", "neighbour_scale", 0.202, {"loss terms", "gradients"}),
+        ("declip_one_rank", "simsiam_scale", 0.202, {"loss terms", "gradients"}),
+        ("declip_one_rank", "text_epsilon", 1e-6, {"loss terms", "gradients"}),
     ],
 )
-def test_each_switch_of_declip_is_seen(two_ranks: Ranks, switch: str, value: Any, seen: set[str]):
-    recorded, method = recording("declip_two_ranks")
+def test_each_switch_of_declip_is_seen(two_ranks: Ranks, file: str, switch: str, value: Any, seen: set[str]):
+    recorded, method = recording(file)
     rows = compared("declip", recorded.arrays, results(two_ranks, recorded, method, **{switch: value}))
     assert seen <= outside(rows)
 
