@@ -55,8 +55,8 @@ def outside(rows: list[Row]) -> set[str]:
 
 def one_per_cent(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "i":
-        return array + (np.arange(array.size).reshape(array.shape) == 0)
-    return array * 1.01
+        return np.asarray(array + (np.arange(array.size).reshape(array.shape) == 0))
+    return np.asarray(array * 1.01)
 
 
 def test_every_recorded_method_is_compared():
