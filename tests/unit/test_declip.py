@@ -179,3 +179,30 @@ def test_a_model_without_a_space_of_tokens_is_refused():
     model.token_dim = None
     with pytest.raises(UserError, match=r"the model has no joint space of tokens; set model\.token_dim=256"):
         objective.setup(model)
+
+
+@pytest.mark.parametrize("method", ["declip", "defilip"])
+def test_training_continues_from_its_state_bit_by_bit(method: str):
+    batch = declip_batch(12)
+
+    def train(num_steps: int, state: list[dict[str, Tensor]] | None = None) -> list[dict[str, Tensor]]:
+        model, objective = declip_model(method)
+        modules = (model, objective)
+        if state is not None:
+            torch.manual_seed(9)
+            for module, stored in zip(modules, state, strict=True):
+                for tensor in (*module.parameters(), *module.buffers()):
+                    tensor.data.zero_()
+                module.load_state_dict(stored)
+        optimizer = torch.optim.SGD([x for module in modules for x in module.parameters()], lr=0.1)
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            loss_in_micro_batches(objective, model, batch, [12])["loss"].backward()
+            optimizer.step()
+            objective.after_step(model)
+        return [{name: x.clone() for name, x in module.state_dict().items()} for module in modules]
+
+    whole, resumed = train(4), train(1, train(3))
+    assert any(name.endswith("queue.features") for name in whole[1])
+    for expected, found in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
