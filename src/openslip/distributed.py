@@ -130,6 +130,15 @@ def any_rank(flag: bool) -> bool:
     return flag
 
 
+def largest_of_ranks(number: int) -> int:
+    """Return the largest of the ranks' numbers on every rank."""
+    if world_size() == 1:
+        return number
+    reduced = torch.tensor(number)
+    dist.all_reduce(reduced, dist.ReduceOp.MAX, group=_cpu_group())
+    return int(reduced)
+
+
 def share_question(question: Callable[[], bool] | None) -> None:
     """Set a question, whose answer on this rank every later `any_rank` exchanges as a second flag; None removes it."""
     global _shared_question, _shared_answer

@@ -11,6 +11,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from published_recipes import FAMILY
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from openslip.config.build import build, build_evaluations, build_parts, settled
@@ -37,10 +38,15 @@ OPTIONS = [
 MODELS = [
     f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")
 ]
-OPTIONS += [("model", model) for model in MODELS]
+OPTIONS += [("model", model) for model in (*MODELS, "filip_tiny", "neg_clip_tiny", "clipa_tiny", "filip_rn50")]
+OPTIONS += [
+    ("model", f"{method}_{size}") for method in ("declip", "declip_slip", "defilip") for size in ("tiny", "rn50")
+]
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {
+    ("objective", "declip"): ["tokenizer.mask_token=true"],
+    ("objective", "defilip"): ["tokenizer.mask_token=true", "+model.token_dim=8"],
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
@@ -67,7 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             picture.save(folder / "pictures" / split / name / "1.jpg")
     (folder / "names.txt").write_text("ant\nbee\n")
     write_shard(folder / "shards.tar", picture)
-    for name in ("yfcc15m", "cc3m", "cc12m", "coco", "redcaps"):
+    for name in ("yfcc15m", "yfcc15m_v2", "cc3m", "cc12m", "coco", "redcaps"):
         (folder / name).mkdir()
         write_shard(folder / name / "train-000000.tar", picture)
     return {"folder": str(folder)}
@@ -256,7 +262,7 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
     epochs = int(experiment.rsplit("_", 1)[1].removesuffix("ep"))
     assert config["trainer"]["max_epochs"] == epochs
     assert config["global_batch_size"] == 4096
-    if "simclr" not in experiment:
+    if "simclr" not in experiment and experiment not in FAMILY:
         assert config["objective"]["gather_with_grad"] is False
         assert config["tokenizer"]["truncation"] == "drop_end"
         assert config["tokenizer"]["special_text"] == "token"
@@ -270,9 +276,9 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
     [
         ("model=slip_vitb17", "did you mean model=slip_vitb16"),
         ("towers.image.compile=true", "has been replaced by compile=true or false"),
-        ("model=slip_vitb17", "size vitb17 is none of: tiny, vitb16, vitl16, vits16"),
-        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, simclr, slip"),
-        ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_tiny, clip_vitb16"),
+        ("model=slip_vitb17", "size vitb17 is none of: rn50, tiny, vitb16, vitb32, vitl16, vits16"),
+        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, clipa, "),
+        ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_rn50, clip_tiny"),
         ("trainer.max_stpes=3", "did you mean trainer.max_steps"),
         ("sede=3", "did you mean seed"),
         ("nothing_like_it=3", "nothing_like_it is unknown"),

@@ -7,13 +7,15 @@ import torch
 from marks import slow
 from on_ranks import ddp_gradients, gradient_beside_a_gather, state_after, step_gradients, step_gradients_in_tiles
 from ranks import Ranks
-from small_models import METHODS, small_batch, small_model
+from small_models import METHODS as WITH_A_LOSS_CURVE
+from small_models import small_batch, small_model
 from tower_options import options
 
 from openslip.errors import UserError
 from openslip.training.microbatch import loss_in_micro_batches, micro_batch_sizes
 from openslip.training.towers import prepare_towers
 
+METHODS = (*WITH_A_LOSS_CURVE, "filip", "neg_clip")
 GLOBAL_BATCH = 12
 TILES = [None, 5]  # losses in their plain form, and in tiles that do not divide the batch
 

@@ -15,6 +15,7 @@ from published_recipes import (
     DECAYED,
     EVALUATIONS,
     EXPERIMENTS,
+    FAMILY,
     HARDWARE,
     HARDWARE_OR_COSMETIC,
     PCIE_TFLOPS,
@@ -35,6 +36,7 @@ from published_recipes import (
 )
 
 from openslip.config.build import Parts, build, build_parts
+from openslip.config.check import lookup
 from openslip.config.compose import compose_config
 from openslip.config.defaults import composed, plain
 from openslip.config.folder import config_folder
@@ -106,7 +108,19 @@ def head(path: str) -> list[str]:
 
 
 def test_each_row_of_the_published_tables_is_an_experiment():
-    assert sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml")) == sorted(EXPERIMENTS)
+    found = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
+    assert found == sorted([*EXPERIMENTS, *FAMILY])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_an_experiment_of_another_repository_has_its_settings(name: str):
+    config, run = config_of(f"experiment={name}"), FAMILY[name]
+    found = {key: lookup(config, key) for key in run.settings}
+    assert {key: value for key, value in found.items() if not equal(value, run.settings[key])} == {}
+    what, accuracy, *_, command = head(f"experiment/{name}.yaml")
+    assert what.startswith(f"{run.title}, {run.settings['trainer.max_epochs']} epochs (")
+    assert accuracy.startswith(f"Expected on ImageNet: zero-shot {run.zero_shot} %")
+    assert command == f"python train.py experiment={name} trainer=ddp trainer.devices=8"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -178,6 +192,16 @@ def test_a_model_has_the_published_shape(size: str):
     )
     assert visual == shape.visual_parameters
     assert {"clip": model, "simclr": visual + head, "slip": model + head} == shape.parameters
+
+
+# openai/CLIP: the parameters of its published ViT-B/32 and ResNet-50, and of their image towers.
+@pytest.mark.parametrize(
+    ("size", "visual", "whole"), [("vitb32", 87_456_000, 151_277_313), ("rn50", 38_316_896, 102_007_137)]
+)
+def test_clips_own_sizes_have_the_published_number_of_parameters(size: str, visual: int, whole: int):
+    model = parts_of(f"clip_{size}").model
+    assert count(model.get_submodule("image_tower").parameters()) == visual
+    assert count(model.parameters()) == whole
 
 
 def test_matrices_decay_and_nothing_else_of_the_published_models():

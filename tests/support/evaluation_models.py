@@ -14,6 +14,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Sample, Source
 from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.knn import KNN
+from openslip.evaluation.token_zeroshot import TokenZeroShot
 from openslip.evaluation.zeroshot import ZeroShot
 from openslip.inference.bundle import Bundle
 from openslip.models.dual_encoder import DualEncoder
@@ -102,6 +103,22 @@ def run_on_this_rank(name: str, count: int, path: str) -> tuple[dict[str, float]
     torch.manual_seed(0)
     figures = evaluation.run(bundle(dual_encoder()))
     return figures, evaluation.arrays, log.read_text().split() if log.exists() else []
+
+
+def token_zero_shot_figures() -> dict[str, float]:
+    torch.manual_seed(0)
+    text = TextTransformer(vocab_size=49408, context_length=24, width=16, depth=2, heads=2)
+    model = DualEncoder(image_tower=image_tower(), text_tower=text, embed_dim=12, logit_scale_init=1.0, token_dim=10)
+    evaluation = TokenZeroShot(
+        title="by tokens",
+        source=Pictures(11),
+        classnames=CLASSNAMES,
+        templates=TEMPLATES,
+        count_padding=False,
+        batch_size=4,
+        num_workers=0,
+    )
+    return evaluation.run(bundle(model))
 
 
 class Logged(Pictures):

@@ -21,7 +21,11 @@ from openslip.data.dataset import open_dataset
 from openslip.data.sources.shards import ShardSource
 from openslip.distributed import any_rank, gather, share_question, shared_answer, wait_up_to
 from openslip.errors import DataError, UserError
+from openslip.models.tower import Tokens
+from openslip.objectives.late_interaction import token_info_nce
+from openslip.objectives.neg_clip import hard_info_nce
 from openslip.objectives.objective import Objective
+from openslip.objectives.similarity import Features
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.save import Save
 from openslip.training.checkpoint_io import DurableCheckpointIO
@@ -188,6 +192,51 @@ def nt_xent_and_gradients(z1: Tensor, z2: Tensor, tile: int | None = None) -> tu
     assert z1.grad is not None
     assert z2.grad is not None
     return mean_over_ranks(loss.detach().clone()), z1.grad, z2.grad, mean_over_ranks(accuracy)
+
+
+def token_loss_and_gradients(
+    image: Tokens, text: Tokens, top_tokens: int | None, gather_with_grad: bool, tile: int
+) -> tuple[Tensor, ...]:
+    """The mean loss, the gradients of this rank's tokens and of the scale, and the mean accuracy.
+
+    A rank has no more columns of words than its longest caption.
+    """
+    images, texts = (Tokens(rank_slice(side.features).clone(), rank_slice(side.mask)) for side in (image, text))
+    longest = int(texts.mask.sum(dim=1).max())
+    patches, words = images.features.requires_grad_(), texts.features.requires_grad_()
+    texts = Tokens(words[:, :longest], texts.mask[:, :longest])
+    scale = torch.tensor(14.3, dtype=patches.dtype, requires_grad=True)
+    with in_tiles(tile):
+        loss, accuracy = token_info_nce(
+            Tokens(patches, images.mask), texts, scale, top_tokens=top_tokens, gather_with_grad=gather_with_grad
+        )
+        loss.backward()
+    assert patches.grad is not None
+    assert words.grad is not None
+    assert scale.grad is not None
+    return (
+        mean_over_ranks(loss.detach().clone()),
+        patches.grad,
+        words.grad,
+        mean_over_ranks(scale.grad),
+        mean_over_ranks(accuracy),
+    )
+
+
+def hard_loss_and_gradients(
+    image: Tensor, text: Tensor, hard: Tensor, has_hard: Tensor, gather_with_grad: bool, tile: int | None = None
+) -> tuple[Tensor, ...]:
+    """The mean loss, the gradients of this rank's features and of the scale, and the mean accuracy."""
+    given = [rank_slice(x).clone().requires_grad_() for x in (image, text, hard)]
+    scale = torch.tensor(14.3, dtype=image.dtype, requires_grad=True)
+    with in_tiles(tile):
+        sides = [Features(x, gather_with_grad=gather_with_grad) for x in given]
+        loss, accuracy = hard_info_nce(*sides, rank_slice(has_hard), scale)
+        loss.backward()
+    # Hard captions are only keys, so that they get no gradient at all if keys are detached.
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in given]
+    assert scale.grad is not None
+    return mean_over_ranks(loss.detach().clone()), *gradients, mean_over_ranks(scale.grad), mean_over_ranks(accuracy)
 
 
 def refuses_a_tower_that_mixes_samples() -> bool:

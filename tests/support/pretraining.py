@@ -102,6 +102,7 @@ def fit(
     plugins: Any = (),
     data: DataModule | None = None,
     folder: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> pl.Trainer:
     trainer = pl.Trainer(
         max_steps=steps,
@@ -118,5 +119,5 @@ def fit(
         default_root_dir=folder,
     )
     dtype = next(made.parameters()).dtype
-    trainer.fit(made, datamodule=data or Batches(steps, dtype))
+    trainer.fit(made, datamodule=data or Batches(steps, dtype), ckpt_path=checkpoint)
     return trainer

@@ -104,12 +104,42 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 
 MODES = {
     # The gather without gradient, the end token that a long caption loses, and special tokens in captions.
-    "faithful": {"gather_with_grad": False, "truncation": "drop_end", "special_text": "token"},
-    "correct": {"gather_with_grad": True, "truncation": "keep_end", "special_text": "plain"},
+    "faithful": {
+        "gather_with_grad": False,
+        "truncation": "drop_end",
+        "special_text": "token",
+        "declip": {
+            "published_limits": True,
+            "contrasts_masked": True,
+            "rank_queue": True,
+            "queue_wraps": False,
+            "rank_batch_norm": True,
+            "rank_masked_mean": True,
+            "text_epsilon": 1e-10,
+            "top_tokens": 16,
+            "count_padding": True,
+        },
+    },
+    "correct": {
+        "gather_with_grad": True,
+        "truncation": "keep_end",
+        "special_text": "plain",
+        "declip": {
+            "published_limits": False,
+            "contrasts_masked": False,
+            "rank_queue": False,
+            "queue_wraps": True,
+            "rank_batch_norm": False,
+            "rank_masked_mean": False,
+            "text_epsilon": 0.0,
+            "top_tokens": None,
+            "count_padding": False,
+        },
+    },
 }
 
 SAMPLES = {  # pairs in the published runs; COCO's images of train2017; RedCaps as in arXiv:2111.11431
-    **{"yfcc15m": 14_689_580, "cc3m": 2_905_954, "cc12m": 10_968_539},
+    **{"yfcc15m": 14_689_580, "cc3m": 2_905_954, "cc12m": 10_968_539, "yfcc15m_v2": 15_388_848},
     **{"coco": 118_287, "redcaps": 12_011_121},
 }
 
@@ -130,7 +160,13 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
     normalised = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     crop = {"_target_": "openslip.data.image.crop.RandomResizedCrop", "size": 32 if tiny else 224, **normalised}
     caption = {"_target_": "openslip.data.captions.choice.Caption", "tokenizer": tokens}
-    edits = {"_target_": "openslip.data.captions.augment.RandomEdits", "delete": 0.1, "swap": 0.1}
+    edits = {
+        "_target_": "openslip.data.captions.augment.RandomEdits",
+        "delete": 0.1,
+        "swap": 0.1,
+        "synonyms": 0.1,
+        "thesaurus": None,
+    }
     simclr = {
         "_target_": "openslip.data.image.augment.SimCLRAugment",
         "brightness": 0.4,
@@ -155,8 +191,22 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
         "caption": {**caption, "augment": None},
         "edited_caption": {**caption, "augment": edits},
         "masked_caption": masked,
+        "shortened_caption": {
+            "_target_": "openslip.data.captions.shortened.ShortenedCaption",
+            "tokenizer": tokens,
+            "tokens": 16,
+            "way": "block",
+            "augment": None,
+        },
+        "hard_caption": {
+            "_target_": "openslip.data.captions.hard.HardCaption",
+            "tokenizer": tokens,
+            "augment": None,
+            "word_classes": None,
+        },
         "weak": {**crop, "scale": [0.9, 1.0] if tiny else [0.5, 1.0], "augment": None},
         "strong": {**crop, "scale": [0.08, 1.0], "augment": simclr},
+        "moco": {**crop, "scale": [0.2, 1.0], "augment": simclr},
     }
 
 
@@ -204,6 +254,7 @@ def model(method: str, size: str) -> Settings:
         "embed_dim": 64 if tiny else 512,
         "logit_scale_init": math.log(1 / 0.07),
         "logit_bias_init": None,
+        "token_dim": None,
     }
 
 
@@ -440,6 +491,8 @@ def recipe(
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
             "ssl_head": {"hidden": 256, "output": 64} if tiny else {"hidden": 4096, "output": 256},
+            "simsiam_head": {"hidden": 128, "bottleneck": 64} if tiny else {"hidden": 1024, "bottleneck": 512},
+            "text_queue": 1024 if tiny else 65_536,
             "tokenizer": tokens,
             "views": made,
             "mode": MODES[mode],
@@ -459,6 +512,111 @@ def experiment_name(method: str, size: str, dataset: str, epochs: int) -> str:
     """The name of the file in `configs/experiment/`."""
     return f"{dataset}_{method}_{size}_{epochs}ep"
 
+
+class FamilyRun(NamedTuple):
+    """A run of another repository: what its comment says, and settings in which it differs from SLIP's runs."""
+
+    title: str
+    zero_shot: float
+    settings: Settings
+
+
+# Sense-GVT/DeCLIP on YFCC15M-V2: 15 388 848 pairs, batches of 4096, 32 epochs; experiments/*/config.yaml.
+DECLIP_RUNS = {
+    "global_batch_size": 4096,
+    "tokenizer.truncation": "keep_end",
+    "tokenizer.mask_token": True,
+    "model.projection_bias": "text",
+    "model.image_tower.image_size": 224,
+    "optim.warmup_steps": 2500,
+    "optim.schedule.lr_start": 1e-4,
+    "optim.schedule.lr_end": 0.0,
+    "optim.clip_norm": None,
+    "data.source.shards": "data/yfcc15m_v2",
+    "data.source.expected_samples": 15_388_848,
+    "trainer.max_epochs": 32,
+}
+CLIP_VIT = {
+    "model.image_tower.arguments": {"patch_size": 32, "act_layer": "quick_gelu"},
+    "model.image_tower.norm_eps": 1e-5,
+    "model.embed_dim": 512,
+}
+CLIP_RESNET = {
+    "model.image_tower.depths": [3, 4, 6, 3],
+    "model.image_tower.channels": 64,
+    "model.image_tower.width": 1024,
+    "model.image_tower.heads": 32,
+    "model.projects_image": False,
+    "model.embed_dim": 1024,
+}
+MOCO_CROPS = {"objective.views.image.scale": [0.2, 1.0]}
+PEAK_OF_DECLIP = {"optim.lr": 1e-3, "optim.weight_decay": 0.1}
+PEAK_OF_SLIP_AND_FILIP = {"optim.lr": 5e-4, "optim.weight_decay": 0.5}
+DECLIP_CLIP = {**DECLIP_RUNS, **PEAK_OF_DECLIP, **MOCO_CROPS, "objective.gather_with_grad": True}
+DECLIP_SLIP = {**DECLIP_RUNS, **PEAK_OF_SLIP_AND_FILIP, "objective.views.aug1.scale": [0.2, 1.0]}
+DECLIP = {
+    **DECLIP_RUNS,
+    **PEAK_OF_DECLIP,
+    **MOCO_CROPS,
+    "objective.clip_scale": 0.4,
+    "objective.neighbour_scale": 0.2,
+    "objective.simsiam_scale": 0.2,
+    "objective.masked_scale": 0.2,
+}
+DEFILIP = {
+    **DECLIP_RUNS,
+    **PEAK_OF_DECLIP,
+    **MOCO_CROPS,
+    "objective.declip.clip_scale": 0.4,
+    "objective.declip.neighbour_scale": 0.2,
+    "objective.declip.simsiam_scale": 0.2,
+    "objective.declip.masked_scale": 0.2,
+    "objective.token_scale": 0.2,
+    "objective.top_tokens": 16,
+    "objective.count_padding": True,
+    "model.token_dim": 256,
+}
+FILIP = {
+    **DECLIP_RUNS,
+    **PEAK_OF_SLIP_AND_FILIP,
+    **MOCO_CROPS,
+    "objective.clip_scale": 0.0,
+    "objective.token_scale": 1.0,
+    "objective.top_tokens": 16,
+    "objective.count_padding": True,
+    "objective.gather_with_grad": True,
+    "model.token_dim": 256,
+    "evaluation.imagenet_tokens.count_padding": True,
+}
+# LijieFan/LaCLIP: README and models.py; captions are the original and rewritten ones.
+LACLIP = {
+    "global_batch_size": 4096,
+    "tokenizer.truncation": "drop_end",
+    "optim.lr": 1e-3,
+    "optim.weight_decay": 0.5,
+    "optim.warmup_epochs": 1,
+    "optim.schedule.lr_start": 1e-6,
+    "optim.schedule.lr_end": 1e-5,
+    "objective.gather_with_grad": True,
+    "model.image_tower.name": "vit_base_patch16_224",
+    "model.image_tower.arguments": {"qk_norm": True},
+    "data.source.captions": {"_target_": "openslip.data.captions.policy.UniformCaption"},
+}
+FAMILY = {
+    "yfcc15m_clip_vitb32_32ep": FamilyRun("CLIP with ViT-B/32 on YFCC15M-V2", 32.8, DECLIP_CLIP | CLIP_VIT),
+    "yfcc15m_clip_rn50_32ep": FamilyRun("CLIP with ResNet-50 on YFCC15M-V2", 37.2, DECLIP_CLIP | CLIP_RESNET),
+    "yfcc15m_declip_slip_vitb32_32ep": FamilyRun("SLIP with ViT-B/32 on YFCC15M-V2", 34.3, DECLIP_SLIP | CLIP_VIT),
+    "yfcc15m_declip_slip_rn50_32ep": FamilyRun("SLIP with ResNet-50 on YFCC15M-V2", 28.5, DECLIP_SLIP | CLIP_RESNET),
+    "yfcc15m_declip_vitb32_32ep": FamilyRun("DeCLIP with ViT-B/32 on YFCC15M-V2", 43.2, DECLIP | CLIP_VIT),
+    "yfcc15m_declip_rn50_32ep": FamilyRun("DeCLIP with ResNet-50 on YFCC15M-V2", 44.4, DECLIP | CLIP_RESNET),
+    "yfcc15m_defilip_vitb32_32ep": FamilyRun("DeFILIP with ViT-B/32 on YFCC15M-V2", 45.0, DEFILIP | CLIP_VIT),
+    "yfcc15m_filip_vitb32_32ep": FamilyRun(
+        "FILIP with ViT-B/32 on YFCC15M-V2", 39.5, FILIP | CLIP_VIT | {"model.embed_dim": 768}
+    ),
+    "yfcc15m_filip_rn50_32ep": FamilyRun("FILIP with ResNet-50 on YFCC15M-V2", 21.3, FILIP | CLIP_RESNET),
+    "cc12m_laclip_vitb16_35ep": FamilyRun("LaCLIP with ViT-B/16 on CC12M", 48.4, LACLIP | {"trainer.max_epochs": 35}),
+    "cc3m_laclip_vitb16_40ep": FamilyRun("LaCLIP with ViT-B/16 on CC3M", 21.5, LACLIP | {"trainer.max_epochs": 40}),
+}
 
 EXPERIMENTS = {experiment_name(*row): row for row in PUBLISHED}
 

@@ -10,6 +10,8 @@ from openslip.models.image_encoder import ImageEncoder
 from openslip.models.text_transformer import TextTransformer
 from openslip.models.timm_tower import TimmTower
 from openslip.objectives.clip import CLIP
+from openslip.objectives.filip import FILIP
+from openslip.objectives.neg_clip import NegCLIP
 from openslip.objectives.objective import Objective
 from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
@@ -34,7 +36,13 @@ def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit
         objective = SimCLR(head_hidden=20, head_output=8, ssl_temperature=0.1)
     else:
         text = TextTransformer(vocab_size=50, context_length=9, width=16, depth=2, heads=2)
-        model = DualEncoder(image_tower=tower, text_tower=text, embed_dim=12, logit_scale_init=2.6593)
+        model = DualEncoder(
+            image_tower=tower,
+            text_tower=text,
+            embed_dim=12,
+            logit_scale_init=2.6593,
+            token_dim=10 if method == "filip" else None,
+        )
         objective = CLIP(gather_with_grad=gather_with_grad, max_logit_scale=4.6052)
         if method == "slip":
             objective = SLIP(
@@ -42,6 +50,17 @@ def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit
                 head_output=8,
                 ssl_scale=1.0,
                 ssl_temperature=0.1,
+                gather_with_grad=gather_with_grad,
+                max_logit_scale=4.6052,
+            )
+        if method == "neg_clip":
+            objective = NegCLIP(gather_with_grad=gather_with_grad, max_logit_scale=4.6052)
+        if method == "filip":
+            objective = FILIP(
+                token_scale=1.0,
+                clip_scale=0.5,
+                top_tokens=None,
+                count_padding=False,
                 gather_with_grad=gather_with_grad,
                 max_logit_scale=4.6052,
             )
@@ -59,4 +78,8 @@ def small_batch(size: int) -> dict[str, Tensor]:
     text[:, 0] = 48
     length = torch.randint(2, 10, (size,), generator=generator)
     text[torch.arange(size), length - 1] = 49
-    return {**batch, "text": text, "text_length": length}
+    hard = text.roll(1, dims=0)
+    hard_length = length.roll(1)
+    has_hard = torch.arange(size) % 4 != 1
+    negatives = {"text_hard": hard, "text_hard_length": hard_length, "text_has_hard": has_hard}
+    return {**batch, "text": text, "text_length": length, **negatives}

@@ -34,7 +34,7 @@ def test_listing_imports_nothing_slow(words: list[str], tmp_path: Path):
     assert done.stdout
 
 
-@pytest.mark.parametrize("size", ["tiny", slow("vits16"), "vitb16", slow("vitl16")])
+@pytest.mark.parametrize("size", ["tiny", slow("vits16"), "vitb16", slow("vitl16"), slow("vitb32"), slow("rn50")])
 def test_the_parameters_in_the_configs_are_those_of_the_towers(size: str):
     config = settled(compose_config("train", [f"model=clip_{size}"])[0])
     with torch.device("meta"):
@@ -89,7 +89,7 @@ def test_datasets_are_present_if_their_shards_are(tmp_path: Path, monkeypatch: p
         "far": "not checked",
         "pattern": "not checked",
         "webdataset": "you name it",
-        **dict.fromkeys(("cc12m", "coco", "mixture", "redcaps", "yfcc15m"), "absent"),
+        **dict.fromkeys(("cc12m", "coco", "mixture", "redcaps", "yfcc15m", "yfcc15m_v2"), "absent"),
     }
     assert listed["mixture"].places == (f"{tmp_path}/cc3m", f"{tmp_path}/cc12m")
     assert listed["cc12m"].meaning.startswith("Conceptual 12M")

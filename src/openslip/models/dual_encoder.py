@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openslip.errors import UserError
-from openslip.models.tower import Tower
+from openslip.models.tower import Tokens, Tower
 
 
 class DualEncoder(nn.Module):
@@ -23,6 +23,8 @@ class DualEncoder(nn.Module):
             `embed_dim`.
         logit_bias_init: initial value of the bias added to the logits (-10 in SigLIP); None for a model without
             a logit bias.
+        token_dim: dimension of the joint space of single tokens, as in FILIP (arXiv:2111.07783); None for a model whose
+            tokens are not compared.
 
     Raises:
         UserError: `projection_bias` is unknown, or there is no image projection and the image tower's width differs
@@ -39,6 +41,7 @@ class DualEncoder(nn.Module):
         projection_bias: bool | str = False,
         projects_image: bool = True,
         logit_bias_init: float | None = None,
+        token_dim: int | None = None,
     ) -> None:
         super().__init__()
         if projection_bias not in (True, False, "text"):
@@ -48,6 +51,7 @@ class DualEncoder(nn.Module):
                 f"projects_image=false with projection_bias={projection_bias} and an image tower of width "
                 f"{image_tower.width}: expected false or text, and width {embed_dim} (embed_dim)"
             )
+        self.token_dim = token_dim
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = nn.Parameter(torch.empty(image_tower.width, embed_dim)) if projects_image else None
@@ -56,6 +60,10 @@ class DualEncoder(nn.Module):
         self.text_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias else None
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale_init)))
         self.logit_bias = None if logit_bias_init is None else nn.Parameter(torch.tensor(float(logit_bias_init)))
+        if token_dim is not None:
+            self.image_token_projection = nn.Linear(image_tower.token_width, token_dim)
+            self.text_token_projection = nn.Linear(text_tower.token_width, token_dim)
+            self.token_logit_scale = nn.Parameter(self.logit_scale.detach().clone())
         if self.image_projection is not None:
             nn.init.normal_(self.image_projection, std=image_tower.width**-0.5)
         nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
@@ -77,6 +85,15 @@ class DualEncoder(nn.Module):
     ) -> Float[Tensor, "batch embed"]:
         """Encode captions into the joint space, not normalised; `text_length` is the number of ids of each caption."""
         return self.project_text(self.text_tower(text, text_length))
+
+    def project_image_tokens(self, tokens: Tokens) -> Tokens:
+        """Project the features of an image's patches into the joint space of tokens; prefix tokens are left out."""
+        features, mask = (x[:, self.image_tower.num_prefix_tokens :] for x in tokens)
+        return Tokens(self.image_token_projection(features), mask)
+
+    def project_text_tokens(self, tokens: Tokens) -> Tokens:
+        """Project the features of a text's tokens into the joint space of tokens."""
+        return Tokens(self.text_token_projection(tokens.features), tokens.mask)
 
 
 def project(features: Tensor, projection: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -52,6 +52,7 @@ class TimmTower(Tower):
                 layer.eps = norm_eps
         self.width = pooled_width(trunk, name, image_size, arguments.get("in_chans", 3))
         self.input_size = image_size if hasattr(trunk, "set_input_size") else None
+        self.num_prefix_tokens = getattr(trunk, "num_prefix_tokens", 0)
         self.last_block = LastBlock() if pools_class_token(trunk) else None
         if isinstance(getattr(trunk, "cls_token", None), nn.Parameter):
             # The published code used timm 0.5, which initialised the class token with std 0.02. Later versions use

@@ -32,6 +32,7 @@ class Tower(nn.Module, ABC):
         dynamic_shapes: argument `dynamic` of `torch.compile` for the tower's blocks.
         input_size: size that the position embeddings fix: the side of the images in pixels, or the largest number of
             tokens of a text; None if they fix no size.
+        num_prefix_tokens: tokens of an image that come before those of its patches, such as a class token.
     """
 
     width: int
@@ -39,6 +40,7 @@ class Tower(nn.Module, ABC):
     gradient_checkpointing: bool = False
     dynamic_shapes: bool | None = None
     input_size: int | None = None
+    num_prefix_tokens: int = 0
 
     @property
     def token_width(self) -> int:

@@ -16,10 +16,11 @@ class Features:
     Args:
         features: features of this rank's samples, before normalisation; 16-bit features are cast to float32.
         gather_with_grad: whether gradients flow into the features of `all`, for any number of ranks, even one.
+        epsilon: as in `unit_length`.
     """
 
-    def __init__(self, features: Float[Tensor, "local dim"], *, gather_with_grad: bool) -> None:
-        self.local = unit_length(features)
+    def __init__(self, features: Float[Tensor, "local dim"], *, gather_with_grad: bool, epsilon: float = 0.0) -> None:
+        self.local = unit_length(features, epsilon)
         self.gather_with_grad = gather_with_grad
 
     @cached_property
@@ -33,9 +34,16 @@ class Features:
         return places(self.local)
 
 
-def unit_length(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
-    """Normalise each row to Euclidean length 1, in float64 for float64 input and in float32 otherwise."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+def unit_length(x: Float[Tensor, "rows dim"], epsilon: float = 0.0) -> Float[Tensor, "rows dim"]:
+    """Normalise each row to Euclidean length 1, in float64 for float64 input and in float32 otherwise.
+
+    Args:
+        x: the rows.
+        epsilon: number added to the length of each row before the division: docs/NUMERICS.md#declip. It is 0 in our
+            own methods.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    return x / (x.norm(dim=-1, keepdim=True) + epsilon) if epsilon else F.normalize(x, dim=-1)
 
 
 def places(x: Float[Tensor, "local dim"]) -> Int[Tensor, " local"]:

@@ -2,7 +2,8 @@
 
 Tolerances: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` measures
 how far apart two values are, `kernels` checks the device, `towers` compares checkpoints of other libraries,
-`evaluations` compares metrics of other libraries, and each other file makes the rows of one kind of quantity.
+`evaluations` compares metrics of other libraries, `declip` compares steps of DeCLIP's repository, and each other file
+makes the rows of one kind of quantity.
 """
 
 import math
@@ -16,6 +17,7 @@ from openslip.errors import UserError, first_line
 from openslip.inference.load import choose_device
 from openslip.progress import progress
 from openslip.terminal import printable
+from openslip.verify.declip import declip_rows, has_recordings
 from openslip.verify.deviation import Row
 from openslip.verify.evaluations import evaluation_rows, has_figures
 from openslip.verify.files import is_recorded, read_json
@@ -32,8 +34,8 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """Print one line per quantity; return 0 if all are within tolerance, else 1.
 
     Args:
-        folder: folder of recordings of the published code, of checkpoints of other libraries with their outputs, or of
-            metrics of other libraries with their arrays.
+        folder: folder of recordings of the published code, of checkpoints of other libraries with their outputs, of
+            metrics of other libraries with their arrays, or of recorded steps of DeCLIP's repository.
         device: device to check, such as `cpu` or `cuda`.
         dtype: format to compute in, a key of `TOLERANCES`.
 
@@ -42,10 +44,12 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """
     with progress("comparing with the recordings"):
         rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
-    if not has_figures(folder) and not outputs_in(folder):
+    rows_of = rows_function(folder)
+    if rows_of is published_rows:
         with progress("comparing kernels with float64"):
             rows += kernel_rows(device, dtype)
-    return show(rows, f"{device}, {dtype}; {folder}")
+    where = "cpu, float64" if rows_of is declip_rows else f"{device}, {dtype}"
+    return show(rows, f"{where}; {folder}")
 
 
 def show(rows: list[Row], what: str) -> int:
@@ -76,8 +80,16 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected recordings of the published code")
-    rows_of = evaluation_rows if has_figures(folder) else tower_rows if outputs_in(folder) else published_rows
-    return rows_of(folder, device, dtype)
+    return rows_function(folder)(folder, device, dtype)
+
+
+def rows_function(folder: Path) -> Callable[[Path, str, str], list[Row]]:
+    """Return the function that compares what a folder holds."""
+    if has_figures(folder):
+        return evaluation_rows
+    if outputs_in(folder):
+        return tower_rows
+    return declip_rows if has_recordings(folder) else published_rows
 
 
 def published_rows(folder: Path, device: str, dtype: str) -> list[Row]:

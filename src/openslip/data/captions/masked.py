@@ -19,7 +19,8 @@ NO_LABEL = -100  # torch's cross-entropy ignores this label
 class MaskedCaption(View):
     """View NAME and NAME_length as in `Caption`, and NAME_labels [B, L]: the ids of masked tokens, -100 elsewhere.
 
-    Special tokens are never masked. Which tokens are masked depends only on seed, epoch, sample and view.
+    Special tokens are never masked. Which tokens are masked depends only on seed, epoch, sample and view. The labels
+    stay on the CPU, where the number of masked tokens is read without synchronisation.
 
     Args:
         tokenizer: converts text to token ids; it must have a `mask` token.
@@ -30,7 +31,7 @@ class MaskedCaption(View):
     """
 
     needs_caption = True
-    on_cpu = ("length", "truncated")
+    on_cpu = ("length", "labels", "truncated")
     statistics = ("truncated",)
     cost_varies = True
 

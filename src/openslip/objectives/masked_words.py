@@ -1,0 +1,56 @@
+"""Masked-token loss, computed for the masked tokens only. Devlin et al. 2018, arXiv:1810.04805, section 3.1."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from openslip.data.captions.masked import NO_LABEL
+from openslip.distributed import mean_over_ranks
+from openslip.models.batch_norm import at_least_float32
+from openslip.models.packing import copied
+
+
+def masked_word_losses(
+    words: Float[Tensor, "batch tokens width"], labels: Int[Tensor, "batch tokens"], vocabulary: nn.Linear
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Return, for each caption, the summed cross-entropy of its masked tokens, and their number.
+
+    The vocabulary layer costs more than a block of the text tower, so it is applied to masked tokens only.
+
+    Args:
+        words: token features after the final norm.
+        labels: ids of the masked tokens, -100 elsewhere. Keep them on the CPU: their number is read, which
+            synchronises with a GPU.
+        vocabulary: layer from token features to logits of all token ids.
+    """
+    labels = labels.cpu()
+    places = (labels.flatten() != NO_LABEL).nonzero()[:, 0]
+    indices = copied(words.device, places=places, ids=labels.flatten()[places], counts=(labels != NO_LABEL).sum(dim=1))
+    logits = at_least_float32(vocabulary(words.flatten(0, 1).index_select(0, indices["places"])))
+    losses = F.cross_entropy(logits, indices["ids"], reduction="none")
+    captions = indices["places"] // words.shape[1]
+    return losses.new_zeros(len(words)).index_add(0, captions, losses), indices["counts"]
+
+
+def unmasked(ids: Int[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    """Return the ids of the captions before masking."""
+    labels = copied(ids.device, labels=labels.cpu())["labels"]
+    return torch.where(labels == NO_LABEL, ids, labels)
+
+
+def masked_word_loss(
+    sums: Float[Tensor, " local"], counts: Int[Tensor, " local"], *, of_each_rank: bool
+) -> Float[Tensor, ""]:
+    """Return this rank's share of the mean loss per masked token; its mean over ranks is the loss of the global batch.
+
+    Args:
+        sums: summed losses of the captions of this rank.
+        counts: numbers of masked tokens of these captions.
+        of_each_rank: whether the loss is the mean over ranks of each rank's own mean, in which a token of a rank with
+            few masked tokens counts more, and which is NaN if a rank has none: docs/NUMERICS.md#declip. Otherwise it is
+            the mean over all masked tokens of the global batch.
+    """
+    if of_each_rank:
+        return sums.sum() / counts.sum()
+    return mean_over_ranks(sums.sum(), counts.sum())

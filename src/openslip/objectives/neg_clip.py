@@ -1,0 +1,111 @@
+"""NegCLIP: images are also compared with captions of exchanged words. Yuksekgonul et al. 2022, arXiv:2210.01936.
+
+The paper (section 4) also adds similar images to the batch; they must be searched beforehand, and this objective has
+none. A hard caption has no image of its own, so it is never a row, only a column.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from openslip.distributed import gather, mean_over_ranks
+from openslip.models.dual_encoder import DualEncoder
+from openslip.objectives.clip import clamp_logit_scale
+from openslip.objectives.objective import Objective
+from openslip.objectives.similarity import Features
+from openslip.objectives.tiles import cut, is_large, tile_size
+
+
+class NegCLIP(Objective):
+    """The NegCLIP objective; it reads the batch keys `image` and those of the view `HardCaption` named `text`.
+
+    Args:
+        gather_with_grad: whether gradients reach the keys of all ranks, as in `CLIP`.
+        max_logit_scale: largest value of `logit_scale`, as in `CLIP`.
+    """
+
+    min_batch_size = 2
+
+    def __init__(self, *, gather_with_grad: bool, max_logit_scale: float) -> None:
+        super().__init__()
+        self.gather_with_grad = gather_with_grad
+        self.max_logit_scale = max_logit_scale
+
+    def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
+        width = max(batch["text"].shape[1], batch["text_hard"].shape[1])
+        # The tower ignores ids after a caption's end, whatever they are.
+        ids = torch.cat([F.pad(batch[name], (0, width - batch[name].shape[1])) for name in ("text", "text_hard")])
+        lengths = torch.cat([batch["text_length"], batch["text_hard_length"]])
+        text, hard = model.encode_text(ids, lengths).chunk(2)
+        image = model.encode_image(batch["image"])
+        return {"image": image, "text": text, "hard": hard, "has_hard": batch["text_has_hard"]}
+
+    def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
+        image, text, hard = (
+            Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text", "hard")
+        )
+        has_hard = features["has_hard"]
+        loss, accuracy = hard_info_nce(image, text, hard, has_hard, model.logit_scale.exp())
+        with torch.no_grad():
+            own, other = ((image.local * caption.local).sum(dim=1) for caption in (text, hard))
+            is_right = 100 * ((own > other) & has_hard).to(own.dtype)
+        return {
+            "loss": loss,
+            "clip_loss": loss,
+            "clip_acc": accuracy,
+            "hard_acc": mean_over_ranks(is_right.sum(), has_hard.sum()),
+        }
+
+    def after_step(self, model: DualEncoder, /) -> None:
+        clamp_logit_scale(model, self.max_logit_scale)
+
+
+def hard_info_nce(
+    image: Features, text: Features, hard: Features, has_hard: Bool[Tensor, " local"], scale: Float[Tensor, ""]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the symmetric InfoNCE loss with hard captions as further columns, and the image-to-text accuracy.
+
+    Each image is compared with the captions and the hard captions of all ranks, each caption with all images. The mean
+    over ranks is the loss of the global batch. The accuracy is in per cent.
+
+    Args:
+        image: this rank's image features.
+        text: this rank's caption features.
+        hard: features of the hard captions, one for each caption.
+        has_hard: whether a caption has a hard caption; the others' features are not compared.
+        scale: factor by which cosines are multiplied.
+    """
+    captions = torch.cat([text.all, hard.all])
+    exists = gather(has_hard.to(torch.uint8), with_grad=False).bool()
+    exists = torch.cat([torch.ones_like(exists), exists])
+
+    def of_images(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        logits = (scale * rows @ captions.T).masked_fill(~exists, float("-inf"))
+        right = (logits.detach().argmax(dim=-1) == places).to(logits.dtype)
+        return F.cross_entropy(logits, places, reduction="sum"), 100 * right.sum()
+
+    def of_texts(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        loss = F.cross_entropy(scale * rows @ image.all.T, places, reduction="sum")
+        return loss, torch.zeros_like(loss)
+
+    image_loss, accuracy = sum_over_rows(of_images, image)
+    text_loss, _ = sum_over_rows(of_texts, text)
+    return (image_loss + text_loss) / (2 * len(image.local)), accuracy / len(image.local)
+
+
+def sum_over_rows(
+    row_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], features: Features
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Sum both results over this rank's rows; in a large batch, only the logits of some rows exist at a time."""
+    if not is_large(len(features.local)):
+        return row_loss(features.local, features.places)
+    losses, others = [], []
+    for rows in cut(0, len(features.local), tile_size(features.local)):
+        loss, other = checkpoint(row_loss, features.local[rows], features.places[rows], use_reentrant=False)  # pyright: ignore
+        losses.append(loss)
+        others.append(other)
+    return torch.stack(losses).sum(), torch.stack(others).sum()
