@@ -167,7 +167,8 @@ def objective(method: str, mode: str, made: Settings, *, tiny: bool) -> Settings
     pair = {"image": made["weak"], "text": made["caption"]}
     augmented = {"aug1": made["strong"], "aug2": made["strong"]}
     if method == "clip":
-        return {"_target_": "openslip.objectives.clip.CLIP", **contrastive, "views": pair}
+        same = {"same_caption": "negative"}  # losses.py: labels are the places in the batch
+        return {"_target_": "openslip.objectives.clip.CLIP", **contrastive, **same, "views": pair}
     if method == "simclr":
         return {"_target_": "openslip.objectives.simclr.SimCLR", **ssl, "views": augmented}
     terms = {**ssl, **contrastive, "ssl_scale": 1.0}
