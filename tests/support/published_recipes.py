@@ -155,6 +155,7 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
         "caption": {**caption, "augment": None},
         "edited_caption": {**caption, "augment": edits},
         "masked_caption": masked,
+        "label": {"_target_": "openslip.data.label.Label"},
         "weak": {**crop, "scale": [0.9, 1.0] if tiny else [0.5, 1.0], "augment": None},
         "strong": {**crop, "scale": [0.08, 1.0], "augment": simclr},
     }

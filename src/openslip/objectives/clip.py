@@ -24,7 +24,8 @@ class CLIP(Objective):
         max_logit_scale: largest value of `logit_scale`, a natural logarithm. After each step, `logit_scale` is clamped
             to [0, max_logit_scale].
         same_caption: role of an image and another sample's text if both samples have the same caption: `negative` as
-            published, `positive`, or `ignore`.
+            published, `positive`, or `ignore`. Without randomness in the text tower, `positive` gives the same loss as
+            `negative`: docs/NUMERICS.md#same_caption.
 
     Raises:
         UserError: `same_caption` has another value.

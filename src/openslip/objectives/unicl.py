@@ -13,18 +13,18 @@ from openslip.objectives.similarity import Features
 class UniCL(Objective):
     """The UniCL objective; it reads the batch keys `image`, `text`, `text_length` and `label`.
 
+    The labels of a mixture must come from one dataset, or from datasets that number their classes alike. Without labels
+    the loss equals CLIP's, because equal captions have equal text features: docs/NUMERICS.md#same_caption.
+
     Args:
-        use_labels: whether samples with the same label are positives, in addition to those with the same caption. The
-            datasets of a mixture must then number their labels alike.
         gather_with_grad: whether gradients also flow into the keys, as in `CLIP`.
         max_logit_scale: largest value of `logit_scale`, as in `CLIP`.
     """
 
     min_batch_size = 2
 
-    def __init__(self, *, use_labels: bool, gather_with_grad: bool, max_logit_scale: float) -> None:
+    def __init__(self, *, gather_with_grad: bool, max_logit_scale: float) -> None:
         super().__init__()
-        self.use_labels = use_labels
         self.gather_with_grad = gather_with_grad
         self.max_logit_scale = max_logit_scale
 
@@ -38,8 +38,7 @@ class UniCL(Objective):
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
-        labels = features["label"] if self.use_labels else None
-        equal = EqualPairs(features["caption"], labels, role="positive")
+        equal = EqualPairs(features["caption"], features["label"], role="positive")
         loss, accuracy = equal_info_nce(image, text, model.logit_scale.exp(), equal)
         return {"loss": loss, "unicl_loss": loss, "unicl_acc": accuracy}
 
