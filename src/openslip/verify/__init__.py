@@ -2,7 +2,8 @@
 
 Tolerances: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` measures
 how far apart two values are, `kernels` checks the device, `towers` compares checkpoints of other libraries,
-`evaluations` compares metrics of other libraries, and each other file makes the rows of one kind of quantity.
+`evaluations` metrics and `family` losses of other libraries, and each other file makes the rows of one kind of
+quantity.
 """
 
 import math
@@ -18,6 +19,7 @@ from openslip.progress import progress
 from openslip.terminal import printable
 from openslip.verify.deviation import Row
 from openslip.verify.evaluations import evaluation_rows, has_figures
+from openslip.verify.family import family_rows, has_losses
 from openslip.verify.files import is_recorded, read_json
 from openslip.verify.kernels import kernel_rows
 from openslip.verify.ranks import rank_rows
@@ -32,17 +34,19 @@ def verify(folder: Path, device: str, dtype: str) -> int:
     """Print one line per quantity; return 0 if all are within tolerance, else 1.
 
     Args:
-        folder: folder of recordings of the published code, of checkpoints of other libraries with their outputs, or of
-            metrics of other libraries with their arrays.
+        folder: folder of recordings of the published code, of checkpoints of other libraries with their outputs, of
+            metrics of other libraries with their arrays, or of losses of other libraries with their gradients.
         device: device to check, such as `cpu` or `cuda`.
-        dtype: format to compute in, a key of `TOLERANCES`.
+        dtype: format to compute in, a key of `TOLERANCES`; losses of other libraries are computed in float64.
 
     Raises:
         UserError: the folder or device does not exist, or the folder has none of the recordings.
     """
+    if has_losses(folder):
+        dtype = "float64"
     with progress("comparing with the recordings"):
         rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
-    if not has_figures(folder) and not outputs_in(folder):
+    if not has_figures(folder) and not outputs_in(folder) and not has_losses(folder):
         with progress("comparing kernels with float64"):
             rows += kernel_rows(device, dtype)
     return show(rows, f"{device}, {dtype}; {folder}")
@@ -76,6 +80,8 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
         raise UserError("dtype='tf32' is a format of CUDA devices; use float32 on the cpu")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected recordings of the published code")
+    if has_losses(folder):
+        return family_rows(folder, device)
     rows_of = evaluation_rows if has_figures(folder) else tower_rows if outputs_in(folder) else published_rows
     return rows_of(folder, device, dtype)
 
@@ -106,7 +112,7 @@ def published_rows(folder: Path, device: str, dtype: str) -> list[Row]:
     add("tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
     if all(row.deviation is None for row in rows):
         raise UserError(
-            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...), no NAME_io.npz "
-            "and no metrics.json"
+            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...), no NAME_io.npz, "
+            "no metrics.json and no one_rank.npz"
         )
     return rows
