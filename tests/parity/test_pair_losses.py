@@ -20,7 +20,7 @@ from openslip.objectives.equal_pairs import caption_keys
 from openslip.objectives.siglip import SigLIP, sigmoid_loss
 from openslip.objectives.similarity import Features
 
-TILES = (None, 5, 64)  # of 12 rows; 5 does not divide them
+TILES = (None, 5, 64)  # of 24 rows; 5 does not divide them
 CASES = [
     *(("sigmoid", same, True, False) for same in ("negative", "positive", "ignore")),
     *(("info_nce", same, True, False) for same in ("positive", "ignore")),

@@ -25,13 +25,13 @@ class Pairs(NamedTuple):
     labels: list[int]
 
 
-def batch_of_pairs(rows: int = 12, dim: int = 6) -> Pairs:
+def batch_of_pairs(rows: int = 24, dim: int = 6) -> Pairs:
     """Related features, so that some positives lead; captions 0 and 1, and class 0, occur several times."""
     generator = torch.Generator().manual_seed(rows)
     image, noise = torch.randn(2, rows, dim, generator=generator, dtype=torch.float64)
     captions = [0 if place % 4 == 0 else 1 if place % 5 == 1 else 2 + place for place in range(rows)]
     labels = [0 if place % 6 == 0 else place if place % 3 else -1 for place in range(rows)]
-    return Pairs(image, image + 0.6 * noise, captions, labels)
+    return Pairs(image, image + 1.5 * noise, captions, labels)
 
 
 def role(batch: Pairs, i: int, j: int, same_caption: str, use_labels: bool = False) -> str:
