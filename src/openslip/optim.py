@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from openslip.errors import UserError
+from openslip.schedules import LearningRate, warm_up
 
 
 def param_groups(modules: Iterable[nn.Module], weight_decay: float, layer_decay: float | None = None) -> list[dict]:
@@ -77,7 +78,7 @@ def is_decayed(name: str, ndim: int) -> bool:
     return ndim >= 2 and not any(part in name for part in ("bias", "ln", "bn"))
 
 
-class WarmupCosine:
+class WarmupCosine(LearningRate):
     """Learning rate as a function of the step: linear warm-up, then half a cosine.
 
     Args:
@@ -97,7 +98,7 @@ class WarmupCosine:
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
-            return self.lr_start + (self.lr - self.lr_start) * step / max(self.warmup_steps - 1, 1)
+            return warm_up(step, self.lr_start, self.lr, self.warmup_steps)
         step = min(step, self.max_steps - 1)
         progress = (step - self.warmup_steps) / max(self.max_steps - self.warmup_steps, 1)
         return self.lr_end + 0.5 * (self.lr - self.lr_end) * (1 + math.cos(math.pi * progress))

@@ -10,7 +10,7 @@ import torch
 from openslip.config.build import Parts, build
 from openslip.config.check import is_count
 from openslip.errors import UserError
-from openslip.optim import WarmupCosine
+from openslip.schedules import LearningRate
 from openslip.training.sizing.cost import StepCost, StepMemory
 from openslip.training.sizing.flops import TRAINING_OVER_FORWARD
 from openslip.training.sizing.layout import GPU_MULTIPLE, REPEATED_IN_BLOCKS, Layout, fastest_layout
@@ -55,7 +55,7 @@ def values(parts: Parts, *, trained: bool) -> int:
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad is trained)
 
 
-def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule: WarmupCosine) -> list[str]:
+def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule: LearningRate) -> list[str]:
     """Return lines about steps, epochs and the learning rate."""
     batch, steps = config["global_batch_size"], schedule.max_steps
     return [

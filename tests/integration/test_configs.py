@@ -36,7 +36,9 @@ OPTIONS = [
     and path.stem != "suite"
 ]
 MODELS = [
-    f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")
+    f"{method}_{size}"
+    for method in ("clip", "simclr", "slip", "siglip", "unicl")
+    for size in ("tiny", "vits16", "vitb16", "vitl16")
 ]
 OPTIONS += [("model", model) for model in (*MODELS, "filip_tiny", "neg_clip_tiny", "clipa_tiny", "filip_rn50")]
 OPTIONS += [
@@ -154,7 +156,10 @@ METHOD_ROWS = {  # objective, lr, weight decay, what it is evaluated by
     "clip": ("openslip.objectives.clip.CLIP", 5e-4, 0.5, "builtin"),
     "simclr": ("openslip.objectives.simclr.SimCLR", 3.2e-3, 0.1, "builtin_knn"),
     "slip": ("openslip.objectives.slip.SLIP", 3e-3, 0.1, "builtin"),
+    "siglip": ("openslip.objectives.siglip.SigLIP", 5e-4, 0.5, "builtin"),  # the optimizer of CLIP
+    "unicl": ("openslip.objectives.unicl.UniCL", 5e-4, 0.5, "builtin"),
 }
+SIGLIP = (math.log(10), -10.0)  # initial logit scale and bias: SigLIP section 3.2
 TINY = {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
 SIZE_ROWS = {  # timm's name and arguments; text width, depth, heads; width of the joint space; of the head; batch
     "tiny": ("vit_small_patch16_224", TINY, (64, 1, 2), 64, 256, 64),
@@ -190,7 +195,9 @@ def test_a_model_is_its_method_and_its_size(model: str):
         tower = config["model"].pop("text_tower")
         assert (tower["width"], tower["depth"], tower["heads"]) == text
         assert config["model"]["embed_dim"] == embed_dim
-        assert config["model"]["logit_scale_init"] == pytest.approx(math.log(1 / 0.07), abs=1e-15)
+        scale, bias = SIGLIP if method == "siglip" else (math.log(1 / 0.07), None)
+        assert config["model"]["logit_scale_init"] == pytest.approx(scale, abs=1e-15)
+        assert config["model"]["logit_bias_init"] == bias
 
 
 def test_a_tower_is_replaced_in_a_composed_model():

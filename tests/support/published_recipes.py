@@ -204,6 +204,7 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
             "augment": None,
             "word_classes": None,
         },
+        "label": {"_target_": "openslip.data.label.Label"},
         "weak": {**crop, "scale": [0.9, 1.0] if tiny else [0.5, 1.0], "augment": None},
         "strong": {**crop, "scale": [0.08, 1.0], "augment": simclr},
         "moco": {**crop, "scale": [0.2, 1.0], "augment": simclr},
@@ -217,7 +218,8 @@ def objective(method: str, mode: str, made: Settings, *, tiny: bool) -> Settings
     pair = {"image": made["weak"], "text": made["caption"]}
     augmented = {"aug1": made["strong"], "aug2": made["strong"]}
     if method == "clip":
-        return {"_target_": "openslip.objectives.clip.CLIP", **contrastive, "views": pair}
+        same = {"same_caption": "negative"}  # losses.py: labels are the places in the batch
+        return {"_target_": "openslip.objectives.clip.CLIP", **contrastive, **same, "views": pair}
     if method == "simclr":
         return {"_target_": "openslip.objectives.simclr.SimCLR", **ssl, "views": augmented}
     terms = {**ssl, **contrastive, "ssl_scale": 1.0}

@@ -13,10 +13,13 @@ from openslip.objectives.clip import CLIP
 from openslip.objectives.filip import FILIP
 from openslip.objectives.neg_clip import NegCLIP
 from openslip.objectives.objective import Objective
+from openslip.objectives.siglip import SigLIP
 from openslip.objectives.simclr import SimCLR
 from openslip.objectives.slip import SLIP
+from openslip.objectives.unicl import UniCL
 
 METHODS = ("clip", "simclr", "slip")
+PAIR_METHODS = ("siglip", "siglip positive", "siglip ignore", "unicl", "clip positive", "clip ignore")
 IMAGE_TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_small_patch16_224", {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}),
     "batch norm": ("resnet18", {"channels": [8, 8, 8, 16], "layers": [1, 1, 1, 1], "stem_width": 8}),
@@ -25,7 +28,15 @@ IMAGE_TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit") -> tuple[nn.Module, Objective]:
-    """The same weights for the same method and image tower, in float64."""
+    """The same weights for the same method and image tower, in float64.
+
+    Args:
+        method: of METHODS or PAIR_METHODS; its second word is the role of samples with the same caption.
+        gather_with_grad: where the method lets one choose.
+        image: of IMAGE_TOWERS.
+    """
+    method, _, same_caption = method.partition(" ")
+    same_caption = same_caption or "negative"
     torch.manual_seed(0)
     name, arguments = IMAGE_TOWERS[image]
     tower = TimmTower(name=name, image_size=16, arguments=arguments)
@@ -41,9 +52,14 @@ def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit
             text_tower=text,
             embed_dim=12,
             logit_scale_init=2.6593,
+            logit_bias_init=-10.0 if method == "siglip" else None,
             token_dim=10 if method == "filip" else None,
         )
-        objective = CLIP(gather_with_grad=gather_with_grad, max_logit_scale=4.6052)
+        objective = CLIP(gather_with_grad=gather_with_grad, max_logit_scale=4.6052, same_caption=same_caption)
+        if method == "siglip":
+            objective = SigLIP(same_caption=same_caption, max_logit_scale=None)
+        if method == "unicl":
+            objective = UniCL(gather_with_grad=gather_with_grad, max_logit_scale=4.6052)
         if method == "slip":
             objective = SLIP(
                 head_hidden=20,
@@ -69,6 +85,7 @@ def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit
 
 
 def small_batch(size: int) -> dict[str, Tensor]:
+    """Noise images and captions; in a batch of ten or more, captions 1, 7 and 9 are equal, and so are some labels."""
     generator = torch.Generator().manual_seed(1)
     batch = {
         view: torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64)
@@ -78,8 +95,11 @@ def small_batch(size: int) -> dict[str, Tensor]:
     text[:, 0] = 48
     length = torch.randint(2, 10, (size,), generator=generator)
     text[torch.arange(size), length - 1] = 49
+    if size >= 10:
+        text[[7, 9]], length[[7, 9]] = text[1].clone(), length[1].clone()
+    label = torch.arange(size) % 4 - 1
     hard = text.roll(1, dims=0)
     hard_length = length.roll(1)
     has_hard = torch.arange(size) % 4 != 1
     negatives = {"text_hard": hard, "text_hard_length": hard_length, "text_has_hard": has_hard}
-    return {**batch, "text": text, "text_length": length, **negatives}
+    return {**batch, "text": text, "text_length": length, "label": label, **negatives}

@@ -45,6 +45,7 @@ IN = {
     "objective.views.aug1.scale": [0.5, 1.0],
     "objective.views.text.augment": {"_target_": "mine.RandomEdits"},
     "objective.gather_with_grad": False,
+    "objective.same_caption": "ignore",
     "tokenizer.context_length": 40,
     "tokenizer.truncation": "drop_end",
     "optim.lr": 0.1,
@@ -204,6 +205,19 @@ def test_a_config_of_the_first_format_is_the_same_run():
     assert [*differences(stored, edits)] == [
         "objective.views.text.augment._target_",
         "objective.views.text.augment.delete",
+    ]
+
+
+def test_a_clip_config_of_the_second_format_had_equal_captions_as_negatives(tmp_path: Path):
+    clip = copy.deepcopy(composed("model=clip_tiny"))
+    assert clip["objective"].pop("same_caption") == "negative"
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"format": 2, **clip}))
+    stored = read_config(file)
+    assert stored is not None
+    assert identity(stored) == identity(composed("model=clip_tiny"))
+    assert [*differences(stored, composed("model=clip_tiny", "objective.same_caption=ignore"))] == [
+        "objective.same_caption"
     ]
 
 

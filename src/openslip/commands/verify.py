@@ -21,6 +21,8 @@ def parser() -> argparse.ArgumentParser:
         "A folder of recorded steps of DeCLIP's repository holds meta.json and files METHOD_one_rank.npz and "
         "METHOD_two_ranks.npz for DeCLIP, SLIP, FILIP and DeFILIP; they are repeated in float64; docs/NUMERICS.md "
         "describes it. "
+        "A folder of losses of other libraries holds meta.json, one_rank.npz, two_ranks.npz and so on, and "
+        "lightly.npz; docs/NUMERICS.md describes it. They are compared in float64. "
         "openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
         "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
         "checks that gradients, statistics and weights are the same each time.",
@@ -30,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         type=Path,
         help="folder of recordings, of checkpoints of other libraries with their recorded outputs, of metrics of other "
-        "libraries with their arrays, or of recorded steps of DeCLIP's repository; by default the recordings of the "
-        "published code",
+        "libraries with their arrays, of recorded steps of DeCLIP's repository, or of losses of other libraries with "
+        "their gradients; by default the recordings of the published code",
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
     parser.add_argument(

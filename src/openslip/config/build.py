@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from openslip.config.check import is_whole, lookup
+from openslip.config.check import is_schedule, is_whole, lookup
 from openslip.data.source import Source
 from openslip.data.sources.subset import Subset
 from openslip.data.view import View
@@ -80,9 +80,7 @@ class Parts:
 def build_parts(config: dict[str, Any]) -> Parts:
     """Build the parts of a training step; `objective.prepare` is not called yet, and no data is read."""
     config = settled(config)
-    # The objective's class takes neither key: views are built below, and the model config has already read `model`.
-    objective_config = {key: value for key, value in config["objective"].items() if key not in ("views", "model")}
-    model, objective = build(config["model"], "model"), build(objective_config, "objective")
+    model, objective = build(config["model"], "model"), build_objective(config["objective"])
     if (batch := config["global_batch_size"]) < objective.min_batch_size:
         raise UserError(
             f"global_batch_size={batch} leaves {type(objective).__name__} no negatives, so its loss would be 0: "
@@ -95,6 +93,24 @@ def build_parts(config: dict[str, Any]) -> Parts:
         views={name: build(view, f"objective.views.{name}") for name, view in config["objective"]["views"].items()},
         tokenizer=build(config["tokenizer"], "tokenizer") if config["tokenizer"] else None,
     )
+
+
+def build_objective(config: dict[str, Any]) -> Objective:
+    """Build the config's `objective`; a number may be given as a schedule, whose first value the constructor gets.
+
+    Raises:
+        UserError: the objective has no attribute of the name of a number that is given as a schedule.
+    """
+    # The objective's class takes neither key: views are built by `build_parts`, and the model config has read `model`.
+    arguments = {key: value for key, value in config.items() if key not in ("views", "model")}
+    schedules = {key: build(value, f"objective.{key}") for key, value in arguments.items() if is_schedule(value)}
+    objective = build(arguments | {key: schedule(0, 1) for key, schedule in schedules.items()}, "objective")
+    for key in schedules:
+        if key not in vars(objective):
+            name = type(objective).__name__
+            raise UserError(f"objective.{key}: {name} has no attribute {key} that can follow a schedule; use a number")
+    objective.schedules = schedules
+    return objective
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any]:

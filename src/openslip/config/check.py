@@ -70,6 +70,8 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
         return
     if key.endswith((".classnames", ".templates")) and isinstance(value, str) and "{}" not in value:
         return  # in place of a list: a text file, or the name of a built-in list
+    if key.startswith("objective.") and is_number(default) and is_schedule(value):
+        return
     example = f"e.g. {key}={default}"
     if isinstance(default, dict):
         first = next((name for name in default if name != "_target_"), "NAME")
@@ -169,8 +171,9 @@ def check_root_values(config: dict[str, Any]) -> None:
     checks["callbacks.save.every_minutes"] = (_or_null(_up_to(math.inf)), minutes)
     for key, (valid, expected) in checks.items():
         value = lookup(config, key)
-        if not valid(value):
-            raise UserError(f"{key}={value}: expected {expected}")
+        for each in value.get("values", []) if is_schedule(value) else [value]:
+            if not valid(each):
+                raise UserError(f"{key}={each}: expected {expected}")
     if isinstance(strategy := config["trainer"]["strategy"], str) and strategy not in STRATEGIES:
         raise UserError(
             f"trainer.strategy={strategy}: expected {', '.join(STRATEGIES)}; trainer=ddp has the best settings"
@@ -202,6 +205,11 @@ def _optim_checks(config: dict[str, Any]) -> dict[str, tuple[Callable[[Any], boo
     if lookup(config, "optim.warmup_steps") is None:
         checks["optim.warmup_epochs"] = (_at_least_0, "a number of at least 0, or null with optim.warmup_steps=STEPS")
     return {"optim.lr": positive, "optim.weight_decay": least, **checks}
+
+
+def is_schedule(value: Any) -> bool:
+    """Tell whether a value is the settings of a schedule, which may stand for a number of an objective."""
+    return isinstance(value, dict) and value.get("_target_") == "openslip.schedules.PiecewiseLinear"
 
 
 def is_number(value: Any) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 from openslip.config.build import build
 from openslip.errors import UserError
-from openslip.optim import WarmupCosine
+from openslip.schedules import LearningRate
 
 
 def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
@@ -20,7 +20,7 @@ def planned_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
     return min(steps for steps in (max_steps, max_epochs and max_epochs * steps_per_epoch) if steps is not None)
 
 
-def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> WarmupCosine:
+def planned_schedule(config: dict[str, Any], steps_per_epoch: int) -> LearningRate:
     """Build the learning rate schedule for the run's length."""
     warmup_steps = planned_warm_up(config, steps_per_epoch)
     max_steps = planned_steps(config["trainer"], steps_per_epoch)

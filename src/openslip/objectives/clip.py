@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openslip.models.dual_encoder import DualEncoder
+from openslip.objectives.equal_info_nce import equal_info_nce
+from openslip.objectives.equal_pairs import EqualPairs, caption_keys, checked_same_caption
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
 from openslip.objectives.tiled import tiled_info_nce
@@ -21,31 +23,44 @@ class CLIP(Objective):
             a single rank, as in the published 64-GPU runs: docs/NUMERICS.md#gather.
         max_logit_scale: largest value of `logit_scale`, a natural logarithm. After each step, `logit_scale` is clamped
             to [0, max_logit_scale].
+        same_caption: role of an image and another sample's text if both samples have the same caption: `negative` as
+            published, `positive`, or `ignore`. Without randomness in the text tower, `positive` gives the same loss as
+            `negative`: docs/NUMERICS.md#same_caption.
+
+    Raises:
+        UserError: `same_caption` has another value.
     """
 
     min_batch_size = 2
 
-    def __init__(self, *, gather_with_grad: bool, max_logit_scale: float) -> None:
+    def __init__(self, *, gather_with_grad: bool, max_logit_scale: float, same_caption: str = "negative") -> None:
         super().__init__()
         self.gather_with_grad = gather_with_grad
         self.max_logit_scale = max_logit_scale
+        self.same_caption = checked_same_caption(same_caption)
 
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
-        return {
+        features = {
             "image": model.encode_image(batch["image"]),
             "text": model.encode_text(batch["text"], batch["text_length"]),
         }
+        if self.same_caption != "negative":
+            features["caption"] = caption_keys(batch["text"], batch["text_length"])
+        return features
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
-        loss, accuracy = info_nce(image, text, model.logit_scale.exp())
+        equal = EqualPairs(features["caption"], role=self.same_caption) if "caption" in features else None
+        loss, accuracy = info_nce(image, text, model.logit_scale.exp(), equal)
         return {"loss": loss, "clip_loss": loss, "clip_acc": accuracy}
 
     def after_step(self, model: DualEncoder, /) -> None:
         clamp_logit_scale(model, self.max_logit_scale)
 
 
-def info_nce(image: Features, text: Features, scale: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def info_nce(
+    image: Features, text: Features, scale: Float[Tensor, ""], equal: EqualPairs | None = None
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return the symmetric InfoNCE loss of this rank's rows, and the image-to-text accuracy in per cent.
 
     Every row is compared with the features of all ranks. The mean over ranks is the loss of the global batch.
@@ -54,7 +69,10 @@ def info_nce(image: Features, text: Features, scale: Float[Tensor, ""]) -> tuple
         image: this rank's image features; they are gathered over ranks when needed.
         text: this rank's text features; they are gathered over ranks when needed.
         scale: factor by which cosines are multiplied, exp(logit_scale).
+        equal: which samples are equal, and the role of a pair of them; None: every other sample is a negative.
     """
+    if equal is not None:
+        return equal_info_nce(image, text, scale, equal)
     if is_large(len(image.local)):
         return tiled_info_nce(image, text, scale)
     logits_per_image = scale * image.local @ text.all.T  # [local, global]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from openslip.models.batch_norm import synchronise
+from openslip.schedules import PiecewiseLinear
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -24,6 +25,8 @@ class Objective(nn.Module, ABC):
             It is false if the fp16 loss scaler skips an update because gradients overflow. After a skipped step, only
             buffers of up to 2**18 elements are restored. If `skipped` is true, `after_step` must therefore change
             neither larger buffers (queues) nor parameters (EMA teachers).
+        schedules: attributes whose values are functions of the step, such as the weight of a term. A config gives them
+            as schedules in place of numbers; the framework assigns the numbers of each step before `encode` is called.
     """
 
     min_batch_size = 1
@@ -32,6 +35,7 @@ class Objective(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("skipped", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.schedules: dict[str, PiecewiseLinear] = {}
 
     @abstractmethod
     def encode(self, model: Any, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
@@ -53,6 +57,13 @@ class Objective(nn.Module, ABC):
         """Call `setup`, then make the batch norms of heads use global-batch statistics; called by the framework."""
         self.setup(model)
         synchronise(self, runs_again=False)
+
+    def begin_step(self, step: int, max_steps: int) -> dict[str, float]:
+        """Assign the numbers of a step to the attributes in `schedules`, and return them; called by the framework."""
+        numbers = {name: schedule(step, max_steps) for name, schedule in self.schedules.items()}
+        for name, number in numbers.items():
+            setattr(self, name, number)
+        return numbers
 
     def after_step(self, model: Any, /) -> None:
         """Clamp parameters, update EMA teachers and queues; called after every step, even if the update was skipped."""

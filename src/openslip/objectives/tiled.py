@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from openslip.distributed import all_sum, world_size
 from openslip.objectives.similarity import Features
-from openslip.objectives.tiles import RunningSoftmax, cut, own_rows, tile_size
+from openslip.objectives.tiles import RunningSoftmax, Tiles, cut, own_rows, pair_tiles, tile_size
 
 
 def tiled_info_nce(
@@ -48,7 +48,7 @@ class _InfoNCE(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         queries = scale * image
         of_images, of_texts = RunningSoftmax.of_rows(image), RunningSoftmax.of_rows(texts)
-        for row, column, paired in _info_nce_tiles(image, texts):
+        for row, column, paired in pair_tiles(image, texts, tile_size(image)):
             tile = queries[row] @ texts[column].T
             of_images.add(row, tile, paired)
             of_texts.add(column, tile.T, paired)
@@ -68,7 +68,7 @@ class _InfoNCE(torch.autograd.Function):
         with torch.autocast(image.device.type, enabled=False):
             queries = scale * image
             to_queries, to_texts = torch.zeros_like(image), torch.zeros_like(texts)
-            for row, column, paired in _info_nce_tiles(image, texts):
+            for row, column, paired in pair_tiles(image, texts, tile_size(image)):
                 tile = queries[row] @ texts[column].T
                 by_images = ctx.of_images.gradient(row, tile, paired)
                 by_texts = ctx.of_texts.gradient(column, tile.T, paired).T
@@ -126,19 +126,6 @@ class _NTXent(torch.autograd.Function):
                 to_z[row].addmm_(both, keys[column])
             to_z1, to_z2 = to_z.mul_(gradient / (len(z) * ctx.temperature)).chunk(2)
             return to_z1, to_z2, None, None
-
-
-Tiles = Iterator[tuple[slice, slice, bool]]
-
-
-def _info_nce_tiles(image: Tensor, texts: Tensor) -> Tiles:
-    """Yield the rows and columns of each tile, from left to right, and whether the tile's diagonal holds positives."""
-    own = own_rows(image)
-    size = tile_size(image)
-    columns = [*cut(0, own.start, size), *cut(own.start, own.stop, size), *cut(own.stop, len(texts), size)]
-    for row in cut(0, len(image), size):
-        for column in columns:
-            yield row, column, column.start == own.start + row.start
 
 
 def _own_tiles(z: Tensor) -> Tiles:

@@ -1,7 +1,7 @@
 """Losses over all pairs in linear memory: only one tile of logits exists at a time, forward and backward."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ from openslip.distributed import all_max, all_sum, gather, rank, world_size
 PLAIN_UP_TO = 512 * 512  # logits per rank; above this number, tiles are faster than the plain form (measured on a CPU)
 CPU_TILE = 512  # rows and columns; 256 to 768 are equally fast, because such a tile fits the second-level cache
 GPU_TILE = 4096  # rows and columns; such a tile has enough work to hide the time to launch a kernel
+
+
+Tiles = Iterator[tuple[slice, slice, bool]]
 
 
 def is_large(rows: int) -> bool:
@@ -110,3 +113,23 @@ def cut(start: int, stop: int, size: int) -> list[slice]:
 def tile_size(x: Tensor) -> int:
     """Return the number of rows of a tile on the device of `x`; the number of columns is the same."""
     return CPU_TILE if x.device.type == "cpu" else GPU_TILE
+
+
+def size_of_tiles(rows: Tensor, columns: Tensor) -> int:
+    """Return the number of rows of a tile for a loss without a plain form: few logits make a single tile."""
+    return tile_size(rows) if is_large(len(rows)) else max(len(rows), len(columns))
+
+
+def pair_tiles(rows: Tensor, columns: Tensor, size: int) -> Tiles:
+    """Yield each tile's rows and columns, from left to right, and whether its diagonal holds pairs of the same sample.
+
+    Args:
+        rows: features of this rank's samples.
+        columns: features of the samples of all ranks.
+        size: largest number of rows, and of columns, of a tile.
+    """
+    own = own_rows(rows)
+    places = [*cut(0, own.start, size), *cut(own.start, own.stop, size), *cut(own.stop, len(columns), size)]
+    for row in cut(0, len(rows), size):
+        for column in places:
+            yield row, column, column.start == own.start + row.start

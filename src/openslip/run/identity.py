@@ -15,7 +15,7 @@ from openslip.errors import UserError
 from openslip.regular_file import regular_file
 
 # Format of config.yaml. Raise it, and extend `upgraded`, when a key that is not null by default joins the identity.
-FORMAT = 2
+FORMAT = 3
 
 # Dotted keys, each with all keys below it. Hardware and micro-batches are not included, because any split of the global
 # batch gives the same update; nor `mode`, `views` and `ssl_head`, because the objective includes what it uses of them.
@@ -126,11 +126,19 @@ def read_config(file: Path) -> dict[str, Any] | None:
 
 
 def _of_present_format(config: dict[str, Any]) -> dict[str, Any]:
-    settings = {key: value for key, value in config.items() if key != "format"}
-    return settings if config.get("format", 1) >= FORMAT else upgraded(settings)
+    settings, written = {key: value for key, value in config.items() if key != "format"}, config.get("format", 1)
+    settings = _upgraded_from_1(settings) if written < 2 else settings
+    return _upgraded_from_2(settings) if written < 3 else settings
 
 
-def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+def _upgraded_from_2(config: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a config of format 2, in which CLIP had no `same_caption`."""
+    objective = config["objective"]
+    added = {"same_caption": "negative"} if _class_name(objective) == "CLIP" else {}
+    return {**config, "objective": {**added, **objective}}
+
+
+def _upgraded_from_1(config: dict[str, Any]) -> dict[str, Any]:
     """Upgrade a config of format 1, in which captions were no view, and views took mean and std from the root."""
     tokenizer, views = config["tokenizer"], dict(config["objective"]["views"])
     for name, view in views.items():

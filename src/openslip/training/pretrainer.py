@@ -14,7 +14,8 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import describe
 from openslip.objectives.objective import Objective
-from openslip.optim import WarmupCosine, param_groups
+from openslip.optim import param_groups
+from openslip.schedules import LearningRate
 from openslip.text.tokenizer import Tokenizer
 from openslip.training.gradients import clip_gradients, marked
 from openslip.training.microbatch import loss_in_micro_batches, micro_batch_sizes
@@ -45,6 +46,7 @@ class Pretrainer(pl.LightningModule):
             the first step.
         averaged: copy of the model that holds the EMA weights; None if `ema_decay` is None.
         terms: metrics of the last step, as scalars on the device.
+        scheduled: numbers of the objective in the last step, for those that are functions of the step.
         gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.
         provenance: content of the run's `env.json`, saved in every checkpoint; a callback sets it before each save.
     """
@@ -59,7 +61,7 @@ class Pretrainer(pl.LightningModule):
         layer_decay: float | None,
         clip_norm: float | None,
         ema_decay: float | None,
-        schedule: WarmupCosine,
+        schedule: LearningRate,
         architecture: dict[str, Any],
         tokenizer: Tokenizer | None,
         transform: EvalTransform,
@@ -84,6 +86,7 @@ class Pretrainer(pl.LightningModule):
         self.init_from = init_from or {}
         self.step = 0
         self.terms: dict[str, Tensor] = {}
+        self.scheduled: dict[str, float] = {}
         self.gradient_norm: Tensor | None = None
         self.provenance: dict[str, Any] = {}
 
@@ -124,6 +127,7 @@ class Pretrainer(pl.LightningModule):
             group["lr"] = lr * group["lr_scale"]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.scheduled = self.objective.begin_step(self.step, self.max_steps)
         sizes = micro_batch_sizes(len(next(iter(batch.values()))), self.micro_batch_size)
         terms = loss_in_micro_batches(self.objective, self.model, batch, sizes)
         self.terms = {name: term.detach() for name, term in terms.items()}

@@ -2,8 +2,8 @@
 
 Tolerances: docs/NUMERICS.md#equal. `files` reads recordings, `recording` repeats a recorded run, `deviation` measures
 how far apart two values are, `kernels` checks the device, `towers` compares checkpoints of other libraries,
-`evaluations` compares metrics of other libraries, `declip` compares steps of DeCLIP's repository, and each other file
-makes the rows of one kind of quantity.
+`evaluations` metrics and `family` losses of other libraries, `declip` compares steps of DeCLIP's repository, and each
+other file makes the rows of one kind of quantity.
 """
 
 import math
@@ -20,6 +20,7 @@ from openslip.terminal import printable
 from openslip.verify.declip import declip_rows, has_recordings
 from openslip.verify.deviation import Row
 from openslip.verify.evaluations import evaluation_rows, has_figures
+from openslip.verify.family import family_rows, has_losses
 from openslip.verify.files import is_recorded, read_json
 from openslip.verify.kernels import kernel_rows
 from openslip.verify.ranks import rank_rows
@@ -35,13 +36,16 @@ def verify(folder: Path, device: str, dtype: str) -> int:
 
     Args:
         folder: folder of recordings of the published code, of checkpoints of other libraries with their outputs, of
-            metrics of other libraries with their arrays, or of recorded steps of DeCLIP's repository.
+            metrics of other libraries with their arrays, of recorded steps of DeCLIP's repository, or of losses of
+            other libraries with their gradients.
         device: device to check, such as `cpu` or `cuda`.
-        dtype: format to compute in, a key of `TOLERANCES`.
+        dtype: format to compute in, a key of `TOLERANCES`; losses of other libraries are computed in float64.
 
     Raises:
         UserError: the folder or device does not exist, or the folder has none of the recordings.
     """
+    if has_losses(folder):
+        dtype = "float64"
     with progress("comparing with the recordings"):
         rows = compare(folder, device, dtype)  # first, because it refuses a device that is not available
     rows_of = rows_function(folder)
@@ -85,6 +89,8 @@ def compare(folder: Path, device: str, dtype: str) -> list[Row]:
 
 def rows_function(folder: Path) -> Callable[[Path, str, str], list[Row]]:
     """Return the function that compares what a folder holds."""
+    if has_losses(folder):
+        return family_rows
     if has_figures(folder):
         return evaluation_rows
     if outputs_in(folder):
@@ -118,7 +124,7 @@ def published_rows(folder: Path, device: str, dtype: str) -> list[Row]:
     add("tokenizer.json", "token ids", lambda: tokenizer_rows(folder))
     if all(row.deviation is None for row in rows):
         raise UserError(
-            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...), no NAME_io.npz "
-            "and no metrics.json"
+            f"{folder}: holds none of the recordings (meta.json, clip.npz, tokenizer.json, ...), no NAME_io.npz, "
+            "no metrics.json and no one_rank.npz"
         )
     return rows

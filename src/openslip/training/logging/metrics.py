@@ -82,6 +82,7 @@ class Metrics(pl.Callback):
         global_batch_size = len(next(iter(batch.values()))) * world_size()
         known: dict[str, float | int] = {"samples_seen": pl_module.samples_seen}
         known["train/lr"] = pl_module.schedule(step - 1)
+        known |= {f"train/{name}": number for name, number in pl_module.scheduled.items()}
         known |= self.speed(pl_module, step, global_batch_size) | pl_module.data.metrics()
         self.measured = step, LateMetrics(late), known
         if pl_module.device.type != "cuda":  # on a CPU the metrics are available at once
