@@ -16,6 +16,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import NonFiniteError, UserError
 from openslip.inference.images import TENSOR, ImageLike, is_one_image, listed, to_image
 from openslip.models.prefix_sharing import sharing_prefixes
+from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
@@ -113,13 +114,15 @@ class Bundle:
         text to reduce padding, and a causal text tower computes the beginnings that its texts share once.
 
         Raises:
-            UserError: the model has no text tower, the list is empty, or one string was given instead of a list.
+            UserError: the model has no text tower, the list is empty, one string was given instead of a list, or a text
+                has words that the text tower has not learned.
         """
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the string {texts[:40]!r}: write [{texts[:40]!r}]")
         if not (given := list(texts)):
             raise UserError("no texts to encode: expected at least one")
         ids, lengths = self.need_tokenizer().encode(given)
+        self.refuse_unknown(given)
         num_tokens = lengths.tolist()
         order = torch.tensor(sorted(range(len(given)), key=lambda row: (num_tokens[row], given[row])))
         features = []
@@ -129,6 +132,25 @@ class Bundle:
                 encoded = self.model.encode_text(trimmed.to(self.device), lengths[rows])
                 features.append(self.unit(encoded, "text"))
         return torch.cat(features)[order.argsort().to(self.device)]
+
+    def refuse_unknown(self, texts: Sequence[str]) -> None:
+        """Refuse texts with words that the text tower has not learned, because the others would give a wrong feature."""
+        tower = getattr(self.model, "text_tower", None)
+        known = tower.known_ids() if isinstance(tower, Tower) else None
+        if known is None:
+            return
+        known, tokenizer = known.cpu(), self.need_tokenizer()
+
+        def has_unknown(text: str) -> bool:
+            ids, lengths = tokenizer.encode([text])
+            return not known[ids[0, : int(lengths[0])]].all()
+
+        if refused := next(filter(has_unknown, texts), None):
+            words = ", ".join(filter(has_unknown, refused.split()))
+            raise UserError(
+                f"{self.name()}: its text tower has not learned {words!r} of the text {refused[:80]!r}: take other "
+                "labels, or templates without such words, for example {}"
+            )
 
     def similarity(
         self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike], texts: Iterable[str]
