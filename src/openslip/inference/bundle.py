@@ -145,11 +145,11 @@ class Bundle:
             ids, lengths = tokenizer.encode([text])
             return not known[ids[0, : int(lengths[0])]].all()
 
-        if refused := next(filter(has_unknown, texts), None):
+        if (refused := next(filter(has_unknown, texts), None)) is not None:
             words = ", ".join(filter(has_unknown, refused.split()))
             raise UserError(
-                f"{self.name()}: its text tower has not learned {words!r} of the text {refused[:80]!r}: take other "
-                "labels, or templates without such words, for example {}"
+                f"{self.name()}: its text tower has not learned {words or 'any word'} of the text "
+                f"{refused[:80]!r}: take other labels, or templates without such words, for example {{}}"
             )
 
     def similarity(
