@@ -37,12 +37,17 @@ OPTIONS = [
 MODELS = [
     f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")
 ]
-OPTIONS += [("model", model) for model in MODELS]
+WORD_MODELS = [f"{method}_{size}" for method in ("devise", "superclass") for size in ("tiny", "vitb16")]
+OPTIONS += [("model", model) for model in (*MODELS, *WORD_MODELS)]
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
+    ("tokenizer", "words"): ["tokenizer.vectors=VECTORS"],
+    ("objective", "superclass"): ["model/tower@model.text_tower=text_bag"],
+    ("model", "devise_tiny"): ["tokenizer.vectors=VECTORS"],
+    ("model", "devise_vitb16"): ["tokenizer.vectors=VECTORS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
     ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
     ("evaluation", "retrieval"): ["evaluation.retrieval.source.shards=SHARDS"],
@@ -66,6 +71,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             (folder / "pictures" / split / name).mkdir(parents=True)
             picture.save(folder / "pictures" / split / name / "1.jpg")
     (folder / "names.txt").write_text("ant\nbee\n")
+    (folder / "vectors.txt").write_text("ant 1 0\nbee 0 1\n")
     write_shard(folder / "shards.tar", picture)
     for name in ("yfcc15m", "cc3m", "cc12m", "coco", "redcaps"):
         (folder / name).mkdir()
@@ -87,7 +93,7 @@ def write_shard(path: Path, picture: Image.Image) -> None:
 def compose_with(files: dict[str, str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> dict[str, Any]:
     monkeypatch.setenv("OPENSLIP_DATA", files["folder"])
     monkeypatch.setenv("IMAGENET", f"{files['folder']}/pictures")
-    known = {"SHARDS": "shards.tar", "PICTURES": "pictures/val", "NAMES": "names.txt"}
+    known = {"SHARDS": "shards.tar", "PICTURES": "pictures/val", "NAMES": "names.txt", "VECTORS": "vectors.txt"}
     for word, name in known.items():
         arguments = [argument.replace(word, f"{files['folder']}/{name}") for argument in arguments]
     config, _ = compose_config("train", arguments)
@@ -238,7 +244,7 @@ def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):
         config, choices = compose_config("train", [f"--config-dir={tmp_path}", f"model={model}"])
         assert (choices["model"], config["model"]["embed_dim"]) == (model, embed_dim)
         assert config["objective"]["_target_"] == "openslip.objectives.slip.SLIP"
-    with pytest.raises(UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, my_own, "):
+    with pytest.raises(UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, devise, my_own, "):
         compose_config("train", [f"--config-dir={tmp_path}", "model=my_won_mini"])
 
 
@@ -271,7 +277,7 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
         ("model=slip_vitb17", "did you mean model=slip_vitb16"),
         ("towers.image.compile=true", "has been replaced by compile=true or false"),
         ("model=slip_vitb17", "size vitb17 is none of: tiny, vitb16, vitl16, vits16"),
-        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, simclr, slip"),
+        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, devise, simclr, slip, superclass"),
         ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_tiny, clip_vitb16"),
         ("trainer.max_stpes=3", "did you mean trainer.max_steps"),
         ("sede=3", "did you mean seed"),
