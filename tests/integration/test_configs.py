@@ -244,7 +244,9 @@ def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):
         config, choices = compose_config("train", [f"--config-dir={tmp_path}", f"model={model}"])
         assert (choices["model"], config["model"]["embed_dim"]) == (model, embed_dim)
         assert config["objective"]["_target_"] == "openslip.objectives.slip.SLIP"
-    with pytest.raises(UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, devise, my_own, "):
+    with pytest.raises(
+        UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, devise, my_own, "
+    ):
         compose_config("train", [f"--config-dir={tmp_path}", "model=my_won_mini"])
 
 
@@ -277,7 +279,10 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
         ("model=slip_vitb17", "did you mean model=slip_vitb16"),
         ("towers.image.compile=true", "has been replaced by compile=true or false"),
         ("model=slip_vitb17", "size vitb17 is none of: tiny, vitb16, vitl16, vits16"),
-        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, devise, simclr, slip, superclass"),
+        (
+            "model=slpi_vitb16",
+            "did you mean model=slip_vitb16? method slpi is none of: clip, devise, simclr, slip, superclass",
+        ),
         ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_tiny, clip_vitb16"),
         ("trainer.max_stpes=3", "did you mean trainer.max_steps"),
         ("sede=3", "did you mean seed"),

@@ -42,14 +42,22 @@ def features(rows: int = 9) -> tuple[Tensor, Tensor]:
 
 def test_the_hinge_rank_loss_is_equation_1_and_torchs_multi_margin_loss():
     image, text = features()
-    loss = hinge_rank(Features(image, gather_with_grad=True), Features(text, gather_with_grad=True), 0.1)
+    model, objective = word_model("devise")
+    given = {"image": image.clone().requires_grad_(), "text": text.clone().requires_grad_()}
+    loss = objective.loss(model, given)["loss"]
     cosines = torch.nn.functional.cosine_similarity(image[:, None], text[None], dim=2)
     total = sum(
         max(0.0, 0.1 - float(cosines[i, i]) + float(cosines[i, j])) for i in range(9) for j in range(9) if i != j
     )
     assert loss.item() == pytest.approx(total / 9, rel=1e-12)
+    same = {name: x.detach().clone().requires_grad_() for name, x in given.items()}
+    cosines = torch.nn.functional.cosine_similarity(same["image"][:, None], same["text"][None], dim=2)
     reference = torch.nn.MultiMarginLoss(p=1, margin=0.1)(cosines, torch.arange(9)) * 9  # it divides by the classes
     assert loss.item() == pytest.approx(reference.item(), rel=1e-12)
+    loss.backward()
+    reference.backward()
+    for name, x in given.items():
+        torch.testing.assert_close(x.grad, same[name].grad, rtol=1e-10, atol=1e-14)
 
 
 def test_an_equal_caption_adds_the_margin_and_no_gradient():
@@ -78,8 +86,7 @@ def naive_superclass(steps: int) -> list[float]:
     for step in range(steps):
         batch = word_batch(step)
         captions = [
-            set(row[:length])
-            for row, length in zip(batch["text"].tolist(), batch["text_length"].tolist(), strict=True)
+            set(row[:length]) for row, length in zip(batch["text"].tolist(), batch["text_length"].tolist(), strict=True)
         ]
         number += len(captions)
         for caption in captions:
@@ -257,5 +264,5 @@ def test_a_run_is_not_resumed_with_other_words():
     made.on_save_checkpoint(stored)
     made.on_load_checkpoint(stored)
     made.tokenizer = Words(context_length=5, words="number\npicture")
-    with pytest.raises(UserError, match="its words differ from those of the checkpoint: the file that it reads"):
+    with pytest.raises(UserError, match=r"its words differ from those of the checkpoint: the file that it reads"):
         made.on_load_checkpoint(stored)

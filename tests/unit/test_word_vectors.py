@@ -47,8 +47,7 @@ def naive_ppmi(captions: list[str], words: list[str]) -> list[list[float]]:
 
     def information(first: str, second: str) -> float:
         alone, other, both = (
-            sum(wanted <= present for present in sets) / len(sets)
-            for wanted in ({first}, {second}, {first, second})
+            sum(wanted <= present for present in sets) / len(sets) for wanted in ({first}, {second}, {first, second})
         )
         return max(0.0, math.log(both / (alone * other))) if both else 0.0
 
@@ -170,7 +169,7 @@ def test_words_become_ids_and_unknown_ones_a_special_id(glove: Path):
 
 @pytest.mark.parametrize("given", [{}, {"words": "a", "vectors": "b"}, {"words": "a\na"}])
 def test_a_vocabulary_comes_from_one_place_and_has_each_word_once(given: dict[str, Any]):
-    with pytest.raises(UserError, match="expected a file of word vectors|occurs twice"):
+    with pytest.raises(UserError, match=r"expected a file of word vectors|occurs twice"):
         Words(context_length=3, **given)
 
 
@@ -231,7 +230,9 @@ def test_a_stored_model_answers_without_the_file(glove: Path, tmp_path: Path):
 def test_an_unseen_word_is_refused_by_its_name_and_never_left_out(glove: Path):
     bundle = answering(glove)
     for texts in itertools.permutations(["cat", "the zebra and the dog"]):
-        with pytest.raises(UserError, match="has not learned zebra, and, dog of the text 'the zebra and the dog': take"):
+        with pytest.raises(
+            UserError, match="has not learned zebra, and, dog of the text 'the zebra and the dog': take"
+        ):
             bundle.encode_text(texts)
     with pytest.raises(UserError, match="has not learned any word of the text ''"):
         bundle.encode_text([""])
@@ -251,7 +252,9 @@ def test_a_file_of_another_width_is_refused(glove: Path):
     )
     initial = InitialWeights(model, Words(context_length=77, vectors=str(glove)), transform().settings())
     with pytest.raises(UserError, match=r"towers\.text\.weights=.*its text tower differs from this run's .*\[6, 3\]"):
-        initial.load(None, {"text": {"weights": str(glove), "activation": None, "image_heads": None, "text_heads": None}})
+        initial.load(
+            None, {"text": {"weights": str(glove), "activation": None, "image_heads": None, "text_heads": None}}
+        )
 
 
 @pytest.mark.parametrize("options", [{"embed_dim": 4}, {"embed_dim": 3, "projection_bias": "text"}])
@@ -276,11 +279,16 @@ def test_the_method_devise_locks_the_text_tower_with_the_file_of_its_tokenizer(g
     parts.objective.setup(parts.model)
     trained = {name.partition(".")[0] for name, p in parts.model.named_parameters() if p.requires_grad}
     assert trained == {"image_tower", "image_projection"}
-    with pytest.raises(UserError, match="config key tokenizer.vectors has no value: add tokenizer.vectors=VALUE"):
+    with pytest.raises(UserError, match=r"config key tokenizer\.vectors has no value: add tokenizer\.vectors=VALUE"):
         compose_config("train", ["model=devise_tiny"])
 
 
 def test_no_other_file_of_a_model_looks_like_word_vectors(tmp_path: Path):
-    for name, content in {"a.json": b'{"a": 1}', "b.pt": bytes(range(256)), "c.csv": b"a,1,2\n", "d.txt": b"1 2\n"}.items():
+    for name, content in {
+        "a.json": b'{"a": 1}',
+        "b.pt": bytes(range(256)),
+        "c.csv": b"a,1,2\n",
+        "d.txt": b"1 2\n",
+    }.items():
         (tmp_path / name).write_bytes(content)
         assert not format_of_vectors.detect(tmp_path / name), name

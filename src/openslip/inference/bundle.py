@@ -134,7 +134,7 @@ class Bundle:
         return torch.cat(features)[order.argsort().to(self.device)]
 
     def refuse_unknown(self, texts: Sequence[str]) -> None:
-        """Refuse texts with words that the text tower has not learned, because the others would give a wrong feature."""
+        """Refuse texts with words that the text tower has not learned; the others would give a wrong feature."""
         tower = getattr(self.model, "text_tower", None)
         known = tower.known_ids() if isinstance(tower, Tower) else None
         if known is None:

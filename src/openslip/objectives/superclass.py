@@ -41,7 +41,7 @@ class SuperClass(Objective):
     def setup(self, model: DualEncoder, /) -> None:
         if not isinstance(model.text_tower, BagOfTokens):
             raise UserError(
-                f"objective: SuperClass trains a row per token, and {type(model.text_tower).__name__} is no BagOfTokens; "
+                f"objective: SuperClass trains rows of tokens; {type(model.text_tower).__name__} is no BagOfTokens; "
                 "add model/tower@model.text_tower=text_bag, or use model=superclass_tiny"
             )
         # Whole numbers, because float32 cannot count beyond 2**24.

@@ -1,9 +1,9 @@
 """Word vectors from captions: positive pointwise mutual information (PPMI), factorised.
 
-Bullinaria and Levy 2007, Behavior Research Methods 39, 510-526, for PPMI; Levy, Goldberg and Dagan 2015, TACL 3, section
-3.3, for the square root of the eigenvalues. Two words occur together if a caption has both. A word occurs together with
-itself in all of its captions, so the diagonal is log(captions / captions with the word): words that are used alike, such
-as two colours, keep vectors of their own, and words of nearly every caption have short vectors.
+PPMI: Bullinaria and Levy 2007, Behavior Research Methods 39, 510-526. Root of the eigenvalues: Levy, Goldberg and
+Dagan 2015, TACL 3, section 3.3. Two words occur together if a caption has both. A word occurs together with itself in
+all of its captions, so the diagonal is log(captions / captions with the word): words that are used alike, such as two
+colours, keep vectors of their own, and words of nearly every caption have short vectors.
 """
 
 from array import array

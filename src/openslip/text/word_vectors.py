@@ -1,4 +1,4 @@
-"""Word vectors in a text file as GloVe's: a line holds a word and its numbers. Pennington et al. 2014, EMNLP, 1532-1543.
+"""Word vectors in a text file as GloVe's: a word and its numbers per line. Pennington et al. 2014, EMNLP, 1532-1543.
 
 A first line with only two whole numbers, the sizes, is allowed, as word2vec writes it.
 """
@@ -68,13 +68,13 @@ def read_vectors(path: str | Path) -> WordVectors:
     words, lines = read_words(path), []
     for word, numbers in rows(path):
         try:
-            lines.append(np.array(numbers.split(), dtype=np.float32))
+            lines.append(np.array([float(number) for number in numbers.split()], dtype=np.float32))
         except ValueError as error:
             raise UserError(f"{path}: the line of {word[:60]!r} holds no numbers ({error})") from error
         if len(lines[-1]) != len(lines[0]) or not np.isfinite(lines[-1]).all():
             raise UserError(
-                f"{path}: the line of {word[:60]!r} has {len(lines[-1])} numbers: expected {len(lines[0])} finite ones, "
-                "as in the first line, after a word without spaces"
+                f"{path}: the line of {word[:60]!r} has {len(lines[-1])} numbers: expected {len(lines[0])} finite "
+                "ones, as in the first line, after a word without spaces"
             )
     return WordVectors(words, np.stack(lines))
 

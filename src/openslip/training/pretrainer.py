@@ -181,6 +181,6 @@ def refuse_other_tokenizer(stored: dict[str, Any] | None, tokenizer: Tokenizer |
     for key, value in (stored or {}).items():
         if key in settings and settings[key] != value:
             raise UserError(
-                f"tokenizer: its {key} differ from those of the checkpoint: the file that it reads has changed since the "
-                "run started; restore it, or give another name="
+                f"tokenizer: its {key} differ from those of the checkpoint: the file that it reads has changed since "
+                "the run started; restore it, or give another name="
             )
