@@ -146,7 +146,7 @@ class Bundle:
             return not known[ids[0, : int(lengths[0])]].all()
 
         if (refused := next(filter(has_unknown, texts), None)) is not None:
-            words = ", ".join(filter(has_unknown, refused.split()))
+            words = ", ".join(word.strip(".,;:!?") for word in filter(has_unknown, refused.split()))
             raise UserError(
                 f"{self.name()}: its text tower has not learned {words or 'any word'} of the text "
                 f"{refused[:80]!r}: take other labels, or templates without such words, for example {{}}"
