@@ -1,5 +1,6 @@
 """DeViSE and SuperClass against loops and torch's own loss, on any split, and resumed in the middle of an epoch."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from data_modules import data_module
+from marks import slow
 from ranks import Ranks
 from shard_files import write_pairs
 from torch import Tensor
@@ -174,8 +176,11 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-12, msg=f"{name} differs")
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("method", METHODS)
+FEW = [("devise", 4), ("superclass", 4)]
+OTHERS = [slow(*case) for case in itertools.product(METHODS, TILES) if case not in FEW]
+
+
+@pytest.mark.parametrize(("method", "tile"), [*FEW, *OTHERS])
 def test_micro_batches_and_two_ranks_equal_the_whole_batch(two_ranks: Ranks, method: str, tile: int | None):
     whole = word_steps(3, None, method, [BATCH])
     for sizes in SPLITS:
@@ -241,8 +246,9 @@ def fit(folder: Path, method: str, steps: int, checkpoint: Path | None = None) -
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
 @pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch ended")
-@pytest.mark.parametrize("method", ["devise locked", "superclass"])
+@pytest.mark.parametrize("method", ["superclass", slow("devise locked")])
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path: Path, method: str):
     write_pairs(tmp_path / "0.tar", 60)  # five steps an epoch
     whole, _ = fit(tmp_path, method, 12)
