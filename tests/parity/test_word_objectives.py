@@ -66,8 +66,7 @@ def test_an_equal_caption_adds_the_margin_and_no_gradient():
     image, text = features(4)
     text[3] = text[0]
     image.requires_grad_()
-    both = [Features(x, gather_with_grad=True) for x in (image, text)]
-    hinge_rank(*both, 0.1).backward()
+    hinge_rank(Features(image, gather_with_grad=True), Features(text, gather_with_grad=True), 0.1).backward()
     assert image.grad is not None
     with_equal = image.grad[0].clone()
     cosines = torch.nn.functional.cosine_similarity(image.detach()[:, None], text[None], dim=2)

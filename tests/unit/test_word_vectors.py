@@ -82,7 +82,7 @@ def test_fewer_columns_are_those_of_the_largest_eigenvalues():
 
 def test_a_word_that_never_meets_another_has_no_information_with_it():
     counts = np.array([[2, 0], [0, 1]])
-    assert ppmi(counts, 4).tolist() == [[math.log(2), 0], [0, math.log(4)]]
+    assert np.array_equal(ppmi(counts, 4), np.diag([math.log(2), math.log(4)]))
 
 
 def test_rare_words_and_words_beyond_the_most_frequent_get_no_vector():
@@ -115,7 +115,9 @@ def test_the_command_writes_the_same_file_twice(tmp_path: Path, capsys: pytest.C
 def test_a_file_in_gloves_format_is_read_with_and_without_its_sizes(glove: Path, tmp_path: Path):
     words, vectors = read_vectors(glove)
     assert words == ["the", "cat", "'s", "sat"]
-    np.testing.assert_array_equal(vectors, np.float32([[0.5, -0.25, 1], [1, 0, 0.125], [0, 0, 1e-3], [0.1, 0.2, 0.3]]))
+    np.testing.assert_array_equal(
+        vectors, np.array([[0.5, -0.25, 1], [1, 0, 0.125], [0, 0, 1e-3], [0.1, 0.2, 0.3]], dtype=np.float32)
+    )
     (tmp_path / "word2vec.txt").write_text(f"4 3\n{GLOVE}")
     assert read_vectors(tmp_path / "word2vec.txt").words == words
 
