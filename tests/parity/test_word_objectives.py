@@ -126,6 +126,21 @@ def test_a_skipped_step_counts_no_captions():
         assert torch.equal({**model.state_dict(), **objective.state_dict()}[name], value), name
 
 
+def test_after_a_step_the_text_tower_weighs_the_tokens_of_captions_and_knows_no_others():
+    model, objective = word_model("superclass")
+    model.logit_scale.data.fill_(9.0)
+    objective.terms(model, objective.encode(model, word_batch(0)))
+    objective.after_step(model)
+    batch = word_batch(0)
+    captions = [row[:length].tolist() for row, length in zip(batch["text"], batch["text_length"], strict=True)]
+    for token in range(50):
+        number = sum(token in caption for caption in captions)
+        assert model.text_tower.get_buffer("is_known")[token] == (number > 0)
+        expected = math.log((BATCH + 1) / (number + 1)) if number else 0.0
+        assert model.text_tower.get_buffer("token_weight")[token].item() == pytest.approx(expected)
+    assert model.logit_scale.item() == pytest.approx(4.6052)
+
+
 def test_a_text_is_the_weighted_mean_of_its_distinct_tokens():
     tower = BagOfTokens(vocab_size=6, width=2)
     tower.token_weight.copy_(torch.tensor([0.0, 1.0, 3.0, 0.5, 1.0, 1.0]))
