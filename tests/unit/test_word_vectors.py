@@ -23,6 +23,8 @@ from openslip.inference.formats import openslip as ours
 from openslip.inference.formats import word_vectors as format_of_vectors
 from openslip.models.bag_of_tokens import BagOfTokens
 from openslip.models.dual_encoder import DualEncoder
+from openslip.models.text_encoder import TextEncoder
+from openslip.text.clip_bpe import ClipBpe
 from openslip.text.ppmi import factorise, learn, ppmi
 from openslip.text.word_vectors import WordVectors, is_word_vectors, read_vectors, words_in, write_vectors
 from openslip.text.words import Words
@@ -242,6 +244,20 @@ def test_an_unseen_word_is_refused_by_its_name_and_never_left_out(glove: Path):
         ZeroShotClassifier(bundle, ["cat", "sat"])
     with pytest.raises(UserError, match="has not learned dog of"):
         text_features(bundle, ["dog"])
+    assert torch.equal(bundle.encode_text(["the cat."]), bundle.encode_text(["the cat"]))
+
+
+def test_a_token_of_punctuation_may_be_unknown_and_counts_nothing():
+    tokenizer = ClipBpe(context_length=9, truncation="keep_end", special_text="plain")
+    tower = BagOfTokens(vocab_size=tokenizer.vocab_size, width=3)
+    ids = tokenizer.encode(["a red cross"])[0][0, :5]
+    for buffer in (tower.token_weight, tower.is_known):
+        buffer.zero_()
+        buffer[ids] = 1
+    bundle = Bundle(TextEncoder(text_tower=tower), tokenizer, transform(), {}, torch.device("cpu"))
+    assert torch.equal(bundle.encode_text(["a red cross."]), bundle.encode_text(["a red cross"]))
+    with pytest.raises(UserError, match=r"has not learned green of the text 'a green cross\.'"):
+        bundle.encode_text(["a red cross.", "a green cross."])
 
 
 def test_a_file_of_another_width_is_refused(glove: Path):

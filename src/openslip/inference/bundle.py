@@ -18,6 +18,7 @@ from openslip.inference.images import TENSOR, ImageLike, is_one_image, listed, t
 from openslip.models.prefix_sharing import sharing_prefixes
 from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
+from openslip.text.word_vectors import words_in
 
 BATCH_SIZE = 64
 
@@ -134,23 +135,28 @@ class Bundle:
         return torch.cat(features)[order.argsort().to(self.device)]
 
     def refuse_unknown(self, texts: Sequence[str]) -> None:
-        """Refuse texts with words that the text tower has not learned; the others would give a wrong feature."""
+        """Refuse texts with words that the text tower has not learned; the others would give a wrong feature.
+
+        Punctuation that it has not learned is left out, so `a dog.` may be asked for if no caption ended with a stop.
+        """
         tower = getattr(self.model, "text_tower", None)
         known = tower.known_ids() if isinstance(tower, Tower) else None
         if known is None:
             return
-        known, tokenizer = known.cpu(), self.need_tokenizer()
-
-        def has_unknown(text: str) -> bool:
-            ids, lengths = tokenizer.encode([text])
-            return not known[ids[0, : int(lengths[0])]].all()
-
-        if (refused := next(filter(has_unknown, texts), None)) is not None:
-            words = ", ".join(word.strip(".,;:!?") for word in filter(has_unknown, refused.split()))
-            raise UserError(
-                f"{self.name()}: its text tower has not learned {words or 'any word'} of the text "
-                f"{refused[:80]!r}: take other labels, or templates without such words, for example {{}}"
-            )
+        words_of = {text: words_in(text) for text in texts}
+        words = [*dict.fromkeys(word for words in words_of.values() for word in words)]
+        known, unknown = known.cpu(), set()
+        for word in words:
+            ids, lengths = self.need_tokenizer().encode([word])
+            if not known[ids[0, : int(lengths[0])]].all():
+                unknown.add(word)
+        for text, words in words_of.items():
+            if not words or not unknown.isdisjoint(words):
+                missing = ", ".join(word for word in words if word in unknown) or "any word"
+                raise UserError(
+                    f"{self.name()}: its text tower has not learned {missing} of the text {text[:80]!r}: take other "
+                    "labels, or templates without such words, for example {}"
+                )
 
     def similarity(
         self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike], texts: Iterable[str]
