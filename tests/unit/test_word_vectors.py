@@ -76,6 +76,8 @@ def test_fewer_columns_are_those_of_the_largest_eigenvalues():
     expected = sum(values[place] * np.outer(columns[:, place], columns[:, place]) for place in best)
     found = factorise(matrix, 2)
     np.testing.assert_allclose(found @ found.T, expected, atol=1e-10)
+    assert (found[np.abs(found).argmax(axis=0), [0, 1]] > 0).all()
+    np.testing.assert_array_equal(factorise(matrix, 2), factorise(matrix, 2))
     wide = factorise(matrix, 7)
     positive = int((values > 0).sum())
     assert wide.shape == (5, 7)
