@@ -44,6 +44,8 @@ OPTIONS += [("model", model) for model in (*MODELS, "filip_tiny", "neg_clip_tiny
 OPTIONS += [
     ("model", f"{method}_{size}") for method in ("declip", "declip_slip", "defilip") for size in ("tiny", "rn50")
 ]
+WORD_MODELS = [f"{method}_{size}" for method in ("devise", "superclass") for size in ("tiny", "vitb16")]
+OPTIONS += [("model", model) for model in WORD_MODELS]
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {
@@ -51,6 +53,10 @@ ALSO = {
     ("objective", "defilip"): ["tokenizer.mask_token=true", "+model.token_dim=8"],
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
+    ("tokenizer", "words"): ["tokenizer.vectors=VECTORS"],
+    ("objective", "superclass"): ["model/tower@model.text_tower=text_bag"],
+    ("model", "devise_tiny"): ["tokenizer.vectors=VECTORS"],
+    ("model", "devise_vitb16"): ["tokenizer.vectors=VECTORS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
     ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
     ("evaluation", "retrieval"): ["evaluation.retrieval.source.shards=SHARDS"],
@@ -74,6 +80,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             (folder / "pictures" / split / name).mkdir(parents=True)
             picture.save(folder / "pictures" / split / name / "1.jpg")
     (folder / "names.txt").write_text("ant\nbee\n")
+    (folder / "vectors.txt").write_text("ant 1 0\nbee 0 1\n")
     write_shard(folder / "shards.tar", picture)
     for name in ("yfcc15m", "yfcc15m_v2", "cc3m", "cc12m", "coco", "redcaps"):
         (folder / name).mkdir()
@@ -95,7 +102,7 @@ def write_shard(path: Path, picture: Image.Image) -> None:
 def compose_with(files: dict[str, str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> dict[str, Any]:
     monkeypatch.setenv("OPENSLIP_DATA", files["folder"])
     monkeypatch.setenv("IMAGENET", f"{files['folder']}/pictures")
-    known = {"SHARDS": "shards.tar", "PICTURES": "pictures/val", "NAMES": "names.txt"}
+    known = {"SHARDS": "shards.tar", "PICTURES": "pictures/val", "NAMES": "names.txt", "VECTORS": "vectors.txt"}
     for word, name in known.items():
         arguments = [argument.replace(word, f"{files['folder']}/{name}") for argument in arguments]
     config, _ = compose_config("train", arguments)
@@ -251,7 +258,9 @@ def test_methods_sizes_and_models_of_a_folder_of_ones_own(tmp_path: Path):
         config, choices = compose_config("train", [f"--config-dir={tmp_path}", f"model={model}"])
         assert (choices["model"], config["model"]["embed_dim"]) == (model, embed_dim)
         assert config["objective"]["_target_"] == "openslip.objectives.slip.SLIP"
-    with pytest.raises(UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, my_own, "):
+    with pytest.raises(
+        UserError, match=r"did you mean model=my_own_mini\? method my_won is none of: clip, devise, my_own, "
+    ):
         compose_config("train", [f"--config-dir={tmp_path}", "model=my_won_mini"])
 
 

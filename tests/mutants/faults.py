@@ -734,7 +734,54 @@ FORMATS = [  # how files of other projects are read
     (TEXT + "sentencepiece_model.py", "m[1] or m[2].lower()", "m[1] or m[2]"),
 ]
 
+WORDS = [  # word vectors, and the objectives that read them
+    (OBJECTIVES + "devise.py", "violation.masked_fill(row[:, None] == column, 0.0).sum()", "violation.sum()"),
+    (
+        OBJECTIVES + "devise.py",
+        "Features(features[name], gather_with_grad=True)",
+        "Features(features[name], gather_with_grad=False)",
+    ),
+    (OBJECTIVES + "devise.py", "margin - right[:, None] + image", "margin + image"),
+    (OBJECTIVES + "devise.py", "return total / len(image.local)", "return total / len(text.all)"),
+    (OBJECTIVES + "devise.py", "model.logit_scale.requires_grad_(False)", "pass"),
+    (
+        OBJECTIVES + "superclass.py",
+        "self.document_counts + all_sum(counts).long()",
+        "self.document_counts + counts.long()",
+    ),
+    (OBJECTIVES + "superclass.py", "len(ids) * world_size()", "len(ids)"),
+    (OBJECTIVES + "superclass.py", "is_distinct.flatten().float())", "torch.ones_like(is_distinct.flatten().float()))"),
+    (
+        OBJECTIVES + "superclass.py",
+        "torch.where(self.skipped, self.document_counts, self.new_counts)",
+        "self.new_counts",
+    ),
+    (OBJECTIVES + "superclass.py", "target.sum(dim=1) * logits.logsumexp(dim=1)", "logits.logsumexp(dim=1)"),
+    (
+        OBJECTIVES + "superclass.py",
+        "image[tile], ids[tile], target[tile]",
+        "image[tile], ids[: len(image[tile])], target[tile]",
+    ),
+    (OBJECTIVES + "superclass.py", "self.idf() * is_known", "self.idf()"),
+    (OBJECTIVES + "superclass.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
+    (M + "bag_of_tokens.py", "first & (order.values >= 0)", "first"),
+    (M + "bag_of_tokens.py", "order.values[:, 1:] != order.values[:, :-1]", "order.values[:, 1:] >= 0"),
+    (M + "bag_of_tokens.py", "self.token_weight[ids] * distinct", "distinct"),
+    (TEXT + "ppmi.py", "np.sqrt(np.maximum(values, 0.0))", "np.maximum(values, 0.0)"),
+    (TEXT + "ppmi.py", "columns * np.sign(largest)", "columns"),
+    (TEXT + "ppmi.py", "values[::-1][:width], columns[:, ::-1][:, :width]", "values[:width], columns[:, :width]"),
+    (TEXT + "ppmi.py", "np.maximum(0.0, np.log", "np.abs(np.log"),
+    (TEXT + "words.py", "words_in(text)] or [unknown]", "words_in(text)]"),
+    (TEXT + "words.py", "row[: self.context_length]", "row[-self.context_length :]"),
+    (INFERENCE + "formats/word_vectors.py", "tower.token_weight[:num_special] = 0", "pass"),
+    (INFERENCE + "formats/word_vectors.py", "tower.is_known[:num_special] = False", "pass"),
+    (INFERENCE + "bundle.py", "self.refuse_unknown(given)", "pass"),
+    (T + "pretrainer.py", "if key in settings and settings[key] != value:", "if False:"),
+    (E + "open_set.py", "100 / (len(seen_names) + len(unseen_names))", "100 / len(unseen_names)"),
+]
+
 FAULTS: list[tuple[str, str, str]] = [
+    *WORDS,
     *LOSSES,
     *MODELS,
     *OPTIM,

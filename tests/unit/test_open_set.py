@@ -95,6 +95,7 @@ def test_figures_equal_those_of_scikit_learn(classifier: Any, reference: Any):
         np.testing.assert_allclose(evaluation.arrays[f"novelty_{name}"], values[:40], rtol=2e-4, atol=1e-6)
         if name == "max_similarity":
             assert evaluation.arrays["predictions"].tolist() == predictions.tolist()
+    expected |= {"chance": 100 / 7}
     expected |= {"num_seen_classes": 5, "num_unseen_classes": 2, "num_samples": 40}
     assert figures == pytest.approx(expected)
     assert evaluation.arrays["classnames"].tolist() == CLASSNAMES

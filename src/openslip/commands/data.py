@@ -1,9 +1,10 @@
-"""List, get, convert, index and check datasets: openslip data list | get | convert | index | check."""
+"""List, get, convert, index and check datasets: openslip data list | get | convert | index | check | vectors."""
 
 import argparse
 import difflib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ COMMANDS = {
     "convert": "convert a dataset of another layout to tar shards: openslip data convert table images.csv shards",
     "index": "index shards, so that training does not have to scan them at its start: openslip data index shards",
     "check": "read a dataset and print statistics: openslip data check shards --decode --contact-sheet sheet.png",
+    "vectors": "make word vectors from a dataset's captions: openslip data vectors shards --output vectors.txt",
 }
 ASK_ABOVE = 1_000_000_000  # bytes: `get` asks before larger downloads, if a person can answer
 TARGET = (
@@ -34,7 +36,14 @@ def main(arguments: list[str]) -> int:
         purposes = (f"  {name:8} {purpose}" for name, purpose in COMMANDS.items())
         say("usage: openslip data COMMAND ...", "", *purposes, "", "openslip data COMMAND --help says more.")
         return 0
-    commands = {"list": list_datasets, "get": get, "convert": convert, "index": index, "check": check}
+    commands = {
+        "list": list_datasets,
+        "get": get,
+        "convert": convert,
+        "index": index,
+        "check": check,
+        "vectors": vectors,
+    }
     if command not in commands:
         raise UserError(f"unknown command data {command}; one of: {', '.join(COMMANDS)}")
     return commands[command](rest)
@@ -48,6 +57,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "convert": convert_parser({}),
         "index": index_parser(),
         "check": check_parser(),
+        "vectors": vectors_parser(),
     }
 
 
@@ -295,6 +305,48 @@ def check(arguments: list[str]) -> int:
     say(*lines)
     if options.contact_sheet:
         say(f"{'written':22}{options.contact_sheet}")
+    return 0
+
+
+def vectors_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("openslip data vectors", description=COMMANDS["vectors"])
+    parser.add_argument("target", nargs="+", help=TARGET)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="text file to write, as GloVe's")
+    parser.add_argument(
+        "--width", type=count, default=64, metavar="N", help="numbers per vector, the model's embed_dim; 64 by default"
+    )
+    parser.add_argument(
+        "--min-count", type=count, default=1, metavar="N", help="words of fewer captions get no vector; 1 by default"
+    )
+    parser.add_argument(
+        "--max-words", type=count, default=5000, metavar="N", help="most frequent words to take, 5000 by default"
+    )
+    add_quiet(parser)
+    return parser
+
+
+def vectors(arguments: list[str]) -> int:
+    """Write word vectors that are learned from all captions of a dataset."""
+    options = vectors_parser().parse_args(arguments)
+    be_quiet(options.quiet)
+
+    with importing_pytorch():
+        from openslip.text.ppmi import learn
+        from openslip.text.word_vectors import write_vectors
+
+    source = open_source(options.target, "caption")
+    with progress("captions", total=len(source)) as advance:
+
+        def captions() -> Iterator[str]:
+            for index in range(len(source)):
+                yield from source[index].captions
+                advance(1)
+
+        made = learn(captions(), width=options.width, min_count=options.min_count, max_words=options.max_words)
+    write_vectors(options.output, made)
+    used = int(made.vectors.any(axis=0).sum())
+    say(f"{len(made.words)} words, {used} of {options.width} columns not zero: {options.output}")
+    mention(f"next: openslip train model=devise_tiny tokenizer.vectors={options.output}")
     return 0
 
 

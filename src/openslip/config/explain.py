@@ -50,6 +50,8 @@ def explain(error: Exception, name: str) -> str:
         hint = f"did you mean {near[0]}?" if near else "see configs/ for the known ones"
         # An argument that a class takes may have no line in the config.
         return f"config key {key} is unknown; {hint}" + (f" (+{key}=VALUE adds a key)" if "." in key else "")
+    if without_value := re.search(r"Missing mandatory value: (\S+)", message):
+        return f"config key {without_value[1]} has no value: add {without_value[1]}=VALUE"
     unfit = re.search(r"Error merging override (\S+)", message)
     if unfit:
         return f"{unfit[1]}: expected settings, each by its own key; see configs/"

@@ -52,6 +52,7 @@ class OpenSet(Evaluation):
       unseen one has the larger novelty; `fpr95_S`, the share of unseen-class images that are accepted by the threshold
       that accepts 95 % of the seen-class images; `mean_per_class_seen_S` and `mean_per_class_unseen_S`, the accuracies
       with routing; `harmonic_mean_S` of these two;
+    - `chance`: each of the accuracies with routing, and their harmonic mean, if a class is drawn from all of them;
     - `num_seen_classes`, `num_unseen_classes`, `num_samples`.
 
     Args:
@@ -137,7 +138,8 @@ class OpenSet(Evaluation):
         return (
             f"{self.title} ({score}): harmonic mean {metrics[f'harmonic_mean_{score}']:.1f} %, of seen classes "
             f"{metrics[f'mean_per_class_seen_{score}']:.1f} %, of unseen ones "
-            f"{metrics[f'mean_per_class_unseen_{score}']:.1f} %; AUROC {metrics[f'roc_auc_{score}']:.1f} %"
+            f"{metrics[f'mean_per_class_unseen_{score}']:.1f} % (chance {metrics['chance']:.1f} %); "
+            f"AUROC {metrics[f'roc_auc_{score}']:.1f} %"
         )
 
     def run(self, bundle: Bundle) -> dict[str, float]:
@@ -164,6 +166,7 @@ class OpenSet(Evaluation):
             self.arrays.setdefault("predictions", predictions)
         return {
             **metrics,
+            "chance": 100 / (len(seen_names) + len(unseen_names)),
             "num_seen_classes": float(len(seen_names)),
             "num_unseen_classes": float(len(unseen_names)),
             "num_samples": float(len(labels)),

@@ -16,7 +16,9 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import NonFiniteError, UserError
 from openslip.inference.images import TENSOR, ImageLike, is_one_image, listed, to_image
 from openslip.models.prefix_sharing import sharing_prefixes
+from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
+from openslip.text.word_vectors import words_in
 
 BATCH_SIZE = 64
 
@@ -114,13 +116,15 @@ class Bundle:
         time.
 
         Raises:
-            UserError: the model has no text tower, the list is empty, or one string was given instead of a list.
+            UserError: the model has no text tower, the list is empty, one string was given instead of a list, or a text
+                has words that the text tower has not learned.
         """
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the string {texts[:40]!r}: write [{texts[:40]!r}]")
         if not (given := list(texts)):
             raise UserError("no texts to encode: expected at least one")
         ids, lengths = self.need_tokenizer().encode(given)
+        self.refuse_unknown(given)
         num_tokens = lengths.tolist()
         order = torch.tensor(sorted(range(len(given)), key=lambda row: (num_tokens[row], given[row])))
         features = []
@@ -130,6 +134,30 @@ class Bundle:
                 encoded = self.model.encode_text(trimmed.to(self.device), lengths[rows])
                 features.append(self.unit(encoded, "text"))
         return torch.cat(features)[order.argsort().to(self.device)]
+
+    def refuse_unknown(self, texts: Sequence[str]) -> None:
+        """Refuse texts with words that the text tower has not learned; the others would give a wrong feature.
+
+        Punctuation that it has not learned is left out, so `a dog.` may be asked for if no caption ended with a stop.
+        """
+        tower = getattr(self.model, "text_tower", None)
+        known = tower.known_ids() if isinstance(tower, Tower) else None
+        if known is None:
+            return
+        words_of = {text: words_in(text) for text in texts}
+        words = [*dict.fromkeys(word for words in words_of.values() for word in words)]
+        known, unknown = known.cpu(), set()
+        for word in words:
+            ids, lengths = self.need_tokenizer().encode([word])
+            if not known[ids[0, : int(lengths[0])]].all():
+                unknown.add(word)
+        for text, words in words_of.items():
+            if not words or not unknown.isdisjoint(words):
+                missing = ", ".join(word for word in words if word in unknown) or "any word"
+                raise UserError(
+                    f"{self.name()}: its text tower has not learned {missing} of the text {text[:80]!r}: take other "
+                    "labels, or templates without such words, for example {}"
+                )
 
     def similarity(
         self, images: Float[Tensor, "images 3 height width"] | Iterable[ImageLike], texts: Iterable[str]

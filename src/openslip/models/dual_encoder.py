@@ -21,14 +21,16 @@ class DualEncoder(nn.Module):
             only, as in DeCLIP and SigLIP.
         projects_image: whether there is an image projection; if not, as in SigLIP, the image tower has width
             `embed_dim`.
+        projects_text: whether there is a text projection; if not, as with word vectors, the text tower has width
+            `embed_dim`.
         logit_bias_init: initial value of the bias added to the logits (-10 in SigLIP); None for a model without
             a logit bias.
         token_dim: dimension of the joint space of single tokens, as in FILIP (arXiv:2111.07783); None for a model whose
             tokens are not compared.
 
     Raises:
-        UserError: `projection_bias` is unknown, or there is no image projection and the image tower's width differs
-            from `embed_dim`.
+        UserError: `projection_bias` is unknown, or there is no projection of a tower and the tower's width differs from
+            `embed_dim`.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class DualEncoder(nn.Module):
         logit_scale_init: float,
         projection_bias: bool | str = False,
         projects_image: bool = True,
+        projects_text: bool = True,
         logit_bias_init: float | None = None,
         token_dim: int | None = None,
     ) -> None:
@@ -51,11 +54,16 @@ class DualEncoder(nn.Module):
                 f"projects_image=false with projection_bias={projection_bias} and an image tower of width "
                 f"{image_tower.width}: expected false or text, and width {embed_dim} (embed_dim)"
             )
+        if not projects_text and (projection_bias or text_tower.width != embed_dim):
+            raise UserError(
+                f"projects_text=false with projection_bias={projection_bias} and a text tower of width "
+                f"{text_tower.width}: expected false, and width {embed_dim} (embed_dim)"
+            )
         self.token_dim = token_dim
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = nn.Parameter(torch.empty(image_tower.width, embed_dim)) if projects_image else None
-        self.text_projection = nn.Parameter(torch.empty(text_tower.width, embed_dim))
+        self.text_projection = nn.Parameter(torch.empty(text_tower.width, embed_dim)) if projects_text else None
         self.image_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias is True else None
         self.text_projection_bias = nn.Parameter(torch.zeros(embed_dim)) if projection_bias else None
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale_init)))
@@ -66,7 +74,8 @@ class DualEncoder(nn.Module):
             self.token_logit_scale = nn.Parameter(self.logit_scale.detach().clone())
         if self.image_projection is not None:
             nn.init.normal_(self.image_projection, std=image_tower.width**-0.5)
-        nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
+        if self.text_projection is not None:
+            nn.init.normal_(self.text_projection, std=text_tower.width**-0.5)
 
     def project_image(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embed"]:
         """Project features of the image tower into the joint space."""

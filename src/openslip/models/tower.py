@@ -60,6 +60,10 @@ class Tower(nn.Module, ABC):
         """Return the results of `forward` and `tokens`; override this method if one pass can compute both."""
         return self(*inputs), self.tokens(*inputs)
 
+    def known_ids(self) -> Bool[Tensor, " vocabulary"] | None:
+        """Return which ids a text tower has learned, or None for all; texts for prediction with others are refused."""
+        return None
+
     @property
     def mixes_samples(self) -> bool:
         """Whether a sample's features depend on the other samples of the batch, as with batch norm in training."""

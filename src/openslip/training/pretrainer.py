@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import describe
 from openslip.objectives.objective import Objective
@@ -167,6 +168,23 @@ class Pretrainer(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["openslip"]["step"]
+        refuse_other_tokenizer(checkpoint["openslip"].get("tokenizer"), self.tokenizer)
         # Both are missing in checkpoints of early versions.
         self.init_from = checkpoint["openslip"].get("init_from", {})
         self.provenance = checkpoint["openslip"].get("provenance", {})
+
+
+def refuse_other_tokenizer(stored: dict[str, Any] | None, tokenizer: Tokenizer | None) -> None:
+    """Refuse to resume with a tokenizer that a changed file has changed: its ids would mean other tokens.
+
+    Args:
+        stored: the checkpoint's description of its tokenizer.
+        tokenizer: the tokenizer of this start of the run.
+    """
+    settings = {} if tokenizer is None else tokenizer.settings()
+    for key, value in (stored or {}).items():
+        if key in settings and settings[key] != value:
+            raise UserError(
+                f"tokenizer: its {key} differ from those of the checkpoint: the file that it reads has changed since "
+                "the run started; restore it, or give another name="
+            )
