@@ -271,7 +271,10 @@ def test_every_experiment_builds(files: dict, monkeypatch: pytest.MonkeyPatch, e
         ("model=slip_vitb17", "did you mean model=slip_vitb16"),
         ("towers.image.compile=true", "has been replaced by compile=true or false"),
         ("model=slip_vitb17", "size vitb17 is none of: tiny, vitb16, vitl16, vits16"),
-        ("model=slpi_vitb16", "did you mean model=slip_vitb16? method slpi is none of: clip, simclr, slip"),
+        (
+            "model=slpi_vitb16",
+            "did you mean model=slip_vitb16? method slpi is none of: clip, hadsell, siamese, simclr, slip, zero_data",
+        ),
         ("model=slipvitb16", "did you mean model=slip_vitb16? one of: clip_tiny, clip_vitb16"),
         ("trainer.max_stpes=3", "did you mean trainer.max_steps"),
         ("sede=3", "did you mean seed"),
