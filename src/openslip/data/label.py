@@ -1,24 +1,19 @@
-"""Label view: the class of a sample, for objectives that compare images of the same class and of different classes."""
+"""Label view: the number of each sample's class."""
 
 from typing import Any
 
 import numpy as np
+import torch
 
-from openslip.data.view import DecodedSample, View
-from openslip.errors import UserError
+from openslip.data.view import Columns, DecodedSample, View
 
 
 class Label(View):
-    """View that makes NAME [B], int64, the dataset's class index of each sample.
-
-    Raises:
-        UserError: `draw` meets a sample without a label.
-    """
+    """View that makes NAME [B], the class index of each sample, or -1 for a sample without a label."""
 
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
-        if sample.label is None:
-            raise UserError(
-                f"{sample.key} has no label, which this objective compares: use a data.source whose samples have one "
-                "(KEY.cls in tar shards, e.g. data=builtin)"
-            )
-        return {"": np.int64(sample.label)}
+        return {"": np.int64(-1 if sample.label is None else sample.label)}
+
+    def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
+        """Draw one of three labels or none, so that some samples are equal."""
+        return {"": torch.randint(-1, 3, (size,), generator=generator)}

@@ -14,8 +14,8 @@ from openslip.objectives.tiles import sum_over_pairs
 class Hadsell(Objective):
     """The objective of DrLIM; it reads the batch keys `aug1`, `aug2` and `label`.
 
-    Similar pairs are two views of images with the same label, so also of one image. All pairs of different views of the
-    global batch count alike: docs/NUMERICS.md#image-pairs.
+    Similar pairs are two views of one image or of images with the same label; an image without a label (-1) has a class
+    of its own. All pairs of different views of the global batch count alike: docs/NUMERICS.md#image-pairs.
 
     Args:
         margin: distance m at which dissimilar points stop repelling each other.

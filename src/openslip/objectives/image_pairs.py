@@ -14,7 +14,7 @@ class Views(NamedTuple):
     """Encoded views of images; `sum_over_pairs` cuts these tensors into tiles."""
 
     encoding: Float[Tensor, "views dim"]
-    label: Int64[Tensor, " views"]  # class of the image
+    label: Int64[Tensor, " views"]  # class of the image, or a number of its own
     place: Int64[Tensor, " views"]  # of the view among those of the global batch
 
 
@@ -32,12 +32,17 @@ def views_of_all_ranks(features: dict[str, Tensor]) -> tuple[Views, Views]:
         features: `aug1` and `aug2`, encoded views of this rank's images, and their `label`; gradients reach the views
             of all ranks.
     """
-    aug1, aug2, label = (features[name] for name in ("aug1", "aug2", "label"))
+    aug1, aug2 = features["aug1"], features["aug2"]
+    place, label = places(aug1), classes_of(features["label"])
     all1, all2, all_labels = (gather(x, with_grad=x.is_floating_point()) for x in (aug1, aug2, label))
-    place = places(aug1)
     local = Views(torch.cat([aug1, aug2]), label.repeat(2), torch.cat([place, place + len(all1)]))
     all_places = torch.arange(2 * len(all1), device=label.device)
     return local, Views(torch.cat([all1, all2]), all_labels.repeat(2), all_places)
+
+
+def classes_of(label: Int64[Tensor, " local"]) -> Int64[Tensor, " local"]:
+    """Return the labels, with a number of its own for each of this rank's samples that has none (-1)."""
+    return torch.where(label < 0, -1 - places(label), label)
 
 
 def kinds(rows: Views, columns: Views) -> Kinds:

@@ -16,7 +16,8 @@ class SiamesePairs(Objective):
 
     The loss is half the mean cross entropy of the pairs of the same class plus half that of the others, which is the
     expectation for the paper's equal numbers of both: docs/NUMERICS.md#image-pairs. Pairs are all pairs of different
-    views of the global batch; two views of one image are a pair of the same class. The distance belongs to the model.
+    views of the global batch; two views of one image are of the same class, and an image without a label (-1) has a
+    class of its own. The distance belongs to the model.
     """
 
     min_batch_size = 2

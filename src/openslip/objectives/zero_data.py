@@ -7,6 +7,7 @@ from torch import Tensor
 from openslip.distributed import gather
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import clamp_logit_scale
+from openslip.objectives.image_pairs import classes_of
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
 from openslip.objectives.tiles import sum_over_pairs
@@ -16,9 +17,9 @@ class ZeroData(Objective):
     """Binary classification of pairs (x, d(z)); it reads the batch keys `image`, `text`, `text_length` and `label`.
 
     The scorer f(x, d(z)) tells whether image x shows the class z that a caption describes. Each image is compared with
-    every caption of the global batch, and the target is 1 if both have the same label. A class is its description only,
-    so f also scores classes without any image. The score is bilinear, as the paper's linear one, between features of
-    unit length: docs/NUMERICS.md#zero-data.
+    every caption of the global batch; the target is 1 if both have the same label, or, for an image without a label,
+    if the caption is its own. A class is its description only, so f also scores classes without any image. The score is
+    bilinear, as the paper's linear one, between features of unit length: docs/NUMERICS.md#zero-data.
 
     Args:
         max_logit_scale: largest value of `logit_scale`, as in `CLIP`.
@@ -34,7 +35,7 @@ class ZeroData(Objective):
         return {
             "image": model.encode_image(batch["image"]),
             "text": model.encode_text(batch["text"], batch["text_length"]),
-            "label": batch["label"],
+            "label": batch["label"],  # -1 without one
         }
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
@@ -46,7 +47,8 @@ class ZeroData(Objective):
             is_described = (label[:, None] == described).to(score.dtype)
             return F.binary_cross_entropy_with_logits(score, is_described, reduction="sum")
 
-        rows, columns = (image.local, features["label"]), (text.all, gather(features["label"], with_grad=False))
+        classes = classes_of(features["label"])
+        rows, columns = (image.local, classes), (text.all, gather(classes, with_grad=False))
         return {"loss": sum_over_pairs(pair_loss, rows, columns) / len(image.local)}
 
     def after_step(self, model: DualEncoder, /) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pair_methods import MARGIN, pair_model
+from labelled_methods import MARGIN, labelled_model
 from torch import Tensor
 
 from openslip.objectives.objective import Objective
@@ -82,7 +82,7 @@ def truth(method: str, model: Any, given: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("method", ["hadsell", "siamese", "zero_data"])
 def test_loss_and_gradients_are_the_papers_formula(method: str, tile: int | None):
-    model, objective = pair_model(method)
+    model, objective = labelled_model(method)
     names = ("image", "text") if method == "zero_data" else ("aug1", "aug2")
     dim = 2 if method == "hadsell" else 10
     given, same = features(dim, names), features(dim, names)
@@ -96,7 +96,7 @@ def test_loss_and_gradients_are_the_papers_formula(method: str, tile: int | None
 
 
 def test_views_at_one_point_give_a_finite_gradient():
-    model, objective = pair_model("hadsell")
+    model, objective = labelled_model("hadsell")
     points = {name: torch.ones(7, 2, dtype=torch.float64, requires_grad=True) for name in ("aug1", "aug2")}
     loss = loss_of(objective, model, {**points, "label": LABELS}, None)
     labels = LABELS.tolist() * 2
@@ -108,6 +108,6 @@ def test_views_at_one_point_give_a_finite_gradient():
 
 
 def test_one_class_alone_gives_a_finite_siamese_loss():
-    model, objective = pair_model("siamese")
+    model, objective = labelled_model("siamese")
     given = {**features(10, ("aug1", "aug2")), "label": torch.zeros(7, dtype=torch.long)}
     assert math.isfinite(loss_of(objective, model, given, None))

@@ -7,8 +7,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from data_modules import data_module, trainer_of
+from labelled_methods import LABELLED_METHODS, Step, labelled_batch, labelled_model, labelled_step, labelled_weights
 from marks import slow
-from pair_methods import PAIR_METHODS, Step, pair_batch, pair_model, pair_step, pair_weights
 from ranks import Ranks
 from shard_files import jpeg, write_tar
 from views import MEAN, STD, caption_view, crop_view
@@ -17,7 +17,6 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.label import Label
 from openslip.data.source import Source
 from openslip.data.sources.shards import ShardSource
-from openslip.errors import UserError
 from openslip.optim import WarmupCosine
 from openslip.training.pretrainer import Pretrainer
 
@@ -40,55 +39,55 @@ def assert_equal(found: Step, expected: Step) -> None:
 
 
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("method", PAIR_METHODS)
+@pytest.mark.parametrize("method", LABELLED_METHODS)
 def test_micro_batches_equal_the_whole_batch(method: str, tile: int | None):
-    whole = pair_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
+    whole = labelled_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
     assert all(value.abs().max() > 1e-9 for name, value in whole.items() if "term" in name)
     for sizes in SIZES[1]:
-        assert_equal(pair_step(tile, method, GLOBAL_BATCH, sizes), whole)
+        assert_equal(labelled_step(tile, method, GLOBAL_BATCH, sizes), whole)
 
 
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("method", PAIR_METHODS)
+@pytest.mark.parametrize("method", LABELLED_METHODS)
 def test_two_ranks_equal_one_process(two_ranks: Ranks, method: str, tile: int | None):
-    whole = pair_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
+    whole = labelled_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
     for sizes in SIZES[2]:
-        for rank in two_ranks(pair_step, tile, method, GLOBAL_BATCH, sizes):
+        for rank in two_ranks(labelled_step, tile, method, GLOBAL_BATCH, sizes):
             assert_equal(rank, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("method", PAIR_METHODS)
+@pytest.mark.parametrize("method", LABELLED_METHODS)
 def test_three_ranks_equal_one_process(three_ranks: Ranks, method: str, tile: int | None):
-    whole = pair_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
+    whole = labelled_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
     for sizes in SIZES[3]:
-        for rank in three_ranks(pair_step, tile, method, GLOBAL_BATCH, sizes):
+        for rank in three_ranks(labelled_step, tile, method, GLOBAL_BATCH, sizes):
             assert_equal(rank, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", PAIR_METHODS)
+@pytest.mark.parametrize("method", LABELLED_METHODS)
 def test_weights_after_20_steps_are_equal_for_all_splits(two_ranks: Ranks, three_ranks: Ranks, method: str):
-    whole = pair_weights(None, method, GLOBAL_BATCH, [GLOBAL_BATCH], 20)
+    whole = labelled_weights(None, method, GLOBAL_BATCH, [GLOBAL_BATCH], 20)
 
     def assert_near(found: Step) -> None:
         for name, value in whole.items():
             # biases whose true gradient is zero move by AdamW's share of rounding noise
             torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-7, msg=f"{name} differs")
 
-    assert_near(pair_weights(7, method, GLOBAL_BATCH, SIZES[1][2], 20))
+    assert_near(labelled_weights(7, method, GLOBAL_BATCH, SIZES[1][2], 20))
     for ranks, number in ((two_ranks, 2), (three_ranks, 3)):
-        for rank in ranks(pair_weights, 7, method, GLOBAL_BATCH, SIZES[number][2], 20):
+        for rank in ranks(labelled_weights, 7, method, GLOBAL_BATCH, SIZES[number][2], 20):
             assert_near(rank)
 
 
-@pytest.mark.parametrize("method", PAIR_METHODS)
+@pytest.mark.parametrize("method", LABELLED_METHODS)
 def test_ranks_that_do_not_exchange_their_samples_are_noticed(method: str):
-    whole = pair_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
-    model, objective = pair_model(method)
+    whole = labelled_step(None, method, GLOBAL_BATCH, [GLOBAL_BATCH])
+    model, objective = labelled_model(method)
     halves = [
-        {key: value[rows] for key, value in pair_batch(GLOBAL_BATCH).items()} for rows in (slice(15), slice(15, 30))
+        {key: value[rows] for key, value in labelled_batch(GLOBAL_BATCH).items()} for rows in (slice(15), slice(15, 30))
     ]
     losses = [objective.terms(model, objective.encode(model, half))["loss"] for half in halves]
     assert abs((sum(losses) / 2 - whole["term.loss"]) / whole["term.loss"]) > 1e-3
@@ -116,7 +115,7 @@ def data(source: Source, method: str, num_workers: int = 0) -> Any:
 
 
 def pretrainer(method: str) -> Pretrainer:
-    model, objective = pair_model(method)
+    model, objective = labelled_model(method)
     if method == "zero_data":
         torch.manual_seed(0)
         model.text_tower.token_embedding = torch.nn.Embedding(49408, 16)  # the vocabulary of the captions
@@ -175,8 +174,15 @@ def test_a_view_of_labels_gives_the_class_of_each_sample(source: ShardSource):
     assert ready["label"].tolist() == [source[index].label for index in ready["index"].tolist()]
 
 
-def test_a_sample_without_a_label_ends_the_run_with_its_key(tmp_path: Path):
+def test_samples_without_labels_have_classes_of_their_own(tmp_path: Path):
     write_tar(tmp_path / "0.tar", [(f"s{n}.jpg", jpeg(n)) for n in range(12)])
-    bare = ShardSource(shards=str(tmp_path), require=None)
-    with pytest.raises(UserError, match=r"s\d+ has no label, which this objective compares: use a data\.source"):
-        next(iter(data(bare, "hadsell").train_dataloader()))
+    datamodule = data(ShardSource(shards=str(tmp_path), require=None), "hadsell")
+    datamodule.trainer = trainer_of(0, 1)
+    batch = datamodule.on_after_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+    assert batch["label"].tolist() == [-1] * 12
+    for method in LABELLED_METHODS:
+        model, objective = labelled_model(method)
+        bare = {**labelled_batch(12), "label": batch["label"]}
+        distinct = {**bare, "label": torch.arange(12)}
+        losses = [objective.terms(model, objective.encode(model, each))["loss"] for each in (bare, distinct)]
+        assert torch.equal(*losses)

@@ -19,12 +19,12 @@ from openslip.objectives.zero_data import ZeroData
 from openslip.training.microbatch import loss_in_micro_batches
 from openslip.verify.splits import in_tiles
 
-PAIR_METHODS = ("hadsell", "siamese", "zero_data")
+LABELLED_METHODS = ("hadsell", "siamese", "zero_data")
 MARGIN = 1.5
 Step = dict[str, Tensor]
 
 
-def pair_model(method: str) -> tuple[Any, Objective]:
+def labelled_model(method: str) -> tuple[Any, Objective]:
     """The same weights for the same method, in float64."""
     torch.manual_seed(0)
     name, arguments = IMAGE_TOWERS["vit"]
@@ -47,16 +47,17 @@ def pair_model(method: str) -> tuple[Any, Objective]:
     return model.double(), objective.double()
 
 
-def pair_batch(size: int) -> dict[str, Tensor]:
-    """A batch with labels, of which some occur once, some twice and some several times."""
-    generator = torch.Generator().manual_seed(3)
-    return {**small_batch(size), "label": torch.randint(0, size // 2, (size,), generator=generator)}
+def labelled_batch(size: int) -> dict[str, Tensor]:
+    """A batch with labels, of which some occur once and some several times, and with samples that have none."""
+    label = torch.randint(0, size // 2, (size,), generator=torch.Generator().manual_seed(3))
+    label[::7] = -1
+    return {**small_batch(size), "label": label}
 
 
-def pair_step(tile: int | None, method: str, global_batch: int, sizes: list[int]) -> Step:
+def labelled_step(tile: int | None, method: str, global_batch: int, sizes: list[int]) -> Step:
     """Loss terms and gradients of one step, averaged over ranks as DDP does."""
-    model, objective = pair_model(method)
-    batch = {key: rank_slice(value) for key, value in pair_batch(global_batch).items()}
+    model, objective = labelled_model(method)
+    batch = {key: rank_slice(value) for key, value in labelled_batch(global_batch).items()}
     with in_tiles(tile):
         terms = loss_in_micro_batches(objective, model, batch, sizes)
         terms["loss"].backward()
@@ -67,11 +68,11 @@ def pair_step(tile: int | None, method: str, global_batch: int, sizes: list[int]
     return found
 
 
-def pair_weights(tile: int | None, method: str, global_batch: int, sizes: list[int], num_steps: int) -> Step:
+def labelled_weights(tile: int | None, method: str, global_batch: int, sizes: list[int], num_steps: int) -> Step:
     """Weights after some steps of AdamW."""
-    model, objective = pair_model(method)
+    model, objective = labelled_model(method)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
-    batch = {key: rank_slice(value) for key, value in pair_batch(global_batch).items()}
+    batch = {key: rank_slice(value) for key, value in labelled_batch(global_batch).items()}
     with in_tiles(tile):
         for _ in range(num_steps):
             optimizer.zero_grad()
