@@ -111,3 +111,10 @@ def test_one_class_alone_gives_a_finite_siamese_loss():
     model, objective = labelled_model("siamese")
     given = {**features(10, ("aug1", "aug2")), "label": torch.zeros(7, dtype=torch.long)}
     assert math.isfinite(loss_of(objective, model, given, None))
+
+
+def test_the_scale_of_zero_data_learning_is_clamped_after_a_step():
+    model, objective = labelled_model("zero_data")
+    model.logit_scale.data.fill_(9.0)
+    objective.after_step(model)
+    assert model.logit_scale.item() == 4.6052
