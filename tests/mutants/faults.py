@@ -780,8 +780,38 @@ WORDS = [  # word vectors, and the objectives that read them
     (E + "open_set.py", "100 / (len(seen_names) + len(unseen_names))", "100 / len(unseen_names)"),
 ]
 
+LABELLED = [  # objectives over labelled pairs; attributes and maps
+    (OBJECTIVES + "hadsell.py", ".square()).sum() / 2", ".square()).sum()"),
+    (OBJECTIVES + "hadsell.py", "* world_size() / num_pairs", "/ num_pairs"),
+    (OBJECTIVES + "hadsell.py", "(self.margin - distance)", "(1 - distance)"),
+    (OBJECTIVES + "image_pairs.py", "with_grad=x.is_floating_point()", "with_grad=False"),
+    (OBJECTIVES + "image_pairs.py", "same & (rows.place[:, None] != columns.place)", "same"),
+    (OBJECTIVES + "image_pairs.py", "place + len(all1)", "place"),
+    (OBJECTIVES + "image_pairs.py", "-1 - places(label)", "-1 - torch.arange(len(label))"),
+    (OBJECTIVES + "image_pairs.py", "(last - first - 1)", "(last - first)"),
+    (OBJECTIVES + "siamese.py", "0.5 * world_size() / count", "0.5 / count"),
+    (
+        OBJECTIVES + "zero_data.py",
+        "classes), (text.all, gather(classes, with_grad=False))",
+        "-1 - classes), (text.all, gather(classes, with_grad=False))",
+    ),
+    (OBJECTIVES + "zero_data.py", "/ len(image.local)", "/ len(text.all)"),
+    (OBJECTIVES + "zero_data.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
+    (M + "siamese.py", "likeness - torch.cdist(first * against", "likeness + torch.cdist(first * against"),
+    (M + "siamese.py", ".abs() @ self.l1_weight", ".square() @ self.l1_weight"),
+    (M + "bag_of_words.py", "(features * mask[..., None])", "features"),
+    (E + "semantic_codes.py", "absent - np.log1p(-prior), present - np.log(prior)", "absent, present"),
+    (E + "semantic_codes.py", "-torch.cdist(predicted, codes)", "predicted @ codes.T"),
+    (E + "semantic_codes.py", "add_(self.ridge)", "add_(0.0)"),
+    (E + "image_map.py", 'distances[:, start : start + chunk].fill_diagonal_(float("inf"))', "pass"),
+    (E + "image_map.py", "distances.argmin(dim=1)", "distances.argmax(dim=1)"),
+    (E + "verification.py", "bundle.model.same_logits_of_pairs", "cosines"),
+    ("src/openslip/report/image_map.py", "distinct.index(value) for value in values", "0 for value in values"),
+]
+
 FAULTS: list[tuple[str, str, str]] = [
     *WORDS,
+    *LABELLED,
     *LOSSES,
     *MODELS,
     *OPTIM,

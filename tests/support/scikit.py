@@ -7,3 +7,4 @@ from sklearn import linear_model, neighbors, preprocessing
 LogisticRegression: Any = linear_model.LogisticRegression
 KNeighborsClassifier: Any = neighbors.KNeighborsClassifier
 normalize: Any = preprocessing.normalize
+Ridge: Any = linear_model.Ridge

@@ -4,13 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_models import Pictures, bundle, image_encoder
+import torch
+from evaluation_models import Pictures, bundle, image_encoder, image_tower
 from frozen_models import labels, tower_features, verification
 from scikit import normalize
 from sklearn.metrics import roc_auc_score
 
 from openslip.errors import UserError
 from openslip.evaluation.verification import draw_episodes, draw_pairs
+from openslip.models.siamese import Siamese
 
 LABELS = np.array([7, 3, 3, 7, 5, 5, 5, 7, 9, 3, 5, 5])  # 9 has one image
 
@@ -40,6 +42,40 @@ def test_figures_equal_loops_over_pairs_and_episodes():
     counts = {"chance": 25, "num_pairs": 325, "num_episodes": 30, "num_samples": 26}
     assert figures == {"roc_auc": figures["roc_auc"], "top1_4_way": figures["top1_4_way"], **counts}
     assert evaluation.headline(figures).startswith("verification: 4-way one-shot ")
+
+
+def siamese() -> Siamese:
+    torch.manual_seed(0)
+    model = Siamese(image_tower=image_tower(), embed_dim=5)
+    torch.nn.init.normal_(model.l1_weight, std=3)
+    torch.nn.init.normal_(model.image_projection.weight)
+    return model
+
+
+def test_a_siamese_network_compares_by_its_own_distance():
+    source = Pictures(26, seed=2)
+    evaluation = verification(source, ways=4, similarity="model", features="joint")
+    figures = evaluation.run(bundle(siamese()))
+    model = siamese().double()
+    rows = torch.from_numpy(tower_features(model, source))
+    with torch.no_grad():
+        encodings = torch.sigmoid(model.image_projection(rows)).tolist()
+        weights, bias = model.l1_weight.tolist(), model.l1_bias.item()
+
+    def logit(one: int, other: int) -> float:
+        return bias + sum(a * abs(x - y) for a, x, y in zip(weights, encodings[one], encodings[other], strict=True))
+
+    pairs = [(one, other) for one in range(26) for other in range(one + 1, 26)]
+    np.testing.assert_allclose(
+        evaluation.arrays["similarities"], [logit(*pair) for pair in pairs], rtol=1e-4, atol=1e-5
+    )
+    episodes = draw_episodes(labels(source), 4, 30, np.random.default_rng((0, 1)))
+    right = []
+    for query, candidates, answer in zip(*episodes, strict=True):
+        logits = [logit(query, candidate) for candidate in candidates]
+        right.append(logits.index(max(logits)) == answer)
+    assert evaluation.arrays["is_right"].tolist() == right
+    assert figures["top1_4_way"] == pytest.approx(100 * np.mean(right))
 
 
 def test_equal_images_of_a_class_are_recognised_always():
@@ -102,6 +138,9 @@ def test_episodes_have_different_classes_and_one_answer(ways: int):
         ({"num_pairs": 1}, "num_pairs=1: verification expected at least 2"),
         ({"num_episodes": 0}, "num_episodes=0: verification expected at least 1"),
         ({"features": "text"}, "features=text: verification expected tower"),
+        ({"similarity": "l2"}, "similarity=l2: verification expected cosine or model"),
+        ({"similarity": "model"}, "features=tower: similarity=model compares joint features: set features=joint"),
+        ({"similarity": "model", "features": "joint"}, "is a ImageEncoder, which compares no images itself"),
     ],
 )
 def test_a_verification_that_cannot_be_is_refused(options: dict[str, Any], message: str):

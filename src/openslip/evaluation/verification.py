@@ -2,10 +2,11 @@
 
 "Siamese neural networks for one-shot image recognition", ICML deep learning workshop, sections 1 and 4.3: do two images
 show the same class, and which of N images, one per class, shows the class of another one? Both are answered by the
-cosine similarity of features. After `run`, `Verification.arrays` holds `similarities`, float64 [P], and `is_same`,
-bool [P], of P pairs, and `is_right`, bool [E], of E episodes.
+cosine similarity of features, or by a siamese network's own distance. After `run`, `Verification.arrays` holds
+`similarities`, float64 [P], and `is_same`, bool [P], of P pairs, and `is_right`, bool [E], of E episodes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,9 @@ from openslip.evaluation.evaluation import Evaluation
 from openslip.evaluation.frozen_features import check_features, frozen_features
 from openslip.evaluation.metrics import per_cent, roc_auc
 from openslip.inference.bundle import Bundle, evaluating
+from openslip.models.siamese import Siamese
 
-PAIRS = 2**16  # pairs that are compared at a time
+PAIR_NUMBERS = 2**23  # numbers in the features that are compared at a time
 
 
 class Verification(Evaluation):
@@ -40,6 +42,8 @@ class Verification(Evaluation):
         num_episodes: number of episodes that are drawn (400 in the paper).
         seed: seed of both draws.
         features: `tower` for the image tower's features before any projection, or `joint`.
+        similarity: `cosine` of the features; or `model`, the logit that two images are of the same class, which a
+            siamese network (`openslip.models.siamese`) computes of its `joint` features.
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.
 
@@ -60,11 +64,16 @@ class Verification(Evaluation):
         features: str,
         batch_size: int,
         num_workers: int,
+        similarity: str = "cosine",
     ) -> None:
         for key, value, fewest in (("num_pairs", num_pairs, 2), ("ways", ways, 2), ("num_episodes", num_episodes, 1)):
             if value < fewest:
                 raise UserError(f"{key}={value}: verification expected at least {fewest}")
         check_features("verification", features)
+        if similarity not in ("cosine", "model"):
+            raise UserError(f"similarity={similarity}: verification expected cosine or model")
+        if similarity == "model" and features != "joint":
+            raise UserError(f"features={features}: similarity=model compares joint features: set features=joint")
         if len(source) < 2:
             raise UserError(f"verification: the source has {len(source)} samples: expected at least 2 to compare")
         self.title = title
@@ -74,6 +83,7 @@ class Verification(Evaluation):
         self.num_episodes = num_episodes
         self.seed = seed
         self.features = features
+        self.similarity = similarity
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.headline_metric = f"top1_{ways}_way"
@@ -85,11 +95,16 @@ class Verification(Evaluation):
         )
 
     def run(self, bundle: Bundle) -> dict[str, float]:
+        if self.similarity == "model" and not isinstance(bundle.model, Siamese):
+            raise UserError(
+                f"similarity=model: {bundle.name()} is a {type(bundle.model).__name__}, which compares no images "
+                "itself: expected a siamese network (model=siamese_tiny), or set similarity=cosine"
+            )
         features, of_image = frozen_features(
             bundle,
             self.source,
             features=self.features,
-            normalise=True,
+            normalise=self.similarity == "cosine",
             batch_size=self.batch_size,
             num_workers=self.num_workers,
         )
@@ -102,9 +117,12 @@ class Verification(Evaluation):
         pairs = draw_pairs(labels, self.num_pairs, np.random.default_rng((self.seed, 0)))
         episodes = draw_episodes(labels, self.ways, self.num_episodes, np.random.default_rng((self.seed, 1)))
 
+        similarity = cosines if self.similarity == "cosine" else bundle.model.same_logits_of_pairs
+
         def compare() -> tuple[np.ndarray, np.ndarray]:
-            of_episodes = similarities(features, np.repeat(episodes.queries, self.ways), episodes.candidates.ravel())
-            return similarities(features, *pairs.T), of_episodes.reshape(-1, self.ways)
+            queries, candidates = np.repeat(episodes.queries, self.ways), episodes.candidates.ravel()
+            of_episodes = similarities(features, queries, candidates, similarity)
+            return similarities(features, *pairs.T, similarity), of_episodes.reshape(-1, self.ways)
 
         with evaluating(bundle.model, bundle.device):
             of_pairs, of_candidates = on_first_rank(compare)
@@ -122,14 +140,29 @@ class Verification(Evaluation):
 
 
 def similarities(
-    features: Float[Tensor, "images width"], first: Int64[np.ndarray, " pairs"], second: Int64[np.ndarray, " pairs"]
+    features: Float[Tensor, "images width"],
+    first: Int64[np.ndarray, " pairs"],
+    second: Int64[np.ndarray, " pairs"],
+    similarity: Callable[[Tensor, Tensor], Tensor],
 ) -> Float64[np.ndarray, " pairs"]:
-    """Return the cosine similarity of each pair of rows of `features`, which have unit length."""
-    cosines = []
-    for start in range(0, len(first), PAIRS):
-        one, other = (features[rows[start : start + PAIRS]].double() for rows in (first, second))
-        cosines.append((one * other).sum(dim=1).cpu())
-    return torch.cat(cosines).numpy()
+    """Return the similarity of each pair of rows of `features`.
+
+    Args:
+        features: one row per image.
+        first: row of each pair's first image.
+        second: row of its second image.
+        similarity: function of the features of both images of some pairs, a row for each.
+    """
+    of_pairs, at_a_time = [], max(1, PAIR_NUMBERS // features.shape[1])
+    for start in range(0, len(first), at_a_time):
+        one, other = (features[rows[start : start + at_a_time]].double() for rows in (first, second))
+        of_pairs.append(similarity(one, other).double().cpu())
+    return torch.cat(of_pairs).numpy()
+
+
+def cosines(one: Float64[Tensor, "pairs width"], other: Float64[Tensor, "pairs width"]) -> Float64[Tensor, " pairs"]:
+    """Return the cosine of each pair of features of unit length."""
+    return (one * other).sum(dim=1)
 
 
 def draw_pairs(

@@ -9,6 +9,7 @@ from openslip.evaluation.evaluation import is_share
 from openslip.report.charts import chart
 from openslip.report.diagnosis import by_class, by_template, calibration
 from openslip.report.geometry import geometry, is_geometry
+from openslip.report.image_map import image_map, is_image_map
 from openslip.report.pieces import escape, heat, image_tag, matrix, percent, short
 from openslip.report.run_files import AbsentError, Metrics, NoPredictionsError, Series, check, read_arrays
 from openslip.report.training import grid
@@ -40,7 +41,9 @@ def evaluation(folder: Path, name: str, metrics: Metrics) -> str:
     parts = [f'<dl class="metrics">{"".join(cells)}</dl>' if cells else "", _charts(series, metrics.x_name)]
     try:
         if arrays := read_arrays(folder, name, metrics.arrays):
-            parts += geometry(arrays, name) if is_geometry(arrays) else classification(arrays, name)
+            kinds = ((is_geometry, geometry), (is_image_map, image_map))
+            build = next((build for is_kind, build in kinds if is_kind(arrays)), classification)
+            parts += build(arrays, name)
     except AbsentError as reason:
         if not cells:
             raise
