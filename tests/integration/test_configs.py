@@ -39,9 +39,14 @@ MODELS = [
     f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")
 ]
 OPTIONS += [("model", model) for model in (*MODELS, "filip_tiny", "neg_clip_tiny", "clipa_tiny", "filip_rn50")]
+OPTIONS += [
+    ("model", f"{method}_{size}") for method in ("declip", "declip_slip", "defilip") for size in ("tiny", "rn50")
+]
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {
+    ("objective", "declip"): ["tokenizer.mask_token=true"],
+    ("objective", "defilip"): ["tokenizer.mask_token=true", "+model.token_dim=8"],
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],

@@ -55,8 +55,8 @@ def outside(rows: list[Row]) -> set[str]:
 
 def one_per_cent(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "i":
-        return array + (np.arange(array.size).reshape(array.shape) == 0)
-    return array * 1.01
+        return np.asarray(array + (np.arange(array.size).reshape(array.shape) == 0))
+    return np.asarray(array * 1.01)
 
 
 def test_every_recorded_method_is_compared():
@@ -88,20 +88,20 @@ NOT_OURS = ("nt_xent_losses (logged only, in no total)", "top5", "predictor_sim.
 
 
 @pytest.mark.parametrize(
-    ("switch", "value", "seen"),
+    ("file", "switch", "value", "seen"),
     [
-        ("rank_queue", False, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
-        ("queue_wraps", True, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
-        ("rank_batch_norm", False, {"batch-norm statistics", "outputs", "loss terms", "gradients"}),
-        ("rank_masked_mean", False, {"loss terms", "gradients"}),
-        ("largest_factor", 14.0, {"outputs", "loss terms", "gradients"}),
-        ("neighbour_scale", 0.202, {"loss terms", "gradients"}),
-        ("simsiam_scale", 0.202, {"loss terms", "gradients"}),
-        ("text_epsilon", 1e-6, {"loss terms", "gradients"}),
+        ("declip_two_ranks", "rank_queue", False, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
+        ("declip_one_rank", "queue_wraps", True, {"queue of neighbours", "outputs", "loss terms", "gradients"}),
+        ("declip_two_ranks", "rank_batch_norm", False, {"batch-norm statistics", "outputs", "loss terms", "gradients"}),
+        ("declip_two_ranks", "rank_masked_mean", False, {"loss terms", "gradients"}),
+        ("declip_one_rank", "largest_factor", 14.0, {"outputs", "loss terms", "gradients"}),
+        ("declip_one_rank", "neighbour_scale", 0.202, {"loss terms", "gradients"}),
+        ("declip_one_rank", "simsiam_scale", 0.202, {"loss terms", "gradients"}),
+        ("declip_one_rank", "text_epsilon", 1e-6, {"loss terms", "gradients"}),
     ],
 )
-def test_each_switch_of_declip_is_seen(two_ranks: Ranks, switch: str, value: Any, seen: set[str]):
-    recorded, method = recording("declip_two_ranks")
+def test_each_switch_of_declip_is_seen(two_ranks: Ranks, file: str, switch: str, value: Any, seen: set[str]):
+    recorded, method = recording(file)
     rows = compared("declip", recorded.arrays, results(two_ranks, recorded, method, **{switch: value}))
     assert seen <= outside(rows)
 
@@ -110,16 +110,16 @@ def test_each_switch_of_declip_is_seen(two_ranks: Ranks, switch: str, value: Any
 def test_one_per_cent_in_any_input_or_weight_is_seen(file: str):
     recorded, method = recording(file)
     arrays = {key: x for key, x in recorded.arrays.items() if not key.startswith(("step1", "step2"))}
-    ours_of = METHODS[method]
+    num_changed = 0
     for key, array in arrays.items():
-        is_input = "/in/" in key or key.startswith("weights/")
-        # A scaled input has the same direction; the unused batch norm of SLIP has no results.
-        if not is_input or array.dtype.kind == "i" or "bn3.r" in key or not array.any():
-            continue
-        moved = array + 0.01 * np.abs(array).max() * np.cos(np.arange(array.size)).reshape(array.shape)
-        changed = Recorded(arrays | {key: moved}, recorded.scales)
-        if "text_label_predictor" not in key or method != "filip":
-            assert outside(compared(file, arrays, repeat(changed, ours_of))) or "predictor_sim.bn3" in key, key
+        is_input = ("/in/" in key or key.startswith("weights/")) and array.dtype.kind == "f"
+        # The last batch norm of SLIP is not used. A feature is scaled to unit length, so its direction is changed too.
+        if is_input and array.any() and "predictor_sim.bn3" not in key:
+            moved = array + 0.01 * np.abs(array).max() * np.cos(np.arange(array.size)).reshape(array.shape)
+            changed = Recorded(arrays | {key: np.asarray(moved)}, recorded.scales)
+            assert outside(compared(file, arrays, repeat(changed, METHODS[method]))), key
+            num_changed += 1
+    assert num_changed > 10
 
 
 def test_the_limits_of_the_temperature_are_the_published_ones(monkeypatch: pytest.MonkeyPatch):
@@ -185,4 +185,4 @@ def test_the_command_compares_the_whole_folder(capsys: pytest.CaptureFixture[str
     assert openslip(["verify", str(RECORDED)]) == 0
     printed = capsys.readouterr().out
     assert "  OUT  " not in printed
-    assert "53 of 53 quantities within tolerance" in printed
+    assert "52 of 52 quantities within tolerance (cpu, float64; " in printed

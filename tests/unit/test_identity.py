@@ -86,6 +86,9 @@ OUT = {
     "mode.truncation": "drop_end",  # as far as it is used it stands in the tokenizer
     "views.strong.size": 7,  # and in the objective
     "ssl_head.hidden": 7,
+    "simsiam_head.hidden": 7,
+    "text_queue": 7,
+    "mode.declip.queue_wraps": False,
     "micro_batch_size": 8,
     "evaluation_samples": 7,
     "quiet": True,

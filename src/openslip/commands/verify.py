@@ -18,6 +18,9 @@ def parser() -> argparse.ArgumentParser:
         "compared: the largest difference is divided by the largest recorded value. "
         "A folder of metrics of other libraries holds metrics.json and the arrays they were computed from "
         "(classification.npz, retrieval.npz, probe.npz); docs/EVALUATION.md describes it. "
+        "A folder of recorded steps of DeCLIP's repository holds meta.json and files METHOD_one_rank.npz and "
+        "METHOD_two_ranks.npz for DeCLIP, SLIP, FILIP and DeFILIP; they are repeated in float64; docs/NUMERICS.md "
+        "describes it. "
         "openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
         "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
         "checks that gradients, statistics and weights are the same each time.",
@@ -26,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
         "folder",
         nargs="?",
         type=Path,
-        help="folder of recordings, of checkpoints of other libraries with their recorded outputs, or of metrics of "
-        "other libraries with their arrays; by default the recordings of the published code",
+        help="folder of recordings, of checkpoints of other libraries with their recorded outputs, of metrics of other "
+        "libraries with their arrays, or of recorded steps of DeCLIP's repository; by default the recordings of the "
+        "published code",
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
     parser.add_argument(

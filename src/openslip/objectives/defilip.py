@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.tower import Tokens
 from openslip.objectives.declip import DeCLIP
@@ -25,6 +26,9 @@ class DeFILIP(Objective):
         top_tokens: as in `FILIP`.
         count_padding: as in `FILIP`.
         max_token_logit_scale: largest value of `token_logit_scale`, a natural logarithm.
+
+    Raises:
+        UserError: `setup` gets a model without `token_dim`.
     """
 
     min_batch_size = 2
@@ -48,6 +52,8 @@ class DeFILIP(Objective):
         self.max_token_logit_scale = max_token_logit_scale
 
     def setup(self, model: DualEncoder, /) -> None:
+        if model.token_dim is None:
+            raise UserError("objective=defilip: the model has no joint space of tokens; set model.token_dim=256")
         self.declip.setup(model)
 
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:

@@ -20,9 +20,11 @@ def masked_word_losses(
 
     Args:
         words: token features after the final norm.
-        labels: ids of the masked tokens, -100 elsewhere. Keep them on the CPU, because their number is read.
+        labels: ids of the masked tokens, -100 elsewhere. Keep them on the CPU: their number is read, which
+            synchronises with a GPU.
         vocabulary: layer from token features to logits of all token ids.
     """
+    labels = labels.cpu()
     places = (labels.flatten() != NO_LABEL).nonzero()[:, 0]
     indices = copied(words.device, places=places, ids=labels.flatten()[places], counts=(labels != NO_LABEL).sum(dim=1))
     logits = at_least_float32(vocabulary(words.flatten(0, 1).index_select(0, indices["places"])))
@@ -33,7 +35,7 @@ def masked_word_losses(
 
 def unmasked(ids: Int[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
     """Return the ids of the captions before masking."""
-    labels = copied(ids.device, labels=labels)["labels"]
+    labels = copied(ids.device, labels=labels.cpu())["labels"]
     return torch.where(labels == NO_LABEL, ids, labels)
 
 

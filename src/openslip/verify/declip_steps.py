@@ -241,8 +241,9 @@ def pair_logits(factor: Tensor, images: Tensor, texts: Tensor, epsilon: float) -
 
 def stand_in(image: Tower, text: Tower, embed_dim: int, token_dim: int | None = None) -> DualEncoder:
     """Build a model whose towers are never called."""
-    towers = {"image_tower": image, "text_tower": text}
-    return DualEncoder(**towers, embed_dim=embed_dim, logit_scale_init=0.0, token_dim=token_dim)
+    return DualEncoder(
+        image_tower=image, text_tower=text, embed_dim=embed_dim, logit_scale_init=0.0, token_dim=token_dim
+    )
 
 
 def loaded(recorded: Recorded, model: DualEncoder, objective: Objective, layers: Mapping[str, str]) -> Tensors:
