@@ -44,8 +44,12 @@ OPTIONS += [("model", model) for model in (*MODELS, "filip_tiny", "neg_clip_tiny
 OPTIONS += [
     ("model", f"{method}_{size}") for method in ("declip", "declip_slip", "defilip") for size in ("tiny", "rn50")
 ]
-WORD_MODELS = [f"{method}_{size}" for method in ("devise", "superclass") for size in ("tiny", "vitb16")]
-OPTIONS += [("model", model) for model in WORD_MODELS]
+OTHER_MODELS = [
+    f"{method}_{size}"
+    for method in ("devise", "superclass", "hadsell", "siamese", "zero_data")
+    for size in ("tiny", "vitb16")
+]
+OPTIONS += [("model", model) for model in OTHER_MODELS]
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {

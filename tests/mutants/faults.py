@@ -437,7 +437,7 @@ EVALUATION = [
     (E + "features.py", "gathered.transpose(0, 1).reshape(-1, *shape)", "gathered.reshape(-1, *shape)"),
     ("src/openslip/inference/prompts.py", "features.mean(dim=0), dim=-1)", "features[0], dim=-1)"),
     ("src/openslip/inference/prompts.py", "of_class.mean(dim=1)", "of_class[:, 0]"),
-    (E + "table_names.py", "if table.other_order:", "if False:"),
+    (E + "table_names.py", "if table.other_order:\n        orders", "if False:\n        orders"),
     (E + "table_names.py", "    if labels_are_sorted_names:\n", "    if True:\n"),
     (E + "table_names.py", "(table.allows_some or len(places) == len(table.names))", "True"),
     (E + "split_size.py", "if num_samples > known[-1]:", "if False:"),
