@@ -34,7 +34,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def evaluate(root: Path, *words: str, evaluation: str = "folder") -> int:
-    source = [f"evaluation.{evaluation}.source.root={root}/images", f"evaluation.{evaluation}.num_workers=0"]
+    place = "places.folders.root" if evaluation == "imagenet" else "root"
+    source = [f"evaluation.{evaluation}.source.{place}={root}/images", f"evaluation.{evaluation}.num_workers=0"]
     return run(["eval", "checkpoint=X", f"evaluation={evaluation}", *source, f"output={root}/out.json", *words])
 
 
@@ -147,7 +148,8 @@ def test_a_part_of_imagenet_says_so(root: Path, capsys: pytest.CaptureFixture[st
     captured = capsys.readouterr()
     assert re.search(r"classes +│ 4 of 1000 +│", captured.out)
     assert re.search(r"ImageNet zero-shot top-1: .* \(chance 25\.0 %\), 4 of 1000 classes", captured.out)
-    assert json.loads((root / "out.json").read_text())["notes"] == {"imagenet": {"classes": "4 of 1000"}}
+    notes = json.loads((root / "out.json").read_text())["notes"]["imagenet"]
+    assert notes == {"source": f"folders: root={root}/images", "classes": "4 of 1000"}
 
 
 @pytest.mark.parametrize(

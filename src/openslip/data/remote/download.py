@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from openslip.data.remote.address import shown
 from openslip.data.remote.files import content_digest, open_own
@@ -127,7 +128,8 @@ def read_page(address: str) -> tuple[bytes, str | None]:
 
     def read() -> tuple[bytes, str | None]:
         system, path = connect(address)
-        with system.open(path, block_size=0, size=1) as stream:  # a stream has the headers
+        opened: Any = system.open(path, block_size=0, size=1)  # a stream, which has the headers
+        with opened as stream:
             link = stream.r.links.get("next")
             return stream.read(), None if link is None else str(link["url"])
 

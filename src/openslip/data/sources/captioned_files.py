@@ -41,5 +41,5 @@ class CaptionedFiles(Source):
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=captions, label=None)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return fingerprint(self.root, self.files)

@@ -66,7 +66,7 @@ class FileList(Source):
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return fingerprint(self.root, self.files)
 
 

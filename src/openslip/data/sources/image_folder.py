@@ -30,7 +30,7 @@ class ImageFolder(Source):
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         names = "\n".join(f"{path.relative_to(self.root)} {path.stat().st_size}" for path, _ in self.files)
         return hashlib.sha256(names.encode()).hexdigest()
 

@@ -48,5 +48,5 @@ class NumberedFolder(Source):
         return Sample(key=str(path), image=regular_file(path).read_bytes(), captions=(), label=label)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return fingerprint(self.root, self.files)

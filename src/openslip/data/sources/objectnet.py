@@ -74,7 +74,7 @@ class ObjectNet(Source):
         return self.vectors
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return f"{fingerprint(self.root, self.files)} {BORDER} {self.vectors is None}"
 
 

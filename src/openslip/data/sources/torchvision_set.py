@@ -134,7 +134,7 @@ class TorchvisionSet(Source):
         return Sample(key=f"{self.locations[0]}:{index}", image=png(image), captions=(), label=label)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         settings = f"{self.dataset} {sorted(self.arguments.items())} {self.size}"
         if self.files is not None:
             return f"{settings} {fingerprint(self.root, self.files)}"

@@ -64,7 +64,7 @@ class Voc2007(Source):
         return self.vectors
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return fingerprint(Path(os.path.normpath(self.root)), zip(self.paths, self.vectors.tolist(), strict=True))
 
 

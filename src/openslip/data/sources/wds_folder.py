@@ -77,7 +77,7 @@ class WdsFolder(Source):
         return self._vectors
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         digest = hashlib.sha256(f"{self.shards.fingerprint} {self.classes}".encode())
         if (vectors := self.label_vectors) is not None:
             digest.update(vectors.tobytes())
