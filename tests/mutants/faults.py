@@ -787,7 +787,7 @@ LABELLED = [  # objectives over labelled pairs; attributes and maps
     (OBJECTIVES + "image_pairs.py", "with_grad=x.is_floating_point()", "with_grad=False"),
     (OBJECTIVES + "image_pairs.py", "same & (rows.place[:, None] != columns.place)", "same"),
     (OBJECTIVES + "image_pairs.py", "place + len(all1)", "place"),
-    (OBJECTIVES + "image_pairs.py", "-1 - places(label)", "-1 - torch.arange(len(label))"),
+    (OBJECTIVES + "image_pairs.py", "-1 - place,", "-1 - torch.arange(len(place)),"),
     (OBJECTIVES + "image_pairs.py", "(last - first - 1)", "(last - first)"),
     (OBJECTIVES + "siamese.py", "0.5 * world_size() / count", "0.5 / count"),
     (

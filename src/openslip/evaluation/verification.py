@@ -122,7 +122,8 @@ class Verification(Evaluation):
         def compare() -> tuple[np.ndarray, np.ndarray]:
             queries, candidates = np.repeat(episodes.queries, self.ways), episodes.candidates.ravel()
             of_episodes = similarities(features, queries, candidates, similarity)
-            return similarities(features, *pairs.T, similarity), of_episodes.reshape(-1, self.ways)
+            of_pairs = similarities(features, pairs[:, 0], pairs[:, 1], similarity)
+            return of_pairs, of_episodes.reshape(-1, self.ways)
 
         with evaluating(bundle.model, bundle.device):
             of_pairs, of_candidates = on_first_rank(compare)

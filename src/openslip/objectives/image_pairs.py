@@ -33,16 +33,22 @@ def views_of_all_ranks(features: dict[str, Tensor]) -> tuple[Views, Views]:
             of all ranks.
     """
     aug1, aug2 = features["aug1"], features["aug2"]
-    place, label = places(aug1), classes_of(features["label"])
+    place = places(aug1)
+    label = classes_of(features["label"], place)
     all1, all2, all_labels = (gather(x, with_grad=x.is_floating_point()) for x in (aug1, aug2, label))
     local = Views(torch.cat([aug1, aug2]), label.repeat(2), torch.cat([place, place + len(all1)]))
     all_places = torch.arange(2 * len(all1), device=label.device)
     return local, Views(torch.cat([all1, all2]), all_labels.repeat(2), all_places)
 
 
-def classes_of(label: Int64[Tensor, " local"]) -> Int64[Tensor, " local"]:
-    """Return the labels, with a number of its own for each of this rank's samples that has none (-1)."""
-    return torch.where(label < 0, -1 - places(label), label)
+def classes_of(label: Int64[Tensor, " local"], place: Int64[Tensor, " local"]) -> Int64[Tensor, " local"]:
+    """Return the labels, with a number of its own for each sample that has none (-1).
+
+    Args:
+        label: class of each of this rank's samples.
+        place: place of each of them in the global batch.
+    """
+    return torch.where(label < 0, -1 - place, label)
 
 
 def kinds(rows: Views, columns: Views) -> Kinds:

@@ -41,13 +41,14 @@ class ZeroData(Objective):
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, text = (Features(features[name], gather_with_grad=True) for name in ("image", "text"))
         scale, bias = model.logit_scale.exp(), model.logit_bias
+        assert bias is not None  # objective.model.logit_bias_init
 
         def pair_loss(x: Tensor, label: Tensor, d: Tensor, described: Tensor) -> Float[Tensor, ""]:
             score = scale * x @ d.T + bias
             is_described = (label[:, None] == described).to(score.dtype)
             return F.binary_cross_entropy_with_logits(score, is_described, reduction="sum")
 
-        classes = classes_of(features["label"])
+        classes = classes_of(features["label"], image.places)
         rows, columns = (image.local, classes), (text.all, gather(classes, with_grad=False))
         return {"loss": sum_over_pairs(pair_loss, rows, columns) / len(image.local)}
 
