@@ -186,7 +186,7 @@ def test_weights_that_are_not_finite_give_no_result(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     model = dual_encoder()
-    model.text_projection.data[0, 0] = float("nan")
+    model.get_parameter("text_projection").data[0, 0] = float("nan")
     good = bundle(model)
     bad = Bundle(model, good.tokenizer, good.transform, {}, good.device, "X")
     monkeypatch.setattr(module, "load", lambda path, **_: bad)

@@ -83,7 +83,7 @@ def test_the_choices_are_those_that_hydra_finds(tmp_path: Path):
         compose_config("train", ["experiment=none_of_these"])
     assert str(error.value).rpartition("one of: ")[2].split(", ") == names("experiment", [config_folder()])
     for model in names("model", [config_folder()]):
-        compose_config("train", [f"model={model}"])
+        compose_config("train", [f"model={model}", *["tokenizer.vectors=FILE"] * model.startswith("devise")])
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
     assert " mine " in help_text("train", "", [tmp_path]).replace("\n", " ")

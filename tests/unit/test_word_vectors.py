@@ -186,6 +186,8 @@ def test_a_loaded_file_encodes_the_mean_of_its_words(glove: Path):
     bundle = openslip.load(glove)
     mean = (np.array([0.5, -0.25, 1]) + np.array([1, 0, 0.125])) / 2
     np.testing.assert_allclose(bundle.encode_text(["the cat the"])[0], mean / np.linalg.norm(mean), rtol=1e-6)
+    ids, lengths = bundle.need_tokenizer().encode(["a cat"])  # as a caption in training, where `a` is unknown
+    np.testing.assert_array_equal(bundle.model.encode_text(ids, lengths).detach(), [[1, 0, 0.125]])
     with pytest.raises(UserError, match="images need an image tower, and TextEncoder has none"):
         bundle.encode_image(torch.zeros(1, 3, 1, 1))
 

@@ -189,7 +189,7 @@ def test_roc_auc_of_one_class_is_refused_if_it_is_the_metric_and_else_left_out()
 
 def test_equal_cosines_rank_by_index():
     model = dual_encoder()
-    model.text_projection.data.zero_()
+    model.get_parameter("text_projection").data.zero_()
     evaluation = ZeroShot(
         title="t",
         source=Pictures(6, labels=[0] * 6),
