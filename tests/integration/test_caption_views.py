@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,17 @@ def test_the_number_of_workers_does_not_change_captions(source: ShardSource):
 def test_each_epoch_draws_one_of_the_original_and_the_rewritten_captions_of_each_image(source: ShardSource):
     assert len(source[0].captions) == 1 + len(REWRITTEN)
     kinds: Counter[str] = Counter()
-    of_first = set()
-    for batch in batches(source, 0, epochs=40):
+    of_image = defaultdict[int, set[str]](set)
+    for batch in batches(source, 0, epochs=15):
         for index, ids in zip(batch["index"].tolist(), batch["plain"], strict=True):
             # Each digit is a token.
             digits, text = re.findall(r"^([\d ]+) (\D.*)", TOKENIZER.decode(ids.tolist()))[0]
             assert digits.replace(" ", "") == source[index].key.rpartition(":")[2]
             kinds[text] += 1
-            if index == 0:
-                of_first.add(text)
+            of_image[index].add(text)
     assert kinds.keys() == {"original", *REWRITTEN}
-    assert of_first == kinds.keys()
-    assert all(190 < count < 290 for count in kinds.values())  # of 960, in four kinds
+    assert all(60 < count < 120 for count in kinds.values())  # of 360, in four kinds
+    assert min(map(len, of_image.values())) > 1
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
