@@ -105,8 +105,15 @@ def test_a_run_with_few_tokens_goes_on_with_all_of_them(tmp_path: Path):
     run = [*SMALL, "data.source.shards=0.tar", "trainer.max_steps=4"]
     few = Training(tmp_path, *run, "model=clipa_tiny", "name=few", "image_size=16", "views.shortened_caption.tokens=4")
     assert few.wait() == 0, few.said()
-    start = ["init_from.checkpoint=runs/few", "init_from.resize=true", "optim.schedule.lr_start=0", "optim.lr=1e-12"]
-    whole = Training(tmp_path, *run, *start, "model=clip_tiny", "name=all", "image_size=32", "optim.schedule.lr_end=0")
+    start = [
+        "init_from.checkpoint=runs/few",
+        "init_from.resize=true",
+        "optim.schedule.lr_start=1e-12",
+        "optim.lr=1e-12",
+    ]
+    whole = Training(
+        tmp_path, *run, *start, "model=clip_tiny", "name=all", "image_size=32", "optim.schedule.lr_end=1e-12"
+    )
     assert whole.wait() == 0, whole.said()
     first, second = (load(tmp_path / "runs" / name) for name in ("few", "all"))
     grids = [each.model.image_tower.trunk.pos_embed.shape[1] - 1 for each in (first, second)]
