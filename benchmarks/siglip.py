@@ -43,11 +43,11 @@ def loss(form: str, image: Tensor, text: Tensor, captions: Tensor) -> Tensor:
         value = SigLipLoss()(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale, bias)
         assert isinstance(value, Tensor)
         return value
-    sides = [Features(x, gather_with_grad=True) for x in (image, text)]
+    images, texts = (Features(x, gather_with_grad=True) for x in (image, text))
     if form in ("InfoNCE", "UniCL"):
-        return info_nce(*sides, scale, EqualPairs(captions, role="positive") if form == "UniCL" else None)[0]
+        return info_nce(images, texts, scale, EqualPairs(captions, role="positive") if form == "UniCL" else None)[0]
     equal = None if form == "ours" else EqualPairs(captions, role=form)
-    return sigmoid_loss(*sides, scale, bias, equal)[0]
+    return sigmoid_loss(images, texts, scale, bias, equal)[0]
 
 
 def work(form: str, rows: int) -> Callable[[], int]:

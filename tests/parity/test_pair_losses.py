@@ -104,8 +104,7 @@ def test_the_sigmoid_loss_equals_open_clip():
     batch = batch_of_pairs()
     image, text = (x.clone().requires_grad_() for x in (batch.image, batch.text))
     scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (SCALE, BIAS))
-    unit = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    loss = open_clip.loss.SigLipLoss()(*unit, scale, bias)
+    loss = open_clip.loss.SigLipLoss()(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale, bias)
     assert isinstance(loss, Tensor)
     loss.backward()
     theirs = (loss.detach(), *(x.grad for x in (image, text, scale, bias) if x.grad is not None))
@@ -122,18 +121,18 @@ def test_the_sigmoid_loss_equals_transformers():
     ids, pixels = torch.randint(20, (6, 8)), torch.randn(6, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         theirs = model(input_ids=ids, pixel_values=pixels, return_loss=True)
-        sides = [Features(x, gather_with_grad=True) for x in (theirs.image_embeds, theirs.text_embeds)]
-        ours, _ = sigmoid_loss(*sides, model.logit_scale.exp()[0], model.logit_bias[0])
+        images, texts = (Features(x, gather_with_grad=True) for x in (theirs.image_embeds, theirs.text_embeds))
+        ours, _ = sigmoid_loss(images, texts, model.logit_scale.exp()[0], model.logit_bias[0])
     torch.testing.assert_close(ours, theirs.loss, rtol=1e-12, atol=0)
 
 
 def test_float32_losses_of_confident_pairs_are_exact():
     # ln(1 + exp(-z)) of a positive with a large z is lost if it is computed as softplus(z) - z.
     x = torch.eye(8)
-    sides = [Features(x, gather_with_grad=True) for _ in range(2)]
+    images, texts = (Features(x, gather_with_grad=True) for _ in range(2))
     scale, bias = torch.tensor(30.0), torch.tensor(-15.0)
     with torch.no_grad():
-        loss, _ = sigmoid_loss(*sides, scale, bias)
+        loss, _ = sigmoid_loss(images, texts, scale, bias)
     assert loss.item() == pytest.approx(8 * math.log1p(math.exp(-15.0)), rel=1e-5)
 
 

@@ -101,12 +101,12 @@ def pair_loss(
     scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (SCALE, BIAS))
     labels = rank_slice(torch.tensor(batch.labels)) if use_labels else None
     equal = EqualPairs(rank_slice(keys(batch.captions)), labels, role=same_caption)
-    sides = [Features(x, gather_with_grad=gather_with_grad) for x in (image, text)]
+    images, texts = (Features(x, gather_with_grad=gather_with_grad) for x in (image, text))
     with in_tiles(tile):
         if loss == "sigmoid":
-            value, accuracy = sigmoid_loss(*sides, scale, bias, None if same_caption == "negative" else equal)
+            value, accuracy = sigmoid_loss(images, texts, scale, bias, None if same_caption == "negative" else equal)
         else:
-            value, accuracy = equal_info_nce(*sides, scale, equal)
+            value, accuracy = equal_info_nce(images, texts, scale, equal)
         value.backward()
     gradients = [x.grad for x in (image, text)]
     of_scale = mean_over_ranks(torch.zeros_like(scale) if scale.grad is None else scale.grad)

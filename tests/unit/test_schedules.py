@@ -1,6 +1,7 @@
 """Learning-rate schedules and scheduled numbers of objectives against their definitions."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 
@@ -9,7 +10,7 @@ from openslip.config.check import check_root_values
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.objectives.objective import Objective
-from openslip.schedules import PiecewiseLinear, WarmupConstant, WarmupRsqrt
+from openslip.schedules import LearningRate, PiecewiseLinear, WarmupConstant, WarmupRsqrt
 
 RAMP = "{_target_: openslip.schedules.PiecewiseLinear, at: [0, 0.1], values: [0, 1]}"
 
@@ -44,7 +45,7 @@ def test_an_inverse_square_root_rate_is_big_visions():
 
 
 @pytest.mark.parametrize("make", [constant, rsqrt])
-def test_a_run_shorter_than_its_warm_up_has_no_cooldown(make: type):
+def test_a_run_shorter_than_its_warm_up_has_no_cooldown(make: Callable[..., LearningRate]):
     schedule = make(max_steps=3)
     assert [schedule(step) / schedule.lr for step in range(3)] == pytest.approx([0.0, 0.1, 0.2])
 

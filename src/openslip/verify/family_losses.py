@@ -39,8 +39,8 @@ def sigmoid(batch: Arrays, dims: Dims, device: str) -> Arrays:
     """SigLIP, on this rank's part of the batch; open_clip's ways of exchanging texts give the same values."""
     image, text = (leaf(batch[f"in/{name}"], device) for name in ("image", "text"))
     log_scale, bias = leaf(dims["log_scale"], device), leaf(dims["bias"], device)
-    sides = [given(x, gather_with_grad=True) for x in (image, text)]
-    loss, _ = sigmoid_loss(*sides, log_scale.exp(), bias)
+    images, texts = (given(x, gather_with_grad=True) for x in (image, text))
+    loss, _ = sigmoid_loss(images, texts, log_scale.exp(), bias)
     loss.backward()
     return {**_arrays(loss, image, text, log_scale), "grad/logit_bias": as_array(_gradient(bias))}
 
@@ -49,9 +49,9 @@ def clip(batch: Arrays, dims: Dims, device: str, *, gather_with_grad: bool) -> A
     """CLIP, on this rank's part of the batch: the loss of its own rows, which open_clip calls local."""
     image, text = (leaf(batch[f"in/{name}"], device) for name in ("image", "text"))
     log_scale = leaf(dims["log_scale"], device)
-    sides = [given(x, gather_with_grad=gather_with_grad) for x in (image, text)]
+    images, texts = (given(x, gather_with_grad=gather_with_grad) for x in (image, text))
     with in_tiles(None):  # in tiles, only the mean over ranks of the gradient of the scale is defined
-        loss, _ = info_nce(*sides, log_scale.exp())
+        loss, _ = info_nce(images, texts, log_scale.exp())
     loss.backward()
     return _arrays(loss, image, text, log_scale)
 
@@ -59,7 +59,8 @@ def clip(batch: Arrays, dims: Dims, device: str, *, gather_with_grad: bool) -> A
 def simclr(arrays: Arrays, dims: Dims, device: str) -> Arrays:
     """NT-Xent of two views, which it scales to unit length."""
     views = [leaf(arrays[f"in/{name}"], device) for name in ("x0", "x1")]
-    loss, _ = nt_xent(*(Features(x, gather_with_grad=True) for x in views), dims["temp"])
+    view1, view2 = (Features(x, gather_with_grad=True) for x in views)
+    loss, _ = nt_xent(view1, view2, dims["temp"])
     loss.backward()
     gradients = {f"grad/x{place}": as_array(_gradient(view)) for place, view in enumerate(views)}
     return {"loss": as_array(loss), **gradients}
