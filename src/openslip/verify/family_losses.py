@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from openslip.objectives.clip import info_nce
+from openslip.objectives.neighbour_queue import NeighbourQueue
 from openslip.objectives.siglip import sigmoid_loss
 from openslip.objectives.simclr import nt_xent
-from openslip.objectives.similarity import Features
+from openslip.objectives.similarity import Features, unit_length
+from openslip.objectives.simsiam import simsiam_loss
 from openslip.verify.deviation import Arrays
 from openslip.verify.recording import as_array
 from openslip.verify.splits import in_tiles
@@ -97,12 +99,42 @@ CONTRASTIVE: dict[str, Loss] = {
     **dict.fromkeys(("clip", "clip_local1_grad1", "clip_local0_grad1"), partial(clip, gather_with_grad=True)),
     "clip_local1_grad0": partial(clip, gather_with_grad=False),
 }
-LIGHTLY: dict[str, Loss] = {"ntxent": simclr}
+
+
+def simsiam(arrays: Arrays, dims: Dims, device: str) -> Arrays:
+    """SimSiam's loss of predictions and projections."""
+    predictions, projections = ([leaf(arrays[f"in/{side}{view}"], device) for view in (0, 1)] for side in "pz")
+    loss = simsiam_loss(predictions, projections)
+    loss.backward()
+    return {"loss": as_array(loss), **{f"grad/p{view}": as_array(_gradient(x)) for view, x in enumerate(predictions)}}
+
+
+def nnclr(arrays: Arrays, dims: Dims, device: str) -> Arrays:
+    """NNCLR: NT-Xent of predictions and the nearest neighbours of projections in our queue, step by step."""
+    ours: Arrays = {}
+    for step in dict.fromkeys(key.split("/")[0] for key in arrays):
+        bank = torch.tensor(arrays[f"{step}/bank_before"], device=device)
+        queue = NeighbourQueue(size=len(bank), width=bank.shape[1], wraps=False).to(device)
+        queue.features = unit_length(bank)  # lightly stores rows as given and scales them when it searches
+        projections = [torch.tensor(arrays[f"{step}/in/z{view}"], device=device) for view in (0, 1)]
+        places = [queue.nearest_places(unit_length(x)) for x in projections]
+        predictions = [leaf(arrays[f"{step}/in/p{view}"], device) for view in (0, 1)]
+        losses = []
+        for place, prediction in zip(places, reversed(predictions), strict=True):
+            neighbour, predicted = (Features(x, gather_with_grad=True) for x in (queue.features[place], prediction))
+            losses.append(nt_xent(neighbour, predicted, dims["temp"])[0])
+        loss = (losses[0] + losses[1]) / 2
+        loss.backward()
+        ours[f"{step}/loss"] = as_array(loss)
+        ours |= {f"{step}/neighbour{view}": as_array(place) for view, place in enumerate(places)}
+        ours |= {f"{step}/grad/p{view}": as_array(_gradient(x)) for view, x in enumerate(predictions)}
+    return ours
+
+
+LIGHTLY: dict[str, Loss] = {"ntxent": simclr, "simsiam": simsiam, "nnclr": nnclr}
 NOT_COMPUTED = {
     "clip_local0_grad0": "no mode of ours: it trains the towers with 1 / ranks of the gradient",
     "coca": "no objective of ours has a captioning decoder",
     "distill": "no objective of ours distils a teacher",
-    **dict.fromkeys(
-        ("simsiam", "byol", "ema", "nnclr", "moco", "dino", "barlow", "vicreg"), "no objective of ours computes it"
-    ),
+    **dict.fromkeys(("byol", "ema", "moco", "dino", "barlow", "vicreg"), "no objective of ours computes it"),
 }
