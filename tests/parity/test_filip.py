@@ -93,14 +93,16 @@ def test_the_gradient_is_that_of_the_formula():
     image, text = random_tokens(samples=4)
     features = [side.features.clone().requires_grad_() for side in (image, text)]
     sides = [Tokens(x, side.mask) for x, side in zip(features, (image, text), strict=True)]
-    token_info_nce(*sides, torch.tensor(14.3).double(), top_tokens=None, gather_with_grad=True)[0].backward()
+    token_info_nce(sides[0], sides[1], torch.tensor(14.3).double(), top_tokens=None, gather_with_grad=True)[
+        0
+    ].backward()
     step = 1e-6
     for side, place in ((0, (1, 2, 0)), (0, (3, 4, 3)), (1, (2, 1, 1)), (1, (0, 0, 2))):
         values = []
         for sign in (1, -1):
             moved = [Tokens(each.features.clone(), each.mask) for each in (image, text)]
             moved[side].features[place] += sign * step
-            values.append(naive_loss(*moved, 14.3))
+            values.append(naive_loss(moved[0], moved[1], 14.3))
         grad = features[side].grad
         assert grad is not None
         assert grad[place].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6, abs=1e-9)
@@ -226,7 +228,7 @@ def step(samples):
     generator = torch.Generator().manual_seed(0)
     patches, words = (torch.randn(samples, n, 16, generator=generator, requires_grad=True) for n in (50, 16))
     sides = [Tokens(x, torch.ones(x.shape[:2], dtype=torch.bool)) for x in (patches, words)]
-    token_info_nce(*sides, torch.tensor(14.3), top_tokens=None, gather_with_grad=True)[0].backward()
+    token_info_nce(sides[0], sides[1], torch.tensor(14.3), top_tokens=None, gather_with_grad=True)[0].backward()
 
 
 step(16)

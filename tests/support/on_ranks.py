@@ -231,7 +231,7 @@ def hard_loss_and_gradients(
     scale = torch.tensor(14.3, dtype=image.dtype, requires_grad=True)
     with in_tiles(tile):
         sides = [Features(x, gather_with_grad=gather_with_grad) for x in given]
-        loss, accuracy = hard_info_nce(*sides, rank_slice(has_hard), scale)
+        loss, accuracy = hard_info_nce(sides[0], sides[1], sides[2], rank_slice(has_hard), scale)
         loss.backward()
     # Hard captions are only keys, so that they get no gradient at all if keys are detached.
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in given]

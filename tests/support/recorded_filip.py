@@ -55,5 +55,7 @@ def recorded_step(path: Path, top_tokens: int | None = 16, tile: int | None = 40
     }
     found |= {f"step0/grad/rank{rank()}/{INPUTS[name]}": tensor.grad for name, tensor in given.items()}
     summed = weights | {theirs: model.get_parameter(ours) for theirs, ours in scales.items()}
-    found |= {f"step0/grad/weights/{name}": all_sum(weight.grad) for name, weight in summed.items()}
-    return {name: tensor.detach().clone() for name, tensor in found.items()}
+    found |= {
+        f"step0/grad/weights/{name}": all_sum(weight.grad) for name, weight in summed.items() if weight.grad is not None
+    }
+    return {name: tensor.detach().clone() for name, tensor in found.items() if tensor is not None}

@@ -76,7 +76,8 @@ class FILIP(Objective):
         image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
         clip, clip_acc = info_nce(image, text, model.logit_scale.exp())
         token, token_acc = token_info_nce(
-            *(Tokens(features[f"{name}_tokens"], features[f"{name}_mask"]) for name in ("image", "text")),
+            Tokens(features["image_tokens"], features["image_mask"]),
+            Tokens(features["text_tokens"], features["text_mask"]),
             model.token_logit_scale.exp(),
             top_tokens=self.top_tokens,
             gather_with_grad=self.gather_with_grad,
