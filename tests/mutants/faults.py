@@ -801,7 +801,7 @@ LABELLED = [  # objectives over labelled pairs; attributes and maps
     (M + "siamese.py", ".abs() @ self.l1_weight", ".square() @ self.l1_weight"),
     (M + "bag_of_words.py", "(features * mask[..., None])", "features"),
     (E + "semantic_codes.py", "absent - np.log1p(-prior), present - np.log(prior)", "absent, present"),
-    (E + "semantic_codes.py", "-torch.cdist(predicted, codes)", "predicted @ codes.T"),
+    (E + "semantic_codes.py", "-torch.cdist(predicted, codes)", "torch.cdist(predicted, codes)"),
     (E + "semantic_codes.py", "add_(self.ridge)", "add_(0.0)"),
     (E + "image_map.py", 'distances[:, start : start + chunk].fill_diagonal_(float("inf"))', "pass"),
     (E + "image_map.py", "distances.argmin(dim=1)", "distances.argmax(dim=1)"),
