@@ -27,13 +27,6 @@ ONE_RANK, RANKS, OF_LIGHTLY, SETTINGS = "one_rank.npz", "*_ranks.npz", "lightly.
 TOLERANCE = 1e-7  # relative to the largest recorded absolute value of an array
 # Parts of the names of arrays that are only read.
 INPUTS = ("in/", "bank_before", "bank_after", "ptr_before", "ptr_after", "center_before")
-    "in/",
-    "bank_before",
-    "bank_after",
-    "ptr_before",
-    "ptr_after",
-    "center_before",
-)  # parts of the names of arrays that are only read
 
 
 def has_losses(folder: Path) -> bool:
