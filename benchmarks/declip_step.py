@@ -10,6 +10,7 @@ and is to be at least 1 / 1.1.
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rates import Rates, Row, show
@@ -54,7 +55,8 @@ def measure(name: str, mode: str, batch_size: int, rounds: int) -> Iterator[Row]
     torch.manual_seed(0)
     config = compose_config("train", [f"model={name}", f"mode={mode}"])[0]
     parts = build_parts(config)
-    model, objective = parts.model, parts.objective
+    model: Any = parts.model
+    objective = parts.objective
     objective.prepare(model)
     model.train()
     objective.train()

@@ -76,25 +76,28 @@ def test_a_frozen_resnet_keeps_the_weights_and_statistics_of_the_checkpoint(tmp_
     config = settled(compose_config("train", words)[0])
     torch.manual_seed(7)
     trained = build_parts(config)
+    model: Any = trained.model
     with torch.no_grad():
-        for tensor in (*trained.model.parameters(), *trained.model.image_tower.buffers()):
+        for tensor in (*model.parameters(), *model.image_tower.buffers()):
             if tensor.is_floating_point():
                 tensor.add_(torch.rand_like(tensor))
-    transform = EvalTransform(**TRANSFORM | {"size": 64})
+    settings: dict[str, Any] = TRANSFORM | {"size": 64}
+    transform = EvalTransform(**settings)
     write(
         Bundle(trained.model, trained.tokenizer, transform, config["model"], torch.device("cpu")), tmp_path / "a.ckpt"
     )
     images = torch.rand(5, 3, 64, 64)
-    expected = trained.model.eval().encode_image(images)
+    expected = model.eval().encode_image(images)
 
     locked = ["towers.image.locked=true", f"init_from.checkpoint={tmp_path}/a.ckpt"]
     parts = build_parts(settled(compose_config("train", [*words, *locked])[0]))
     start(parts, tmp_path / "a.ckpt", size=64)
-    parts.model.train()
-    assert not any(map(mixes_samples, parts.model.image_tower.modules())), "so that it allows micro-batches"
-    assert not any(parameter.requires_grad for parameter in parts.model.image_tower.parameters())
+    frozen: Any = parts.model
+    frozen.train()
+    assert not any(map(mixes_samples, frozen.image_tower.modules())), "so that it allows micro-batches"
+    assert not any(parameter.requires_grad for parameter in frozen.image_tower.parameters())
     for rows in (images, images[:1]):
-        torch.testing.assert_close(parts.model.encode_image(rows), expected[: len(rows)], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(frozen.encode_image(rows), expected[: len(rows)], rtol=1e-5, atol=1e-6)
     for name, tensor in trained.model.state_dict().items():
         assert torch.equal(parts.model.state_dict()[name], tensor), name
     assert any("running_var" in name for name in parts.model.state_dict())

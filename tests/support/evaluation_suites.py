@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from pydoc import locate
@@ -162,8 +163,8 @@ class OnRank1(ImageFolder):
         self.fail("read")
         return super().__getitem__(index)
 
-    @property
-    def fingerprint(self) -> str:
+    @cached_property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.fail("listed")
         return super().fingerprint
 

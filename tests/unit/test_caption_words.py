@@ -198,7 +198,7 @@ def test_a_block_begins_anywhere():
 def test_random_tokens_stay_in_their_order():
     words = TEXT.split()
     rows = shortened("random")
-    assert all(len(row) == 4 and sorted(row, key=lambda word: words.index(word)) == row for row in rows)
+    assert all(len(row) == 4 and sorted(row, key=list[str](words).index) == row for row in rows)
     counted = Counter(word for row in rows for word in row)
     assert all(110 < counted[word] < 210 for word in words)  # of 160
 

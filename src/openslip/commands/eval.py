@@ -91,7 +91,7 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
         show_records({name: records[name] for name in chosen if name in records})
         if output is not None and records:
             write_all(output, config, {name: records[name] for name in chosen if name in records}, errors)
-        elif is_written and records:
+        elif folder is not None and is_written and records:
             say(f"metrics: {folder}/{report_of(folder)}")
         show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
     has_failed = any(not isinstance(error, MissingData) for error in errors.values())

@@ -90,6 +90,7 @@ class DeCLIP(Objective):
         self.text_epsilon = text_epsilon
 
     def setup(self, model: DualEncoder, /) -> None:
+        assert model.text_projection is not None
         width = model.text_projection.shape[1]
         self.simsiam = SimSiam(
             width=width, hidden=self.head_hidden, bottleneck=self.head_bottleneck, rank_batch_norm=self.rank_batch_norm

@@ -40,7 +40,7 @@ class _RunningTargets(NamedTuple):
     """Cross-entropy of each row with targets that are uniform over its positives; `add` includes one more tile."""
 
     softmax: RunningSoftmax  # `positive` holds the sum of the logits of all positives
-    count: Float[Tensor, " rows"]  # number of positives
+    num_positives: Float[Tensor, " rows"]  # number of positives
 
     @staticmethod
     def of_rows(x: Float[Tensor, "rows dim"]) -> "_RunningTargets":
@@ -52,22 +52,22 @@ class _RunningTargets(NamedTuple):
         leads_now = is_positive.gather(1, tile.argmax(dim=1, keepdim=True)).squeeze(1)
         self.softmax.leads[rows] |= (self.softmax.peak[rows] > peak) & leads_now
         self.softmax.positive[rows] += torch.where(is_positive, tile, 0.0).sum(dim=1)
-        self.count[rows] += is_positive.sum(dim=1)
+        self.num_positives[rows] += is_positive.sum(dim=1)
 
     def reduce_over_ranks(self) -> None:
         """Combine the statistics over ranks; each rank has added different columns of the same rows."""
         self.softmax.reduce_over_ranks()
         self.softmax.positive.copy_(all_sum(self.softmax.positive))
-        self.count.copy_(all_sum(self.count))
+        self.num_positives.copy_(all_sum(self.num_positives))
 
     def cross_entropy(self) -> Float[Tensor, " rows"]:
-        return self.softmax.peak - self.softmax.positive / self.count + self.softmax.total.log()
+        return self.softmax.peak - self.softmax.positive / self.num_positives + self.softmax.total.log()
 
     def gradient(
         self, rows: slice, tile: Float[Tensor, "rows columns"], is_positive: Bool[Tensor, "rows columns"]
     ) -> Float[Tensor, "rows columns"]:
         """Return the gradient of the sum of these rows' cross-entropies with respect to the logits of the tile."""
-        return self.softmax.gradient(rows, tile, False).sub_(is_positive / self.count[rows, None])
+        return self.softmax.gradient(rows, tile, False).sub_(is_positive / self.num_positives[rows, None])
 
 
 class _EqualInfoNCE(torch.autograd.Function):
