@@ -112,8 +112,8 @@ class Bundle:
         """Encode texts to unit-length float32 features, in the order of the texts.
 
         Internally texts are sorted by length and, at equal length, alphabetically. Each batch is trimmed to its longest
-        text to reduce padding, and a causal text tower computes each beginning that several of its texts share a single
-        time.
+        text to reduce padding, and a causal text tower computes only once each beginning that several
+        texts of a batch share.
 
         Raises:
             UserError: the model has no text tower, the list is empty, one string was given instead of a list, or a text
@@ -136,7 +136,7 @@ class Bundle:
         return torch.cat(features)[order.argsort().to(self.device)]
 
     def refuse_unknown(self, texts: Sequence[str]) -> None:
-        """Refuse texts with words that the text tower has not learned; the others would give a wrong feature.
+        """Refuse texts with words that the text tower has not learned: the known words alone give a wrong feature.
 
         Punctuation that it has not learned is left out, so `a dog.` may be asked for if no caption ended with a stop.
         """

@@ -60,5 +60,5 @@ def distinct(ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]) -
 
 
 def shares(weights: Float[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-    """Divide each row by its sum; a row of zeros stays one."""
+    """Divide each row by its sum; a row of zeros stays zero."""
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

@@ -24,7 +24,7 @@ _shares = ContextVar("shares_prefixes", default=False)
 
 @contextmanager
 def sharing_prefixes() -> Iterator[None]:
-    """Inside this context, causal text transformers compute each prefix that several captions share a single time.
+    """Inside this context, causal text transformers compute only once each prefix that several captions share.
 
     Training does not use it: the gain is small where captions begin differently, and finding prefixes reads the ids,
     which synchronises with a GPU.

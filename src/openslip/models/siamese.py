@@ -41,8 +41,8 @@ class Siamese(nn.Module):
 
         The bias b is ours: docs/NUMERICS.md#siamese.
         """
-        # |a_j| scales a dimension, and its sign decides which of the two distances the dimension belongs to. So no
-        # tensor of [rows, columns, embed] is needed.
+        # |a_j| scales a dimension, and the sign of a_j decides which of the two distances the dimension belongs to. So
+        # no tensor of [rows, columns, embed] is needed.
         for_same, against = self.l1_weight.clamp(min=0), (-self.l1_weight).clamp(min=0)
         likeness = torch.cdist(first * for_same, second * for_same, p=1)
         return likeness - torch.cdist(first * against, second * against, p=1) + self.l1_bias

@@ -1,6 +1,6 @@
 """FILIP: images and captions are compared token by token. Yao et al. 2021, arXiv:2111.07783, section 3.1.
 
-The published switches are those of the code of Cui et al. 2022, arXiv:2203.05796 (Sense-GVT/DeCLIP).
+"Published code" below means the code of Cui et al. 2022, arXiv:2203.05796 (Sense-GVT/DeCLIP).
 """
 
 import torch
@@ -23,7 +23,8 @@ class FILIP(Objective):
 
     Args:
         token_scale: weight of the loss of token-wise similarities.
-        clip_scale: weight of CLIP's loss of pooled features, by which all evaluations compare images and texts.
+        clip_scale: weight of CLIP's loss of pooled features, by which all evaluations except `TokenZeroShot` compare
+            images and texts.
         top_tokens: number of tokens per image and per text with which other samples are compared; None for all.
         count_padding: whether a caption's padding up to the context length counts as words, as in the published code.
         gather_with_grad: whether gradients of both losses reach the keys of all ranks, as in `CLIP`.

@@ -116,7 +116,7 @@ def tile_size(x: Tensor) -> int:
 
 
 def size_of_tiles(rows: Tensor, columns: Tensor) -> int:
-    """Return the number of rows of a tile for a loss without a plain form: few logits make a single tile."""
+    """Return the largest number of rows of a tile for a loss without a plain form; few logits are not cut by size."""
     return tile_size(rows) if is_large(len(rows)) else max(len(rows), len(columns))
 
 

@@ -3,8 +3,8 @@
 Contract of each file:
 - `detect(path: Path) -> bool` tells whether a file or folder has the format, and never raises an error.
 - `read(path: Path, choices: Choices) -> Bundle` loads the model on the CPU, executes no code of the file, and names
-  missing and unexpected keys in its errors. Activation and numbers of heads that the file does not say are in the
-  choices, and are never guessed.
+  missing and unexpected keys in its errors. What the file does not say is in the choices: an activation is never
+  guessed; numbers of heads are derived only by the rule of the project's published models (`choices.heads`).
 - `write(bundle, path)` is optional and writes a file of the format.
 - `objective_weights(path) -> dict[str, Tensor]` is optional: the weights of the objective, such as an SSL head, by our
   names.

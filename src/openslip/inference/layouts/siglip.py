@@ -1,7 +1,7 @@
 """What the SigLIP formats share. Zhai et al. 2023, arXiv:2303.15343.
 
-The image tower pools its patches by attention to one learned query, and its feature is not projected. The text tower
-attends in both directions, and pools the last position of rows of fixed length, padding included.
+The image tower pools its patches by attention: one learned query attends to them. Its feature is not projected. The
+text tower attends in both directions, and pools the last position of rows of fixed length, padding included.
 """
 
 from collections.abc import Mapping
