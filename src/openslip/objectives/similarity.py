@@ -39,7 +39,8 @@ def unit_length(x: Float[Tensor, "rows dim"], epsilon: float = 0.0) -> Float[Ten
 
     Args:
         x: the rows.
-        epsilon: number added to the length of each row before the division: docs/NUMERICS.md#declip. Only the faithful mode of DeCLIP's methods sets one.
+        epsilon: number added to the length of each row before the division. Only the faithful mode of DeCLIP's methods
+            sets one: docs/NUMERICS.md#declip.
     """
     x = x if x.dtype == torch.float64 else x.float()
     return x / (x.norm(dim=-1, keepdim=True) + epsilon) if epsilon else F.normalize(x, dim=-1)
