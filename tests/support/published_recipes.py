@@ -554,8 +554,20 @@ CLIP_RESNET = {
 MOCO_CROPS = {"objective.views.image.scale": [0.2, 1.0]}
 PEAK_OF_DECLIP = {"optim.lr": 1e-3, "optim.weight_decay": 0.1}
 PEAK_OF_SLIP_AND_FILIP = {"optim.lr": 5e-4, "optim.weight_decay": 0.5}
-DECLIP_CLIP = {**DECLIP_RUNS, **PEAK_OF_DECLIP, **MOCO_CROPS, "objective.gather_with_grad": True}
-DECLIP_SLIP = {**DECLIP_RUNS, **PEAK_OF_SLIP_AND_FILIP, "objective.views.aug1.scale": [0.2, 1.0]}
+DECLIP_CLIP = {
+    **DECLIP_RUNS,
+    **PEAK_OF_DECLIP,
+    "objective.views.image.scale": [0.5, 1.0],
+    "objective.views.image.augment": None,
+    "objective.gather_with_grad": True,
+    "evaluation.imagenet80.templates": "imagenet80",
+}
+DECLIP_SLIP = {
+    **DECLIP_RUNS,
+    **PEAK_OF_SLIP_AND_FILIP,
+    "objective.views.aug1.scale": [0.2, 1.0],
+    "evaluation.imagenet80.templates": "imagenet80",
+}
 DECLIP = {
     **DECLIP_RUNS,
     **PEAK_OF_DECLIP,
@@ -564,6 +576,7 @@ DECLIP = {
     "objective.neighbour_scale": 0.2,
     "objective.simsiam_scale": 0.2,
     "objective.masked_scale": 0.2,
+    "evaluation.imagenet80.templates": "imagenet80",
 }
 DEFILIP = {
     **DECLIP_RUNS,
@@ -589,6 +602,8 @@ FILIP = {
     "objective.gather_with_grad": True,
     "model.token_dim": 256,
     "evaluation.imagenet_tokens.count_padding": True,
+    "evaluation.imagenet_tokens.templates": "imagenet80",
+    "objective.views.text._target_": "openslip.data.captions.masked.MaskedCaption",
 }
 # LijieFan/LaCLIP: README and models.py; captions are the original and rewritten ones.
 LACLIP = {

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from openslip.models.packing import copied
 from openslip.models.tower import Tokens, Tower
 
 
@@ -48,7 +49,8 @@ class BagOfTokens(Tower):
 
 def within(ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch length"]:
     """Return which ids are no padding."""
-    return torch.arange(ids.shape[1], device=ids.device) < lengths.to(ids.device)[:, None]
+    mask = torch.arange(ids.shape[1]) < lengths.cpu()[:, None]
+    return copied(ids.device, mask=mask)["mask"]
 
 
 def distinct(ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch length"]:

@@ -1,9 +1,9 @@
 """A linear text tower: a caption's feature is the sum of the vectors of its tokens, in whatever order they stand."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openslip.models.bag_of_tokens import within
 from openslip.models.tower import Tokens, Tower
 
 
@@ -22,8 +22,7 @@ class BagOfWords(Tower):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def tokens(self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /) -> Tokens:
-        mask = torch.arange(ids.shape[1]) < lengths.cpu()[:, None]
-        return Tokens(self.token_embedding(ids), mask.to(ids.device, non_blocking=True))
+        return Tokens(self.token_embedding(ids), within(ids, lengths))
 
     def forward(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import gather
+from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import info_nce
 from openslip.objectives.logit_scale import LogitScaleLimits
@@ -90,7 +91,8 @@ class DeCLIP(Objective):
         self.text_epsilon = text_epsilon
 
     def setup(self, model: DualEncoder, /) -> None:
-        assert model.text_projection is not None
+        if model.text_projection is None:
+            raise UserError("model.projects_text=false: DeCLIP needs a text projection; use projects_text=true")
         width = model.text_projection.shape[1]
         self.simsiam = SimSiam(
             width=width, hidden=self.head_hidden, bottleneck=self.head_bottleneck, rank_batch_norm=self.rank_batch_norm

@@ -1,5 +1,6 @@
 """Limits of the temperature as in DeCLIP's published code (utils/grad_clip.py, model/declip.py)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,4 +47,4 @@ class LogitScaleLimits:
         """Limit `logit_scale` after the optimizer's step."""
         model.logit_scale.clamp_(self.lower, self.upper)
         if not self.published and self.largest_factor is not None:
-            model.logit_scale.clamp_(max=torch.tensor(self.largest_factor).log().item())
+            model.logit_scale.clamp_(max=math.log(self.largest_factor))

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openslip.errors import UserError
 from openslip.objectives.similarity import unit_length
 
 MOST_COSINES = 2**24  # elements of a matrix of cosines that exists at a time; 64 MiB in float32
@@ -28,6 +29,8 @@ class NeighbourQueue(nn.Module):
 
     def __init__(self, *, size: int, width: int, wraps: bool) -> None:
         super().__init__()
+        if size < 1:
+            raise UserError(f"text_queue={size}: expected at least 1 (65536 in DeCLIP)")
         self.wraps = wraps
         self.register_buffer("features", unit_length(torch.randn(size, width)))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openslip.distributed import gather
+from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import clamp_logit_scale
 from openslip.objectives.image_pairs import classes_of
@@ -31,6 +32,10 @@ class ZeroData(Objective):
         super().__init__()
         self.max_logit_scale = max_logit_scale
 
+    def setup(self, model: DualEncoder, /) -> None:
+        if model.logit_bias is None:
+            raise UserError("model.logit_bias_init=null: zero-data learning needs a bias, such as -10")
+
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
         return {
             "image": model.encode_image(batch["image"]),
@@ -41,7 +46,7 @@ class ZeroData(Objective):
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, text = (Features(features[name], gather_with_grad=True) for name in ("image", "text"))
         scale, bias = model.logit_scale.exp(), model.logit_bias
-        assert bias is not None  # objective.model.logit_bias_init
+        assert bias is not None  # checked in `setup`
 
         def pair_loss(x: Tensor, label: Tensor, d: Tensor, described: Tensor) -> Float[Tensor, ""]:
             score = scale * x @ d.T + bias

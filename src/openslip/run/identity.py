@@ -132,10 +132,18 @@ def _of_present_format(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgraded_from_2(config: dict[str, Any]) -> dict[str, Any]:
-    """Upgrade a config of format 2, in which CLIP had no `same_caption`."""
+    """Upgrade a config of format 2, in which CLIP had no `same_caption` and edits of captions no synonyms."""
     objective = config["objective"]
     added = {"same_caption": "negative"} if _class_name(objective) == "CLIP" else {}
-    return {**config, "objective": {**added, **objective}}
+    views = {name: _without_synonyms(view) for name, view in objective["views"].items()}
+    return {**config, "objective": {**added, **objective, "views": views}}
+
+
+def _without_synonyms(view: dict[str, Any]) -> dict[str, Any]:
+    edits = view.get("augment")
+    if not isinstance(edits, dict) or _class_name(edits) != "RandomEdits":
+        return view
+    return {**view, "augment": {"synonyms": 0.0, "thesaurus": None, **edits}}
 
 
 def _upgraded_from_1(config: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,10 @@ def declip_rows(folder: Path, device: str, dtype: str) -> list[Row]:
     on_ranks: dict[int, dict[Path, str]] = defaultdict(dict)
     for path, method in recordings_in(folder).items():
         if method in METHODS:
-            on_ranks[read_recorded(path, method).num_ranks][path] = method
+            try:
+                on_ranks[read_recorded(path, method).num_ranks][path] = method
+            except Exception as error:
+                rows.append(Row(path.stem, math.inf, 0.0, f"{type(error).__name__}: {first_line(error)}"))
         else:
             rows.append(Row.skipped(path.stem, "OpenSLIP has no such method"))
     for ranks, recordings in on_ranks.items():

@@ -26,7 +26,7 @@ from openslip.verify.towers import UNKNOWN, deviation
 ONE_RANK, RANKS, OF_LIGHTLY, SETTINGS = "one_rank.npz", "*_ranks.npz", "lightly.npz", "meta.json"
 TOLERANCE = 1e-7  # relative to the largest recorded absolute value of an array
 # Parts of the names of arrays that are only read.
-INPUTS = ("in/", "bank_before", "bank_after", "ptr_before", "ptr_after", "center_before")
+INPUTS = ("in/", "bank_before", "ptr_before", "center_before")
 
 
 def has_losses(folder: Path) -> bool:

@@ -48,6 +48,7 @@ class HardCaption(View):
         self.tokenizer = tokenizer
         self.augment = augment
         self.word_classes = word_classes
+        read_classes(word_classes)  # a file that cannot be read is an error before any worker starts
         pad = tokenizer.special_ids.get("pad", 0)
         self.padding = {"": pad, "hard": pad}
 
@@ -82,6 +83,9 @@ class WordClasses:
         self.words: list[list[str]] = []
         for line in lines:
             entries = [[word.strip().lower() for word in entry.split("/")] for entry in line.split(",")]
+            entries = [words for words in ([word for word in entry if word] for entry in entries) if words]
+            if len(entries) < 2:  # a word without another of its class has no hard caption
+                continue
             for number, entry in enumerate(entries):
                 for word in entry:
                     self.group.setdefault(word, []).append((len(self.words), number))
@@ -111,10 +115,10 @@ def read_classes(path: str | None) -> WordClasses:
         raise UserError(
             f"word_classes={path}: cannot be read ({error}); expected a text file with lines such as `red, green, blue`"
         ) from error
-    lines = [line for line in lines if line.strip() and not line.startswith("#")]
-    if not any("," in line for line in lines):
+    classes = WordClasses([line for line in lines if line.strip() and not line.startswith("#")])
+    if not classes.words:
         raise UserError(f"word_classes={path}: no line has two words; expected lines such as `red, green, blue`")
-    return WordClasses(lines)
+    return classes
 
 
 def hard_negative(text: str, classes: WordClasses, rng: np.random.Generator) -> str | None:
