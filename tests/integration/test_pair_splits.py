@@ -23,15 +23,21 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], atol: fl
         torch.testing.assert_close(found[name], value, rtol=1e-7, atol=atol, msg=f"{name} differs")
 
 
+def without_ties(found: dict[str, Tensor], method: str) -> dict[str, Tensor]:
+    """Without the accuracy of `siglip`, whose negatives include equal captions: rounding decides between these."""
+    return {name: value for name, value in found.items() if method != "siglip" or name != "term.siglip_acc"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_split_over_micro_batches_and_two_ranks_equals_the_whole_batch(two_ranks: Ranks, method: str):
-    whole = step_gradients(method, True, GLOBAL_BATCH, WHOLE)
+    whole = without_ties(step_gradients(method, True, GLOBAL_BATCH, WHOLE), method)
     for tile in TILES:
         for sizes in IN_ONE_PROCESS:
-            assert_equal(step_gradients_in_tiles(tile, method, True, GLOBAL_BATCH, sizes), whole)
+            found = step_gradients_in_tiles(tile, method, True, GLOBAL_BATCH, sizes)
+            assert_equal(without_ties(found, method), whole)
         for sizes in ON_TWO_RANKS:
             for rank in two_ranks(step_gradients_in_tiles, tile, method, True, GLOBAL_BATCH, sizes):
-                assert_equal(rank, whole)
+                assert_equal(without_ties(rank, method), whole)
 
 
 @pytest.mark.slow
@@ -39,11 +45,11 @@ def test_three_ranks_equal_the_whole_batch():
     ranks = Ranks(3)
     for method in PAIR_METHODS:
         for gather_with_grad in (True, False):
-            whole = step_gradients(method, gather_with_grad, 15, [15])
+            whole = without_ties(step_gradients(method, gather_with_grad, 15, [15]), method)
             for tile in TILES:
                 for sizes in ([5], [2, 3], [1, 1, 1, 1, 1]):
                     for rank in ranks(step_gradients_in_tiles, tile, method, gather_with_grad, 15, sizes):
-                        assert_equal(rank, whole)
+                        assert_equal(without_ties(rank, method), whole)
     ranks.close()
 
 
@@ -65,6 +71,6 @@ def test_equal_captions_change_the_loss_of_this_batch():
 
 def test_equal_captions_as_positives_change_nothing_in_clip_but_the_accuracy():
     # Equal captions have equal text features, so a mean over them is the term of one of them.
-    positive, negative = (step_gradients(f"clip {same}".strip(), True, 12, WHOLE) for same in ("positive", ""))
+    positive, negative = (step_gradients(f"clip {same}", True, 12, WHOLE) for same in ("positive", "negative"))
     assert positive.pop("term.clip_acc") >= negative.pop("term.clip_acc")
     assert_equal(positive, negative)

@@ -144,7 +144,7 @@ def test_only_a_cpu_holds_the_copy_that_a_save_makes(tmp_path: Path, monkeypatch
 
     assert "28.00 GB for weights, gradients, AdamW's moments and a save's copy;" in told("cpu")[2]
     assert "16.00 GB for weights, gradients and AdamW's moments;" in told("cuda")[2]
-    sizes = [[line.split()[1] for line in told(device)[3:7]] for device in ("cpu", "cuda")]
+    sizes = [[line.split()[1] for line in told(device)[4:8]] for device in ("cpu", "cuda")]
     assert sizes == [["28.10", "29.60", "34.40", "38.00"], ["16.10", "17.60", "22.40", "26.00"]]
     for room, is_split in ((37.9e9, True), (38.1e9, False)):
         monkeypatch.setattr("openslip.plan.room", lambda device, room=room: room / 0.9)

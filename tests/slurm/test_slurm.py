@@ -175,7 +175,9 @@ def test_an_array_evaluates_a_run_while_it_trains_with_two_tasks(
     assert stored["metrics"] == json.loads((place / "here.json").read_text())["metrics"]["shards"]
 
 
-def test_an_array_longer_than_its_checkpoints_says_so(cluster: Cluster, place: Path):
+def test_an_array_longer_than_its_checkpoints_says_so(cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("OPENSLIP_EVAL_SECONDS", "OPENSLIP_EVAL_PATIENCE"):  # task 0 waits for a run that never begins
+        monkeypatch.setitem(cluster.environment, name, "1")
     array = cluster.submit(
         place, "--array=0-1", *ONE_TASK, "slurm/eval_array.sbatch", "runs/one", "--", "evaluation=none"
     )

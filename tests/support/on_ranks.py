@@ -11,7 +11,7 @@ import torch.distributed as dist
 from data_modules import data_module, trainer_of
 from losses import clip_loss, nt_xent
 from pretraining import pretrainer
-from small_models import small_batch, small_model
+from small_models import PAIR_METHODS, small_batch, small_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from views import caption_view, crop_view
@@ -64,7 +64,10 @@ def step_gradients(
     prepare_towers(model, towers or {})
     if compiled:
         compile_parts(model, {})
-    batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
+    batch = {
+        key: rank_slice(value)
+        for key, value in small_batch(global_batch, has_equal_captions=method in PAIR_METHODS).items()
+    }
     terms = loss_in_micro_batches(objective, model, batch, sizes)
     terms["loss"].backward()
     found = {f"term.{name}": mean_over_ranks(term.detach().clone()) for name, term in terms.items()}
@@ -100,7 +103,10 @@ def state_after(
     prepare_towers(model, {})
     parameters = [*model.parameters(), *objective.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
-    batch = {key: rank_slice(value) for key, value in small_batch(global_batch).items()}
+    batch = {
+        key: rank_slice(value)
+        for key, value in small_batch(global_batch, has_equal_captions=method in PAIR_METHODS).items()
+    }
     with in_tiles(tile):
         for _ in range(num_steps):
             optimizer.zero_grad()
@@ -134,7 +140,12 @@ def ddp_gradients(
     model, objective = small_model(method, image=image)
     prepare_towers(model, towers)
     wrapped = DistributedDataParallel(Stepped(model, objective, sizes), broadcast_buffers=False)
-    wrapped({key: rank_slice(value) for key, value in small_batch(global_batch).items()}).backward()
+    wrapped(
+        {
+            key: rank_slice(value)
+            for key, value in small_batch(global_batch, has_equal_captions=method in PAIR_METHODS).items()
+        }
+    ).backward()
     return {
         f"gradient.{name}": parameter.grad
         for name, parameter in wrapped.module.named_parameters()

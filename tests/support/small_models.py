@@ -84,8 +84,13 @@ def small_model(method: str, *, gather_with_grad: bool = True, image: str = "vit
     return model.double(), objective.double()
 
 
-def small_batch(size: int) -> dict[str, Tensor]:
-    """Noise images and captions; in a batch of ten or more, captions 1, 7 and 9 are equal, and so are some labels."""
+def small_batch(size: int, *, has_equal_captions: bool = False) -> dict[str, Tensor]:
+    """Noise images, captions, and labels of which some are equal.
+
+    Args:
+        size: number of samples.
+        has_equal_captions: whether captions 1, 7 and 9 are equal.
+    """
     generator = torch.Generator().manual_seed(1)
     batch = {
         view: torch.randn(size, 3, 16, 16, generator=generator, dtype=torch.float64)
@@ -95,7 +100,7 @@ def small_batch(size: int) -> dict[str, Tensor]:
     text[:, 0] = 48
     length = torch.randint(2, 10, (size,), generator=generator)
     text[torch.arange(size), length - 1] = 49
-    if size >= 10:
+    if has_equal_captions:
         text[[7, 9]], length[[7, 9]] = text[1].clone(), length[1].clone()
     label = torch.arange(size) % 4 - 1
     hard = text.roll(1, dims=0)

@@ -44,7 +44,12 @@ def test_all_commands_are_completed(script: Path):
 def test_configs_are_completed_after_their_group(script: Path):
     folders = [config_folder()]
     assert completed(script, "train", "model", "=") == names("model", folders)
-    assert completed(script, "train", "model", "=", "slip_v") == ["slip_vitb16", "slip_vitl16", "slip_vits16"]
+    assert completed(script, "train", "model", "=", "slip_v") == [
+        "slip_vitb16",
+        "slip_vitb32",
+        "slip_vitl16",
+        "slip_vits16",
+    ]
     assert completed(script, "plan", "seed", "=", "1", "experi")[0].startswith("experiment=")
     assert completed(script, "eval", "evaluation", "=", "food") == ["food101"]
     assert completed(script, "eval", "model", "=") == []

@@ -38,14 +38,16 @@ def test_the_loss_of_an_untrained_model_is_that_of_its_positives():
     # With bias -10 the negatives cost almost nothing and each positive about 10: SigLIP section 3.2.
     model, objective = small_model("siglip")
     model.get_parameter("logit_scale").data.fill_(math.log(10))
-    loss = objective.terms(model, objective.encode(model, small_batch(12)))["siglip_loss"].item()
+    loss = objective.terms(model, objective.encode(model, small_batch(12, has_equal_captions=True)))[
+        "siglip_loss"
+    ].item()
     assert 5 < loss < 15
 
 
 def test_the_caption_keys_of_equal_captions_reach_the_loss():
     _, negative = small_model("siglip")
     model, ignore = small_model("siglip ignore")
-    batch = small_batch(12)
+    batch = small_batch(12, has_equal_captions=True)
     with torch.no_grad():
         assert "caption" not in negative.encode(model, batch)
         keys = ignore.encode(model, batch)["caption"].tolist()

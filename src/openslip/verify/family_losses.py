@@ -73,7 +73,7 @@ def averaged(case: str, ranks: list[Arrays]) -> list[Arrays]:
     if case not in OF_ALL_ROWS:
         return ranks
     shared = [name for name in ranks[0] if name == "loss" or "logit" in name]
-    means = {name: np.mean([rank[name] for rank in ranks], axis=0) for name in shared}
+    means = {name: np.asarray(np.mean([rank[name] for rank in ranks], axis=0)) for name in shared}
     return [{**rank, **means} for rank in ranks]
 
 
