@@ -53,6 +53,7 @@ def test_train_with_m_sweeps_settings_of_any_form_in_folders_of_any_name(tmp_pat
     assert {config["optim"]["lr"] for config in configs} == {0.002}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_keep_the_next_from_its_own(tmp_path: Path):
     sweep = start(tmp_path, "trainer=cpu", "trainer.max_steps=1", "seed=-1,0")
     assert sweep.wait(300) == 1

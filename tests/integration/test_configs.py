@@ -36,20 +36,11 @@ OPTIONS = [
     and path.stem != "suite"
 ]
 MODELS = [
-    f"{method}_{size}"
-    for method in ("clip", "simclr", "slip", "siglip", "unicl")
-    for size in ("tiny", "vits16", "vitb16", "vitl16")
+    f"{method}_{size}" for method in ("clip", "simclr", "slip") for size in ("tiny", "vits16", "vitb16", "vitl16")
 ]
-OPTIONS += [("model", model) for model in (*MODELS, "filip_tiny", "neg_clip_tiny", "clipa_tiny", "filip_rn50")]
-OPTIONS += [
-    ("model", f"{method}_{size}") for method in ("declip", "declip_slip", "defilip") for size in ("tiny", "rn50")
-]
-OTHER_MODELS = [
-    f"{method}_{size}"
-    for method in ("devise", "superclass", "hadsell", "siamese", "zero_data")
-    for size in ("tiny", "vitb16")
-]
-OPTIONS += [("model", model) for model in OTHER_MODELS]
+METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
+OTHER_MODELS = [f"{method}_tiny" for method in METHODS if f"{method}_tiny" not in MODELS]
+OPTIONS += [("model", model) for model in (*MODELS, *OTHER_MODELS, "filip_rn50", "declip_rn50", "siglip_vitb16")]
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 # What an option leaves for the user to say.
 ALSO = {
@@ -60,7 +51,6 @@ ALSO = {
     ("tokenizer", "words"): ["tokenizer.vectors=VECTORS"],
     ("objective", "superclass"): ["model/tower@model.text_tower=text_bag"],
     ("model", "devise_tiny"): ["tokenizer.vectors=VECTORS"],
-    ("model", "devise_vitb16"): ["tokenizer.vectors=VECTORS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],
     ("evaluation", "shards"): ["evaluation.shards.source.shards=SHARDS", "evaluation.shards.classnames=NAMES"],
     ("evaluation", "retrieval"): ["evaluation.retrieval.source.shards=SHARDS"],

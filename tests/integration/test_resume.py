@@ -209,7 +209,7 @@ def trainer(tmp_path: Path, steps: int, keys: Keys) -> pl.Trainer:
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 @pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch ended")
-@pytest.mark.parametrize(("stop", "num_workers"), [(3, 0), (8, 0), (11, 0), (11, 2)])
+@pytest.mark.parametrize(("stop", "num_workers"), [(3, 0), (8, 0), slow(11, 0), (11, 2)])
 def test_training_resumes_in_the_middle_of_an_epoch(source: ShardSource, tmp_path: Path, stop: int, num_workers: int):
     whole, first, second = Keys(), Keys(), Keys()
     trainer(tmp_path, 20, whole).fit(pretrainer(), datamodule=pairs(source))

@@ -82,7 +82,8 @@ def test_the_choices_are_those_that_hydra_finds(tmp_path: Path):
     with pytest.raises(UserError) as error:
         compose_config("train", ["experiment=none_of_these"])
     assert str(error.value).rpartition("one of: ")[2].split(", ") == names("experiment", [config_folder()])
-    for model in names("model", [config_folder()]):
+    models = names("model", [config_folder()])  # of each method, and of each size
+    for model in [name for name in models if name.endswith("_tiny") or name.startswith("clip_")]:
         compose_config("train", [f"model={model}", *["tokenizer.vectors=FILE"] * model.startswith("devise")])
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
