@@ -1,4 +1,4 @@
-"""Options for what a checkpoint's file may not say, shared by the commands that load foreign checkpoints."""
+"""Options for what some checkpoint files do not state, shared by the commands that load foreign checkpoints."""
 
 import argparse
 from typing import Any

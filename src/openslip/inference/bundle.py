@@ -33,7 +33,7 @@ class Bundle:
         transform: the evaluation transform from image to model input.
         architecture: the model config from which the model was built.
         device: the device that holds the model.
-        origin: the file or folder that the model was loaded from; None during training.
+        origin: the path, published name or address that `openslip.load` was given; None during training.
         provenance: how the model was trained, as in its run's `env.json`; empty if the file does not say.
         file: the file or folder that was read, such as the newest checkpoint of a run's folder; None if not known.
     """
@@ -138,7 +138,8 @@ class Bundle:
     def refuse_unknown(self, texts: Sequence[str]) -> None:
         """Refuse texts with words that the text tower has not learned: the known words alone give a wrong feature.
 
-        Punctuation that it has not learned is left out, so `a dog.` may be asked for if no caption ended with a stop.
+        Punctuation that it has not learned is ignored: `a dog.` is
+        accepted even if no caption ended with a full stop.
         """
         tower = getattr(self.model, "text_tower", None)
         known = tower.known_ids() if isinstance(tower, Tower) else None

@@ -52,7 +52,8 @@ def strip(
     remove_orphans(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:
-        objective = objective_weights(source, format) if keep_head else {}  # first: `load` reuses the file
+        # Before `load`, which reuses the content that `peek` has cached, and then clears the cache.
+        objective = objective_weights(source, format) if keep_head else {}
         bundle = load(
             source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
         )

@@ -39,7 +39,9 @@ _REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, B
 
 
 def synchronise(model: nn.Module, *, runs_again: bool) -> None:
-    """Make the batch norms of a model use global-batch statistics; parameters and buffers are unchanged.
+    """Make a model's batch norms use global-batch statistics; parameters and buffers are unchanged.
+
+    Only layers whose class is exactly one of `_REPLACED` are changed; subclasses, such as `RankBatchNorm`, are not.
 
     Args:
         model: module whose batch norms are changed in place.

@@ -1,7 +1,7 @@
 """CLIP's ResNet: a stem of three convolutions, blurred strides, attention pooling. Radford et al. 2021, section 2.4.
 
-arXiv:2103.00020. It is not timm's ResNet-D: each stride is an average pooling after the 3x3 convolution (Zhang 2019,
-arXiv:1904.11486), and the last feature map is pooled by one layer of attention whose query is its mean.
+arXiv:2103.00020. It is not timm's ResNet-D: each stride of a block is an average pooling after its 3x3 convolution
+(Zhang 2019, arXiv:1904.11486), and the last feature map is pooled by one layer of attention whose query is its mean.
 """
 
 from collections.abc import Sequence

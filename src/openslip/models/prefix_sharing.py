@@ -24,7 +24,9 @@ _shares = ContextVar("shares_prefixes", default=False)
 
 @contextmanager
 def sharing_prefixes() -> Iterator[None]:
-    """Inside this context, causal text transformers compute only once each prefix that several captions share.
+    """Inside this context, `forward` of causal text transformers computes each shared prefix only once.
+
+    This needs attention in buckets, and a pooling other than `mean`; otherwise the context has no effect.
 
     Training does not use it: the gain is small where captions begin differently, and finding prefixes reads the ids,
     which synchronises with a GPU.

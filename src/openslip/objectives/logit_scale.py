@@ -19,7 +19,8 @@ class LogitScaleLimits:
         largest_factor: largest exp(logit_scale) in the loss; None for no limit.
         published: whether `logit_scale` is limited as published: docs/NUMERICS.md#declip. It is then limited between
             the forward pass and the optimizer's step, and again after it; and above `largest_factor` the factor keeps
-            its gradient. If false, `logit_scale` is limited after the step only, and never exceeds `largest_factor`.
+            its gradient. If false, `logit_scale` is limited after the step only, to log(largest_factor) at
+            most.
 
     Raises:
         UserError: `bounds` are not two ascending numbers.

@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
         """Create modules that depend on the model (heads, teachers); called once, before the optimizer is created."""
 
     def prepare(self, model: Any, /) -> None:
-        """Call `setup`, then make the batch norms of heads use global-batch statistics; called by the framework."""
+        """Call `setup`, then `synchronise` the batch norms of heads over the global batch; called by the framework."""
         self.setup(model)
         synchronise(self, runs_again=False)
 

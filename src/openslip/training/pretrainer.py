@@ -47,7 +47,7 @@ class Pretrainer(pl.LightningModule):
             the first step.
         averaged: copy of the model that holds the EMA weights; None if `ema_decay` is None.
         terms: metrics of the last step, as scalars on the device.
-        scheduled: numbers of the objective in the last step, for those that are functions of the step.
+        scheduled: values in the last step of the objective's attributes that depend on the step, by name.
         gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.
         provenance: content of the run's `env.json`, saved in every checkpoint; a callback sets it before each save.
     """

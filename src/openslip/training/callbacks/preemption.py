@@ -66,7 +66,7 @@ class Preemption(pl.Callback):
         if trainer.should_stop and pl_module.step < pl_module.max_steps:
             trainer.should_stop = False
             signals.stop_after(NOW)
-        # After every other step, the ranks make this decision while they wait for the next batch, because a signal may
+        # After all steps but the last, the ranks make this decision while they wait for the next batch: a signal may
         # arrive then.
         if pl_module.step == pl_module.max_steps and any_rank(signals.received() is not None):
             raise signals.Preempted

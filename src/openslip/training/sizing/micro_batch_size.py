@@ -82,7 +82,7 @@ class MicroBatchSize(pl.Callback):
             pl_module.micro_batch_size = self.setting or local
 
     def most(self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int) -> int:
-        """Return the stored size; if there is none, the largest size that splits evenly and fits on every rank."""
+        """Return the stored size; if there is none, that of the fewest micro-batches that fit on every rank."""
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         # Rank 0's file decides for all ranks, because the other ranks may not see its folder.
