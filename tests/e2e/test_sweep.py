@@ -64,6 +64,7 @@ def test_a_run_that_fails_does_not_keep_the_next_from_its_own(tmp_path: Path):
     assert finished(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_run_save_and_stops_the_sweep(tmp_path: Path):
     sweep = start(tmp_path, "trainer=cpu", "trainer.max_steps=100000", "seed=0,1")
     deadline = time.monotonic() + 120

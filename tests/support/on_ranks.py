@@ -66,7 +66,9 @@ def step_gradients(
         compile_parts(model, {})
     batch = {
         key: rank_slice(value)
-        for key, value in small_batch(global_batch, has_equal_captions=method in PAIR_METHODS).items()
+        for key, value in small_batch(
+            global_batch, has_equal_captions=method in PAIR_METHODS or method == "clip negative"
+        ).items()
     }
     terms = loss_in_micro_batches(objective, model, batch, sizes)
     terms["loss"].backward()
@@ -105,7 +107,9 @@ def state_after(
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
     batch = {
         key: rank_slice(value)
-        for key, value in small_batch(global_batch, has_equal_captions=method in PAIR_METHODS).items()
+        for key, value in small_batch(
+            global_batch, has_equal_captions=method in PAIR_METHODS or method == "clip negative"
+        ).items()
     }
     with in_tiles(tile):
         for _ in range(num_steps):
@@ -143,7 +147,9 @@ def ddp_gradients(
     wrapped(
         {
             key: rank_slice(value)
-            for key, value in small_batch(global_batch, has_equal_captions=method in PAIR_METHODS).items()
+            for key, value in small_batch(
+                global_batch, has_equal_captions=method in PAIR_METHODS or method == "clip negative"
+            ).items()
         }
     ).backward()
     return {

@@ -169,6 +169,7 @@ def test_one_chunk_per_worker_is_made_where_there_is_room_for_no_more(monkeypatc
         chunks_ahead(8, 100, 10, prefetch_bytes=10**9, local_ranks=1)
 
 
+@pytest.mark.slow
 def test_no_more_is_held_ready_than_there_is():
     module = data(2, size=120, batch=40)
     module.train_dataloader()
