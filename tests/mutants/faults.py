@@ -117,7 +117,7 @@ LOSSES = [
     ),
     (
         OBJECTIVES + "logit_scale.py",
-        "model.logit_scale.clamp_(max=torch.tensor(self.largest_factor).log().item())",
+        "model.logit_scale.clamp_(max=math.log(self.largest_factor))",
         "pass",
     ),
     (OBJECTIVES + "declip_slip.py", "self.clip_scale * clip + self.ssl_scale * ssl", "clip + 0.5 * ssl"),
