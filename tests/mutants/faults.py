@@ -115,11 +115,7 @@ LOSSES = [
         "factor + (factor.clamp(max=self.largest_factor) - factor).detach()",
         "factor.clamp(max=self.largest_factor)",
     ),
-    (
-        OBJECTIVES + "logit_scale.py",
-        "model.logit_scale.clamp_(max=math.log(self.largest_factor))",
-        "pass",
-    ),
+    (OBJECTIVES + "logit_scale.py", "model.logit_scale.clamp_(max=math.log(self.largest_factor))", "pass"),
     (OBJECTIVES + "declip_slip.py", "self.clip_scale * clip + self.ssl_scale * ssl", "clip + 0.5 * ssl"),
     (OBJECTIVES + "defilip.py", 'terms["loss"] + self.token_scale * token', 'terms["loss"] + token'),
     (OBJECTIVES + "defilip.py", "torch.stack([loss for loss, _ in pairs]).mean()", "pairs[0][0]"),
