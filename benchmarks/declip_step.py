@@ -19,8 +19,9 @@ from torch import Tensor
 
 from openslip.config.build import build_parts
 from openslip.config.compose import compose_config
-from openslip.objectives.declip import DeCLIP, stacked
+from openslip.objectives.declip import DeCLIP
 from openslip.objectives.masked_words import unmasked
+from openslip.objectives.stacked import stacked
 from openslip.training.microbatch import loss_in_micro_batches
 
 BAR = 1 / 1.1  # rate of the whole step by that of the towers alone

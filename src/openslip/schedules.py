@@ -48,14 +48,12 @@ class WarmupConstant(LearningRate):
     def __init__(
         self, *, lr_start: float, lr: float, lr_end: float, cooldown: float, warmup_steps: int, max_steps: int
     ) -> None:
-        if not 0 <= cooldown <= 1:
-            raise UserError(f"cooldown={cooldown}: expected a share of the run's steps from 0 to 1, e.g. 0.2")
         self.lr_start = lr_start
         self.lr = lr
         self.lr_end = lr_end
         self.warmup_steps = warmup_steps
         self.max_steps = max_steps
-        self.cooldown_steps = min(round(cooldown * max_steps), max(max_steps - warmup_steps, 0))
+        self.cooldown_steps = length_of_cooldown(cooldown, warmup_steps, max_steps)
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -88,8 +86,6 @@ class WarmupRsqrt(LearningRate):
     def __init__(
         self, *, lr_start: float, lr: float, timescale: float, cooldown: float, warmup_steps: int, max_steps: int
     ) -> None:
-        if not 0 <= cooldown <= 1:
-            raise UserError(f"cooldown={cooldown}: expected a share of the run's steps from 0 to 1, e.g. 0.2")
         if timescale <= 0:
             raise UserError(f"timescale={timescale}: expected a number of steps above 0, e.g. 10000")
         self.lr_start = lr_start
@@ -97,7 +93,7 @@ class WarmupRsqrt(LearningRate):
         self.timescale = timescale
         self.warmup_steps = warmup_steps
         self.max_steps = max_steps
-        self.cooldown_steps = min(round(cooldown * max_steps), max(max_steps - warmup_steps, 0))
+        self.cooldown_steps = length_of_cooldown(cooldown, warmup_steps, max_steps)
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -110,6 +106,17 @@ class WarmupRsqrt(LearningRate):
 def warm_up(step: int, lr_start: float, lr: float, warmup_steps: int) -> float:
     """Return the learning rate of a step on the line from `lr_start` at step 0 to `lr` at the last warm-up step."""
     return lr_start + (lr - lr_start) * step / max(warmup_steps - 1, 1)
+
+
+def length_of_cooldown(cooldown: float, warmup_steps: int, max_steps: int) -> int:
+    """Return the steps of a cooldown that takes a share of the run, at most those after the warm-up.
+
+    Raises:
+        UserError: the cooldown is no share.
+    """
+    if not 0 <= cooldown <= 1:
+        raise UserError(f"cooldown={cooldown}: expected a share of the run's steps from 0 to 1, e.g. 0.2")
+    return min(round(cooldown * max_steps), max(max_steps - warmup_steps, 0))
 
 
 class PiecewiseLinear:

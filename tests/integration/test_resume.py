@@ -18,6 +18,7 @@ from shard_files import jpeg, write_pairs, write_tar
 from small_models import small_model
 from views import MEAN, STD, caption_view, crop_view, flattened
 
+from openslip.data.captions.hard import HardCaption
 from openslip.data.datamodule import DataModule
 from openslip.data.image.decode import PillowDecoder, TurboDecoder
 from openslip.data.image.eval_transform import EvalTransform
@@ -151,6 +152,9 @@ def test_other_data_is_refused_by_both_values(source: ShardSource, tmp_path: Pat
     for change, message in changes:
         with pytest.raises(UserError, match=f"cannot resume with other data .*{message}"):
             data_module(**({"source": source} | change)).load_state_dict(state)  # pyright: ignore[reportArgumentType]
+    listed = {"text": HardCaption(tokenizer=caption_view().tokenizer)}
+    with pytest.raises(UserError, match=r"word lists of text: then None, now [0-9a-f]{16}"):
+        data_module(source, views=listed).load_state_dict(state)
     write_pairs(tmp_path / "1.tar", 1, first=200)
     more = ShardSource(shards=str(tmp_path), require="caption")
     with pytest.raises(

@@ -795,7 +795,6 @@ LABELLED = [  # objectives over labelled pairs; attributes and maps
     (OBJECTIVES + "zero_data.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
     (M + "siamese.py", "likeness - torch.cdist(first * against", "likeness + torch.cdist(first * against"),
     (M + "siamese.py", ".abs() @ self.l1_weight", ".square() @ self.l1_weight"),
-    (M + "bag_of_words.py", "(features * mask[..., None])", "features"),
     (E + "semantic_codes.py", "absent - np.log1p(-prior), present - np.log(prior)", "absent, present"),
     (E + "semantic_codes.py", "-torch.cdist(predicted, codes)", "torch.cdist(predicted, codes)"),
     (E + "semantic_codes.py", "add_(self.ridge)", "add_(0.0)"),

@@ -19,7 +19,13 @@ from torch import Tensor
 from openslip.errors import UserError
 from openslip.models.tower import Tokens
 from openslip.objectives.filip import padded_tokens
-from openslip.objectives.late_interaction import late_interaction_logits, token_info_nce, top_of_own_pair, unit_tokens
+from openslip.objectives.late_interaction import (
+    checked_top_tokens,
+    late_interaction_logits,
+    token_info_nce,
+    top_of_own_pair,
+    unit_tokens,
+)
 
 FOLDER = Path(__file__).parents[1] / "data" / "declip"
 ONE, TWO = FOLDER / "filip_one_rank.npz", FOLDER / "filip_two_ranks.npz"
@@ -243,3 +249,9 @@ def test_memory_has_no_term_of_all_pairs_of_tokens():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 50 * 1024
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_fewer_than_one_token_is_refused(count: int):
+    with pytest.raises(UserError, match=f"top_tokens={count}: expected at least 1"):
+        checked_top_tokens(count)

@@ -8,6 +8,7 @@ import torch
 from labelled_methods import MARGIN, labelled_model
 from torch import Tensor
 
+from openslip.errors import UserError
 from openslip.objectives.objective import Objective
 from openslip.verify.splits import in_tiles
 
@@ -111,6 +112,13 @@ def test_one_class_alone_gives_a_finite_siamese_loss():
     model, objective = labelled_model("siamese")
     given = {**features(10, ("aug1", "aug2")), "label": torch.zeros(7, dtype=torch.long)}
     assert math.isfinite(loss_of(objective, model, given, None))
+
+
+def test_zero_data_learning_needs_a_bias():
+    model, objective = labelled_model("zero_data")
+    model.register_parameter("logit_bias", None)
+    with pytest.raises(UserError, match=r"model\.logit_bias_init=null: zero-data learning needs a bias"):
+        objective.setup(model)
 
 
 def test_the_scale_of_zero_data_learning_is_clamped_after_a_step():

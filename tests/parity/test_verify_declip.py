@@ -175,8 +175,9 @@ def test_a_folder_that_does_not_fit_together_is_a_finding(tmp_path: Path):
     meta["weights"]["slip"] = {"clip_loss": 1.0}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     shutil.copy(tmp_path / "slip_one_rank.npz", tmp_path / "unknown_one_rank.npz")
+    (tmp_path / "filip_one_rank.npz").write_bytes(b"nothing")  # beside a file that cannot be read, others are compared
     rows = declip_rows(tmp_path, "cpu", "float64")
-    assert [row.quantity for row in rows if not row.ok] == ["slip_one_rank"]
+    assert [row.quantity for row in rows if not row.ok] == ["filip_one_rank", "slip_one_rank"]
     assert [row.note for row in rows if row.quantity == "unknown_one_rank"] == ["OpenSLIP has no such method"]
 
 
@@ -186,3 +187,9 @@ def test_the_command_compares_the_whole_folder(capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert "  OUT  " not in printed
     assert "52 of 52 quantities within tolerance (cpu, float64; " in printed
+
+
+def test_a_recorded_kind_that_is_not_known_is_told():
+    rows = compared("slip", {"step0/momentum/rank0/x": np.ones(3), "weights/x": np.ones(3)}, {})
+    assert [row.quantity for row in rows] == ["slip: momentum (a kind that is not known)"]
+    assert rows[0].deviation is None

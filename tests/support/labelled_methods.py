@@ -7,7 +7,7 @@ from on_ranks import mean_over_ranks, rank_slice
 from small_models import IMAGE_TOWERS, small_batch
 from torch import Tensor, nn
 
-from openslip.models.bag_of_words import BagOfWords
+from openslip.models.bag_of_tokens import BagOfTokens
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.projected_image_encoder import ProjectedImageEncoder
 from openslip.models.siamese import Siamese
@@ -38,7 +38,7 @@ def labelled_model(method: str) -> tuple[Any, Objective]:
         nn.init.normal_(model.image_projection.weight, std=2)
         nn.init.constant_(model.l1_bias, 0.3)
     else:
-        text = BagOfWords(vocab_size=50, width=16)
+        text = BagOfTokens(vocab_size=50, width=16)
         model = DualEncoder(
             image_tower=tower, text_tower=text, embed_dim=12, logit_scale_init=2.0, logit_bias_init=-1.0
         )

@@ -173,6 +173,37 @@ def test_word_classes_of_ones_own(tmp_path: Path):
             read_classes(str(tmp_path / name))
 
 
+def test_a_word_without_another_of_its_class_and_blank_entries_are_no_words(tmp_path: Path):
+    (tmp_path / "own.txt").write_text("red, green,\nfoo/bar\nup, /down\n")
+    classes = read_classes(str(tmp_path / "own.txt"))
+    made = {hard_negative("a red car", classes, np.random.default_rng(seed)) for seed in range(20)}
+    assert made == {"a green car"}
+    assert hard_negative("a foo", classes, np.random.default_rng(0)) is None
+    assert hard_negative("up", classes, np.random.default_rng(0)) == "down"
+
+
+def test_a_file_of_word_classes_that_is_missing_is_refused_before_any_sample_is_drawn(tmp_path: Path):
+    with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
+        HardCaption(tokenizer=TOKENIZER, word_classes=str(tmp_path / "none.txt"))
+
+
+def test_views_tell_the_content_of_their_lists_of_words(tmp_path: Path):
+    found = []
+    for number, words in enumerate(("big, large", "big, huge")):
+        file = tmp_path / f"{number}.txt"
+        file.write_text(words + "\n")
+        edits = RandomEdits(delete=0.0, swap=0.0, synonyms=0.1, thesaurus=str(file))
+        found += [
+            HardCaption(tokenizer=TOKENIZER, word_classes=str(file)).fingerprint,
+            Caption(tokenizer=TOKENIZER, augment=edits).fingerprint,
+            ShortenedCaption(tokenizer=TOKENIZER, tokens=6, way="block", augment=edits).fingerprint,
+        ]
+    assert all(found)
+    assert all(one != other for one, other in zip(found[:3], found[3:], strict=True))
+    assert Caption(tokenizer=TOKENIZER, augment=RandomEdits(delete=0.1, swap=0.1)).fingerprint == ""
+    assert Caption(tokenizer=TOKENIZER, augment=lambda text, rng: text).fingerprint == ""
+
+
 # ---- shortened captions
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from openslip.errors import UserError
 from openslip.objectives import neighbour_queue
 from openslip.objectives.neighbour_queue import NeighbourQueue
 from openslip.objectives.similarity import unit_length
@@ -74,3 +75,8 @@ def test_features_are_rounded_to_float32_even_in_float64():
     held.push(pushed, NOT_SKIPPED)
     assert held.features.dtype == torch.float64
     assert torch.equal(held.features[:2], pushed.float().double())
+
+
+def test_a_queue_without_places_is_refused():
+    with pytest.raises(UserError, match="text_queue=0: expected at least 1"):
+        NeighbourQueue(size=0, width=4, wraps=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from openslip.config.build import build_objective
-from openslip.config.check import check_root_values
+from openslip.config.check import check_root_values, mismatches
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.objectives.objective import Objective
@@ -110,3 +110,9 @@ def test_a_number_that_an_objective_does_not_keep_is_refused():
     ramp = {"_target_": "openslip.schedules.PiecewiseLinear", "at": [0.0, 1.0], "values": [0.0, 1.0]}
     with pytest.raises(UserError, match=r"objective\.weight: Renaming has no attribute weight"):
         build_objective({"_target_": f"{__name__}.Renaming", "weight": ramp})
+
+
+def test_only_numbers_of_the_objective_itself_follow_a_schedule():
+    ramp = {"_target_": "openslip.schedules.PiecewiseLinear", "at": [0.0, 1.0], "values": [0.0, 1.0]}
+    assert list(mismatches("objective.ssl_scale", ramp, 1.0)) == []
+    assert list(mismatches("objective.declip.simsiam_scale", ramp, 0.2)) != []

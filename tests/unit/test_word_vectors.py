@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,14 @@ def test_an_unseen_word_is_refused_by_its_name_and_never_left_out(glove: Path):
     with pytest.raises(UserError, match="has not learned dog of"):
         text_features(bundle, ["dog"])
     assert torch.equal(bundle.encode_text(["the cat."]), bundle.encode_text(["the cat"]))
+
+
+def test_a_word_that_training_has_not_learned_yet_is_told_and_ends_no_run(
+    glove: Path, capsys: pytest.CaptureFixture[str]
+):
+    bundle = replace(answering(glove), in_training=True)
+    assert torch.equal(bundle.encode_text(["the cat", "the zebra cat"])[1], bundle.encode_text(["the cat"])[0])
+    assert "has not learned zebra of the text 'the zebra cat': the evaluation uses the words" in capsys.readouterr().err
 
 
 def test_a_token_of_punctuation_may_be_unknown_and_counts_nothing():

@@ -178,7 +178,8 @@ class DataModule(pl.LightningDataModule):
         return hashlib.sha256(self.source.fingerprint.encode()).hexdigest()[:32]
 
     def state_dict(self) -> dict[str, Any]:
-        """Data position and settings of the run: the same on all ranks, under 200 bytes as JSON."""
+        """Data position and settings of the run: the same on all ranks, some hundred bytes as JSON."""
+        lists = {name: view.fingerprint for name, view in self.batches.views.items() if view.fingerprint}
         return {
             "step": self.consumed,
             "seed": self.order.seed,
@@ -188,6 +189,7 @@ class DataModule(pl.LightningDataModule):
             "decoder": self.batches.decoder.name,
             "collection": self.fingerprint,
             "order": VERSION,
+            **{f"word lists of {name}": fingerprint for name, fingerprint in lists.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -86,6 +86,11 @@ class View(ABC):
         """
         return columns
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the files that `draw` reads, such as lists of words; empty if it reads none."""
+        return ""
+
     def compile(self) -> None:
         """Compile the operations that `finish` runs on a GPU; called if the run uses torch.compile."""
         return

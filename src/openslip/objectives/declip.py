@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import gather
 from openslip.errors import UserError
@@ -23,7 +22,8 @@ from openslip.objectives.neighbour_queue import NeighbourQueue
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
 from openslip.objectives.simsiam import SimSiam, simsiam_loss
-from openslip.objectives.tiles import cut, is_large, tile_size
+from openslip.objectives.stacked import stacked
+from openslip.objectives.tiles import sum_over_rows
 
 
 class DeCLIP(Objective):
@@ -161,35 +161,10 @@ class DeCLIP(Objective):
 
 
 def image_rows(image: Features, texts: Float[Tensor, "global dim"], factor: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the cross-entropy of this rank's images against one text for each image of the global batch.
+    """Return the cross-entropy of this rank's images against one text for each image of the global batch."""
 
-    If there are many images, the logits of some rows exist at a time, forward and backward.
-    """
-    size = tile_size(image.local) if is_large(len(image.local)) else len(image.local)
-    chunks: list[Any] = [
-        checkpoint(summed_rows, image.local[rows], image.places[rows], texts, factor, use_reentrant=False)
-        if size < len(image.local)
-        else summed_rows(image.local, image.places, texts, factor)
-        for rows in cut(0, len(image.local), size)
-    ]
-    return torch.stack(chunks).sum() / len(image.local)
+    def of_rows(rows: Tensor, places: Tensor) -> tuple[Tensor]:
+        return (F.cross_entropy(factor * rows @ texts.T, places, reduction="sum"),)
 
-
-def summed_rows(
-    rows: Float[Tensor, "rows dim"],
-    places: Int[Tensor, " rows"],
-    texts: Float[Tensor, "global dim"],
-    factor: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
-    return F.cross_entropy(factor * rows @ texts.T, places, reduction="sum")
-
-
-def stacked(
-    ids: Int[Tensor, "batch length"],
-    lengths: Int[Tensor, " batch"],
-    ids2: Int[Tensor, "batch length2"],
-    lengths2: Int[Tensor, " batch"],
-) -> tuple[Int[Tensor, "both longest"], Int[Tensor, " both"]]:
-    """Stack two views of captions into one batch, padded to the longer width; a text tower ignores the padding."""
-    longest = max(ids.shape[1], ids2.shape[1])
-    return torch.cat([F.pad(x, (0, longest - x.shape[1])) for x in (ids, ids2)]), torch.cat([lengths, lengths2])
+    (total,) = sum_over_rows(of_rows, (image.local, image.places))
+    return total / len(image.local)

@@ -10,7 +10,7 @@ from openslip.models.dual_encoder import DualEncoder
 from openslip.models.tower import Tokens
 from openslip.objectives.declip import DeCLIP
 from openslip.objectives.filip import padded_tokens
-from openslip.objectives.late_interaction import token_info_nce
+from openslip.objectives.late_interaction import checked_top_tokens, token_info_nce
 from openslip.objectives.masked_words import masked_word_losses, unmasked
 from openslip.objectives.objective import Objective
 
@@ -47,7 +47,7 @@ class DeFILIP(Objective):
         self.declip = declip
         self.token_scale = token_scale
         self.all_pairs = all_pairs
-        self.top_tokens = top_tokens
+        self.top_tokens = checked_top_tokens(top_tokens)
         self.count_padding = count_padding
         self.max_token_logit_scale = max_token_logit_scale
 

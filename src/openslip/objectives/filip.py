@@ -11,7 +11,7 @@ from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.tower import Tokens
 from openslip.objectives.clip import clamp_logit_scale, info_nce
-from openslip.objectives.late_interaction import token_info_nce
+from openslip.objectives.late_interaction import checked_top_tokens, token_info_nce
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
 
@@ -49,7 +49,7 @@ class FILIP(Objective):
         super().__init__()
         self.token_scale = token_scale
         self.clip_scale = clip_scale
-        self.top_tokens = top_tokens
+        self.top_tokens = checked_top_tokens(top_tokens)
         self.count_padding = count_padding
         self.gather_with_grad = gather_with_grad
         self.max_logit_scale = max_logit_scale

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from openslip.distributed import gather, largest_of_ranks
+from openslip.errors import UserError
 from openslip.models.tower import Tokens
 from openslip.objectives.similarity import places, unit_length
 from openslip.objectives.tiles import cut, tile_size
@@ -39,6 +40,17 @@ def token_info_nce(
     loss = (F.cross_entropy(scale * per_image, own) + F.cross_entropy(scale * per_text, own)) / 2
     accuracy = 100 * (per_image.detach().argmax(dim=-1) == own).to(loss.dtype).mean()
     return loss, accuracy
+
+
+def checked_top_tokens(count: int | None) -> int | None:
+    """Return the config key `top_tokens`.
+
+    Raises:
+        UserError: it is less than 1.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"top_tokens={count}: expected at least 1 (16 in the published code), or null for all tokens")
+    return count
 
 
 def late_interaction_logits(

@@ -4,20 +4,18 @@ The paper (section 4) also adds similar images to the batch; they must be search
 none. A hard caption has no image of its own, so it is never a row, only a column.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import gather, mean_over_ranks
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import clamp_logit_scale
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
-from openslip.objectives.tiles import cut, is_large, tile_size
+from openslip.objectives.stacked import stacked
+from openslip.objectives.tiles import sum_over_rows
 
 
 class NegCLIP(Objective):
@@ -36,11 +34,8 @@ class NegCLIP(Objective):
         self.max_logit_scale = max_logit_scale
 
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
-        width = max(batch["text"].shape[1], batch["text_hard"].shape[1])
-        # The tower ignores ids after a caption's end, whatever they are.
-        ids = torch.cat([F.pad(batch[name], (0, width - batch[name].shape[1])) for name in ("text", "text_hard")])
-        lengths = torch.cat([batch["text_length"], batch["text_hard_length"]])
-        text, hard = model.encode_text(ids, lengths).chunk(2)
+        captions = stacked(batch["text"], batch["text_length"], batch["text_hard"], batch["text_hard_length"])
+        text, hard = model.encode_text(*captions).chunk(2)
         image = model.encode_image(batch["image"])
         return {"image": image, "text": text, "hard": hard, "has_hard": batch["text_has_hard"]}
 
@@ -88,24 +83,9 @@ def hard_info_nce(
         right = (logits.detach().argmax(dim=-1) == places).to(logits.dtype)
         return F.cross_entropy(logits, places, reduction="sum"), 100 * right.sum()
 
-    def of_texts(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        loss = F.cross_entropy(scale * rows @ image.all.T, places, reduction="sum")
-        return loss, torch.zeros_like(loss)
+    def of_texts(rows: Tensor, places: Tensor) -> tuple[Tensor]:
+        return (F.cross_entropy(scale * rows @ image.all.T, places, reduction="sum"),)
 
-    image_loss, accuracy = sum_over_rows(of_images, image)
-    text_loss, _ = sum_over_rows(of_texts, text)
+    image_loss, accuracy = sum_over_rows(of_images, (image.local, image.places))
+    (text_loss,) = sum_over_rows(of_texts, (text.local, text.places))
     return (image_loss + text_loss) / (2 * len(image.local)), accuracy / len(image.local)
-
-
-def sum_over_rows(
-    row_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], features: Features
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Sum both results over this rank's rows; in a large batch, only the logits of some rows exist at a time."""
-    if not is_large(len(features.local)):
-        return row_loss(features.local, features.places)
-    losses, others = [], []
-    for rows in cut(0, len(features.local), tile_size(features.local)):
-        loss, other = checkpoint(row_loss, features.local[rows], features.places[rows], use_reentrant=False)  # pyright: ignore
-        losses.append(loss)
-        others.append(other)
-    return torch.stack(losses).sum(), torch.stack(others).sum()

@@ -6,7 +6,6 @@ It is the modern form of Visual N-Grams: Li et al. 2017, arXiv:1612.09161.
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import all_sum, world_size
 from openslip.errors import UserError
@@ -15,7 +14,7 @@ from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import clamp_logit_scale
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import unit_length
-from openslip.objectives.tiles import cut, is_large, tile_size
+from openslip.objectives.tiles import sum_over_rows
 
 
 class SuperClass(Objective):
@@ -104,15 +103,11 @@ def cross_entropy(
         target: probability of each; a row of zeros makes no loss.
     """
 
-    def summed(
+    def of_rows(
         image: Float[Tensor, "tile dim"], ids: Int[Tensor, "tile length"], target: Float[Tensor, "tile length"]
-    ) -> Float[Tensor, ""]:
+    ) -> tuple[Float[Tensor, ""]]:
         logits = image @ rows.T
-        return (target.sum(dim=1) * logits.logsumexp(dim=1)).sum() - (target * logits.gather(1, ids)).sum()
+        return ((target.sum(dim=1) * logits.logsumexp(dim=1)).sum() - (target * logits.gather(1, ids)).sum(),)
 
-    if not is_large(len(image)):
-        return summed(image, ids, target) / len(image)
-    total = image.new_zeros(())
-    for tile in cut(0, len(image), tile_size(image)):
-        total = total + checkpoint(summed, image[tile], ids[tile], target[tile], use_reentrant=False)  # pyright: ignore
+    (total,) = sum_over_rows(of_rows, (image, ids, target))
     return total / len(image)

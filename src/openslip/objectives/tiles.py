@@ -46,6 +46,23 @@ def sum_over_pairs(
     return total
 
 
+def sum_over_rows(row_loss: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sum what a loss returns for all rows; in a large batch, only the logits of some rows exist at a time.
+
+    Args:
+        row_loss: function that returns sums over the rows of one chunk. Its arguments are one chunk of each tensor in
+            `rows`. As a closure, it may also use other tensors, and gradients reach all of them.
+        rows: tensors of this rank's samples, cut along their first dimension.
+    """
+    if not is_large(len(rows[0])):
+        return row_loss(*rows)
+    chunks: list[Any] = [
+        checkpoint(row_loss, *(x[chunk] for x in rows), use_reentrant=False)
+        for chunk in cut(0, len(rows[0]), tile_size(rows[0]))
+    ]
+    return tuple(torch.stack(parts).sum() for parts in zip(*chunks, strict=True))
+
+
 class RunningSoftmax(NamedTuple):
     """Softmax of each row of a matrix, computed step by step: each call of `add` includes one more tile.
 

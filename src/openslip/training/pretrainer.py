@@ -102,7 +102,8 @@ class Pretrainer(pl.LightningModule):
     @property
     def bundle(self) -> Bundle:
         """The bundle of `evaluated`, with the weights of this step."""
-        return Bundle(self.evaluated, self.tokenizer, self.transform, self.architecture, self.device)
+        parts = self.evaluated, self.tokenizer, self.transform, self.architecture, self.device
+        return Bundle(*parts, in_training=True)
 
     @property
     def bundles(self) -> dict[str, Bundle]:

@@ -14,6 +14,7 @@ KINDS = {
     **{"out": "outputs", "loss": "loss terms", "grad": "gradients", "queue": "queue of neighbours"},
     **{"after": "batch-norm statistics", "tower": "towers"},
 }
+INPUTS = ("in", "weights")
 # Recorded values that have no counterpart in ours.
 NOT_OURS = (
     ("nt_xent_losses", "nt_xent_losses (logged only, in no total)"),
@@ -29,9 +30,11 @@ def compared(label: str, recorded: Arrays, ours: Arrays) -> list[Row]:
     for key, array in recorded.items():
         kind = key.split("/")[1]
         without = next((name for part, name in NOT_OURS if part in key), None)
-        if kind not in KINDS or (kind == "loss" and key not in ours and not array.any()):
+        if key.startswith("weights/") or kind in INPUTS or (kind == "loss" and key not in ours and not array.any()):
             continue  # an input, or a term that is zero because the method has no such term
-        if without is not None:
+        if kind not in KINDS:
+            left_out[f"{kind} (a kind that is not known)"] = None
+        elif without is not None:
             left_out[without] = None
         else:
             groups[KINDS[kind]][key] = array

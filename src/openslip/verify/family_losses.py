@@ -116,6 +116,7 @@ def nnclr(arrays: Arrays, dims: Dims, device: str) -> Arrays:
         bank = torch.tensor(arrays[f"{step}/bank_before"], device=device)
         queue = NeighbourQueue(size=len(bank), width=bank.shape[1], wraps=False).to(device)
         queue.features = unit_length(bank)  # lightly stores rows as given and scales them when it searches
+        queue.place.copy_(torch.from_numpy(arrays[f"{step}/ptr_before"])[0])
         projections = [torch.tensor(arrays[f"{step}/in/z{view}"], device=device) for view in (0, 1)]
         places = [queue.nearest_places(unit_length(x)) for x in projections]
         predictions = [leaf(arrays[f"{step}/in/p{view}"], device) for view in (0, 1)]
@@ -128,6 +129,8 @@ def nnclr(arrays: Arrays, dims: Dims, device: str) -> Arrays:
         ours[f"{step}/loss"] = as_array(loss)
         ours |= {f"{step}/neighbour{view}": as_array(place) for view, place in enumerate(places)}
         ours |= {f"{step}/grad/p{view}": as_array(_gradient(x)) for view, x in enumerate(predictions)}
+        queue.push(unit_length(projections[1]), torch.zeros((), dtype=torch.bool, device=device))
+        ours[f"{step}/ptr_after"] = as_array(queue.place[None])
     return ours
 
 

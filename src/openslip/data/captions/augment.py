@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from openslip.data.captions.thesaurus import synonyms
+from openslip.data.captions.thesaurus import synonyms, thesaurus_fingerprint
 
 LETTERS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")  # a word without punctuation around it
 
@@ -27,6 +27,11 @@ class RandomEdits:
         self.swap = swap
         self.synonyms = synonyms
         self.thesaurus = thesaurus
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the synonyms; empty if none are used."""
+        return thesaurus_fingerprint(self.thesaurus) if self.synonyms > 0 else ""
 
     def __call__(self, text: str, rng: np.random.Generator) -> str:
         words = text.split()

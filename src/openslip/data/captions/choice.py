@@ -35,6 +35,10 @@ class Caption(View):
         self.augment = augment
         self.padding = {"": tokenizer.special_ids.get("pad", 0)}
 
+    @property
+    def fingerprint(self) -> str:
+        return augment_fingerprint(self.augment)
+
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
         return {"text": choose(sample.captions, self.augment, rng)}
 
@@ -43,6 +47,11 @@ class Caption(View):
 
     def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
         return random_tokens(self.tokenizer, size, generator, varied=varied)
+
+
+def augment_fingerprint(augment: Augment | None) -> str:
+    """Return the hash of the files that an augmentation reads, its attribute `fingerprint`; empty if it has none."""
+    return getattr(augment, "fingerprint", "")
 
 
 def choose(captions: tuple[str, ...], augment: Augment | None, rng: np.random.Generator) -> str:

@@ -4,6 +4,7 @@ The paper's NegCLIP finds nouns, adjectives, verbs and adverbs with a tagger of 
 `word_classes.txt`, finer classes such as colours and animals, so that the exchanged caption is still a sentence.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from openslip.data.captions.augment import LETTERS
-from openslip.data.captions.choice import Augment, choose
+from openslip.data.captions.choice import Augment, augment_fingerprint, choose
 from openslip.data.captions.tokens import random_tokens, tokenize
 from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
@@ -52,6 +53,10 @@ class HardCaption(View):
         pad = tokenizer.special_ids.get("pad", 0)
         self.padding = {"": pad, "hard": pad}
 
+    @property
+    def fingerprint(self) -> str:
+        return read_classes(self.word_classes).fingerprint + augment_fingerprint(self.augment)
+
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
         text = choose(sample.captions, self.augment, rng)
         return {"text": text, "hard": hard_negative(text, read_classes(self.word_classes), rng)}
@@ -76,11 +81,13 @@ class WordClasses:
     Attributes:
         group: for each word, its class and its number in the class; words of nearly the same meaning have one number.
         words: the first word of each number, by class.
+        fingerprint: hash of the lines.
     """
 
     def __init__(self, lines: list[str]) -> None:
         self.group: dict[str, list[tuple[int, int]]] = {}
         self.words: list[list[str]] = []
+        self.fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
         for line in lines:
             entries = [[word.strip().lower() for word in entry.split("/")] for entry in line.split(",")]
             entries = [words for words in ([word for word in entry if word] for entry in entries) if words]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openslip.data.captions.choice import Augment, choose
+from openslip.data.captions.choice import Augment, augment_fingerprint, choose
 from openslip.data.captions.tokens import random_tokens, tokenize
 from openslip.data.view import Columns, DecodedSample, View
 from openslip.errors import UserError
@@ -57,6 +57,10 @@ class MaskedCaption(View):
         self.random_share = random_share
         self.augment = augment
         self.padding = {"": tokenizer.special_ids.get("pad", 0), "labels": NO_LABEL}
+
+    @property
+    def fingerprint(self) -> str:
+        return augment_fingerprint(self.augment)
 
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
         text = choose(sample.captions, self.augment, rng)

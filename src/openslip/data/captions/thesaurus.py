@@ -3,6 +3,7 @@
 WordNet: Miller 1995, doi:10.1145/219717.219748; its files are described in its manual page wndb(5).
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,12 @@ def synonyms(path: str | None) -> Synonyms:
     if not table:
         raise UserError(f"thesaurus={path}: no line has two words; expected groups such as `big, large, huge`")
     return table
+
+
+@cache
+def thesaurus_fingerprint(path: str | None) -> str:
+    """Return a hash of all words and their synonyms."""
+    return hashlib.sha256(repr(sorted(synonyms(path).items())).encode()).hexdigest()[:16]
 
 
 def listed_groups(file: Path) -> Iterator[list[str]]:
