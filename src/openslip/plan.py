@@ -59,9 +59,10 @@ def length(config: dict[str, Any], samples: int, steps_per_epoch: int, schedule:
     """Return lines about steps, epochs and the learning rate."""
     batch, steps = config["global_batch_size"], schedule.max_steps
     return [
-        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} per epoch; a run counts the samples on disk",
-        f"{steps:,} steps, {steps / steps_per_epoch:.2f} epochs, {steps * batch:,} samples seen; "
-        f"warm-up {schedule.warmup_steps:,} steps, learning rate {schedule.lr:.1e} at most",
+        f"{samples:,} samples, {steps_per_epoch:,} steps of {batch:,} per epoch",
+        "  a run counts the samples on disk",
+        f"{steps:,} steps, {steps / steps_per_epoch:.2f} epochs, {steps * batch:,} samples seen",
+        f"  warm-up {schedule.warmup_steps:,} steps, learning rate {schedule.lr:.1e} at most",
     ]
 
 
@@ -87,15 +88,17 @@ def costs(cost: StepCost, memory: StepMemory, local: int, device: torch.device, 
     needed = 3 * memory.checkpoint  # two checkpoints are kept while the next is written
     verdict = "enough" if free > needed else f"TOO LITTLE: {needed / 1e9:.1f} GB are needed; choose another runs_dir="
     return [
-        f"FLOPs per sample (captions fill the context): forward {forward:.2f} G, "
-        f"training {TRAINING_OVER_FORWARD * forward:.2f} G",
+        f"FLOPs per sample: forward {forward:.2f} G, training {TRAINING_OVER_FORWARD * forward:.2f} G",
+        "  captions that fill the context",
         "",
-        f"memory per device: {(memory.fixed + copied) / 1e9:.2f} GB for weights, {parts};",
-        f"with the pixels of its {local:,} samples of a step and a micro-batch's activations, without the loss:",
+        f"memory per device: {(memory.fixed + copied) / 1e9:.2f} GB",
+        f"  weights, {parts}",
+        f"and with the pixels of its {local:,} samples of a step and the activations of a",
+        "micro-batch, without the loss:",
         *(f"  micro_batch_size={size:<8}{(memory.bytes(size, local) + copied) / 1e9:8.2f} GB" for size in sizes),
         "",
-        f"checkpoint {memory.checkpoint / 1e9:.2f} GB, three at a time; "
-        f"{free / 1e9:.1f} GB free in {folder}: {verdict}",
+        f"checkpoint {memory.checkpoint / 1e9:.2f} GB, three at a time",
+        f"  {free / 1e9:.1f} GB free in {folder}: {verdict}",
     ]
 
 
@@ -133,10 +136,11 @@ def hours(
     split = splits and memory.bytes(local, local) + copy_bytes(memory, device) > (1 - HEADROOM) * room(device)
     seconds = total * cost.seconds * (1 + split / TRAINING_OVER_FORWARD) + steps * cost.update_seconds
     lines = [
-        f"this machine, one process ({machine}, {precision}): {total / seconds:.2f} samples/s by two steps of "
-        f"{cost.samples}, {amount(seconds / 3600)} for the run{', in micro-batches' * split}",
-        f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak, each in the fastest layout that fits; assumed: "
-        f"micro-batches take one more forward pass, checkpointed blocks {REPEATED_IN_BLOCKS} of one:",
+        f"this machine, one process ({machine}, {precision})",
+        f"  {total / seconds:.2f} samples/s by two steps of {cost.samples}, {amount(seconds / 3600)} for the run"
+        f"{', in micro-batches' * split}",
+        f"GPUs at {100 * utilisation:.0f} % of their 16-bit peak, each in the fastest layout that fits",
+        f"  assumed: micro-batches take one more forward pass, checkpointed blocks {REPEATED_IN_BLOCKS}",
     ]
     for name, row in config["devices"].items():
         label = name

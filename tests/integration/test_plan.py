@@ -31,7 +31,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_length_is_that_of_the_config(plan: str):
     assert "2,905,954 samples, 45,405 steps of 64 per epoch" in plan
-    assert "1,100 steps, 0.02 epochs, 70,400 samples seen; warm-up 50 steps, learning rate 8.0e-04 at most" in plan
+    assert "1,100 steps, 0.02 epochs, 70,400 samples seen\n  warm-up 50 steps, learning rate 8.0e-04 at most" in plan
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,20 @@ def test_parameters_are_those_of_the_tiny_model(plan: str):
     assert f"checkpoint {checkpoint / 1e9:.2f} GB" in plan
     gradients = 4 * weights
     assert (
-        f"{(2 * checkpoint + gradients) / 1e9:.2f} GB for weights, gradients, AdamW's moments and a save's copy" in plan
+        f"{(2 * checkpoint + gradients) / 1e9:.2f} GB\n  weights, gradients, AdamW's moments and a save's copy\n"
+        in plan
     )
+
+
+def test_every_line_but_one_that_names_a_folder_fits_80_columns(plan: str):
+    assert not [line for line in plan.splitlines() if len(line) > 80 and "GB free in" not in line]
 
 
 def test_memory_grows_with_the_micro_batch_and_time_is_told_for_each_device(plan: str):
     sizes = [float(size) for size in re.findall(r"micro_batch_size=\d+ +([\d.]+) GB", plan)]
     assert len(sizes) == 3
     assert sizes == sorted(sizes)
-    assert re.search(r"this machine, one process \(cpu, \d+ threads, 32-true\): [\d.]+ samples/s", plan)
+    assert re.search(r"this machine, one process \(cpu, \d+ threads, 32-true\)\n  [\d.]+ samples/s", plan)
     for device in ("V100", "A100", "H100", "H200"):
         assert re.search(rf"^  {device} +1 x +(.+ h|.+ min) +the whole batch$", plan, re.MULTILINE)
 
@@ -115,11 +120,11 @@ def test_hours_are_those_of_the_fastest_layout_that_fits_each_device(
     plain: float, checkpointed: float, passes: float, told: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("openslip.plan.room", lambda device: 1e15)
-    here, assumed, *rows = planned(cost(plain=plain, checkpointed=checkpointed))
+    _, here, _, assumed, *rows = planned(cost(plain=plain, checkpointed=checkpointed))
     assert "0.50" not in here
     # 50 s of passes, 2 of the update
     assert here.endswith(f"{100 / 52:.2f} samples/s by two steps of 4, 130 h for the run")
-    assert "in the fastest layout that fits; assumed: micro-batches take one more forward pass" in assumed
+    assert assumed == "  assumed: micro-batches take one more forward pass, checkpointed blocks 0.67"
     assert [" ".join(row.split()) for row in rows] == [
         f"X 1 x {hours_of(passes, 1)} {told}",
         f"4 x {hours_of(3, 4)} the whole batch",
@@ -129,10 +134,10 @@ def test_hours_are_those_of_the_fastest_layout_that_fits_each_device(
 
 def test_micro_batches_on_this_machine_take_one_more_forward_pass(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("openslip.plan.room", lambda device: 5e9)
-    assert planned(cost(plain=1e8))[0].endswith(
+    assert planned(cost(plain=1e8))[1].endswith(
         f"{100 / (50 * 4 / 3 + 2):.2f} samples/s by two steps of 4, 172 h for the run, in micro-batches"
     )
-    assert planned(cost(plain=1e8), splits=False)[0].endswith("130 h for the run")
+    assert planned(cost(plain=1e8), splits=False)[1].endswith("130 h for the run")
 
 
 def test_only_a_cpu_holds_the_copy_that_a_save_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -142,13 +147,16 @@ def test_only_a_cpu_holds_the_copy_that_a_save_makes(tmp_path: Path, monkeypatch
     def told(device: str) -> list[str]:
         return costs(cost(plain=1e8), memory, 100, torch.device(device), tmp_path)
 
-    assert "28.00 GB for weights, gradients, AdamW's moments and a save's copy;" in told("cpu")[2]
-    assert "16.00 GB for weights, gradients and AdamW's moments;" in told("cuda")[2]
-    sizes = [[line.split()[1] for line in told(device)[4:8]] for device in ("cpu", "cuda")]
+    assert told("cpu")[3:5] == [
+        "memory per device: 28.00 GB",
+        "  weights, gradients, AdamW's moments and a save's copy",
+    ]
+    assert told("cuda")[3:5] == ["memory per device: 16.00 GB", "  weights, gradients and AdamW's moments"]
+    sizes = [[line.split()[1] for line in told(device)[7:11]] for device in ("cpu", "cuda")]
     assert sizes == [["28.10", "29.60", "34.40", "38.00"], ["16.10", "17.60", "22.40", "26.00"]]
     for room, is_split in ((37.9e9, True), (38.1e9, False)):
         monkeypatch.setattr("openslip.plan.room", lambda device, room=room: room / 0.9)
-        here = hours(cost(plain=1e8), memory, 9000, CONFIG, torch.device("cpu"), "32-true", splits=True)[0]
+        here = hours(cost(plain=1e8), memory, 9000, CONFIG, torch.device("cpu"), "32-true", splits=True)[1]
         assert here.endswith("in micro-batches") is is_split
 
 
@@ -162,7 +170,7 @@ def test_only_a_cpu_holds_the_copy_that_a_save_makes(tmp_path: Path, monkeypatch
     ],
 )
 def test_batch_norm_and_large_models_leave_fewer_layouts(plain: float, checkpointed: float, splits: bool, told: str):
-    assert planned(cost(plain=plain, checkpointed=checkpointed), splits=splits)[2].endswith(told)
+    assert planned(cost(plain=plain, checkpointed=checkpointed), splits=splits)[4].endswith(told)
 
 
 def test_activations_are_counted_with_checkpointed_blocks_and_without():

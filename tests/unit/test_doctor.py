@@ -18,6 +18,7 @@ from openslip.data.index.journal import JOURNAL, journal_line, read_journal
 from openslip.data.index.outdated import why_unused
 from openslip.data.sources.shards import ShardSource
 from openslip.doctor import (
+    Finding,
     compiler,
     examine,
     failed_starts,
@@ -115,6 +116,15 @@ def test_a_start_that_failed_is_told_from_one_that_is_under_way_and_from_other_f
 def test_few_open_files_are_a_warning(monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 1_048_576))
     assert open_files().line() == "warning open files      1024 allowed: raise it: ulimit -n 65536"
+
+
+def test_a_long_finding_is_continued_below_its_text_in_a_terminal():
+    finding = Finding("versions", "torch 2.14.1, torchvision 0.29.1, timm 1.0.31, numpy 2.4.6")
+    assert finding.lines(80) == [
+        "ok      versions        torch 2.14.1, torchvision 0.29.1, timm 1.0.31, numpy",
+        "                        2.4.6",
+    ]
+    assert finding.lines(None) == [finding.line()]
 
 
 def test_the_versions_are_those_of_the_packages():

@@ -1,6 +1,8 @@
 """Check this machine, its runs and their checkpoints, and report problems; nothing is changed."""
 
 import argparse
+import shutil
+import sys
 from pathlib import Path
 
 from openslip.commands._imports import importing_pytorch
@@ -18,13 +20,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Print one line per finding, with advice if it is a problem."""
+    """Print each finding, with advice if it is a problem; in a terminal, long ones are wrapped to its width."""
     options = parser().parse_args(arguments)
 
     with importing_pytorch():
         from openslip.doctor import examine
     with progress("examining the machine and its runs"):
         findings = examine(options.folder or options.runs)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for finding in findings:
-        say(finding.line())
+        say(*finding.lines(width))
     return 0
