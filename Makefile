@@ -20,7 +20,7 @@ train: setup
 
 # Run three test files at a time on two cores: half of the time tests wait for processes that they start.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm"
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not slurm"

@@ -9,7 +9,7 @@ import pytest
 from shard_files import jpeg, write_pairs
 
 from openslip.__main__ import run
-from openslip.commands.data import layout_options
+from openslip.commands._data.convert import layout_options
 from openslip.data.convert import descriptions
 
 
@@ -97,7 +97,7 @@ def test_a_config_names_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["frob"], "error: unknown command data frob; one of: list, get, convert, index, check"),
+        (["frob"], "error: unknown command data frob; one of: check, convert, get, index, list, vectors"),
         (["index", "nowhere.tar"], "error: shard nowhere.tar: No such file or directory"),
         (["index", "pipe:touch PWNED"], "error: shards 'pipe:...': pipe: would run a command"),
         (["check", "cc3"], "error: cc3: neither a path nor a data config; did you mean cc3m?"),

@@ -9,7 +9,7 @@ import pytest
 
 from openslip.__main__ import commands, run
 from openslip.commands.completion import SETTINGS, all_commands
-from openslip.commands.data import COMMANDS
+from openslip.commands.data import data_commands
 from openslip.config.folder import config_folder, names
 
 
@@ -37,7 +37,7 @@ def test_the_script_is_valid_bash(script: Path):
 
 def test_all_commands_are_completed(script: Path):
     assert {*completed(script, "")} == {*commands()}
-    assert {*completed(script, "data", "")} == {*COMMANDS}
+    assert {*completed(script, "data", "")} == {*data_commands()}
     assert completed(script, "pred") == ["predict"]
 
 

@@ -19,7 +19,7 @@ from file_server import Server, serving
 from PIL import Image
 
 from openslip.__main__ import run
-from openslip.commands import data as data_command
+from openslip.commands._data import get as get_command
 from openslip.config.build import build
 from openslip.config.folder import config_folder
 from openslip.config.obtain import obtainable
@@ -347,7 +347,7 @@ def get_large(place: Path, *words: str) -> int:
 def test_a_large_download_is_announced_and_a_person_is_asked(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(data_command, "ASK_ABOVE", 100)
+    monkeypatch.setattr(get_command, "ASK_ABOVE", 100)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     for answer, code in (("", 1), ("n\n", 1), ("y\n", 0)):
         monkeypatch.setattr(sys, "stdin", Terminal(answer or "\n"))
@@ -363,7 +363,7 @@ def test_a_large_download_is_announced_and_a_person_is_asked(
 def test_with_yes_or_without_a_terminal_nobody_is_asked(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, words: list[str]
 ):
-    monkeypatch.setattr(data_command, "ASK_ABOVE", 100)
+    monkeypatch.setattr(get_command, "ASK_ABOVE", 100)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stdin", Terminal() if terminal else io.StringIO())
     assert get_large(tmp_path, *words) == 0

@@ -30,8 +30,8 @@ def test_help_imports_nothing_slow(command: str):
 
 def test_neither_help_nor_completion_waits_for_torch_or_numpy():
     code = (
-        "import sys; from openslip.__main__ import commands, run; from openslip.commands.data import COMMANDS\n"
-        "for command in [*([name] for name in commands()), *(['data', name] for name in COMMANDS)]:\n"
+        "import sys; from openslip.__main__ import commands, run; from openslip.commands.data import data_commands\n"
+        "for command in [*([name] for name in commands()), *(['data', name] for name in data_commands())]:\n"
         "    assert run([*command, '--help']) == 0\n"
         "    assert not {'torch', 'numpy'} & set(sys.modules), command\n"
         "assert run(['completion', 'bash']) == 0\n"

@@ -65,7 +65,7 @@ def all_commands() -> argparse.ArgumentParser:
         elif name == "data":
             below = root.add_parser(name, help=purpose).add_subparsers()
             for part, arguments in data.parsers().items():
-                add(below, part, arguments, data.COMMANDS[part].partition(":")[0])
+                add(below, part, arguments, data.data_commands()[part].partition(":")[0])
         else:
             add(root, name, importlib.import_module(f"openslip.commands.{name}").parser(), purpose)
     return everything

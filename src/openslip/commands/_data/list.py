@@ -1,0 +1,28 @@
+"""List the datasets that data=NAME takes, and which of them are on disk: openslip data list."""
+
+import argparse
+
+from openslip.terminal import say
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("openslip data list", description=__doc__)
+    parser.add_argument("--config-dir", metavar="DIR", help="also list the datasets of your own folder of configs")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line per data config: whether its shards are on disk, where they are looked for, and what it is."""
+    parser().parse_args(arguments)
+
+    from openslip.config.catalogue import datasets
+    from openslip.config.folder import config_dirs, config_folder
+    from openslip.config.help import columns
+
+    rows = {}
+    for dataset in datasets([config_folder(), *config_dirs(arguments)[0]]):
+        needs = ", ".join(dataset.places) or "data.source.shards=..."
+        rows[f"{dataset.name:11} {dataset.state()}"] = f"{needs}: {dataset.meaning}"
+    say("datasets: openslip train data=NAME; OPENSLIP_DATA=DIR names another folder than data", *columns(rows, 26))
+    say("", "docs/DATA.md says how to download and convert them")
+    return 0
