@@ -17,6 +17,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.label import Label
 from openslip.data.source import Source
 from openslip.data.sources.shards import ShardSource
+from openslip.models.bag_of_tokens import BagOfTokens
 from openslip.optim import WarmupCosine
 from openslip.training.pretrainer import Pretrainer
 
@@ -118,7 +119,7 @@ def pretrainer(method: str) -> Pretrainer:
     model, objective = labelled_model(method)
     if method == "zero_data":
         torch.manual_seed(0)
-        model.text_tower.token_embedding = torch.nn.Embedding(49408, 16)  # the vocabulary of the captions
+        model.text_tower = BagOfTokens(vocab_size=49408, width=16)  # the vocabulary of the captions
     return Pretrainer(
         model=model.float(),
         objective=objective.float(),
