@@ -12,7 +12,7 @@ import openslip
 from openslip.__main__ import run
 from openslip.config.compose import compose_config
 from openslip.config.folder import config_dirs, config_folder, names
-from openslip.config.help import KEYS, MORE_OPTIONS, commented_lines, explained_keys, help_text
+from openslip.config.help import GROUPS, KEYS, MORE_OPTIONS, commented_lines, explained_keys, help_text
 from openslip.errors import UserError
 
 
@@ -88,6 +88,16 @@ def test_the_choices_are_those_that_hydra_finds(tmp_path: Path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
     assert " mine " in help_text("train", "", [tmp_path]).replace("\n", " ")
+
+
+def test_the_options_of_a_group_are_none_of_a_group_inside_it():
+    listed = {group: names(group, [config_folder()]) for groups in GROUPS.values() for group in groups}
+    assert "lion" in listed["optim/optimizer"]
+    assert not [name for options in listed.values() for name in options if "/" in name]
+
+
+def test_the_help_of_resume_names_all_its_values():
+    assert {"auto", "never", "replace"} <= {word.strip(":") for word in help_text("train", "").split()}
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

@@ -12,9 +12,19 @@ from openslip.terminal import say
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip doctor", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="folder of one run, or of several")
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs; by default runs/"
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="DIR",
+        help="folder of one run, or of several; by default that of --runs",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder of several runs; by default runs/; ignored if DIR is given",
     )
     return parser
 

@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder of a run, or a checkpoint that openslip eval has evaluated",
     )
     parser.add_argument("--format", choices=("terminal", "markdown", "csv", "html"), default="terminal")
-    parser.add_argument("--published", metavar="NAME", help="published checkpoint to compare with: slip_base_25ep")
+    parser.add_argument("--published", metavar="NAME", help="published checkpoint to compare with, e.g. slip_base_25ep")
     parser.add_argument("--output", type=Path, help="file to write instead of printing")
     return parser
 

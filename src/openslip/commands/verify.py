@@ -1,4 +1,4 @@
-"""Compare results with recordings of the published code and with float64; --splits: a split batch with a whole one."""
+"""Compare results with recordings of the published code and with float64; --splits compares splits of a batch."""
 
 import argparse
 from pathlib import Path
@@ -14,15 +14,15 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="A folder of checkpoints of other libraries holds, for each NAME, the checkpoint (NAME.safetensors, "
         "NAME.pt, NAME.pth.tar or NAME.npz), the library's configuration (NAME.json), and its inputs and outputs "
-        "(NAME_io.npz); docs/WEIGHTS.md describes it. Each checkpoint is loaded as openslip.load does, and each output "
-        "compared: the largest difference is divided by the largest recorded value. "
+        "(NAME_io.npz); docs/WEIGHTS.md describes it. openslip.load loads each checkpoint, and each output is compared "
+        "with the recorded one: the largest difference is divided by the largest recorded value. "
         "A folder of metrics of other libraries holds metrics.json and the arrays they were computed from "
         "(classification.npz, retrieval.npz, probe.npz); docs/EVALUATION.md describes it. "
         "A folder of recorded steps of DeCLIP's repository holds meta.json and files METHOD_one_rank.npz and "
-        "METHOD_two_ranks.npz for DeCLIP, SLIP, FILIP and DeFILIP; they are repeated in float64; docs/NUMERICS.md "
-        "describes it. "
+        "METHOD_two_ranks.npz for DeCLIP, SLIP, FILIP and DeFILIP; docs/NUMERICS.md describes it. The steps are "
+        "repeated in float64. "
         "A folder of losses of other libraries holds meta.json, one_rank.npz, two_ranks.npz and so on, and "
-        "lightly.npz; docs/NUMERICS.md describes it. They are compared in float64. "
+        "lightly.npz; docs/NUMERICS.md describes it. The losses are compared in float64. "
         "openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
         "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
         "checks that gradients, statistics and weights are the same each time.",
@@ -31,9 +31,8 @@ def parser() -> argparse.ArgumentParser:
         "folder",
         nargs="?",
         type=Path,
-        help="folder of recordings, of checkpoints of other libraries with their recorded outputs, of metrics of other "
-        "libraries with their arrays, of recorded steps of DeCLIP's repository, or of losses of other libraries with "
-        "their gradients; by default the recordings of the published code",
+        help="folder to compare with: recordings of the published code (by default, those of this package), or one of "
+        "the four kinds described below",
     )
     parser.add_argument("--device", default="cpu", help="device to check: cpu (default), cuda, cuda:1, ...")
     parser.add_argument(

@@ -28,10 +28,9 @@ def names(group: str, folders: Sequence[Path]) -> list[str]:
     """Return the options of a config group; models are also composed from methods and sizes."""
     places = [folder / group for folder in folders]
     found = {file.relative_to(place).with_suffix("").as_posix() for place in places for file in place.glob("**/*.yaml")}
+    if group in ("model", "data", "optim"):
+        found = {name for name in found if "/" not in name}  # model/tower/, data/source/ ... are groups of their own
     if group == "model":
-        found = {name for name in found if "/" not in name}  # model/tower/ is a group of its own
         sizes = [size for size in names("size", folders) if not {"/", "_"} & set(size)]
         found |= {f"{method}_{size}" for method in names("method", folders) for size in sizes}
-    if group == "data":
-        found = {name for name in found if "/" not in name}  # data/source/ likewise
     return sorted(found)

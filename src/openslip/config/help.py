@@ -18,6 +18,8 @@ GROUPS = {
         "experiment",
         "evaluation",
         "optim",
+        "optim/optimizer",
+        "optim/schedule",
         "objective",
         "mode",
         "tokenizer",

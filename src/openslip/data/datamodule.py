@@ -178,7 +178,7 @@ class DataModule(pl.LightningDataModule):
         return hashlib.sha256(self.source.fingerprint.encode()).hexdigest()[:32]
 
     def state_dict(self) -> dict[str, Any]:
-        """Data position and settings of the run: the same on all ranks, some hundred bytes as JSON."""
+        """Data position and settings of the run: the same on all ranks, a few hundred bytes as JSON."""
         lists = {name: view.fingerprint for name, view in self.batches.views.items() if view.fingerprint}
         return {
             "step": self.consumed,

@@ -20,12 +20,12 @@ from openslip.inference.uninitialised import uninitialised
 from openslip.text.tokenizer import Tokenizer
 
 PACKAGES = ("openslip.models.", "openslip.text.")
-# A model may have at most this many times as many tensors and elements as the stored weights. It may have more than
-# they have, because some buffers are not saved.
+# Largest ratio of a model's tensors, and of its elements, to those of the stored weights. It is above 1, because some
+# buffers are not saved.
 EXPANSION = 4
 SLACK = 1 << 24  # number of elements that are allowed in addition
 MAX_FIELDS = 100_000  # per description
-ALIGNMENT = 64  # bytes; of memory that torch allocates
+ALIGNMENT = 64  # of memory that torch allocates, in bytes
 LARGEST = 10_000  # sizes and counts up to this number are always accepted, even if the weights are small
 
 
@@ -152,16 +152,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def may_take(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    """Whether the model may take the tensors themselves: nothing is tied, neither in the model nor in the file."""
+    """Whether the model may use the file's tensors without a copy: no two share memory, in the model or in the file."""
     storages = [tensor.untyped_storage().data_ptr() for tensor in weights.values() if not tensor.is_meta]
     tied = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
     return len({*storages}) == len(weights) and not tied
 
 
 def whole(tensor: Tensor, expected: Tensor | None) -> Tensor:
-    """Return a tensor of the expected dtype and device that is all of its storage; a copy only if need be.
+    """Return the tensor with the expected dtype and device, in a storage of its own; copy it only if necessary.
 
-    It is aligned as torch's own memory is, because kernels round differently otherwise.
+    Its memory has the alignment of torch's own memory, because kernels round differently with another alignment.
     """
     if expected is not None:
         tensor = tensor.to(expected.device, expected.dtype)

@@ -37,7 +37,8 @@ class Bundle:
         origin: the path, published name or address that `openslip.load` was given; None during training.
         provenance: how the model was trained, as in its run's `env.json`; empty if the file does not say.
         file: the file or folder that was read, such as the newest checkpoint of a run's folder; None if not known.
-        in_training: whether the model is still trained; words that it has not learned are then told, not refused.
+        in_training: whether the model is being trained. If so, words that it has not learned cause a notice, not an
+            error.
     """
 
     model: Any
@@ -115,8 +116,8 @@ class Bundle:
         """Encode texts to unit-length float32 features, in the order of the texts.
 
         Internally texts are sorted by length and, at equal length, alphabetically. Each batch is trimmed to its longest
-        text to reduce padding, and a causal text tower computes only once each beginning that several
-        texts of a batch share.
+        text to reduce padding. If several texts of a batch begin with the same tokens, a causal text tower computes
+        these tokens only once.
 
         Raises:
             UserError: the model has no text tower, the list is empty, one string was given instead of a list, or a text
@@ -141,10 +142,8 @@ class Bundle:
     def refuse_unknown(self, texts: Sequence[str]) -> None:
         """Refuse texts with words that the text tower has not learned: the known words alone give a wrong feature.
 
-        During training it is only told, because the words of later captions are still to come.
-
-        Punctuation that it has not learned is ignored: `a dog.` is
-        accepted even if no caption ended with a full stop.
+        During training there is only a notice, because later captions may contain these words. Punctuation that the
+        tower has not learned is ignored: `a dog.` is accepted even if no caption ended with a full stop.
         """
         tower = getattr(self.model, "text_tower", None)
         known = tower.known_ids() if isinstance(tower, Tower) else None
@@ -277,7 +276,7 @@ def evaluating(model: nn.Module, device: torch.device, *, gradients: bool = Fals
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Run the body with weights that need no gradients, so that a graph that is built in it does not reach them."""
+    """Turn off the gradients of the weights in this context, so that no autograd graph built in it contains them."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     try:
         for weight in trainable:

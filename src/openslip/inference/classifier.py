@@ -22,7 +22,7 @@ TEMPLATE = "a photo of a {}."
 class ZeroShotClassifier:
     """Ranks labels for images by exp(logit_scale) x cosine. Radford et al. 2021, arXiv:2103.00020, section 3.1.2.
 
-    The labels' embeddings are computed once: a second classifier of the same weights, labels and templates reuses them.
+    The labels' embeddings are computed once: another classifier of the same bundle, labels and templates reuses them.
 
     Args:
         bundle: the bundle that `openslip.load` returned.
@@ -31,8 +31,8 @@ class ZeroShotClassifier:
             normalised again. One string, a list, a tuple, a set (which is sorted), a text file, `imagenet7`,
             `imagenet80` or another published table (`food101`); the default is `a photo of a {}.`.
         probabilities: `softmax` or `sigmoid`. With `softmax`, the probabilities of an image's labels sum to 1. With
-            `sigmoid`, each label is judged by itself, and the model must have a `logit_bias`, which is added to the
-            logits: Zhai et al. 2023, arXiv:2303.15343.
+            `sigmoid`, each label gets an independent probability; the model must have a `logit_bias`, which is added to
+            the logits: Zhai et al. 2023, arXiv:2303.15343.
         reject: from 0 to 1; an image whose most probable label has a lower probability fits no label, and its ranking
             is empty. With `softmax` the probability depends on the other labels and is at least 1 / number of labels.
         candidate_labels: other name of `labels`, as in Hugging Face's zero-shot pipeline.

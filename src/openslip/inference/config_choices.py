@@ -1,4 +1,4 @@
-"""Choices for a checkpoint that are keys of a config: `activation`, `image_heads` and `text_heads`."""
+"""Reads the choices for a checkpoint from keys of a config: `activation`, `image_heads` and `text_heads`."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ def choices_in(options: Mapping[str, Any], prefix: str = "") -> Iterator[dict[st
         prefix: dotted key of this part with a last dot, such as `init_from.`; empty for the root.
 
     Raises:
-        UserError: an activation is not a word, or the loading inside raises it.
+        UserError: an activation is not a word, or the code in this context raises it.
     """
     choices = {name: options.get(name) for name in NAMES}
     if not isinstance(choices["activation"], str | None):

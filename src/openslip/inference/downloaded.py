@@ -2,9 +2,9 @@
 
 The folder `checkpoints` of the user's cache holds, for a checkpoint NAME that is published as NAME.pt:
 
-- `NAME.ckpt`: the stripped file, which is all that later loads read;
+- `NAME.ckpt`: the stripped file; later loads read only this file and its checksum;
 - `NAME.pt`: the published file, if the user has put it there, for machines without a network; it is never removed;
-- `.NAME.pt.part`: a download that is not complete, and `.NAME.pt.identity`: size and version of the file it is of;
+- `.NAME.pt.part`: an incomplete download, and `.NAME.pt.identity`: size and version of the complete file;
 - `.NAME.pt`: a complete download, removed once the stripped file is on the disk;
 - `NAME.ckpt.sha256` and `NAME.pt.sha256`: checksums in the format of `sha256sum`, compared whenever there are any.
 """
@@ -23,7 +23,7 @@ from openslip.inference.strip import strip
 from openslip.progress import progress
 from openslip.terminal import mention, waiting
 
-DEVIATION = 0.05  # of a file's size from the estimate, which leaves out names, settings and buffers
+DEVIATION = 0.05  # largest relative error of an estimated file size, which omits names, settings and buffers
 CACHE, SETTING = "checkpoint cache", "OPENSLIP_CACHE"  # for error messages of the cache's files
 
 
@@ -69,7 +69,7 @@ def create(published: Published, stripped: Path) -> None:
     try:
         refuse_other_size(published, source.stat().st_size, f"{source} has")
         compare_checksum(source, f"download it again from {published.address}")
-        checksum_file(stripped).unlink(missing_ok=True)  # it is of an earlier copy
+        checksum_file(stripped).unlink(missing_ok=True)  # this checksum belongs to an earlier copy
         with progress(f"stripping {published.name}"):
             strip(source, stripped)
             write_checksum(stripped, digest(stripped))
@@ -85,7 +85,7 @@ def create(published: Published, stripped: Path) -> None:
 
 
 def download(published: Published, whole: Path) -> Path:
-    """Download a file to `whole`, unless an earlier process has; a download that was broken off is resumed.
+    """Download a file to `whole`, unless an earlier process has done so; resume an interrupted download.
 
     Raises:
         UserError: the server does not answer or states another size, or the file changed during the download.
@@ -148,7 +148,7 @@ def resumable_bytes(descriptor: int, note: Path, identity: list) -> int:
 
 
 def refuse_other_size(published: Published, size: int, where: str) -> None:
-    """Refuse a file whose size differs from the published one or, if none is published, much from the estimate."""
+    """Refuse a file of another size than published, or, if no size is published, of a size far from the estimate."""
     if published.bytes is None and abs(size - published.expected_bytes) > DEVIATION * published.expected_bytes:
         raise UserError(
             f"checkpoint {published.name}: {where} {size:,} bytes, and about {published.expected_bytes:,} are expected "

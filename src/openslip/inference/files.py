@@ -116,7 +116,7 @@ def read(path: Path, *, with_optimizer: bool = True) -> dict[str, Any]:
 
 
 def unmap(content: dict[str, Any]) -> None:
-    """Copy all tensors of a mapped file to memory, in place; tensors that share their memory still do.
+    """Replace all tensors of a mapped file by copies in memory; tensors that shared memory share it afterwards.
 
     A process that reads a mapped file after it was truncated or rewritten in place would be killed (SIGBUS).
     """
@@ -147,7 +147,7 @@ def unwrapped(name: str) -> str:
 
 
 def distinct(named: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Return weights by name; refuse two of one name, as a dict would keep the last of them.
+    """Return weights by name; refuse two with the same name, because a dict would keep only the last one.
 
     Raises:
         UserError: two weights have the same name.

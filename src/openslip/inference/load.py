@@ -18,7 +18,7 @@ from openslip.inference.layouts.folder import peek_json
 from openslip.inference.published import find
 from openslip.text.bare_ids import BareIds
 
-TRANSFORMERS = ("text_model.", "vision_model.")  # how its names of weights start
+TRANSFORMERS = ("text_model.", "vision_model.")  # beginnings of the names of weights in transformers
 
 
 def load(
@@ -33,10 +33,10 @@ def load(
 ) -> Bundle:
     """Load a model from a run's folder, a checkpoint, a stripped file, or a file of another CLIP project.
 
-    docs/WEIGHTS.md lists the formats. No code in the file is executed. If a file does not say its activation or
-    numbers of heads, and no published model tells them, an error asks for them. Missing image settings get the
-    project's defaults, and a line says so. `open_clip:MODEL/PRETRAINED` and `hf:ORG/NAME` load and run a model with
-    that library itself, so features are exactly the library's.
+    docs/WEIGHTS.md lists the formats. No code in the file is executed. If a file does not state its activation, an
+    error asks for it; likewise for numbers of heads that do not follow from the published models of the file's project.
+    Missing image settings get the defaults of that project, and a line says so. `open_clip:MODEL/PRETRAINED` and
+    `hf:ORG/NAME` load and run a model with that library itself, so features are exactly the library's.
 
     Args:
         path: the folder or file to load, the name of a published checkpoint (`openslip models` lists them; it is
@@ -79,7 +79,7 @@ def load(
 
 
 def local_file(path: str | Path) -> str | Path:
-    """Return the local copy of a published checkpoint, downloaded if needed, for its name; other paths unchanged.
+    """Return the local copy of a published checkpoint if the path is its name, else the path unchanged.
 
     Raises:
         UserError: the path does not exist and resembles a published name, or the download fails.
@@ -96,7 +96,7 @@ def find_format(file: Path, name: str | None) -> ModuleType:
     """Return the module that reads a file: the named format, else the first that detects its content.
 
     Raises:
-        UserError: the named format cannot be imported, or the file is not in it, or in none of the known formats.
+        UserError: the named format cannot be imported or is not that of the file, or the file has no known format.
     """
     known = formats.names()
     if name is not None:

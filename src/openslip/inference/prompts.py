@@ -49,7 +49,7 @@ def template_features(
     names: Sequence[Sequence[str]],
     templates: Sequence[str],
 ) -> Float[Tensor, "templates classes embed"]:
-    """Encode every template with every class; of a class with several names, the mean of their unit-length features.
+    """Return one feature per template and class: the mean of the unit-length features of all names of the class.
 
     The mean of a class is thus over all its names times all templates, as in facebookresearch/SLIP eval_zeroshot.py.
 
@@ -112,7 +112,7 @@ def texts(values: Iterable[Any], key: str) -> list[str]:
 
 
 def templates_of(value: Iterable[Any] | str | Path) -> list[str]:
-    """Read prompt templates that are given from Python: one template, a list, a set, a text file, or a list's name.
+    """Read prompt templates that are given from Python: one template, a list, a set, a text file, or a table's name.
 
     Args:
         value: a string with `{}` is one template; a set is sorted, so that results do not depend on its order; all
@@ -132,7 +132,8 @@ def texts_of(value: Iterable[Any] | str | Path, key: str) -> list[str]:
     """Read class names or templates from a config value: a list, a text file, or the name of a published table.
 
     Args:
-        value: the list, the path of a text file, or a name in `table_names`, which comes before a file of that name.
+        value: the list, the path of a text file, or a name in `table_names`, which takes precedence over a file with
+            that name.
         key: `classnames` or `templates`.
 
     Raises:

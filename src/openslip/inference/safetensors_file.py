@@ -18,7 +18,7 @@ def is_safetensors(path: Path) -> bool:
 def read_safetensors(path: Path) -> dict[str, Any]:
     """Read a safetensors file as the dict that a stripped `torch.save` file contains.
 
-    A file of another project has the entries `state_dict` and `metadata` (a dict of str) instead.
+    For a file of another project, the dict has only the entries `state_dict` and `metadata` (a dict of str).
 
     Raises:
         UserError: the file is damaged.
@@ -45,5 +45,5 @@ def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
         whole = tensor.contiguous()  # a copy, or the tensor itself
         weights[name] = whole.clone() if whole is tensor and storage in storages else whole
         storages.add(storage)
-    # Not `safetensors.torch.save`, which needs the memory of all weights once more. It opens the file by its name.
+    # `safetensors.torch.save` would need the memory of all weights a second time; `save_file` takes a file's name.
     save_file(weights, file.name, {"format": "pt", "openslip": json.dumps(content["openslip"])})

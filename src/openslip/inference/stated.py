@@ -12,7 +12,7 @@ _CLASSES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"} 
 
 
 def refuse_other(choices: Choices, model: nn.Module) -> None:
-    """Raise if the user chose an activation or a number of heads that is not that of a model that was read.
+    """Raise if a model that was read has another activation or number of heads than the user chose.
 
     Args:
         choices: the choices.

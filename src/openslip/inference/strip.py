@@ -70,7 +70,7 @@ def strip(
 def remove_orphans(target: Path) -> None:
     """Remove the temporary files for `target` of processes that were killed, and no other file."""
     ours = rf"\.{re.escape(target.name)}\.(\d+)\.tmp{re.escape(target.suffix)}"
-    pattern = re.compile(rf"{ours}|\.{ours}\.\d+\.tmp")  # the second is what `durable` writes for the first
+    pattern = re.compile(rf"{ours}|\.{ours}\.\d+\.tmp")  # the second: temporary files of `durable`
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not is_running(int(match[1] or match[2])):
@@ -94,7 +94,7 @@ def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  #
     """Return the weights of the objective that a checkpoint holds, by our names.
 
     Raises:
-        UserError: it holds none, or its format has none.
+        UserError: the checkpoint holds none, or the module of its format does not read them.
     """
     read = getattr(find_format(source, format), "objective_weights", None)
     weights = read(source) if read else {}

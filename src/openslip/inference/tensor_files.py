@@ -1,4 +1,4 @@
-"""Files of tensors that later commands reuse: written whole, checked when they are read, and removed when unused.
+"""Files of tensors that later commands reuse: written whole, checked when read, and removed when there are too many.
 
 A file is `KEY.safetensors`, and KEY is the hash of all that the tensors depend on. Beside the tensors it holds
 `sha256`, the checksum of all of them (uint8 [32]). A file that is damaged in any way is ignored and written again.
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, Tensor] | None:
             return None
     except Exception:  # a damaged file can raise anything; it is replaced
         return None
-    with suppress(OSError):  # of a folder that this user may only read
+    with suppress(OSError):  # the folder may be read-only for this user
         path.touch()  # the files that were used last are kept
     return tensors
 

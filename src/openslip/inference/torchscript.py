@@ -100,7 +100,8 @@ class _Module:
         return module
 
 
-# The unpickler in Python keeps its memo in a dict: in C, an index of 2 billion in a file allocates that many slots.
+# The unpickler that is written in Python has a dict as its memo. In the one written in C, an index of 2 billion in a
+# file would allocate 2 billion slots.
 class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
     stack: list[Any]
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 DRAWN = ("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
-SHAPED = ("erfinv_", "mul_", "add_", "clamp_")  # what a truncated normal does with the numbers that it has drawn
+SHAPED = ("erfinv_", "mul_", "add_", "clamp_")  # what `trunc_normal_` applies to the numbers that it has drawn
 
 
 class _WithoutDraws(TorchFunctionMode):
@@ -16,7 +16,7 @@ class _WithoutDraws(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.skipped: dict[int, nn.Parameter] = {}  # by id; the references keep an id from being used again
+        self.skipped: dict[int, nn.Parameter] = {}  # by id; while these references exist, no other object gets the id
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None

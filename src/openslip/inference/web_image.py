@@ -22,9 +22,9 @@ from openslip.errors import UserError
 
 MAX_BYTES = 100_000_000
 MAX_SECONDS = 60.0  # for the whole download
-ANSWER_SECONDS = 15.0  # that a server may send nothing
+ANSWER_SECONDS = 15.0  # longest time in which a server sends nothing
 BLOCK = 1 << 16
-# Characters that an address keeps: those with a meaning in it, and the sign of those that are encoded already.
+# Characters of an address that are not encoded: those with a meaning in it, and %, which begins an encoded character.
 KEPT = "%/:=&?~#+!$,;'@()*[]"
 
 
@@ -43,7 +43,7 @@ def download(address: str) -> bytes:
     too_large = f"more than {MAX_BYTES / 1e6:,.0f} MB"
     content = bytearray()
     try:
-        # Some servers, such as Wikimedia's, refuse Python's own name.
+        # Some servers, such as Wikimedia's, refuse Python's default user agent.
         request = Request(quote(address, safe=KEPT), headers={"User-Agent": f"openslip/{__version__}"})
         with opener().open(request, timeout=ANSWER_SECONDS) as answer:
             if int(answer.headers.get("Content-Length") or 0) > MAX_BYTES:

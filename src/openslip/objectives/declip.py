@@ -1,6 +1,7 @@
 """DeCLIP: two views of each image and caption supervise each other. Li et al. 2021, arXiv:2110.05208, section 3.
 
-As in the published code, the term of the nearest neighbours has image rows only.
+As in the published code, the nearest-neighbour term compares each image with the neighbours of all captions, but not
+the reverse.
 """
 
 import itertools
@@ -27,7 +28,7 @@ from openslip.objectives.tiles import sum_over_rows
 
 
 class DeCLIP(Objective):
-    """The DeCLIP objective; it reads `image`, `image2`, `text` (a masked caption) and `text2` with their lengths.
+    """The DeCLIP objective; it reads `image`, `image2`, `text`, `text_length`, `text_labels`, `text2`, `text2_length`.
 
     Args:
         clip_scale: weight of the CLIP term, the mean over the four pairs of an image view and a caption view.
@@ -39,17 +40,20 @@ class DeCLIP(Objective):
         queue_size: number of caption features in which nearest neighbours are searched.
         logit_scale_bounds: smallest and largest `logit_scale`.
         largest_factor: largest factor on the cosines, exp(logit_scale).
-        published_limits: how the two limits act, as in `LogitScaleLimits`.
-        contrasts_masked: whether the feature of a caption is computed from its masked tokens. If not, the caption is
+        published_limits: as `published` in `LogitScaleLimits`.
+        contrasts_masked: whether the pooled feature of `text` is that of the masked caption. If not, the caption is
             encoded a second time, without masks.
-        rank_queue: whether each rank has a queue of its own features, of which the checkpoint keeps that of the first
-            rank. If not, all ranks have the queue of the global batch.
+        rank_queue: whether each rank has a queue of its own captions' features; the checkpoint then keeps the first
+            rank's queue. If not, all ranks have the queue of the global batch.
         queue_wraps: as `wraps` in `NeighbourQueue`.
         rank_batch_norm: as in `SimSiam`.
         rank_masked_mean: as `of_each_rank` in `masked_word_loss`.
-        text_epsilon: number added to the length of a caption's feature before the division by it.
+        text_epsilon: number added to the norm of a caption's feature before the feature is divided by it.
 
     The last seven are explained in docs/NUMERICS.md#declip.
+
+    Raises:
+        UserError: `logit_scale_bounds` are invalid; in `setup`, the model has no text projection.
     """
 
     min_batch_size = 2
@@ -161,7 +165,7 @@ class DeCLIP(Objective):
 
 
 def image_rows(image: Features, texts: Float[Tensor, "global dim"], factor: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the cross-entropy of this rank's images against one text for each image of the global batch."""
+    """Return the mean cross-entropy of this rank's images; row i of `texts` belongs to image i of the global batch."""
 
     def of_rows(rows: Tensor, places: Tensor) -> tuple[Tensor]:
         return (F.cross_entropy(factor * rows @ texts.T, places, reduction="sum"),)

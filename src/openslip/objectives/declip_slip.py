@@ -25,9 +25,10 @@ class DeclipSLIP(Objective):
         ssl_scale: weight of the SimCLR term.
         ssl_temperature: temperature by which the cosines of the SimCLR term are divided.
         logit_scale_bounds: smallest and largest `logit_scale`.
-        largest_factor: largest factor on the cosines; None for none besides the bounds, as published.
-        published_limits: how the limits act, as in `LogitScaleLimits`.
-        text_epsilon: number added to the length of a caption's feature before the division: docs/NUMERICS.md#declip.
+        largest_factor: largest factor on the cosines; if None, only the bounds limit it, as published.
+        published_limits: as `published` in `LogitScaleLimits`.
+        text_epsilon: number added to the norm of a caption's feature before the feature is divided by it:
+            docs/NUMERICS.md#declip.
     """
 
     min_batch_size = 2

@@ -28,7 +28,7 @@ class DeFILIP(Objective):
         max_token_logit_scale: largest value of `token_logit_scale`, a natural logarithm.
 
     Raises:
-        UserError: `setup` gets a model without `token_dim`.
+        UserError: as in `FILIP` and `DeCLIP`.
     """
 
     min_batch_size = 2
@@ -81,7 +81,7 @@ class DeFILIP(Objective):
         return features | {"text2": model.project_text(text2)}
 
     def words(self, model: DualEncoder, words: Tokens, ids: Tensor, lengths: Tensor) -> Tokens:
-        """Project the tokens of captions, or those of captions with their padding, into the joint space of tokens."""
+        """Project the tokens of captions, with padding if `count_padding` is true, into the joint space of tokens."""
         return model.project_text_tokens(padded_tokens(model, ids, lengths) if self.count_padding else words)
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:

@@ -23,8 +23,8 @@ def equal_info_nce(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return the loss of this rank's rows, and how often the most similar text is a positive, in per cent.
 
-    The mean over ranks is the loss of the global batch. As with `tiled_info_nce`, only the mean over ranks of the
-    gradient of `scale` is defined.
+    The mean over ranks is the loss of the global batch. As with `tiled_info_nce`, the gradient of `scale` on one rank
+    has no meaning; its mean over ranks is that of the global batch.
 
     Args:
         image: this rank's image features; they are gathered over ranks when needed.

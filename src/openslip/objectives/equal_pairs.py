@@ -27,7 +27,7 @@ class Roles(NamedTuple):
 
 
 class EqualPairs:
-    """Equal samples of the global batch, and the role that a loss gives to the image of one and the text of another.
+    """Which samples of the global batch are equal, and the role of the pair of one's image and another's text.
 
     Two samples are equal if their captions or their labels are. Captions and labels of all ranks are gathered, so the
     constructor is a collective call on all ranks.
@@ -41,7 +41,7 @@ class EqualPairs:
     def __init__(
         self, captions: Int[Tensor, "local 2"], labels: Int[Tensor, " local"] | None = None, *, role: str
     ) -> None:
-        # Each half of the keys is contiguous, because every tile compares its rows and columns.
+        # Each half of the keys is a contiguous tensor, because every tile compares slices of each half.
         self.kinds = [tuple(gather(captions, with_grad=False).T.contiguous())]
         if labels is not None:
             labels = gather(labels, with_grad=False)

@@ -23,15 +23,15 @@ class FILIP(Objective):
 
     Args:
         token_scale: weight of the loss of token-wise similarities.
-        clip_scale: weight of CLIP's loss of pooled features, by which all evaluations except `TokenZeroShot` compare
-            images and texts.
+        clip_scale: weight of CLIP's loss of pooled features; all evaluations except `TokenZeroShot` compare these.
         top_tokens: number of tokens per image and per text with which other samples are compared; None for all.
         count_padding: whether a caption's padding up to the context length counts as words, as in the published code.
         gather_with_grad: whether gradients of both losses reach the keys of all ranks, as in `CLIP`.
         max_logit_scale: largest value of `logit_scale` and of `token_logit_scale`, as in `CLIP`.
 
     Raises:
-        UserError: `setup` gets a model without `token_dim`, or padding counts and the text tower has no context length.
+        UserError: `top_tokens` is less than 1; in `setup`, the model has no `token_dim`; in `encode`, `count_padding`
+            is true and the text tower has no context length.
     """
 
     min_batch_size = 2

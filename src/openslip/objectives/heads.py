@@ -50,7 +50,7 @@ class ProjectionHead(nn.Sequential):
 
 
 def projection_head(width: int, hidden: int, output: int) -> ProjectionHead:
-    """Build SLIP's SSL head: two blocks of linear layer, batch norm and ReLU, then a linear layer: section 3.2."""
+    """Build SLIP's SSL head (arXiv:2112.12750, section 3.2): two blocks of linear, batch norm, ReLU, then linear."""
     return ProjectionHead(
         nn.Linear(width, hidden),
         HeadBatchNorm(hidden),

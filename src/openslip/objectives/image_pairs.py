@@ -1,4 +1,4 @@
-"""Pairs of labelled images: two views of each of this rank's images, beside those of all ranks."""
+"""Pairs of views of labelled images: each view of this rank with each view of all ranks."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ class Views(NamedTuple):
     """Encoded views of images; `sum_over_pairs` cuts these tensors into tiles."""
 
     encoding: Float[Tensor, "views dim"]
-    label: Int64[Tensor, " views"]  # class of the image, or a number of its own
-    place: Int64[Tensor, " views"]  # of the view among those of the global batch
+    label: Int64[Tensor, " views"]  # class of the image; a negative number of its own if it has no label
+    place: Int64[Tensor, " views"]  # index of the view among those of the global batch
 
 
 class Kinds(NamedTuple):
-    """What each pair of a tile is; a view and itself are neither."""
+    """Which pairs of a tile are of the same class or of different ones; a view with itself is neither."""
 
     same: Bool[Tensor, "rows columns"]  # two views of images with the same label
     different: Bool[Tensor, "rows columns"]

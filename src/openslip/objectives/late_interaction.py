@@ -103,7 +103,7 @@ def most_similar(
 
 
 def top_of_own_pair(image: Tokens, text: Tokens, count: int) -> tuple[Tokens, Tokens]:
-    """Keep, in each image and in its own text, the tokens that are most similar to the other as a whole.
+    """Keep the tokens of each image with the largest summed similarity with its own text's tokens, and vice versa.
 
     This saves communication; the code of Cui et al. 2022, arXiv:2203.05796, keeps 16 tokens. No gradient flows through
     the choice. A sample with fewer tokens keeps all of them.
@@ -150,7 +150,7 @@ class _MaxSimilarity(torch.autograd.Function):
         mask: Bool[Tensor, "keys m"],
     ) -> Float[Tensor, "queries keys"]:
         total = queries.new_empty(len(queries), len(keys))
-        # Two bytes hold every place, because no tower has more than 32,767 tokens.
+        # Two bytes hold every place up to 32,767; towers with more tokens are not supported.
         best = torch.empty(*queries.shape[:2], len(keys), dtype=torch.int16, device=queries.device)
         for row, column in _tiles(queries, keys):
             similarity = queries[row].flatten(0, 1) @ keys[column].flatten(0, 1).T

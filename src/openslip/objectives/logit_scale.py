@@ -17,10 +17,10 @@ class LogitScaleLimits:
     Args:
         bounds: smallest and largest value of `logit_scale`.
         largest_factor: largest exp(logit_scale) in the loss; None for no limit.
-        published: whether `logit_scale` is limited as published: docs/NUMERICS.md#declip. It is then limited between
-            the forward pass and the optimizer's step, and again after it; and above `largest_factor` the factor keeps
-            its gradient. If false, `logit_scale` is limited after the step only, to log(largest_factor) at
-            most.
+        published: whether `logit_scale` is limited as published: docs/NUMERICS.md#declip. If true, it is clamped to
+            `bounds` between the forward pass and the optimizer's step, and again after the step. The factor is clamped
+            to `largest_factor`, but its gradient is that of exp(logit_scale). If false, `logit_scale` is clamped after
+            the step only, to log(largest_factor) at most.
 
     Raises:
         UserError: `bounds` are not two ascending numbers.
@@ -37,7 +37,7 @@ class LogitScaleLimits:
         """Return the factor on the cosines in this step's loss."""
         factor = model.logit_scale.exp()
         if self.published:
-            with torch.no_grad():  # after exp, whose derivative still belongs to the value before
+            with torch.no_grad():  # after exp: its derivative uses its output before the clamp
                 model.logit_scale.clamp_(self.lower, self.upper)
         if self.published and self.largest_factor is not None:
             return factor + (factor.clamp(max=self.largest_factor) - factor).detach()

@@ -20,8 +20,8 @@ def masked_word_losses(
 
     Args:
         words: token features after the final norm.
-        labels: ids of the masked tokens, -100 elsewhere. Keep them on the CPU: their number is read, which
-            synchronises with a GPU.
+        labels: ids of the masked tokens, -100 elsewhere. Keep them on the CPU: counting the masked tokens on a GPU
+            synchronises with it.
         vocabulary: layer from token features to logits of all token ids.
     """
     labels = labels.cpu()

@@ -1,7 +1,7 @@
-"""NegCLIP: images are also compared with captions of exchanged words. Yuksekgonul et al. 2022, arXiv:2210.01936.
+"""NegCLIP: images are also compared with captions with two words exchanged. Yuksekgonul et al. 2022, arXiv:2210.01936.
 
-The paper (section 4) also adds similar images to the batch; they must be searched beforehand, and this objective has
-none. A hard caption has no image of its own, so it is never a row, only a column.
+The paper (section 4) also adds similar images to the batch, which must be found beforehand; this objective adds none. A
+hard caption has no image of its own, so it is never a row, only a column.
 """
 
 import torch
@@ -19,7 +19,7 @@ from openslip.objectives.tiles import sum_over_rows
 
 
 class NegCLIP(Objective):
-    """The NegCLIP objective; it reads the batch keys `image` and those of the view `HardCaption` named `text`.
+    """The NegCLIP objective; it reads the batch key `image` and the keys of the view `text`, a `HardCaption`.
 
     Args:
         gather_with_grad: whether gradients reach the keys of all ranks, as in `CLIP`.

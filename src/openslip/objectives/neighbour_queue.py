@@ -63,7 +63,7 @@ class NeighbourQueue(nn.Module):
         size, count = len(self.features), len(rows)
         after = self.place + count
         after = after % size if self.wraps else torch.where(after >= size, 0, after)
-        # Of more rows than the ring has, the last ones stay if it wraps, and the first ones if it drops the others.
+        # If there are more rows than places, a ring that wraps keeps the last rows; any other ring keeps the first.
         first = max(count - size, 0) if self.wraps else 0
         rows = rows[first : first + size].float()  # rounded to float32, also in a run in float64
         places = self.place + first + torch.arange(len(rows), device=rows.device)

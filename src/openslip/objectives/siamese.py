@@ -14,10 +14,10 @@ from openslip.objectives.tiles import sum_over_pairs
 class SiamesePairs(Objective):
     """Binary classification of pairs of images; it reads the batch keys `aug1`, `aug2` and `label`.
 
-    The loss is half the mean cross entropy of the pairs of the same class plus half that of the others, which is the
-    expectation for the paper's equal numbers of both: docs/NUMERICS.md#image-pairs. Pairs are all pairs of different
-    views of the global batch; two views of one image are of the same class, and an image without a label (-1) has a
-    class of its own. The distance belongs to the model.
+    The loss is the average of two means: the mean cross-entropy of the pairs of the same class, and that of all other
+    pairs. This is the expected loss of the paper's sampling, with as many pairs of either kind:
+    docs/NUMERICS.md#image-pairs. Pairs are all pairs of different views of the global batch; two views of one image are
+    of the same class, and an image without a label (-1) has a class of its own. The distance belongs to the model.
     """
 
     min_batch_size = 2

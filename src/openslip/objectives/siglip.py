@@ -15,7 +15,8 @@ from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
 from openslip.objectives.tiles import own_rows, pair_tiles, size_of_tiles
 
-# softplus(z) is z above this value: exp(-40) is less than the rounding of 40 in float64, and exp(40) is a float32.
+# Above this value softplus(z) is z: exp(-40) is below the rounding error of 40 in float64. Below it, exp(z) does not
+# overflow in float32.
 _LINEAR_FROM = 40
 
 
@@ -25,8 +26,8 @@ class SigLIP(Objective):
     Args:
         same_caption: role of an image and another sample's text if both samples have the same caption: `negative` as
             published, `positive`, or `ignore`.
-        max_logit_scale: largest value of `logit_scale`, to which it is clamped after each step; None for no clamp, as
-            published.
+        max_logit_scale: largest value of `logit_scale`, which is clamped to [0, max_logit_scale] after each step; None
+            for no clamp, as published.
 
     Raises:
         UserError: `same_caption` has another value; in `setup`, the model has no logit bias.
@@ -142,7 +143,7 @@ def _follow_peak(
     roles: Roles | None,
     paired: bool,
 ) -> None:
-    """Update each row's largest logit so far, and whether a positive has it; of equal logits the first counts."""
+    """Update each row's largest logit, and whether it is that of a positive; among equal logits, take the first."""
     highest = tile.amax(dim=1)
     passed = highest > peak
     leads &= ~passed

@@ -71,7 +71,7 @@ class SuperClass(Objective):
         self.new_documents = self.num_documents + len(ids) * world_size()
 
     def idf(self) -> Float[Tensor, " vocabulary"]:
-        """Return the weight of each token, the step's captions included."""
+        """Return the weight of each token, from counts that include the captions of this step."""
         return ((self.new_documents + 1).double() / (self.new_counts + 1)).log()
 
     @torch.no_grad()
@@ -94,13 +94,13 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the mean over images of the cross-entropy with a distribution over the caption's tokens.
 
-    Images are taken a tile at a time if there are many, so memory does not grow by a row of logits per image.
+    If there are many images, only the logits of one tile of images are in memory at a time.
 
     Args:
         image: features of this rank's images, scaled.
         rows: weights of the classifier.
         ids: the caption's tokens.
-        target: probability of each; a row of zeros makes no loss.
+        target: probability of each token; a row of zeros adds nothing to the loss.
     """
 
     def of_rows(

@@ -129,7 +129,7 @@ class _NTXent(torch.autograd.Function):
 
 
 def _own_tiles(z: Tensor) -> Tiles:
-    """Yield rows and columns of each tile on or above the main diagonal, and whether the tile's diagonal is positives.
+    """Yield rows and columns of each tile on or above the main diagonal, and whether its diagonal holds positives.
 
     All rows of a tile belong to one view, and all its columns belong to one view. The two views may differ.
     """

@@ -133,7 +133,10 @@ def tile_size(x: Tensor) -> int:
 
 
 def size_of_tiles(rows: Tensor, columns: Tensor) -> int:
-    """Return the largest number of rows of a tile for a loss without a plain form; few logits are not cut by size."""
+    """Return the largest number of rows or columns of a tile for a loss without a plain form.
+
+    If there are few logits, this is the longer side of all logits, so that no tile is cut by size.
+    """
     return tile_size(rows) if is_large(len(rows)) else max(len(rows), len(columns))
 
 

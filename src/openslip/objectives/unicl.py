@@ -14,7 +14,8 @@ class UniCL(Objective):
     """The UniCL objective; it reads the batch keys `image`, `text`, `text_length` and `label`.
 
     The labels of a mixture must come from one dataset, or from datasets that number their classes alike. Without labels
-    the loss equals CLIP's, because equal captions have equal text features: docs/NUMERICS.md#same_caption.
+    the loss equals CLIP's, because equal captions have equal text features (without dropout in the text tower):
+    docs/NUMERICS.md#same_caption.
 
     Args:
         gather_with_grad: whether gradients also flow into the keys, as in `CLIP`.

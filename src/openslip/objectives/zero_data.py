@@ -19,9 +19,9 @@ class ZeroData(Objective):
 
     The scorer f(x, d(z)) tells whether image x shows the class z that a caption describes. Each image is compared with
     every caption of the global batch; the target is 1 if both have the same label, or, for an image without a label,
-    if the caption is its own. A class is its description only, so f also scores classes without any image. As in the
-    paper's linear model, the score is bilinear in image and description; here, in their features of unit length:
-    docs/NUMERICS.md#zero-data.
+    if the caption is its own. A class is represented only by its description, so f also scores classes that have no
+    training images. As in the paper's linear model, the score is bilinear in image and description; here, in their
+    features of unit length: docs/NUMERICS.md#zero-data.
 
     Args:
         max_logit_scale: largest value of `logit_scale`, as in `CLIP`.

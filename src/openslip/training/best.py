@@ -24,9 +24,9 @@ def better(evaluation: Evaluation, former: Best | None, metrics: Mapping[str, fl
 
     Args:
         evaluation: the evaluation, which says which metric counts and which of its values are better.
-        former: best result before; one of another metric does not count.
-        metrics: metrics of the further result.
-        step: step of the further result.
+        former: best result so far; ignored if it is of another metric.
+        metrics: metrics of the new result.
+        step: step of the new result.
     """
     metric = evaluation.headline_metric
     value = metrics.get(metric, math.nan)

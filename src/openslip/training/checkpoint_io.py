@@ -65,7 +65,7 @@ class DurableCheckpointIO(CheckpointIO):
             with suppress(UserError), progress("writing the checkpoint"):
                 self.writer.join()
                 if self.failure is not None:
-                    raise self.failure  # a phase that ends with an error is not called done
+                    raise self.failure  # so that the phase's line does not say that it is done
         failure, self.writer, self.failure = self.failure, None, None
         return failure
 

@@ -18,7 +18,7 @@ from openslip.models.tower import Tower
 from openslip.text.tokenizer import Tokenizer
 
 TEXTS = ("a photo of a dog.", "two red squares, beside a large blue ring")
-# Settings of a transform leave out the defaults.
+# `EvalTransform.settings()` omits these defaults.
 DEFAULTS: dict[str, Any] = {
     name: inspect.signature(EvalTransform).parameters[name].default
     for name in ("interpolation", "resize", "resize_to", "crop")
@@ -209,7 +209,7 @@ def refuse_non_finite(stored: nn.Module, who: str) -> None:
 
 
 def refuse_wrapped(bundle: Bundle, key: str) -> None:
-    """Refuse a model that another library computes: its weights have that library's names and no towers of ours."""
+    """Refuse a model that runs in another library: its weights have that library's names, and it has no towers."""
     if isinstance(bundle.model, WrappedModel):
         raise UserError(
             f"{key}: this model runs in its own library, so its weights cannot be trained here; give a file or folder "

@@ -176,7 +176,7 @@ class Pretrainer(pl.LightningModule):
 
 
 def refuse_other_tokenizer(stored: dict[str, Any] | None, tokenizer: Tokenizer | None) -> None:
-    """Refuse to resume with a tokenizer that a changed file has changed: its ids would mean other tokens.
+    """Refuse to resume if the tokenizer's file has changed since the run started: ids would mean other tokens.
 
     Args:
         stored: the checkpoint's description of its tokenizer.

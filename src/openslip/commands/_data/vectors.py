@@ -13,12 +13,18 @@ from openslip.terminal import be_quiet, mention, say
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip data vectors", description=__doc__)
     parser.add_argument("target", nargs="+", help=TARGET)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="text file to write, as GloVe's")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="text file to write, in GloVe's format"
+    )
     parser.add_argument(
         "--width", type=count, default=64, metavar="N", help="numbers per vector, the model's embed_dim; 64 by default"
     )
     parser.add_argument(
-        "--min-count", type=count, default=1, metavar="N", help="words of fewer captions get no vector; 1 by default"
+        "--min-count",
+        type=count,
+        default=1,
+        metavar="N",
+        help="words in fewer than N captions get no vector; 1 by default",
     )
     parser.add_argument(
         "--max-words", type=count, default=5000, metavar="N", help="most frequent words to take, 5000 by default"

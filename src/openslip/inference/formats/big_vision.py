@@ -130,7 +130,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an `.npz` file by their names without `params/`; pickled arrays are refused, not loaded.
 
     Raises:
-        UserError: the file is damaged, holds pickled arrays or arrays that are no floats or empty, or expands too much.
+        UserError: the file is damaged or expands too much, or an array is pickled, empty or not of floats.
     """
     try:
         with zipfile.ZipFile(regular_file(path)) as archive:
@@ -147,7 +147,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise UserError(f"checkpoint {path}: {name[:120]} is of {array.dtype}; expected floats")
-        if array.size == 0:  # it may have any number of layers in a file of any size
+        if array.size == 0:  # an empty array can state any number of layers
             raise UserError(f"checkpoint {path}: {name[:120]} has shape {[*array.shape]}, and no elements")
     return arrays
 
@@ -171,7 +171,7 @@ def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def heads(arrays: Mapping[str, np.ndarray], choices: Choices, tower: str) -> int:
-    """Return the number of attention heads of a tower, `img` or `txt`, which is an axis of its kernels.
+    """Return the number of attention heads of a tower, `img` or `txt`: the size of one axis of its kernels.
 
     Raises:
         UserError: the tower has no such kernel, or they differ in the number of heads, or the choice differs.

@@ -28,7 +28,7 @@ TRAINING = (
     *("projector.", "predictor.", "text_label_predictor.", "nn_replacer_img.", "nn_replacer_text.", "image_mapping."),
     *("text_mapping.", "projector_text.", "predictor_text.", "logit_scale_dense"),
 )
-RESIZED = 256  # pixels of the shorter side, of which 224 are cropped
+RESIZED = 256  # pixels of the shorter side before the centre crop
 IMAGE_SIZE = 224
 
 
@@ -46,7 +46,7 @@ def read(path: Path, choices: Choices) -> Bundle:
         choices: numbers of heads, for a model whose heads are not 64 wide.
 
     Raises:
-        UserError: weights are missing, unexpected, of other shapes, or two of one name.
+        UserError: weights are missing, unexpected or of other shapes, or two weights have the same name.
     """
     named = []
     for name, weight in _weights(path).items():

@@ -33,8 +33,8 @@ def read(path: Path, choices: Choices) -> Bundle:
         choices: must agree with the config, which answers everything.
 
     Raises:
-        UserError: a tower is not CLIP's and the image tower not timm's, a file is missing or damaged, or the weights do
-            not fit the config.
+        UserError: the text tower is not CLIP's, the image tower is neither CLIP's nor timm's, a file is missing or
+            damaged, or the weights do not fit the config.
     """
     config = huggingface.config_in(path)
     kinds = [str((config.get(name) or {}).get("model_type"))[:80] for name in ("vision_config", "text_config")]

@@ -219,7 +219,7 @@ def tokenizer(folder: Path | None, text: Mapping[str, Any], part: Mapping[str, A
     arguments = part.get("tokenizer_kwargs") or {}
     named = part.get("hf_tokenizer_name")
     if not named and not arguments and pooled == "largest" and text["vocab_size"] == openai.CLIP_VOCABULARY:
-        # open_clip's names of the start and end tokens in a text are others than OpenAI's.
+        # In a text, open_clip writes the start and end tokens in another way than OpenAI's code.
         context_length = text["context_length"]
         return ClipBpe(context_length=context_length, truncation="keep_end", special_text="open_clip")
     definition = definition_in(folder, "open_clip") if folder is not None and named else None

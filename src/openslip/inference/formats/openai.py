@@ -1,7 +1,8 @@
 """Reads the files of openai/CLIP: TorchScript archives as published, and plain dicts of weights saved from them.
 
-Both hold the scalars `input_resolution`, `context_length` and `vocab_size` besides the weights, by which the format is
-recognised. All its models have QuickGELU, and one attention head per 64 channels: docs/WEIGHTS.md.
+Besides the weights, both hold the scalars `input_resolution`, `context_length` and `vocab_size`. A dict is recognised
+by these scalars, an archive by its members. All models of the format have QuickGELU, and one attention head per 64
+channels: docs/WEIGHTS.md.
 """
 
 import hashlib

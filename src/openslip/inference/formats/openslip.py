@@ -35,7 +35,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, choices: Choices) -> Bundle:
-    """Read the model of a checkpoint, with its EMA weights if there are any, as evaluations in training do.
+    """Read the model of a checkpoint; if it has EMA weights, they replace the trained weights.
 
     Args:
         path: the checkpoint file.

@@ -64,7 +64,8 @@ def read(path: Path, choices: Choices) -> Bundle:
 
     Args:
         path: the checkpoint file.
-        choices: numbers of heads, for models of other widths than the published ones.
+        choices: numbers of heads; that of the image tower must be the published one if the file names a published model
+            of its width.
 
     Raises:
         UserError: the checkpoint has keys that no published model has, lacks keys, or has inconsistent shapes.
@@ -137,9 +138,10 @@ def model_name(raw: Mapping[str, Any]) -> str | None:
 
 
 def image_heads(shapes: Mapping[str, Sequence[int]], name: str | None, chosen: int | None = None) -> int:
-    """Return the image tower's number of heads: that of the published model, the chosen one, or one per 64 channels.
+    """Return the image tower's number of heads.
 
-    A width of 384 is that of the published ViT-S. A model name counts only with the published width.
+    This is the published number if the file names a published model of this width; otherwise the chosen number, else
+    the published number for this width, else one per 64 channels.
     """
     width = _shape(shapes, "visual.cls_token")[-1]
     for size, (published_width, heads) in PUBLISHED_IMAGE_HEADS.items():

@@ -1,4 +1,4 @@
-"""Names of weights in lukemelas' EfficientNet-PyTorch, and in its Lite variants, as timm's names.
+"""Translates names of weights in lukemelas' EfficientNet-PyTorch and its Lite variants to timm's names.
 
 Sources: `efficientnet_lite_pytorch/model.py` 0.1.0 and timm's `models/_efficientnet_blocks.py`.
 """

@@ -83,7 +83,7 @@ def sharded(folder: Path, index: Path) -> dict[str, Tensor]:
     """Read the weights of all shards that an index names.
 
     Raises:
-        UserError: a shard is missing, two shards have a weight of one name, or the index names other weights.
+        UserError: a shard is missing, two shards have a weight with the same name, or the index names other weights.
     """
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):

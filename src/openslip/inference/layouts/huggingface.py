@@ -83,7 +83,8 @@ _BLOCK = (
     ("mlp.fc1.", "mlp.fc1.", "fc1."),
     ("mlp.fc2.", "mlp.fc2.", "fc2."),
 )
-# Foreign and our names of the text tower's weights, and of the image tower's that CLIP and SigLIP share.
+# Pairs of a foreign name and ours, for weights of the text tower, and for those of the image tower that CLIP and SigLIP
+# share.
 TEXT_NAMES = (
     ("text_model.embeddings.token_embedding.", "text_tower.token_embedding."),
     ("text_model.embeddings.position_embedding.weight", "text_tower.positional_embedding"),
@@ -133,9 +134,9 @@ def config_in(folder: Path) -> dict[str, Any]:
 
 
 def part(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested config (`text_config` or `vision_config`) with the settings that it leaves out, checked.
+    """Check a nested config (`text_config` or `vision_config`) and return it, completed by the default values.
 
-    CLIP's first configs repeat the nested config as `text_config_dict`, which then counts.
+    CLIP's first configs have the nested config a second time, as `text_config_dict`. If it exists, it is read instead.
 
     Raises:
         UserError: a setting has a wrong type.
@@ -216,7 +217,7 @@ def assemble(
 
 
 def read_weights(folder: Path, names: Table) -> tuple[Path, dict[str, Tensor]]:
-    """Read the weights of a folder by our names: one weight for queries, keys and values, projections transposed."""
+    """Read a folder's weights by our names; join queries, keys and values, and transpose projections."""
     path, weights = weights_in(folder, WEIGHTS)
     weights = {name: weight for name, weight in weights.items() if not name.endswith(".position_ids")}
     state = rename(join_qkv(weights), names)

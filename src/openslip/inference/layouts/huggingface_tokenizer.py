@@ -76,7 +76,7 @@ def fitting(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 
 
 def definition_in(folder: Path, family: str) -> str | None:
-    """Return the content of `tokenizer.json`, or make it of CLIP's older files; None if the folder has neither."""
+    """Return the content of `tokenizer.json`, or build it from CLIP's older files; None if the folder has neither."""
     if (path := file_in(folder, "tokenizer.json")) is not None:
         return read_text(path)
     vocabulary, merges = file_in(folder, "vocab.json"), file_in(folder, "merges.txt")

@@ -17,7 +17,7 @@ SHOWN = 5  # names of weights that an error shows of each kind
 
 
 def table(pairs: Iterable[tuple[str, str]]) -> Table:
-    """Compile pairs of names, each a foreign and our prefix; the first prefix that fits a name replaces it.
+    """Compile pairs of a foreign prefix and ours; in a name, the first foreign prefix that fits is replaced by ours.
 
     A prefix that ends in `.` or `_` stands for all names that begin with it, any other for this name only. `{n}` stands
     for a number, and is copied.
@@ -34,7 +34,10 @@ def translate(name: str, names: Table) -> str | None:
 
 
 def rename(weights: Mapping[str, T], names: Table) -> dict[str, T]:
-    """Rename weights; one without a new name, or whose new name is taken, keeps its name, which `fit` then reports."""
+    """Rename weights; a weight keeps its name if the table has no new one, or if the new one is already taken.
+
+    `fit` then reports the name as unexpected.
+    """
     renamed: dict[str, T] = {}
     for name, weight in weights.items():
         new = translate(name, names) or name

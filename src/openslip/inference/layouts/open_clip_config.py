@@ -1,6 +1,7 @@
 """`open_clip_config.json`: settings of open_clip 3.3 (dataclasses in its model.py), with its defaults.
 
-A setting that is not implemented here is refused by name, so that no model differs from open_clip's without a word.
+A setting that is not implemented here causes an error that names it, so that no model silently differs from
+open_clip's.
 """
 
 import math

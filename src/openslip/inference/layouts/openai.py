@@ -1,4 +1,4 @@
-"""The layout of openai/CLIP (clip/model.py), which open_clip and others share: names of weights, and sizes by shapes.
+"""The layout of openai/CLIP (clip/model.py), which open_clip and others share: names of weights, and sizes from shapes.
 
 `visual.` is a ViT or CLIP's ResNet; the text tower and `logit_scale` have no prefix. Projections are stored as
 [width, embed] and used as `x @ P`, like ours.
@@ -93,7 +93,7 @@ def scalars(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def image_width(weights: Mapping[str, Tensor]) -> int:
-    """Return the width that the heads divide: that of the ViT, or the channels that the ResNet's attention pools."""
+    """Return the width that is divided among the heads: of the ViT, or of the attention pooling of the ResNet."""
     if has_vit(weights):
         return shape(weights, "visual.class_embedding", ndim=1)[0]
     return shape(weights, "visual.attnpool.positional_embedding", ndim=2)[1]

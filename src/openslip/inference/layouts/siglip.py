@@ -29,7 +29,7 @@ def architecture(image_tower: dict[str, Any], text_tower: dict[str, Any], embed_
 
 
 def split_pool(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split the joint projection `attn_pool.in_proj` to queries, keys and values as timm does: queries are apart."""
+    """Split the joint projection `attn_pool.in_proj` as timm does: queries, and keys with values."""
     state = dict(weights)
     for kind in ("weight", "bias"):
         joint = state.get(f"{_QUERY_KEY_VALUE}{kind}")

@@ -61,7 +61,8 @@ def image_tower(
         raise UserError(f"{path}: vision_cfg.timm_proj={part['timm_proj']} is not implemented (only linear and none)")
     pooling: dict[str, Any] = {"global_pool": pool} if pool else {}
     if pool == "avg" and "visual.trunk.norm.weight" in weights and _is_vit(name):
-        # open_clip changes the pooling of the built trunk, whose norm thereby stays before the pooling.
+        # timm would build the norm after this pooling. open_clip sets the pooling after it has built the trunk, so the
+        # norm is before it.
         pooling["fc_norm"] = False
     if timm.is_model(name) and arguments is None:
         return _tower(name, configs.number(part, "image_size", path), pooling)

@@ -67,8 +67,8 @@ def read(address: str, choices: Choices) -> Bundle:
 
     Raises:
         MissingPackage: transformers is not installed.
-        UserError: there is no such model, its files cannot be loaded, lack weights or hold weights of another model,
-            it has not two towers, or its images have no fixed size.
+        UserError: there is no such model; its files cannot be loaded, lack weights or hold weights of another model; it
+            does not have two towers; or its images have no fixed size.
     """
     try:
         import tokenizers  # noqa: F401, PLC0415  # transformers imports it late

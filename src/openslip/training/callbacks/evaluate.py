@@ -30,7 +30,7 @@ class Evaluate(pl.Callback):
 
     If the run has EMA weights, an evaluation measures the trained weights and then the EMA weights; arrays and the best
     result are those of the EMA weights, because `openslip.load` loads these. `checkpoints/best.ckpt` leads to the best
-    result of the first evaluation that has an interval, or of the first one if none has.
+    result of the first evaluation that has one; evaluations with an interval come first.
 
     Args:
         evaluations: evaluations by the name under which their metrics are logged, as `eval/<name>/<metric>`, and those

@@ -17,7 +17,8 @@ def records(root: Path, *, metadata: Path | None = None, images: Path | None = N
 
     Args:
         root: folder of the dataset.
-        metadata: file to read instead of ROOT/annotations/: one of RedCaps, or published SLIP's list of all.
+        metadata: file to read instead of ROOT/annotations/: an annotation file of RedCaps, or published SLIP's file of
+            all annotations.
         images: folder of the images; by default ROOT/images, or ROOT.
     """
     folder = files.images_folder(root, images, "images")

@@ -53,7 +53,7 @@ def records(
         images: folder that relative paths start from; by default ROOT.
         image_column: column of image paths; by default the only one with a usual name, such as `image` or `filepath`.
         caption_columns: column of captions; by default the only one with a usual name, such as `caption` or `title`.
-        separator: separator of cells, one character or tab; by default a comma, in a .tsv a tab.
+        separator: separator of cells: one character, or the word `tab`; by default a comma, in a .tsv a tab.
         encoding: encoding of the table, such as latin-1; by default that of its byte-order mark, else UTF-8.
     """
     if root.is_file():
