@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--project", required=True, metavar="NAME", help="W&B project of the runs, logger.wandb.project"
     )
-    parser.add_argument("--entity", metavar="NAME", help="user or team of the project; by default that of your account")
+    parser.add_argument("--entity", metavar="NAME", help="user or team of the project; by default your account's")
     return parser
 
 

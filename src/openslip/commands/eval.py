@@ -68,7 +68,7 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
         try:
             known = None if folder is None or config["again"] else suite.known(folder, name, evaluation, chosen[name])
             records[name] = known or run(suite, name, evaluation, chosen[name])
-        except Exception as error:  # of any kind, such as a file or memory that is missing: it ends no other evaluation
+        except Exception as error:  # any error, such as missing memory, ends no other evaluation
             if len(chosen) == 1 or is_broken_connection(error) or not all_failed(name, failed=True):
                 raise
             errors[name] = as_user_error(error)

@@ -156,7 +156,7 @@ def split_labels(text: str) -> list[str]:
 
 
 def image_paths(arguments: list[str]) -> tuple[list[str], int]:
-    """Return the paths of image files, those of a folder in path order, and the number of folders without images."""
+    """Return the paths of image files, sorted within each folder, and the number of folders without images."""
     paths, without = [], 0
     for argument in arguments:
         folder = Path(argument)

@@ -230,7 +230,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         try:
             with progress("writing the report"):
                 lines = [*headlines, f"report: {write_report(run.folder)}"]
-        except Exception as error:  # of any kind: the report only shows data that is stored in other files
+        except Exception as error:  # any error: the report only shows data that is stored in other files
             lines = [*headlines, f"report: none ({first_line(error)}); openslip report {run.folder} writes it"]
         if bad := data.bad_samples.total():
             files = ", ".join(map(str, data.bad_samples.files()))

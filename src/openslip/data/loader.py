@@ -67,7 +67,7 @@ class Loader(DataLoader):
 
     def readable(self, error: Exception) -> Exception:
         """Return the error of a worker as if this process had raised it, or the error itself."""
-        if isinstance(error, UserError):  # of a worker, torch put the text of the traceback before the message
+        if isinstance(error, UserError):  # in a worker's error, torch put the traceback before the message
             return type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip())
         if "shared memory" in str(error) or (getattr(error, "errno", None) == ENOSPC and not shared_memory()):
             return full(self.setting)

@@ -79,7 +79,7 @@ class Buffers:
         self.returned: list[tuple[Tensor, Event]] = []  # in the order of their uploads
 
     def take(self) -> Buffer | None:
-        """Take a buffer that no upload reads any more, waiting for one if need be; None if all are lent."""
+        """Take a buffer that no upload reads any more, waiting for one if necessary; None if all are lent."""
         ready = next((place for place, (_, uploaded) in enumerate(self.returned) if uploaded.query()), None)
         if ready is None and len(self.lent) + len(self.returned) < self.count:
             memory = self.allocate(self.size)

@@ -60,7 +60,7 @@ def template_accuracies(
     prompts: Float[Tensor, "templates classes embed"],
     batch_size: int,
 ) -> Float64[np.ndarray, " templates"]:
-    """Return the top-1 accuracy of each template alone, in per cent; of equally similar classes, the first counts.
+    """Return the top-1 accuracy of each template alone, in per cent; among equally similar classes, the first is taken.
 
     Args:
         images: unit-length features of the images.

@@ -20,7 +20,7 @@ from openslip.inference.tensor_files import as_bytes
 from openslip.inference.wrapped import WrappedModel
 
 MOST_IN_MEMORY = 2  # sources whose features are kept in memory
-MOST_BYTES = 10 * 2**30  # of all files together; the ones that were not used for the longest time are removed
+MOST_BYTES = 10 * 2**30  # of all files together; the least recently used files are removed
 
 # Packages that compute features or decode images.
 VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "timm", "pillow", "simplejpeg")}

@@ -88,7 +88,7 @@ def image_batches(
             image, label = batch
             try:
                 yield image.to(bundle.device, non_blocking=True), label
-            except Exception as error:  # of who takes the batches; the next fetch, or the line below, tells all ranks
+            except Exception as error:  # raised by the consumer; the next fetch, or the line below, tells all ranks
                 loader.failure = error
             advance(len(label))
         fail_together(loader.failure)

@@ -32,7 +32,7 @@ def frozen_features(
     Args:
         bundle: model and image transform.
         source: labelled images.
-        features: `tower` for those of the image tower, before any projection, or `joint` for those after it.
+        features: `tower` for the image tower's features, before any projection, or `joint` for projected features.
         normalise: whether rows are scaled to unit length.
         batch_size: images per forward pass.
         num_workers: processes that decode images; 0 decodes in this process.

@@ -1,4 +1,4 @@
-"""Word vectors in a text file as GloVe's: a word and its numbers per line. Pennington et al. 2014, EMNLP, 1532-1543.
+"""Word vectors in GloVe's text format: a word and its numbers per line. Pennington et al. 2014, EMNLP, 1532-1543.
 
 A first line with only two whole numbers, the sizes, is allowed, as word2vec writes it.
 """

@@ -230,7 +230,7 @@ def array_parts(
     floor: float = 0.0,
     counted: Collection[str] | None = None,
 ) -> tuple[Part, list[Part]]:
-    """Return a comparison of all arrays as one vector, and comparisons of each array by itself.
+    """Return a comparison of all arrays as one vector, and one comparison for each array.
 
     Args:
         recorded: recorded arrays by name.

@@ -107,7 +107,7 @@ def load_as_stored(path: Path, suffix: str, config: dict[str, Any], device: str)
 
 
 def choices(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration answers that a single file may leave open, as arguments of `openslip.load`."""
+    """Return what a configuration states and a single file may not, as arguments of `openslip.load`."""
     if "vision_cfg" in config:
         return open_clip_choices(config)
     stated = {**config.get("dims", {}), **config}

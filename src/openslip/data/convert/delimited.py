@@ -26,7 +26,7 @@ class Delimited:
     Attributes:
         path: path of the file.
         separator: one character; if it is a tab, quotation marks are ordinary text, as in most TSV files.
-        encoding: encoding of the file; None means that of the byte-order mark, else UTF-8.
+        encoding: encoding of the file; None: as the byte-order mark says, else UTF-8.
     """
 
     path: Path

@@ -40,7 +40,7 @@ def create(fetcher: Fetcher, folder: Path, agree: Callable[[int], None] = lambda
             refuse_full_disk(files, downloads, fetcher.unpacked_bytes, folder)
             agree(missing_bytes(files, downloads))
             paths = {file.name: download(file, downloads) for file in files}
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
             unfinished.mkdir()
             try:
                 fetcher.build(paths, unfinished)

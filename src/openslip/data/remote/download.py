@@ -1,4 +1,4 @@
-"""Download files whose size and SHA-256 are known; a download that was broken off is resumed by the next call."""
+"""Download files whose size and SHA-256 are known; the next call resumes an interrupted download."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ class RemoteFile:
         name: path of the download, relative to the folder of downloads.
         address: address of the file.
         num_bytes: size of the file.
-        sha256: SHA-256 of the content in hexadecimal digits; None if nobody states it, so that only the size counts.
+        sha256: SHA-256 of the content in hexadecimal digits; None if nobody states it; then only the size is compared.
     """
 
     name: str

@@ -28,7 +28,7 @@ def records(
         root: folder of the dataset.
         metadata: the .tsv file; by default the only one in ROOT.
         images: folder of the images; by default ROOT/images, or ROOT.
-        encoding: encoding of the file, such as latin-1; by default that of its byte-order mark, else UTF-8.
+        encoding: encoding of the file, such as latin-1; by default as its byte-order mark says, else UTF-8.
     """
     path = files.find(root, metadata, "*.tsv")
     folder = files.images_folder(root, images, "images")

@@ -54,7 +54,7 @@ def records(
         image_column: column of image paths; by default the only one with a usual name, such as `image` or `filepath`.
         caption_columns: column of captions; by default the only one with a usual name, such as `caption` or `title`.
         separator: separator of cells: one character, or the word `tab`; by default a comma, in a .tsv a tab.
-        encoding: encoding of the table, such as latin-1; by default that of its byte-order mark, else UTF-8.
+        encoding: encoding of the table, such as latin-1; by default as its byte-order mark says, else UTF-8.
     """
     if root.is_file():
         root, metadata = root.parent, root
