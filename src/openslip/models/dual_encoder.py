@@ -29,8 +29,8 @@ class DualEncoder(nn.Module):
             tokens are not compared.
 
     Raises:
-        UserError: `projection_bias` is unknown, or there is no projection of a tower and the tower's width differs from
-            `embed_dim`.
+        UserError: `projection_bias` is unknown, or a tower without a projection has another width than `embed_dim` or
+            is to get a projection bias.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from openslip.models.packing import Packing
 
-# Of each thread alone: one may train, or encode images, while another encodes prompts.
+# Each thread has its own value: one may train, or encode images, while another encodes prompts.
 _shares = ContextVar("shares_prefixes", default=False)
 
 

@@ -22,7 +22,7 @@ class Siamese(nn.Module):
         super().__init__()
         self.image_tower = image_tower
         self.image_projection = nn.Linear(image_tower.width, embed_dim)
-        # At first, all differences count alike, and against the same class.
+        # All weights start equal and negative: a larger difference makes the same class less likely.
         self.l1_weight = nn.Parameter(torch.full((embed_dim,), -(embed_dim**-0.5)))
         self.l1_bias = nn.Parameter(torch.zeros(()))
 

@@ -61,7 +61,7 @@ class Tower(nn.Module, ABC):
         return self(*inputs), self.tokens(*inputs)
 
     def known_ids(self) -> Bool[Tensor, " vocabulary"] | None:
-        """Return which ids a text tower has learned, or None for all; texts for prediction with others are refused."""
+        """Return which ids a text tower has learned, or None for all; prediction refuses texts with other ids."""
         return None
 
     @property

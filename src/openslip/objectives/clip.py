@@ -19,8 +19,9 @@ class CLIP(Objective):
 
     Args:
         gather_with_grad: whether gradients also flow into the keys. The keys are the features of all ranks, with which
-            each row is compared. True gives the exact gradient of the global batch. False detaches the keys, even with
-            a single rank, as in the published 64-GPU runs: docs/NUMERICS.md#gather.
+            each row is compared. True gives the exact gradient of the global batch. False detaches the keys for any
+            number of ranks, so that one rank computes the update of the published runs on 64 GPUs:
+            docs/NUMERICS.md#gather.
         max_logit_scale: largest value of `logit_scale`, a natural logarithm. After each step, `logit_scale` is clamped
             to [0, max_logit_scale].
         same_caption: role of an image and another sample's text if both samples have the same caption: `negative` as

@@ -18,9 +18,9 @@ class LogitScaleLimits:
         bounds: smallest and largest value of `logit_scale`.
         largest_factor: largest exp(logit_scale) in the loss; None for no limit.
         published: whether `logit_scale` is limited as published: docs/NUMERICS.md#declip. If true, it is clamped to
-            `bounds` between the forward pass and the optimizer's step, and again after the step. The factor is clamped
-            to `largest_factor`, but its gradient is that of exp(logit_scale). If false, `logit_scale` is clamped after
-            the step only, to log(largest_factor) at most.
+            `bounds` in the forward pass, right after exp(logit_scale) is computed, and again after the optimizer's
+            step. The factor is clamped to `largest_factor`, but its gradient is that of exp(logit_scale). If false,
+            `logit_scale` is clamped after the step only, to log(largest_factor) at most.
 
     Raises:
         UserError: `bounds` are not two ascending numbers.
