@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 X_AXIS = "samples_seen"
-ATTRIBUTES = ("size", "texture", "colour", "shape")  # of the built-in dataset
+ATTRIBUTES = ("size", "texture", "colour", "shape")  # attributes of the built-in dataset
 CLASSIFICATIONS = ("builtin", "imagenet")  # evaluations with predictions; line plots find every evaluation by a pattern
 
 

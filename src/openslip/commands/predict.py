@@ -31,7 +31,7 @@ HELP = {
     "transparency": "composite transparent images on white, or ignore the transparency",
     "exif": "apply EXIF orientation, which turns images upright, or ignore it",
 }
-THREADS = 8  # that read images; most wait for a disk or a server
+THREADS = 8  # number of threads that read images; most wait for a disk or a server
 ELSEWHERE = "--output FILE names another place"
 
 

@@ -14,7 +14,7 @@ from openslip.data.view import DecodedImage, DecodedSample, View
 from openslip.errors import DataError, UserError
 
 ATTEMPTS = 10  # substitutes that are tried for a bad sample
-NEAR_ATTEMPTS = 5  # of which the first ones come from the same shard, which is already open
+NEAR_ATTEMPTS = 5  # first attempts to replace a sample, from the same shard, which is already open
 
 
 class Plan(NamedTuple):

@@ -20,7 +20,7 @@ from openslip.inference.tensor_files import as_bytes
 from openslip.inference.wrapped import WrappedModel
 
 MOST_IN_MEMORY = 2  # sources whose features are kept in memory
-MOST_BYTES = 10 * 2**30  # of all files together; the least recently used files are removed
+MOST_BYTES = 10 * 2**30  # size of all files together; the least recently used files are removed
 
 # Packages that compute features or decode images.
 VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "timm", "pillow", "simplejpeg")}
@@ -69,7 +69,7 @@ class FeatureCache:
 
     def key(self, bundle: Bundle, source: str, batch_size: int) -> str:
         """Hash all that features depend on: weights, architecture, transform, device, source and batch size."""
-        is_other = isinstance(bundle.model, WrappedModel)  # whose transform has no settings: the object itself counts
+        is_other = isinstance(bundle.model, WrappedModel)  # its transform has no settings: the object is compared
         settings = [
             __version__,
             VERSIONS,

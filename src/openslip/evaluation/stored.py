@@ -20,7 +20,7 @@ from openslip.errors import UserError
 from openslip.regular_file import regular_file
 
 FOLDER = "evaluations"  # in a run's folder
-SUFFIX = "-evaluations"  # of the folder beside a checkpoint file, after the file's name
+SUFFIX = "-evaluations"  # end of the name of a folder beside a checkpoint file, after the file's name
 # Keys of an evaluation's config that change no metric.
 NO_RESULT = ("title", "batch_size", "num_workers", "every_n_epochs", "every_n_steps")
 KEYS = {"evaluation": str, "checkpoint": str, "metrics": dict, "headline_metric": str, "config": dict, "notes": dict}

@@ -184,7 +184,7 @@ def draw_pairs(
         return np.stack(np.triu_indices(num_images, k=1), axis=1)
     num_same_class = most // 2
     of_class = Members.of(labels)
-    others = of_class.counts[of_class.places] - 1  # of the same class, for each image
+    others = of_class.counts[of_class.places] - 1  # number of other images of the same class, for each image
     # The first image is drawn in proportion to its number of same-class pairs, its partner uniformly among those.
     first = rng.choice(num_images, size=num_same_class, p=others / others.sum())
     pairs = [np.stack([first, of_class.another(first, rng)], axis=1)]
@@ -248,7 +248,7 @@ class Members(NamedTuple):
 
     def another(self, images: Int64[np.ndarray, " n"], rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
         """Draw for each image another one of its class, which has at least two."""
-        place_of = self.order.argsort()  # of each image in `order`
+        place_of = self.order.argsort()  # place of each image in `order`
         starts, counts = self.starts[self.places[images]], self.counts[self.places[images]]
         inside = place_of[images] - starts
         return self.order[starts + (inside + 1 + rng.integers(counts - 1)) % counts]

@@ -40,7 +40,8 @@ def load(
 
     Args:
         path: the folder or file to load, the name of a published checkpoint (`openslip models` lists them; it is
-            downloaded once), or the address of a model in another library. A file or folder of that name comes first.
+            downloaded once), or the address of a model in another library. A file or folder of that name takes
+            precedence.
         device: device of the model, such as `cpu` or `cuda`; `auto` is the GPU if there is one, else the CPU.
         allow: import paths of your own model and tokenizer classes that the checkpoint may name.
         format: name of a file in `openslip.inference.formats`, or import path of your own module with a function

@@ -8,7 +8,7 @@ from torch import nn
 from openslip.errors import UserError
 from openslip.inference.choices import ACTIVATIONS, Choices
 
-_CLASSES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}  # of torch and timm
+_CLASSES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}  # classes of torch and timm
 
 
 def refuse_other(choices: Choices, model: nn.Module) -> None:

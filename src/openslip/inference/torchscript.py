@@ -23,7 +23,7 @@ from openslip.run.file_sizes import refuse_expanding
 
 MAX_PICKLE = 4 << 20  # bytes of data.pkl; that of the largest published CLIP has less than 1 MB
 MAX_NAME = 1000  # characters of a weight's name; a pickle can give thousands of nested modules one long name
-MAX_DIMENSIONS = 8  # of a tensor
+MAX_DIMENSIONS = 8  # largest number of dimensions of a tensor
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,

@@ -87,7 +87,7 @@ class CocaText(Tower):
         """Return the features of all words and of the class embedding, before the final norm."""
         x = torch.cat([self.token_embedding(words), self.class_embedding.expand(len(words), 1, -1)], dim=1)
         x = x + self.positional_embedding
-        visible = F.pad(words != PAD, (1, 0), value=True)  # of position i + 1 if word i is no padding
+        visible = F.pad(words != PAD, (1, 0), value=True)  # position i + 1 is visible if word i is not padding
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         mask = causal & visible[:, None, None]
         for block in self.blocks:

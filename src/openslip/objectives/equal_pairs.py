@@ -34,7 +34,7 @@ class EqualPairs:
 
     Args:
         captions: keys of this rank's captions, from `caption_keys`.
-        labels: class of each of this rank's samples, -1 for a sample without a label; None if labels do not count.
+        labels: class of each of this rank's samples, -1 for a sample without a label; None if labels are ignored.
         role: `positive` or `ignore`. A sample and itself are a positive pair in both cases.
     """
 

@@ -19,13 +19,13 @@ from openslip.report.run_files import Series
 
 MAX_POINTS = 800  # per curve
 SMOOTHED_FROM = 60  # points from which a curve is smoothed
-VISIBLE = 0.01  # of the curve's range: least standard deviation from the moving average that a reader can see
+VISIBLE = 0.01  # smallest visible standard deviation from the moving average, as a share of the curve's range
 
 # Placeholder colours that are replaced by the page's CSS variables, so that a drawing follows light and dark mode.
 INK, MUTED, GRID = "#000001", "#000002", "#000003"
 COLOURS = ["#000011", "#000012", "#000013", "#000014", "#000015", "#000016"]
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line"} | {colour: f"s{n}" for n, colour in enumerate(COLOURS, 1)}
-DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of the first six curves, the next six and all others
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # line styles of the first six curves, the next six and all others
 OPTIONS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "openslip",

@@ -10,7 +10,7 @@ from openslip.report.drawings import reliability
 from openslip.report.pieces import escape, percent
 from openslip.report.run_files import check
 
-BINS = 15  # of the reliability diagram: Guo et al. 2017, arXiv:1706.04599, table 1
+BINS = 15  # number of bins of the reliability diagram: Guo et al. 2017, arXiv:1706.04599, table 1
 OPEN_CLASSES = 12  # rows of the table of classes that are always open
 MOST_TEMPLATES = 20  # bars; of more templates, the best and the worst are shown
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from openslip.report.pieces import escape
 
-MAP, MARGIN, RADIUS = 720, 12, 4.5  # of the map and its points, in SVG units, which are pixels on a wide screen
+MAP, MARGIN, RADIUS = 720, 12, 4.5  # sizes of the map and its points, in SVG units, which are pixels on a wide screen
 SIDE = 340  # width of the reliability diagram
-LEFT, TOP, PLOT, HISTOGRAM = 40, 8, 210, 34  # of the reliability diagram
+LEFT, TOP, PLOT, HISTOGRAM = 40, 8, 210, 34  # sizes of the reliability diagram
 TICKS = (0, 25, 50, 75, 100)
 
 

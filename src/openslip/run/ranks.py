@@ -87,7 +87,7 @@ class Ranks:
         """Call a method of the store; once the store has ended with the first rank, always return None."""
         try:
             return getattr(self.store, method)(*arguments)
-        except Exception:  # of several kinds; the store is dropped, since each further call would print a stack trace
+        except Exception:  # several types; the store is dropped, since each further call would print a stack trace
             self.store = None
             return None
 

@@ -28,7 +28,7 @@ CAPTIONS = (1, 3, 8, 9, 14, 15, 16, 40, 77)  # number of tokens, sorted as packi
 OUTPUT_TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "tf32": 2 * 2.0**-11, "bfloat16": 2 * 2.0**-8}
 GRADIENT_TOLERANCES = OUTPUT_TOLERANCES | {"tf32": 4 * 2.0**-11, "bfloat16": 4 * 2.0**-8}
 
-# Attention kernels by a part of the name of PyTorch's operator; the first match counts.
+# Attention kernels by a part of the name of PyTorch's operator; the first match is used.
 _KERNELS = {
     "_varlen_attn": "varlen (flash)",
     "cudnn_attention": "cuDNN",

@@ -14,7 +14,7 @@ from openslip.errors import UserError
 COLUMNS, ROWS = 6, 4
 SIDE = 224  # side of the square that an image is fitted into, in pixels
 PADDING, GAP = 12, 16  # pixels inside a card, and between cards
-WIDTH, LINES, FONT_SIZE = 31, 4, 12  # of a caption: characters per line, lines, and font size in pixels
+WIDTH, LINES, FONT_SIZE = 31, 4, 12  # characters per line, lines, and font size in pixels of a caption
 PAPER, CARD, FRAME, INK, FAINT = "#e9e9e6", "#ffffff", "#f3f3f1", "#222222", "#8a8a86"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 

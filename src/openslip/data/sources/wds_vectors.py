@@ -13,7 +13,7 @@ from openslip.data.index.tar import Problems, map_shard
 from openslip.errors import UserError, first_line
 from openslip.terminal import printable
 
-MOST_BYTES = 1_000_000  # of a member; 100,000 classes as 64-bit numbers take 0.8 MB
+MOST_BYTES = 1_000_000  # largest size of a member; 100,000 classes as 64-bit numbers take 0.8 MB
 
 
 def read_vectors(index: Index, num_classes: int | None) -> UInt8[np.ndarray, "images classes"]:

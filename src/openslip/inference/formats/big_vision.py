@@ -28,7 +28,7 @@ from openslip.text.bare_ids import BareIds
 
 NORM_EPS, ACTIVATION = 1e-6, "gelu_tanh"
 KERNELS = ("/query/kernel", "/key/kernel", "/value/kernel")  # [width, heads, width of a head]
-MAX_LAYERS = 1000  # of a tower whose layers are stacked
+MAX_LAYERS = 1000  # largest number of layers of a tower whose layers are stacked
 MARK = "img/MAPHead_0/probe"
 
 _LAYERS = (

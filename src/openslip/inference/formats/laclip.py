@@ -40,7 +40,7 @@ def read(path: Path, choices: Choices) -> Bundle:
     (head_width,) = shape(weights, slip.QUERY_NORM, ndim=1)
     if head_width < 1 or width % head_width:
         raise UserError(f"checkpoint {path}: {slip.QUERY_NORM} has {head_width} channels, which do not divide {width}")
-    choices.check_activation("quick_gelu")  # of the text tower; the image tower is timm's, with gelu
+    choices.check_activation("quick_gelu")  # the text tower's; the image tower is timm's, with gelu
     image_heads = agree("image_heads", width // head_width, choices.image_heads)
     architecture = slip.read_architecture(shapes, image_heads=image_heads, text_heads=choices.text_heads)
     architecture["image_tower"]["arguments"]["qk_norm"] = True

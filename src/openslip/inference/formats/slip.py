@@ -71,7 +71,7 @@ def read(path: Path, choices: Choices) -> Bundle:
         UserError: the checkpoint has keys that no published model has, lacks keys, or has inconsistent shapes.
     """
     try:
-        choices.check_activation("quick_gelu")  # of the text tower; the image tower is timm's, with gelu
+        choices.check_activation("quick_gelu")  # the text tower's; the image tower is timm's, with gelu
         architecture, state = import_checkpoint(peek(path), choices)
     except (IndexError, OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"checkpoint {path}: no published model has weights of these shapes ({error})") from error

@@ -24,7 +24,7 @@ class Provenance(pl.Callback):
 
     def __init__(self, keep: Callable[[float | None], dict[str, Any]]) -> None:
         self.keep = keep
-        self.seconds: float | None = None  # of all starts
+        self.seconds: float | None = None  # sum over all starts
         self.last: float | None = None  # time at the end of the last step, or at the start of the first one
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:

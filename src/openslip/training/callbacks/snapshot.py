@@ -112,7 +112,7 @@ class Snapshot(pl.Callback):
 
 def as_written(tokens: list[int], index: int, source: Source, tokenizer: Tokenizer) -> str | None:
     """Return the sample's caption that gives these tokens; None if no caption does, because a view changed the text."""
-    with suppress(Exception):  # of any kind: the report must not end a run whose data cannot be read any more
+    with suppress(Exception):  # any error: the report must not end a run whose data cannot be read any more
         for caption in source[index].captions:
             ids, lengths = tokenizer.encode([caption])
             if ids[0, : lengths[0]].tolist() == tokens:

@@ -68,6 +68,6 @@ class TrackioLogger(Logger):
             try:
                 with redirect_stdout(sys.stderr):
                     trackio.finish()
-            except Exception as error:  # of several types: no error of a logger may end a run
+            except Exception as error:  # several types of error: no error of a logger may end a run
                 notice(f"Trackio: the run was not closed: {first_line(error)}")
             self.run = None
