@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
     )
-    parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
+    parser.add_argument(
+        "--format", help="format of the checkpoint, or a module that reads the file; detected by default"
+    )
     add_choices(parser)
     for name, known in SETTINGS.items():
         parser.add_argument(f"--{name}", choices=known, help=f"{HELP[name]}; by default as the checkpoint says")

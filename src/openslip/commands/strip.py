@@ -16,7 +16,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
     )
-    parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
+    parser.add_argument(
+        "--format", help="format of the checkpoint, or a module that reads the file; detected by default"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights in the file")
     parser.add_argument("--keep-head", action="store_true", help="also keep the objective's weights, e.g. an SSL head")
     add_choices(parser)
