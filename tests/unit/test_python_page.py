@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The names that the page's blocks leave, run in order beside the files that they name."""
     folder = tmp_path_factory.mktemp("page")
-    write_checkpoint(folder / "slip_base.pt", image_size=32)
+    write_checkpoint(folder / "slip_base.pt", image_size=48)
     for seed, name in enumerate(("frame.jpg", "other.jpg")):
         (folder / name).write_bytes(jpeg(seed))
     (folder / "my_shards").mkdir()
@@ -48,7 +48,7 @@ def test_every_block_runs(names: dict[str, Any]):
 
 def test_the_loop_of_the_page_trains_for_one_epoch(names: dict[str, Any]):
     assert len(names["batches"]) == 2
-    assert names["batch"]["image"].shape == (16, 3, 32, 32)
+    assert names["batch"]["image"].shape == (16, 3, 48, 48)
     steps = {int(state["step"]) for state in names["optimizer"].state.values()}
     assert steps == {2}
 
