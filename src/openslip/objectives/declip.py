@@ -42,8 +42,8 @@ class DeCLIP(Objective):
         published_limits: how the two limits act, as in `LogitScaleLimits`.
         contrasts_masked: whether the feature of a caption is computed from its masked tokens. If not, the caption is
             encoded a second time, without masks.
-        rank_queue: whether each rank has a queue of its own features, of which the checkpoint keeps that of the first
-            rank. If not, all ranks have the queue of the global batch.
+        rank_queue: whether each rank has a queue of its own features. A run then resumes on the same number of ranks
+            only. If not, all ranks have the queue of the global batch.
         queue_wraps: as `wraps` in `NeighbourQueue`.
         rank_batch_norm: as in `SimSiam`.
         rank_masked_mean: as `of_each_rank` in `masked_word_loss`.
@@ -158,6 +158,9 @@ class DeCLIP(Objective):
         self.limits.after_step(model)
         for rows in self.new_rows:
             self.queue.push(rows, self.skipped)
+
+    def rank_buffers(self) -> dict[str, Tensor]:
+        return {"queue": self.queue.features} if self.rank_queue else {}
 
 
 def image_rows(image: Features, texts: Float[Tensor, "global dim"], factor: Float[Tensor, ""]) -> Float[Tensor, ""]:
