@@ -118,6 +118,7 @@ MODES = {
             "text_epsilon": 1e-10,
             "top_tokens": 16,
             "count_padding": True,
+            "one_kind": True,
         },
     },
     "correct": {
@@ -134,6 +135,7 @@ MODES = {
             "text_epsilon": 0.0,
             "top_tokens": None,
             "count_padding": False,
+            "one_kind": False,
         },
     },
 }

@@ -1,7 +1,7 @@
 """Build the objects that a config describes: any `_target_`, and the parts of a training step."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from openslip.data.view import View
 from openslip.errors import UserError, first_line
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.objective import Objective
+from openslip.schedules import PiecewiseLinear
 from openslip.text.tokenizer import Tokenizer
 from openslip.training.towers import prepare_towers
 
@@ -98,19 +99,57 @@ def build_parts(config: dict[str, Any]) -> Parts:
 def build_objective(config: dict[str, Any]) -> Objective:
     """Build the config's `objective`; a number may be given as a schedule, whose first value the constructor gets.
 
+    Numbers of an objective inside the objective may follow a schedule too.
+
     Raises:
-        UserError: the objective has no attribute of the name of a number that is given as a schedule.
+        UserError: the objective keeps no number of the name of one that is given as a schedule.
     """
     # The objective's class takes neither key: views are built by `build_parts`, and the model config has read `model`.
     arguments = {key: value for key, value in config.items() if key not in ("views", "model")}
-    schedules = {key: build(value, f"objective.{key}") for key, value in arguments.items() if is_schedule(value)}
-    objective = build(arguments | {key: schedule(0, 1) for key, schedule in schedules.items()}, "objective")
+    schedules = {key: build(value, f"objective.{key}") for key, value in scheduled(arguments)}
+    objective = build(with_first_values(arguments, schedules), "objective")
+    numbers = numbers_of(objective)
     for key in schedules:
-        if key not in vars(objective):
+        if key not in numbers:
             name = type(objective).__name__
-            raise UserError(f"objective.{key}: {name} has no attribute {key} that can follow a schedule; use a number")
+            raise UserError(
+                f"objective.{key}: {name} has no number {key} that can follow a schedule; use a number here, or a "
+                f"schedule for one of: {', '.join(sorted(numbers))}"
+            )
     objective.schedules = schedules
     return objective
+
+
+def scheduled(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield dotted key and settings of each number that is given as a schedule."""
+    for key, value in config.items():
+        if is_schedule(value):
+            yield prefix + key, value
+        elif isinstance(value, dict):
+            yield from scheduled(value, f"{prefix}{key}.")
+
+
+def with_first_values(config: dict[str, Any], schedules: dict[str, PiecewiseLinear], prefix: str = "") -> dict[str, Any]:
+    """Return the config with the first value of each schedule in its place."""
+    return {
+        key: schedules[prefix + key](0, 1)
+        if prefix + key in schedules
+        else with_first_values(value, schedules, f"{prefix}{key}.")
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }
+
+
+def numbers_of(objective: Objective) -> set[str]:
+    """Return the names of an objective's numbers that are read in every step, with those of objectives inside it."""
+    return {
+        f"{module}.{name}".removeprefix(".")
+        for module, part in objective.named_modules()
+        if isinstance(part, Objective)
+        for name, value in vars(part).items()
+        if isinstance(value, float)
+    }
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any]:

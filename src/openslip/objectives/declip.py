@@ -5,8 +5,6 @@ As in the published code, the term of the nearest neighbours has image rows only
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -17,7 +15,7 @@ from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import info_nce
 from openslip.objectives.logit_scale import LogitScaleLimits
-from openslip.objectives.masked_words import masked_word_loss, masked_word_losses, unmasked
+from openslip.objectives.masked_words import masked_word_loss, masked_word_losses, unmasked, vocabulary_size
 from openslip.objectives.neighbour_queue import NeighbourQueue
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
@@ -97,8 +95,7 @@ class DeCLIP(Objective):
         self.simsiam = SimSiam(
             width=width, hidden=self.head_hidden, bottleneck=self.head_bottleneck, rank_batch_norm=self.rank_batch_norm
         )
-        text: Any = model.text_tower
-        self.vocabulary = nn.Linear(text.token_width, text.token_embedding.num_embeddings)
+        self.vocabulary = nn.Linear(model.text_tower.token_width, vocabulary_size(model.text_tower))
         self.queue = NeighbourQueue(size=self.queue_size, width=width, wraps=self.queue_wraps)
 
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
