@@ -17,7 +17,6 @@ from openslip.data.view import View
 from openslip.errors import UserError, first_line
 from openslip.evaluation.evaluation import Evaluation
 from openslip.objectives.objective import Objective
-from openslip.schedules import PiecewiseLinear
 from openslip.text.tokenizer import Tokenizer
 from openslip.training.towers import prepare_towers
 
@@ -107,7 +106,7 @@ def build_objective(config: dict[str, Any]) -> Objective:
     # The objective's class takes neither key: views are built by `build_parts`, and the model config has read `model`.
     arguments = {key: value for key, value in config.items() if key not in ("views", "model")}
     schedules = {key: build(value, f"objective.{key}") for key, value in scheduled(arguments)}
-    objective = build(with_first_values(arguments, schedules), "objective")
+    objective = build(with_first_values(arguments), "objective")
     numbers = numbers_of(objective)
     for key in schedules:
         if key not in numbers:
@@ -129,12 +128,12 @@ def scheduled(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, d
             yield from scheduled(value, f"{prefix}{key}.")
 
 
-def with_first_values(config: dict[str, Any], schedules: dict[str, PiecewiseLinear], prefix: str = "") -> dict[str, Any]:
-    """Return the config with the first value of each schedule in its place."""
+def with_first_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with the first value of each schedule in place of its settings."""
     return {
-        key: schedules[prefix + key](0, 1)
-        if prefix + key in schedules
-        else with_first_values(value, schedules, f"{prefix}{key}.")
+        key: build(value)(0, 1)
+        if is_schedule(value)
+        else with_first_values(value)
         if isinstance(value, dict)
         else value
         for key, value in config.items()

@@ -141,8 +141,8 @@ class Batch(dict[str, Tensor]):
 
     def __missing__(self, name: str) -> Tensor:
         raise UserError(
-            f"objective.views makes {', '.join(self)}, but the objective also reads {name}: use the views of its file in "
-            "configs/objective/"
+            f"objective.views makes {', '.join(self)}, but the objective also reads {name}: use the views of its file "
+            "in configs/objective/"
         )
 
 

@@ -5,6 +5,7 @@ As in the published code, the term of the nearest neighbours has image rows only
 
 import itertools
 from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float

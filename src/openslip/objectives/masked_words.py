@@ -22,8 +22,8 @@ def vocabulary_size(text_tower: Tower) -> int:
     embedding = dict(text_tower.named_children()).get("token_embedding")
     if not isinstance(embedding, nn.Embedding):
         raise UserError(
-            f"model.text_tower: {type(text_tower).__name__} has no nn.Embedding named token_embedding, so the vocabulary "
-            "of the masked-token loss is unknown; name it so, or use model/tower@model.text_tower=text_512"
+            f"model.text_tower: {type(text_tower).__name__} has no nn.Embedding named token_embedding, so the "
+            "vocabulary of the masked-token loss is unknown; name it so, or use model/tower@model.text_tower=text_512"
         )
     return embedding.num_embeddings
 

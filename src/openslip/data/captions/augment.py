@@ -26,13 +26,7 @@ class RandomEdits:
     """
 
     def __init__(
-        self,
-        *,
-        delete: float,
-        swap: float,
-        synonyms: float = 0.0,
-        thesaurus: str | None = None,
-        one_kind: bool = False,
+        self, *, delete: float, swap: float, synonyms: float = 0.0, thesaurus: str | None = None, one_kind: bool = False
     ) -> None:
         self.delete = delete
         self.swap = swap
