@@ -34,8 +34,8 @@ def collated(view: View, count: int, captions: tuple[str, ...] = CAPTIONS) -> Co
     return view.collate([view.draw(sample, np.random.default_rng(seed)) for seed in range(count)])
 
 
-def one_of(text: str, seeds: int, **shares: float) -> list[str]:
-    edits = RandomEdits(**{"delete": 0.1, "swap": 0.1, "synonyms": 0.1, **shares}, one_kind=True)
+def one_of(text: str, seeds: int, *, delete: float = 0.1, swap: float = 0.1, synonyms: float = 0.1) -> list[str]:
+    edits = RandomEdits(delete=delete, swap=swap, synonyms=synonyms, one_kind=True)
     return [edits(text, np.random.default_rng(seed)) for seed in range(seeds)]
 
 
@@ -49,7 +49,7 @@ def test_a_caption_gets_one_kind_of_edit():
             assert sum(word != other for word, other in zip(words, before, strict=True)) in (0, 2)
         elif len(words) < len(before):
             kinds["shorter"] += 1
-            assert not Counter(words) - Counter(before)
+            assert set(words) <= set(before)
         else:  # one word is another one, in all its places
             kinds["renamed"] += 1
             changed = {old for old in before if old not in words}

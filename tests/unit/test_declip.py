@@ -124,7 +124,7 @@ def test_a_largest_factor_below_the_lower_bound_is_refused(factor: float):
 class Unnamed(TextTransformer):
     """A text tower that calls its embedding otherwise."""
 
-    def __init__(self, **sizes: int) -> None:
+    def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
         self.words = self.token_embedding
         del self.token_embedding
