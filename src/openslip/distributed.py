@@ -159,6 +159,16 @@ def from_first_rank(value: Any) -> Any:
     return values[0]
 
 
+def to_first_rank(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "ranks *shape"] | None:
+    """Return the tensors of all ranks in rank order, on the CPU of rank 0; None on other ranks. A collective call."""
+    x = x.detach().cpu().contiguous()
+    if world_size() == 1:
+        return x[None].clone()
+    every = x.new_empty(world_size(), *x.shape) if rank() == 0 else None
+    dist.gather(x, None if every is None else list(every), group=_cpu_group())
+    return every
+
+
 def on_first_rank(compute: Callable[[], T]) -> T:
     """Call a function on rank 0 only, and return its result, or raise its error, on every rank.
 

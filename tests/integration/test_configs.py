@@ -216,6 +216,14 @@ def test_the_objective_says_at_which_scale_the_logits_start():
     assert build_parts(config).model.get_parameter("logit_scale").item() == pytest.approx(2.3)
 
 
+@pytest.mark.parametrize("method", ["siglip", "unicl", "declip", "declip_slip"])
+def test_a_method_with_another_objective_has_the_model_of_that_objective(method: str):
+    config, _ = compose_config("train", [f"model={method}_tiny", "objective=filip"])
+    model = config["model"]
+    assert (model["token_dim"], model["logit_bias_init"]) == (256, None)
+    assert model["logit_scale_init"] == pytest.approx(math.log(1 / 0.07))
+
+
 @pytest.mark.parametrize("model", ["clip_tiny", "simclr_tiny", "slip_tiny"])
 def test_a_batch_without_negatives_is_refused(model: str):
     config, _ = compose_config("train", [f"model={model}", "global_batch_size=1"])

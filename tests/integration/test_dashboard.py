@@ -77,6 +77,12 @@ def test_every_metric_of_a_run_is_in_the_workspace_except_the_number_of_samples(
     assert {key for key in scalars if not dashboard_panels.is_shown(key)} == {"eval/builtin/num_samples"}
 
 
+def test_the_workspace_shows_the_terms_of_every_method():
+    terms = ("loss", "clip_loss", "neighbour_loss", "masked_loss", "token_loss", "token_acc", "hard_acc")
+    assert all(dashboard_panels.is_shown(f"train/{term}") for term in terms)
+    assert not dashboard_panels.is_shown("train/lossless")
+
+
 def test_the_workspace_names_only_keys_that_a_run_logs(logged: Path):
     keys = {key for row in rows(logged) for key in row}
     attributes = {f"eval/builtin/top1_{name}" for name in dashboard.ATTRIBUTES}  # tests/e2e/test_train.py

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from marks import slow
-from trainings import RUN, Training, assert_ended_as, newest
+from trainings import RUN, Training, assert_ended_as, newest, two_ranks
 
 METHODS = {  # the queue goes round more than once in 30 steps
     "declip": ["model=declip_tiny", "text_queue=100"],
@@ -33,3 +33,24 @@ def test_a_stop_within_an_epoch_changes_nothing(place: Path, method: str):
         place_of_next = int(held[key.replace("features", "place")])
         assert place_of_next == (8 * 2 * 16 % 100 if "published" not in method else 8 * 2 * 16 % 112)
         assert not torch.equal(held[key], newest(place / "runs" / name)["state_dict"][key])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["declip", "defilip"])
+def test_two_ranks_with_queues_of_their_own_resume_bit_by_bit(place: Path, method: str):
+    run = [*RUN, *METHODS[method], "mode=faithful"]
+    for rank in two_ranks(place, *run, f"name={method}_two", log=f"{method}_two-"):
+        assert rank.wait() == 0, rank.said()
+    cut = [*run, f"name={method}_two_cut"]
+    for rank in two_ranks(place, *cut, log=f"{method}_two_cut-", DISTURB="signal 8 1"):
+        assert rank.wait() == 143, rank.said()
+    queues = newest(place / "runs" / f"{method}_two_cut")["rank_buffers"]["queue"]
+    assert (len(queues), torch.equal(*queues)) == (2, False)
+    alone = Training(place, *cut, log=f"{method}_alone")
+    assert alone.wait() == 1
+    assert "a queue of each of its 2 ranks, but the number of ranks is now 1 (" in alone.said()
+    for rank in two_ranks(place, *cut, log=f"{method}_two_cut-"):
+        assert rank.wait() == 0, rank.said()
+    assert_ended_as(place / "runs" / f"{method}_two_cut", place / "runs" / f"{method}_two")
+    ends = [newest(place / "runs" / f"{method}_two{cut}")["rank_buffers"]["queue"] for cut in ("", "_cut")]
+    assert torch.equal(*ends)

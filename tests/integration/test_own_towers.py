@@ -37,7 +37,7 @@ def two_steps(
     compiled: bool = False,
 ) -> dict[str, Tensor]:
     """Losses, weights and statistics of two steps of gradient descent on this rank's part of the batch."""
-    trained, objective = model().to(dtype), CLIP(gather_with_grad=True, max_logit_scale=4.6)
+    trained, objective = model().to(dtype), CLIP(gather_with_grad=True, max_logit_scale=4.6, same_caption="negative")
     prepare_towers(trained, options(**(towers or {})))
     if compiled:
         compile_parts(trained, {})

@@ -197,6 +197,7 @@ OPTIM = [
     ("src/openslip/optim.py", '("bias", "ln", "bn")', '("bias", "bn")'),
     ("src/openslip/optim.py", "ndim >= 2 and", "ndim >= 3 and"),
     ("src/openslip/optim.py", "weight_decay if decayed else 0.0", "weight_decay"),
+    ("src/openslip/training/pretrainer.py", "buffers[rank()] for name", "buffers[0] for name"),
     ("src/openslip/schedules.py", "max(warmup_steps - 1, 1)", "max(warmup_steps, 1)"),
     ("src/openslip/schedules.py", "share = step / max_steps", "share = (step + 1) / max_steps"),
     ("src/openslip/schedules.py", "(1 + (step - self.warmup_steps) / self.timescale)", "(1 + step / self.timescale)"),

@@ -7,10 +7,14 @@ import torch
 from declip_models import declip_batch, declip_model
 from on_ranks import mean_over_ranks, rank_slice
 from torch import Tensor
+from views import MEAN, STD
 
-from openslip.distributed import rank
+from openslip.data.image.eval_transform import EvalTransform
+from openslip.distributed import from_first_rank, rank
 from openslip.objectives.masked_words import masked_word_loss
+from openslip.optim import WarmupCosine
 from openslip.training.microbatch import loss_in_micro_batches
+from openslip.training.pretrainer import Pretrainer
 from openslip.verify import declip_steps
 from openslip.verify.declip_steps import Recorded, Repeat, repeat
 from openslip.verify.deviation import Arrays
@@ -39,6 +43,45 @@ def state_of_steps(
         objective.after_step(model)
     state = {**model.state_dict(prefix="model."), **objective.state_dict(prefix="objective.")}
     return found | {name: tensor.clone() for name, tensor in state.items()}
+
+
+def steps_of_a_run(first: int, last: int, checkpoint: dict[str, Any] | None, **switches: Any) -> dict[str, Any]:
+    """Train some steps of SGD from a checkpoint, or from the beginning; return rank 0's checkpoint, as a file has it.
+
+    Under `own`, it has this rank's buffers, whatever the file keeps.
+    """
+    model, objective = declip_model("declip", **switches)
+    module = Pretrainer(
+        model=model,
+        objective=objective,
+        optimizer=torch.optim.SGD,
+        schedule=WarmupCosine(lr_start=0.1, lr=0.1, lr_end=0.1, warmup_steps=1, max_steps=9),
+        architecture={},
+        tokenizer=None,
+        transform=EvalTransform(size=16, mean=MEAN, std=STD),
+        **{"weight_decay": 0.0, "layer_decay": None, "clip_norm": None, "ema_decay": None},
+    ).double()
+    if checkpoint is not None:
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+    for buffer in module.buffers():  # as DDP does when it is set up
+        buffer.copy_(from_first_rank(buffer))
+    module.on_train_start()
+    batches = declip_batch(36)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for step in range(first, last):
+        optimizer.zero_grad()
+        batch = {key: rank_slice(value[12 * step : 12 * (step + 1)]) for key, value in batches.items()}
+        loss_in_micro_batches(objective, model, batch, [len(batch["image"])])["loss"].backward()
+        for parameter in module.parameters():
+            assert parameter.grad is not None
+            mean_over_ranks(parameter.grad)
+        optimizer.step()
+        objective.after_step(model)
+    saved: dict[str, Any] = {"state_dict": {name: x.clone() for name, x in module.state_dict().items()}}
+    module.on_save_checkpoint(saved)
+    own = {name: x.clone() for name, x in objective.rank_buffers().items()}
+    return {**from_first_rank(saved), "own": own}
 
 
 def repeated_with(recorded: Recorded, make: Callable[[Recorded], Repeat], switches: dict[str, Any]) -> Arrays:

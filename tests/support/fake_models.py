@@ -30,7 +30,7 @@ def model_of(method: str, *, side: int = SIDE, image: dict[str, Any] = SMALL, te
         return ImageEncoder(image_tower=tower), SimCLR(**ssl)
     texts = TextTransformer(vocab_size=49408, context_length=CONTEXT, width=text, depth=depth, heads=text // 64)
     model = DualEncoder(image_tower=tower, text_tower=texts, embed_dim=512, logit_scale_init=2.6593)
-    return model, CLIP(**clip) if method == "clip" else SLIP(**clip, **ssl, ssl_scale=1.0)
+    return model, CLIP(**clip, same_caption="negative") if method == "clip" else SLIP(**clip, **ssl, ssl_scale=1.0)
 
 
 def fake_model(method: str, **sizes: Any) -> tuple[Any, Objective]:

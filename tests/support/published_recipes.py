@@ -118,6 +118,7 @@ MODES = {
             "text_epsilon": 1e-10,
             "top_tokens": 16,
             "count_padding": True,
+            "one_kind": True,
         },
     },
     "correct": {
@@ -134,6 +135,7 @@ MODES = {
             "text_epsilon": 0.0,
             "top_tokens": None,
             "count_padding": False,
+            "one_kind": False,
         },
     },
 }
@@ -155,7 +157,7 @@ def tokenizer(mode: str) -> Settings:
     }
 
 
-def views(tokens: Settings | None, *, tiny: bool) -> Settings:
+def views(tokens: Settings | None, mode: str, *, tiny: bool) -> Settings:
     """datasets.py: a weak crop beside the caption, and SimCLR's augmentation; built-in: the two edited captions."""
     normalised = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     crop = {"_target_": "openslip.data.image.crop.RandomResizedCrop", "size": 32 if tiny else 224, **normalised}
@@ -166,6 +168,7 @@ def views(tokens: Settings | None, *, tiny: bool) -> Settings:
         "swap": 0.1,
         "synonyms": 0.1,
         "thesaurus": None,
+        "one_kind": MODES[mode]["declip"]["one_kind"],
     }
     simclr = {
         "_target_": "openslip.data.image.augment.SimCLRAugment",
@@ -476,7 +479,7 @@ def recipe(
     """All that changes the result of a run: without arguments, that of `model=METHOD_SIZE` and nothing else."""
     tiny = size == "tiny"
     tokens = None if method == "simclr" else tokenizer(mode)
-    made = views(tokens, tiny=tiny)
+    made = views(tokens, mode, tiny=tiny)
     evaluated_by = evaluated_by or ("builtin_knn" if method == "simclr" else "builtin")
     as_the_file_says = {"activation": None, "image_heads": None, "text_heads": None}
     untouched = {"weights": None, **as_the_file_says, "locked": False}

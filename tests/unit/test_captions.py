@@ -34,6 +34,39 @@ def collated(view: View, count: int, captions: tuple[str, ...] = CAPTIONS) -> Co
     return view.collate([view.draw(sample, np.random.default_rng(seed)) for seed in range(count)])
 
 
+def one_of(text: str, seeds: int, *, delete: float = 0.1, swap: float = 0.1, synonyms: float = 0.1) -> list[str]:
+    edits = RandomEdits(delete=delete, swap=swap, synonyms=synonyms, one_kind=True)
+    return [edits(text, np.random.default_rng(seed)) for seed in range(seeds)]
+
+
+def test_a_caption_gets_one_kind_of_edit():
+    text = "a big dog on a big red sofa"
+    kinds = Counter()
+    for edited in one_of(text, 3000):
+        words, before = edited.split(), text.split()
+        if sorted(words) == sorted(before):
+            kinds["swapped" if words != before else "same"] += 1
+            assert sum(word != other for word, other in zip(words, before, strict=True)) in (0, 2)
+        elif len(words) < len(before):
+            kinds["shorter"] += 1
+            assert set(words) <= set(before)
+        else:  # one word is another one, in all its places
+            kinds["renamed"] += 1
+            changed = {old for old in before if old not in words}
+            assert len(changed) == 1
+    # Of eight words none is deleted with probability 0.43; two equal words are swapped, or no two are, with 0.07.
+    assert 900 < kinds["renamed"] < 1100
+    assert 870 < kinds["swapped"] < 1000
+    assert 500 < kinds["shorter"] < 640
+
+
+def test_one_kind_of_edit_leaves_a_word_and_draws_no_kind_of_share_0():
+    assert {*one_of("red ring", 50, delete=1.0, swap=0.0, synonyms=0.0)} == {"red", "ring"}
+    assert {*one_of("red ring", 50, delete=0.0, synonyms=0.0)} == {"red ring", "ring red"}
+    assert one_of("red ring", 3, delete=0.0, swap=0.0, synonyms=0.0) == ["red ring"] * 3
+    assert one_of("", 3) == [""] * 3
+
+
 def test_each_caption_is_drawn_equally_often():
     view = Caption(tokenizer=tokenizer())
     sample = sample_of(Image.new("RGB", (8, 8)), CAPTIONS)

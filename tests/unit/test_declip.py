@@ -12,6 +12,7 @@ from openslip.config.build import build, build_parts, settled
 from openslip.config.compose import compose_config
 from openslip.data.view import example_batch
 from openslip.errors import UserError
+from openslip.models.text_transformer import TextTransformer
 from openslip.objectives.declip import DeCLIP
 from openslip.objectives.defilip import DeFILIP
 from openslip.training.microbatch import loss_in_micro_batches
@@ -111,6 +112,46 @@ def test_the_logit_scale_is_limited_as_the_mode_says(published: bool, start: flo
 def test_bounds_that_are_no_range_are_refused():
     with pytest.raises(UserError, match=r"logit_scale_bounds=\[6.0, 3.0\]: expected two ascending numbers"):
         declip_model("declip", logit_scale_bounds=(6.0, 3.0))
+
+
+@pytest.mark.parametrize("factor", [7.0, 0.0])
+def test_a_largest_factor_below_the_lower_bound_is_refused(factor: float):
+    with pytest.raises(UserError, match=rf"largest_factor={factor}: expected at least .* = 7\.389 .*=\[2\.0, 6\.0\]"):
+        declip_model("declip", largest_factor=factor)
+    declip_model("declip", largest_factor=7.4)
+
+
+class Unnamed(TextTransformer):
+    """A text tower that calls its embedding otherwise."""
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.words = self.token_embedding
+        del self.token_embedding
+
+
+def test_a_text_tower_without_a_vocabulary_is_refused():
+    model, objective = declip_model("declip")
+    model.text_tower = Unnamed(vocab_size=50, context_length=9, width=16, depth=1, heads=2)
+    with pytest.raises(UserError, match=r"model\.text_tower: Unnamed has no nn\.Embedding named token_embedding"):
+        objective.setup(model)
+
+
+@pytest.mark.parametrize("sizes", [[6], [2, 4]])
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["model=declip_tiny", "objective.views.text=${views.caption}"], "text_labels"),
+        (["model=defilip_tiny", "objective.views.text=${views.edited_caption}"], "text_labels"),
+        (["model=filip_tiny", "~objective.views.text"], "text"),
+    ],
+)
+def test_a_batch_key_that_no_view_makes_is_named(words: list[str], key: str, sizes: list[int]):
+    config, _ = compose_config("train", words)
+    parts = build_parts(config)
+    parts.objective.prepare(parts.model)
+    with pytest.raises(UserError, match=rf"objective\.views makes index, image.*, but the objective also reads {key}:"):
+        loss_in_micro_batches(parts.objective, parts.model, example_batch(parts.views, 6), sizes)
 
 
 @pytest.mark.parametrize("mode", ["correct", "faithful"])

@@ -226,11 +226,11 @@ def test_a_clip_config_of_the_second_format_had_equal_captions_as_negatives(tmp_
 
 def test_edits_of_the_second_format_had_no_synonyms(tmp_path: Path):
     captions, edit = "openslip.data.captions.choice.Caption", "openslip.data.captions.augment.RandomEdits"
-    edits = f"{{_target_: {edit}, delete: 0.1, swap: 0.1, synonyms: %s, thesaurus: null}}"
+    edits = f"{{_target_: {edit}, delete: 0.1, swap: 0.1, synonyms: %s, thesaurus: null, one_kind: false}}"
     edits = f"objective.views.text={{_target_: {captions}, tokenizer: '${{tokenizer}}', augment: {edits}}}"
     stored_config = copy.deepcopy(composed("model=clip_tiny", edits % 0.0))
     del stored_config["objective"]["same_caption"]
-    for key in ("synonyms", "thesaurus"):
+    for key in ("synonyms", "thesaurus", "one_kind"):
         del stored_config["objective"]["views"]["text"]["augment"][key]
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"format": 2, **stored_config}))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -108,11 +109,29 @@ class Renaming(Objective):
 
 def test_a_number_that_an_objective_does_not_keep_is_refused():
     ramp = {"_target_": "openslip.schedules.PiecewiseLinear", "at": [0.0, 1.0], "values": [0.0, 1.0]}
-    with pytest.raises(UserError, match=r"objective\.weight: Renaming has no attribute weight"):
+    with pytest.raises(UserError, match=r"objective\.weight: Renaming has no number weight"):
         build_objective({"_target_": f"{__name__}.Renaming", "weight": ramp})
 
 
-def test_only_numbers_of_the_objective_itself_follow_a_schedule():
+def test_only_numbers_of_objectives_follow_a_schedule():
     ramp = {"_target_": "openslip.schedules.PiecewiseLinear", "at": [0.0, 1.0], "values": [0.0, 1.0]}
     assert list(mismatches("objective.ssl_scale", ramp, 1.0)) == []
-    assert list(mismatches("objective.declip.simsiam_scale", ramp, 0.2)) != []
+    assert list(mismatches("objective.declip.simsiam_scale", ramp, 0.2)) == []
+    assert list(mismatches("objective.views.text.probability", ramp, 0.15)) != []
+    assert list(mismatches("objective.model.token_dim", ramp, 256)) != []
+
+
+def test_a_number_of_an_objective_inside_the_objective_follows_a_schedule():
+    words = ["model=defilip_tiny", f"objective.declip.simsiam_scale={RAMP}"]
+    config, _ = compose_config("train", words)
+    objective: Any = build_objective(config["objective"])
+    assert objective.begin_step(5, 100) == {"declip.simsiam_scale": 0.5}
+    assert (objective.declip.simsiam_scale, objective.declip.clip_scale) == (0.5, 0.4)
+
+
+def test_an_error_names_the_numbers_that_can_follow_a_schedule():
+    rising = RAMP.replace("[0, 1]}", "[50, 100]}")
+    config, _ = compose_config("train", ["model=defilip_tiny", f"objective.declip.largest_factor={rising}"])
+    numbers = "declip.clip_scale, declip.masked_scale, declip.neighbour_scale"
+    with pytest.raises(UserError, match=rf"objective\.declip\.largest_factor: DeFILIP has no number .*: {numbers}"):
+        build_objective(config["objective"])

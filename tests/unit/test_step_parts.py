@@ -49,7 +49,7 @@ def test_the_clamp_is_clips_own_where_nothing_else_is_said():
     model, _ = small_model("clip")
     with torch.no_grad():
         model.get_parameter("logit_scale").fill_(5.0)
-    CLIP(gather_with_grad=True, max_logit_scale=2.0).after_step(model)  # pyright: ignore[reportArgumentType]
+    CLIP(gather_with_grad=True, max_logit_scale=2.0, same_caption="negative").after_step(model)  # pyright: ignore[reportArgumentType]
     assert model.get_parameter("logit_scale").item() == 2.0
 
 

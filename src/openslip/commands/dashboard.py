@@ -68,8 +68,8 @@ def workspace(entity: str, project: str) -> "Workspace":
             every("Gain of the prompt ensemble in points", r"^eval(_ema)?/.*/ensemble_gain(_over_best)?$"),
         ],
         "Training": [
-            lines("Losses", "train/loss", "train/clip_loss", "train/ssl_loss"),
-            lines("Accuracy in the batch", "train/clip_acc", "train/ssl_acc"),
+            every("Losses", r"^train/(.*_)?loss$"),
+            every("Accuracy in the batch", r"^train/.*_acc$"),
             lines("exp(logit_scale)", "train/logit_scale"),
             lines("Learning rate", "train/lr"),
             lines("Gradient norm before clipping", "train/gradient_norm"),

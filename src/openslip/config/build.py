@@ -1,7 +1,7 @@
 """Build the objects that a config describes: any `_target_`, and the parts of a training step."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -98,19 +98,57 @@ def build_parts(config: dict[str, Any]) -> Parts:
 def build_objective(config: dict[str, Any]) -> Objective:
     """Build the config's `objective`; a number may be given as a schedule, whose first value the constructor gets.
 
+    Numbers of an objective inside the objective may follow a schedule too.
+
     Raises:
-        UserError: the objective has no attribute of the name of a number that is given as a schedule.
+        UserError: the objective keeps no number of the name of one that is given as a schedule.
     """
     # The objective's class takes neither key: views are built by `build_parts`, and the model config has read `model`.
     arguments = {key: value for key, value in config.items() if key not in ("views", "model")}
-    schedules = {key: build(value, f"objective.{key}") for key, value in arguments.items() if is_schedule(value)}
-    objective = build(arguments | {key: schedule(0, 1) for key, schedule in schedules.items()}, "objective")
+    schedules = {key: build(value, f"objective.{key}") for key, value in scheduled(arguments)}
+    objective = build(with_first_values(arguments), "objective")
+    numbers = numbers_of(objective)
     for key in schedules:
-        if key not in vars(objective):
+        if key not in numbers:
             name = type(objective).__name__
-            raise UserError(f"objective.{key}: {name} has no attribute {key} that can follow a schedule; use a number")
+            raise UserError(
+                f"objective.{key}: {name} has no number {key} that can follow a schedule; use a number here, or a "
+                f"schedule for one of: {', '.join(sorted(numbers))}"
+            )
     objective.schedules = schedules
     return objective
+
+
+def scheduled(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield dotted key and settings of each number that is given as a schedule."""
+    for key, value in config.items():
+        if is_schedule(value):
+            yield prefix + key, value
+        elif isinstance(value, dict):
+            yield from scheduled(value, f"{prefix}{key}.")
+
+
+def with_first_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with the first value of each schedule in place of its settings."""
+    return {
+        key: build(value)(0, 1)
+        if is_schedule(value)
+        else with_first_values(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }
+
+
+def numbers_of(objective: Objective) -> set[str]:
+    """Return the names of an objective's numbers that are read in every step, with those of objectives inside it."""
+    return {
+        f"{module}.{name}".removeprefix(".")
+        for module, part in objective.named_modules()
+        if isinstance(part, Objective)
+        for name, value in vars(part).items()
+        if isinstance(value, float)
+    }
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def mismatches(key: str, value: Any, default: Any) -> Iterator[str]:
         return
     if key.endswith((".classnames", ".templates")) and isinstance(value, str) and "{}" not in value:
         return  # in place of a list: a text file, or the name of a built-in list
-    if key.startswith("objective.") and key.count(".") == 1 and is_number(default) and is_schedule(value):
+    of_loss = key.startswith("objective.") and not key.startswith(("objective.views.", "objective.model."))
+    if of_loss and is_number(default) and is_schedule(value):
         return
     example = f"e.g. {key}={default}"
     if isinstance(default, dict):

@@ -18,7 +18,7 @@ from openslip.data.order import VERSION, Order, local_batch_size
 from openslip.data.pinned import Buffers
 from openslip.data.source import Source
 from openslip.data.upload import Upload
-from openslip.data.view import View, key
+from openslip.data.view import Batch, View, key
 from openslip.data.workers import check_workers, number_of_workers
 from openslip.distributed import of_all_ranks, world_size
 from openslip.errors import UserError
@@ -146,12 +146,12 @@ class DataModule(pl.LightningDataModule):
                 batch["buffer"].give_back(torch.cuda.current_stream(device).record_event())
         return moved
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         """Finish each view on the device, and record the batch's bad samples and statistics."""
         notes = batch["notes"]
         self.bad_samples.record(notes.epoch, notes.step, notes.bad)
         self.check_budget(notes.step)
-        finished, device = {"index": batch["index"]}, batch["index"].device
+        finished, device = Batch(index=batch["index"]), batch["index"].device
         with self.upload.beside(device):
             for name, view in self.views.items():
                 columns = dict(batch[name])

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from openslip.data.image.decode import Box, Decoder, PillowDecoder
+from openslip.errors import UserError
 
 Columns = dict[str, Tensor]  # suffix to column; the suffix "" stands for the view's own key
 
@@ -131,7 +132,21 @@ def key(name: str, suffix: str) -> str:
     return f"{name}_{suffix}" if suffix else name
 
 
-def example_batch(views: Mapping[str, View], size: int, *, varied: bool = False) -> dict[str, Tensor]:
+class Batch(dict[str, Tensor]):
+    """The columns of a batch by key.
+
+    Raises:
+        UserError: a key is read that no view makes.
+    """
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"objective.views makes {', '.join(self)}, but the objective also reads {name}: use the views of its file "
+            "in configs/objective/"
+        )
+
+
+def example_batch(views: Mapping[str, View], size: int, *, varied: bool = False) -> Batch:
     """Finished batch of noise on the CPU, the same at every call.
 
     Args:
@@ -140,7 +155,7 @@ def example_batch(views: Mapping[str, View], size: int, *, varied: bool = False)
         varied: whether the samples differ in cost; else each has the highest cost possible.
     """
     generator = torch.Generator().manual_seed(0)
-    batch = {"index": torch.arange(size)}
+    batch = Batch(index=torch.arange(size))
     for name, view in views.items():
         columns = view.example(size, generator, varied=varied)
         batch |= {key(name, suffix): column for suffix, column in columns.items()}

@@ -34,7 +34,7 @@ class CLIP(Objective):
 
     min_batch_size = 2
 
-    def __init__(self, *, gather_with_grad: bool, max_logit_scale: float, same_caption: str = "negative") -> None:
+    def __init__(self, *, gather_with_grad: bool, max_logit_scale: float, same_caption: str) -> None:
         super().__init__()
         self.gather_with_grad = gather_with_grad
         self.max_logit_scale = max_logit_scale

@@ -6,7 +6,6 @@ the reverse.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from openslip.errors import UserError
 from openslip.models.dual_encoder import DualEncoder
 from openslip.objectives.clip import info_nce
 from openslip.objectives.logit_scale import LogitScaleLimits
-from openslip.objectives.masked_words import masked_word_loss, masked_word_losses, unmasked
+from openslip.objectives.masked_words import masked_word_loss, masked_word_losses, unmasked, vocabulary_size
 from openslip.objectives.neighbour_queue import NeighbourQueue
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
@@ -43,8 +42,8 @@ class DeCLIP(Objective):
         published_limits: as `published` in `LogitScaleLimits`.
         contrasts_masked: whether the pooled feature of `text` is that of the masked caption. If not, the caption is
             encoded a second time, without masks.
-        rank_queue: whether each rank has a queue of its own captions' features; the checkpoint then keeps the first
-            rank's queue. If not, all ranks have the queue of the global batch.
+        rank_queue: whether each rank has a queue of its own captions' features. A run then resumes on the same number
+            of ranks only. If not, all ranks have the queue of the global batch.
         queue_wraps: as `wraps` in `NeighbourQueue`.
         rank_batch_norm: as in `SimSiam`.
         rank_masked_mean: as `of_each_rank` in `masked_word_loss`.
@@ -101,8 +100,7 @@ class DeCLIP(Objective):
         self.simsiam = SimSiam(
             width=width, hidden=self.head_hidden, bottleneck=self.head_bottleneck, rank_batch_norm=self.rank_batch_norm
         )
-        text: Any = model.text_tower
-        self.vocabulary = nn.Linear(text.token_width, text.token_embedding.num_embeddings)
+        self.vocabulary = nn.Linear(model.text_tower.token_width, vocabulary_size(model.text_tower))
         self.queue = NeighbourQueue(size=self.queue_size, width=width, wraps=self.queue_wraps)
 
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
@@ -162,6 +160,9 @@ class DeCLIP(Objective):
         self.limits.after_step(model)
         for rows in self.new_rows:
             self.queue.push(rows, self.skipped)
+
+    def rank_buffers(self) -> dict[str, Tensor]:
+        return {"queue": self.queue.features} if self.rank_queue else {}
 
 
 def image_rows(image: Features, texts: Float[Tensor, "global dim"], factor: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -105,6 +105,9 @@ class DeFILIP(Objective):
         self.declip.after_step(model)
         model.token_logit_scale.clamp_(0, self.max_token_logit_scale)
 
+    def rank_buffers(self) -> dict[str, Tensor]:
+        return self.declip.rank_buffers()
+
     @property
     def token_views(self) -> tuple[str, ...]:
         """The views that are compared token by token."""

@@ -23,12 +23,17 @@ class LogitScaleLimits:
             `logit_scale` is clamped after the step only, to log(largest_factor) at most.
 
     Raises:
-        UserError: `bounds` are not two ascending numbers.
+        UserError: `bounds` are not two ascending numbers, or `largest_factor` is below the factor of the first.
     """
 
     def __init__(self, bounds: Sequence[float], largest_factor: float | None, *, published: bool) -> None:
         if len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise UserError(f"logit_scale_bounds={list(bounds)}: expected two ascending numbers, such as [3, 6]")
+        if largest_factor is not None and not largest_factor >= math.exp(bounds[0]):
+            raise UserError(
+                f"largest_factor={largest_factor}: expected at least exp(logit_scale_bounds[0]) = "
+                f"{math.exp(bounds[0]):.4g} with logit_scale_bounds={list(bounds)}, such as 100; null sets no limit"
+            )
         self.lower, self.upper = bounds
         self.largest_factor = largest_factor
         self.published = published

@@ -7,8 +7,25 @@ from torch import Tensor, nn
 
 from openslip.data.captions.masked import NO_LABEL
 from openslip.distributed import mean_over_ranks
+from openslip.errors import UserError
 from openslip.models.batch_norm import at_least_float32
 from openslip.models.packing import copied
+from openslip.models.tower import Tower
+
+
+def vocabulary_size(text_tower: Tower) -> int:
+    """Return the number of token ids that a text tower reads: the rows of its `token_embedding`.
+
+    Raises:
+        UserError: the tower has no embedding of this name.
+    """
+    embedding = dict(text_tower.named_children()).get("token_embedding")
+    if not isinstance(embedding, nn.Embedding):
+        raise UserError(
+            f"model.text_tower: {type(text_tower).__name__} has no nn.Embedding named token_embedding, so the "
+            "vocabulary of the masked-token loss is unknown; name it so, or use model/tower@model.text_tower=text_512"
+        )
+    return embedding.num_embeddings
 
 
 def masked_word_losses(

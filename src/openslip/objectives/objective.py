@@ -25,8 +25,9 @@ class Objective(nn.Module, ABC):
             It is false if the fp16 loss scaler skips an update because gradients overflow. After a skipped step, only
             buffers of up to 2**18 elements are restored. If `skipped` is true, `after_step` must therefore change
             neither larger buffers (queues) nor parameters (EMA teachers).
-        schedules: attributes whose values are functions of the step, such as the weight of a term. A config gives them
-            as schedules in place of numbers; the framework assigns the numbers of each step before `encode` is called.
+        schedules: attributes whose values are functions of the step, such as the weight of a term; a dotted name is an
+            attribute of a submodule. A config gives them as schedules in place of numbers; the framework assigns the
+            numbers of each step before `encode` is called.
     """
 
     min_batch_size = 1
@@ -62,8 +63,13 @@ class Objective(nn.Module, ABC):
         """Assign the numbers of a step to the attributes in `schedules`, and return them; called by the framework."""
         numbers = {name: schedule(step, max_steps) for name, schedule in self.schedules.items()}
         for name, number in numbers.items():
-            setattr(self, name, number)
+            module, _, attribute = name.rpartition(".")
+            setattr(self.get_submodule(module), attribute, number)
         return numbers
+
+    def rank_buffers(self) -> dict[str, Tensor]:
+        """Return the buffers whose values differ between ranks; a checkpoint keeps those of every rank."""
+        return {}
 
     def after_step(self, model: Any, /) -> None:
         """Clamp parameters, update EMA teachers and queues; called after every step, even if the update was skipped."""

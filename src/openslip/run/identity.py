@@ -132,7 +132,7 @@ def _of_present_format(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgraded_from_2(config: dict[str, Any]) -> dict[str, Any]:
-    """Upgrade a config of format 2, in which CLIP had no `same_caption` and edits of captions no synonyms."""
+    """Upgrade a config of format 2: CLIP had no `same_caption`, edits of captions no synonyms and all their kinds."""
     objective = config["objective"]
     added = {"same_caption": "negative"} if _class_name(objective) == "CLIP" else {}
     views = {name: _without_synonyms(view) for name, view in objective["views"].items()}
@@ -143,7 +143,7 @@ def _without_synonyms(view: dict[str, Any]) -> dict[str, Any]:
     edits = view.get("augment")
     if not isinstance(edits, dict) or _class_name(edits) != "RandomEdits":
         return view
-    return {**view, "augment": {"synonyms": 0.0, "thesaurus": None, **edits}}
+    return {**view, "augment": {"synonyms": 0.0, "thesaurus": None, "one_kind": False, **edits}}
 
 
 def _upgraded_from_1(config: dict[str, Any]) -> dict[str, Any]:

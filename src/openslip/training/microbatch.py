@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openslip.data.view import Batch
 from openslip.distributed import world_size
 from openslip.errors import UserError
 from openslip.models.batch_norm import is_synchronised, mixes_samples
@@ -44,10 +45,10 @@ def encode_without_activations(objective: Objective, model: nn.Module, part: dic
     return features
 
 
-def split(batch: dict[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tensor]]:
+def split(batch: dict[str, Tensor], sizes: Sequence[int]) -> list[Batch]:
     """Split the batch's tensors along their first dimension."""
     columns = {key: value.split(list(sizes)) for key, value in batch.items()}
-    return [{key: column[i] for key, column in columns.items()} for i in range(len(sizes))]
+    return [Batch({key: column[i] for key, column in columns.items()}) for i in range(len(sizes))]
 
 
 def micro_batch_sizes(batch_size: int, micro_batch_size: int | None) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.distributed import rank, to_first_rank, world_size
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import describe
@@ -90,6 +91,7 @@ class Pretrainer(pl.LightningModule):
         self.scheduled: dict[str, float] = {}
         self.gradient_norm: Tensor | None = None
         self.provenance: dict[str, Any] = {}
+        self.loaded_rank_buffers: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(param_groups([self.model, self.objective], self.weight_decay, self.layer_decay))
@@ -120,6 +122,13 @@ class Pretrainer(pl.LightningModule):
     def samples_seen(self) -> int:
         """Number of samples consumed; on this x-axis, runs with different batch sizes can be compared."""
         return self.step * self.data.order.global_batch_size
+
+    def on_train_start(self) -> None:
+        # Not earlier: when DDP is set up, it copies all buffers of rank 0 to the other ranks.
+        for name, buffer in self.objective.rank_buffers().items():
+            if name in self.loaded_rank_buffers:
+                buffer.copy_(self.loaded_rank_buffers[name])
+        self.loaded_rank_buffers = {}
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         lr = self.schedule(self.step)
@@ -166,6 +175,8 @@ class Pretrainer(pl.LightningModule):
         entry = describe(self.architecture, self.tokenizer, self.transform)
         own = {"init_from": self.init_from, "step": self.step, "provenance": self.provenance}
         checkpoint["openslip"] = {**entry, **own}
+        # This hook is called on all ranks, and rank 0 writes the file.
+        checkpoint["rank_buffers"] = {name: to_first_rank(x) for name, x in self.objective.rank_buffers().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["openslip"]["step"]
@@ -173,6 +184,23 @@ class Pretrainer(pl.LightningModule):
         # Both are missing in checkpoints of early versions.
         self.init_from = checkpoint["openslip"].get("init_from", {})
         self.provenance = checkpoint["openslip"].get("provenance", {})
+        stored = checkpoint.get("rank_buffers", {})
+        refuse_other_ranks(stored)
+        self.loaded_rank_buffers = {name: buffers[rank()] for name, buffers in stored.items()}
+
+
+def refuse_other_ranks(stored: dict[str, Tensor]) -> None:
+    """Refuse to resume with another number of ranks if the checkpoint has buffers of each rank.
+
+    Args:
+        stored: buffers of all ranks, by name; the first dimension is the rank.
+    """
+    for name, buffers in stored.items():
+        if (ranks := len(buffers)) != world_size():
+            raise UserError(
+                f"the checkpoint has a {name} of each of its {ranks} ranks, but the number of ranks is now "
+                f"{world_size()} (trainer.devices, trainer.num_nodes): resume with {ranks}, or give another name="
+            )
 
 
 def refuse_other_tokenizer(stored: dict[str, Any] | None, tokenizer: Tokenizer | None) -> None:

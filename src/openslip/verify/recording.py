@@ -116,7 +116,7 @@ def build(run: Run, state: Arrays, *, gather_with_grad: bool) -> tuple[Model, Ob
 def _objective(run: Run, *, gather_with_grad: bool) -> Objective:
     clip = {"gather_with_grad": gather_with_grad, "max_logit_scale": run.hyper["max_logit_scale"]}
     if not run.has_head:
-        return CLIP(**clip)
+        return CLIP(**clip, same_caption="negative")
     dims = run.dims
     ssl = {"head_hidden": dims["ssl_mlp"], "head_output": dims["ssl_emb"], "ssl_temperature": dims["ssl_temp"]}
     return SLIP(**clip, **ssl, ssl_scale=dims["ssl_scale"]) if run.has_text else SimCLR(**ssl)

@@ -65,7 +65,9 @@ def _build(state: dict[str, list[int]], num_heads: int) -> tuple[Model, Objectiv
     model = build_model(slip.read_architecture(state, image_heads=num_heads, text_heads=None))
     assert isinstance(model, DualEncoder | ImageEncoder)
     if "image_mlp.layer1.weight" not in state:
-        return model, CLIP(gather_with_grad=True, max_logit_scale=PUBLISHED_HYPER["max_logit_scale"])
+        return model, CLIP(
+            gather_with_grad=True, max_logit_scale=PUBLISHED_HYPER["max_logit_scale"], same_caption="negative"
+        )
     objective = SimCLR(  # SLIP's parameters are those of SimCLR's head
         head_hidden=state["image_mlp.layer1.weight"][0],
         head_output=state["image_mlp.layer3.weight"][0],

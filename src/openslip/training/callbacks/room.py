@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from openslip.distributed import from_first_rank, rank
+from openslip.distributed import from_first_rank, rank, world_size
 from openslip.durable import unwritten
 from openslip.errors import CheckpointError
 from openslip.training.checkpoint_io import check_space, size_of
@@ -26,6 +26,7 @@ class Room(pl.Callback):
         if self.is_checked:
             return
         state = [pl_module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)]
+        state += [pl_module.objective.rank_buffers()] * world_size()
         # Only the first rank writes; other nodes may not even have the folder.
         failure = no_room(Path(trainer.default_root_dir) / "checkpoints", size_of(state)) if rank() == 0 else None
         if failure := from_first_rank(failure):
