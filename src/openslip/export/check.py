@@ -1,0 +1,114 @@
+"""Compare what a form's own library computes of an exported folder with what OpenSLIP computes of the model."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from openslip.errors import UserError
+from openslip.export.inputs import CAPTIONS, draw_images, to_arrays
+from openslip.inference.bundle import Bundle, evaluating
+from openslip.text.bare_ids import BareIds
+
+LIMIT = 1e-4  # of each difference, in float32
+LIBRARIES = {  # of the fresh process: nothing is downloaded, and a GPU would round otherwise
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def compare(bundle: Bundle, folder: Path, form: str) -> dict[str, float]:
+    """Return the largest difference of each quantity that the form's library and OpenSLIP compute.
+
+    Compared are the prepared pixels, the token ids that the model reads (their number that differs), the features at
+    unit length, exp(logit_scale) (relatively) and logit_bias, as far as the form has them.
+
+    Raises:
+        UserError: the library cannot load the folder, or a difference is above the limit.
+    """
+    ours = expected(bundle)
+    theirs = read_back(folder, form, ours)
+    deviations = {name: deviation(name, theirs[name], ours) for name in theirs}
+    wrong = {name: value for name, value in deviations.items() if not value <= (0 if name == "ids" else LIMIT)}
+    if wrong:
+        listed = ", ".join(f"{name} by {value:.1e}" for name, value in wrong.items())
+        raise UserError(
+            f"--to {form}: the exported model differs from ours in {listed} (limit {LIMIT:.0e}; ids: 0): it is removed"
+        )
+    return deviations
+
+
+def expected(bundle: Bundle) -> dict[str, np.ndarray]:
+    """Return the inputs of the check, and what OpenSLIP computes of them."""
+    images = draw_images()
+    arrays: dict[str, np.ndarray] = to_arrays(images)
+    pixels = torch.stack([bundle.transform(image) for image in images])
+    with evaluating(bundle.model, bundle.device):
+        image_features = bundle.unit(bundle.model.encode_image(pixels), "image")
+        arrays |= {"pixels": pixels.numpy(), "image_features": image_features.numpy()}
+        if bundle.tokenizer is not None:
+            if isinstance(bundle.tokenizer, BareIds):
+                ids = draw_ids(bundle.tokenizer)
+                lengths = bundle.tokenizer.lengths(ids)
+            else:
+                ids, lengths = bundle.tokenizer.encode(CAPTIONS)
+                arrays["captions"] = np.array(CAPTIONS)
+            text_features = bundle.unit(bundle.model.encode_text(ids, lengths), "text")
+            arrays |= {"ids": ids.numpy(), "lengths": lengths.numpy(), "text_features": text_features.numpy()}
+    scale, bias = (getattr(bundle.model, name, None) for name in ("logit_scale", "logit_bias"))
+    if scale is not None:
+        arrays["logit_scale"] = scale.detach().exp().double().numpy()
+    if bias is not None:
+        arrays["logit_bias"] = bias.detach().double().numpy()
+    return arrays
+
+
+def draw_ids(tokenizer: BareIds) -> torch.Tensor:
+    """Draw rows of ids for a model whose vocabulary is unknown; each row holds the end token once, if there is one."""
+    end = tokenizer.vocab_size - 1 if tokenizer.end is None else tokenizer.end
+    shape = len(CAPTIONS), tokenizer.context_length
+    ids = torch.randint(0, tokenizer.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    ids[ids == end] = (end + 1) % tokenizer.vocab_size
+    rows = torch.arange(len(ids))
+    ids[rows, 1 + rows % (tokenizer.context_length - 1)] = end
+    return ids
+
+
+def read_back(folder: Path, form: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Load a folder with the form's library in a fresh process, and return what it computes.
+
+    Raises:
+        UserError: the process fails.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        given, result = Path(place, "inputs.npz"), Path(place, "outputs.npz")
+        kept = ("image_0", "pixels", "captions", "ids")
+        np.savez(given, allow_pickle=False, **{name: inputs[name] for name in inputs if name.startswith(kept)})
+        command = [sys.executable, "-P", "-m", "openslip.export.read_back", form, str(folder), str(given), str(result)]
+        process = subprocess.run(command, env=os.environ | LIBRARIES, capture_output=True, text=True, errors="replace")
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise UserError(f"--to {form}: its library cannot load the exported folder ({lines[-1][:300]})")
+        with np.load(result, allow_pickle=False) as file:
+            return dict(file)
+
+
+def deviation(name: str, theirs: np.ndarray, ours: dict[str, np.ndarray]) -> float:
+    """Return the largest difference of a quantity, or the number of ids that differ; infinite if shapes differ."""
+    if name == "ids":
+        lengths = ours["lengths"]
+        if len(theirs) != len(lengths) or theirs.shape[1] < lengths.max():
+            return float("inf")
+        read = np.arange(lengths.max()) < lengths[:, None]
+        return float((theirs[:, : lengths.max()] != ours["ids"][:, : lengths.max()])[read].sum())
+    if name not in ours or theirs.shape != ours[name].shape:
+        return float("inf")
+    if name.endswith("_features"):
+        theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
+    difference = float(np.abs(theirs.astype(np.float64) - ours[name]).max())
+    return difference / float(ours[name]) if name == "logit_scale" else difference
