@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from openslip.errors import UserError
+from openslip.export import forms
 from openslip.export.inputs import CAPTIONS, draw_images, to_arrays
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.text.bare_ids import BareIds
@@ -31,7 +33,8 @@ def compare(bundle: Bundle, folder: Path, form: str) -> dict[str, float]:
     Raises:
         UserError: the library cannot load the folder, or a difference is above the limit.
     """
-    ours = expected(bundle)
+    define = getattr(forms.load(form), "transform", None)  # optional
+    ours = expected(bundle if define is None else replace(bundle, transform=define(bundle)))
     theirs = read_back(folder, form, ours)
     deviations = {name: deviation(name, theirs[name], ours) for name in theirs}
     wrong = {name: value for name, value in deviations.items() if not value <= (0 if name == "ids" else LIMIT)}

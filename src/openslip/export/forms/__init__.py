@@ -5,6 +5,8 @@ Contract of each file:
 - `EXTRA: str | None` is the extra of OpenSLIP that installs them.
 - `write(bundle: Bundle, folder: Path) -> None` writes the files of the form into an empty folder. If the form cannot
   express the model, it raises a UserError that gives the reason and names the form that can.
+- `transform(bundle: Bundle) -> EvalTransform` is optional: the transform that the form defines, if it is not exactly
+  ours. docs/NUMERICS.md says how they differ.
 - `read(folder: Path) -> Read` loads the folder with the form's own library. Nothing of OpenSLIP computes there.
 """
 
