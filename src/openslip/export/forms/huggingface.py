@@ -79,7 +79,7 @@ def describe(
     """
     text = structure.text_transformer(model.text_tower)
     if text is None:
-        refuse(f"a {type(model.text_tower).__name__}", "open_clip")
+        refuse(f"a {type(model.text_tower).__name__}")
     if model.token_dim is not None:
         refuse("projections of single tokens")
     if model.text_projection is None:
@@ -213,7 +213,7 @@ def read(folder: Path) -> Read:
     model, report = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if problems := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"transformers does not load all weights: {problems}")
-    model.eval()
+    model.eval().requires_grad_(False)
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     has_texts = (folder / "tokenizer_config.json").exists()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if has_texts else None
@@ -226,12 +226,10 @@ def read(folder: Path) -> Read:
         return tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
 
     def image_features(pixels: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return model.get_image_features(pixel_values=torch.from_numpy(pixels)).pooler_output.numpy()
+        return model.get_image_features(pixel_values=torch.from_numpy(pixels)).pooler_output.numpy()
 
     def text_features(ids: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return model.get_text_features(input_ids=torch.from_numpy(ids)).pooler_output.numpy()
+        return model.get_text_features(input_ids=torch.from_numpy(ids)).pooler_output.numpy()
 
     bias = getattr(model, "logit_bias", None)
     return Read(
