@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported_models import TEXT, bundle_of, in_process, vit
+from exported_models import TEXT, bundle_of, in_process, vit, without_vocabulary
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -22,6 +22,7 @@ from openslip.export.tokenizer_files import write_tokenizer
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import write
 from openslip.inference.layouts.huggingface_tokenizer import tokenizer_in
+from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
 
 __all__ = ["in_process"]
@@ -134,7 +135,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "activation of images": ("clip", in_config("vision_config", "hidden_act", value="gelu"), "image_features"),
     "activation of texts": ("slip", in_config("text_config", "hidden_act", value="gelu"), "text_features"),
     "exact gelu": ("siglip", in_config("vision_config", "hidden_act", value="gelu"), "image_features"),
-    "end id": ("clip", in_config("text_config", "eos_token_id", value=49406), "text_features"),
+    "end id": ("clip", in_config("text_config", "eos_token_id", value=57), "text_features"),
     "epsilon of images": ("clip", in_config("vision_config", "layer_norm_eps", value=1e-6), "image_features"),
     "epsilon of texts": ("slip", in_config("text_config", "layer_norm_eps", value=1e-6), "text_features"),
     "epsilon of SigLIP": ("siglip", in_config("vision_config", "layer_norm_eps", value=1e-5), "image_features"),
@@ -156,7 +157,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_writer_is_refused(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name, damage, quantity = FAULTS[fault]
-    write(bundle_of(name), tmp_path / "source.ckpt")
+    write((bundle_of if quantity == "ids" else without_vocabulary)(name), tmp_path / "source.ckpt")
     right = huggingface.write
 
     def wrong(bundle: Bundle, folder: Path) -> None:
@@ -167,6 +168,12 @@ def test_a_fault_of_the_writer_is_refused(fault: str, tmp_path: Path, monkeypatc
     with pytest.raises((UserError, ValueError), match=quantity):
         export(tmp_path / "source.ckpt", tmp_path / "out", "huggingface")
     assert [path.name for path in tmp_path.iterdir()] == ["source.ckpt"]
+
+
+def test_a_vocabulary_that_is_not_known_needs_no_tokenizer(tmp_path: Path):
+    again, deviations = exported(without_vocabulary("clip"), tmp_path)
+    assert deviations.keys() == {"pixels", "image_features", "text_features", "logit_scale"}
+    assert isinstance(again.tokenizer, BareIds)
 
 
 LONGEST = EvalTransform(size=32, mean=[0.5] * 3, std=[0.5] * 3, resize="longest")

@@ -39,7 +39,7 @@ def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         result["text_features"] = model.text_features(ids)
     for name in ("logit_scale", "logit_bias"):
         if (value := getattr(model, name)) is not None:
-            result[name] = np.float64(value)
+            result[name] = np.array(value)
     return result
 
 
