@@ -97,7 +97,7 @@ def test_zero_shot_predicts_the_same_class_for_every_image(name: str, tmp_path: 
     assert library.pixels
     assert library.ids
     assert library.text_features
-    images = [Image.open(io.BytesIO(source[number].image)) for number in range(len(source))]
+    images: list[Image.Image] = [Image.open(io.BytesIO(source[number].image)) for number in range(len(source))]
     pixels = np.concatenate([library.pixels(images[start : start + 64]) for start in range(0, len(images), 64)])
     features = F.normalize(torch.from_numpy(library.image_features(pixels)), dim=1)
     names = evaluation.arrays["classnames"].tolist()

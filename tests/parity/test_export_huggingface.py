@@ -10,7 +10,7 @@ import torch
 from exported_models import TEXT, bundle_of, in_process, vit, without_vocabulary
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 import openslip
 from openslip.data.image.eval_transform import EvalTransform
@@ -168,6 +168,18 @@ def test_a_fault_of_the_writer_is_refused(fault: str, tmp_path: Path, monkeypatc
     with pytest.raises((UserError, ValueError), match=quantity):
         export(tmp_path / "source.ckpt", tmp_path / "out", "huggingface")
     assert [path.name for path in tmp_path.iterdir()] == ["source.ckpt"]
+
+
+def test_the_towers_of_clip_load_alone(tmp_path: Path):
+    bundle = bundle_of("clip")
+    huggingface.write(bundle, tmp_path)
+    ids, lengths = bundle.need_tokenizer().encode(TEXTS)
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        texts = CLIPTextModelWithProjection.from_pretrained(tmp_path)(input_ids=ids).text_embeds
+        images = CLIPVisionModelWithProjection.from_pretrained(tmp_path)(pixel_values=pixels).image_embeds
+        torch.testing.assert_close(texts, bundle.model.encode_text(ids, lengths), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(images, bundle.model.encode_image(pixels), rtol=1e-5, atol=1e-5)
 
 
 def test_a_vocabulary_that_is_not_known_needs_no_tokenizer(tmp_path: Path):

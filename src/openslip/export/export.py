@@ -53,7 +53,7 @@ def export(
         UserError: `load` refuses the source, the form cannot express the model, the library computes something else,
             or the folder exists or cannot be written.
     """
-    module, target = find_form(form), Path(target)
+    module, target = find_form(form), Path(os.path.abspath(target))
     refuse_existing(target, source, force=force)
     if check:
         refuse_missing(form, module)

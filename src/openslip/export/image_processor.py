@@ -14,8 +14,10 @@ def defined(transform: EvalTransform) -> EvalTransform:
 
     It is ours, but half a pixel in the position of a centre crop is rounded down: docs/NUMERICS.md#export-crop.
     """
-    settings = transform.settings()
-    return EvalTransform(**settings | ({"crop": "floor"} if transform.resize == "shortest" else {}))
+    settings: dict[str, Any] = transform.settings()
+    if transform.resize == "shortest":
+        settings["crop"] = "floor"
+    return EvalTransform(**settings)
 
 
 def write_image_processor(transform: EvalTransform, folder: Path, form: str) -> None:

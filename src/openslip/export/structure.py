@@ -52,7 +52,8 @@ def text_transformer(tower: nn.Module) -> Transformer | None:
     """Return the settings of CLIP's text transformer; None for another tower."""
     if type(tower) is not TextTransformer:
         return None
-    return uniform(tower, tower.width, len(tower.blocks), [block.fc1.out_features for block in tower.blocks])
+    blocks: Any = tower.blocks
+    return uniform(tower, tower.width, len(blocks), [block.fc1.out_features for block in blocks])
 
 
 def vision_transformer(tower: nn.Module, weights: Iterable[str], pooling: str) -> Transformer | None:
@@ -63,9 +64,9 @@ def vision_transformer(tower: nn.Module, weights: Iterable[str], pooling: str) -
         weights: names of all weights besides those of the blocks.
         pooling: timm's name of the pooling: `token` or `map`.
     """
-    trunk: Any = getattr(tower, "trunk", None)
-    if not isinstance(tower, TimmTower) or type(trunk) is not VisionTransformer:
+    if not isinstance(tower, TimmTower) or type(tower.trunk) is not VisionTransformer:
         return None
+    trunk: Any = tower.trunk
     depth = len(trunk.blocks)
     blocks = {f"blocks.{n}.{layer}.{kind}" for n in range(depth) for layer in _BLOCK for kind in ("weight", "bias")}
     patch, image = trunk.patch_embed.patch_size, trunk.patch_embed.img_size
