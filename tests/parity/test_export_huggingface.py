@@ -1,5 +1,6 @@
 """Exports to transformers: its features are ours, ours come back, and each fault of the writer is refused."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from exported_models import TEXT, bundle_of, in_process, vit, without_vocabulary
+from exported_models import ARCHITECTURES, TEXT, bundle_of, in_process, vit, without_vocabulary
+from model_folders import sentencepiece_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
@@ -24,6 +26,7 @@ from openslip.inference.formats.openslip import write
 from openslip.inference.layouts.huggingface_tokenizer import tokenizer_in
 from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
+from openslip.text.sentencepiece_model import SentencePieceModel
 
 __all__ = ["in_process"]
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -61,6 +64,14 @@ def test_weights_and_features_come_back(name: str, tmp_path: Path):
     images = torch.randn(3, 3, bundle.transform.size, bundle.transform.size)
     torch.testing.assert_close(again.encode_image(images), bundle.encode_image(images), rtol=0, atol=1e-5)
     assert {**again.transform.settings(), "crop": "floor"} == {**bundle.transform.settings(), "crop": "floor"}
+
+
+def test_a_sentencepiece_vocabulary_comes_back(tmp_path: Path):
+    tokenizer = SentencePieceModel(model=base64.b64encode(sentencepiece_model()).decode(), context_length=16)
+    text = ARCHITECTURES["siglip"]["text_tower"] | {"vocab_size": tokenizer.vocab_size}
+    again, deviations = exported(bundle_of("siglip", tokenizer=tokenizer, text_tower=text), tmp_path)
+    assert max(deviations.values()) <= 1e-5
+    assert again.need_tokenizer().settings() == tokenizer.settings()
 
 
 SETTINGS = [
@@ -146,6 +157,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "interpolation": ("slip", in_json("preprocessor_config.json", "resample", value=3), "pixels"),
     "mean": ("siglip", in_json("preprocessor_config.json", "image_mean", value=[0.48, 0.46, 0.41]), "pixels"),
     "context": ("clip", in_json("tokenizer_config.json", "model_max_length", value=12), "ids"),
+    "no tokenizer": ("clip", lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer"),
     "temperature": ("clip", in_weights(lambda weights: weights["logit_scale"].add_(0.01)), "logit_scale"),
     "bias": ("siglip", in_weights(lambda weights: weights["logit_bias"].add_(0.01)), "logit_bias"),
     "missing bias": ("clip", without("vision_model.post_layernorm.bias"), "post_layernorm.bias"),
@@ -157,7 +169,9 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_writer_is_refused(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name, damage, quantity = FAULTS[fault]
-    write((bundle_of if quantity == "ids" else without_vocabulary)(name), tmp_path / "source.ckpt")
+    write(
+        (bundle_of if "token" in quantity or quantity == "ids" else without_vocabulary)(name), tmp_path / "source.ckpt"
+    )
     right = huggingface.write
 
     def wrong(bundle: Bundle, folder: Path) -> None:

@@ -34,7 +34,9 @@ def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     result["image_features"] = model.image_features(pixels)
     if model.text_features is not None:
         ids = given["ids"]
-        if model.ids is not None and "captions" in given:
+        if "captions" in given:
+            if model.ids is None:
+                raise ValueError("the folder has no tokenizer")
             result["ids"] = ids = model.ids(given["captions"].tolist())
         result["text_features"] = model.text_features(ids)
     for name in ("logit_scale", "logit_bias"):
