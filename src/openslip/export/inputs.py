@@ -47,4 +47,4 @@ def to_arrays(images: list[Image.Image]) -> dict[str, UInt8[np.ndarray, "..."]]:
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> list[Image.Image]:
     """Return the images that `to_arrays` has named; Pillow derives the mode from the number of channels."""
-    return [Image.fromarray(arrays[name]) for name in sorted(arrays) if name.startswith("image_")]
+    return [Image.fromarray(arrays[name]) for name in sorted(arrays) if name.startswith("image_0")]
