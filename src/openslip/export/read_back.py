@@ -23,6 +23,8 @@ def main(form: str, folder: str, inputs: str, outputs: str) -> None:
 def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the outputs: pixels, ids and features, and the temperature and bias if the form has them.
 
+    Features in float64 (`image_features_64`, `text_features_64`) are those of the given pixels.
+
     Args:
         model: the exported model.
         given: images; captions, or ids for a model without a vocabulary; and `pixels` for a form without a transform.
@@ -39,6 +41,11 @@ def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
                 raise ValueError("the folder has no tokenizer")
             result["ids"] = ids = model.ids(given["captions"].tolist())
         result["text_features"] = model.text_features(ids)
+    if model.double is not None:
+        model.double()
+        result["image_features_64"] = model.image_features(given["pixels"].astype(np.float64))
+        if model.text_features is not None:
+            result["text_features_64"] = model.text_features(result.get("ids", given["ids"]))
     for name in ("logit_scale", "logit_bias"):
         if (value := getattr(model, name)) is not None:
             result[name] = np.array(value)

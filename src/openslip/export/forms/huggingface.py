@@ -56,12 +56,12 @@ def write(bundle: Bundle, folder: Path) -> None:
     if type(model) is not DualEncoder:
         refuse(f"a {type(model).__name__}")
     config, names = describe(model, bundle.architecture, tokenizer)
-    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
+    weights = to_transformers({name: weight.cpu() for name, weight in model.state_dict().items()}, names)
     image_processor.write_image_processor(bundle.transform, folder, "huggingface")
     write_tokenizer(tokenizer, folder, "huggingface")
     (folder / "config.json").write_text(json.dumps({"dtype": "float32"} | config, indent=2) + "\n", "utf-8")
-    converted = {name: weight.contiguous() for name, weight in to_transformers(weights, names).items()}
-    save_file(converted, folder / "model.safetensors", {"format": "pt"})
+    weights = {name: weight.contiguous() for name, weight in weights.items()}  # a copy of transposed ones
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def refuse(model: str, form: str = "safetensors") -> NoReturn:
@@ -239,4 +239,5 @@ def read(folder: Path) -> Read:
         text_features=text_features,
         logit_scale=float(model.logit_scale.exp()),
         logit_bias=None if bias is None else float(bias),
+        double=model.double,
     )

@@ -23,21 +23,21 @@ def write(bundle: Bundle, folder: Path) -> None:
 def read(folder: Path) -> Read:
     """Load the folder with OpenSLIP itself, which is this form's library."""
     bundle = load(folder)
+    bundle.model.requires_grad_(False)
     tokenizer = bundle.tokenizer
 
     def pixels(images: list[Image.Image]) -> np.ndarray:
         return torch.stack([bundle.transform(image) for image in images]).numpy()
 
     def image_features(pixels: np.ndarray) -> np.ndarray:
-        return bundle.encode_image(torch.from_numpy(pixels)).numpy()
+        return bundle.model.encode_image(torch.from_numpy(pixels)).numpy()
 
     def ids(texts: list[str]) -> np.ndarray:
         return bundle.need_tokenizer().encode(texts)[0].numpy()
 
     def text_features(rows: np.ndarray) -> np.ndarray:
         given = torch.from_numpy(rows)
-        with torch.no_grad():
-            return bundle.model.encode_text(given, bundle.need_tokenizer().lengths(given)).numpy()
+        return bundle.model.encode_text(given, bundle.need_tokenizer().lengths(given)).numpy()
 
     scale, bias = (getattr(bundle.model, name, None) for name in ("logit_scale", "logit_bias"))
     return Read(
@@ -47,4 +47,5 @@ def read(folder: Path) -> Read:
         text_features=None if tokenizer is None else text_features,
         logit_scale=None if scale is None else float(scale.exp()),
         logit_bias=None if bias is None else float(bias),
+        double=bundle.model.double,
     )
