@@ -51,9 +51,10 @@ def test_a_vit_b_is_confirmed_by_transformers_and_comes_back(
     bundle = full_size(name)
     write(bundle, tmp_path / "source.safetensors")
     assert main([str(tmp_path / "source.safetensors"), str(tmp_path / "out"), "--to", "huggingface"]) == 0
-    printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()[:5])
+    printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()[:-1])
     values = {key.split()[0]: value for key, value in printed.items()}
     assert max(float(values[key]) for key in ("pixels", "image_features", "text_features", "logit_scale")) <= 1e-5
+    assert max(float(values[key]) for key in ("image_features_64", "text_features_64")) <= 1e-12
     again = openslip.load(tmp_path / "out")
     ours, theirs = bundle.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -80,19 +80,30 @@ def bundle_of(name: str, **changes: Any) -> Bundle:
     """
     given = {key: changes.pop(key) for key in ("transform", "tokenizer") if key in changes}
     architecture = ARCHITECTURES[name] | changes
-    model = drawn(build_model(architecture))
-    tokenizer: Tokenizer | None = ClipBpe(context_length=CONTEXT, truncation="keep_end", special_text="token")
-    transform = EvalTransform(size=architecture["image_tower"]["image_size"], **OPENAI, crop="floor")
+    size = architecture["image_tower"]["image_size"]
+    transform = EvalTransform(size=size, **OPENAI, crop="floor")
     if name == "siglip":
-        tokenizer = TokenizerJson(definition=clip_json(), context_length=CONTEXT, pad=1, pooled="last", clean="siglip")
-        transform = EvalTransform(size=32, mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize="squash")
-    if name == "simclr":
-        tokenizer = None
+        transform = EvalTransform(size=size, mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize="squash")
     if name == "slip":
-        tokenizer = ClipBpe(context_length=CONTEXT, truncation="drop_end", special_text="token")
-        transform = EvalTransform(size=32, **IMAGENET)
-    parts: dict[str, Any] = {"tokenizer": tokenizer, "transform": transform} | given
-    return Bundle(model, parts["tokenizer"], parts["transform"], architecture, torch.device("cpu"), origin=name)
+        transform = EvalTransform(size=size, **IMAGENET)
+    return Bundle(
+        drawn(build_model(architecture)),
+        given["tokenizer"] if "tokenizer" in given else tokenizer_of(name),
+        given.get("transform", transform),
+        architecture,
+        torch.device("cpu"),
+        origin=name,
+    )
+
+
+def tokenizer_of(name: str) -> Tokenizer | None:
+    """Return a tokenizer with CLIP's vocabulary, except for a model without texts."""
+    if name == "simclr":
+        return None
+    if name == "siglip":
+        return TokenizerJson(definition=clip_json(), context_length=CONTEXT, pad=1, pooled="last", clean="siglip")
+    truncation = "drop_end" if name == "slip" else "keep_end"
+    return ClipBpe(context_length=CONTEXT, truncation=truncation, special_text="token")
 
 
 def without_vocabulary(name: str) -> Bundle:

@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="The library of the form loads the folder in a process of its own. On 8 images and 8 captions, its "
         "pixels, token ids and features are compared with ours, and the largest differences are printed. If one is "
-        "above 1e-4, or an id differs, the folder is removed, and the exit code is 1.",
+        "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1.",
     )
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="folder to write")
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
             **choices_of(options),
         )
     for name, value in (deviations or {}).items():
-        say(f"{name:15} {'the same' if name == 'ids' else f'{value:.1e}'}")
+        say(f"{name:17} {'the same' if name == 'ids' else f'{value:.1e}'}")
     checked = "not checked" if deviations is None else "confirmed by its library"
     say(f"{options.source} -> {options.target} ({options.to}, {checked})")
     return 0
