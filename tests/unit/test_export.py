@@ -121,6 +121,7 @@ def test_an_existing_folder_is_replaced_only_by_force_and_by_a_checked_one(
     assert [path.name for path in target.iterdir()] == ["old.txt"]
     export(source, target, "safetensors", force=True)
     assert {path.name for path in target.iterdir()} == {"model.safetensors", "README.md"}
+    assert len({path.stat().st_mode for path in target.iterdir()}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -128,7 +128,9 @@ def remove_orphans(target: Path) -> None:
 
 def publish(temporary: Path, target: Path) -> None:
     """Rename a complete folder to its target once its files are on the disk; an existing target is replaced."""
+    mode = (temporary / "README.md").stat().st_mode  # the library safetensors lets only the owner read its files
     for file in temporary.iterdir():
+        file.chmod(mode)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     sync_folder(temporary)
