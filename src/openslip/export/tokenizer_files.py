@@ -63,7 +63,8 @@ def clip(tokenizer: ClipBpe) -> tuple[dict[str, Any], dict[str, Any]]:
     settings: dict[str, Any] = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     if tokenizer.truncation == "drop_end":
         # The library truncates a text before the post-processor adds its tokens, so the end must be text. The token
-        # itself is normalised too, which must not append another end to it.
+        # itself is normalised too, which must not append another end to it. An empty text is not normalised: its end
+        # is the padding.
         start, end = content["added_tokens"]
         end["normalized"] = True
         steps.append(replacing(rf"(?<!{re.escape(END)})\z", END))
