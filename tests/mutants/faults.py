@@ -805,6 +805,18 @@ LABELLED = [  # objectives over labelled pairs; attributes and maps
     ("src/openslip/report/image_map.py", "distinct.index(value) for value in values", "0 for value in values"),
 ]
 
+X = "src/openslip/export/"
+EXPORTS = [
+    (X + "check.py", "LIMIT_64 = 1e-8", "LIMIT_64 = 1e-4"),
+    (X + "check.py", 'return 0 if name == "ids"', 'return 9 if name == "ids"'),
+    (X + "export.py", "compare(bundle, temporary, form) if check else None", "None"),
+    (X + "forms/huggingface.py", '"layer_norm_eps": transformer.norm_eps', '"layer_norm_eps": 1e-5'),
+    (X + "forms/huggingface.py", '("eos", "end"), ("pad", "end")', '("eos", "start"), ("pad", "end")'),
+    (X + "image_processor.py", 'settings["crop"] = "floor"', "pass"),
+    (X + "tokenizer_files.py", 'end["normalized"] = True', "pass"),
+    (X + "transformers_names.py", "weight = weight.T", "pass"),
+]
+
 FAULTS: list[tuple[str, str, str]] = [
     *WORDS,
     *LABELLED,
@@ -818,6 +830,7 @@ FAULTS: list[tuple[str, str, str]] = [
     *FROZEN,
     *REPORT,
     *FORMATS,
+    *EXPORTS,
     *HOSTILE,
     *CONFIGS,
 ]

@@ -193,6 +193,16 @@ def _merge(word: str, vocabulary: _Vocabulary) -> list[int]:
     return [i for i in ids if i != _MERGED_AWAY]
 
 
+def symbols_and_merges() -> tuple[tuple[str, ...], list[str]]:
+    """Return CLIP's symbols in the order of their ids, without special tokens, and its merges by rank.
+
+    A merge is two symbols, separated by a space.
+    """
+    vocabulary = _read_vocabulary()
+    symbols = vocabulary.symbols
+    return symbols, [f"{symbols[first]} {symbols[second]}" for first, second in vocabulary.merges]
+
+
 @cache
 def _byte_symbols() -> tuple[str, ...]:
     """Return a symbol for each byte: printable bytes are themselves, the others are characters from 256 on.

@@ -26,22 +26,29 @@ from openslip.inference.stated import refuse_other
 from openslip.text.tokenizer import Tokenizer
 
 FORMAT = 2  # in format 1, the tokenizer's entry had no _target_, because CLIP's was the only tokenizer
+IN_FOLDER = "model.safetensors"  # the stripped file in a folder that `openslip export` wrote
 ENTRIES = ("format", "architecture", "tokenizer", "transform")
 
 
 def detect(path: Path) -> bool:
-    """Tell whether the file has an entry `openslip`."""
-    return "openslip" in peek(path)
+    """Tell whether the file, or the file of a folder, has an entry `openslip`."""
+    return "openslip" in peek(file_of(path))
+
+
+def file_of(path: Path) -> Path:
+    """Return the file itself, or the file of a folder that `openslip export` wrote."""
+    return path / IN_FOLDER if (path / IN_FOLDER).is_file() else path
 
 
 def read(path: Path, choices: Choices) -> Bundle:
     """Read the model of a checkpoint; if it has EMA weights, they replace the trained weights.
 
     Args:
-        path: the checkpoint file.
+        path: the checkpoint file, or an exported folder.
         choices: your own classes that the checkpoint may name; the file answers everything else, so other choices must
             agree with it.
     """
+    path = file_of(path)
     content = peek(path)
     entry, state = content["openslip"], content.get("state_dict")
     if not isinstance(entry, dict):
@@ -112,7 +119,7 @@ def plain(path: Path, provenance: Any) -> dict[str, Any]:
 
 def objective_weights(path: Path) -> dict[str, Tensor]:
     """Return the weights of the objective that a checkpoint holds, such as SLIP's SSL head, by their names in it."""
-    state = peek(path).get("state_dict")
+    state = peek(file_of(path)).get("state_dict")
     weights = state.items() if isinstance(state, dict) else ()
     named = ((unwrapped(str(name)), tensor) for name, tensor in weights if isinstance(tensor, Tensor))
     return {name: tensor for name, tensor in named if name.startswith("objective.")}

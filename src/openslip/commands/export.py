@@ -1,0 +1,56 @@
+"""Write a model for another library, which then confirms it: openslip export runs/NAME --to huggingface FOLDER."""
+
+import argparse
+
+from openslip.commands._choices import add_choices, choices_of
+from openslip.commands._imports import importing_pytorch
+from openslip.export import forms
+from openslip.progress import progress
+from openslip.terminal import say
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "openslip export",
+        description=__doc__,
+        epilog="The library of the form loads the folder in a process of its own. On 8 images and 8 captions, its "
+        "pixels, token ids and features are compared with ours, and the largest differences are printed. If one is "
+        "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1.",
+    )
+    parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
+    parser.add_argument("target", metavar="OUT", help="folder to write")
+    parser.add_argument("--to", required=True, choices=forms.names(), help="form of the folder")
+    parser.add_argument("--force", action="store_true", help="replace an existing folder, once the new one is checked")
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not load the folder with its library; the model card says so"
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
+    )
+    parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
+    add_choices(parser)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Write the folder, check it, and print the largest differences."""
+    options = parser().parse_args(arguments)
+
+    with importing_pytorch():
+        from openslip.export.export import export
+    with progress("exporting"):
+        deviations = export(
+            options.source,
+            options.target,
+            options.to,
+            allow=options.allow,
+            format=options.format,
+            check=not options.no_check,
+            force=options.force,
+            **choices_of(options),
+        )
+    for name, value in (deviations or {}).items():
+        say(f"{name:17} {'the same' if name == 'ids' else f'{value:.1e}'}")
+    checked = "not checked" if deviations is None else "confirmed by its library"
+    say(f"{options.source} -> {options.target} ({options.to}, {checked})")
+    return 0

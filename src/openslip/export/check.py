@@ -1,0 +1,156 @@
+"""Compare what a form's own library computes of an exported folder with what OpenSLIP computes of the model."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from openslip.data.image.eval_transform import EvalTransform
+from openslip.errors import UserError
+from openslip.export import forms
+from openslip.export.inputs import CAPTIONS, draw_images, to_arrays
+from openslip.inference.bundle import Bundle, evaluating
+from openslip.terminal import notice
+from openslip.text.bare_ids import BareIds
+
+LIMIT = 1e-4  # of each difference, in float32
+# In float64: an epsilon of 1e-6 instead of 1e-5, or an approximated GELU, may change features by less than 1e-5.
+LIMIT_64 = 1e-8
+TENSORS = {"pixels", "ids", "lengths"}
+LIBRARIES = {  # of the fresh process: nothing is downloaded, and a GPU would round otherwise
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def compare(bundle: Bundle, folder: Path, form: str) -> dict[str, float]:
+    """Return the largest difference of each quantity that the form's library and OpenSLIP compute.
+
+    Compared are the prepared pixels, the token ids that the model reads (their number that differs), the features at
+    unit length (in float32, and in float64 if the library can), exp(logit_scale) (relatively) and logit_bias.
+
+    Raises:
+        UserError: the library cannot load the folder, or a difference is above the limit.
+    """
+    define = getattr(forms.load(form), "transform", None)  # optional
+    if define is not None:
+        bundle = redefined(bundle, define(bundle), form)
+    ours = expected(bundle)
+    theirs = read_back(folder, form, ours)
+    if "image_features_64" in theirs:
+        ours |= in_float64(bundle, ours)
+    deviations = {name: deviation(name, theirs[name], ours) for name in theirs}
+    wrong = {name: value for name, value in deviations.items() if not value <= limit(name)}
+    if wrong:
+        listed = ", ".join(f"{name} by {value:.1e} (limit {limit(name):.0e})" for name, value in wrong.items())
+        raise UserError(f"--to {form}: the exported model differs from ours in {listed}: it is removed")
+    return deviations
+
+
+def limit(name: str) -> float:
+    """Return the largest difference of a quantity that is allowed; no id may differ."""
+    return 0 if name == "ids" else LIMIT_64 if name.endswith("_64") else LIMIT
+
+
+def expected(bundle: Bundle) -> dict[str, np.ndarray]:
+    """Return the inputs of the check, and what OpenSLIP computes of them."""
+    images = draw_images()
+    arrays: dict[str, np.ndarray] = to_arrays(images)
+    pixels = torch.stack([bundle.transform(image) for image in images])
+    with evaluating(bundle.model, bundle.device):
+        image_features = bundle.unit(bundle.model.encode_image(pixels), "image")
+        arrays |= {"pixels": pixels.numpy(), "image_features": image_features.numpy()}
+        if bundle.tokenizer is not None:
+            if isinstance(bundle.tokenizer, BareIds):
+                ids = draw_ids(bundle.tokenizer)
+                lengths = bundle.tokenizer.lengths(ids)
+            else:
+                ids, lengths = bundle.tokenizer.encode(CAPTIONS)
+                arrays["captions"] = np.array(CAPTIONS)
+            text_features = bundle.unit(bundle.model.encode_text(ids, lengths), "text")
+            arrays |= {"ids": ids.numpy(), "lengths": lengths.numpy(), "text_features": text_features.numpy()}
+    scale, bias = (getattr(bundle.model, name, None) for name in ("logit_scale", "logit_bias"))
+    if scale is not None:
+        arrays["logit_scale"] = scale.detach().exp().double().numpy()
+    if bias is not None:
+        arrays["logit_bias"] = bias.detach().double().numpy()
+    return arrays
+
+
+def in_float64(bundle: Bundle, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the features in float64 of the pixels and ids in `arrays`."""
+    model = deepcopy(bundle.model).double()
+    given = {name: torch.from_numpy(arrays[name]) for name in TENSORS & arrays.keys()}
+    with evaluating(model, bundle.device):
+        features = {"image": model.encode_image(given["pixels"].double())}
+        if "ids" in given:
+            features["text"] = model.encode_text(given["ids"], given["lengths"])
+    return {f"{tower}_features_64": bundle.unit(values, tower).numpy() for tower, values in features.items()}
+
+
+def redefined(bundle: Bundle, transform: EvalTransform, form: str) -> Bundle:
+    """Return the bundle with the transform that a form defines, and say how far its images are from ours."""
+    defined = replace(bundle, transform=transform)
+    before, after = (torch.stack([each.transform(image) for image in draw_images()]) for each in (bundle, defined))
+    rows = (before != after).flatten(1).any(dim=1)
+    if rows.any():
+        with evaluating(bundle.model, bundle.device):
+            ours, theirs = (bundle.unit(bundle.model.encode_image(pixels[rows]), "image") for pixels in (before, after))
+        notice(
+            f"--to {form} crops {int(rows.sum())} of {len(rows)} images one pixel elsewhere than OpenSLIP, which "
+            f"changes their features by up to {float((ours - theirs).abs().max()):.1e} (docs/NUMERICS.md#export-crop)"
+        )
+    return defined
+
+
+def draw_ids(tokenizer: BareIds) -> torch.Tensor:
+    """Draw rows of ids for a model whose vocabulary is unknown; each row holds the end token once, if there is one."""
+    end = tokenizer.vocab_size - 1 if tokenizer.end is None else tokenizer.end
+    shape = len(CAPTIONS), tokenizer.context_length
+    ids = torch.randint(0, tokenizer.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    ids[ids == end] = (end + 1) % tokenizer.vocab_size
+    rows = torch.arange(len(ids))
+    ids[rows, 1 + rows % (tokenizer.context_length - 1)] = end
+    return ids
+
+
+def read_back(folder: Path, form: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Load a folder with the form's library in a fresh process, and return what it computes.
+
+    Raises:
+        UserError: the process fails.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        given, result = Path(place, "inputs.npz"), Path(place, "outputs.npz")
+        kept = ("image_0", "pixels", "captions", "ids")
+        np.savez(given, allow_pickle=False, **{name: inputs[name] for name in inputs if name.startswith(kept)})
+        command = [sys.executable, "-P", "-m", "openslip.export.read_back", form, str(folder), str(given), str(result)]
+        process = subprocess.run(command, env=os.environ | LIBRARIES, capture_output=True, text=True, errors="replace")
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise UserError(f"--to {form}: its library cannot load the exported folder ({lines[-1][:300]})")
+        with np.load(result, allow_pickle=False) as file:
+            return dict(file)
+
+
+def deviation(name: str, theirs: np.ndarray, ours: dict[str, np.ndarray]) -> float:
+    """Return the largest difference of a quantity, or the number of ids that differ; infinite if shapes differ."""
+    if name == "ids":
+        lengths = ours["lengths"]
+        if len(theirs) != len(lengths) or theirs.shape[1] < lengths.max():
+            return float("inf")
+        read = np.arange(lengths.max()) < lengths[:, None]
+        return float((theirs[:, : lengths.max()] != ours["ids"][:, : lengths.max()])[read].sum())
+    if name not in ours or theirs.shape != ours[name].shape:
+        return float("inf")
+    if "_features" in name:
+        theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
+    difference = float(np.abs(theirs.astype(np.float64) - ours[name]).max())
+    return difference / float(ours[name]) if name == "logit_scale" else difference

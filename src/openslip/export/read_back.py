@@ -1,0 +1,56 @@
+"""`python -m openslip.export.read_back FORM FOLDER INPUTS OUTPUTS`: what a form's own library computes of a folder.
+
+It is a process of its own, so that nothing but the files can carry the model.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from openslip.export import forms
+from openslip.export.inputs import from_arrays
+from openslip.export.read import Read
+
+
+def main(form: str, folder: str, inputs: str, outputs: str) -> None:
+    """Load the folder, encode the inputs, and write the outputs."""
+    with np.load(inputs, allow_pickle=False) as file:
+        given = dict(file)
+    np.savez(outputs, allow_pickle=False, **compute(forms.load(form).read(Path(folder)), given))
+
+
+def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the outputs: pixels, ids and features, and the temperature and bias if the form has them.
+
+    Features in float64 (`image_features_64`, `text_features_64`) are those of the given pixels.
+
+    Args:
+        model: the exported model.
+        given: images; captions, or ids for a model without a vocabulary; and `pixels` for a form without a transform.
+    """
+    result: dict[str, np.ndarray] = {}
+    pixels = given["pixels"]
+    if model.pixels is not None:
+        result["pixels"] = pixels = model.pixels(from_arrays(given))
+    result["image_features"] = model.image_features(pixels)
+    if model.text_features is not None:
+        ids = given["ids"]
+        if "captions" in given:
+            if model.ids is None:
+                raise ValueError("the folder has no tokenizer")
+            result["ids"] = ids = model.ids(given["captions"].tolist())
+        result["text_features"] = model.text_features(ids)
+    if model.double is not None:
+        model.double()
+        result["image_features_64"] = model.image_features(given["pixels"].astype(np.float64))
+        if model.text_features is not None:
+            result["text_features_64"] = model.text_features(result.get("ids", given["ids"]))
+    for name in ("logit_scale", "logit_bias"):
+        if (value := getattr(model, name)) is not None:
+            result[name] = np.array(value)
+    return result
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,236 @@
+"""Exports to transformers: its features are ours, ours come back, and each fault of the writer is refused."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exported_models import ARCHITECTURES, TEXT, bundle_of, in_process, vit, without_vocabulary
+from model_folders import sentencepiece_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+import openslip
+from openslip.data.image.eval_transform import EvalTransform
+from openslip.errors import UserError
+from openslip.export.export import export
+from openslip.export.forms import huggingface
+from openslip.export.inputs import CAPTIONS
+from openslip.export.tokenizer_files import write_tokenizer
+from openslip.inference.bundle import Bundle
+from openslip.inference.formats.openslip import write
+from openslip.inference.layouts.huggingface_tokenizer import tokenizer_in
+from openslip.text.bare_ids import BareIds
+from openslip.text.clip_bpe import ClipBpe
+from openslip.text.sentencepiece_model import SentencePieceModel
+
+__all__ = ["in_process"]
+pytestmark = pytest.mark.usefixtures("in_process")
+
+CLASSES = {
+    "clip": "CLIPModel",
+    "slip": "VisionTextDualEncoderModel",
+    "siglip": "SiglipModel",
+    "test_vit": "VisionTextDualEncoderModel",
+    "resnet": "VisionTextDualEncoderModel",
+}
+TEXTS = ["a red ring", "A photo of Größe, 3 of them", "three dogs " * 40]
+
+
+def exported(bundle: Bundle, folder: Path) -> tuple[Bundle, dict[str, float]]:
+    write(bundle, folder / "source.ckpt")
+    deviations = export(folder / "source.ckpt", folder / "out", "huggingface")
+    assert deviations is not None
+    return openslip.load(folder / "out"), deviations
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_weights_and_features_come_back(name: str, tmp_path: Path):
+    bundle = bundle_of(name)
+    again, deviations = exported(bundle, tmp_path)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["architectures"] == [CLASSES[name]]
+    assert deviations.keys() >= {"pixels", "ids", "image_features", "text_features", "logit_scale"}
+    assert ("logit_bias" in deviations) == (name == "siglip")
+    assert max(deviations.values()) <= 1e-5
+    ours, theirs = bundle.model.state_dict(), again.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    torch.testing.assert_close(again.encode_text(TEXTS), bundle.encode_text(TEXTS), rtol=0, atol=1e-5)
+    images = torch.randn(3, 3, bundle.transform.size, bundle.transform.size)
+    torch.testing.assert_close(again.encode_image(images), bundle.encode_image(images), rtol=0, atol=1e-5)
+    assert {**again.transform.settings(), "crop": "floor"} == {**bundle.transform.settings(), "crop": "floor"}
+
+
+def test_a_sentencepiece_vocabulary_comes_back(tmp_path: Path):
+    tokenizer = SentencePieceModel(model=base64.b64encode(sentencepiece_model()).decode(), context_length=16)
+    text = ARCHITECTURES["siglip"]["text_tower"] | {"vocab_size": tokenizer.vocab_size}
+    again, deviations = exported(bundle_of("siglip", tokenizer=tokenizer, text_tower=text), tmp_path)
+    assert max(deviations.values()) <= 1e-5
+    assert again.need_tokenizer().settings() == tokenizer.settings()
+
+
+SETTINGS = [
+    {"truncation": truncation, "special_text": special_text, "mask_token": special_text == "open_clip"}
+    for truncation in ("keep_end", "drop_end")
+    for special_text in ("plain", "token", "open_clip")
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_ids_keep_our_truncation_and_special_tokens(settings: dict[str, Any], tmp_path: Path):
+    """The library reads the tokenizer back; so does OpenSLIP, whose lengths must then be the same too."""
+    tokenizer = ClipBpe(context_length=9, **settings)
+    write_tokenizer(tokenizer, tmp_path, "huggingface")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    library = AutoTokenizer.from_pretrained(tmp_path)
+    end = tokenizer.special_ids["end"]
+    read = tokenizer_in(
+        tmp_path, family="clip", context_length=9, vocab_size=tokenizer.vocab_size, pooled="first", end=end
+    )
+    texts = [*TEXTS, *CAPTIONS, "the dog\u2019s \u201cbone\u201d", "a b c d e f g", "a b c d e f g h"]
+    if not (settings["special_text"] == "plain" and settings["truncation"] == "drop_end"):  # its end is a literal text
+        texts += ["a <|endoftext|> b", "<start_of_text>x<end_of_text> y"]
+    ids, lengths = tokenizer.encode(texts)
+    rows = torch.tensor(library(texts, padding="max_length", truncation=True)["input_ids"])
+    other, other_lengths = read.encode(texts)
+    is_read = torch.arange(9) < lengths[:, None]
+    assert torch.equal(rows[is_read], ids[is_read])
+    assert torch.equal(other[is_read], ids[is_read])
+    assert torch.equal(other_lengths, lengths)
+    pooled = (rows == end).int().argmax(dim=1)  # as transformers finds it
+    assert torch.equal(pooled, lengths - 1)
+
+
+def in_config(*keys: str, value: Any) -> Callable[[Path], None]:
+    return in_json("config.json", *keys, value=value)
+
+
+def in_json(name: str, *keys: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = inside = json.loads((folder / name).read_text())
+        for key in keys[:-1]:
+            inside = inside[key]
+        assert inside[keys[-1]] != value
+        inside[keys[-1]] = value
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
+def in_weights(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors")
+
+    return changed
+
+
+def transposed(name: str) -> Callable[[Path], None]:
+    return in_weights(lambda weights: weights.update({name: weights[name].T}))
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return in_weights(lambda weights: weights.pop(name))
+
+
+FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "transposed image projection": ("clip", transposed("visual_projection.weight"), "image_features"),
+    "transposed text projection": ("slip", transposed("text_projection.weight"), "text_features"),
+    "transposed head": ("siglip", transposed("text_model.head.weight"), "text_features"),
+    "activation of images": ("clip", in_config("vision_config", "hidden_act", value="gelu"), "image_features"),
+    "activation of texts": ("slip", in_config("text_config", "hidden_act", value="gelu"), "text_features"),
+    "exact gelu": ("siglip", in_config("vision_config", "hidden_act", value="gelu"), "image_features"),
+    "end id": ("clip", in_config("text_config", "eos_token_id", value=57), "text_features"),
+    "epsilon of images": ("clip", in_config("vision_config", "layer_norm_eps", value=1e-6), "image_features"),
+    "epsilon of texts": ("slip", in_config("text_config", "layer_norm_eps", value=1e-6), "text_features"),
+    "epsilon of SigLIP": ("siglip", in_config("vision_config", "layer_norm_eps", value=1e-5), "image_features"),
+    "heads of images": ("clip", in_config("vision_config", "num_attention_heads", value=2), "image_features"),
+    "heads of texts": ("siglip", in_config("text_config", "num_attention_heads", value=3), "text_features"),
+    "heads of timm": ("slip", in_config("vision_config", "model_args", "num_heads", value=6), "image_features"),
+    "squash": ("clip", in_json("preprocessor_config.json", "size", value={"height": 32, "width": 32}), "pixels"),
+    "interpolation": ("slip", in_json("preprocessor_config.json", "resample", value=3), "pixels"),
+    "mean": ("siglip", in_json("preprocessor_config.json", "image_mean", value=[0.48, 0.46, 0.41]), "pixels"),
+    "context": ("clip", in_json("tokenizer_config.json", "model_max_length", value=12), "ids"),
+    "no tokenizer": ("clip", lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer"),
+    "temperature": ("clip", in_weights(lambda weights: weights["logit_scale"].add_(0.01)), "logit_scale"),
+    "bias": ("siglip", in_weights(lambda weights: weights["logit_bias"].add_(0.01)), "logit_bias"),
+    "missing bias": ("clip", without("vision_model.post_layernorm.bias"), "post_layernorm.bias"),
+    "missing bias of texts": ("slip", without("text_model.encoder.layers.0.mlp.fc1.bias"), "fc1.bias"),
+    "missing logit bias": ("siglip", without("logit_bias"), "logit_bias"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_writer_is_refused(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    name, damage, quantity = FAULTS[fault]
+    write(
+        (bundle_of if "token" in quantity or quantity == "ids" else without_vocabulary)(name), tmp_path / "source.ckpt"
+    )
+    right = huggingface.write
+
+    def wrong(bundle: Bundle, folder: Path) -> None:
+        right(bundle, folder)
+        damage(folder)
+
+    monkeypatch.setattr(huggingface, "write", wrong)
+    with pytest.raises((UserError, ValueError), match=quantity):
+        export(tmp_path / "source.ckpt", tmp_path / "out", "huggingface")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.ckpt"]
+
+
+def test_the_towers_of_clip_load_alone(tmp_path: Path):
+    bundle = bundle_of("clip")
+    huggingface.write(bundle, tmp_path)
+    ids, lengths = bundle.need_tokenizer().encode(TEXTS)
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        texts = CLIPTextModelWithProjection.from_pretrained(tmp_path)(input_ids=ids).text_embeds
+        images = CLIPVisionModelWithProjection.from_pretrained(tmp_path)(pixel_values=pixels).image_embeds
+        torch.testing.assert_close(texts, bundle.model.encode_text(ids, lengths), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(images, bundle.model.encode_image(pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_a_vocabulary_that_is_not_known_needs_no_tokenizer(tmp_path: Path):
+    again, deviations = exported(without_vocabulary("clip"), tmp_path)
+    features = {f"{tower}_features{kind}" for tower in ("image", "text") for kind in ("", "_64")}
+    assert deviations.keys() == {"pixels", "logit_scale", *features}
+    assert isinstance(again.tokenizer, BareIds)
+
+
+LONGEST = EvalTransform(size=32, mean=[0.5] * 3, std=[0.5] * 3, resize="longest")
+RESNET = {"image_size": 64, "depths": [1, 1, 1, 1], "channels": 4, "width": 24, "heads": 2}
+COCA = {key: TEXT[key] for key in ("vocab_size", "context_length", "width", "depth", "heads")}
+COCA |= {"activation": "gelu", "norm_eps": 1e-5, "mlp_width": 60}
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a model without texts": ("simclr", {}, r"without a text tower; use --to timm"),
+    "a logit bias": ("clip", {"logit_bias_init": -10.0}, r"a model with logit_bias; use --to open_clip"),
+    "a text bias": ("slip", {"projection_bias": "text"}, r"with text_projection_bias; use --to open_clip"),
+    "tokens": ("clip", {"token_dim": 8}, r"projections of single tokens; use --to safetensors"),
+    "a mask": ("clip", {"text_tower": TEXT | {"causal": False}}, r"not causal .*; use --to open_clip"),
+    "no projection": ("slip", {"projects_image": False}, r"without an image projection; use --to open_clip"),
+    "an epsilon of timm": ("slip", {"image_tower": vit("vit_small_patch16_224", "gelu", 1e-5)}, r"to safetensors"),
+    "CLIP's ResNet": (
+        "clip",
+        {"image_tower": RESNET | {"_target_": "openslip.models.clip_resnet.ClipResNet"}},
+        r"a ClipResNet with these layers; use --to open_clip",
+    ),
+    "CoCa": (
+        "clip",
+        {"text_tower": COCA | {"_target_": "openslip.models.coca_text.CocaText"}},
+        r"a CocaText; use --to safetensors",
+    ),
+    "padding": ("clip", {"transform": LONGEST}, r"resizes the longest side .*; use --to open_clip"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_no_class_has_is_refused_with_the_form_that_has_it(kind: str, tmp_path: Path):
+    name, changes, message = REFUSED[kind]
+    with pytest.raises(UserError, match=message):
+        huggingface.write(bundle_of(name, **changes), tmp_path)

@@ -1,0 +1,194 @@
+"""What holds for every form: the check decides, nothing half-written appears, and no folder is lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported_models import bundle_of, in_process, read_here
+
+import openslip
+from openslip.commands.export import main
+from openslip.errors import MissingPackage, UserError
+from openslip.export import forms
+from openslip.export.export import export
+from openslip.export.forms import safetensors
+from openslip.export.inputs import CAPTIONS, draw_images, from_arrays, to_arrays
+from openslip.inference.formats.openslip import write
+
+__all__ = ["in_process"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "model.ckpt"
+    write(bundle_of("slip"), path)
+    return path
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_a_fresh_process_confirms(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([str(source), str(tmp_path / "out"), "--to", "safetensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [
+        "pixels",
+        "image_features",
+        "ids",
+        "text_features",
+        "image_features_64",
+        "text_features_64",
+        "logit_scale",
+    ]
+    assert lines[2].split() == ["ids", "the", "same"]
+    assert lines[-1].endswith("(safetensors, confirmed by its library)")
+    first, second = openslip.load(source), openslip.load(tmp_path / "out")
+    assert torch.equal(first.encode_text(CAPTIONS), second.encode_text(CAPTIONS))
+    assert first.transform.settings() == second.transform.settings()
+
+
+def broken(kind: str, theirs: dict[str, np.ndarray]) -> None:
+    if kind == "missing":
+        del theirs["image_features"]
+        theirs["other"] = np.zeros(1)
+    elif kind == "nan":
+        theirs["image_features"][3, 2] = np.nan
+    elif kind == "shape":
+        theirs["pixels"] = theirs["pixels"][:, :, :-1]
+    elif kind == "id":
+        theirs["ids"][2, 1] += 1
+    else:
+        theirs["text_features"][0] *= -1
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", r"image_features by nan"),
+        ("shape", r"pixels by inf"),
+        ("id", r"ids by 1\.0e\+00"),
+        ("sign", r"text_features by"),
+        ("missing", r"other by inf"),
+    ],
+)
+def test_a_library_that_computes_something_else_leaves_no_folder(
+    kind: str, message: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def read(folder: Path, form: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        theirs = {name: np.array(value) for name, value in read_here(folder, form, inputs).items()}
+        broken(kind, theirs)
+        return theirs
+
+    monkeypatch.setattr("openslip.export.check.read_back", read)
+    with pytest.raises(UserError, match=message):
+        export(source, tmp_path / "out", "safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_norm_of_features_and_padding_are_not_compared(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def read(folder: Path, form: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        theirs = read_here(folder, form, inputs)
+        padding = theirs["ids"] == 0
+        ids = np.where(padding, 7, theirs["ids"])
+        return theirs | {"image_features": 3 * theirs["image_features"], "ids": np.pad(ids, ((0, 0), (0, 4)))}
+
+    monkeypatch.setattr("openslip.export.check.read_back", read)
+    assert export(source, tmp_path / "out", "safetensors") is not None
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_existing_folder_is_replaced_only_by_force_and_by_a_checked_one(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").touch()
+    with pytest.raises(UserError, match=r"out exists: .* --force"):
+        export(source, target, "safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "write", lambda bundle, folder: (folder / "model.safetensors").touch())
+        with pytest.raises(UserError):
+            export(source, target, "safetensors", force=True)
+    assert [path.name for path in target.iterdir()] == ["old.txt"]
+    export(source, target, "safetensors", force=True)
+    assert {path.name for path in target.iterdir()} == {"model.safetensors", "README.md"}
+    assert len({path.stat().st_mode for path in target.iterdir()}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_no_folder_that_is_no_export(source: Path, tmp_path: Path):
+    (tmp_path / "home/documents").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    (tmp_path / "file").touch()
+    shutil.copyfile(source, tmp_path / "home/documents/model.ckpt")
+    for name in ("home", "link", "file"):
+        with pytest.raises(UserError, match=r"is no exported folder"):
+            export(source, tmp_path / name, "safetensors", force=True)
+    with pytest.raises(UserError, match=r"holds the model to export"):
+        export(tmp_path / "home/documents", tmp_path / "home/documents", "safetensors", force=True)
+
+
+KILLED = """
+import os, sys
+from openslip.export import export
+export.compare = lambda *arguments: os.kill(os.getpid(), 9)
+export.export(sys.argv[1], sys.argv[2], "safetensors")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_killed_export_leaves_no_folder_and_the_next_one_removes_its_files(source: Path, tmp_path: Path):
+    target = tmp_path / "out"
+    process = subprocess.run([sys.executable, "-c", KILLED, str(source), str(target)], capture_output=True)
+    assert process.returncode == -9
+    (orphan,) = tmp_path.iterdir()
+    assert orphan.name.startswith(".out.")
+    others = [tmp_path / name for name in (f".out.{os.getppid()}.tmp", ".out2.4194305.tmp", ".out.4194305.tmp.d")]
+    for other in others:
+        other.mkdir()
+    export(source, target, "safetensors")
+    assert {*tmp_path.iterdir()} == {target, *others}
+
+
+def test_a_missing_library_is_named_before_the_model_is_loaded(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(safetensors, "NEEDS", ("no_such_library",))
+    monkeypatch.setattr(safetensors, "EXTRA", "hf")
+    with pytest.raises(MissingPackage, match=r'no_such_library; pip install "openslip\[hf\]", .*--no-check'):
+        export("no_such_file", tmp_path / "out", "safetensors")
+    assert export(source, tmp_path / "out", "safetensors", check=False) is None
+    assert "not checked" in (tmp_path / "out/README.md").read_text().lower()
+
+
+def test_an_unknown_form_is_refused_with_the_known_ones(tmp_path: Path):
+    with pytest.raises(UserError, match=r"--to nothing: expected one of .*safetensors"):
+        export("no_such_file", tmp_path / "out", "nothing")
+
+
+def test_every_form_says_what_it_needs():
+    for name in forms.names():
+        module: Any = forms.load(name)
+        assert isinstance(module.NEEDS, tuple)
+        assert module.EXTRA in (None, "hf", "onnx")
+        assert callable(module.write)
+        assert callable(module.read)
+
+
+def test_images_and_captions_are_the_same_in_every_process():
+    images = draw_images()
+    assert {image.mode for image in images} == {"RGB", "L", "RGBA"}
+    again = from_arrays(to_arrays(draw_images()))
+    assert [image.mode for image in again] == [image.mode for image in images]
+    assert all(image.tobytes() == other.tobytes() for image, other in zip(images, again, strict=True))
+    assert len(images) == len(CAPTIONS) == 8
