@@ -12,37 +12,36 @@ from openslip.inference.layouts import openai
 from openslip.inference.layouts.keys import rename, shape, table
 
 DECODER = "text_decoder."
-_POOL = "visual.attn_pool."
-_NAMES = table(
-    (
-        ("cls_emb", "text_tower.class_embedding"),
-        (f"{_POOL}query", "image_tower.queries"),
-        (f"{_POOL}ln_q.", "image_tower.norm_queries."),
-        (f"{_POOL}ln_k.", "image_tower.norm_tokens."),
-        (f"{_POOL}attn.q_proj.", "image_tower.q_proj."),
-        (f"{_POOL}attn.k_proj.", "image_tower.k_proj."),
-        (f"{_POOL}attn.v_proj.", "image_tower.v_proj."),
-        (f"{_POOL}attn.out_proj.", "image_tower.out_proj."),
-        ("visual.ln_post.", "image_tower.norm."),
-    )
+POOL = "visual.attn_pool."
+NAMES = (
+    ("cls_emb", "text_tower.class_embedding"),
+    (f"{POOL}query", "image_tower.queries"),
+    (f"{POOL}ln_q.", "image_tower.norm_queries."),
+    (f"{POOL}ln_k.", "image_tower.norm_tokens."),
+    (f"{POOL}attn.q_proj.", "image_tower.q_proj."),
+    (f"{POOL}attn.k_proj.", "image_tower.k_proj."),
+    (f"{POOL}attn.v_proj.", "image_tower.v_proj."),
+    (f"{POOL}attn.out_proj.", "image_tower.out_proj."),
+    ("visual.ln_post.", "image_tower.norm."),
 )
+_TABLE = table(NAMES)
 
 
 def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights to ours without the decoder's; unknown weights keep their names."""
     split: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        kind = name.removeprefix(f"{_POOL}attn.in_proj_")
+        kind = name.removeprefix(f"{POOL}attn.in_proj_")
         if name.startswith(DECODER):
             continue
         if kind in ("weight", "bias") and weight.ndim and weight.shape[0] % 3 == 0:  # queries, keys and values
             parts = zip("qkv", weight.chunk(3), strict=True)
-            split |= {f"{_POOL}attn.{part}_proj.{kind}": chunk for part, chunk in parts}
-        elif name.startswith(f"{_POOL}attn.") and name.endswith("_proj_weight"):  # of MultiheadAttention with kdim
+            split |= {f"{POOL}attn.{part}_proj.{kind}": chunk for part, chunk in parts}
+        elif name.startswith(f"{POOL}attn.") and name.endswith("_proj_weight"):  # of MultiheadAttention with kdim
             split[name.removesuffix("_weight") + ".weight"] = weight
         else:
             split[name] = weight
-    state = openai.convert(rename(split, _NAMES))
+    state = openai.convert(rename(split, _TABLE))
     trunk = "image_tower.trunk."
     return {name.replace(trunk, "image_tower.tower.trunk.", 1): weight for name, weight in state.items()}
 
@@ -70,7 +69,7 @@ def towers(
         )
     if not text["causal"]:
         raise UserError(f"{path}: text_cfg.no_causal_mask=True is not implemented for CoCa, whose text tower is causal")
-    queries, width = shape(weights, f"{_POOL}query", ndim=2)
+    queries, width = shape(weights, f"{POOL}query", ndim=2)
     if configs.number(part, "attn_pooler_queries", path) != queries:
         raise UserError(f"{path}: attn_pooler_queries is {part['attn_pooler_queries']}, and the weights have {queries}")
     pooled = {

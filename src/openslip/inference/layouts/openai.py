@@ -38,7 +38,7 @@ TEXT = (
     ("text_projection.weight", "text_projection"),
     ("text_projection.bias", "text_projection_bias"),
 )
-_VIT = (
+VIT = (
     ("visual.class_embedding", "image_tower.trunk.cls_token"),
     ("visual.positional_embedding", "image_tower.trunk.pos_embed"),
     ("visual.conv1.", "image_tower.trunk.patch_embed.proj."),
@@ -52,7 +52,7 @@ _VIT = (
     ("visual.transformer.resblocks.{n}.mlp.c_fc.", "image_tower.trunk.blocks.{n}.mlp.fc1."),
     ("visual.transformer.resblocks.{n}.mlp.c_proj.", "image_tower.trunk.blocks.{n}.mlp.fc2."),
 )
-_RESNET = (
+RESNET = (
     *((f"visual.{kind}{n}.", f"image_tower.{kind}{n}.") for kind in ("conv", "bn") for n in (1, 2, 3)),
     *(
         (f"visual.layer{n + 1}.{{n}}.{theirs}", f"image_tower.stages.{n}.{{n}}.{ours}")
@@ -75,7 +75,7 @@ def has_resnet(weights: Mapping[str, Any]) -> bool:
 
 def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape weights to ours; unknown weights keep their names."""
-    names = table([*TEXT, *(_VIT if has_vit(weights) else _RESNET)])
+    names = table([*TEXT, *(VIT if has_vit(weights) else RESNET)])
     weights = dict(weights)
     if "text_projection.weight" in weights:  # a linear layer, [embed, width]
         weights["text_projection.weight"] = weights["text_projection.weight"].T
