@@ -1,0 +1,145 @@
+"""Exports to timm, which timm itself loads; each planted fault must be refused by the export's own check."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from export_models import (
+    EQUAL,
+    assert_equal_weights,
+    bundle_of,
+    clip,
+    clip_resnet,
+    deviations,
+    siglip,
+    slip,
+    timm_tower,
+    written,
+)
+from safetensors.torch import load_file, save_file
+from tower_files import drawn
+
+from openslip.errors import UserError
+from openslip.inference.architecture import build_model
+from openslip.inference.load import load
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "transform"),
+    [
+        (clip(), {"crop": "floor"}),
+        (slip(num_heads=1), {"resize_to": 183}),
+        (slip() | {"projection_bias": True}, {"interpolation": "bilinear"}),
+        (slip("test_resnet"), {}),
+        (slip("test_efficientnet"), {}),
+        (siglip(), {"resize": "squash"}),
+    ],
+    ids=["clip", "other heads", "projection bias", "resnet", "batch norm", "siglip"],
+)
+def test_timm_computes_the_same_and_our_reader_reads_the_same_tower(
+    architecture: dict[str, Any], transform: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = bundle_of(architecture, **transform)
+    found = deviations(bundle, written(bundle, tmp_path, "timm"), "timm")
+    assert found.keys() == {"pixels", "image_features", "image_features_64"}
+    assert max(found.values()) <= EQUAL
+    assert_equal_weights(bundle, load(tmp_path), "image_tower.")
+
+
+def test_without_classifier_timm_returns_the_feature_before_the_projection(tmp_path: Path) -> None:
+    bundle = bundle_of(slip())
+    folder = written(bundle, tmp_path, "timm")
+    images = torch.randn(2, 3, 160, 160)
+    tower = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images), bundle.model.eval().image_tower(images), rtol=EQUAL, atol=EQUAL)
+
+
+def test_an_image_tower_alone_has_no_classifier(tmp_path: Path) -> None:
+    architecture = {
+        "_target_": "openslip.models.image_encoder.ImageEncoder",
+        "image_tower": timm_tower("test_vit", 160),
+    }
+    bundle = replace(
+        bundle_of(slip()), model=drawn(build_model(architecture)), tokenizer=None, architecture=architecture
+    )
+    assert max(deviations(bundle, written(bundle, tmp_path, "timm"), "timm").values()) <= EQUAL
+    assert json.loads((tmp_path / CONFIG).read_text())["num_classes"] == 0
+    assert_equal_weights(bundle, load(tmp_path))
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Return a fault in the config."""
+
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / CONFIG).read_text())
+        change(config)
+        (folder / CONFIG).write_text(json.dumps(config))
+
+    return edit
+
+
+def reweighted(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    """Return a fault in the weights."""
+
+    def edit(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        change(weights)
+        save_file({name: weight.clone().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
+
+    return edit
+
+
+FAULTS: dict[str, Callable[[Path], None]] = {
+    "transposed projection": reweighted(lambda w: w.update({"head.weight": w["head.weight"].T})),
+    "projection bias": reweighted(lambda w: w["head.bias"].zero_()),
+    "activation": edited(lambda c: c["model_args"].pop("act_layer")),
+    "heads": edited(lambda c: c["model_args"].update(num_heads=6)),
+    "pooling": edited(lambda c: c["model_args"].update(global_pool="avg", fc_norm=False)),
+    "resize mode": edited(lambda c: c["pretrained_cfg"].update(crop_mode="center")),
+    "interpolation": edited(lambda c: c["pretrained_cfg"].update(interpolation="bilinear")),
+    "crop_pct": edited(lambda c: c["pretrained_cfg"].update(crop_pct=0.9, crop_mode="center")),
+    "std": edited(lambda c: c["pretrained_cfg"].update(std=[0.5, 0.5, 0.5])),
+}
+
+
+@pytest.fixture(scope="module")
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    bundle = bundle_of(clip(embed_dim=24, projection_bias=True), resize="squash")
+    folder = written(bundle, tmp_path_factory.mktemp("faultless"), "timm")
+    deviations(bundle, folder, "timm")  # raises no error
+    return bundle, folder
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_refused_by_the_check(fault: str, faultless: tuple[Any, Path], tmp_path: Path) -> None:
+    bundle, folder = faultless
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    FAULTS[fault](tmp_path)
+    with pytest.raises(UserError, match="differs from ours"):
+        deviations(bundle, tmp_path, "timm")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "transform", "reason"),
+    [
+        (clip(norm_eps=1e-6), {}, r"norm1.eps 1e-06 \(there 1e-05\)"),
+        (clip_resnet(), {}, "ClipResNet; use --to open_clip"),
+        (slip(), {"resize": "longest"}, "pads images with their mean"),
+    ],
+    ids=["epsilon", "resnet of CLIP", "longest"],
+)
+def test_what_timm_cannot_express_is_refused_with_another_form(
+    architecture: dict[str, Any], transform: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=reason) as error:
+        written(bundle_of(architecture, **transform), tmp_path, "timm")
+    assert "use --to" in str(error.value)
