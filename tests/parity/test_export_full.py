@@ -16,28 +16,33 @@ from openslip.commands.export import main
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.sources import builtin
 from openslip.evaluation.zeroshot import ZeroShot
+from openslip.export import forms
 from openslip.export.forms import huggingface
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import write
 from openslip.inference.layouts.transforms import OPENAI
 from openslip.text.clip_bpe import ClipBpe
 
+RN50 = {"depths": [3, 4, 6, 3], "channels": 64, "width": 1024, "heads": 32}
 TEMPLATES = ["a {}.", "a photo of a {}.", "this is a {}."]
 
 
 def full_size(name: str) -> Bundle:
-    """Return CLIP or SLIP ViT-B/16 with drawn weights."""
+    """Return CLIP's or SLIP's ViT-B/16, or CLIP's RN50, with drawn weights."""
     tower = {"_target_": "openslip.models.timm_tower.TimmTower", "image_size": 224, "arguments": {}}
     if name == "clip":
         tower |= {"name": "vit_base_patch16_clip_224", "arguments": {"act_layer": "quick_gelu"}, "norm_eps": 1e-5}
-    else:
+    elif name == "slip":
         tower |= {"name": "vit_base_patch16_224"}
+    else:
+        tower = {"_target_": "openslip.models.clip_resnet.ClipResNet", "image_size": 224, **RN50}
     text = TEXT | {"context_length": 77, "width": 512, "depth": 12, "heads": 8}
     return bundle_of(
         "clip",
         image_tower=tower,
         text_tower=text,
-        embed_dim=512,
+        embed_dim=1024 if name == "resnet" else 512,
+        projects_image=name != "resnet",
         tokenizer=ClipBpe(context_length=77, truncation="keep_end", special_text="token"),
         transform=EvalTransform(size=224, **OPENAI),
     )
@@ -85,16 +90,44 @@ def test_an_export_that_its_library_does_not_confirm_has_exit_code_1(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip", "slip", "siglip"])
-def test_zero_shot_predicts_the_same_class_for_every_image(name: str, tmp_path: Path):
+@pytest.mark.parametrize("form", ["open_clip", "timm", "onnx"])
+@pytest.mark.parametrize("name", ["clip", "slip", "resnet"])
+def test_a_full_size_model_is_confirmed_by_the_library_of_each_form(
+    name: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    if (name, form) == ("resnet", "timm"):
+        pytest.skip("timm has no ResNet of CLIP")
+    write(full_size(name), tmp_path / "source.safetensors")
+    assert main([str(tmp_path / "source.safetensors"), str(tmp_path / "out"), "--to", form]) == 0
+    values = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:-1])
+    numbers = {key: float(value) for key, value in values.items() if key != "ids"}
+    assert {"pixels", "image_features"} <= numbers.keys()
+    assert max(numbers.values()) <= (1e-4 if form == "onnx" else 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("clip", "huggingface"),
+        ("slip", "huggingface"),
+        ("siglip", "huggingface"),
+        ("clip", "open_clip"),
+        ("test_vit", "open_clip"),
+        ("clip", "onnx"),
+        ("slip", "onnx"),
+        ("siglip", "onnx"),
+    ],
+)
+def test_zero_shot_predicts_the_same_class_for_every_image(name: str, form: str, tmp_path: Path):
     bundle = bundle_of(name)
     source = builtin.builtin(str(tmp_path / "data"), "unseen")
     evaluation = ZeroShot(
         title="zero-shot", source=source, classnames=None, templates=TEMPLATES, batch_size=256, num_workers=0
     )
     evaluation.run(bundle)
-    huggingface.write(bundle, tmp_path)
-    library = huggingface.read(tmp_path)
+    forms.load(form).write(bundle, tmp_path)
+    library = forms.load(form).read(tmp_path)
     assert library.pixels
     assert library.ids
     assert library.text_features

@@ -56,7 +56,7 @@ class AttentionalPooling(Tower):
     ) -> Float[Tensor, "batch queries embed"]:
         """Return the normalised outputs of these queries; they do not depend on each other."""
         x = self.norm_tokens(self.tower.tokens(images).features)
-        q = self.q_proj(self.norm_queries(queries)).expand(len(x), -1, -1)
+        q = self.q_proj(self.norm_queries(queries)).expand(x.shape[0], -1, -1)
         q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, self.k_proj(x), self.v_proj(x)))
         return self.norm(self.out_proj(attention(q, k, v).transpose(1, 2).flatten(2)))
 

@@ -85,7 +85,7 @@ class CocaText(Tower):
 
     def rows(self, words: Int[Tensor, "batch context"]) -> Float[Tensor, "batch positions width"]:
         """Return the features of all words and of the class embedding, before the final norm."""
-        x = torch.cat([self.token_embedding(words), self.class_embedding.expand(len(words), 1, -1)], dim=1)
+        x = torch.cat([self.token_embedding(words), self.class_embedding.expand(words.shape[0], 1, -1)], dim=1)
         x = x + self.positional_embedding
         visible = F.pad(words != PAD, (1, 0), value=True)  # of position i + 1 if word i is no padding
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
