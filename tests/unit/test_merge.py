@@ -163,7 +163,7 @@ def test_existing_files_are_replaced_only_with_force(tmp_path: Path, files: tupl
 def test_a_file_that_cannot_be_loaded_appears_under_no_name(
     tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    pair = Pair(*map(openslip.load, files))
+    pair = Pair(openslip.load(files[0]), openslip.load(files[1]))
 
     def fail(*_: object, **__: object) -> None:
         raise UserError("cannot be loaded")
@@ -233,7 +233,7 @@ def test_checkpoints_of_two_formats_can_be_merged(tmp_path: Path):
 
 def test_running_statistics_and_integer_buffers_are_mentioned():
     architecture = changed(ARCHITECTURE, image_tower__name="resnet18", image_tower__arguments=RESNET["arguments"])
-    bundles = [made(seed, architecture) for seed in (0, 1)]
+    bundles = made(0, architecture), made(1, architecture)
     layers = [layer for layer in bundles[1].model.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert Pair(*bundles).notes == [
         f"batch norm: the running statistics of {len(layers)} layers are averaged as well; they only approximate those "
