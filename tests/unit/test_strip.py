@@ -110,6 +110,20 @@ def test_a_folder_is_stripped_into_a_new_folder_but_not_over_its_own_files(
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_a_stripped_file_is_on_the_disk_and_has_the_usual_permissions(
+    tmp_path: Path, bundle: Bundle, suffix: str, monkeypatch: pytest.MonkeyPatch
+):
+    synchronised: set[int] = set()
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synchronised.add(os.fstat(handle).st_ino), fsync(handle)))
+    (tmp_path / "usual").touch()
+    write(bundle, tmp_path / f"small.{suffix}")
+    status = (tmp_path / f"small.{suffix}").stat()
+    assert status.st_mode == (tmp_path / "usual").stat().st_mode
+    assert status.st_ino in synchronised
+
+
 def test_a_weight_beyond_float16_is_refused_and_nothing_is_written(tmp_path: Path):
     bundle = small_bundle()
     weights = bundle.model.state_dict()
