@@ -93,7 +93,7 @@ def write_card(
         "Check": "Not checked: the export was written without loading it with its library."
         if deviations is None
         else "The library of this form has loaded the folder, and computes the same as OpenSLIP on the inputs of the "
-        f"check, in float32.\n\n{table(checked)}",
+        f"check.\n\n{table(checked)}",
         "Model": facts_table(model_facts(bundle)),
         "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
         "Metrics": table(metrics)
