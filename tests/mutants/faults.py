@@ -600,6 +600,13 @@ HOSTILE = [
     ("src/openslip/arrays.py", "stated > size - file.tell()", "False"),
     ("src/openslip/distributed.py", "gradient.clone(memory_format=torch.contiguous_format)", "gradient.contiguous()"),
     ("src/openslip/inference/strip.py", "load(temporary, allow=allow)", "pass"),
+    ("src/openslip/inference/merge.py", "if alpha in (0, 1):", "if alpha == 2:"),
+    ("src/openslip/inference/merge.py", "weights[0] * tensor.double()", "weights[0] * tensor"),
+    ("src/openslip/inference/merge.py", "if changed and not computes_the_same(first, second, allow):", "if False:"),
+    ("src/openslip/export/card_facts.py", 'record.get("weights") != weights', "False"),
+    ("src/openslip/export/card_facts.py", 'part.rpartition("/")[2] for part', "part for part"),
+    ("src/openslip/export/push.py", "if get_token() is None:", "if False:"),
+    ("src/openslip/commands/export.py", "if options.push and options.no_check:", "if False:"),
     (
         "src/openslip/commands/eval.py",
         "map(printable, (name, metric, with_unit(metric, value)))",

@@ -114,6 +114,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
         "data",
         "predict",
         "strip",
+        "merge",
+        "export",
         "verify",
         "plan",
         "report",

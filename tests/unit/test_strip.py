@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_models import tokenizer, transform
+from model_folders import folder_of
 from published_files import training_checkpoint
+from recorded_towers import FOLDER
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.formats.openslip import write
 from openslip.inference.formats.slip import to_published
 from openslip.inference.strip import strip
+from openslip.verify.tower_files import TowerFile, tower_files
 
 ARCHITECTURE = {
     "_target_": "openslip.models.dual_encoder.DualEncoder",
@@ -76,6 +79,49 @@ def test_weights_are_stored_in_half_the_bytes_and_loaded_as_float32(
         rounded = weight.to(getattr(torch, dtype)).float() if weight.ndim else weight  # logit_scale is exact
         assert loaded[name].dtype == torch.float32
         assert torch.equal(loaded[name], rounded)
+
+
+@pytest.mark.parametrize("file", [*tower_files(FOLDER)], ids=lambda file: file.path.name)
+def test_models_of_every_format_are_stored_in_every_dtype(tmp_path: Path, file: TowerFile):
+    bundle = file.load("cpu")
+    for dtype, suffix in ((torch.float16, "safetensors"), (torch.bfloat16, "ckpt")):
+        write(bundle, tmp_path / f"small.{suffix}", dtype)
+        again = openslip.load(tmp_path / f"small.{suffix}")
+        weights = again.model.state_dict()
+        assert weights.keys() == bundle.model.state_dict().keys()
+        for name, weight in bundle.model.state_dict().items():
+            rounded = weight.to(dtype).float() if weight.is_floating_point() and weight.ndim else weight
+            assert torch.equal(weights[name], rounded), name
+        assert again.transform.settings() == bundle.transform.settings()
+        tokenizers = [each.tokenizer and each.tokenizer.settings() for each in (bundle, again)]
+        assert tokenizers[0] == tokenizers[1]
+
+
+def test_a_folder_is_stripped_into_a_new_folder_but_not_over_its_own_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = folder_of("transformers_clip", tmp_path / "folder")
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    assert main([str(folder), str(tmp_path / "new" / "small.ckpt"), "--dtype", "float16"]) == 0
+    assert f"folder {megabytes:.1f} MB -> " in capsys.readouterr().out
+    weights = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"model\.safetensors is a part of the checkpoint; name another file"):
+        strip(folder, folder / "model.safetensors")
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_a_stripped_file_is_on_the_disk_and_has_the_usual_permissions(
+    tmp_path: Path, bundle: Bundle, suffix: str, monkeypatch: pytest.MonkeyPatch
+):
+    synchronised: set[int] = set()
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synchronised.add(os.fstat(handle).st_ino), fsync(handle)))
+    (tmp_path / "usual").touch()
+    write(bundle, tmp_path / f"small.{suffix}")
+    status = (tmp_path / f"small.{suffix}").stat()
+    assert status.st_mode == (tmp_path / "usual").stat().st_mode
+    assert status.st_ino in synchronised
 
 
 def test_a_weight_beyond_float16_is_refused_and_nothing_is_written(tmp_path: Path):

@@ -61,7 +61,33 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
     if output is not None and is_main_process():
         refuse_unwritable(output, advice=ELSEWHERE)
     is_written = folder is not None and bool(chosen) and is_main_process() and can_write(folder)
+    records, errors = all_records(config, suite, folder, is_written=is_written)
+    if is_main_process():
+        show_records({name: records[name] for name in chosen if name in records})
+        if output is not None and records:
+            write_all(output, config, {name: records[name] for name in chosen if name in records}, errors)
+        elif folder is not None and is_written and records:
+            say(f"metrics: {folder}/{report_of(folder)}")
+        show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
+    has_failed = any(not isinstance(error, MissingData) for error in errors.values())
+    return int(any_rank(has_failed or (bool(chosen) and not records)))
 
+
+def all_records(
+    config: dict[str, Any], suite: Suite, folder: Path | None, *, is_written: bool
+) -> tuple[dict[str, Record], dict[str, UserError]]:
+    """Run a config's evaluations; return their results and the errors of those that failed, by name.
+
+    Args:
+        config: the config of `openslip eval`.
+        suite: the model.
+        folder: folder whose stored results are reused; None to compute all.
+        is_written: whether this process stores each result in that folder.
+
+    Raises:
+        Exception: the only evaluation that was chosen has failed.
+    """
+    chosen = config["evaluation"]
     evaluations, errors = open_all(chosen)
     records: dict[str, Record] = {}
     for name, evaluation in in_order_of_sources(evaluations):
@@ -86,16 +112,7 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
             except UserError as error:
                 errors[name] = error
         evaluation.arrays = {}  # they may be large, and the report reads them from the file
-
-    if is_main_process():
-        show_records({name: records[name] for name in chosen if name in records})
-        if output is not None and records:
-            write_all(output, config, {name: records[name] for name in chosen if name in records}, errors)
-        elif folder is not None and is_written and records:
-            say(f"metrics: {folder}/{report_of(folder)}")
-        show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
-    has_failed = any(not isinstance(error, MissingData) for error in errors.values())
-    return int(any_rank(has_failed or (bool(chosen) and not records)))
+    return records, errors
 
 
 def run(suite: Suite, name: str, evaluation: Evaluation, options: dict[str, Any]) -> Record:

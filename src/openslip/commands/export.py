@@ -1,9 +1,11 @@
 """Write a model for another library, which then confirms it: openslip export runs/NAME --to huggingface FOLDER."""
 
 import argparse
+from pathlib import Path
 
 from openslip.commands._choices import add_choices, choices_of
 from openslip.commands._imports import importing_pytorch
+from openslip.errors import UserError
 from openslip.export import forms
 from openslip.progress import progress
 from openslip.terminal import say
@@ -28,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
     )
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
+    parser.add_argument("--license", help="licence of the weights for the model card, such as mit or cc-by-nc-4.0")
+    parser.add_argument(
+        "--push", metavar="USER/NAME", help="upload the checked folder to this repository of the Hugging Face hub"
+    )
+    parser.add_argument("--private", action="store_true", help="with --push, a new repository is private")
     add_choices(parser)
     return parser
 
@@ -35,9 +42,18 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Write the folder, check it, and print the largest differences."""
     options = parser().parse_args(arguments)
+    if options.push and options.no_check:
+        raise UserError(
+            f"--push {options.push} with --no-check: only a checked export is uploaded; leave out --no-check"
+        )
+    if options.private and not options.push:
+        raise UserError("--private has no effect without --push USER/NAME: add it, or leave out --private")
 
     with importing_pytorch():
         from openslip.export.export import export
+        from openslip.export.push import check_repository, push
+    if options.push:
+        check_repository(options.push)
     with progress("exporting"):
         deviations = export(
             options.source,
@@ -47,10 +63,13 @@ def main(arguments: list[str]) -> int:
             format=options.format,
             check=not options.no_check,
             force=options.force,
+            licence=options.license,
             **choices_of(options),
         )
     for name, value in (deviations or {}).items():
         say(f"{name:17} {'the same' if name == 'ids' else f'{value:.1e}'}")
     checked = "not checked" if deviations is None else "confirmed by its library"
     say(f"{options.source} -> {options.target} ({options.to}, {checked})")
+    if options.push:
+        say(f"uploaded in one commit: {push(Path(options.target), options.push, private=options.private)}")
     return 0

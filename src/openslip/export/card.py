@@ -1,11 +1,75 @@
-"""The model card of an exported folder, `README.md`."""
+"""The model card of an exported folder, `README.md`: only what the checkpoint, its run and the check say."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import yaml
+
+from openslip import __version__
+from openslip.export.card_facts import licence_of, metrics_of, model_facts, name_of, provenance_facts, recipe_facts
 from openslip.inference.bundle import Bundle
+from openslip.models.text_encoder import TextEncoder
+from openslip.terminal import printable
+
+IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
 
-def write_card(folder: Path, bundle: Bundle, form: str, deviations: dict[str, float] | None) -> None:
+class Loading(NamedTuple):
+    """How a form is loaded: the library by its name on the hub, whether it holds texts, and lines of Python."""
+
+    library: str
+    has_texts: bool
+    lines: str
+
+
+LOADING = {
+    "huggingface": Loading(
+        "transformers",
+        True,
+        """from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("FOLDER")
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")""",
+    ),
+    "onnx": Loading(
+        "onnx",
+        True,
+        """import onnxruntime
+
+image = onnxruntime.InferenceSession("FOLDER/image.onnx")
+features = image.run(None, {"pixels": pixels})  # pixels: float32 [batch, 3, size, size], as in preprocessing.json""",
+    ),
+    "open_clip": Loading(
+        "open_clip",
+        True,
+        """import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")""",
+    ),
+    "safetensors": Loading(
+        "openslip",
+        True,
+        """import openslip
+
+model = openslip.load("FOLDER")
+features = model.encode_image(["image.jpg"])""",
+    ),
+    "timm": Loading(
+        "timm",
+        False,
+        """import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
+    ),
+}
+
+
+def write_card(
+    folder: Path, bundle: Bundle, form: str, deviations: dict[str, float] | None, licence: str | None = None
+) -> None:
     """Write the model card.
 
     Args:
@@ -13,8 +77,53 @@ def write_card(folder: Path, bundle: Bundle, form: str, deviations: dict[str, fl
         bundle: the exported model.
         form: name of the form.
         deviations: largest difference of each checked quantity from ours; None if the export was not checked.
+        licence: licence that the user states for the weights; None for that of the published checkpoint, if it is one.
     """
-    checked = (
-        "not checked" if deviations is None else ", ".join(f"{name} {value:.1e}" for name, value in deviations.items())
+    loading, facts = LOADING[form], licence_of(bundle, licence)
+    recipe = recipe_facts(bundle)
+    header: dict[str, Any] = {"license": facts.identifier, "library_name": loading.library}
+    if not isinstance(bundle.model, TextEncoder):
+        header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
+    header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
+    checked = [["quantity", "largest difference"]] + [
+        [name, "none" if name == "ids" else f"{value:.1e}"] for name, value in (deviations or {}).items()
+    ]
+    sections = {
+        "Load it": f"FOLDER is this folder.\n\n```python\n{loading.lines}\n```",
+        "Check": "Not checked: the export was written without loading it with its library."
+        if deviations is None
+        else "The library of this form has loaded the folder, and computes the same as OpenSLIP on the inputs of the "
+        f"check.\n\n{table(checked)}",
+        "Model": facts_table(model_facts(bundle)),
+        "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
+        "Metrics": table(metrics)
+        if len(metrics := metrics_of(bundle)) > 1
+        else "No metrics of these weights are stored.",
+        "Provenance": facts_table(provenance_facts(bundle)),
+    }
+    text = "\n\n".join(
+        [
+            f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+            f"# {cell(name_of(bundle.origin))}",
+            f"Exported by OpenSLIP {__version__} in the form `{form}`.",
+            f"**Licence.** {facts.sentence}",
+            *(f"## {title}\n{content}" for title, content in sections.items()),
+        ]
     )
-    (folder / "README.md").write_text(f"# {bundle.origin}\n\nForm: {form}. Largest deviation: {checked}.\n", "utf-8")
+    (folder / "README.md").write_text(f"{text}\n", encoding="utf-8")
+
+
+def facts_table(facts: dict[str, str]) -> str:
+    """Return facts by name as a table of Markdown."""
+    return table([["fact", "value"], *([name, value] for name, value in facts.items())])
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return a table of Markdown; the first row is its header."""
+    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def cell(text: str) -> str:
+    """Return text that stays in its cell and is no markup."""
+    return "".join(f"\\{mark}" if mark in "\\|`*_<>[]" else mark for mark in printable(text))

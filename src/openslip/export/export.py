@@ -30,6 +30,7 @@ def export(
     text_heads: int | None = None,
     check: bool = True,
     force: bool = False,
+    licence: str | None = None,
 ) -> dict[str, float] | None:
     """Write a model in a form of another library; the folder appears only once it is complete and has been checked.
 
@@ -44,6 +45,7 @@ def export(
         text_heads: as for `load`.
         check: whether the form's library loads the folder in a process of its own, and is compared with OpenSLIP.
         force: whether an existing folder is replaced; it is kept if the new one is not written or fails the check.
+        licence: licence of the weights for the model card; None for what a published checkpoint's owner states.
 
     Returns:
         The largest difference of each quantity that was compared; None without the check.
@@ -70,7 +72,7 @@ def export(
         try:
             module.write(bundle, temporary)
             deviations = compare(bundle, temporary, form) if check else None
-            write_card(temporary, bundle, form, deviations)
+            write_card(temporary, bundle, form, deviations, licence)
             publish(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

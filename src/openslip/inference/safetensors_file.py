@@ -1,6 +1,7 @@
 """Stripped models as safetensors files: weights by name, and the entry `openslip` as JSON in the metadata."""
 
 import json
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,5 +46,10 @@ def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
         whole = tensor.contiguous()  # a copy, or the tensor itself
         weights[name] = whole.clone() if whole is tensor and storage in storages else whole
         storages.add(storage)
-    # `safetensors.torch.save` would need the memory of all weights a second time; `save_file` takes a file's name.
+    # `safetensors.torch.save` would need the memory of all weights a second time. `save_file` replaces the file of this
+    # name by another one, which only its owner may read, and which `durable` does not synchronise with the disk.
+    mode = os.fstat(file.fileno()).st_mode
     save_file(weights, file.name, {"format": "pt", "openslip": json.dumps(content["openslip"])})
+    with open(file.name, "rb") as written:
+        os.fchmod(written.fileno(), mode)
+        os.fsync(written.fileno())

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from openslip.durable import sync_folder
 from openslip.errors import UserError
-from openslip.inference.files import checkpoint_file
+from openslip.inference.files import UnwrittenError, checkpoint_file
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import find_format, load, local_file
 
@@ -49,9 +50,9 @@ def strip(
     source, target = checkpoint_file(local_file(source)), Path(target)
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
-    remove_orphans(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
-    try:
+    if source.is_dir() and target.exists() and target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"strip: {target} is a part of the checkpoint; name another file for the stripped one")
+    with whole_file(target) as temporary:
         # Before `load`, which reuses the content that `peek` has cached, and then clears the cache.
         objective = objective_weights(source, format) if keep_head else {}
         bundle = load(
@@ -60,11 +61,34 @@ def strip(
         write(bundle, temporary, getattr(torch, dtype), objective)
         del bundle, objective  # memory for the next line
         load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
+    return size_of(source), target.stat().st_size
+
+
+def size_of(source: Path) -> int:
+    """Return the bytes of a checkpoint: a file, or all files of a folder."""
+    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, which replaces the target if the context ends without an error.
+
+    Raises:
+        UnwrittenError: the folder cannot be created.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwrittenError(f"{target} could not be written ({error.strerror}): choose another folder") from error
+    remove_orphans(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
-    return source.stat().st_size, target.stat().st_size
 
 
 def remove_orphans(target: Path) -> None:

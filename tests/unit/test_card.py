@@ -1,0 +1,230 @@
+"""Model cards: facts of the checkpoint and its run, the licence, the check, and no local paths or credentials."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from exported_models import bundle_of
+from PIL import Image
+from stored_models import write_checkpoint
+
+import openslip
+from openslip.evaluation.feature_cache import FeatureCache
+from openslip.export import forms
+from openslip.export.card import LOADING, write_card
+from openslip.export.card_facts import without_folders, without_paths
+from openslip.inference.bundle import Bundle
+from openslip.inference.files import read, write
+
+SHARDS = "[/home/jane doe/a-{000..009}.tar,https://u:SECRET@x.org/b.tar,/home/jane/c.tar]"
+START: dict[str, Any] = {
+    "command": f"/home/jane/venv/bin/train.py 'data.source.shards={SHARDS}' logger.wandb.api_key=SECRET "
+    "init_from.checkpoint=/home/jane/first/last.ckpt optim/optimizer=lion",
+    "dates": ["2026-01-02T03:04:05+00:00"],
+    "commit": "0123abc",
+    "openslip": "0.1.0",
+    "ranks": 2,
+    "device": "cpu",
+    "data": {"samples": 12345, "fingerprint": "f"},
+    "versions": {"python": "3.11.7", "torch": "2.14.1", "timm": None},
+}
+CONFIG: dict[str, Any] = {
+    "global_batch_size": 64,
+    "seed": 3,
+    "objective": {"_target_": "openslip.objectives.slip.SLIP"},
+    "optim": {"optimizer": {"_target_": "torch.optim.AdamW"}, "lr": 0.0008, "weight_decay": 0.1},
+    "trainer": {"precision": "bf16-mixed"},
+    "data": {
+        "source": {
+            "_target_": "openslip.data.sources.shards.Shards",
+            "shards": "/home/jane/data/cc3m-{0000..0099}.tar",
+            "cache": {"folder": "/home/jane/cache"},
+        }
+    },
+    "init_from": {"checkpoint": "/home/jane/first/last.ckpt"},
+    "towers": {"image": {"weights": None}, "text": {"weights": None}},
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """The model of a run's checkpoint, with its config and provenance."""
+    path = write_checkpoint(tmp_path / "jane" / "model.ckpt")
+    content = read(path)
+    content["openslip"] |= {"step": 500, "run": CONFIG, "provenance": {"starts": [START], "training_seconds": 10.0}}
+    write(path, content)
+    return openslip.load(path)
+
+
+def card(folder: Path, bundle: Bundle, *arguments: Any, form: str = "open_clip", **options: Any) -> tuple[dict, str]:
+    """Return the metadata and the text of a card."""
+    write_card(folder, bundle, form, *(arguments or (None,)), **options)
+    _, header, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(header), text.replace("\\", "")
+
+
+def store(bundle: Bundle, name: str, weights: str, **changes: Any) -> None:
+    folder = Path(f"{bundle.file}-evaluations")
+    folder.mkdir(exist_ok=True)
+    record = {"evaluation": name, "checkpoint": "x", "metrics": {"top1": 43.21, "num_samples": 1234.0}, "notes": {}}
+    record |= {"headline_metric": "top1", "config": {}, "weights": weights, "problems": []} | changes
+    (folder / f"{name}.json").write_text(json.dumps(record))
+
+
+def test_the_card_states_recipe_dataset_and_provenance(tmp_path: Path, bundle: Bundle):
+    header, text = card(tmp_path, bundle)
+    assert header == {
+        "license": "other",
+        "library_name": "open_clip",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["openslip", "slip"],
+    }
+    for line in (
+        "# model.ckpt",
+        "| method | SLIP |",
+        "| training | step 500 of global batch 64: 32,000 samples seen |",
+        "| optimizer | AdamW, lr 0.0008, weight decay 0.1 |",
+        "| precision | bf16-mixed |",
+        "| dataset | Shards, shards cc3m-{0000..0099}.tar |",
+        "| samples in the dataset | 12,345 |",
+        "| initial weights | last.ckpt |",
+        "| commit | 0123abc |",
+        "| ranks | 2 |",
+        "| versions | python 3.11.7, torch 2.14.1 |",
+        "| date | 2026-01-02 |",
+        "| images | size 16, resize shortest, interpolation bilinear, mean [0.5, 0.5, 0.5], std [0.2, 0.2, 0.2] |",
+        "| tokenizer | ClipBpe, context_length 77, truncation keep_end, special_text plain, mask_token False |",
+        'open_clip.create_model_from_pretrained("local-dir:FOLDER")',
+    ):
+        assert line in text
+    parameters = sum(weight.numel() for weight in bundle.model.parameters())
+    assert f"| parameters | {parameters:,} |" in text
+
+
+def test_the_card_names_no_directory_and_no_credentials(tmp_path: Path, bundle: Bundle):
+    _, text = card(tmp_path, bundle)
+    for leak in ("jane", "SECRET", "home", str(tmp_path), "cache"):
+        assert leak not in text
+    assert "[a-{000..009}.tar,https://x.org/b.tar,c.tar]" in text
+    assert "init_from.checkpoint=last.ckpt optim/optimizer=lion" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/j/x.tar", "x.tar"),
+        ("~/x.tar", "x.tar"),
+        ("runs/name", "name"),
+        ("[/a b/c.tar,d/e.tar]", "[c.tar,e.tar]"),
+        ("{root: /a/b, split: val}", "{root: b, split: val}".replace(": ", ":").replace(",split", ", split")),
+        ("a {}.", "a {}."),
+        ("https://x.org/a/b.tar", "https://x.org/a/b.tar"),
+    ],
+)
+def test_paths_are_shown_by_their_last_part(text: str, shown: str):
+    assert without_folders(text).replace(": ", ":") == shown
+    assert without_paths(f"/opt/train.py '{text}'").startswith("train.py ")
+
+
+def test_only_metrics_of_exactly_these_weights_are_shown(tmp_path: Path, bundle: Bundle):
+    weights = FeatureCache(None).weights(bundle)
+    assert "No metrics of these weights are stored." in card(tmp_path, bundle)[1]
+    store(bundle, "imagenet", weights)
+    store(bundle, "food101", weights, problems=["3 images are missing"])
+    store(bundle, "stale", "0" * 64)
+    _, text = card(tmp_path, bundle)
+    assert "| imagenet | top1 | 43.21 % | 1,234 |" in text
+    assert "| food101 | top1 | 43.21 % (of an incomplete or repaired dataset) | 1,234 |" in text
+    assert "stale" not in text
+
+
+def test_the_licence_is_the_users_or_the_publishers_or_other(tmp_path: Path, bundle: Bundle):
+    header, text = card(tmp_path, bundle)
+    assert header["license"] == "other"
+    assert "The checkpoint states no licence." in text
+    header, text = card(tmp_path, bundle, licence="cc-by-nc-4.0")
+    assert header["license"] == "cc-by-nc-4.0"
+    assert "cc-by-nc-4.0, as stated by the person who exported the model." in text
+    published = replace(bundle, origin="slip_base_100ep", file=None, provenance={})
+    header, text = card(tmp_path, published)
+    assert header["license"] == "mit"
+    assert "MIT, as stated by facebookresearch/SLIP" in text
+    assert "| dataset | YFCC15M |" in text
+
+
+def test_the_check_is_a_table_or_said_to_be_missing(tmp_path: Path, bundle: Bundle):
+    assert "Not checked" in card(tmp_path, bundle)[1]
+    _, text = card(tmp_path, bundle, {"pixels": 0.0, "ids": 0.0, "image_features": 2.34e-7})
+    assert "| image_features | 2.3e-07 |" in text
+    assert "| ids | none |" in text
+    assert "Not checked" not in text
+
+
+def test_a_merged_model_names_its_parents(tmp_path: Path, bundle: Bundle):
+    parents = [
+        {"checkpoint": f"/home/jane/{name}.pt", "weight": weight, "provenance": {}}
+        for name, weight in (("a", 0.3), ("b", 0.7))
+    ]
+    record = {"merge": {"alpha": 0.7, "commit": "c", "parents": parents}}
+    _, text = card(tmp_path, replace(bundle, provenance=record))
+    assert "| merge | 0.3 * a.pt + 0.7 * b.pt |" in text
+    assert "jane" not in text
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"starts": 3}, {"starts": ["x"]}, {"starts": [{"command": 5, "dates": {}}]}, {"merge": [1]}, {"a": "|\n# b"}],
+)
+def test_provenance_of_another_form_is_left_out(tmp_path: Path, bundle: Bundle, record: dict[str, Any]):
+    _, text = card(tmp_path, replace(bundle, provenance=record))
+    assert "| checkpoint | model.ckpt |" in text
+    assert "# b" not in text
+
+
+def test_a_model_without_texts_has_no_task_with_texts(tmp_path: Path, bundle: Bundle):
+    assert card(tmp_path, replace(bundle, tokenizer=None))[0]["pipeline_tag"] == "image-feature-extraction"
+    assert card(tmp_path, bundle, form="timm")[0]["pipeline_tag"] == "image-feature-extraction"
+
+
+def test_every_form_says_how_it_is_loaded():
+    assert set(forms.names()) <= LOADING.keys()
+    for loading in LOADING.values():
+        compile(loading.lines, "card", "exec")
+        assert 3 <= len(loading.lines.replace("\n\n", "\n").splitlines()) <= 5
+
+
+def run_lines(form: str, folder: Path, **names: Any) -> dict[str, Any]:
+    """Run the lines of a form's card on a folder, and return their variables."""
+    exec(LOADING[form].lines.replace("FOLDER", str(folder)), names)
+    return names
+
+
+def test_the_lines_of_the_card_load_our_own_form(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 30), "red").save("image.jpg")
+    forms.load("safetensors").write(bundle, tmp_path)
+    features = run_lines("safetensors", tmp_path)["features"]
+    assert torch.equal(features, bundle.encode_image([tmp_path / "image.jpg"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["huggingface", "onnx", "open_clip", "timm"])
+def test_the_lines_of_the_card_load_the_form(tmp_path: Path, form: str):
+    bundle = bundle_of("test_vit")
+    forms.load(form).write(bundle, tmp_path)
+    pixels = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    names = run_lines(form, tmp_path, pixels=pixels.numpy())
+    given: Any = names.get("model")
+    with torch.no_grad():
+        expected = bundle.model.encode_image(pixels)
+        if form == "onnx":
+            features, expected = torch.from_numpy(names["features"][0]), torch.nn.functional.normalize(expected)
+        elif form == "huggingface":
+            features = given.get_image_features(pixel_values=pixels).pooler_output
+        else:
+            features = given(pixels) if form == "timm" else given.eval().encode_image(pixels)
+    assert torch.allclose(features, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
