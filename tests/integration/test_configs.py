@@ -170,7 +170,7 @@ SIZE_ROWS = {  # timm's name and arguments; text width, depth, heads; width of t
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "siglip_tiny", "siglip_vitb16", "unicl_tiny", "unicl_vitb16"])
 def test_a_model_is_its_method_and_its_size(model: str):
     config, choices = compose_config("train", [f"model={model}"])
     method, size = model.split("_")

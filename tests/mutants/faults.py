@@ -761,11 +761,8 @@ WORDS = [  # word vectors, and the objectives that read them
         "self.new_counts",
     ),
     (OBJECTIVES + "superclass.py", "target.sum(dim=1) * logits.logsumexp(dim=1)", "logits.logsumexp(dim=1)"),
-    (
-        OBJECTIVES + "superclass.py",
-        "image[tile], ids[tile], target[tile]",
-        "image[tile], ids[: len(image[tile])], target[tile]",
-    ),
+    (OBJECTIVES + "tiles.py", "(x[chunk] for x in rows)", "(x[: chunk.stop - chunk.start] for x in rows)"),
+    (OBJECTIVES + "tiles.py", "torch.stack(parts).sum()", "torch.stack(parts).mean()"),
     (OBJECTIVES + "superclass.py", "self.idf() * is_known", "self.idf()"),
     (OBJECTIVES + "superclass.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
     (M + "bag_of_tokens.py", "first & (order.values >= 0)", "first"),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -83,6 +84,7 @@ def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]
     multiprocessing.set_start_method("fork", force=True)  # as without a fork server
     # The fork server has made W&B's folder for images, and the first process that ends deletes it.
     MEDIA_TMP.name = tempfile.mkdtemp(suffix="wandb-media")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where the tests themselves run under nohup
     signals.catch()
     try:
         sys.exit(run_entry_point(train.main, arguments))

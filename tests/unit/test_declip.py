@@ -202,6 +202,31 @@ def test_defilip_compares_tokens_of_one_pair_or_of_four():
     assert {name for name in made if name.endswith("_tokens")} == {"image_tokens", "text_tokens"}
 
 
+def token_wise(image: Tensor, text: Tensor, is_word: Tensor, factor: Tensor) -> Tensor:
+    """The loss of FILIP's equations 1 to 5 for the tokens of a batch."""
+    products = torch.einsum("ipd,twd->itpw", unit(image), unit(text))
+    to_texts = products.masked_fill(~is_word[None, :, None], float("-inf")).amax(dim=3).mean(dim=2)
+    to_images = (products.amax(dim=2) * is_word).sum(dim=2) / is_word.sum(dim=1)
+    return (cross_entropy(factor * to_texts) + cross_entropy(factor * to_images.T)) / 2
+
+
+def test_the_loss_of_defilip_is_declips_and_the_mean_of_the_four_pairs_of_tokens():
+    model, objective = declip_model("defilip")
+    features = objective.encode(model, declip_batch(6))
+    terms = objective.terms(model, features)
+    pairs = [
+        token_wise(
+            features[f"{a}_tokens"], features[f"{b}_tokens"], features[f"{b}_mask"], model.token_logit_scale.exp()
+        )
+        for a in ("image", "image2")
+        for b in ("text", "text2")
+    ]
+    token = torch.stack(pairs).mean()
+    assert terms["token_loss"].item() == pytest.approx(token.item(), rel=1e-7)
+    of_declip = sum(terms[f"{name}_loss"] for name in ("neighbour", "simsiam", "masked")) + 2 * terms["clip_loss"]
+    assert terms["loss"].item() == pytest.approx(0.2 * (of_declip + token).item(), rel=1e-7)
+
+
 def test_a_skipped_step_of_defilip_leaves_the_queue():
     model, objective = declip_model("defilip")
     assert isinstance(objective, DeFILIP)

@@ -16,6 +16,8 @@ from openslip import signals
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
+NOT_UNDER_NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # as the tests themselves may run
+
 WAITS = """
 import time, sys
 from openslip import signals
@@ -69,7 +71,7 @@ sys.exit(0 if signals.received() is None else 1)
 
 
 def waiting(defer: bool, script: str = WAITS) -> subprocess.Popen:
-    script = script.format(defer="signals.defer()" if defer else "")
+    script = NOT_UNDER_NOHUP + script.format(defer="signals.defer()" if defer else "")
     process = subprocess.Popen(
         [sys.executable, "-c", script], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -78,7 +80,14 @@ def waiting(defer: bool, script: str = WAITS) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", signals.STOPPING)
+STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+
+
+def test_these_signals_ask_a_run_to_stop():
+    assert sorted(signals.STOPPING) == sorted(STOPPING)
+
+
+@pytest.mark.parametrize("number", STOPPING)
 def test_during_set_up_it_ends_at_once(number: int):
     process = waiting(defer=False)
     process.send_signal(number)
