@@ -58,7 +58,7 @@ LOSSES = [
     (OBJECTIVES + "equal_pairs.py", "(text.long() + 1) * _STEP", "text.long() * 0"),
     (OBJECTIVES + "equal_pairs.py", "equal & ~own", "equal"),
     (OBJECTIVES + "unicl.py", 'features["label"], role', "None, role"),
-    (OBJECTIVES + "objective.py", "setattr(self, name, number)", "pass"),
+    (OBJECTIVES + "objective.py", "setattr(self.get_submodule(module), attribute, number)", "pass"),
     (OBJECTIVES + "tiled.py", "to_scale += (texts[own] * to_text).sum() / scale", "pass"),
     (OBJECTIVES + "tiled.py", "weight = gradient / (2 * len(image))", "weight = gradient / len(image)"),
     (
@@ -315,7 +315,16 @@ DATA = [
     (D + "captions/policy.py", "else [*dict.fromkeys(texts)]", "else texts"),
     (D + "captions/masked.py", "(place < lengths[:, None]) & ~torch.isin(ids, special)", "(place < lengths[:, None])"),
     (D + "captions/masked.py", "torch.where(masked, ids, NO_LABEL)", "torch.where(changes, ids, NO_LABEL)"),
-    (D + "captions/augment.py", "if draw >= self.delete", "if draw < self.delete"),
+    (
+        D + "captions/augment.py",
+        "if draw >= self.delete]\n        words = kept",
+        "if draw < self.delete]\n        words = kept",
+    ),
+    (
+        D + "captions/augment.py",
+        "if draw >= self.delete]\n        return kept",
+        "if draw < self.delete]\n        return kept",
+    ),
     (D + "captions/augment.py", "max(1, round(self.synonyms * len(words)))", "len(known)"),
     (
         D + "captions/augment.py",
