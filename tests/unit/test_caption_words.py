@@ -278,3 +278,11 @@ def test_a_row_depends_only_on_its_own_sample_and_seed(view: View):
                 assert (whole[column.shape[1] :] == view.padding[suffix]).all()
             else:
                 assert torch.equal(whole, column[0])
+
+
+def test_one_kind_of_edit_deletes_the_share_of_words_that_is_asked_for():
+    words = [str(number) for number in range(1000)]
+    edits = RandomEdits(delete=0.1, swap=0.0, one_kind=True)
+    kept = edits(" ".join(words), np.random.default_rng(0)).split()
+    assert 860 < len(kept) < 940  # four standard deviations
+    assert kept == [word for word in words if word in set(kept)]
