@@ -158,7 +158,7 @@ def test_the_report_shows_the_views_of_any_objective(
     batches = Batches(1, torch.float64)
     columns = {key: column for key, column in batches.batch.items() if key in ("index", *images)}
     if method == "renamed":
-        made.objective = Renamed(gather_with_grad=True, max_logit_scale=4.6052)
+        made.objective = Renamed(gather_with_grad=True, max_logit_scale=4.6052, same_caption="negative")
         columns |= dict(zip(images, (batches.batch["aug1"], batches.batch["aug2"]), strict=True))
     for number, name in enumerate(captions):
         columns[name] = batches.batch["text"].roll(number, 0)

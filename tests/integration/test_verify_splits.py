@@ -62,7 +62,7 @@ def parts(model: nn.Module, objective: Objective) -> StepParts:
 
 
 def clip(objective: type[CLIP]) -> StepParts:
-    return parts(small_model("clip")[0], objective(gather_with_grad=True, max_logit_scale=4.6))
+    return parts(small_model("clip")[0], objective(gather_with_grad=True, max_logit_scale=4.6, same_caption="negative"))
 
 
 def test_splits_cover_the_batch_in_one_two_and_five_micro_batches_plain_and_in_tiles():

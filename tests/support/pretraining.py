@@ -14,6 +14,7 @@ from views import MEAN, STD
 
 from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.view import Batch
 from openslip.optim import WarmupCosine
 from openslip.training.pretrainer import Pretrainer
 
@@ -39,8 +40,8 @@ class Batches(DataModule):
     ) -> dict[str, Any]:
         return batch
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        return batch
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
+        return Batch(batch)
 
     def metrics(self) -> dict[str, float]:
         return {}

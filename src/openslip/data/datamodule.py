@@ -160,7 +160,8 @@ class DataModule(pl.LightningDataModule):
                     count, samples = self.statistics.get(suffix, (0, 0))
                     self.statistics[suffix] = count + int(column.sum()), samples + len(column)
                 finished |= {key(name, suffix): column for suffix, column in view.finish(columns).items()}
-        return self.upload.hand_over(finished, device)
+        self.upload.hand_over(finished, device)
+        return finished
 
     def check_budget(self, step: int) -> None:
         """Raise DataError on all ranks if the epoch has had more bad samples than the budget allows."""

@@ -32,7 +32,7 @@ class Upload:
         with torch.cuda.stream(self.stream):
             yield
 
-    def hand_over(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    def hand_over(self, batch: dict[str, Tensor], device: torch.device) -> None:
         """Let the computing stream wait for the batch, and keep its memory until that stream has finished with it."""
         if device.type == "cuda":
             computing = torch.cuda.current_stream(device)
@@ -41,4 +41,3 @@ class Upload:
                 if column.is_cuda:
                     column.record_stream(computing)
             self.handed_over = computing.record_event()
-        return batch
