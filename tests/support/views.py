@@ -25,7 +25,7 @@ def caption_view() -> Caption:
 
 
 def sample_of(image: Image.Image, captions: tuple[str, ...] = ()) -> DecodedSample:
-    return DecodedSample("sample", DecodedImage(image, PillowDecoder()), captions, None)
+    return DecodedSample(0, "sample", DecodedImage(image, PillowDecoder()), captions, None)
 
 
 def drawn(view: View, image: Image.Image, rng: np.random.Generator) -> dict[str, Any]:

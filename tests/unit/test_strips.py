@@ -55,7 +55,7 @@ def test_a_strip_is_evaluated_and_predicted_in_little_memory(size: tuple[int, in
 def test_a_strip_is_cropped_for_training_in_little_memory(size: tuple[int, int], decoder: Decoder, resized: list[int]):
     image = DecodedImage(decoder.decode(png(*size), "x"), decoder)
     view = RandomResizedCrop(size=224, scale=[0.08, 1.0], augment=None, mean=[0.0] * 3, std=[1.0] * 3)
-    crop = view.draw(DecodedSample("x", image, (), None), np.random.default_rng(0))[""]
+    crop = view.draw(DecodedSample(0, "x", image, (), None), np.random.default_rng(0))[""]
     assert crop.shape == (3, 224, 224)
     assert np.unique(crop).tolist() == [200]
     assert len(resized) == isinstance(decoder, PillowDecoder)

@@ -20,6 +20,7 @@ from openslip.config.compose import compose_config
 from openslip.config.length import planned_schedule, planned_steps, warm_up_notes
 from openslip.data.datamodule import DataModule
 from openslip.data.image.eval_transform import EvalTransform
+from openslip.data.remote.files import cache_folder
 from openslip.data.view import example_batch
 from openslip.distributed import is_main_process
 from openslip.errors import MissingPackage, UserError, first_line
@@ -37,6 +38,7 @@ from openslip.terminal import be_quiet, inform, mention, notice, say
 from openslip.training.callbacks.begin import Begin
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
+from openslip.training.callbacks.locked import LockedImages
 from openslip.training.callbacks.preemption import Preemption
 from openslip.training.callbacks.provenance import Provenance
 from openslip.training.callbacks.resume import Resume
@@ -202,7 +204,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
         callbacks=[
-            *(size, Room(), begin, Provenance(run.keep_provenance), *configured, evaluate, stop, Watch(), resume)
+            *(LockedImages(cache_folder("features")), size, Room(), begin, Provenance(run.keep_provenance), *configured, evaluate, stop, Watch(), resume)
         ],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO(with_format(config))],

@@ -91,5 +91,5 @@ class Batches(Dataset):
                 if attempt:
                     bad.append(BadSample(planned, *problem, sample.key))
                 image = DecodedImage(pixels, self.decoder)
-                return index, DecodedSample(sample.key, image, sample.captions, sample.label)
+                return index, DecodedSample(index, sample.key, image, sample.captions, sample.label)
         raise DataError(f"{problem[1]}; nor could {ATTEMPTS} samples be used in its place. Check data.source")

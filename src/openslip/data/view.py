@@ -40,6 +40,7 @@ class DecodedImage(NamedTuple):
 class DecodedSample(NamedTuple):
     """Input of a view; `captions` is empty and `label` is None if the dataset has none."""
 
+    index: int  # place in the dataset
     key: str
     image: DecodedImage
     captions: tuple[str, ...]
@@ -117,7 +118,7 @@ def noise(place: int, generator: torch.Generator, *, num_words: int) -> DecodedS
     """Sample of random pixels with one caption of `num_words` words."""
     pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
     image = DecodedImage(Image.fromarray(pixels), PillowDecoder())
-    return DecodedSample(f"noise {place}", image, (" ".join(["a"] * num_words),), 0)
+    return DecodedSample(place, f"noise {place}", image, (" ".join(["a"] * num_words),), 0)
 
 
 def column_bytes(views: Mapping[str, View]) -> list[int]:

@@ -71,25 +71,29 @@ def raw_joint_features(
         return ImageFeatures(torch.cat(joint), of_image)
 
 
-def tower_features(bundle: Bundle, source: Source, *, batch_size: int, num_workers: int) -> ImageFeatures:
-    """Return unit-length features of labelled images before any projection; `joint_features` returns projected ones.
+def tower_features(
+    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
+) -> ImageFeatures:
+    """Return unit-length features of images before any projection; `joint_features` returns projected ones.
 
     Raises:
         UserError: the model is another library's, which only gives projected features; or as in `joint_features`.
         NonFiniteError: the model's features are not finite.
     """
-    rows, of_image = raw_tower_features(bundle, source, batch_size=batch_size, num_workers=num_workers)
+    rows, of_image = raw_tower_features(bundle, source, batch_size=batch_size, num_workers=num_workers, labels=labels)
     return ImageFeatures(torch.cat([bundle.unit(batch, "image") for batch in rows.split(batch_size)]), of_image)
 
 
-def raw_tower_features(bundle: Bundle, source: Source, *, batch_size: int, num_workers: int) -> ImageFeatures:
+def raw_tower_features(
+    bundle: Bundle, source: Source, *, batch_size: int, num_workers: int, labels: bool = True
+) -> ImageFeatures:
     """Return what `tower_features` does, at the length that the image tower gives."""
     if not hasattr(bundle.model, "image_tower"):
         raise UserError(
             f"{bundle.name()}: features before the projection need a model of ours, and {type(bundle.model).__name__} "
             "only gives projected ones: convert the model to a format that openslip reads itself (docs/WEIGHTS.md)"
         )
-    return outputs(bundle, source, batch_size, num_workers, labels=True, tower=True)
+    return outputs(bundle, source, batch_size, num_workers, labels=labels, tower=True)
 
 
 def outputs(

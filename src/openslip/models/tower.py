@@ -60,6 +60,11 @@ class Tower(nn.Module, ABC):
         """Return the results of `forward` and `tokens`; override this method if one pass can compute both."""
         return self(*inputs), self.tokens(*inputs)
 
+    @property
+    def pretrained_part(self) -> "Tower":
+        """The tower that `towers.*.weights` and `towers.*.locked` are about; a tower around another names that one."""
+        return self
+
     def known_ids(self) -> Bool[Tensor, " vocabulary"] | None:
         """Return which ids a text tower has learned, or None for all; prediction refuses texts with other ids."""
         return None

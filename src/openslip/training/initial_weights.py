@@ -122,6 +122,7 @@ class InitialWeights:
         if stored is None or tower is None:
             which = f"{path} has" if stored is None else "the model to be trained has"
             raise UserError(f"{key}: {which} no {kind} tower; set it to null")
+        tower = tower.pretrained_part if isinstance(tower, Tower) else tower
         refuse_non_finite(stored, f"{key}: its {kind} tower")
         self.fit(stored, tower, kind, key)
         self.copy(stored, tower, f"{key}: its {kind} tower differs from this run's")

@@ -36,7 +36,7 @@ class Drawing(NamedTuple):
 
 
 class OpenClipart(Fetcher):
-    """Shards `train/`, `val/` and `unseen/` of the drawings in Debian's package `openclipart-svg`.
+    """Shards `train/`, `val/` and `unseen/` of the drawings in Debian's package `openclipart-svg`, and their names.
 
     `unseen` has the drawings of names whose words occur in no caption of the other splits. Their label is an index into
     `unseen-names.txt`. Drawings of one title are in one split, and of equal images only the first is kept. A drawing
@@ -50,6 +50,7 @@ class OpenClipart(Fetcher):
         licences: addresses of licences; drawings with another one, or none, are left out.
         max_same_title: most drawings that may share a title; more are taken for the title of a collection.
         not_keywords: keywords that say nothing about what is drawn.
+        seen: keywords that name what is drawn, for evaluations; they go to `seen-names.txt`.
         unseen: names that are held out.
         val_share: share of the other drawings that are held out.
         side: side of the images in pixels.
@@ -66,6 +67,7 @@ class OpenClipart(Fetcher):
         licences: list[str],
         max_same_title: int,
         not_keywords: list[str],
+        seen: list[str],
         unseen: list[str],
         val_share: float,
         side: int,
@@ -76,6 +78,7 @@ class OpenClipart(Fetcher):
         self.licences = licences
         self.max_same_title = max_same_title
         self.not_keywords = not_keywords
+        self.seen = seen
         self.unseen = unseen
         self.val_share = val_share
         self.side = side
@@ -106,7 +109,8 @@ class OpenClipart(Fetcher):
                     splits[split].append(Record(key, PictureFile(str(file)), captions, label))
         for split, records in splits.items():
             write_shards(records, folder / split)
-        (folder / "unseen-names.txt").write_text("".join(f"{name}\n" for name in self.unseen))
+        for names, file in ((self.seen, "seen-names.txt"), (self.unseen, "unseen-names.txt")):
+            (folder / file).write_text("".join(f"{name}\n" for name in names))
         shutil.rmtree(drawings)
 
     def chosen(self, root: Path) -> list[Drawing]:

@@ -1,0 +1,54 @@
+"""Computes the features of a locked image tower once, before the first step, for the views that read them."""
+
+# pyright: reportIncompatibleMethodOverride=false
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from openslip.data.image.locked import LockedImage
+from openslip.errors import UserError
+from openslip.evaluation.feature_cache import FeatureCache
+from openslip.evaluation.image_features import raw_tower_features, sharing
+from openslip.inference.bundle import Bundle
+from openslip.models.image_encoder import ImageEncoder
+from openslip.training.pretrainer import Pretrainer
+
+BATCH_SIZE = 64
+
+
+class LockedImages(pl.Callback):
+    """Gives each view of class `LockedImage` the features of all images; does nothing without such a view.
+
+    The features are those of the tower's present weights, which a resumed run takes from its checkpoint. They are
+    stored under a hash of the tower's weights and architecture, the transform and the dataset's fingerprint, so that
+    runs with other seeds, captions or text towers read them, and runs with another tower, transform or dataset do not.
+
+    Args:
+        folder: folder of the files with features; None computes the features at every start.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
+        views = {name: view for name, view in pl_module.data.views.items() if isinstance(view, LockedImage)}
+        if not views or pl_module.step == pl_module.max_steps:
+            return
+        bundle, source = pl_module.bundle, pl_module.data.source
+        tower = bundle.model.image_tower
+        for name, view in views.items():
+            if not tower.locked:
+                raise UserError(
+                    f"objective.views.{name}: it needs a locked image tower, whose features do not change; set "
+                    "towers.image.locked=true and towers.image.weights="
+                )
+            if view.width != tower.width:
+                raise UserError(f"views.locked.width={view.width}: the image tower's features have width {tower.width}")
+        # A model of the tower alone, because its weights and settings are the key of the stored features.
+        architecture = {"image_tower": bundle.architecture["image_tower"]}
+        alone = Bundle(ImageEncoder(image_tower=tower), None, bundle.transform, architecture, bundle.device)
+        with sharing(FeatureCache(self.folder)):
+            rows = raw_tower_features(alone, source, batch_size=BATCH_SIZE, num_workers=0, labels=False)
+        for view in views.values():
+            view.features = rows.features.cpu()
