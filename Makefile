@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 comma := ,
 
-.PHONY: setup train test test-all test-slurm test-minimum mutants check format docs clean
+.PHONY: setup train real test test-all test-slurm test-minimum mutants check format docs clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,24 @@ $(STAMP): pyproject.toml
 # Train SLIP on the built-in dataset and write its report: about two minutes on two cores.
 train: setup
 	$(BIN)/python train.py
+
+# Train LiT on real drawings with three seeds and with shuffled captions, from downloads to a table of results.
+REAL := $(BIN)/python train.py experiment=laptop_lit
+REAL_STAMP := .venv/.installed-real
+
+$(REAL_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --editable ".[dev,real]"
+	touch $(REAL_STAMP)
+
+real: $(REAL_STAMP)
+	$(BIN)/openslip data get openclipart
+	$(BIN)/openslip data get efficientnet_lite0
+	$(BIN)/openslip data get glove_6b_50d
+	$(BIN)/openslip data check $${EVALUATION_DATA:-data/evaluation}/openclipart/train
+	for seed in 0 1 2; do $(REAL) seed=$$seed name=laptop_lit_seed$$seed || exit; done
+	$(REAL) data.source.shuffle_captions=true name=laptop_lit_shuffled
+	$(BIN)/openslip eval checkpoint=runs/laptop_lit_seed0 evaluation=openclipart_mean
+	$(BIN)/python benchmarks/laptop_lit.py runs
 
 # Run three test files at a time on two cores: half of the time tests wait for processes that they start.
 test: setup

@@ -109,7 +109,7 @@ def head(path: str) -> list[str]:
 
 def test_each_row_of_the_published_tables_is_an_experiment():
     found = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
-    assert found == sorted([*EXPERIMENTS, *FAMILY])
+    assert [name for name in found if not name.startswith("laptop")] == sorted([*EXPERIMENTS, *FAMILY])
 
 
 @pytest.mark.parametrize("name", FAMILY)

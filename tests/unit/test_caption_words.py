@@ -11,6 +11,7 @@ from views import sample_of
 
 from openslip.data.captions.augment import RandomEdits
 from openslip.data.captions.choice import Caption
+from openslip.data.captions.drawn_words import DrawnWords
 from openslip.data.captions.hard import HardCaption, hard_negative, read_classes
 from openslip.data.captions.shortened import ShortenedCaption
 from openslip.data.captions.thesaurus import PACKAGED, STOP_WORDS, synonyms
@@ -286,3 +287,23 @@ def test_one_kind_of_edit_deletes_the_share_of_words_that_is_asked_for():
     kept = edits(" ".join(words), np.random.default_rng(0)).split()
     assert 860 < len(kept) < 940  # four standard deviations
     assert kept == [word for word in words if word in set(kept)]
+
+
+def test_drawn_words_are_a_share_of_all_distinct_words_in_their_order():
+    view = DrawnWords(tokenizer=TOKENIZER, share=0.5)
+    two = sample("Two red Cats", "cats, one dog")
+    texts = [view.draw(two, np.random.default_rng(seed))["text"].split() for seed in range(100)]
+    words = ["two", "red", "cats", "one", "dog"]
+    assert all(len(text) == 3 for text in texts)  # half of five, rounded up
+    assert all(text == [word for word in words if word in text] for text in texts)
+    counts = Counter(word for text in texts for word in text)
+    assert counts.keys() == set(words)
+    # A word is drawn with probability 0.6: six standard deviations of 100 draws are 30.
+    assert all(abs(count - 60) < 30 for count in counts.values())
+    assert len({tuple(text) for text in texts}) == 10
+    assert view.draw(two, np.random.default_rng(3)) == {"text": " ".join(texts[3])}
+    assert DrawnWords(tokenizer=TOKENIZER, share=1).draw(two, np.random.default_rng(0))["text"].split() == words
+    columns = view.collate([{"text": "two red cats"}])
+    assert TOKENIZER.decode(columns[""][0, 1 : int(columns["length"][0]) - 1].tolist()).strip() == "two red cats"
+    with pytest.raises(UserError, match=r"share=0: expected a share of the words"):
+        DrawnWords(tokenizer=TOKENIZER, share=0)

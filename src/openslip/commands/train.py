@@ -190,6 +190,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     evaluate, rows = Evaluate(evaluations), CsvLogger(run.folder / "metrics.csv")
     resume = Resume(resumes=resumed is not None, rows=rows, former_steps=former_steps)
     size = MicroBatchSize(config["micro_batch_size"], file=run.folder / "micro_batch_size.json", longest=longest)
+    locked = LockedImages(cache_folder("features"))
     configured = [build(options, f"callbacks.{name}") for name, options in config["callbacks"].items()]
     # Lightning calls callbacks in this order: Finite undoes a skipped step first, and Save comes after all others that
     # may change state.
@@ -204,7 +205,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
         config["trainer"] | SWITCHED_OFF | {"max_steps": pretrainer.max_steps, "max_time": None},
         "trainer",
         callbacks=[
-            *(LockedImages(cache_folder("features")), size, Room(), begin, Provenance(run.keep_provenance), *configured, evaluate, stop, Watch(), resume)
+            *(locked, size, Room(), begin, Provenance(run.keep_provenance)),
+            *(*configured, evaluate, stop, Watch(), resume),
         ],
         logger=[rows, *start_loggers(config, run)],
         plugins=[DurableCheckpointIO(with_format(config))],

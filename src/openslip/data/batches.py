@@ -42,6 +42,7 @@ class Batches(Dataset):
         self.views = views
         self.decoder = decoder
         self.needs_caption = any(view.needs_caption for view in views.values())
+        self.needs_image = any(view.needs_image for view in views.values())
         self.generator = Randomness(order.seed)
 
     def __getitem__(self, index: Plan) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Batches(Dataset):
             try:
                 sample = self.source[index]
                 name = sample.key
-                pixels = self.decoder.decode(sample.image, sample.key)
+                pixels = self.decoder.decode(sample.image, sample.key) if self.needs_image else None
                 if self.needs_caption and not sample.captions:
                     raise UserError(f"{sample.key}: no usable caption; only simclr can be trained on it")
             except DataError:

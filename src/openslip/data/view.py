@@ -52,6 +52,7 @@ class View(ABC):
 
     Attributes:
         needs_caption: whether a sample without captions is unusable and must be replaced.
+        needs_image: whether `draw` reads the image; images that no view reads are not decoded.
         on_cpu: columns that stay on the CPU, where reading them needs no synchronisation (lengths, parameters).
         statistics: columns of zeros and ones, used only to log their mean as `data/COLUMN` in per cent.
         padding: columns that are as wide as their longest sample, such as token ids, with the value that pads the rest.
@@ -59,6 +60,7 @@ class View(ABC):
     """
 
     needs_caption: bool = False
+    needs_image: bool = True
     on_cpu: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     padding: Mapping[str, int] = MappingProxyType({})

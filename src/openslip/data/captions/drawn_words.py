@@ -27,6 +27,7 @@ class DrawnWords(View):
     """
 
     needs_caption = True
+    needs_image = False
     on_cpu = ("length", "truncated")
     statistics = ("truncated",)
     cost_varies = True

@@ -22,6 +22,7 @@ class LockedImage(View):
         features: features of all samples, in the order of the dataset.
     """
 
+    needs_image = False
     features: Float[Tensor, "samples width"] | None = None
 
     def __init__(self, *, width: int) -> None:
