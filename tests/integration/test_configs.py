@@ -50,7 +50,7 @@ ALSO = {
     ("optim", "adamw"): ["optim.lr=1e-3", "optim.weight_decay=0.1"],
     ("data", "webdataset"): ["data.source.shards=SHARDS"],
     ("tokenizer", "words"): ["tokenizer.vectors=VECTORS"],
-    ("objective", "lit"): ["views.locked.width=8"],
+    ("objective", "lit"): ["objective.views.image_features.width=8"],
     ("objective", "superclass"): ["model/tower@model.text_tower=text_bag"],
     ("model", "devise_tiny"): ["tokenizer.vectors=VECTORS"],
     ("evaluation", "folder"): ["evaluation.folder.source.root=PICTURES"],

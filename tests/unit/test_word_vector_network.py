@@ -38,7 +38,7 @@ def test_the_feature_is_gelu_of_a_linear_map_of_the_mean_of_distinct_vectors():
 def test_the_file_sets_the_vectors_and_locking_leaves_the_layer_trainable(tmp_path: Path):
     file = tmp_path / "vectors.txt"
     file.write_text("cat 1 2 3\ndog -1 0 4\n")
-    tokenizer = Words(context_length=4, vectors=str(file))
+    tokenizer = Words(context_length=77, vectors=str(file))
     text = WordVectorNetwork(vocab_size=tokenizer.vocab_size, vector_width=3, width=5)
     model = DualEncoder(image_tower=TimmTower(**TOWER), text_tower=text, embed_dim=4, logit_scale_init=1.0)
     options = {"text": {**NO_OPTION, "weights": str(file), "locked": True}}

@@ -21,7 +21,7 @@ from openslip.evaluation.image_features import joint_features
 from openslip.evaluation.metrics import best_classes, per_cent
 from openslip.evaluation.multilabel import checked_vectors
 from openslip.inference.bundle import Bundle, evaluating
-from openslip.inference.prompts import ensemble, template_features, texts_of
+from openslip.inference.prompts import class_embeddings, texts_of
 
 
 class SeenUnseen(Evaluation):
@@ -104,7 +104,7 @@ class SeenUnseen(Evaluation):
         return {**metrics, "num_samples": float(sum(map(len, self.vectors.values())))}
 
     def classes(self, bundle: Bundle, names: Sequence[str]) -> Float[Tensor, "names embed"]:
-        return ensemble(template_features(lambda texts: text_features(bundle, texts), names, self.templates))
+        return class_embeddings(lambda texts: text_features(bundle, texts), names, self.templates)
 
 
 def names_of(source: Source, role: str) -> list[str]:
