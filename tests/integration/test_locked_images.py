@@ -105,7 +105,13 @@ def test_a_run_resumes_without_the_towers_file_and_without_stored_features(tmp_p
     write_pairs(tmp_path / "0.tar", 100)
     tower = write_checkpoint(tmp_path / "earlier.ckpt", parts_config()["model"])
     run = [
-        *(*SMALL, "model=clip_tiny", "objective=lit", "objective.views.image_features.width=24", "data.source.shards=0.tar"),
+        *(
+            *SMALL,
+            "model=clip_tiny",
+            "objective=lit",
+            "objective.views.image_features.width=24",
+            "data.source.shards=0.tar",
+        ),
         *("towers.image.locked=true", "towers.image.weights=earlier.ckpt", "trainer.max_steps=9"),
     ]
     cache = {"OPENSLIP_CACHE": str(tmp_path / "cache")}

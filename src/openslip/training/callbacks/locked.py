@@ -44,7 +44,9 @@ class LockedImages(pl.Callback):
                     "towers.image.locked=true and towers.image.weights="
                 )
             if view.width != tower.width:
-                raise UserError(f"objective.views.{name}.width={view.width}: the image tower's features have width {tower.width}")
+                raise UserError(
+                    f"objective.views.{name}.width={view.width}: the image tower's features have width {tower.width}"
+                )
         # A model of the tower alone, because its weights and settings are the key of the stored features.
         architecture = {"image_tower": bundle.architecture["image_tower"]}
         alone = Bundle(ImageEncoder(image_tower=tower), None, bundle.transform, architecture, bundle.device)
