@@ -12,7 +12,7 @@ from evaluation_models import Logged, bundle, dual_encoder
 from safetensors.torch import load_file
 from shard_files import write_pairs
 from small_models import small_batch, small_model
-from test_tower_weights import parts_config, write_checkpoint
+from stored_towers import parts_config, write_checkpoint
 from trainings import SMALL, Training
 
 import openslip

@@ -8,37 +8,20 @@ import torch
 from recorded_towers import FOLDER
 from safetensors.torch import load_file, save_file
 from shard_files import write_pairs
+from stored_towers import TRANSFORM, parts_config, write_checkpoint
 from trainings import SMALL, Training
 
 import openslip
-from openslip.config.build import Parts, build_parts, settled
-from openslip.config.compose import compose_config
+from openslip.config.build import Parts, build_parts
 from openslip.errors import UserError
 from openslip.inference.architecture import build_model
-from openslip.inference.files import read, write
+from openslip.inference.files import read
 from openslip.run.checkpoints import newest_whole
 from openslip.training.initial_weights import InitialWeights
-
-TRANSFORM = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-TINY = [word for word in SMALL if word.startswith("model.")]
-
-
-def parts_config(*words: str) -> dict[str, Any]:
-    return settled(compose_config("train", [*TINY, *words])[0])  # a checkpoint holds numbers, never `auto`
 
 
 def initial(parts: Parts, **options: Any) -> InitialWeights:
     return InitialWeights(parts.model, parts.tokenizer, TRANSFORM, **options)
-
-
-def write_checkpoint(path: Path, architecture: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """A stripped checkpoint of a model with weights of its own, which are returned."""
-    torch.manual_seed(7)
-    weights = build_model(architecture).state_dict()
-    settings = {"format": 1, "architecture": architecture, "tokenizer": None}
-    state = {f"model.{name}": tensor for name, tensor in weights.items()}
-    write(path, {"openslip": settings | {"transform": TRANSFORM}, "state_dict": state})
-    return weights
 
 
 def test_a_simclr_tower_becomes_the_image_tower_and_nothing_else_changes(tmp_path: Path):
