@@ -3,8 +3,6 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.objectives.lit import LiT
 from openslip.run.checkpoints import newest_whole
-from openslip.training.callbacks.locked import LockedImages
+from openslip.training.callbacks.locked import fill
 
 COUNT = 5
 ARCHITECTURE = {"image_tower": {"name": "small"}}
@@ -39,9 +37,7 @@ def computed(folder: Path, given: Bundle, count: int = COUNT) -> tuple[LockedIma
     log = folder.parent / "log"
     log.write_text("")
     view = LockedImage(width=24)
-    data = SimpleNamespace(views={"image_features": view, "text": object()}, source=Logged(count, log))
-    pretrainer: Any = SimpleNamespace(data=data, bundle=given, step=0, max_steps=3)
-    LockedImages(folder).on_fit_start(trainer=None, pl_module=pretrainer)  # pyright: ignore[reportArgumentType]
+    fill({"image_features": view}, given, Logged(count, log), folder)
     return view, len(log.read_text().split())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from openslip.data.image.locked import LockedImage
+from openslip.data.source import Source
 from openslip.errors import UserError
 from openslip.evaluation.feature_cache import FeatureCache
 from openslip.evaluation.image_features import raw_tower_features, sharing
@@ -33,24 +34,37 @@ class LockedImages(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Pretrainer) -> None:
         views = {name: view for name, view in pl_module.data.views.items() if isinstance(view, LockedImage)}
-        if not views or pl_module.step == pl_module.max_steps:
-            return
-        bundle, source = pl_module.bundle, pl_module.data.source
-        tower = bundle.model.image_tower
-        for name, view in views.items():
-            if not tower.locked:
-                raise UserError(
-                    f"objective.views.{name}: it needs a locked image tower, whose features do not change; set "
-                    "towers.image.locked=true and towers.image.weights="
-                )
-            if view.width != tower.width:
-                raise UserError(
-                    f"objective.views.{name}.width={view.width}: the image tower's features have width {tower.width}"
-                )
-        # A model of the tower alone, because its weights and settings are the key of the stored features.
-        architecture = {"image_tower": bundle.architecture["image_tower"]}
-        alone = Bundle(ImageEncoder(image_tower=tower), None, bundle.transform, architecture, bundle.device)
-        with sharing(FeatureCache(self.folder)):
-            rows = raw_tower_features(alone, source, batch_size=BATCH_SIZE, num_workers=0, labels=False)
-        for view in views.values():
-            view.features = rows.features.cpu()
+        if views and pl_module.step < pl_module.max_steps:
+            fill(views, pl_module.bundle, pl_module.data.source, self.folder)
+
+
+def fill(views: dict[str, LockedImage], bundle: Bundle, source: Source, folder: Path | None) -> None:
+    """Give the views the features of all images of a source.
+
+    Args:
+        views: batch key to view.
+        bundle: model with a locked image tower.
+        source: the images.
+        folder: as for `LockedImages`.
+
+    Raises:
+        UserError: the image tower is not locked or has features of another width, or an image cannot be read.
+    """
+    tower = bundle.model.image_tower
+    for name, view in views.items():
+        if not tower.locked:
+            raise UserError(
+                f"objective.views.{name}: it needs a locked image tower, whose features do not change; set "
+                "towers.image.locked=true and towers.image.weights="
+            )
+        if view.width != tower.width:
+            raise UserError(
+                f"objective.views.{name}.width={view.width}: the image tower's features have width {tower.width}"
+            )
+    # A model of the tower alone, because its weights and settings are the key of the stored features.
+    architecture = {"image_tower": bundle.architecture["image_tower"]}
+    alone = Bundle(ImageEncoder(image_tower=tower), None, bundle.transform, architecture, bundle.device)
+    with sharing(FeatureCache(folder)):
+        rows = raw_tower_features(alone, source, batch_size=BATCH_SIZE, num_workers=0, labels=False)
+    for view in views.values():
+        view.features = rows.features.cpu()
