@@ -19,7 +19,6 @@ from openslip.data.image.locked import LockedImage
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
 from openslip.objectives.lit import LiT
-from openslip.run.checkpoints import newest_whole
 from openslip.training.callbacks.locked import fill
 
 COUNT = 5
@@ -33,7 +32,7 @@ def model() -> Bundle:
 
 
 def computed(folder: Path, given: Bundle, count: int = COUNT) -> tuple[LockedImage, int]:
-    """The view after the callback, and how many images were read for it."""
+    """The view with its features, and how many images were read for it."""
     log = folder.parent / "log"
     log.write_text("")
     view = LockedImage(width=24)
@@ -122,9 +121,7 @@ def test_a_run_resumes_without_the_towers_file_and_without_stored_features(tmp_p
     shutil.rmtree(tmp_path / "cache")
     again = Training(tmp_path, *run, "name=stopped", log="again", **cache)
     assert again.wait() == 0, again.said()
-    models = [
-        openslip.load(newest_whole(tmp_path / "runs" / name / "checkpoints")).model for name in ("whole", "stopped")
-    ]
-    first, second = (one.state_dict() for one in models)
+    runs = [str(tmp_path / "runs" / name) for name in ("whole", "stopped")]
+    first, second = (openslip.load(path).model.state_dict() for path in runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(first["image_tower.trunk.pos_embed"], tower["image_tower.trunk.pos_embed"])
