@@ -226,7 +226,7 @@ def measure_parts(pairs: list[Pair], size: Size) -> Iterator[Row]:
     rng = np.random.default_rng(0)
     decoder = TurboDecoder()
     decoded = [DecodedImage(decoder.decode(pair.original, ""), decoder) for pair in pairs[: size.batch]]
-    columns = STRONG.collate([STRONG.draw(DecodedSample("", image, (), None), rng) for image in decoded])
+    columns = STRONG.collate([STRONG.draw(DecodedSample(0, "", image, (), None), rng) for image in decoded])
     images = columns[""]
     as_pillow = [to_pil_image(image) for image in images]
     published_augment = Compose(published_chain())

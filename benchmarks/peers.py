@@ -113,7 +113,7 @@ def webdataset_with_ours(
 
     def load(sample: dict) -> tuple[np.ndarray, str]:
         image = DecodedImage(decoder.decode(sample["jpg"], sample["__key__"]), decoder)
-        return view.draw(DecodedSample("", image, (), None), rng)[""], sample["txt"].decode("utf-8")
+        return view.draw(DecodedSample(0, "", image, (), None), rng)[""], sample["txt"].decode("utf-8")
 
     def collate(samples: list[tuple[np.ndarray, str]]) -> tuple[Tensor, Tensor]:
         pixels, captions = zip(*samples, strict=True)

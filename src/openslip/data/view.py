@@ -40,7 +40,7 @@ class DecodedImage(NamedTuple):
 class DecodedSample(NamedTuple):
     """Input of a view; `captions` is empty and `label` is None if the dataset has none."""
 
-    index: int  # place in the dataset
+    place: int  # in the dataset
     key: str
     image: DecodedImage
     captions: tuple[str, ...]

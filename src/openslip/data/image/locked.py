@@ -30,7 +30,7 @@ class LockedImage(View):
 
     def draw(self, sample: DecodedSample, rng: np.random.Generator) -> dict[str, Any]:
         assert self.features is not None  # set by the callback
-        return {"": self.features[sample.index].numpy()}
+        return {"": self.features[sample.place].numpy()}
 
     def example(self, size: int, generator: torch.Generator, *, varied: bool) -> Columns:
         return {"": torch.randn(size, self.width, generator=generator)}
