@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def test_a_tower_that_is_trained_or_has_another_width_is_refused(tmp_path: Path)
 
 
 def test_the_loss_is_clips_with_a_locked_tower():
-    encoder, clip = small_model("clip")
+    model, clip = small_model("clip")
+    encoder: Any = model
     encoder.image_tower.lock()
     batch = small_batch(6)
     lit = LiT(gather_with_grad=True, max_logit_scale=4.6052)
