@@ -207,11 +207,7 @@ def views(tokens: Settings | None, mode: str, *, tiny: bool) -> Settings:
             "augment": None,
             "word_classes": None,
         },
-        "drawn_words": {
-            "_target_": "openslip.data.captions.drawn_words.DrawnWords",
-            "tokenizer": tokens,
-            "share": 0.5,
-        },
+        "drawn_words": {"_target_": "openslip.data.captions.drawn_words.DrawnWords", "tokenizer": tokens, "share": 0.5},
         "label": {"_target_": "openslip.data.label.Label"},
         "weak": {**crop, "scale": [0.9, 1.0] if tiny else [0.5, 1.0], "augment": None},
         "strong": {**crop, "scale": [0.08, 1.0], "augment": simclr},
