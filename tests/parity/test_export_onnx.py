@@ -1,6 +1,7 @@
 """Exports to ONNX, which onnxruntime computes; each planted fault must be refused by the export's own check."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch.nn.functional import normalize
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.export.check import LIMIT
-from openslip.export.forms.onnx import prepare, tokenize, write_vocabulary
+from openslip.export.forms.onnx import norm_eps, prepare, runner, tokenize, write_graph, write_vocabulary
 from openslip.export.inputs import CAPTIONS, draw_images
 from openslip.export.onnx_towers import TextGraph
 from openslip.export.towers import pooled
@@ -128,6 +129,38 @@ def reweighted(file: str, name: str, change: Callable[[np.ndarray], np.ndarray])
     return edit
 
 
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4, eps=1e-6))
+        self.elsewhere = torch.nn.Linear(100, 100)  # as the tower of the other graph
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_a_graph_names_no_folder_and_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openslip.export.forms.onnx.LARGEST", 1000)
+    level = logging.getLogger("onnxscript").level
+    write_graph(Small(), "x", torch.ones(2, 4), tmp_path / "graph.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
+    content = (tmp_path / "graph.onnx").read_bytes()
+    for folder in (Path(__file__).parents[2], Path(torch.__file__).parent, tmp_path):
+        assert str(folder).encode() not in content
+    assert b"stack_trace" not in content
+    assert norm_eps(tmp_path / "graph.onnx") == [float(np.float32(1e-6))]
+    features = runner(tmp_path / "graph.onnx")(np.eye(4, dtype=np.float32))
+    assert np.abs(features.mean(axis=1)).max() < 1e-6
+    with pytest.raises(Exception, match="export"):
+        write_graph(Unexportable(), "x", torch.ones(2, 4), tmp_path / "other.onnx")
+    assert logging.getLogger("onnxscript").level == level
+
+
+class Unexportable(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+
 def activation(folder: Path) -> None:
     model = onnx.load(folder / TEXTS)
     factors = [weight for weight in model.graph.initializer if numpy_helper.to_array(weight).size == 1]
@@ -141,8 +174,23 @@ def epsilon(folder: Path) -> None:
     for node in model.graph.node:
         for attribute in node.attribute:
             if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
-                attribute.f = 1e-5
+                attribute.f = 1e-6
     onnx.save(model, folder / TEXTS)
+
+
+def unnormalised(folder: Path) -> None:
+    """Return features of the image graph before they are divided by their length."""
+    model = onnx.load(folder / IMAGE)
+    (last,) = (node for node in model.graph.node if "features" in node.output)
+    model.graph.output[0].name = last.input[0]
+    onnx.save(model, folder / IMAGE)
+
+
+def bias_of_a_layer(folder: Path) -> None:
+    model = onnx.load(folder / IMAGE)
+    bias = next(weight for weight in model.graph.initializer if weight.name.endswith("mlp.fc1.bias"))
+    bias.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(bias)), bias.name))
+    onnx.save(model, folder / IMAGE)
 
 
 def resettled(**changes: Any) -> Callable[[Path], None]:
@@ -168,6 +216,9 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "projection bias": reweighted(TEXTS, "model.text_projection_bias", np.zeros_like),
     "activation": activation,
     "epsilon": epsilon,
+    "no normalisation": unnormalised,
+    "bias of a layer": bias_of_a_layer,
+    "no texts": lambda folder: (folder / TEXTS).unlink(),
     "resize mode": resettled(resize="squash"),
     "interpolation": resettled(interpolation="bilinear"),
     "crop": resettled(crop="round"),
@@ -181,7 +232,7 @@ def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     architecture = clip(embed_dim=22, projection_bias=True)
     sizes = {"embed_dim": 22, "num_heads": 2, "mlp_ratio": 2.0}
     architecture["image_tower"] = timm_tower("vit_base_patch16_clip_224", 32, patch_size=8, depth=1, **sizes)
-    architecture["text_tower"] = architecture["text_tower"] | {"width": 22, "depth": 1, "norm_eps": 1e-3}
+    architecture["text_tower"] = architecture["text_tower"] | {"width": 22, "depth": 1}
     bundle = bundle_of(architecture, crop="floor")
     folder = written(bundle, tmp_path_factory.mktemp("faultless"), "onnx")
     deviations(bundle, folder, "onnx")  # raises no error

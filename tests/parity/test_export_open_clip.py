@@ -1,5 +1,6 @@
 """Exports to open_clip, which open_clip itself loads; each planted fault must be refused by the export's own check."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,9 +25,13 @@ from export_models import (
 )
 from safetensors.torch import load_file, save_file
 
-from openslip.errors import UserError
+from openslip.errors import MissingPackage, UserError
+from openslip.export import export
+from openslip.export.check import LIMIT
+from openslip.export.forms import open_clip
 from openslip.export.open_clip_image import image_part
 from openslip.inference.architecture import build_model
+from openslip.inference.formats.openslip import write
 from openslip.inference.load import load
 from openslip.text.clip_bpe import ClipBpe
 
@@ -52,6 +57,8 @@ def test_open_clip_computes_the_same_and_our_reader_reads_the_same_weights(
 ) -> None:
     bundle = bundle_of(architecture, **transform)
     found = deviations(bundle, written(bundle, tmp_path, "open_clip"), "open_clip")
+    assert ("crop" in found) == (transform.get("crop") == "floor")
+    assert found.pop("crop", 1) > LIMIT
     assert found.keys() == ALL | ({"logit_bias"} if bundle.model.logit_bias is not None else set())
     assert max(found.values()) <= EQUAL
     assert_equal_weights(bundle, load(tmp_path))
@@ -86,13 +93,33 @@ def test_coca_is_a_custom_text_model_without_its_decoder(width: int, tmp_path: P
     [
         ClipBpe(context_length=77, truncation="drop_end", special_text="token"),
         ClipBpe(context_length=77, truncation="keep_end", special_text="token", mask_token=True),
+        ClipBpe(context_length=77, truncation="keep_end", special_text="plain"),
+        ClipBpe(context_length=77, truncation="keep_end", special_text="token"),
     ],
-    ids=["drop_end", "mask_token"],
+    ids=["drop_end", "mask_token", "plain", "token"],
 )
 def test_rules_that_open_clips_tokenizer_lacks_are_in_the_folder(tokenizer: ClipBpe, tmp_path: Path) -> None:
     text = TEXT | {"vocab_size": tokenizer.vocab_size}
     bundle = replace(bundle_of(two_towers(clip()["image_tower"], text)), tokenizer=tokenizer)
     assert max(deviations(bundle, written(bundle, tmp_path, "open_clip"), "open_clip").values()) <= EQUAL
+
+
+def test_a_tokenizer_that_needs_transformers_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        export, "find_spec", lambda name: None if name in ("transformers", "tokenizers") else find_spec(name)
+    )
+    monkeypatch.setattr(open_clip, "write", lambda bundle, folder: pytest.fail("written"))
+    bundle = replace(
+        bundle_of(clip()), tokenizer=ClipBpe(context_length=77, truncation="keep_end", special_text="plain")
+    )
+    write(bundle, tmp_path / "source.ckpt")
+    with pytest.raises(MissingPackage, match=r'its check needs transformers; pip install "openslip\[hf\]"'):
+        export.export(tmp_path / "source.ckpt", tmp_path / "out", "open_clip")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.ckpt"]
+    assert open_clip.check_needs(bundle_of(clip())) == ()
 
 
 def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -134,6 +161,7 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "pooling": edited(lambda c: c["model_cfg"]["text_cfg"].update(pool_type="last")),
     "logit bias": reweighted(lambda w: w["logit_bias"].zero_()),
     "logit scale": reweighted(lambda w: w["logit_scale"].add_(1e-3)),
+    "special tokens": edited(lambda c: c["model_cfg"]["text_cfg"].update(hf_tokenizer_name=None)),
 }
 
 

@@ -77,7 +77,9 @@ def bundle_of(architecture: dict[str, Any], **transform: Any) -> Bundle:
     """Return the model with its tokenizer: CLIP's, or SigLIP's rules for a tower that is not causal."""
     torch.manual_seed(0)
     text = architecture["text_tower"]
-    tokenizer: Tokenizer = ClipBpe(context_length=text["context_length"], truncation="keep_end", special_text="plain")
+    tokenizer: Tokenizer = ClipBpe(
+        context_length=text["context_length"], truncation="keep_end", special_text="open_clip"
+    )
     if not text.get("causal", True):
         tokenizer = TokenizerJson(
             definition=clip_json(), context_length=text["context_length"], pad=49407, pooled="last", clean="siglip"

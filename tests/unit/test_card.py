@@ -162,6 +162,28 @@ def test_the_check_is_a_table_or_said_to_be_missing(tmp_path: Path, bundle: Bund
     assert "| image_features | 2.3e-07 |" in text
     assert "| ids | none |" in text
     assert "Not checked" not in text
+    assert "except for the crop" not in text
+    _, text = card(tmp_path, bundle, {"pixels": 0.0, "crop": 0.21})
+    assert "the same as OpenSLIP on the inputs of the check, except for the crop: of some" in text
+    assert "| crop | 2.1e-01 |" in text
+
+
+def test_our_own_form_holds_no_more_of_this_machine_than_the_card(tmp_path: Path, bundle: Bundle):
+    start = START | {"hardware": {"cpu": "a fast one"}}
+    parent = {"checkpoint": "/home/jane/a.pt", "weight": 0.5, "provenance": {"starts": [start]}}
+    record = {"starts": [start], "merge": {"command": START["command"], "parents": [parent]}, "published": "a/b"}
+    forms.load("safetensors").write(replace(bundle, provenance=record), tmp_path)
+    for leak in (b"jane", b"SECRET", b"a fast one"):
+        assert leak not in (tmp_path / "model.safetensors").read_bytes()
+    again = openslip.load(tmp_path).provenance
+    assert again["merge"]["parents"][0] | {"provenance": None} == {
+        "checkpoint": "a.pt",
+        "weight": 0.5,
+        "provenance": None,
+    }
+    assert again["starts"] == again["merge"]["parents"][0]["provenance"]["starts"]
+    assert again["starts"][0] | {"command": ""} == START | {"command": ""}
+    assert again["published"] == "a/b"
 
 
 def test_a_merged_model_names_its_parents(tmp_path: Path, bundle: Bundle):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,11 @@ def test_the_command_prints_what_a_fresh_process_confirms(
 def broken(kind: str, theirs: dict[str, np.ndarray]) -> None:
     if kind == "missing":
         del theirs["image_features"]
+        del theirs["text_features_64"]
         theirs["other"] = np.zeros(1)
+    elif kind == "no texts":
+        for name in [name for name in theirs if not name.startswith(("pixels", "image"))]:
+            del theirs[name]
     elif kind == "nan":
         theirs["image_features"][3, 2] = np.nan
     elif kind == "shape":
@@ -74,7 +79,8 @@ def broken(kind: str, theirs: dict[str, np.ndarray]) -> None:
         ("shape", r"pixels by inf"),
         ("id", r"ids by 1\.0e\+00"),
         ("sign", r"text_features by"),
-        ("missing", r"other by inf"),
+        ("missing", r"other by inf .*image_features by inf .*text_features_64 by inf"),
+        ("no texts", r"ids by inf .*text_features by inf .*text_features_64 by inf .*logit_scale by inf"),
     ],
 )
 def test_a_library_that_computes_something_else_leaves_no_folder(
@@ -89,6 +95,43 @@ def test_a_library_that_computes_something_else_leaves_no_folder(
     with pytest.raises(UserError, match=message):
         export(source, tmp_path / "out", "safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_promised_length_and_the_epsilons_of_a_form_without_float64_are_compared(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SLIP's epsilons are 1e-6 in the image tower and 1e-5 in the text tower."""
+    right = safetensors.read
+
+    def read(factor: float, **norm_eps: list[float]) -> Any:
+        def changed(folder: Path) -> Any:
+            model = right(folder)
+            text = model.text_features
+            assert text
+            features = {f"{name}_features": getattr(model, f"{name}_features") for name in ("image", "text")}
+            unit = {
+                name: lambda rows, encode=encode: (
+                    factor * (f := encode(rows)) / np.linalg.norm(f, axis=1, keepdims=True)
+                )
+                for name, encode in features.items()
+            }
+            return replace(model, double=None, is_unit=True, norm_eps=norm_eps, **unit)
+
+        return changed
+
+    monkeypatch.setattr("openslip.export.check.read_back", read_here)
+    monkeypatch.setattr(safetensors, "read", read(1, image=[1e-6], text=[float(np.float32(1e-5))]))
+    deviations = export(source, tmp_path / "out", "safetensors")
+    assert deviations is not None
+    assert deviations.keys() >= {"image_lengths", "text_lengths", "image_norm_eps", "text_norm_eps"}
+    for reader, message in (
+        (read(1.001, image=[1e-6], text=[1e-5]), r"image_lengths by .*text_lengths by"),
+        (read(1, image=[1e-5], text=[1e-6]), r"image_norm_eps by .*text_norm_eps by"),
+        (read(1, image=[1e-6], text=[1e-6, 1e-5]), r"in text_norm_eps by"),
+    ):
+        monkeypatch.setattr(safetensors, "read", reader)
+        with pytest.raises(UserError, match=message):
+            export(source, tmp_path / "other", "safetensors")
 
 
 @pytest.mark.usefixtures("in_process")
@@ -168,6 +211,10 @@ def test_a_missing_library_is_named_before_the_model_is_loaded(
     with pytest.raises(MissingPackage, match=r'no_such_library; pip install "openslip\[hf\]", .*--no-check'):
         export("no_such_file", tmp_path / "out", "safetensors")
     assert export(source, tmp_path / "out", "safetensors", check=False) is None
+    monkeypatch.setattr(safetensors, "WRITE_NEEDS", ("no_such_library",), raising=False)
+    for check in (False, True):
+        with pytest.raises(MissingPackage, match=r'writing it needs no_such_library; pip install "openslip\[hf\]"$'):
+            export("no_such_file", tmp_path / "other", "safetensors", check=check)
     assert "not checked" in (tmp_path / "out/README.md").read_text().lower()
 
 

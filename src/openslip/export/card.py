@@ -11,6 +11,7 @@ from openslip.inference.bundle import Bundle
 from openslip.models.text_encoder import TextEncoder
 from openslip.terminal import printable
 
+CROP = "crop"  # the difference that images have which the form crops elsewhere, and which has no limit
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
 
@@ -29,7 +30,7 @@ LOADING = {
         """from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("FOLDER")
-processor = AutoImageProcessor.from_pretrained("FOLDER")
+processor = AutoImageProcessor.from_pretrained("FOLDER", backend="pil")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")""",
     ),
     "onnx": Loading(
@@ -85,15 +86,9 @@ def write_card(
     if not isinstance(bundle.model, TextEncoder):
         header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
     header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
-    checked = [["quantity", "largest difference"]] + [
-        [name, "none" if name == "ids" else f"{value:.1e}"] for name, value in (deviations or {}).items()
-    ]
     sections = {
         "Load it": f"FOLDER is this folder.\n\n```python\n{loading.lines}\n```",
-        "Check": "Not checked: the export was written without loading it with its library."
-        if deviations is None
-        else "The library of this form has loaded the folder, and computes the same as OpenSLIP on the inputs of the "
-        f"check.\n\n{table(checked)}",
+        "Check": check_text(deviations),
         "Model": facts_table(model_facts(bundle)),
         "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
         "Metrics": table(metrics)
@@ -111,6 +106,22 @@ def write_card(
         ]
     )
     (folder / "README.md").write_text(f"{text}\n", encoding="utf-8")
+
+
+def check_text(deviations: dict[str, float] | None) -> str:
+    """Return what the check has found."""
+    if deviations is None:
+        return "Not checked: the export was written without loading it with its library."
+    same = (
+        "The library of this form has loaded the folder, and computes the same as OpenSLIP on the inputs of the check"
+    )
+    if CROP in deviations:
+        same += (
+            ", except for the crop: of some image sizes, it begins one pixel elsewhere. The row `crop` says how far the "
+            "features of such images are from those of OpenSLIP; the other rows compare equal crops"
+        )
+    rows = [[name, "none" if name == "ids" else f"{value:.1e}"] for name, value in deviations.items()]
+    return f"{same}.\n\n{table([['quantity', 'largest difference'], *rows])}"
 
 
 def facts_table(facts: dict[str, str]) -> str:

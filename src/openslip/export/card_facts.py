@@ -158,6 +158,24 @@ def provenance_facts(bundle: Bundle) -> dict[str, str]:
     return facts
 
 
+def public(record: Any, key: str = "") -> Any:
+    """Return provenance to be published: no hardware and credentials, and of local files only the names.
+
+    Args:
+        record: the provenance, or a part of it.
+        key: the name of this part.
+    """
+    if isinstance(record, dict):
+        return {name: public(part, name) for name, part in record.items() if name != "hardware"}
+    if isinstance(record, list):
+        return [public(part, key) for part in record]
+    if not isinstance(record, str) or key == "published":
+        return record
+    if key == "checkpoint":
+        return name_of(record)
+    return without_paths(record) if key == "command" else without_folders(without_secrets(record))
+
+
 def start_facts(start: dict[str, Any]) -> dict[str, str]:
     """Return the facts of one start of a program."""
     facts: dict[str, str] = {}

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.export import forms
+from openslip.export.card import CROP, LOADING
 from openslip.export.inputs import CAPTIONS, draw_images, to_arrays
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.terminal import notice
@@ -34,26 +36,36 @@ def compare(bundle: Bundle, folder: Path, form: str) -> dict[str, float]:
     """Return the largest difference of each quantity that the form's library and OpenSLIP compute.
 
     Compared are the prepared pixels, the token ids that the model reads (their number that differs), the features at
-    unit length (in float32, and in float64 if the library can), exp(logit_scale) (relatively) and logit_bias.
+    unit length (in float32, and in float64 if the library can), exp(logit_scale) (relatively) and logit_bias. `crop` is
+    how far features of images are from ours that the form crops elsewhere; the rest is compared on equal crops.
 
     Raises:
         UserError: the library cannot load the folder, or a difference is above the limit.
     """
     define = getattr(forms.load(form), "transform", None)  # optional
+    crop = None
     if define is not None:
-        bundle = redefined(bundle, define(bundle), form)
+        bundle, crop = redefined(bundle, define(bundle), form)
     ours = expected(bundle)
     theirs = read_back(folder, form, ours)
     if "image_features_64" in theirs:
         ours |= in_float64(bundle, ours)
-    deviations = {name: deviation(name, theirs[name], ours) for name in theirs}
-    if "text_features" in theirs:  # a form without texts has no logits
-        deviations |= {name: float("inf") for name in ("logit_scale", "logit_bias") if name in ours.keys() - theirs}
+    needed = [*theirs, *(name for name in required(ours, form) if name not in theirs)]
+    deviations = {name: deviation(name, theirs.get(name), ours) for name in needed}
     wrong = {name: value for name, value in deviations.items() if not value <= limit(name)}
     if wrong:
         listed = ", ".join(f"{name} by {value:.1e} (limit {limit(name):.0e})" for name, value in wrong.items())
         raise UserError(f"--to {form}: the exported model differs from ours in {listed}: it is removed")
-    return deviations
+    return deviations | ({} if crop is None else {CROP: crop})
+
+
+def required(ours: dict[str, np.ndarray], form: str) -> list[str]:
+    """Return the names of what a form must return of what OpenSLIP computes."""
+    names = [name for name in ours if name == "pixels" or name.startswith("image_features")]
+    if LOADING[form].has_texts:
+        names += [name for name in ours if name.startswith(("text_features", "logit_"))]
+        names += ["ids"] * ("captions" in ours)
+    return names
 
 
 def limit(name: str) -> float:
@@ -78,12 +90,19 @@ def expected(bundle: Bundle) -> dict[str, np.ndarray]:
                 arrays["captions"] = np.array(CAPTIONS)
             text_features = bundle.unit(bundle.model.encode_text(ids, lengths), "text")
             arrays |= {"ids": ids.numpy(), "lengths": lengths.numpy(), "text_features": text_features.numpy()}
+    arrays |= {f"{tower}_norm_eps": np.array(norm_eps(bundle.model, tower)) for tower in ("image", "text")}
     scale, bias = (getattr(bundle.model, name, None) for name in ("logit_scale", "logit_bias"))
     if scale is not None:
         arrays["logit_scale"] = scale.detach().exp().double().numpy()
     if bias is not None:
         arrays["logit_bias"] = bias.detach().double().numpy()
     return arrays
+
+
+def norm_eps(model: nn.Module, tower: str) -> list[float]:
+    """List the different epsilons of a tower's norms."""
+    layers = getattr(model, f"{tower}_tower", model).modules()
+    return sorted({layer.eps for layer in layers if isinstance(getattr(layer, "eps", None), float)})
 
 
 def in_float64(bundle: Bundle, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -97,19 +116,24 @@ def in_float64(bundle: Bundle, arrays: dict[str, np.ndarray]) -> dict[str, np.nd
     return {f"{tower}_features_64": bundle.unit(values, tower).numpy() for tower, values in features.items()}
 
 
-def redefined(bundle: Bundle, transform: EvalTransform, form: str) -> Bundle:
-    """Return the bundle with the transform that a form defines, and say how far its images are from ours."""
+def redefined(bundle: Bundle, transform: EvalTransform, form: str) -> tuple[Bundle, float | None]:
+    """Return the bundle with the transform that a form defines, and how far features of its images are from ours.
+
+    A notice says so too; it is None if all pixels are equal.
+    """
     defined = replace(bundle, transform=transform)
     before, after = (torch.stack([each.transform(image) for image in draw_images()]) for each in (bundle, defined))
     rows = (before != after).flatten(1).any(dim=1)
-    if rows.any():
-        with evaluating(bundle.model, bundle.device):
-            ours, theirs = (bundle.unit(bundle.model.encode_image(pixels[rows]), "image") for pixels in (before, after))
-        notice(
-            f"--to {form} crops {int(rows.sum())} of {len(rows)} images one pixel elsewhere than OpenSLIP, which "
-            f"changes their features by up to {float((ours - theirs).abs().max()):.1e} (docs/NUMERICS.md#export-crop)"
-        )
-    return defined
+    if not rows.any():
+        return defined, None
+    with evaluating(bundle.model, bundle.device):
+        ours, theirs = (bundle.unit(bundle.model.encode_image(pixels[rows]), "image") for pixels in (before, after))
+    change = float((ours - theirs).abs().max())
+    notice(
+        f"--to {form} crops {int(rows.sum())} of {len(rows)} images one pixel elsewhere than OpenSLIP, which "
+        f"changes their features by up to {change:.1e} (docs/NUMERICS.md#export-crop)"
+    )
+    return defined, change
 
 
 def draw_ids(tokenizer: BareIds) -> torch.Tensor:
@@ -145,8 +169,17 @@ def read_back(folder: Path, form: str, inputs: dict[str, np.ndarray]) -> dict[st
             return dict(file)
 
 
-def deviation(name: str, theirs: np.ndarray, ours: dict[str, np.ndarray]) -> float:
-    """Return the largest difference of a quantity, or the number of ids that differ; infinite if shapes differ."""
+def deviation(name: str, theirs: np.ndarray | None, ours: dict[str, np.ndarray]) -> float:
+    """Return the largest difference of a quantity, or the number of ids that differ.
+
+    It is infinite if the form does not have the quantity, or if shapes differ.
+    """
+    if theirs is None:
+        return float("inf")
+    if name.endswith("_lengths"):
+        return float(np.abs(theirs - 1).max())
+    if name.endswith("_norm_eps"):  # each must be one of ours: the graph has no batch norm that is part of a layer
+        return float(np.abs(theirs[:, None] / ours[name] - 1).min(axis=1, initial=np.inf).max(initial=0))
     if name == "ids":
         lengths = ours["lengths"]
         if len(theirs) != len(lengths) or theirs.shape[1] < lengths.max():

@@ -57,13 +57,16 @@ def export(
     """
     module, target = find_form(form), Path(os.path.abspath(target))
     refuse_existing(target, source, force=force)
+    refuse_missing(form, getattr(module, "WRITE_NEEDS", ()), module.EXTRA, is_check=False)
     if check:
-        refuse_missing(form, module)
+        refuse_missing(form, module.NEEDS, module.EXTRA)
     bundle = load(
         source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
     )
     if isinstance(bundle.model, WrappedModel):
         refuse_storing(str(source))
+    if check and (needs := getattr(module, "check_needs", None)):
+        refuse_missing(form, needs(bundle), "hf")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with needed(target, refusal=UserError, advice="or name another folder"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,17 +110,22 @@ def refuse_existing(target: Path, source: str | Path, *, force: bool) -> None:
         raise UserError(f"{target} holds the model to export: name another folder")
 
 
-def refuse_missing(form: str, module: ModuleType) -> None:
-    """Refuse a form whose packages are not installed, before the model is loaded.
+def refuse_missing(form: str, needs: Collection[str], extra: str | None, *, is_check: bool = True) -> None:
+    """Refuse a form whose packages are not installed, before anything is written.
+
+    Args:
+        form: name of the form.
+        needs: import names of the packages.
+        extra: the extra of OpenSLIP that installs them; None if there is none.
+        is_check: whether only the check needs them.
 
     Raises:
         MissingPackage: a package is missing.
     """
-    if missing := [name for name in module.NEEDS if find_spec(name) is None]:
-        package = f'"openslip[{module.EXTRA}]"' if module.EXTRA else " ".join(missing)
-        raise MissingPackage(
-            f"--to {form}: its check needs {', '.join(missing)}; pip install {package}, or leave it out with --no-check"
-        )
+    if missing := [name for name in needs if find_spec(name) is None]:
+        package = f'"openslip[{extra}]"' if extra else " ".join(missing)
+        purpose, hint = ("its check", ", or leave it out with --no-check") if is_check else ("writing it", "")
+        raise MissingPackage(f"--to {form}: {purpose} needs {', '.join(missing)}; pip install {package}{hint}")
 
 
 def remove_orphans(target: Path) -> None:

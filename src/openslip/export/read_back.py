@@ -23,7 +23,8 @@ def main(form: str, folder: str, inputs: str, outputs: str) -> None:
 def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the outputs: pixels, ids and features, and the temperature and bias if the form has them.
 
-    Features in float64 (`image_features_64`, `text_features_64`) are those of the given pixels.
+    Features in float64 (`image_features_64`, `text_features_64`) are those of the given pixels. `image_lengths` and
+    `text_lengths` are the lengths of features that the form promises to be of length 1.
 
     Args:
         model: the exported model.
@@ -46,6 +47,11 @@ def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         result["image_features_64"] = model.image_features(given["pixels"].astype(np.float64))
         if model.text_features is not None:
             result["text_features_64"] = model.text_features(result.get("ids", given["ids"]))
+    if model.is_unit:
+        names = [name for name in result if name.endswith("_features")]
+        lengths = {name: np.linalg.norm(result[name], axis=1) for name in names}
+        result |= {name.replace("features", "lengths"): values for name, values in lengths.items()}
+    result |= {f"{tower}_norm_eps": np.array(values) for tower, values in model.norm_eps.items()}
     for name in ("logit_scale", "logit_bias"):
         if (value := getattr(model, name)) is not None:
             result[name] = np.array(value)

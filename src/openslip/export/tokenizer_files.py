@@ -41,6 +41,11 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path, form: str) -> Non
         end = {f"{name}_token": "</s>" for name in ("eos", "pad")}
         config = {"tokenizer_class": "SiglipTokenizer", "unk_token": "<unk>", "do_lower_case": True, **end}
     elif isinstance(tokenizer, ClipBpe | TokenizerJson):
+        if isinstance(tokenizer, ClipBpe) and (tokenizer.truncation, tokenizer.special_text) == ("drop_end", "plain"):
+            raise UserError(
+                f"--to {form}: no tokenizer.json drops the end of a truncated text (truncation=drop_end) and reads a "
+                "literal end as text (special_text=plain); use --to safetensors"
+            )
         definition, config = clip(tokenizer) if isinstance(tokenizer, ClipBpe) else described(tokenizer)
         (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), "utf-8")
         config = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
@@ -48,7 +53,9 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path, form: str) -> Non
         raise UserError(
             f"--to {form}: a {type(tokenizer).__name__} cannot be written as tokenizer.json; use --to safetensors"
         )
-    config = {"model_max_length": tokenizer.context_length, "padding_side": "right"} | config
+    # With an attention mask, SigLIP would not attend to padding, and SLIP would not pool the end of an empty text.
+    config = {"model_input_names": ["input_ids"], "padding_side": "right"} | config
+    config["model_max_length"] = tokenizer.context_length
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

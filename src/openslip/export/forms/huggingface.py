@@ -217,19 +217,21 @@ def read(folder: Path) -> Read:
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     has_texts = (folder / "tokenizer_config.json").exists()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if has_texts else None
+    others: dict[str, torch.Tensor] = {}  # what the tokenizer returned besides the ids, which users pass on as well
 
     def pixels(images: list[Image.Image]) -> np.ndarray:
         return processor(images=images, return_tensors="np")["pixel_values"]
 
     def ids(texts: list[str]) -> np.ndarray:
         assert tokenizer is not None
-        return tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
+        others.update(tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt"))
+        return others.pop("input_ids").numpy()
 
     def image_features(pixels: np.ndarray) -> np.ndarray:
         return model.get_image_features(pixel_values=torch.from_numpy(pixels)).pooler_output.numpy()
 
     def text_features(ids: np.ndarray) -> np.ndarray:
-        return model.get_text_features(input_ids=torch.from_numpy(ids)).pooler_output.numpy()
+        return model.get_text_features(input_ids=torch.from_numpy(ids), **others).pooler_output.numpy()
 
     bias = getattr(model, "logit_bias", None)
     return Read(

@@ -8,7 +8,8 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from openslip.text.sentencepiece_model import SentencePieceModel
 from openslip.text.tokenizer import Tokenizer
 
 NEEDS: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime", "tokenizers")
+WRITE_NEEDS: tuple[str, ...] = ("onnx", "onnxscript")
 EXTRA: str | None = "onnx"
 IMAGE, TEXT, SETTINGS, VOCABULARY = "image.onnx", "text.onnx", "preprocessing.json", "tokenizer.json"
 LARGEST = 2_000_000_000  # bytes of weights in one file of ONNX; more are written to a file beside it
@@ -113,30 +115,41 @@ def write_graph(graph: nn.Module, name: str, example: Tensor, path: Path) -> Non
     Raises:
         MissingPackage: the packages that write ONNX are not installed.
     """
-    num_bytes = sum(weight.nbytes for weight in graph.state_dict().values())
-    batch = torch.export.Dim("batch")
-    log = logging.getLogger("onnxscript")
-    level = log.level
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingPackage('--to onnx needs onnx and onnxscript; pip install "openslip[onnx]"') from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own parts
-        log.setLevel(logging.ERROR)  # likewise
-        torch.onnx.export(
+    batch = torch.export.Dim("batch")
+    with quiet_exporter():
+        program: Any = torch.onnx.export(
             graph.eval(),
             (example,),
-            path,
             input_names=[name],
             output_names=["features"],
             dynamic_shapes=({0: batch},),
             dynamo=True,
-            external_data=num_bytes > LARGEST,
             verbose=False,
         )
-    log.setLevel(level)
+    contents = program.model.graph
+    for part in (contents, *contents.all_nodes()):
+        part.metadata_props.clear()  # stack traces, which name folders of this machine
+    num_bytes = sum(weight.const_value.nbytes for weight in contents.initializers.values())
+    program.save(path, external_data=num_bytes > LARGEST)
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Hide what the exporter warns of its own parts."""
+    log = logging.getLogger("onnxscript")
+    level = log.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            log.setLevel(logging.ERROR)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def read(folder: Path) -> Read:
@@ -155,7 +168,21 @@ def read(folder: Path) -> Read:
         text_features=runner(folder / TEXT) if has_text else None,
         logit_scale=settings.get("logit_scale"),
         logit_bias=settings.get("logit_bias"),
+        is_unit=True,
+        norm_eps={
+            tower: norm_eps(folder / file)
+            for tower, file in (("image", IMAGE), ("text", TEXT))
+            if (folder / file).exists()
+        },
     )
+
+
+def norm_eps(path: Path) -> list[float]:
+    """List the epsilons of the norms in a graph."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return sorted({part.f for node in nodes for part in node.attribute if part.name == "epsilon"})
 
 
 def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:

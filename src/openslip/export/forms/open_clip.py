@@ -63,15 +63,35 @@ def write(bundle: Bundle, folder: Path) -> None:
 def tokenizer_settings(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """Write the tokenizer's files if open_clip does not have its rules, and return the settings that name it.
 
-    open_clip's own tokenizer keeps the end of a truncated text, and has no mask token. Others need transformers.
+    Others need transformers.
     """
     if isinstance(tokenizer, BareIds):
         return {"hf_tokenizer_name": ABSENT}  # without the name, open_clip would take CLIP's vocabulary
-    if isinstance(tokenizer, ClipBpe) and tokenizer.truncation == "keep_end" and not tokenizer.mask_token:
+    if has_own_rules(tokenizer):
         return {"hf_tokenizer_name": None}
     write_tokenizer(tokenizer, folder, "open_clip")
     # open_clip repairs texts and decodes HTML entities before the tokenizer does all other cleaning.
     return {"hf_tokenizer_name": "in this folder", "tokenizer_kwargs": {"clean": "whitespace"}}
+
+
+def has_own_rules(tokenizer: Tokenizer) -> bool:
+    """Whether open_clip's own tokenizer makes the same ids.
+
+    It keeps the end of a truncated text, takes a literal `<end_of_text>` for the end, and has no mask token.
+    """
+    return (
+        isinstance(tokenizer, ClipBpe)
+        and tokenizer.truncation == "keep_end"
+        and tokenizer.special_text == "open_clip"
+        and not tokenizer.mask_token
+    )
+
+
+def check_needs(bundle: Bundle) -> tuple[str, ...]:
+    """Return transformers if open_clip reads the model's tokenizer with it."""
+    tokenizer = bundle.tokenizer
+    is_written = tokenizer is not None and not isinstance(tokenizer, BareIds) and not has_own_rules(tokenizer)
+    return ("transformers",) if is_written else ()
 
 
 def transform(bundle: Bundle) -> EvalTransform:

@@ -1,11 +1,13 @@
 """OpenSLIP's own form: `model.safetensors`, whose metadata describes model, tokenizer and transform."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from openslip.export.card_facts import public
 from openslip.export.read import Read
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats import openslip
@@ -16,8 +18,8 @@ EXTRA: str | None = None
 
 
 def write(bundle: Bundle, folder: Path) -> None:
-    """Write the file that `openslip strip` writes."""
-    openslip.write(bundle, folder / openslip.IN_FOLDER)
+    """Write the file that `openslip strip` writes, whose provenance names no folder of this machine."""
+    openslip.write(replace(bundle, provenance=public(bundle.provenance)), folder / openslip.IN_FOLDER)
 
 
 def read(folder: Path) -> Read:
