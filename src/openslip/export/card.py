@@ -117,8 +117,8 @@ def check_text(deviations: dict[str, float] | None) -> str:
     )
     if CROP in deviations:
         same += (
-            ", except for the crop: of some image sizes, it begins one pixel elsewhere. The row `crop` says how far the "
-            "features of such images are from those of OpenSLIP; the other rows compare equal crops"
+            ", except for the crop: of some image sizes, it begins one pixel elsewhere. The row `crop` says how far "
+            "the features of such images are from those of OpenSLIP; the other rows compare equal crops"
         )
     rows = [[name, "none" if name == "ids" else f"{value:.1e}"] for name, value in deviations.items()]
     return f"{same}.\n\n{table([['quantity', 'largest difference'], *rows])}"

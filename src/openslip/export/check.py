@@ -16,7 +16,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.export import forms
 from openslip.export.card import CROP, LOADING
-from openslip.export.inputs import CAPTIONS, draw_images, to_arrays
+from openslip.export.inputs import CAPTIONS, ENDS, draw_images, to_arrays
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.terminal import notice
 from openslip.text.bare_ids import BareIds
@@ -61,11 +61,11 @@ def compare(bundle: Bundle, folder: Path, form: str) -> dict[str, float]:
 
 def required(ours: dict[str, np.ndarray], form: str) -> list[str]:
     """Return the names of what a form must return of what OpenSLIP computes."""
-    names = [name for name in ours if name == "pixels" or name.startswith("image_features")]
+    names = {"pixels", "image_features", "image_features_64"}
     if LOADING[form].has_texts:
-        names += [name for name in ours if name.startswith(("text_features", "logit_"))]
-        names += ["ids"] * ("captions" in ours)
-    return names
+        names |= {"text_features", "text_features_64", "logit_scale", "logit_bias"}
+        names |= {"ids"} if "captions" in ours else set()
+    return [name for name in ours if name in names]
 
 
 def limit(name: str) -> float:
@@ -86,9 +86,11 @@ def expected(bundle: Bundle) -> dict[str, np.ndarray]:
                 ids = draw_ids(bundle.tokenizer)
                 lengths = bundle.tokenizer.lengths(ids)
             else:
-                ids, lengths = bundle.tokenizer.encode(CAPTIONS)
-                arrays["captions"] = np.array(CAPTIONS)
-            text_features = bundle.unit(bundle.model.encode_text(ids, lengths), "text")
+                captions = [*CAPTIONS, *ENDS]
+                ids, lengths = bundle.tokenizer.encode(captions)
+                arrays["captions"] = np.array(captions)
+            encoded = bundle.model.encode_text(ids[: len(CAPTIONS)], lengths[: len(CAPTIONS)])
+            text_features = bundle.unit(encoded, "text")
             arrays |= {"ids": ids.numpy(), "lengths": lengths.numpy(), "text_features": text_features.numpy()}
     arrays |= {f"{tower}_norm_eps": np.array(norm_eps(bundle.model, tower)) for tower in ("image", "text")}
     scale, bias = (getattr(bundle.model, name, None) for name in ("logit_scale", "logit_bias"))
@@ -112,7 +114,7 @@ def in_float64(bundle: Bundle, arrays: dict[str, np.ndarray]) -> dict[str, np.nd
     with evaluating(model, bundle.device):
         features = {"image": model.encode_image(given["pixels"].double())}
         if "ids" in given:
-            features["text"] = model.encode_text(given["ids"], given["lengths"])
+            features["text"] = model.encode_text(*(given[name][: len(CAPTIONS)] for name in ("ids", "lengths")))
     return {f"{tower}_features_64": bundle.unit(values, tower).numpy() for tower, values in features.items()}
 
 

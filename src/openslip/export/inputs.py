@@ -23,9 +23,11 @@ CAPTIONS = [
     "the quick brown fox jumps over the lazy dog " * 20,
     "na\u00efve caf\u00e9, d\u00e9j\u00e0 vu, \u041f\u0440\u0438\u0432\u0435\u0442, \u6771\u4eac",
     "\U0001f600 smile, \U0001f469\u200d\U0001f467 family",
-    ". <|endoftext|> and <end_of_text> are text, or an end.",
+    ".",
     "",
 ]
+# Texts that name an end token, whose ids are compared. What follows an end has no meaning, so features are not.
+ENDS = ["a <|endoftext|> b", "a <end_of_text> b"]
 
 
 def draw_images() -> list[Image.Image]:

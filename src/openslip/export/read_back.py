@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from openslip.export import forms
-from openslip.export.inputs import from_arrays
+from openslip.export.inputs import CAPTIONS, from_arrays
 from openslip.export.read import Read
 
 
@@ -41,12 +41,12 @@ def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if model.ids is None:
                 raise ValueError("the folder has no tokenizer")
             result["ids"] = ids = model.ids(given["captions"].tolist())
-        result["text_features"] = model.text_features(ids)
+        result["text_features"] = model.text_features(ids[: len(CAPTIONS)])
     if model.double is not None:
         model.double()
         result["image_features_64"] = model.image_features(given["pixels"].astype(np.float64))
         if model.text_features is not None:
-            result["text_features_64"] = model.text_features(result.get("ids", given["ids"]))
+            result["text_features_64"] = model.text_features(result.get("ids", given["ids"])[: len(CAPTIONS)])
     if model.is_unit:
         names = [name for name in result if name.endswith("_features")]
         lengths = {name: np.linalg.norm(result[name], axis=1) for name in names}

@@ -119,13 +119,21 @@ def described(tokenizer: TokenizerJson) -> tuple[dict[str, Any], dict[str, Any]]
     settings = tokenizer.settings()
     content: dict[str, Any] = json.loads(settings["definition"])
     content |= {"truncation": None, "padding": None}
+    plain: dict[str, Any] = {}
     if cleaning := CLEANING[settings["clean"]]:
         before = content.get("normalizer")
         content["normalizer"] = {"type": "Sequence", "normalizers": [*cleaning, *([before] if before else [])]}
     backend = parse(settings["definition"])
+    if any(step in NO_PUNCTUATION for step in CLEANING[settings["clean"]]):
+        # The cleaning comes first and takes a special token in a text apart. The library would look for it before.
+        symbols = backend.get_vocab(with_added_tokens=False)
+        content["added_tokens"] = [
+            token for token in content.get("added_tokens", []) if symbols.get(token["content"]) != token["id"]
+        ]
+        plain = {"split_special_tokens": True}
     tokens = {"pad_token": tokenizer.pad, "eos_token": settings["end"]}
     named = {name: backend.id_to_token(number) for name, number in tokens.items() if number is not None}
-    return content, {"padding_side": settings["pad_side"], **named}
+    return content, {"padding_side": settings["pad_side"], **plain, **named}
 
 
 SPACES = [replacing(r"\s+", " "), {"type": "Strip", "strip_left": True, "strip_right": True}]

@@ -231,7 +231,8 @@ def read(folder: Path) -> Read:
         return model.get_image_features(pixel_values=torch.from_numpy(pixels)).pooler_output.numpy()
 
     def text_features(ids: np.ndarray) -> np.ndarray:
-        return model.get_text_features(input_ids=torch.from_numpy(ids), **others).pooler_output.numpy()
+        given = {name: values[: len(ids)] for name, values in others.items()}
+        return model.get_text_features(input_ids=torch.from_numpy(ids), **given).pooler_output.numpy()
 
     bias = getattr(model, "logit_bias", None)
     return Read(
