@@ -24,7 +24,7 @@ from export_models import (
     two_towers,
     written,
 )
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch.nn.functional import normalize
 
 from openslip.data.image.eval_transform import EvalTransform
@@ -151,6 +151,10 @@ def test_a_graph_names_no_folder_and_is_one_file(tmp_path: Path, monkeypatch: py
     assert norm_eps(tmp_path / "graph.onnx") == [float(np.float32(1e-6))]
     features = runner(tmp_path / "graph.onnx")(np.eye(4, dtype=np.float32))
     assert np.abs(features.mean(axis=1)).max() < 1e-6
+    monkeypatch.setattr("openslip.export.forms.onnx.LARGEST", 10)
+    write_graph(Small(), "x", torch.ones(2, 4), tmp_path / "large.onnx")
+    assert (tmp_path / "large.onnx.data").exists()
+    np.testing.assert_allclose(runner(tmp_path / "large.onnx")(np.eye(4, dtype=np.float32)), features, rtol=1e-6)
     with pytest.raises(Exception, match="export"):
         write_graph(Unexportable(), "x", torch.ones(2, 4), tmp_path / "other.onnx")
     assert logging.getLogger("onnxscript").level == level
@@ -169,13 +173,19 @@ def activation(folder: Path) -> None:
     onnx.save(model, folder / TEXTS)
 
 
-def epsilon(folder: Path) -> None:
-    model = onnx.load(folder / TEXTS)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
-                attribute.f = 1e-6
-    onnx.save(model, folder / TEXTS)
+def epsilon(value: float | None) -> Callable[[Path], None]:
+    """Return a fault in the epsilon of all norms of the text graph; None stands for ONNX's default."""
+
+    def edit(folder: Path) -> None:
+        model = onnx.load(folder / TEXTS)
+        for node in model.graph.node:
+            for attribute in [*node.attribute]:
+                if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
+                    node.attribute.remove(attribute)
+                    node.attribute.extend([] if value is None else [helper.make_attribute("epsilon", value)])
+        onnx.save(model, folder / TEXTS)
+
+    return edit
 
 
 def unnormalised(folder: Path) -> None:
@@ -215,7 +225,8 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "transposed text projection": reweighted(TEXTS, "model.text_projection", np.transpose),
     "projection bias": reweighted(TEXTS, "model.text_projection_bias", np.zeros_like),
     "activation": activation,
-    "epsilon": epsilon,
+    "epsilon": epsilon(1e-6),
+    "default epsilon": epsilon(None),
     "no normalisation": unnormalised,
     "bias of a layer": bias_of_a_layer,
     "no texts": lambda folder: (folder / TEXTS).unlink(),
@@ -232,7 +243,7 @@ def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     architecture = clip(embed_dim=22, projection_bias=True)
     sizes = {"embed_dim": 22, "num_heads": 2, "mlp_ratio": 2.0}
     architecture["image_tower"] = timm_tower("vit_base_patch16_clip_224", 32, patch_size=8, depth=1, **sizes)
-    architecture["text_tower"] = architecture["text_tower"] | {"width": 22, "depth": 1}
+    architecture["text_tower"] = architecture["text_tower"] | {"width": 22, "depth": 1, "norm_eps": 2e-5}
     bundle = bundle_of(architecture, crop="floor")
     folder = written(bundle, tmp_path_factory.mktemp("faultless"), "onnx")
     deviations(bundle, folder, "onnx")  # raises no error

@@ -180,7 +180,7 @@ def deviation(name: str, theirs: np.ndarray | None, ours: dict[str, np.ndarray])
         return float("inf")
     if name.endswith("_lengths"):
         return float(np.abs(theirs - 1).max())
-    if name.endswith("_norm_eps"):  # each must be one of ours: the graph has no batch norm that is part of a layer
+    if name.endswith("_norm_eps"):  # each must be one of ours; batch norms may have become part of convolutions
         return float(np.abs(theirs[:, None] / ours[name] - 1).min(axis=1, initial=np.inf).max(initial=0))
     if name == "ids":
         lengths = ours["lengths"]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from openslip.errors import MissingPackage, UserError
+from openslip.errors import UserError
 from openslip.export.onnx_towers import ImageGraph, TextGraph
 from openslip.export.read import Read
 from openslip.export.tokenizer_files import write_tokenizer
@@ -35,6 +35,8 @@ WRITE_NEEDS: tuple[str, ...] = ("onnx", "onnxscript")
 EXTRA: str | None = "onnx"
 IMAGE, TEXT, SETTINGS, VOCABULARY = "image.onnx", "text.onnx", "preprocessing.json", "tokenizer.json"
 LARGEST = 2_000_000_000  # bytes of weights in one file of ONNX; more are written to a file beside it
+NORMS = {f"{kind}Normalization" for kind in ("Batch", "Group", "Instance", "Layer", "RMS")}
+DEFAULT_EPS = 1e-5  # of these operators in ONNX
 TRACED = 2  # samples in the batch from which the graph is made
 
 
@@ -42,7 +44,6 @@ def write(bundle: Bundle, folder: Path) -> None:
     """Write the graphs, and what prepares their inputs.
 
     Raises:
-        MissingPackage: the packages that write ONNX are not installed.
         UserError: the model has no image tower, or a text tower or vocabulary that has no such form.
     """
     if isinstance(bundle.model, TextEncoder):
@@ -111,15 +112,7 @@ def write_graph(graph: nn.Module, name: str, example: Tensor, path: Path) -> Non
         name: name of the input.
         example: input from which the graph is made.
         path: the file to write.
-
-    Raises:
-        MissingPackage: the packages that write ONNX are not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage('--to onnx needs onnx and onnxscript; pip install "openslip[onnx]"') from error
     batch = torch.export.Dim("batch")
     with quiet_exporter():
         program: Any = torch.onnx.export(
@@ -178,11 +171,12 @@ def read(folder: Path) -> Read:
 
 
 def norm_eps(path: Path) -> list[float]:
-    """List the epsilons of the norms in a graph."""
+    """List the different epsilons of the norms in a graph."""
     import onnx
 
     nodes = onnx.load(path, load_external_data=False).graph.node
-    return sorted({part.f for node in nodes for part in node.attribute if part.name == "epsilon"})
+    norms = [{part.name: part.f for part in node.attribute} for node in nodes if node.op_type in NORMS]
+    return sorted({norm.get("epsilon", DEFAULT_EPS) for norm in norms})
 
 
 def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
