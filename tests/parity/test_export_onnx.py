@@ -142,7 +142,8 @@ class Small(torch.nn.Module):
 def test_a_graph_names_no_folder_and_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openslip.export.forms.onnx.LARGEST", 1000)
     level = logging.getLogger("onnxscript").level
-    write_graph(Small(), "x", torch.ones(2, 4), tmp_path / "graph.onnx")
+    module = Small()
+    write_graph(module, "x", torch.ones(2, 4), tmp_path / "graph.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
     content = (tmp_path / "graph.onnx").read_bytes()
     for folder in (Path(__file__).parents[2], Path(torch.__file__).parent, tmp_path):
@@ -152,7 +153,7 @@ def test_a_graph_names_no_folder_and_is_one_file(tmp_path: Path, monkeypatch: py
     features = runner(tmp_path / "graph.onnx")(np.eye(4, dtype=np.float32))
     assert np.abs(features.mean(axis=1)).max() < 1e-6
     monkeypatch.setattr("openslip.export.forms.onnx.LARGEST", 10)
-    write_graph(Small(), "x", torch.ones(2, 4), tmp_path / "large.onnx")
+    write_graph(module, "x", torch.ones(2, 4), tmp_path / "large.onnx")
     assert (tmp_path / "large.onnx.data").exists()
     np.testing.assert_allclose(runner(tmp_path / "large.onnx")(np.eye(4, dtype=np.float32)), features, rtol=1e-6)
     with pytest.raises(Exception, match="export"):

@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="The library of the form loads the folder in a process of its own. On 8 images and 8 captions, its "
         "pixels, token ids and features are compared with ours, and the largest differences are printed. If one is "
-        "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1.",
+        "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1. The row "
+        "`crop` has no limit: it says how far features of images are from ours that the form crops elsewhere.",
     )
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="folder to write")
