@@ -240,11 +240,11 @@ COCA = {key: TEXT[key] for key in ("vocab_size", "context_length", "width", "dep
 COCA |= {"activation": "gelu", "norm_eps": 1e-5, "mlp_width": 60}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a model without texts": ("simclr", {}, r"without a text tower; use --to timm"),
-    "a logit bias": ("clip", {"logit_bias_init": -10.0}, r"a model with logit_bias; use --to open_clip"),
-    "a text bias": ("slip", {"projection_bias": "text"}, r"with text_projection_bias; use --to open_clip"),
+    "a logit bias": ("clip", {"logit_bias_init": -10.0}, r"with logit_bias \(only SiglipModel has it, with SigLIP's towers\); use --to onnx"),
+    "a text bias": ("slip", {"projection_bias": "text"}, r"these towers with text_projection_bias; use --to onnx"),
     "tokens": ("clip", {"token_dim": 8}, r"projections of single tokens; use --to safetensors"),
-    "a mask": ("clip", {"text_tower": TEXT | {"causal": False}}, r"not causal .*; use --to open_clip"),
-    "no projection": ("slip", {"projects_image": False}, r"without an image projection; use --to open_clip"),
+    "a mask": ("clip", {"text_tower": TEXT | {"causal": False}}, r"not causal .*; use --to onnx, or --to open_clip if"),
+    "no projection": ("slip", {"projects_image": False}, r"these towers with no image projection; use --to onnx"),
     "an epsilon of timm": ("slip", {"image_tower": vit("vit_small_patch16_224", "gelu", 1e-5)}, r"to safetensors"),
     "CLIP's ResNet": (
         "clip",

@@ -195,6 +195,19 @@ def test_a_vit_small_with_12_heads_is_refused_with_the_form_that_holds_it() -> N
         image_part(model, 224, "quick_gelu")
 
 
+@pytest.mark.parametrize(
+    ("options", "other"), [({"logit_bias_init": -10.0}, "logit_bias"), ({"projection_bias": "text"}, "text_projection")]
+)
+def test_what_open_clip_and_transformers_refuse_has_the_advice_of_a_form_that_can_hold_it(
+    options: dict[str, Any], other: str, tmp_path: Path
+) -> None:
+    bundle = bundle_of(slip(num_heads=1) | options)
+    with pytest.raises(UserError, match=r"; use --to onnx \(--to huggingface cannot hold " + other):
+        written(bundle, tmp_path, "open_clip")
+    with pytest.raises(UserError, match=f"with {other}.*; use --to onnx"):
+        written(bundle, tmp_path, "huggingface")
+
+
 def test_a_named_trunk_is_known_by_its_layers_and_not_by_its_own_name() -> None:
     sizes = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
     with torch.device("meta"):

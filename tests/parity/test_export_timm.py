@@ -52,7 +52,29 @@ def test_timm_computes_the_same_and_our_reader_reads_the_same_tower(
     assert found.pop("crop", 1) > LIMIT
     assert found.keys() == {"pixels", "image_features", "image_features_64"}
     assert max(found.values()) <= EQUAL
-    assert_equal_weights(bundle, load(tmp_path), "image_tower.")
+    again = load(tmp_path)
+    assert_equal_weights(bundle, again, "image_tower.")
+    pixels = torch.randn(2, 3, again.transform.size, again.transform.size)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            again.model.encode_image(pixels), bundle.model.eval().encode_image(pixels), rtol=EQUAL, atol=EQUAL
+        )
+
+
+def test_a_classifier_is_read_only_if_the_config_says_that_it_is_the_projection(tmp_path: Path) -> None:
+    bundle = bundle_of(slip() | {"embed_dim": 9})
+    folder = written(bundle, tmp_path, "timm")
+    again = load(folder)
+    assert [weight.shape for weight in again.model.image_projection.parameters()] == [(9, 64), (9,)]
+    twice = written(again, tmp_path / "again", "timm")
+    assert (twice / CONFIG).read_text() == (folder / CONFIG).read_text()
+    pixels = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(load(twice).encode_image(pixels), again.encode_image(pixels))
+    reweighted(lambda w: w.pop("head.weight"))(twice)
+    with pytest.raises(UserError, match=r"lacks the weight head\.weight"):
+        load(twice)
+    edited(lambda c: c.pop("classifier_is_projection"))(folder)  # as in a folder of another origin
+    assert load(folder).encode_image(pixels).shape == (2, 64)
 
 
 def test_without_classifier_timm_returns_the_feature_before_the_projection(tmp_path: Path) -> None:

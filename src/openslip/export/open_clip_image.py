@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from openslip.errors import UserError
 from openslip.export.networks import differences
 from openslip.export.structure import norm_eps
+from openslip.export.towers import other_heads
 from openslip.inference.layouts import coca, openai
 from openslip.inference.layouts.keys import rename, table
 from openslip.inference.stated import activations
@@ -54,7 +55,7 @@ def image_part(model: DualEncoder, image_size: int, text_activation: str) -> Ima
     tower = model.image_tower
     if isinstance(tower, ClipResNet):
         if model.image_projection is not None:
-            raise refusal(["image_projection (there none after a ResNet)"])
+            raise refusal(["image_projection (there none after a ResNet)"], model)
         return ImagePart(resnet(tower), rename(state, _NATIVE))
     named: ImagePart | None = None
     if isinstance(tower, AttentionalPooling) and isinstance(tower.tower, TimmTower):
@@ -62,7 +63,7 @@ def image_part(model: DualEncoder, image_size: int, text_activation: str) -> Ima
     elif isinstance(tower, TimmTower):
         part, reasons = native_vit(tower, model, state, image_size)
     else:
-        raise refusal([f"{type(tower).__name__} (there no such tower)"])
+        raise refusal([f"{type(tower).__name__} (there no such tower)"], model)
     if part is not None and (part.activation == "quick_gelu") == (text_activation == "quick_gelu"):
         return part
     if isinstance(tower, TimmTower):
@@ -73,7 +74,7 @@ def image_part(model: DualEncoder, image_size: int, text_activation: str) -> Ima
         return named
     if part is not None:
         reasons = [f"activation {part.activation} with {text_activation} in the text tower (there one for both)"]
-    raise refusal(reasons)
+    raise refusal(reasons, model)
 
 
 def native_vit(
@@ -243,10 +244,15 @@ def model_width(model: DualEncoder) -> int:
     return model.image_tower.width if model.image_projection is None else model.image_projection.shape[1]
 
 
-def refusal(reasons: list[str]) -> UserError:
+def refusal(reasons: list[str], model: DualEncoder) -> UserError:
     """Return the error for a tower that open_clip cannot build; the first reason may name what comes closest."""
     more = f" and {len(reasons) - SHOWN} more" * (len(reasons) > SHOWN)
+    other = other_heads(model)
+    form = (
+        f"--to onnx (--to huggingface cannot hold {other} with this tower)"
+        if other
+        else ("--to huggingface, which passes a tower's arguments, or --to onnx")
+    )
     return UserError(
-        f"--to open_clip: it cannot build this image tower: {'; '.join(reasons[:SHOWN])}{more}; "
-        "use --to huggingface, which passes a tower's arguments, or --to onnx"
+        f"--to open_clip: it cannot build this image tower: {'; '.join(reasons[:SHOWN])}{more}; use {form}"
     )

@@ -1,6 +1,6 @@
 """What several forms ask of a model: its two towers, and the position that its text tower pools."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
@@ -37,6 +37,17 @@ def dual_encoder(bundle: Bundle, form: str) -> DualEncoder:
             "use --to safetensors"
         )
     return model
+
+
+def other_heads(model: DualEncoder) -> str | None:
+    """Return what differs from CLIP in mask, pooling, projections or logits; None if nothing does."""
+    tower: Any = model.text_tower
+    if not tower.causal or tower.pooling != "last":
+        return "a text tower that is not causal or does not pool the last token"
+    if model.image_projection is None:
+        return "no image projection"
+    biases = ("image_projection_bias", "text_projection_bias", "logit_bias")
+    return next((name for name in biases if getattr(model, name) is not None), None)
 
 
 def pooled(tokenizer: Tokenizer, form: str) -> Pooled:

@@ -1,4 +1,7 @@
-"""A model with an image tower and a linear map into a space of any dimension, such as the plane of a drawing."""
+"""A model with an image tower and a linear map into a space of any dimension.
+
+It is the plane of a drawing in DrLIM, or the joint space of a model whose text tower is not there.
+"""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,7 +10,7 @@ from openslip.models.tower import Tower
 
 
 class ProjectedImageEncoder(nn.Module):
-    """Maps images to points, which are compared by their Euclidean distance and are not normalised.
+    """Maps images to points, which are not normalised.
 
     Args:
         image_tower: tower that encodes images.

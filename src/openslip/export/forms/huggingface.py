@@ -20,6 +20,7 @@ from openslip.errors import UserError
 from openslip.export import image_processor, structure
 from openslip.export.read import Read
 from openslip.export.tokenizer_files import write_tokenizer
+from openslip.export.towers import other_heads
 from openslip.export.transformers_names import CLIP, DUAL_ENCODER, SIGLIP, to_transformers
 from openslip.inference.bundle import Bundle
 from openslip.inference.layouts import huggingface
@@ -91,7 +92,10 @@ def describe(
         texts["eos_token_id"] = None  # transformers' defaults are no ids of SigLIP's vocabulary
         images = vision_config(model.image_tower, image) | {"model_type": "siglip_vision_model"}
         return whole("siglip", "SiglipModel", texts, images), SIGLIP
-    refuse_other_heads(model)
+    if other := other_heads(model):
+        # SigLIP's layers, SiglipModel's, have been looked for above.
+        only = " (only SiglipModel has it, with SigLIP's towers)" * (other == "logit_bias")
+        refuse(f"these towers with {other}{only}", "onnx, or --to open_clip if it has the image tower")
     texts |= {"model_type": "clip_text_model", "projection_dim": embed_dim, **special_ids(tokenizer)}
     joint = {"projection_dim": embed_dim, "logit_scale_init_value": float(model.logit_scale.detach())}
     image = structure.vision_transformer(model.image_tower, structure.CLIP_WEIGHTS, "token")
@@ -120,22 +124,6 @@ def has_siglip_heads(model: DualEncoder, tokenizer: Tokenizer | None) -> bool:
         and model.text_projection_bias is not None
         and model.logit_bias is not None
     )
-
-
-def refuse_other_heads(model: DualEncoder) -> None:
-    """Refuse what neither CLIPModel nor VisionTextDualEncoderModel has besides the towers.
-
-    Raises:
-        UserError: mask, pooling, projections or logits are others.
-    """
-    tower: Any = model.text_tower
-    if not tower.causal or tower.pooling != "last":
-        refuse("a text tower that is not causal or does not pool the last token, with these other layers", "open_clip")
-    if model.image_projection is None:
-        refuse("a model without an image projection", "open_clip")
-    for name in ("image_projection_bias", "text_projection_bias", "logit_bias"):
-        if getattr(model, name) is not None:
-            refuse(f"a model with {name}", "open_clip")
 
 
 def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:

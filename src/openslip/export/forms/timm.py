@@ -2,8 +2,8 @@
 
 The projection into the joint space is written as the model's linear classifier, with zeros for a bias that it does not
 have. `timm.create_model("local-dir:FOLDER", pretrained=True)` therefore returns the features that are compared with
-texts, and `num_classes=0` returns those of the tower, before the projection. A model without a projection is written
-without a classifier.
+texts, and `num_classes=0` returns those of the tower, before the projection. The key `classifier_is_projection` of the
+config, which timm ignores, tells our reader so. A model without a projection is written without a classifier.
 """
 
 import json
@@ -25,6 +25,7 @@ from openslip.errors import UserError
 from openslip.export.networks import differences
 from openslip.export.read import Read
 from openslip.inference.bundle import Bundle
+from openslip.inference.formats.timm_image import IS_PROJECTION
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.projected_image_encoder import ProjectedImageEncoder
@@ -71,6 +72,7 @@ def write(bundle: Bundle, folder: Path) -> None:
         "num_classes": num_classes,
         "num_features": tower.token_width,
         "model_args": arguments,
+        IS_PROJECTION: weight is not None,
         "pretrained_cfg": preprocess(bundle.transform)
         | {"fixed_input_size": "img_size" in arguments, "num_classes": num_classes, "classifier": layer or None},
     }
