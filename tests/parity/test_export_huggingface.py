@@ -240,7 +240,11 @@ COCA = {key: TEXT[key] for key in ("vocab_size", "context_length", "width", "dep
 COCA |= {"activation": "gelu", "norm_eps": 1e-5, "mlp_width": 60}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a model without texts": ("simclr", {}, r"without a text tower; use --to timm"),
-    "a logit bias": ("clip", {"logit_bias_init": -10.0}, r"with logit_bias \(only SiglipModel has it, with SigLIP's towers\); use --to onnx"),
+    "a logit bias": (
+        "clip",
+        {"logit_bias_init": -10.0},
+        r"with logit_bias \(only SiglipModel has it, with SigLIP's towers\); use --to onnx",
+    ),
     "a text bias": ("slip", {"projection_bias": "text"}, r"these towers with text_projection_bias; use --to onnx"),
     "tokens": ("clip", {"token_dim": 8}, r"projections of single tokens; use --to safetensors"),
     "a mask": ("clip", {"text_tower": TEXT | {"causal": False}}, r"not causal .*; use --to onnx, or --to open_clip if"),

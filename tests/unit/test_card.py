@@ -1,24 +1,31 @@
 """Model cards: facts of the checkpoint and its run, the licence, the check, and no local paths or credentials."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from exported_models import bundle_of
+from model_folders import clip_json
 from PIL import Image
 from stored_models import write_checkpoint
 
 import openslip
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.evaluation.feature_cache import FeatureCache
 from openslip.export import forms
-from openslip.export.card import LOADING, write_card
+from openslip.export.card import write_card
+from openslip.export.card_code import LOADING, code_of
 from openslip.export.card_facts import without_folders, without_paths
 from openslip.inference.bundle import Bundle
 from openslip.inference.files import read, write
+from openslip.text.bare_ids import BareIds
+from openslip.text.tokenizer_json import TokenizerJson
 
 SHARDS = "[/home/jane doe/a-{000..009}.tar,https://u:SECRET@x.org/b.tar,/home/jane/c.tar]"
 START: dict[str, Any] = {
@@ -212,41 +219,110 @@ def test_a_model_without_texts_has_no_task_with_texts(tmp_path: Path, bundle: Bu
     assert card(tmp_path, bundle, form="timm")[0]["pipeline_tag"] == "image-feature-extraction"
 
 
-def test_every_form_says_how_it_is_loaded():
-    assert set(forms.names()) <= LOADING.keys()
-    for loading in LOADING.values():
-        compile(loading.lines, "card", "exec")
-        assert 3 <= len(loading.lines.replace("\n\n", "\n").splitlines()) <= 5
+@pytest.mark.parametrize("form", LOADING)
+def test_every_form_says_how_it_is_used_in_few_lines(form: str, bundle: Bundle):
+    assert set(forms.names()) == LOADING.keys()
+    bare = BareIds(context_length=8, vocab_size=60, pooled="first", end=58)
+    for tokenizer in (bundle.tokenizer, None, bare):
+        code = code_of(form, replace(bundle, tokenizer=tokenizer))
+        compile(code, "card", "exec")
+        steps = [line for line in code.splitlines() if line and not line.startswith(("import ", "from "))]
+        assert 2 <= len(steps) <= 12
+        is_named = tokenizer is bundle.tokenizer and form != "timm"
+        assert ("logits = " in code, "a cat" in code) == (is_named, is_named)
+        assert "BIAS" not in code
 
 
-def run_lines(form: str, folder: Path, **names: Any) -> dict[str, Any]:
+def test_the_card_says_that_texts_are_not_repaired(tmp_path: Path, bundle: Bundle):
+    assert [form for form in LOADING if "decodes HTML entities" in card(tmp_path, bundle, form=form)[1]] == [
+        "huggingface",
+        "onnx",
+    ]
+    siglip = TokenizerJson(definition=clip_json(), context_length=8, pad=1, pooled="last", clean="siglip")
+    assert "HTML" not in card(tmp_path, replace(bundle, tokenizer=siglip), form="onnx")[1]
+
+
+def run_lines(form: str, bundle: Bundle, folder: Path) -> dict[str, Any]:
     """Run the lines of a form's card on a folder, and return their variables."""
-    exec(LOADING[form].lines.replace("FOLDER", str(folder)), names)
+    names: dict[str, Any] = {}
+    exec(code_of(form, bundle).replace("FOLDER", str(folder)), names)
     return names
 
 
-def test_the_lines_of_the_card_load_our_own_form(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Image.Image]:
+    """The image of the card's lines, `image.jpg` in the current folder, which is no square."""
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (20, 30), "red").save("image.jpg")
-    forms.load("safetensors").write(bundle, tmp_path)
-    features = run_lines("safetensors", tmp_path)["features"]
-    assert torch.equal(features, bundle.encode_image([tmp_path / "image.jpg"]))
+    colours = np.random.default_rng(0).integers(0, 256, (41, 54, 3), np.uint8)
+    Image.fromarray(colours).save("image.jpg")
+    with Image.open("image.jpg") as opened:
+        yield opened
+
+
+def assert_same_result(form: str, bundle: Bundle, folder: Path) -> None:
+    """Compare the logits, or the features of a form without texts, with ours."""
+    define = getattr(forms.load(form), "transform", None)
+    ours = bundle if define is None else replace(bundle, transform=define(bundle))
+    forms.load(form).write(bundle, folder)
+    names = run_lines(form, bundle, folder)
+    features = ours.encode_image(["image.jpg"])
+    if form == "timm":
+        torch.testing.assert_close(torch.nn.functional.normalize(names["features"]), features, rtol=0, atol=1e-5)
+        return
+    logits = ours.scale() * features @ ours.encode_text(["a cat", "a dog"]).T
+    if getattr(bundle.model, "logit_bias", None) is not None:
+        logits += ours.bias()
+    torch.testing.assert_close(torch.as_tensor(names["logits"]), logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("image")
+def test_the_lines_of_the_card_load_our_own_form(tmp_path: Path, bundle: Bundle):
+    assert_same_result("safetensors", bundle, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"resize": "squash"},
+        {"resize": "longest"},
+        {"crop": "round"},
+        {"crop": "floor"},
+        {"resize_to": 23, "interpolation": "bicubic"},
+    ],
+)
+def test_the_lines_of_onnx_prepare_images_as_the_model_does(
+    settings: dict[str, Any], tmp_path: Path, bundle: Bundle, image: Image.Image
+):
+    transform = EvalTransform(**{"size": 15, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], **settings})
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"image": transform.settings()}))
+    code, _ = code_of("onnx", replace(bundle, transform=transform, tokenizer=None)).split("features = ")
+    names: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(tmp_path)), names)
+    torch.testing.assert_close(torch.from_numpy(names["pixels"][0]), transform(image), rtol=0, atol=1e-6)
+
+
+RESNET = {"_target_": "openslip.models.clip_resnet.ClipResNet", "image_size": 64, "depths": [1, 1, 1, 1]}
+RESNET |= {"channels": 4, "width": 24, "heads": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["huggingface", "onnx", "open_clip", "timm"])
-def test_the_lines_of_the_card_load_the_form(tmp_path: Path, form: str):
-    bundle = bundle_of("test_vit")
-    forms.load(form).write(bundle, tmp_path)
-    pixels = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    names = run_lines(form, tmp_path, pixels=pixels.numpy())
-    given: Any = names.get("model")
-    with torch.no_grad():
-        expected = bundle.model.encode_image(pixels)
-        if form == "onnx":
-            features, expected = torch.from_numpy(names["features"][0]), torch.nn.functional.normalize(expected)
-        elif form == "huggingface":
-            features = given.get_image_features(pixel_values=pixels).pooler_output
-        else:
-            features = given(pixels) if form == "timm" else given.eval().encode_image(pixels)
-    assert torch.allclose(features, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("huggingface", "clip"),
+        ("huggingface", "slip"),
+        ("huggingface", "siglip"),
+        ("huggingface", "resnet"),
+        ("onnx", "resnet"),
+        ("onnx", "siglip"),
+        ("open_clip", "clip"),
+        ("open_clip", "clip_resnet"),
+        ("timm", "test_vit"),
+        ("timm", "resnet"),
+    ],
+)
+def test_the_lines_of_the_card_compute_our_logits(form: str, name: str, tmp_path: Path):
+    """A batch norm, that of `resnet`, computes something else in training mode."""
+    changes: dict[str, Any] = {"image_tower": RESNET, "projects_image": False} if name == "clip_resnet" else {}
+    assert_same_result(form, bundle_of(name.removesuffix("_resnet"), **changes), tmp_path)

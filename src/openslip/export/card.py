@@ -1,71 +1,23 @@
 """The model card of an exported folder, `README.md`: only what the checkpoint, its run and the check say."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from openslip import __version__
+from openslip.export.card_code import LOADING, code_of
 from openslip.export.card_facts import licence_of, metrics_of, model_facts, name_of, provenance_facts, recipe_facts
 from openslip.inference.bundle import Bundle
 from openslip.models.text_encoder import TextEncoder
 from openslip.terminal import printable
+from openslip.text.clip_bpe import ClipBpe
+from openslip.text.tokenizer import Tokenizer
+from openslip.text.tokenizer_json import TokenizerJson
 
 CROP = "crop"  # the difference that images have which the form crops elsewhere, and which has no limit
+UNREPAIRED = ("huggingface", "onnx")  # forms that read texts by tokenizer.json alone
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
-
-
-class Loading(NamedTuple):
-    """How a form is loaded: the library by its name on the hub, whether it holds texts, and lines of Python."""
-
-    library: str
-    has_texts: bool
-    lines: str
-
-
-LOADING = {
-    "huggingface": Loading(
-        "transformers",
-        True,
-        """from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-model = AutoModel.from_pretrained("FOLDER")
-processor = AutoImageProcessor.from_pretrained("FOLDER", backend="pil")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")""",
-    ),
-    "onnx": Loading(
-        "onnx",
-        True,
-        """import onnxruntime
-
-image = onnxruntime.InferenceSession("FOLDER/image.onnx")
-features = image.run(None, {"pixels": pixels})  # pixels: float32 [batch, 3, size, size], as in preprocessing.json""",
-    ),
-    "open_clip": Loading(
-        "open_clip",
-        True,
-        """import open_clip
-
-model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")""",
-    ),
-    "safetensors": Loading(
-        "openslip",
-        True,
-        """import openslip
-
-model = openslip.load("FOLDER")
-features = model.encode_image(["image.jpg"])""",
-    ),
-    "timm": Loading(
-        "timm",
-        False,
-        """import timm
-
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
-    ),
-}
 
 
 def write_card(
@@ -87,8 +39,8 @@ def write_card(
         header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
     header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
     sections = {
-        "Load it": f"FOLDER is this folder.\n\n```python\n{loading.lines}\n```",
-        "Check": check_text(deviations),
+        "Load it": f"FOLDER is this folder.\n\n```python\n{code_of(form, bundle)}\n```",
+        "Check": check_text(deviations) + unrepaired(form, bundle.tokenizer),
         "Model": facts_table(model_facts(bundle)),
         "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
         "Metrics": table(metrics)
@@ -122,6 +74,20 @@ def check_text(deviations: dict[str, float] | None) -> str:
         )
     rows = [[name, "none" if name == "ids" else f"{value:.1e}"] for name, value in deviations.items()]
     return f"{same}.\n\n{table([['quantity', 'largest difference'], *rows])}"
+
+
+def unrepaired(form: str, tokenizer: Tokenizer | None) -> str:
+    """Return what a form's tokenizer does not do to texts, if OpenSLIP's repairs them."""
+    repairs = isinstance(tokenizer, ClipBpe) or (
+        isinstance(tokenizer, TokenizerJson) and tokenizer.clean not in ("none", "siglip")
+    )
+    if not repairs or form not in UNREPAIRED:
+        return ""
+    return (
+        "\n\nOpenSLIP decodes HTML entities in texts and repairs ligatures and wrongly decoded characters; the "
+        "tokenizer of this folder does not. Such texts get other ids and features, and the check has none of them "
+        "(docs/NUMERICS.md of OpenSLIP)."
+    )
 
 
 def facts_table(facts: dict[str, str]) -> str:

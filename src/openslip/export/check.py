@@ -15,7 +15,8 @@ from torch import nn
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.export import forms
-from openslip.export.card import CROP, LOADING
+from openslip.export.card import CROP
+from openslip.export.card_code import LOADING
 from openslip.export.inputs import CAPTIONS, ENDS, draw_images, to_arrays
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.terminal import notice
