@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionM
 import openslip
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
-from openslip.export.card import LOADING
+from openslip.export.card_code import code_of
 from openslip.export.export import export
 from openslip.export.forms import huggingface
 from openslip.export.inputs import CAPTIONS, ENDS, draw_images
@@ -116,12 +116,16 @@ def test_a_tokenizer_whose_end_would_be_a_literal_text_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["slip", "siglip"])
-def test_the_lines_of_the_card_compute_what_openslip_computes(name: str, tmp_path: Path):
+def test_the_lines_of_the_card_compute_what_openslip_computes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """With all that the tokenizer returns, and with images of several sizes."""
     bundle = bundle_of(name)
     huggingface.write(bundle, tmp_path)
     names: dict[str, Any] = {}
-    exec(LOADING["huggingface"].lines.replace("FOLDER", str(tmp_path)), names)
+    monkeypatch.chdir(tmp_path)
+    draw_images()[0].convert("RGB").save("image.jpg")
+    exec(code_of("huggingface", bundle).replace("FOLDER", str(tmp_path)), names)
     pixels = names["processor"](images=draw_images(), return_tensors="pt")["pixel_values"]
     expected = torch.stack([huggingface.transform(bundle)(image) for image in draw_images()])
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5)

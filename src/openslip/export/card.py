@@ -39,7 +39,7 @@ def write_card(
         header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
     header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
     sections = {
-        "Load it": f"FOLDER is this folder.\n\n```python\n{code_of(form, bundle)}\n```",
+        "Load it": f"FOLDER is this folder, and `image.jpg` an image of yours.\n\n```python\n{code_of(form, bundle)}\n```",
         "Check": check_text(deviations) + unrepaired(form, bundle.tokenizer),
         "Model": facts_table(model_facts(bundle)),
         "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
