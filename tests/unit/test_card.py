@@ -251,9 +251,9 @@ def run_lines(form: str, bundle: Bundle, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Image.Image]:
-    """The image of the card's lines, `image.jpg` in the current folder, which is no square."""
+    """The image of the card's lines, `image.jpg` in the current folder, of a shape at which each rounding matters."""
     monkeypatch.chdir(tmp_path)
-    colours = np.random.default_rng(0).integers(0, 256, (41, 54, 3), np.uint8)
+    colours = np.random.default_rng(0).integers(0, 256, (40, 61, 3), np.uint8)
     Image.fromarray(colours).save("image.jpg")
     with Image.open("image.jpg") as opened:
         yield opened

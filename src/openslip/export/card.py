@@ -38,8 +38,9 @@ def write_card(
     if not isinstance(bundle.model, TextEncoder):
         header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
     header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
+    usage = "FOLDER is this folder, and `image.jpg` an image of yours."
     sections = {
-        "Load it": f"FOLDER is this folder, and `image.jpg` an image of yours.\n\n```python\n{code_of(form, bundle)}\n```",
+        "Load it": f"{usage}\n\n```python\n{code_of(form, bundle)}\n```",
         "Check": check_text(deviations) + unrepaired(form, bundle.tokenizer),
         "Model": facts_table(model_facts(bundle)),
         "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
