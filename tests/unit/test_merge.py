@@ -77,13 +77,22 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
         ("0:1:0.1", ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0"]),
         ("0.2:0.8:0.3", ["0.2", "0.5", "0.8"]),
         ("0.50,0.5", ["0.50"]),
+        ("-0", ["0"]),
+        ("-0.0:1:1", ["0.0", "1.0"]),
+        ("0:1:0.01", [f"{place / 100:.2f}" for place in range(101)]),
     ],
 )
 def test_alphas_are_the_decimal_numbers_of_a_list_or_a_range_with_its_end(text: str, numbers: list[str]):
     assert [f"{alpha:f}" for alpha in alphas(text)] == numbers
 
 
-@pytest.mark.parametrize("text", ["", "a", "0:1", "0:1:0.3", "1:0:0.1", "0:1:0", "-0.1", "0,1.5", "nan", "0:1:0.0001"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a", "0:1", "0:1:0.3", "1:0:0.1", "0:1:0", "-0.1", "0,1.5", "nan", "0:1:0.005", "0:1:0.0001"),
+        *("0:1e30:0.1", "0:1:1e-30", "0:1:1e-999999", "0:1:1e999999", "-1e30:0:1", "1e999999"),
+    ],
+)
 def test_other_alphas_are_refused(text: str):
     with pytest.raises(UserError, match=f"--alpha {text}: "):
         alphas(text)
@@ -158,6 +167,14 @@ def test_existing_files_are_replaced_only_with_force(tmp_path: Path, files: tupl
     assert len(target.read_bytes()) == len(content)
     with pytest.raises(UserError, match=r"2 alphas need a folder, such as --out .*new/half"):
         main([*words[:3], "0,1", *words[4:]])
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path, files: tuple[Path, Path]):
+    (tmp_path / "half.ckpt").mkdir()
+    for words in ([], ["--force"]):
+        with pytest.raises(UserError, match=r"half\.ckpt is a folder, .* --out"):
+            main([*map(str, files), "--alpha", "0.5", "--out", str(tmp_path / "half.ckpt"), *words])
+    assert list((tmp_path / "half.ckpt").iterdir()) == []
 
 
 def test_a_file_that_cannot_be_loaded_appears_under_no_name(

@@ -116,6 +116,8 @@ def places(out: Path, numbers: Sequence[Decimal]) -> tuple[list[Path], Path]:
 
 def refuse_existing(files: Sequence[Path], *, force: bool) -> None:
     """Refuse to replace files, unless that is asked for."""
+    if folders := [file for file in files if file.is_dir()]:
+        raise UserError(f"{folders[0]} is a folder, and a file of this name is to be written: give another --out")
     existing = [file for file in files if file.exists()]
     if existing and not force:
         more = f" and {len(existing) - 1} more" * (len(existing) > 1)

@@ -11,6 +11,7 @@ from openslip.inference.bundle import Bundle
 from openslip.models.text_encoder import TextEncoder
 from openslip.terminal import printable
 
+MARK = "Exported by OpenSLIP "  # begins a line of every card, by which an export is told from other folders
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
 
@@ -65,6 +66,10 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
     ),
 }
+TEXTS_ONLY = """import openslip
+
+model = openslip.load("FOLDER")
+features = model.encode_text(["a text"])"""  # OpenSLIP's own form is the only one that holds a model without images
 
 
 def write_card(
@@ -81,6 +86,7 @@ def write_card(
     """
     loading, facts = LOADING[form], licence_of(bundle, licence)
     recipe = recipe_facts(bundle)
+    lines = TEXTS_ONLY if isinstance(bundle.model, TextEncoder) else loading.lines
     header: dict[str, Any] = {"license": facts.identifier, "library_name": loading.library}
     if not isinstance(bundle.model, TextEncoder):
         header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
@@ -89,7 +95,7 @@ def write_card(
         [name, "none" if name == "ids" else f"{value:.1e}"] for name, value in (deviations or {}).items()
     ]
     sections = {
-        "Load it": f"FOLDER is this folder.\n\n```python\n{loading.lines}\n```",
+        "Load it": f"FOLDER is this folder.\n\n```python\n{lines}\n```",
         "Check": "Not checked: the export was written without loading it with its library."
         if deviations is None
         else "The library of this form has loaded the folder, and computes the same as OpenSLIP on the inputs of the "
@@ -105,12 +111,21 @@ def write_card(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
             f"# {cell(name_of(bundle.origin))}",
-            f"Exported by OpenSLIP {__version__} in the form `{form}`.",
+            f"{MARK}{__version__} in the form `{form}`.",
             f"**Licence.** {facts.sentence}",
             *(f"## {title}\n{content}" for title, content in sections.items()),
         ]
     )
     (folder / "README.md").write_text(f"{text}\n", encoding="utf-8")
+
+
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder is an export: it has our model card, and no folders."""
+    card = folder / "README.md"
+    if not card.is_file() or any(entry.is_dir() for entry in folder.iterdir()):
+        return False
+    with card.open(encoding="utf-8", errors="replace") as lines:
+        return any(line.startswith(MARK) for line in lines)
 
 
 def facts_table(facts: dict[str, str]) -> str:

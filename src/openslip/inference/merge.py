@@ -27,7 +27,7 @@ from openslip.run.environment import origin
 from openslip.run.identity import flat
 from openslip.text.tokenizer import Tokenizer
 
-MOST_ALPHAS = 1001
+MOST_ALPHAS = 101
 # Keys of an architecture that only say how a model starts its training.
 INITIAL = ("logit_scale_init", "logit_bias_init")
 STATISTICS = ("running_mean", "running_var")  # of batch norm
@@ -40,7 +40,8 @@ def alphas(text: str) -> list[Decimal]:
     They are decimal numbers, so that a range has 0.3 and not 0.30000000000000004.
 
     Raises:
-        UserError: the text has none of these forms, a weight is not from 0 to 1, or the steps do not meet the end.
+        UserError: the text has none of these forms, a weight is not from 0 to 1, the steps do not meet the end, or they
+            give more than MOST_ALPHAS weights.
     """
     try:
         numbers = [Decimal(part) for part in text.replace(":", ",").split(",")]
@@ -49,17 +50,17 @@ def alphas(text: str) -> list[Decimal]:
     is_range = ":" in text
     if not numbers or not all(number.is_finite() for number in numbers) or (is_range and len(numbers) != 3):
         raise UserError(f"--alpha {text}: expected a number, a list such as 0,0.5,1, or a range such as 0:1:0.1")
+    for number in numbers[:2] if is_range else numbers:
+        if not 0 <= number <= 1:
+            raise UserError(f"--alpha {text}: expected weights from 0 (only A) to 1 (only B), got {number}")
     if is_range:
         start, end, step = numbers
-        if step <= 0 or end < start or (end - start) % step:
+        if 0 < step <= 1 and step * MOST_ALPHAS <= end - start:
+            raise UserError(f"--alpha {text}: more than {MOST_ALPHAS} weights, each of which would be a file")
+        if not 0 < step <= 1 or end < start or (end - start) % step:
             raise UserError(f"--alpha {text}: steps of {step} do not lead from {start} to {end}; e.g. 0:1:0.1")
-        if (count := int((end - start) / step) + 1) > MOST_ALPHAS:
-            raise UserError(f"--alpha {text}: {count:,} weights, and at most {MOST_ALPHAS:,} are possible")
-        numbers = [start + step * place for place in range(count)]
-    for number in numbers:
-        if not 0 <= number <= 1:
-            raise UserError(f"--alpha {text}: expected weights from 0 (only A) to 1 (only B), got {number:f}")
-    return list(dict.fromkeys(numbers))
+        numbers = [start + step * place for place in range(int((end - start) / step) + 1)]
+    return [abs(number) for number in dict.fromkeys(numbers)]  # abs: -0 is 0
 
 
 class Pair:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def write_graph(graph: nn.Module, name: str, example: Tensor, path: Path) -> Non
     log.setLevel(level)
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, allow: Collection[str] = ()) -> Read:
     """Load the folder with onnxruntime, tokenizers and Pillow."""
     settings = json.loads((folder / SETTINGS).read_text("utf-8"))
     image = settings["image"]
