@@ -1,12 +1,12 @@
 """What holds for every form: the check decides, nothing half-written appears, and no folder is lost."""
 
 import importlib
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +130,17 @@ def test_an_existing_folder_is_replaced_only_by_force_and_by_a_checked_one(
 ):
     target = tmp_path / "out"
     export(source, target, "safetensors", check=False)
-    (target / "old.txt").touch()
-    earlier = {path.name for path in target.iterdir()}
+    earlier = {path.name: path.read_bytes() for path in target.iterdir()}
     with pytest.raises(UserError, match=r"out exists: .* --force"):
         export(source, target, "safetensors")
     with monkeypatch.context() as patch:
         patch.setattr(safetensors, "write", lambda bundle, folder: (folder / "model.safetensors").touch())
         with pytest.raises(UserError):
             export(source, target, "safetensors", force=True)
-    assert {path.name for path in target.iterdir()} == earlier
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == earlier
     export(source, target, "safetensors", force=True)
     assert {path.name for path in target.iterdir()} == {"model.safetensors", "README.md"}
+    assert (target / "README.md").read_bytes() != earlier["README.md"]  # it states the check
     assert len({path.stat().st_mode for path in target.iterdir()}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -152,13 +152,15 @@ def test_force_replaces_no_folder_that_is_no_export(source: Path, tmp_path: Path
     shutil.copyfile(source, tmp_path / "home/documents/model.ckpt")
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers/README.md").write_text("My thesis, with a model that was exported by OpenSLIP.\n")
-    export(source, tmp_path / "export", "safetensors", check=False)
-    (tmp_path / "export/mine").mkdir()
-    names = ("home", "home/documents", "link", "file", "papers", "export")
+    for name in ("folder", "note"):
+        export(source, tmp_path / name, "safetensors", check=False)
+    (tmp_path / "folder/mine").mkdir()
+    (tmp_path / "note/notes.txt").touch()
+    names = ("home", "home/documents", "link", "file", "papers", "folder", "note")
     before = set(tmp_path.rglob("*"))
-    for name in names:
-        with pytest.raises(UserError, match=rf"{name} is no folder that openslip export wrote: --force does not"):
-            export(source, tmp_path / name, "safetensors", force=True)
+    for name, force in itertools.product(names, (False, True)):
+        with pytest.raises(UserError, match=rf"{name} exists and does not only hold an earlier export: it is not"):
+            export(source, tmp_path / name, "safetensors", force=force)
     assert set(tmp_path.rglob("*")) == before
     (tmp_path / "empty").mkdir()
     export(source, tmp_path / "empty", "safetensors", check=False, force=True)
@@ -168,7 +170,7 @@ def test_force_replaces_no_folder_that_is_no_export(source: Path, tmp_path: Path
 
 def failing_renames(error: BaseException, *, after: int, until: int) -> Callable[[Path, Path], Path]:
     """Return a `Path.rename` that fails in the calls from `after` to `until`."""
-    calls, rename = count(), Path.rename
+    calls, rename = itertools.count(), Path.rename
 
     def renamed(path: Path, target: Path) -> Path:
         if after <= next(calls) < until:
@@ -200,12 +202,11 @@ def test_a_failing_rename_puts_the_earlier_export_back(
     error: BaseException, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     target = tmp_path / "out"
-    export(source, target, "safetensors", check=False)
-    (target / "old.txt").touch()
+    export(source, target, "safetensors", check=False, licence="first")
     monkeypatch.setattr(Path, "rename", failing_renames(error, after=1, until=2))
     with pytest.raises((UserError, KeyboardInterrupt), match=r"Input/output error|^$"):
         export(source, target, "safetensors", check=False, force=True)
-    assert (target / "old.txt").exists()
+    assert "license: first" in (target / "README.md").read_text()
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -219,7 +220,7 @@ def test_a_folder_that_appears_during_the_check_is_kept(
         return {}
 
     monkeypatch.setattr("openslip.export.export.compare", compared)
-    with pytest.raises(UserError, match=r"--force"):
+    with pytest.raises(UserError, match=r"does not only hold an earlier export"):
         export(source, tmp_path / "out", "safetensors", force=force)
     monkeypatch.setattr(
         "openslip.export.export.refuse_existing", lambda *_, **__: None

@@ -226,6 +226,16 @@ def test_checkpoints_that_differ_are_refused_with_the_key_and_both_values(other:
         Pair(made(0), other())
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_model_with_logit_bias_is_not_merged_with_one_without(swapped: bool):
+    bundles = [made(0), made(1, changed(ARCHITECTURE, logit_bias_init=-10.0))]
+    message = "a number in B" if not swapped else "a number in B, absent in A"
+    with pytest.raises(UserError, match=rf"differ in architecture\.logit_bias_init: .*{message}"):
+        Pair(*bundles[:: -1 if swapped else 1])
+    other = made(1, changed(ARCHITECTURE, logit_bias_init=-3.0))
+    Pair(bundles[1], other)
+
+
 def test_other_descriptions_of_the_same_model_can_be_merged():
     same = changed(
         ARCHITECTURE, image_tower__name="vit_base_patch16_224", logit_scale_init=1.0, text_tower__causal=True

@@ -1,5 +1,6 @@
 """The model card of an exported folder, `README.md`: only what the checkpoint, its run and the check say."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from openslip.inference.bundle import Bundle
 from openslip.models.text_encoder import TextEncoder
 from openslip.terminal import printable
 
-MARK = "Exported by OpenSLIP "  # begins a line of every card, by which an export is told from other folders
+# A line of every card, by which an export is told from other folders.
+MARK = re.compile(r"Exported by OpenSLIP \S+ in the form `\w+`; files: (?P<names>`.+`)\.", re.MULTILINE)
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
 
@@ -47,6 +49,7 @@ features = image.run(None, {"pixels": pixels})  # pixels: float32 [batch, 3, siz
         """import open_clip
 
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
+model.eval()  # it is in training mode
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")""",
     ),
     "safetensors": Loading(
@@ -94,6 +97,8 @@ def write_card(
     checked = [["quantity", "largest difference"]] + [
         [name, "none" if name == "ids" else f"{value:.1e}"] for name, value in (deviations or {}).items()
     ]
+    files = {"README.md", *(entry.name for entry in folder.iterdir() if entry.is_file())}
+    names = ", ".join(f"`{name}`" for name in sorted(files))
     sections = {
         "Load it": f"FOLDER is this folder.\n\n```python\n{lines}\n```",
         "Check": "Not checked: the export was written without loading it with its library."
@@ -111,7 +116,7 @@ def write_card(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
             f"# {cell(name_of(bundle.origin))}",
-            f"{MARK}{__version__} in the form `{form}`.",
+            f"Exported by OpenSLIP {__version__} in the form `{form}`; files: {names}.",
             f"**Licence.** {facts.sentence}",
             *(f"## {title}\n{content}" for title, content in sections.items()),
         ]
@@ -120,12 +125,12 @@ def write_card(
 
 
 def is_export(folder: Path) -> bool:
-    """Tell whether a folder is an export: it has our model card, and no folders."""
+    """Tell whether a folder is an export: it has our model card, and nothing but the files that the card lists."""
     card = folder / "README.md"
-    if not card.is_file() or any(entry.is_dir() for entry in folder.iterdir()):
+    if not card.is_file() or (match := MARK.search(card.read_text("utf-8", "replace"))) is None:
         return False
-    with card.open(encoding="utf-8", errors="replace") as lines:
-        return any(line.startswith(MARK) for line in lines)
+    names = match["names"].strip("`").split("`, `")
+    return all(entry.name in names and not entry.is_dir() for entry in folder.iterdir())
 
 
 def facts_table(facts: dict[str, str]) -> str:

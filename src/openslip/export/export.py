@@ -15,7 +15,7 @@ from openslip.export.card import is_export, write_card
 from openslip.export.check import compare
 from openslip.inference.load import load
 from openslip.inference.strip import is_running
-from openslip.inference.wrapped import WrappedModel, refuse_storing
+from openslip.inference.wrapped import WrappedModel
 from openslip.terminal import notice
 
 
@@ -65,7 +65,10 @@ def export(
         source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
     )
     if isinstance(bundle.model, WrappedModel):
-        refuse_storing(str(source))
+        raise UserError(
+            f"{source} runs in its own library and cannot be exported: give its file or folder without the prefix, in "
+            "a format of docs/WEIGHTS.md"
+        )
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with needed(target, refusal=UserError, advice="or name another folder"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,14 +105,14 @@ def refuse_existing(target: Path, source: str | Path, *, force: bool) -> None:
     """
     if not target.exists() and not target.is_symlink():
         return
-    if not force:
-        raise UserError(f"{target} exists: name another folder, or replace it with --force")
     if Path(source).exists() and Path(source).resolve().is_relative_to(target.resolve()):
         raise UserError(f"{target} holds the model to export: name another folder")
     if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not is_export(target)):
         raise UserError(
-            f"{target} is no folder that openslip export wrote: --force does not replace it; name another folder"
+            f"{target} exists and does not only hold an earlier export: it is not replaced; name another folder"
         )
+    if not force:
+        raise UserError(f"{target} exists: name another folder, or replace it with --force")
 
 
 def refuse_missing(form: str, module: ModuleType) -> None:

@@ -31,7 +31,7 @@ MOST_ALPHAS = 101
 # Keys of an architecture that only say how a model starts its training.
 INITIAL = ("logit_scale_init", "logit_bias_init")
 STATISTICS = ("running_mean", "running_var")  # of batch norm
-ABSENT = "absent"
+ABSENT, PRESENT = "absent", "a number"
 
 
 def alphas(text: str) -> list[Decimal]:
@@ -158,7 +158,7 @@ def refuse_keys(first: Bundle, second: Bundle, part: str, changed: Mapping[str, 
     """Raise an error that names the keys of a part in which two bundles differ; return if there are none."""
     if changed:
         texts = [
-            f"{part}.{key}: {reprlib.repr(values[0])} in {first.origin}, {reprlib.repr(values[1])} in {second.origin}"
+            f"{part}.{key}: {shown(values[0])} in {first.origin}, {shown(values[1])} in {second.origin}"
             for key, values in changed.items()
         ]
         more = f"; and {len(texts) - 3} more keys" * (len(texts) > 3)
@@ -166,6 +166,13 @@ def refuse_keys(first: Bundle, second: Bundle, part: str, changed: Mapping[str, 
             f"the checkpoints differ in {'; '.join(texts[:3])}{more}: only checkpoints of the same architecture, "
             "tokenizer and preprocessing can be merged, such as a model and its fine-tuned successor"
         )
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error message; long ones are shortened."""
+    short = reprlib.Repr()
+    short.maxstring = 80
+    return value if value in (ABSENT, PRESENT) else short.repr(value)
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -190,15 +197,18 @@ def settings_of(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def completed(architecture: Any, allow: Collection[str]) -> Any:
-    """Return an architecture with the defaults of its classes for absent keys, and without initial values."""
+    """Return an architecture with the defaults of its classes for absent keys.
+
+    Of an initial value only remains whether there is one: a model without `logit_bias` is another model.
+    """
     if not isinstance(architecture, dict):
         return architecture
-    settings = {key: completed(value, allow) for key, value in architecture.items() if key not in INITIAL}
+    settings = {key: completed(value, allow) for key, value in architecture.items()}
     if "_target_" in architecture:
         parameters = inspect.signature(find_class(architecture["_target_"], allow)).parameters.values()
-        defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-        settings = {key: value for key, value in defaults.items() if key not in INITIAL} | settings
-    return settings
+        settings = {each.name: each.default for each in parameters if each.default is not each.empty} | settings
+    is_absent = {key: settings[key] is None for key in INITIAL if key in settings}
+    return settings | {key: ABSENT if absent else PRESENT for key, absent in is_absent.items()}
 
 
 @torch.no_grad()
