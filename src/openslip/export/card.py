@@ -13,7 +13,7 @@ from openslip.models.text_encoder import TextEncoder
 from openslip.terminal import printable
 
 # A line of every card, by which an export is told from other folders.
-MARK = re.compile(r"Exported by OpenSLIP \S+ in the form `\w+`; files: (?P<names>`.+`)\.", re.MULTILINE)
+MARK = re.compile(r"^Exported by OpenSLIP \S+ in the form `\w+`; files: (?P<names>`.+`)\.$", re.MULTILINE)
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
 
