@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from exported_models import bundle_of, in_process, read_here, tokenizer_of
+from exported_models import bundle_of, in_process, read_here
 
 import openslip
 from openslip.commands.export import main
@@ -23,6 +24,7 @@ from openslip.export.export import export
 from openslip.export.forms import safetensors
 from openslip.export.inputs import CAPTIONS, draw_images, from_arrays, to_arrays
 from openslip.inference.formats.openslip import write
+from openslip.inference.wrapped import WrappedModel
 
 __all__ = ["in_process"]
 
@@ -48,7 +50,7 @@ def test_the_command_prints_what_a_fresh_process_confirms_also_with_a_class_of_o
     (tmp_path / "own").mkdir()
     (tmp_path / "own/own_tokenizer.py").write_text(OWN_CLASS)
     monkeypatch.syspath_prepend(tmp_path / "own")
-    tokenizer = importlib.import_module("own_tokenizer").Mine(**tokenizer_of("clip").settings())
+    tokenizer = importlib.import_module("own_tokenizer").Mine(**bundle_of("slip").need_tokenizer().settings())
     write(bundle_of("slip", tokenizer=tokenizer), tmp_path / "model.ckpt")
     words = [str(tmp_path / "model.ckpt"), str(tmp_path / "out"), "--to", "safetensors"]
     with pytest.raises(UserError, match=r"allow=\[own_tokenizer\.Mine\]"):
@@ -309,3 +311,11 @@ def test_a_killed_check_is_not_called_a_faulty_folder(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match=r"ended by SIGKILL, .* memory .* --no-check") as raised:
         check.read_back(tmp_path, "safetensors", {})
     assert "cannot load" not in str(raised.value)
+
+
+def test_a_model_in_its_own_library_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bundle = replace(bundle_of("simclr"), model=WrappedModel.__new__(WrappedModel))
+    monkeypatch.setattr("openslip.export.export.load", lambda *_, **__: bundle)
+    with pytest.raises(UserError, match=r"hf:folder runs in its own library .* without the prefix"):
+        export("hf:folder", tmp_path / "out", "safetensors")
+    assert list(tmp_path.iterdir()) == []

@@ -231,7 +231,7 @@ def test_a_model_with_logit_bias_is_not_merged_with_one_without(swapped: bool):
     bundles = [made(0), made(1, changed(ARCHITECTURE, logit_bias_init=-10.0))]
     message = "a number in B" if not swapped else "a number in B, absent in A"
     with pytest.raises(UserError, match=rf"differ in architecture\.logit_bias_init: .*{message}"):
-        Pair(*bundles[:: -1 if swapped else 1])
+        Pair(bundles[swapped], bundles[not swapped])
     other = made(1, changed(ARCHITECTURE, logit_bias_init=-3.0))
     Pair(bundles[1], other)
 
