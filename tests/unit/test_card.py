@@ -241,6 +241,7 @@ def test_the_lines_of_the_card_load_the_form(tmp_path: Path, form: str):
     pixels = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     names = run_lines(form, tmp_path, pixels=pixels.numpy())
     given: Any = names.get("model")
+    assert form == "onnx" or not given.training
     with torch.no_grad():
         expected = bundle.model.encode_image(pixels)
         if form == "onnx":
@@ -248,5 +249,5 @@ def test_the_lines_of_the_card_load_the_form(tmp_path: Path, form: str):
         elif form == "huggingface":
             features = given.get_image_features(pixel_values=pixels).pooler_output
         else:
-            features = given(pixels) if form == "timm" else given.eval().encode_image(pixels)
+            features = given(pixels) if form == "timm" else given.encode_image(pixels)
     assert torch.allclose(features, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -1,5 +1,6 @@
 """The model card of an exported folder, `README.md`: only what the checkpoint, its run and the check say."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from openslip.models.text_encoder import TextEncoder
 from openslip.terminal import printable
 
 CROP = "crop"  # the difference that images have which the form crops elsewhere, and which has no limit
+# A line of every card, by which an export is told from other folders.
+MARK = re.compile(r"^Exported by OpenSLIP \S+ in the form `\w+`; files: (?P<names>`.+`)\.$", re.MULTILINE)
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
 
@@ -47,6 +50,7 @@ features = image.run(None, {"pixels": pixels})  # pixels: float32 [batch, 3, siz
         """import open_clip
 
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
+model.eval()  # it is in training mode
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")""",
     ),
     "safetensors": Loading(
@@ -66,6 +70,10 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
     ),
 }
+TEXTS_ONLY = """import openslip
+
+model = openslip.load("FOLDER")
+features = model.encode_text(["a text"])"""  # OpenSLIP's own form is the only one that holds a model without images
 
 
 def write_card(
@@ -82,12 +90,15 @@ def write_card(
     """
     loading, facts = LOADING[form], licence_of(bundle, licence)
     recipe = recipe_facts(bundle)
+    lines = TEXTS_ONLY if isinstance(bundle.model, TextEncoder) else loading.lines
     header: dict[str, Any] = {"license": facts.identifier, "library_name": loading.library}
     if not isinstance(bundle.model, TextEncoder):
         header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
     header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
+    files = {"README.md", *(entry.name for entry in folder.iterdir() if entry.is_file())}
+    names = ", ".join(f"`{name}`" for name in sorted(files))
     sections = {
-        "Load it": f"FOLDER is this folder.\n\n```python\n{loading.lines}\n```",
+        "Load it": f"FOLDER is this folder.\n\n```python\n{lines}\n```",
         "Check": check_text(deviations),
         "Model": facts_table(model_facts(bundle)),
         "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
@@ -100,7 +111,7 @@ def write_card(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
             f"# {cell(name_of(bundle.origin))}",
-            f"Exported by OpenSLIP {__version__} in the form `{form}`.",
+            f"Exported by OpenSLIP {__version__} in the form `{form}`; files: {names}.",
             f"**Licence.** {facts.sentence}",
             *(f"## {title}\n{content}" for title, content in sections.items()),
         ]
@@ -122,6 +133,15 @@ def check_text(deviations: dict[str, float] | None) -> str:
         )
     rows = [[name, "none" if name == "ids" else f"{value:.1e}"] for name, value in deviations.items()]
     return f"{same}.\n\n{table([['quantity', 'largest difference'], *rows])}"
+
+
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder is an export: it has our model card, and nothing but the files that the card lists."""
+    card = folder / "README.md"
+    if not card.is_file() or (match := MARK.search(card.read_text("utf-8", "replace"))) is None:
+        return False
+    names = match["names"].strip("`").split("`, `")
+    return all(entry.name in names and not entry.is_dir() for entry in folder.iterdir())
 
 
 def facts_table(facts: dict[str, str]) -> str:
