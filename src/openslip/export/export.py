@@ -57,7 +57,8 @@ def export(
             or the folder exists or cannot be written.
     """
     module, target = find_form(form), Path(os.path.abspath(target))
-    restore(target)
+    with needed(target, refusal=UserError, advice="or name another folder"):
+        restore(target)
     refuse_existing(target, source, force=force)
     refuse_missing(form, getattr(module, "WRITE_NEEDS", ()), module.EXTRA, is_check=False)
     if check:
