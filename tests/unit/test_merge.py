@@ -77,13 +77,22 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
         ("0:1:0.1", ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0"]),
         ("0.2:0.8:0.3", ["0.2", "0.5", "0.8"]),
         ("0.50,0.5", ["0.50"]),
+        ("-0", ["0"]),
+        ("-0.0:1:1", ["0.0", "1.0"]),
+        ("0:1:0.01", [f"{place / 100:.2f}" for place in range(101)]),
     ],
 )
 def test_alphas_are_the_decimal_numbers_of_a_list_or_a_range_with_its_end(text: str, numbers: list[str]):
     assert [f"{alpha:f}" for alpha in alphas(text)] == numbers
 
 
-@pytest.mark.parametrize("text", ["", "a", "0:1", "0:1:0.3", "1:0:0.1", "0:1:0", "-0.1", "0,1.5", "nan", "0:1:0.0001"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a", "0:1", "0:1:0.3", "1:0:0.1", "0:1:0", "-0.1", "0,1.5", "nan", "0:1:0.005", "0:1:0.0001"),
+        *("0:1e30:0.1", "0:1:1e-30", "0:1:1e-999999", "0:1:1e999999", "-1e30:0:1", "1e999999"),
+    ],
+)
 def test_other_alphas_are_refused(text: str):
     with pytest.raises(UserError, match=f"--alpha {text}: "):
         alphas(text)
@@ -160,6 +169,14 @@ def test_existing_files_are_replaced_only_with_force(tmp_path: Path, files: tupl
         main([*words[:3], "0,1", *words[4:]])
 
 
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path, files: tuple[Path, Path]):
+    (tmp_path / "half.ckpt").mkdir()
+    for words in ([], ["--force"]):
+        with pytest.raises(UserError, match=r"half\.ckpt is a folder, .* --out"):
+            main([*map(str, files), "--alpha", "0.5", "--out", str(tmp_path / "half.ckpt"), *words])
+    assert list((tmp_path / "half.ckpt").iterdir()) == []
+
+
 def test_a_file_that_cannot_be_loaded_appears_under_no_name(
     tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
@@ -207,6 +224,16 @@ Change = Callable[[], Bundle]
 def test_checkpoints_that_differ_are_refused_with_the_key_and_both_values(other: Change, message: str):
     with pytest.raises(UserError, match=message):
         Pair(made(0), other())
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_model_with_logit_bias_is_not_merged_with_one_without(swapped: bool):
+    bundles = [made(0), made(1, changed(ARCHITECTURE, logit_bias_init=-10.0))]
+    message = "a number in B" if not swapped else "a number in B, absent in A"
+    with pytest.raises(UserError, match=rf"differ in architecture\.logit_bias_init: .*{message}"):
+        Pair(bundles[swapped], bundles[not swapped])
+    other = made(1, changed(ARCHITECTURE, logit_bias_init=-3.0))
+    Pair(bundles[1], other)
 
 
 def test_other_descriptions_of_the_same_model_can_be_merged():

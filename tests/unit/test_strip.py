@@ -124,6 +124,15 @@ def test_a_stripped_file_is_on_the_disk_and_has_the_usual_permissions(
     assert status.st_ino in synchronised
 
 
+def test_a_folder_is_refused_as_target_before_any_work(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    write(bundle, tmp_path / "whole.ckpt")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("openslip.inference.strip.load", None)
+    with pytest.raises(UserError, match=r"out is a folder: name a file in it, such as .*out/model\.safetensors"):
+        strip(tmp_path / "whole.ckpt", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.ckpt", "out"}
+
+
 def test_a_weight_beyond_float16_is_refused_and_nothing_is_written(tmp_path: Path):
     bundle = small_bundle()
     weights = bundle.model.state_dict()

@@ -116,7 +116,9 @@ def places(out: Path, numbers: Sequence[Decimal]) -> tuple[list[Path], Path]:
 
 def refuse_existing(files: Sequence[Path], *, force: bool) -> None:
     """Refuse to replace files, unless that is asked for."""
+    if folders := [file for file in files if file.is_dir()]:
+        raise UserError(f"{folders[0]} is a folder, and a file of this name is to be written: give another --out")
     existing = [file for file in files if file.exists()]
     if existing and not force:
-        more = f" and {len(existing) - 1} more" * (len(existing) > 1)
-        raise UserError(f"{existing[0]}{more} exists: add --force to replace it, or give another --out")
+        which = f"{existing[0]} exists" if len(existing) == 1 else f"{existing[0]} and {len(existing) - 1} more exist"
+        raise UserError(f"{which}: add --force to replace existing files, or give another --out")

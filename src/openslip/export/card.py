@@ -1,5 +1,6 @@
 """The model card of an exported folder, `README.md`: only what the checkpoint, its run and the check say."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from openslip.text.tokenizer import Tokenizer
 from openslip.text.tokenizer_json import TokenizerJson
 
 CROP = "crop"  # the difference that images have which the form crops elsewhere, and which has no limit
+# A line of every card, by which an export is told from other folders.
+MARK = re.compile(r"^Exported by OpenSLIP \S+ in the form `\w+`; files: (?P<names>`.+`)\.$", re.MULTILINE)
 UNREPAIRED = ("huggingface", "onnx")  # forms that read texts by tokenizer.json alone
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
@@ -38,6 +41,8 @@ def write_card(
     if not isinstance(bundle.model, TextEncoder):
         header["pipeline_tag"] = IMAGES_AND_TEXTS if loading.has_texts and bundle.tokenizer else IMAGES
     header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
+    files = {"README.md", *(entry.name for entry in folder.iterdir() if entry.is_file())}
+    names = ", ".join(f"`{name}`" for name in sorted(files))
     usage = "FOLDER is this folder, and `image.jpg` an image of yours."
     sections = {
         "Load it": f"{usage}\n\n```python\n{code_of(form, bundle)}\n```",
@@ -53,7 +58,7 @@ def write_card(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
             f"# {cell(name_of(bundle.origin))}",
-            f"Exported by OpenSLIP {__version__} in the form `{form}`.",
+            f"Exported by OpenSLIP {__version__} in the form `{form}`; files: {names}.",
             f"**Licence.** {facts.sentence}",
             *(f"## {title}\n{content}" for title, content in sections.items()),
         ]
@@ -89,6 +94,15 @@ def unrepaired(form: str, tokenizer: Tokenizer | None) -> str:
         "tokenizer of this folder does not. Such texts get other ids and features, and the check has none of them "
         "(docs/NUMERICS.md of OpenSLIP)."
     )
+
+
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder is an export: it has our model card, and nothing but the files that the card lists."""
+    card = folder / "README.md"
+    if not card.is_file() or (match := MARK.search(card.read_text("utf-8", "replace"))) is None:
+        return False
+    names = match["names"].strip("`").split("`, `")
+    return all(entry.name in names and not entry.is_dir() for entry in folder.iterdir())
 
 
 def facts_table(facts: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from openslip.evaluation.evaluation import with_unit
 from openslip.evaluation.feature_cache import FeatureCache
 from openslip.inference.bundle import Bundle
 from openslip.inference.published import TABLE, Published, published
+from openslip.models.text_encoder import TextEncoder
 from openslip.run.checkpoints import entry_of
 from openslip.run.environment import command
 from openslip.run.identity import flat, without_secrets
@@ -64,7 +65,8 @@ def model_facts(bundle: Bundle) -> dict[str, str]:
     facts["parameters"] = f"{sum(weight.numel() for weight in bundle.model.parameters()):,}"
     names = ("size", "resize", "resize_to", "interpolation", "mean", "std")
     shown = {name: getattr(transform, name) for name in names if getattr(transform, name) is not None}
-    facts["images"] = ", ".join(f"{name} {value}" for name, value in shown.items())
+    if not isinstance(bundle.model, TextEncoder):
+        facts["images"] = ", ".join(f"{name} {value}" for name, value in shown.items())
     if tokenizer is not None:
         facts["tokenizer"] = settings_text({"_target_": type(tokenizer).__name__, **tokenizer.settings()})
     return facts

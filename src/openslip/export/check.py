@@ -1,9 +1,11 @@
 """Compare what a form's own library computes of an exported folder with what OpenSLIP computes of the model."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from openslip.export.card import CROP
 from openslip.export.card_code import LOADING
 from openslip.export.inputs import CAPTIONS, ENDS, draw_images, to_arrays
 from openslip.inference.bundle import Bundle, evaluating
+from openslip.models.text_encoder import TextEncoder
 from openslip.terminal import notice
 from openslip.text.bare_ids import BareIds
 
@@ -33,12 +36,18 @@ LIBRARIES = {  # of the fresh process: nothing is downloaded, and a GPU would ro
 }
 
 
-def compare(bundle: Bundle, folder: Path, form: str) -> dict[str, float]:
+def compare(bundle: Bundle, folder: Path, form: str, allow: Collection[str] = ()) -> dict[str, float]:
     """Return the largest difference of each quantity that the form's library and OpenSLIP compute.
 
     Compared are the prepared pixels, the token ids that the model reads (their number that differs), the features at
     unit length (in float32, and in float64 if the library can), exp(logit_scale) (relatively) and logit_bias. `crop` is
     how far features of images are from ours that the form crops elsewhere; the rest is compared on equal crops.
+
+    Args:
+        bundle: the exported model.
+        folder: the exported folder.
+        form: name of the form.
+        allow: import paths of your own classes that the folder may name.
 
     Raises:
         UserError: the library cannot load the folder, or a difference is above the limit.
@@ -48,8 +57,8 @@ def compare(bundle: Bundle, folder: Path, form: str) -> dict[str, float]:
     if define is not None:
         bundle, crop = redefined(bundle, define(bundle), form)
     ours = expected(bundle)
-    theirs = read_back(folder, form, ours)
-    if "image_features_64" in theirs:
+    theirs = read_back(folder, form, ours, allow)
+    if any(name.endswith("_64") for name in theirs):
         ours |= in_float64(bundle, ours)
     needed = [*theirs, *(name for name in required(ours, form) if name not in theirs)]
     deviations = {name: deviation(name, theirs.get(name), ours) for name in needed}
@@ -76,12 +85,13 @@ def limit(name: str) -> float:
 
 def expected(bundle: Bundle) -> dict[str, np.ndarray]:
     """Return the inputs of the check, and what OpenSLIP computes of them."""
-    images = draw_images()
-    arrays: dict[str, np.ndarray] = to_arrays(images)
-    pixels = torch.stack([bundle.transform(image) for image in images])
+    arrays: dict[str, np.ndarray] = {}
     with evaluating(bundle.model, bundle.device):
-        image_features = bundle.unit(bundle.model.encode_image(pixels), "image")
-        arrays |= {"pixels": pixels.numpy(), "image_features": image_features.numpy()}
+        if not isinstance(bundle.model, TextEncoder):
+            images = draw_images()
+            pixels = torch.stack([bundle.transform(image) for image in images])
+            image_features = bundle.unit(bundle.model.encode_image(pixels), "image")
+            arrays |= to_arrays(images) | {"pixels": pixels.numpy(), "image_features": image_features.numpy()}
         if bundle.tokenizer is not None:
             if isinstance(bundle.tokenizer, BareIds):
                 ids = draw_ids(bundle.tokenizer)
@@ -113,7 +123,9 @@ def in_float64(bundle: Bundle, arrays: dict[str, np.ndarray]) -> dict[str, np.nd
     model = deepcopy(bundle.model).double()
     given = {name: torch.from_numpy(arrays[name]) for name in TENSORS & arrays.keys()}
     with evaluating(model, bundle.device):
-        features = {"image": model.encode_image(given["pixels"].double())}
+        features = {}
+        if "pixels" in given:
+            features["image"] = model.encode_image(given["pixels"].double())
         if "ids" in given:
             features["text"] = model.encode_text(*(given[name][: len(CAPTIONS)] for name in ("ids", "lengths")))
     return {f"{tower}_features_64": bundle.unit(values, tower).numpy() for tower, values in features.items()}
@@ -153,18 +165,28 @@ def draw_ids(tokenizer: BareIds) -> torch.Tensor:
     return ids
 
 
-def read_back(folder: Path, form: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def read_back(
+    folder: Path, form: str, inputs: dict[str, np.ndarray], allow: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """Load a folder with the form's library in a fresh process, and return what it computes.
 
     Raises:
-        UserError: the process fails.
+        UserError: the process fails or is killed.
     """
     with tempfile.TemporaryDirectory() as place:
         given, result = Path(place, "inputs.npz"), Path(place, "outputs.npz")
         kept = ("image_0", "pixels", "captions", "ids")
         np.savez(given, allow_pickle=False, **{name: inputs[name] for name in inputs if name.startswith(kept)})
         command = [sys.executable, "-P", "-m", "openslip.export.read_back", form, str(folder), str(given), str(result)]
-        process = subprocess.run(command, env=os.environ | LIBRARIES, capture_output=True, text=True, errors="replace")
+        # Your own classes are imported as here; -P alone leaves out the folder in which the command was started.
+        environment = os.environ | LIBRARIES | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        process = subprocess.run([*command, *allow], env=environment, capture_output=True, text=True, errors="replace")
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            raise UserError(
+                f"--to {form}: the process of the check was ended by {name}, usually because the memory did not "
+                "suffice: export on a machine with more, or leave the check out with --no-check"
+            )
         if process.returncode:
             lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
             raise UserError(f"--to {form}: its library cannot load the exported folder ({lines[-1][:300]})")
@@ -192,6 +214,7 @@ def deviation(name: str, theirs: np.ndarray | None, ours: dict[str, np.ndarray])
     if name not in ours or theirs.shape != ours[name].shape:
         return float("inf")
     if "_features" in name:
-        theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
+        # As F.normalize: the feature of a text without any known word is zero.
+        theirs = theirs / np.maximum(np.linalg.norm(theirs, axis=1, keepdims=True), 1e-12)
     difference = float(np.abs(theirs.astype(np.float64) - ours[name]).max())
     return difference / float(ours[name]) if name == "logit_scale" else difference

@@ -25,7 +25,7 @@ class Read:
     """
 
     pixels: Callable[[list[Image.Image]], Float32[np.ndarray, "images 3 height width"]] | None
-    image_features: Callable[[Float[np.ndarray, "images 3 height width"]], Float[np.ndarray, "images embed"]]
+    image_features: Callable[[Float[np.ndarray, "images 3 height width"]], Float[np.ndarray, "images embed"]] | None
     ids: Callable[[list[str]], Int64[np.ndarray, "texts length"]] | None = None
     text_features: Callable[[Int64[np.ndarray, "texts length"]], Float[np.ndarray, "texts embed"]] | None = None
     logit_scale: float | None = None

@@ -1,6 +1,7 @@
-"""`python -m openslip.export.read_back FORM FOLDER INPUTS OUTPUTS`: what a form's own library computes of a folder.
+"""`python -m openslip.export.read_back FORM FOLDER INPUTS OUTPUTS [CLASS ...]`: what a form's library computes.
 
-It is a process of its own, so that nothing but the files can carry the model.
+It is a process of its own, so that nothing but the files can carry the model. The classes are import paths of your own
+ones, which the folder may name.
 """
 
 import sys
@@ -13,11 +14,11 @@ from openslip.export.inputs import CAPTIONS, from_arrays
 from openslip.export.read import Read
 
 
-def main(form: str, folder: str, inputs: str, outputs: str) -> None:
+def main(form: str, folder: str, inputs: str, outputs: str, *allow: str) -> None:
     """Load the folder, encode the inputs, and write the outputs."""
     with np.load(inputs, allow_pickle=False) as file:
         given = dict(file)
-    np.savez(outputs, allow_pickle=False, **compute(forms.load(form).read(Path(folder)), given))
+    np.savez(outputs, allow_pickle=False, **compute(forms.load(form).read(Path(folder), allow), given))
 
 
 def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -29,12 +30,14 @@ def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     Args:
         model: the exported model.
         given: images; captions, or ids for a model without a vocabulary; and `pixels` for a form without a transform.
+            No images and pixels for a model that has only texts.
     """
     result: dict[str, np.ndarray] = {}
-    pixels = given["pixels"]
-    if model.pixels is not None:
-        result["pixels"] = pixels = model.pixels(from_arrays(given))
-    result["image_features"] = model.image_features(pixels)
+    if model.image_features is not None:
+        pixels = given["pixels"]
+        if model.pixels is not None:
+            result["pixels"] = pixels = model.pixels(from_arrays(given))
+        result["image_features"] = model.image_features(pixels)
     if model.text_features is not None:
         ids = given["ids"]
         if "captions" in given:
@@ -44,7 +47,8 @@ def compute(model: Read, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         result["text_features"] = model.text_features(ids[: len(CAPTIONS)])
     if model.double is not None:
         model.double()
-        result["image_features_64"] = model.image_features(given["pixels"].astype(np.float64))
+        if model.image_features is not None:
+            result["image_features_64"] = model.image_features(given["pixels"].astype(np.float64))
         if model.text_features is not None:
             result["text_features_64"] = model.text_features(result.get("ids", given["ids"])[: len(CAPTIONS)])
     if model.is_unit:

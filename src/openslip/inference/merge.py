@@ -27,11 +27,11 @@ from openslip.run.environment import origin
 from openslip.run.identity import flat
 from openslip.text.tokenizer import Tokenizer
 
-MOST_ALPHAS = 1001
+MOST_ALPHAS = 101
 # Keys of an architecture that only say how a model starts its training.
 INITIAL = ("logit_scale_init", "logit_bias_init")
 STATISTICS = ("running_mean", "running_var")  # of batch norm
-ABSENT = "absent"
+ABSENT, PRESENT = "absent", "a number"
 
 
 def alphas(text: str) -> list[Decimal]:
@@ -40,7 +40,8 @@ def alphas(text: str) -> list[Decimal]:
     They are decimal numbers, so that a range has 0.3 and not 0.30000000000000004.
 
     Raises:
-        UserError: the text has none of these forms, a weight is not from 0 to 1, or the steps do not meet the end.
+        UserError: the text has none of these forms, a weight is not from 0 to 1, the steps do not meet the end, or they
+            give more than MOST_ALPHAS weights.
     """
     try:
         numbers = [Decimal(part) for part in text.replace(":", ",").split(",")]
@@ -49,17 +50,17 @@ def alphas(text: str) -> list[Decimal]:
     is_range = ":" in text
     if not numbers or not all(number.is_finite() for number in numbers) or (is_range and len(numbers) != 3):
         raise UserError(f"--alpha {text}: expected a number, a list such as 0,0.5,1, or a range such as 0:1:0.1")
+    for number in numbers[:2] if is_range else numbers:
+        if not 0 <= number <= 1:
+            raise UserError(f"--alpha {text}: expected weights from 0 (only A) to 1 (only B), got {number}")
     if is_range:
         start, end, step = numbers
-        if step <= 0 or end < start or (end - start) % step:
+        if 0 < step <= 1 and step * MOST_ALPHAS <= end - start:
+            raise UserError(f"--alpha {text}: more than {MOST_ALPHAS} weights, each of which would be a file")
+        if not 0 < step <= 1 or end < start or (end - start) % step:
             raise UserError(f"--alpha {text}: steps of {step} do not lead from {start} to {end}; e.g. 0:1:0.1")
-        if (count := int((end - start) / step) + 1) > MOST_ALPHAS:
-            raise UserError(f"--alpha {text}: {count:,} weights, and at most {MOST_ALPHAS:,} are possible")
-        numbers = [start + step * place for place in range(count)]
-    for number in numbers:
-        if not 0 <= number <= 1:
-            raise UserError(f"--alpha {text}: expected weights from 0 (only A) to 1 (only B), got {number:f}")
-    return list(dict.fromkeys(numbers))
+        numbers = [start + step * place for place in range(int((end - start) / step) + 1)]
+    return [abs(number) for number in dict.fromkeys(numbers)]  # abs: -0 is 0
 
 
 class Pair:
@@ -157,7 +158,7 @@ def refuse_keys(first: Bundle, second: Bundle, part: str, changed: Mapping[str, 
     """Raise an error that names the keys of a part in which two bundles differ; return if there are none."""
     if changed:
         texts = [
-            f"{part}.{key}: {reprlib.repr(values[0])} in {first.origin}, {reprlib.repr(values[1])} in {second.origin}"
+            f"{part}.{key}: {shown(values[0])} in {first.origin}, {shown(values[1])} in {second.origin}"
             for key, values in changed.items()
         ]
         more = f"; and {len(texts) - 3} more keys" * (len(texts) > 3)
@@ -165,6 +166,13 @@ def refuse_keys(first: Bundle, second: Bundle, part: str, changed: Mapping[str, 
             f"the checkpoints differ in {'; '.join(texts[:3])}{more}: only checkpoints of the same architecture, "
             "tokenizer and preprocessing can be merged, such as a model and its fine-tuned successor"
         )
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error message; long ones are shortened."""
+    short = reprlib.Repr()
+    short.maxstring = 80
+    return value if value in (ABSENT, PRESENT) else short.repr(value)
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -189,15 +197,18 @@ def settings_of(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def completed(architecture: Any, allow: Collection[str]) -> Any:
-    """Return an architecture with the defaults of its classes for absent keys, and without initial values."""
+    """Return an architecture with the defaults of its classes for absent keys.
+
+    Of an initial value only remains whether there is one: a model without `logit_bias` is another model.
+    """
     if not isinstance(architecture, dict):
         return architecture
-    settings = {key: completed(value, allow) for key, value in architecture.items() if key not in INITIAL}
+    settings = {key: completed(value, allow) for key, value in architecture.items()}
     if "_target_" in architecture:
         parameters = inspect.signature(find_class(architecture["_target_"], allow)).parameters.values()
-        defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-        settings = {key: value for key, value in defaults.items() if key not in INITIAL} | settings
-    return settings
+        settings = {each.name: each.default for each in parameters if each.default is not each.empty} | settings
+    is_absent = {key: settings[key] is None for key in INITIAL if key in settings}
+    return settings | {key: ABSENT if absent else PRESENT for key, absent in is_absent.items()}
 
 
 @torch.no_grad()

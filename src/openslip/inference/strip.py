@@ -75,8 +75,10 @@ def whole_file(target: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which replaces the target if the context ends without an error.
 
     Raises:
-        UnwrittenError: the folder cannot be created.
+        UnwrittenError: the target is a folder, or its folder cannot be created.
     """
+    if target.is_dir():
+        raise UnwrittenError(f"{target} is a folder: name a file in it, such as {target / 'model.safetensors'}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,8 @@ Contract of each file:
   express the model, it raises a UserError that gives the reason and names the form that can.
 - `transform(bundle: Bundle) -> EvalTransform` is optional: the transform that the form defines, if it is not exactly
   ours. docs/NUMERICS.md says how they differ.
-- `read(folder: Path) -> Read` loads the folder with the form's own library. Nothing of OpenSLIP computes there.
+- `read(folder: Path, allow: Collection[str] = ()) -> Read` loads the folder with the form's own library. Nothing of
+  OpenSLIP computes there. `allow` has import paths of the user's own classes, for a form that names classes.
 """
 
 import importlib

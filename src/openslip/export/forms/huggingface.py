@@ -5,6 +5,7 @@ a bias), SiglipModel has SigLIP's (attention pooling), and other towers of timm 
 """
 
 import json
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -195,7 +196,7 @@ def timm_config(tower: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, allow: Collection[str] = ()) -> Read:
     """Load the folder as transformers' users do, with the image processors that use Pillow."""
     transformers: Any = import_module("transformers")  # an extra
     model, report = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def quiet_exporter() -> Iterator[None]:
         log.setLevel(level)
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, allow: Collection[str] = ()) -> Read:
     """Load the folder with onnxruntime, tokenizers and Pillow."""
     settings = json.loads((folder / SETTINGS).read_text("utf-8"))
     image = settings["image"]

@@ -4,6 +4,7 @@ Every setting is written, also where it is open_clip's default, because the defa
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def stored(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, allow: Collection[str] = ()) -> Read:
     """Load the folder with open_clip."""
     import open_clip
 

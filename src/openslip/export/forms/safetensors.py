@@ -1,5 +1,6 @@
 """OpenSLIP's own form: `model.safetensors`, whose metadata describes model, tokenizer and transform."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from openslip.export.read import Read
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats import openslip
 from openslip.inference.load import load
+from openslip.models.text_encoder import TextEncoder
 
 NEEDS: tuple[str, ...] = ()
 EXTRA: str | None = None
@@ -22,9 +24,9 @@ def write(bundle: Bundle, folder: Path) -> None:
     openslip.write(replace(bundle, provenance=public(bundle.provenance)), folder / openslip.IN_FOLDER)
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, allow: Collection[str] = ()) -> Read:
     """Load the folder with OpenSLIP itself, which is this form's library."""
-    bundle = load(folder)
+    bundle = load(folder, allow=allow)
     bundle.model.requires_grad_(False)
     tokenizer = bundle.tokenizer
 
@@ -42,9 +44,10 @@ def read(folder: Path) -> Read:
         return bundle.model.encode_text(given, bundle.need_tokenizer().lengths(given)).numpy()
 
     scale, bias = (getattr(bundle.model, name, None) for name in ("logit_scale", "logit_bias"))
+    has_images = not isinstance(bundle.model, TextEncoder)
     return Read(
-        pixels=pixels,
-        image_features=image_features,
+        pixels=pixels if has_images else None,
+        image_features=image_features if has_images else None,
         ids=None if tokenizer is None else ids,
         text_features=None if tokenizer is None else text_features,
         logit_scale=None if scale is None else float(scale.exp()),

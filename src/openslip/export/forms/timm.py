@@ -156,7 +156,7 @@ def preprocess(given: EvalTransform) -> dict[str, Any]:
     }
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, allow: Collection[str] = ()) -> Read:
     """Load the folder with timm."""
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform: Any = create_transform(**resolve_data_config({}, model=model), is_training=False)
