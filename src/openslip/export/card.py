@@ -43,9 +43,10 @@ def write_card(
     header["tags"] = ["openslip", *([recipe["method"].lower()] if "method" in recipe else [])]
     files = {"README.md", *(entry.name for entry in folder.iterdir() if entry.is_file())}
     names = ", ".join(f"`{name}`" for name in sorted(files))
-    usage = "FOLDER is this folder, and `image.jpg` an image of yours."
+    code = code_of(form, bundle)
+    usage = "FOLDER is this folder" + ", and `image.jpg` an image of yours" * ("image.jpg" in code)
     sections = {
-        "Load it": f"{usage}\n\n```python\n{code_of(form, bundle)}\n```",
+        "Load it": f"{usage}.\n\n```python\n{code}\n```",
         "Check": check_text(deviations) + unrepaired(form, bundle.tokenizer),
         "Model": facts_table(model_facts(bundle)),
         "Training": facts_table(recipe) if recipe else "The checkpoint does not state how it was trained.",
