@@ -33,7 +33,7 @@ def test_all_ranks_end_with_the_first_cause(place: Path, failing: int, disturban
     for rank, code in zip((ranks[failing], ranks[1 - failing]), codes, strict=True):
         if code != -signal.SIGKILL:
             assert code == exit_code, rank.said()
-            assert rank.said().splitlines()[-1].startswith(expected)
+            assert rank.said().rstrip().splitlines()[-1].startswith(expected)
 
 
 def test_a_rank_that_waits_for_data_ends_when_another_is_killed(place: Path):

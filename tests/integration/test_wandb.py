@@ -67,7 +67,7 @@ def run(tmp_path: Path, timeout: float, **environment: str) -> tuple[str, str, f
 
 
 def check_offline(tmp_path: Path, url: str, timeout: float) -> None:
-    """The run is offline, costs `timeout` and ten seconds at most, and names a folder that can be uploaded."""
+    """The run is offline long before W&B's own 90 seconds are over, and names a folder that can be uploaded."""
     printed, said, seconds = run(tmp_path, timeout, WANDB_BASE_URL=url, WANDB_API_KEY="0" * 40)
     assert "same-id offline" in printed
     command = re.search(r"W&B is offline \(.+\); upload the run later: wandb sync (\S+)", said)
@@ -75,7 +75,7 @@ def check_offline(tmp_path: Path, url: str, timeout: float) -> None:
     folder = Path(command[1])
     assert folder.name.startswith("offline-run-")
     assert list(folder.glob("run-same-id.wandb"))
-    assert seconds < timeout + 10
+    assert seconds < timeout + 30  # the start of W&B's service takes 5 to 13 of them
 
 
 def test_an_unreachable_server_makes_the_run_offline_with_the_command_to_sync(tmp_path: Path, unreachable_server: str):

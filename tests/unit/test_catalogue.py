@@ -89,7 +89,7 @@ def test_datasets_are_present_if_their_shards_are(tmp_path: Path, monkeypatch: p
         "far": "not checked",
         "pattern": "not checked",
         "webdataset": "you name it",
-        **dict.fromkeys(("cc12m", "coco", "mixture", "redcaps", "yfcc15m", "yfcc15m_v2"), "absent"),
+        **dict.fromkeys(("cc12m", "coco", "mixture", "openclipart", "redcaps", "yfcc15m", "yfcc15m_v2"), "absent"),
     }
     assert listed["mixture"].places == (f"{tmp_path}/cc3m", f"{tmp_path}/cc12m")
     assert listed["cc12m"].meaning.startswith("Conceptual 12M")

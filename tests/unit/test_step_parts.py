@@ -116,6 +116,7 @@ def test_a_disk_without_room_for_a_checkpoint_ends_the_run_after_its_first_step(
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setattr(checkpoint_io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_900_000))
     module = like(Pretrainer, step=1, max_steps=9, state_dict=lambda: {"weight": torch.zeros(100_000)})
+    module.objective = SimpleNamespace(rank_buffers=dict)
     optimizer = like(torch.optim.Optimizer, state_dict=lambda: {"state": {0: torch.zeros(200_000)}})
     trainer = like(pl.Trainer, default_root_dir=tmp_path, optimizers=[optimizer])
     callback = Room()
