@@ -16,7 +16,8 @@ class Loading(NamedTuple):
         has_texts: whether the form holds texts.
         images: lines of Python that prepare an image.
         alone: lines that follow for a model without captions.
-        texts: lines that follow for a model with captions. BIAS is its bias, if it has one.
+        texts: lines that follow for a model with captions. BIAS adds the bias of a model that has one.
+        bias: the bias in these lines.
     """
 
     library: str
