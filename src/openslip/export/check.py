@@ -115,7 +115,8 @@ def expected(bundle: Bundle) -> dict[str, np.ndarray]:
 def norm_eps(model: nn.Module, tower: str) -> list[float]:
     """List the different epsilons of a tower's norms."""
     layers = getattr(model, f"{tower}_tower", model).modules()
-    return sorted({layer.eps for layer in layers if isinstance(getattr(layer, "eps", None), float)})
+    found = {getattr(layer, "eps", None) for layer in layers}
+    return sorted(eps for eps in found if isinstance(eps, float))
 
 
 def in_float64(bundle: Bundle, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -213,8 +214,9 @@ def deviation(name: str, theirs: np.ndarray | None, ours: dict[str, np.ndarray])
         return float((theirs[:, : lengths.max()] != ours["ids"][:, : lengths.max()])[read].sum())
     if name not in ours or theirs.shape != ours[name].shape:
         return float("inf")
+    values = theirs.astype(np.float64)
     if "_features" in name:
         # As F.normalize: the feature of a text without any known word is zero.
-        theirs = theirs / np.maximum(np.linalg.norm(theirs, axis=1, keepdims=True), 1e-12)
-    difference = float(np.abs(theirs.astype(np.float64) - ours[name]).max())
+        values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    difference = float(np.abs(values - ours[name]).max())
     return difference / float(ours[name]) if name == "logit_scale" else difference
