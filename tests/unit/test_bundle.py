@@ -370,7 +370,8 @@ def read(path, choices):
 
 
 @pytest.fixture
-def foreign(tmp_path: Path) -> Path:
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delitem(sys.modules, "my_npz", raising=False)  # of another test, which has one of this name
     (tmp_path / "my_npz.py").write_text(FOREIGN.replace("ARCHITECTURE", repr(architecture())))
     arrays = {name: tensor.numpy() for name, tensor in small_bundle().model.state_dict().items()}
     np.savez(tmp_path / "weights.npz", allow_pickle=False, **arrays)

@@ -42,7 +42,7 @@ def dual_encoder(bundle: Bundle, form: str) -> DualEncoder:
 def other_heads(model: DualEncoder) -> str | None:
     """Return what differs from CLIP in mask, pooling, projections or logits; None if nothing does."""
     tower: Any = model.text_tower
-    if not tower.causal or tower.pooling != "last":
+    if not getattr(tower, "causal", False) or tower.pooling != "last":  # CoCa's tower pools its class token
         return "a text tower that is not causal or does not pool the last token"
     if model.image_projection is None:
         return "no image projection"
