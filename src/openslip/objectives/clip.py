@@ -42,12 +42,16 @@ class CLIP(Objective):
 
     def encode(self, model: DualEncoder, batch: dict[str, Tensor], /) -> dict[str, Tensor]:
         features = {
-            "image": model.encode_image(batch["image"]),
+            "image": self.encode_image(model, batch),
             "text": model.encode_text(batch["text"], batch["text_length"]),
         }
         if self.same_caption != "negative":
             features["caption"] = caption_keys(batch["text"], batch["text_length"])
         return features
+
+    def encode_image(self, model: DualEncoder, batch: dict[str, Tensor], /) -> Float[Tensor, "batch embed"]:
+        """Return the features of the batch's images in the space that they share with texts."""
+        return model.encode_image(batch["image"])
 
     def loss(self, model: DualEncoder, features: dict[str, Tensor], /) -> dict[str, Tensor]:
         image, text = (Features(features[name], gather_with_grad=self.gather_with_grad) for name in ("image", "text"))
