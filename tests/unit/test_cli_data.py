@@ -1,6 +1,8 @@
 """`openslip data`: a table to shards, their index, and what is in them."""
 
 import csv
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +126,20 @@ def test_every_layout_tells_its_options(layout: str, capsys: pytest.CaptureFixtu
     for name, (_, repeated, purpose) in layout_options(layout).items():
         assert f"--{name.removesuffix('s') if repeated else name} ".replace("_", "-") in said
         assert purpose
+
+
+@pytest.mark.parametrize("layout", sorted(descriptions()))
+def test_the_help_of_a_layout_prints_whole_entries(
+    layout: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "1000")  # no word is broken at a hyphen
+    assert run(["data", "convert", layout, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    lines = (inspect.getdoc(importlib.import_module(f"openslip.data.convert.layouts.{layout}").records) or "").split()
+    entries = " ".join(lines).partition(" Args: root: ")[2].partition(" Raises: ")[0]
+    options = layout_options(layout)
+    assert entries.endswith(" ".join(f"{name}: {purpose}" for name, (_, _, purpose) in options.items()))
+    assert all(purpose in said for _, _, purpose in options.values())
 
 
 @pytest.mark.parametrize("command", ["", "convert", "convert table", "convert yfcc_zip", "get", "check"])

@@ -81,6 +81,15 @@ def test_the_zsh_script_names_commands_and_models(capsys: pytest.CaptureFixture[
         assert subprocess.run([zsh, "-n", str(tmp_path / "_openslip")]).returncode == 0
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_help_breaks_no_command(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(["completion", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "openslip completion bash > ~/.local/share/bash-completion/completions/openslip" in lines
+    assert "openslip completion zsh > _openslip" in lines
+
+
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]):
     assert run(["completion", "fish"]) == 1
     assert "choose from" in capsys.readouterr().err

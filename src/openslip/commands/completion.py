@@ -1,4 +1,4 @@
-"""Print a script that completes commands, options and configs in a shell: openslip completion bash."""
+"""Print a script that completes commands, options and configs in a shell."""
 
 import argparse
 import importlib
@@ -31,9 +31,12 @@ _openslip_{root}() {{
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "openslip completion",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # others break a path at its hyphens
         description=__doc__,
-        epilog="bash: openslip completion bash > ~/.local/share/bash-completion/completions/openslip; "
-        "zsh: openslip completion zsh > _openslip, in a folder of $fpath",
+        epilog="for bash:\n"
+        "openslip completion bash > ~/.local/share/bash-completion/completions/openslip\n\n"
+        "for zsh, in a folder of $fpath:\n"
+        "openslip completion zsh > _openslip",
     )
     parser.add_argument("shell", choices=("bash", "zsh"))
     return parser

@@ -1,4 +1,4 @@
-"""Write a model for another library, which then confirms it: openslip export runs/NAME --to huggingface FOLDER."""
+"""Write a model for another library, and check that this library computes the same features."""
 
 import argparse
 from pathlib import Path
@@ -15,10 +15,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "openslip export",
         description=__doc__,
-        epilog="The library of the form loads the folder in a process of its own. On 8 images and 8 captions, its "
+        epilog="Example: openslip export runs/NAME --to huggingface FOLDER. "
+        "The library of the form loads the folder in a process of its own. On 8 images and 8 captions, its "
         "pixels, token ids and features are compared with ours, and the largest differences are printed. If one is "
         "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1. The row "
-        "`crop` has no limit: it says how far features of images are from ours that the form crops elsewhere.",
+        "`crop` has no limit. Some forms crop images of some sizes one pixel elsewhere than OpenSLIP; the row is the "
+        "largest difference that this makes in their features.",
     )
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="folder to write")

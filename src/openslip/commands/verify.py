@@ -1,4 +1,4 @@
-"""Compare results with recordings of the published code and with float64; --splits compares splits of a batch."""
+"""Compare numbers of this machine with recordings of published code and with the same computation in float64."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from openslip.terminal import say
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "openslip verify",
-        description=__doc__,
+        description=f"{__doc__} With --splits, check instead that splitting a batch does not change the update.",
         epilog="A folder of checkpoints of other libraries holds, for each NAME, the checkpoint (NAME.safetensors, "
         "NAME.pt, NAME.pth.tar or NAME.npz), the library's configuration (NAME.json), and its inputs and outputs "
         "(NAME_io.npz); docs/WEIGHTS.md describes it. openslip.load loads each checkpoint, and each output is compared "

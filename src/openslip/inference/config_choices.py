@@ -21,7 +21,7 @@ def choices_in(options: Mapping[str, Any], prefix: str = "") -> Iterator[dict[st
         prefix: dotted key of this part with a last dot, such as `init_from.`; empty for the root.
 
     Raises:
-        UserError: an activation is not a word, or the code in this context raises it.
+        UserError: `activation` is neither a string nor null, or the code inside the context raises a UserError.
     """
     choices = {name: options.get(name) for name in NAMES}
     if not isinstance(choices["activation"], str | None):

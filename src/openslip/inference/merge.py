@@ -68,7 +68,7 @@ class Pair:
 
     Args:
         first: the checkpoint of alpha 0, such as a zero-shot model.
-        second: the checkpoint of alpha 1, such as the first one after fine-tuning.
+        second: the checkpoint of alpha 1, such as the model that was fine-tuned from `first`.
         allow: import paths of your own model and tokenizer classes that the checkpoints may name.
 
     Attributes:
@@ -199,7 +199,8 @@ def settings_of(tokenizer: Tokenizer | None) -> dict[str, Any]:
 def completed(architecture: Any, allow: Collection[str]) -> Any:
     """Return an architecture with the defaults of its classes for absent keys.
 
-    Of an initial value only remains whether there is one: a model without `logit_bias` is another model.
+    `logit_scale_init` and `logit_bias_init` are replaced by whether they are set: their values do not matter, but a
+    model without `logit_bias` is another model.
     """
     if not isinstance(architecture, dict):
         return architecture
@@ -241,7 +242,7 @@ def computes_the_same(first: Bundle, second: Bundle, allow: Collection[str]) -> 
 
 
 def statistics_note(weights: Mapping[str, Tensor]) -> list[str]:
-    """Return a line if a model has running statistics, whose mean is not that of the merged model."""
+    """Return a line if a model has running statistics: averaging them only approximates those of the merged model."""
     layers = {name.rpartition(".")[0] for name in weights if name.endswith(STATISTICS)}
     if not layers:
         return []

@@ -19,10 +19,10 @@ _numbers = count()
 
 
 class AsStored(ToRgb):
-    """Leaves images of any mode to the library, unless the user gives a setting."""
+    """Passes images of any mode to the library unchanged, unless the user chose `transparency` or `exif`."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Convert the image to RGB if the user gave a setting; otherwise return it unchanged."""
+        """Convert the image to RGB if the user chose `transparency` or `exif`; otherwise return it unchanged."""
         return super().__call__(image) if self.settings() else image
 
 

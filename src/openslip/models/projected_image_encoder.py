@@ -1,6 +1,7 @@
 """A model with an image tower and a linear map into a space of any dimension.
 
-It is the plane of a drawing in DrLIM, or the joint space of a model whose text tower is not there.
+The space is, for example, the plane onto which DrLIM maps images, or the joint space of a model of which only the
+image side was exported.
 """
 
 from jaxtyping import Float

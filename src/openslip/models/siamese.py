@@ -50,5 +50,8 @@ class Siamese(nn.Module):
     def same_logits_of_pairs(
         self, first: Float[Tensor, "pairs embed"], second: Float[Tensor, "pairs embed"]
     ) -> Float[Tensor, " pairs"]:
-        """Return the logit that both images of a pair are of the same class, one row of encodings per image."""
+        """Return one logit per pair of images: that of the probability that both are of the same class.
+
+        Row i of `first` and row i of `second` are the encodings of pair i.
+        """
         return (first - second).abs() @ self.l1_weight.to(first.dtype) + self.l1_bias

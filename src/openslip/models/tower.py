@@ -62,7 +62,10 @@ class Tower(nn.Module, ABC):
 
     @property
     def pretrained_part(self) -> "Tower":
-        """The tower that `towers.*.weights` and `towers.*.locked` are about; a tower around another names that one."""
+        """The tower to which `towers.*.weights` and `towers.*.locked` apply.
+
+        This is the tower itself or, if it wraps another tower as `WordVectorNetwork` does, the inner one.
+        """
         return self
 
     def known_ids(self) -> Bool[Tensor, " vocabulary"] | None:

@@ -16,8 +16,8 @@ from openslip.objectives.similarity import Features
 class DeclipSLIP(Objective):
     """The SLIP objective of DeCLIP's repository; it reads `image`, `text`, `text_length`, `aug1` and `aug2`.
 
-    It gathers all features with gradient, as published. Its batch norm uses the global batch, which is assumed to be as
-    published: docs/NUMERICS.md#declip.
+    It gathers all features with gradient, as published. Its batch norm uses the statistics of the global batch; it is
+    assumed that the published code does so too: docs/NUMERICS.md#declip.
 
     Args:
         head_hidden: width of the SSL head's two hidden layers; the head's input is the image tower's pooled feature.

@@ -27,7 +27,7 @@ class Roles(NamedTuple):
 
 
 class EqualPairs:
-    """Which samples of the global batch are equal, and the role of the pair of one's image and another's text.
+    """Finds the equal samples of the global batch, and gives each pair of an image and a text its role in the loss.
 
     Two samples are equal if their captions or their labels are. Captions and labels of all ranks are gathered, so the
     constructor is a collective call on all ranks.

@@ -10,8 +10,9 @@ from openslip.objectives.clip import CLIP
 class LiT(CLIP):
     """CLIP's loss on features of a locked image tower; it reads `image_features`, `text` and `text_length`.
 
-    A locked tower gives the same feature of an image in every epoch, so the view `LockedImage` computes it once. The
-    projections, the text tower and `logit_scale` are trained. The arguments are those of `CLIP`.
+    A locked tower gives the same feature of an image in every epoch, so the callback `LockedImages` computes it once,
+    and the view `LockedImage` returns it. The projections, the text tower and `logit_scale` are trained. The arguments
+    are those of `CLIP`.
     """
 
     def encode_image(self, model: DualEncoder, batch: dict[str, Tensor], /) -> Float[Tensor, "batch embed"]:

@@ -20,10 +20,10 @@ class LogitScaleLimits:
         published: whether `logit_scale` is limited as published: docs/NUMERICS.md#declip. If true, it is clamped to
             `bounds` in the forward pass, right after exp(logit_scale) is computed, and again after the optimizer's
             step. The factor is clamped to `largest_factor`, but its gradient is that of exp(logit_scale). If false,
-            `logit_scale` is clamped after the step only, to log(largest_factor) at most.
+            `logit_scale` is clamped after the step only, to `bounds` and to log(largest_factor) at most.
 
     Raises:
-        UserError: `bounds` are not two ascending numbers, or `largest_factor` is below the factor of the first.
+        UserError: `bounds` are not two ascending numbers, or `largest_factor` is below exp(bounds[0]).
     """
 
     def __init__(self, bounds: Sequence[float], largest_factor: float | None, *, published: bool) -> None:

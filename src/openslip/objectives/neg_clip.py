@@ -71,7 +71,7 @@ def hard_info_nce(
         image: this rank's image features.
         text: this rank's caption features.
         hard: features of the hard captions, one for each caption.
-        has_hard: whether a caption has a hard caption; the others' features are not compared.
+        has_hard: whether a caption has a hard caption; if not, its row of `hard` is not compared.
         scale: factor by which cosines are multiplied.
     """
     captions = torch.cat([text.all, hard.all])

@@ -14,7 +14,7 @@ class RankBatchNorm(nn.BatchNorm1d):
 
 
 class SimSiam(nn.Module):
-    """Projector and predictor of DeCLIP's SimSiam term, which differ from the paper's in width only.
+    """Projector and predictor of DeCLIP's SimSiam term, which differ from those of SimSiam's paper in width only.
 
     Args:
         width: width of the features of both views.

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import all_max, all_sum, gather, rank, world_size
 
-PLAIN_UP_TO = 512 * 512  # logits per rank; above this number, tiles are faster than the plain form (measured on a CPU)
+PLAIN_UP_TO = 512 * 512  # logits per rank; above this number, tiles are faster than one matrix (measured on a CPU)
 CPU_TILE = 512  # rows and columns; 256 to 768 are equally fast, because such a tile fits the second-level cache
 GPU_TILE = 4096  # rows and columns; such a tile has enough work to hide the time to launch a kernel
 
@@ -133,9 +133,10 @@ def tile_size(x: Tensor) -> int:
 
 
 def size_of_tiles(rows: Tensor, columns: Tensor) -> int:
-    """Return the largest number of rows or columns of a tile for a loss without a plain form.
+    """Return the largest number of rows or columns of a tile, for a loss that has no implementation without tiles.
 
-    If there are few logits, this is the longer side of all logits, so that no tile is cut by size.
+    If there are few logits, this is the number of rows or of columns, whichever is larger: `pair_tiles` then cuts only
+    where the columns of this rank's own samples begin and end.
     """
     return tile_size(rows) if is_large(len(rows)) else max(len(rows), len(columns))
 

@@ -47,8 +47,8 @@ class Pretrainer(pl.LightningModule):
         micro_batch_size: samples encoded at a time on each rank; None means all. A callback sets it before
             the first step.
         averaged: copy of the model that holds the EMA weights; None if `ema_decay` is None.
-        terms: metrics of the last step, as scalars on the device.
-        scheduled: values in the last step of the objective's attributes that depend on the step, by name.
+        terms: metrics of the latest step, as scalars on the device.
+        scheduled: the objective's attributes that depend on the step, by name, with their values in the latest step.
         gradient_norm: global norm of this step's gradient before clipping, if a callback has computed it, else None.
         provenance: content of the run's `env.json`, saved in every checkpoint; a callback sets it before each save.
     """

@@ -82,7 +82,7 @@ def augmentation_rows(device: str, dtype: str, *, compiled: bool = False) -> lis
 
 
 def tiled_loss_rows(device: str, dtype: str) -> list[Row]:
-    """Compare both losses in tiles on the device with their plain forms in float64 on the CPU."""
+    """Compare both losses in tiles on the device with the same losses without tiles, in float64 on the CPU."""
     torch.manual_seed(4)
     first, noise = torch.randn(2, PAIRS, WIDTH)
     pairs = first, first + noise  # similar, so that many samples but not all find their partner
@@ -117,7 +117,7 @@ def loss_passes(
     device: str,
     dtype: str,
 ) -> Arrays:
-    """Return a loss, its accuracy and gradients, computed in tiles of this size, or in the plain form if it is None."""
+    """Return a loss, its accuracy and gradients, computed in tiles of this size, or without tiles if it is None."""
     leaves = [nn.Parameter(x.to(device, DTYPES[dtype])) for x in (*pairs, torch.tensor(math.log(1 / 0.07)))]
     first, second = (Features(x, gather_with_grad=True) for x in leaves[:2])
     with in_tiles(tile), precision(device, dtype):

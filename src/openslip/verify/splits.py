@@ -66,7 +66,7 @@ class Split:
 
     ranks: int  # number of ranks; 1 is this process
     sizes: tuple[int, ...]  # samples of each micro-batch, on every rank
-    tile: int | None = None  # rows and columns of the losses' tiles; None for their plain form
+    tile: int | None = None  # rows and columns of the losses' tiles; None for losses without tiles
 
     def __str__(self) -> str:
         where = "1 process" if self.ranks == 1 else f"{self.ranks} ranks"
@@ -113,7 +113,7 @@ def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int |
         parts: parts of the step, which are copied.
         batch: batch of this rank, in float64.
         sizes: samples of each micro-batch.
-        tile: rows and columns of the losses' tiles; None for their plain form.
+        tile: rows and columns of the losses' tiles; None for losses without tiles.
     """
     copied = Float64Copy(parts)
     forward = copied
@@ -141,7 +141,7 @@ def quantities(parts: StepParts, batch: Batch, sizes: Sequence[int], tile: int |
 
 @contextmanager
 def in_tiles(size: int | None) -> Iterator[None]:
-    """Compute losses inside the context in tiles of `size` rows and columns, or in their plain form if None."""
+    """Compute losses inside the context in tiles of `size` rows and columns, or without tiles if None."""
     before = tiles.PLAIN_UP_TO, tiles.CPU_TILE, tiles.GPU_TILE
     tiles.PLAIN_UP_TO, tiles.CPU_TILE, tiles.GPU_TILE = (1 << 62, 0, 0) if size is None else (0, size, size)
     try:

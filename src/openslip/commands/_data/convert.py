@@ -94,8 +94,9 @@ def layout_options(layout: str) -> dict[str, tuple[type, bool, str]]:
     from openslip.data.convert import keyword_parameters
 
     annotations, docstring = keyword_parameters(layout)
-    purposes = dict(re.findall(r"^    (\w+): (.+)$", docstring, re.MULTILINE))
+    # An entry of `Args:` may continue on lines that are indented further.
+    purposes = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)$", docstring, re.MULTILINE))
     return {
-        name: (Path if "Path" in written else str, "Sequence" in written, purposes.get(name, ""))
+        name: (Path if "Path" in written else str, "Sequence" in written, " ".join(purposes.get(name, "").split()))
         for name, written in annotations.items()
     }

@@ -17,7 +17,12 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="FILE", help="text file to write, in GloVe's format"
     )
     parser.add_argument(
-        "--width", type=count, default=64, metavar="N", help="numbers per vector, the model's embed_dim; 64 by default"
+        "--width",
+        type=count,
+        default=64,
+        metavar="N",
+        help="numbers per vector, 64 by default; a model that reads the vectors needs the same number as embed_dim or, "
+        "with the text tower text_vectors, as vector_width",
     )
     parser.add_argument(
         "--min-count",

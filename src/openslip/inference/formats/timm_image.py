@@ -22,7 +22,9 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, choices: Choices) -> Bundle:
-    """Read the model of a folder with its transform, without a classifier that is not the projection of an export.
+    """Read the model of a folder with its transform.
+
+    A classifier is left out, unless it is the image projection, which `openslip export` stores as timm's classifier.
 
     Args:
         path: the folder.

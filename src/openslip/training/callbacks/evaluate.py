@@ -29,8 +29,12 @@ class Evaluate(pl.Callback):
     """Runs each evaluation on its own schedule and at the end, and writes its arrays into the run's folder.
 
     If the run has EMA weights, an evaluation measures the trained weights and then the EMA weights; arrays and the best
-    result are those of the EMA weights, because `openslip.load` loads these. `checkpoints/best.ckpt` leads to the best
-    result of the first evaluation that has one; evaluations with an interval come first.
+    result are those of the EMA weights, because `openslip.load` loads these.
+
+    `checkpoints/best.ckpt` links to the checkpoint with the best headline metric of one evaluation. This is the first
+    in `evaluations` that has an interval and a best result so far or, if there is none, the first that runs only at the
+    end and has one. An evaluation has no best result if higher values of its headline metric are neither better nor
+    worse, or if the metric was never finite.
 
     Args:
         evaluations: evaluations by the name under which their metrics are logged, as `eval/<name>/<metric>`, and those

@@ -22,8 +22,9 @@ class LockedImages(pl.Callback):
     """Gives each view of class `LockedImage` the features of all images; does nothing without such a view.
 
     The features are those of the tower's present weights, which a resumed run takes from its checkpoint. They are
-    stored under a hash of the tower's weights and architecture, the transform and the dataset's fingerprint, so that
-    runs with other seeds, captions or text towers read them, and runs with another tower, transform or dataset do not.
+    stored under a hash of the tower's weights and architecture, the transform and the dataset's fingerprint. So runs
+    with other seeds, caption views or text towers read them, and runs with another image tower, transform or dataset do
+    not. A dataset with other captions has another fingerprint.
 
     Args:
         folder: folder of the files with features; None computes the features at every start.
