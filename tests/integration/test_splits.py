@@ -17,7 +17,7 @@ from openslip.training.towers import prepare_towers
 
 METHODS = (*WITH_A_LOSS_CURVE, "filip", "neg_clip")
 GLOBAL_BATCH = 12
-TILES = [None, 5]  # losses in their plain form, and in tiles that do not divide the batch
+TILES = [None, 5]  # losses without tiles, and in tiles that do not divide the batch
 
 
 def assert_equal(found: dict, expected: dict, atol: float = 1e-12) -> None:

@@ -1,4 +1,4 @@
-"""Losses in tiles against their plain forms, open_clip's, and the papers' formulas as float64 loops."""
+"""Losses in tiles against the same losses without tiles, open_clip's, and the papers' formulas as float64 loops."""
 
 import math
 import os

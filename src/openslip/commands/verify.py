@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         "A folder of losses of other libraries holds meta.json, one_rank.npz, two_ranks.npz and so on, and "
         "lightly.npz; docs/NUMERICS.md describes it. The losses are compared in float64. "
         "openslip verify --splits [KEY=VALUE ...] splits the batch of a training config in several ways: on 1 "
-        "process or 2 ranks, into 1, 2 or 5 micro-batches, with plain or tiled losses. It computes in float64, and "
+        "process or 2 ranks, into 1, 2 or 5 micro-batches, with and without tiled losses. It computes in float64, and "
         "checks that gradients, statistics and weights are the same each time.",
     )
     parser.add_argument(

@@ -1,7 +1,7 @@
 """InfoNCE and NT-Xent in linear memory: each tile of logits contributes to the softmax of its rows and of its columns.
 
-The functions compute the same values as the plain forms in `clip.py` and `simclr.py`. The plain forms are used if
-there are few logits.
+The functions compute the same values as `info_nce` in `clip.py` and `nt_xent` in `simclr.py`, which call them if there
+are many logits. For few logits, those two compute all logits at once.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ def tiled_info_nce(
     """Compute `info_nce` tile by tile.
 
     Each rank computes the logits of its own images and all texts. The softmax over images is then combined over ranks.
-    In the forward pass this needs half the matrix products of the plain form. The gradient of `scale` on
-    one rank differs from that of the plain form; only their means over ranks agree.
+    In the forward pass this needs half the matrix products that `info_nce` needs without tiles. The gradient of `scale`
+    on one rank differs from the one without tiles; only their means over ranks agree.
     """
     texts = text.all.detach()
     return _InfoNCE.apply(image.local, text.local, texts, scale, text.gather_with_grad)  # pyright: ignore[reportReturnType]

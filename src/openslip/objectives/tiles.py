@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openslip.distributed import all_max, all_sum, gather, rank, world_size
 
-PLAIN_UP_TO = 512 * 512  # logits per rank; above this number, tiles are faster than one matrix (measured on a CPU)
+PLAIN_UP_TO = 512 * 512  # logits per rank; above this number, tiles are faster than all logits at once (on a CPU)
 CPU_TILE = 512  # rows and columns; 256 to 768 are equally fast, because such a tile fits the second-level cache
 GPU_TILE = 4096  # rows and columns; such a tile has enough work to hide the time to launch a kernel
 

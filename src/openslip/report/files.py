@@ -16,7 +16,7 @@ FILES = {
     "evaluations/*/*.json": "metrics of a checkpoint",
     "bad_samples*.jsonl": "unreadable samples that were replaced",
     "checkpoints/step-*.ckpt": "checkpoint",
-    "checkpoints/best.ckpt": "link to the checkpoint with the best result of the first evaluation",
+    "checkpoints/best.ckpt": "link to the checkpoint with the best evaluation result",
     "arrays/*.npz": "arrays of this page",
 }
 
