@@ -17,9 +17,8 @@ from openslip.config.help import help_text
 from openslip.errors import UserError, described, run_entry_point
 
 HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and options that print the config
-# Environment variable of PyTorch's allocator: first the name up to 2.8, then the later one. Newer versions warn about
-# the old name.
-ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+# Environment variables of PyTorch's allocator: first the one that PyTorch names now, then its older names.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 INTERRUPTED = 130  # the exit code that shells give a process after SIGINT
 PRINTING = {"--cfg", "-c", "--info", "-i"}  # options that print the config instead of using it
 LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
@@ -102,10 +101,8 @@ def use_expandable_segments() -> None:
     Batches of varying size, such as captions of varying length, then cause no fragmentation of device memory. PyTorch
     reads the environment when it starts, and supports this on Linux only.
     """
-    if sys.platform == "linux" and not {*ALLOCATOR, "PYTORCH_HIP_ALLOC_CONF"} & os.environ.keys():
-        metadata = importlib.import_module("importlib.metadata")  # not at the top, because its import is slow
-        major, minor = metadata.version("torch").split(".")[:2]
-        os.environ[ALLOCATOR[(int(major), int(minor)) >= (2, 9)]] = "expandable_segments:True"
+    if sys.platform == "linux" and not {*ALLOCATOR} & os.environ.keys():
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def show_commands(program: str, commands: dict[str, str]) -> None:

@@ -822,7 +822,7 @@ X = "src/openslip/export/"
 EXPORTS = [
     (X + "check.py", "LIMIT_64 = 1e-8", "LIMIT_64 = 1e-4"),
     (X + "check.py", 'return 0 if name == "ids"', 'return 9 if name == "ids"'),
-    (X + "export.py", "compare(bundle, temporary, form) if check else None", "None"),
+    (X + "export.py", "compare(bundle, temporary, form, allow) if check else None", "None"),
     (X + "forms/huggingface.py", '"layer_norm_eps": transformer.norm_eps', '"layer_norm_eps": 1e-5'),
     (X + "forms/huggingface.py", '("eos", "end"), ("pad", "end")', '("eos", "start"), ("pad", "end")'),
     (X + "image_processor.py", 'settings["crop"] = "floor"', "pass"),

@@ -99,6 +99,7 @@ def test_towers_and_augmentations_are_compiled(monkeypatch: pytest.MonkeyPatch):
 SIZES = """
 import functools, numpy, torch
 from published import simclr_augment
+from versions import OLD_TORCH
 from openslip.data.image.augment_batch import augment_batch
 
 def counting(graph, _):
@@ -111,7 +112,8 @@ torch.compile = functools.partial(torch.compile, backend=counting, fullgraph=Tru
 for size in (24, 9, 40, 1, 33, 57):
     images = torch.rand(size, 3, 12, 12, generator=torch.Generator().manual_seed(size))
     plan = numpy.stack([augment.draw(rng) for _ in range(size)])
-    assert torch.equal(augment_batch(images, plan, compiled=True), augment_batch(images, plan))
+    compiled, plain = augment_batch(images, plan, compiled=True), augment_batch(images, plan)
+    assert (compiled - plain).abs().max() <= (1e-6 if OLD_TORCH else 0)  # old compilers round differently
     print(graphs)
 """
 

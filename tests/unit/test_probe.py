@@ -97,8 +97,9 @@ def test_the_sweep_chooses_by_the_validation_images(by_share: bool):
 
     c, best = sweep(accuracy)
     assert evaluation.notes == {"C": f"{c:.3g}, with {best:.2f} % on the validation images"}
-    expected = reference(*final, c).predict(queries)
-    assert evaluation.arrays["predictions"].tolist() == expected.tolist()
+    probabilities = reference(*final, c).predict_proba(queries)
+    chosen = probabilities[np.arange(len(queries)), evaluation.arrays["predictions"]]
+    assert (probabilities.max(axis=1) - chosen).max() < 1e-7  # the smallest C leaves classes this close
 
 
 def test_the_sweep_halves_its_steps_around_the_peak():

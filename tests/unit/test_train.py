@@ -217,7 +217,7 @@ def test_fit_passes_on_what_the_config_says(passed_on: Callable[..., dict[str, d
         **{"warmup_steps": 2 * (100 // 12), "max_steps": 4 * (100 // 12)},
     }
     optimizer = pretrainer["optimizer"]([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
-    assert optimizer.defaults["betas"] == (0.8, 0.9)
+    assert tuple(optimizer.defaults["betas"]) == (0.8, 0.9)
     data = given["fit"]["datamodule"]
     assert (data.order.seed, data.order.global_batch_size, data.order.shuffle_window) == (5, 12, 3)
     assert (data.bad_sample_budget, given["data"]["bad_samples_file"].name) == (0.5, "bad_samples.jsonl")

@@ -6,14 +6,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
+from torch.nn.attention.varlen import varlen_attn
 
 # In torch 2.10, `varlen_attn` has no argument `window_size`; another argument makes attention causal.
-VARLEN = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
+VARLEN = "window_size" in inspect.signature(varlen_attn).parameters
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -90,7 +86,6 @@ def varlen_attention(
         longest_k: upper bound on the number of keys per sequence.
         causal: whether a query attends only to the keys up to its own position.
     """
-    assert varlen_attn is not None
     y = varlen_attn(q, k, v, q_starts, k_starts, longest_q, longest_k, window_size=(-1, 0) if causal else (-1, -1))
     assert isinstance(y, Tensor)
     return y
