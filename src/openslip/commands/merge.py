@@ -31,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
         "does (Wortsman et al., arXiv:2109.01903).",
     )
     parser.add_argument("first", metavar="A", help="a run's folder, a checkpoint, or a published name")
-    parser.add_argument("second", metavar="B", help="the same, of the same model: usually fine-tuned from A")
+    parser.add_argument(
+        "second",
+        metavar="B",
+        help="another checkpoint of the same architecture, given in the same ways; usually fine-tuned from A",
+    )
     parser.add_argument("--alpha", required=True, help="weight of B: a number, a list 0,0.5,1, or a range 0:1:0.1")
     parser.add_argument(
         "--out",

@@ -1,4 +1,4 @@
-"""What a checkpoint file may not state, so that the user must give it: activation and numbers of attention heads."""
+"""What some checkpoint files do not state, so that the user must give it: activation and numbers of attention heads."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

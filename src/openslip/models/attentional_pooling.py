@@ -16,7 +16,7 @@ class AttentionalPooling(Tower):
     """Wraps an image tower: each query attends to all tokens, and the first query's output is the pooled feature.
 
     Args:
-        tower: tower whose token features are not normalised yet.
+        tower: tower without a final layer norm; this class applies its own.
         queries: number of learned queries; all but the first are for a decoder of captions.
         heads: attention heads.
         width: width of queries and outputs.
@@ -54,7 +54,7 @@ class AttentionalPooling(Tower):
     def pooled(
         self, images: Float[Tensor, "batch 3 height width"], queries: Float[Tensor, "queries embed"]
     ) -> Float[Tensor, "batch queries embed"]:
-        """Return the normalised outputs of these queries; they do not depend on each other."""
+        """Return the outputs of these queries after the final layer norm; they do not depend on each other."""
         x = self.norm_tokens(self.tower.tokens(images).features)
         q = self.q_proj(self.norm_queries(queries)).expand(x.shape[0], -1, -1)
         q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, self.k_proj(x), self.v_proj(x)))

@@ -108,8 +108,9 @@ def _in_one_process(layer: _BatchNorm, x: Tensor, *, updates: bool) -> Tensor:
 def global_statistics(
     x: Float[Tensor, "local channels *size"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, ""]]:
-    """Return mean, biased variance and number of values per channel over all ranks; differentiable on a single rank.
+    """Return mean, biased variance and number of values per channel, over all ranks.
 
+    Gradients flow through them only if there is a single rank; with several, `normalise` computes the gradient of `x`.
     Ranks exchange count, mean and sum of squared deviations from the mean in one call, and combine them without
     cancellation: Chan et al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
     """

@@ -69,7 +69,7 @@ class CocaText(Tower):
     def forward(
         self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /
     ) -> Float[Tensor, "batch width"]:
-        """Return the normalised feature of the class embedding; ids at position `lengths` and later are ignored."""
+        """Return the class embedding after the final layer norm; ids at position `lengths` and later are ignored."""
         return self.ln_final(self.rows(self.padded(ids, lengths))[:, -1])
 
     def tokens(self, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], /) -> Tokens:

@@ -42,8 +42,8 @@ class DeCLIP(Objective):
         published_limits: as `published` in `LogitScaleLimits`.
         contrasts_masked: whether the pooled feature of `text` is that of the masked caption. If not, the caption is
             encoded a second time, without masks.
-        rank_queue: whether each rank has a queue of its own captions' features. A run then resumes on the same number
-            of ranks only. If not, all ranks have the queue of the global batch.
+        rank_queue: whether each rank has a queue of its own captions' features; if false, all ranks have the queue of
+            the global batch. With queues of their own, a run resumes on the same number of ranks only.
         queue_wraps: as `wraps` in `NeighbourQueue`.
         rank_batch_norm: as in `SimSiam`.
         rank_masked_mean: as `of_each_rank` in `masked_word_loss`.

@@ -115,5 +115,5 @@ class DeFILIP(Objective):
 
 
 def columns(name: str, tokens: Tokens) -> dict[str, Tensor]:
-    """Return the tokens of a view as features."""
+    """Return the token features of a view and their mask, as entries of the dict that `encode` returns."""
     return {f"{name}_tokens": tokens.features, f"{name}_mask": tokens.mask}

@@ -15,7 +15,7 @@ class SiamesePairs(Objective):
     """Binary classification of pairs of images; it reads the batch keys `aug1`, `aug2` and `label`.
 
     The loss is the average of two means: the mean cross-entropy of the pairs of the same class, and that of all other
-    pairs. This is the expected loss of the paper's sampling, with as many pairs of either kind:
+    pairs. This is the expected loss of the paper's sampling, which draws equally many pairs of both kinds:
     docs/NUMERICS.md#image-pairs. Pairs are all pairs of different views of the global batch; two views of one image are
     of the same class, and an image without a label (-1) has a class of its own. The distance belongs to the model.
     """

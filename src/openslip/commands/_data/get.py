@@ -18,7 +18,8 @@ def parser() -> argparse.ArgumentParser:
         "--to",
         type=Path,
         metavar="DIR",
-        help="folder in which the dataset's folder is made; by default EVALUATION_DATA, or data/evaluation",
+        help="folder in which the dataset's folder is made; by default the one that the environment variable "
+        "EVALUATION_DATA names or, if it is not set, data/evaluation",
     )
     parser.add_argument("--yes", action="store_true", help="download more than 1 GB without asking")
     parser.add_argument("--config-dir", metavar="DIR", help="also read DIR/catalogue, in your own folder of configs")

@@ -1,7 +1,7 @@
 """SigLIP checkpoints of google-research/big_vision: `.npz` files with the names of its JAX modules.
 
-One axis of the attention kernels is that of the heads, so the shapes show the numbers of heads. GELU is the tanh form,
-and layer norms have epsilon 1e-6, in all of big_vision's towers.
+The weights of queries, keys and values (`kernel` in JAX) have an axis of heads, so their shapes show the numbers of
+heads. GELU is the tanh form, and layer norms have epsilon 1e-6, in all of big_vision's towers.
 """
 
 import re
@@ -171,7 +171,7 @@ def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def heads(arrays: Mapping[str, np.ndarray], choices: Choices, tower: str) -> int:
-    """Return the number of attention heads of a tower, `img` or `txt`: the size of one axis of its kernels.
+    """Return the number of attention heads of a tower, `img` or `txt`: the size of an axis of its query weights.
 
     Raises:
         UserError: the tower has no such kernel, or they differ in the number of heads, or the choice differs.

@@ -28,7 +28,7 @@ _TABLE = table(NAMES)
 
 
 def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename weights to ours without the decoder's; unknown weights keep their names."""
+    """Leave out the decoder's weights, and rename the others to ours; unknown weights keep their names."""
     split: dict[str, Tensor] = {}
     for name, weight in weights.items():
         kind = name.removeprefix(f"{POOL}attn.in_proj_")

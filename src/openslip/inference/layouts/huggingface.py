@@ -111,7 +111,8 @@ PROJECTIONS = {"visual_projection.weight": "image_projection", "text_projection.
 def describes(folder: Path, kinds: Collection[str]) -> bool:
     """Tell whether the folder's `config.json` describes a model of these types.
 
-    A folder that also has open_clip's config belongs to transformers only if it has weights by transformers' names.
+    A folder that also has open_clip's config belongs to transformers only if it has a file of weights with a name that
+    transformers uses, such as `model.safetensors`.
     """
     own = any((folder / f"{name}{end}").exists() for name in WEIGHTS for end in ("", ".index.json"))
     if not own and (folder / "open_clip_config.json").exists():

@@ -32,9 +32,9 @@ class Evaluate(pl.Callback):
     result are those of the EMA weights, because `openslip.load` loads these.
 
     `checkpoints/best.ckpt` links to the checkpoint with the best headline metric of one evaluation. This is the first
-    in `evaluations` that has an interval and a best result so far or, if there is none, the first that runs only at the
-    end and has one. An evaluation has no best result if higher values of its headline metric are neither better nor
-    worse, or if the metric was never finite.
+    evaluation in `evaluations` that has both an interval and a best result. If no evaluation has both, it is the first
+    that runs only at the end and has a best result. An evaluation has no best result if higher values of its headline
+    metric are neither better nor worse, or if the metric was never finite.
 
     Args:
         evaluations: evaluations by the name under which their metrics are logged, as `eval/<name>/<metric>`, and those

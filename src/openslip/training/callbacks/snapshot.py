@@ -1,4 +1,4 @@
-"""Stores samples of the first batch for the report and W&B: views as the model sees them, and final similarities."""
+"""Stores samples of the first batch for the report and W&B: their views and, at the end, image-text similarities."""
 
 # pyright: reportIncompatibleMethodOverride=false
 
