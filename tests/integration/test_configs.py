@@ -243,6 +243,13 @@ def test_a_batch_without_negatives_is_refused(model: str):
     build_parts({**config, "global_batch_size": 2})
 
 
+@pytest.mark.parametrize("objective", ["clip", "slip", "siglip", "declip", "neg_clip", "clipa"])
+def test_captions_without_a_tokenizer_are_refused_with_a_model_that_has_one(objective: str):
+    config, _ = compose_config("train", ["model=simclr_tiny", f"objective={objective}"])
+    with pytest.raises(UserError, match=r"views\.text\w* makes token ids, and tokenizer=null: .*model=clip_tiny"):
+        build_parts(config)
+
+
 def test_an_objective_of_ones_own_may_take_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
     config, _ = compose_config("train", ["model=clip_tiny", "global_batch_size=1"])
     monkeypatch.setattr(CLIP, "min_batch_size", Objective.min_batch_size)

@@ -90,9 +90,19 @@ def build_parts(config: dict[str, Any]) -> Parts:
     return Parts(
         model=model,
         objective=objective,
-        views={name: build(view, f"objective.views.{name}") for name, view in config["objective"]["views"].items()},
+        views={name: build_view(view, name) for name, view in config["objective"]["views"].items()},
         tokenizer=build(config["tokenizer"], "tokenizer") if config["tokenizer"] else None,
     )
+
+
+def build_view(config: dict[str, Any], name: str) -> View:
+    """Build a view; refuse one that makes token ids if the model has no text side and so no tokenizer."""
+    if "tokenizer" in config and not config["tokenizer"]:
+        raise UserError(
+            f"objective.views.{name} makes token ids, and tokenizer=null: this objective needs a model with a text "
+            "tower, e.g. model=clip_tiny"
+        )
+    return build(config, f"objective.views.{name}")
 
 
 def build_objective(config: dict[str, Any]) -> Objective:
