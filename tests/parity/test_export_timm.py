@@ -1,32 +1,17 @@
-"""Exports to timm, which timm itself loads; each planted fault must be refused by the export's own check."""
+"""Exports to timm, which timm itself loads."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from export_models import (
-    EQUAL,
-    assert_equal_weights,
-    bundle_of,
-    clip,
-    clip_resnet,
-    deviations,
-    siglip,
-    slip,
-    timm_tower,
-    written,
-)
+from exported_models import EQUAL, assert_equal_weights, bundle_of, clip, clip_resnet, deviations, siglip, slip, written
 from safetensors.torch import load_file, save_file
-from tower_files import drawn
 
 from openslip.errors import UserError
 from openslip.export.check import LIMIT
-from openslip.inference.architecture import build_model
 from openslip.inference.load import load
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -47,7 +32,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def test_timm_computes_the_same_and_our_reader_reads_the_same_tower(
     architecture: dict[str, Any], transform: dict[str, Any], tmp_path: Path
 ) -> None:
-    bundle = bundle_of(architecture, **transform)
+    bundle = bundle_of(architecture, transform=transform)
     found = deviations(bundle, written(bundle, tmp_path, "timm"), "timm")
     assert found.pop("crop", 1) > LIMIT
     assert found.keys() == {"pixels", "image_features", "image_features_64"}
@@ -70,10 +55,14 @@ def test_a_classifier_is_read_only_if_the_config_says_that_it_is_the_projection(
     assert (twice / CONFIG).read_text() == (folder / CONFIG).read_text()
     pixels = torch.randn(2, 3, 160, 160)
     torch.testing.assert_close(load(twice).encode_image(pixels), again.encode_image(pixels))
-    reweighted(lambda w: w.pop("head.weight"))(twice)
+    weights = load_file(twice / WEIGHTS)
+    del weights["head.weight"]
+    save_file(weights, twice / WEIGHTS)
     with pytest.raises(UserError, match=r"lacks the weight head\.weight"):
         load(twice)
-    edited(lambda c: c.pop("classifier_is_projection"))(folder)  # as in a folder of another origin
+    config = json.loads((folder / CONFIG).read_text())
+    del config["classifier_is_projection"]  # as in a folder of another origin
+    (folder / CONFIG).write_text(json.dumps(config))
     assert load(folder).encode_image(pixels).shape == (2, 64)
 
 
@@ -87,69 +76,10 @@ def test_without_classifier_timm_returns_the_feature_before_the_projection(tmp_p
 
 
 def test_an_image_tower_alone_has_no_classifier(tmp_path: Path) -> None:
-    architecture = {
-        "_target_": "openslip.models.image_encoder.ImageEncoder",
-        "image_tower": timm_tower("test_vit", 160),
-    }
-    bundle = replace(
-        bundle_of(slip()), model=drawn(build_model(architecture)), tokenizer=None, architecture=architecture
-    )
+    bundle = bundle_of("simclr")
     assert max(deviations(bundle, written(bundle, tmp_path, "timm"), "timm").values()) <= EQUAL
     assert json.loads((tmp_path / CONFIG).read_text())["num_classes"] == 0
     assert_equal_weights(bundle, load(tmp_path))
-
-
-def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """Return a fault in the config."""
-
-    def edit(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text())
-        change(config)
-        (folder / CONFIG).write_text(json.dumps(config))
-
-    return edit
-
-
-def reweighted(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
-    """Return a fault in the weights."""
-
-    def edit(folder: Path) -> None:
-        weights = load_file(folder / WEIGHTS)
-        change(weights)
-        save_file({name: weight.clone().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
-
-    return edit
-
-
-FAULTS: dict[str, Callable[[Path], None]] = {
-    "transposed projection": reweighted(lambda w: w.update({"head.weight": w["head.weight"].T})),
-    "projection bias": reweighted(lambda w: w["head.bias"].zero_()),
-    "activation": edited(lambda c: c["model_args"].pop("act_layer")),
-    "heads": edited(lambda c: c["model_args"].update(num_heads=6)),
-    "pooling": edited(lambda c: c["model_args"].update(global_pool="avg", fc_norm=False)),
-    "resize mode": edited(lambda c: c["pretrained_cfg"].update(crop_mode="center")),
-    "interpolation": edited(lambda c: c["pretrained_cfg"].update(interpolation="bilinear")),
-    "crop_pct": edited(lambda c: c["pretrained_cfg"].update(crop_pct=0.9, crop_mode="center")),
-    "std": edited(lambda c: c["pretrained_cfg"].update(std=[0.5, 0.5, 0.5])),
-}
-
-
-@pytest.fixture(scope="module")
-def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    bundle = bundle_of(clip(embed_dim=24, projection_bias=True), resize="squash")
-    folder = written(bundle, tmp_path_factory.mktemp("faultless"), "timm")
-    deviations(bundle, folder, "timm")  # raises no error
-    return bundle, folder
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_refused_by_the_check(fault: str, faultless: tuple[Any, Path], tmp_path: Path) -> None:
-    bundle, folder = faultless
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    FAULTS[fault](tmp_path)
-    with pytest.raises(UserError, match="differs from ours"):
-        deviations(bundle, tmp_path, "timm")
 
 
 @pytest.mark.parametrize(
@@ -165,5 +95,5 @@ def test_what_timm_cannot_express_is_refused_with_another_form(
     architecture: dict[str, Any], transform: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=reason) as error:
-        written(bundle_of(architecture, **transform), tmp_path, "timm")
+        written(bundle_of(architecture, transform=transform), tmp_path, "timm")
     assert "use --to" in str(error.value)

@@ -301,10 +301,6 @@ def test_the_lines_of_onnx_prepare_images_as_the_model_does(
     torch.testing.assert_close(torch.from_numpy(names["pixels"][0]), transform(image), rtol=0, atol=1e-6)
 
 
-RESNET = {"_target_": "openslip.models.clip_resnet.ClipResNet", "image_size": 64, "depths": [1, 1, 1, 1]}
-RESNET |= {"channels": 4, "width": 24, "heads": 2}
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("image")
 @pytest.mark.parametrize(
@@ -324,5 +320,4 @@ RESNET |= {"channels": 4, "width": 24, "heads": 2}
 )
 def test_the_lines_of_the_card_compute_our_logits(form: str, name: str, tmp_path: Path):
     """A batch norm, that of `resnet`, computes something else in training mode."""
-    changes: dict[str, Any] = {"image_tower": RESNET, "projects_image": False} if name == "clip_resnet" else {}
-    assert_same_result(form, bundle_of(name.removesuffix("_resnet"), **changes), tmp_path)
+    assert_same_result(form, bundle_of(name), tmp_path)
