@@ -144,3 +144,16 @@ def sweep(folder: Path, name: str = "*") -> None:
     """Remove temporary files left by processes that were killed while writing."""
     for orphan in folder.glob(f".{name}.*.tmp"):
         orphan.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine runs another process of this id; False for the id of this process itself."""
+    if process == os.getpid():  # a file with this id was left by an earlier process
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

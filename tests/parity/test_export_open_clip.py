@@ -25,10 +25,11 @@ from exported_models import (
 )
 
 from openslip.errors import MissingPackage, UserError
-from openslip.export import export
+from openslip.export import export, packages
 from openslip.export.check import LIMIT
 from openslip.export.forms import open_clip
 from openslip.export.open_clip_image import image_part
+from openslip.export.packages import Packages
 from openslip.inference.architecture import build_model
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import load
@@ -112,7 +113,7 @@ def test_a_tokenizer_that_needs_transformers_is_named_before_anything_is_written
 ) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        export, "find_spec", lambda name: None if name in ("transformers", "tokenizers") else find_spec(name)
+        packages, "find_spec", lambda name: None if name in ("transformers", "tokenizers") else find_spec(name)
     )
     monkeypatch.setattr(open_clip, "write", lambda bundle, folder: pytest.fail("written"))
     bundle = replace(
@@ -122,7 +123,7 @@ def test_a_tokenizer_that_needs_transformers_is_named_before_anything_is_written
     with pytest.raises(MissingPackage, match=r'its check needs transformers; pip install "openslip\[hf\]"'):
         export.export(tmp_path / "source.ckpt", tmp_path / "out", "open_clip")
     assert [path.name for path in tmp_path.iterdir()] == ["source.ckpt"]
-    assert open_clip.check_needs(bundle_of(clip())) == ()
+    assert open_clip.check_needs(bundle_of(clip())) == Packages()
 
 
 def test_a_vit_small_with_12_heads_is_refused_with_the_form_that_holds_it() -> None:

@@ -4,8 +4,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
+
+AnyServer = TypeVar("AnyServer", bound=ThreadingHTTPServer)
 
 
 class Server(ThreadingHTTPServer):
@@ -82,10 +85,14 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing on the terminal."""
 
 
-@contextmanager
-def serving() -> Iterator[Server]:
+def serving() -> AbstractContextManager[Server]:
     """A server that answers in this context."""
-    server = Server()
+    return answering(Server())
+
+
+@contextmanager
+def answering(server: AnyServer) -> Iterator[AnyServer]:
+    """Let a server answer, in a thread, in this context."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

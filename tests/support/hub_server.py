@@ -3,13 +3,12 @@
 import base64
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import yaml
+from file_server import answering
 
 TOKEN, USER = "hf_of_this_test", "jane"
 LARGE = (".safetensors", ".onnx")  # files that are uploaded by themselves, before the commit
@@ -140,15 +139,6 @@ def decoded(value: dict[str, str]) -> bytes:
     return base64.b64decode(value["content"])
 
 
-@contextmanager
-def hub() -> Iterator[Hub]:
+def hub() -> AbstractContextManager[Hub]:
     """A hub that answers in this context."""
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return answering(Hub())

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from file_server import answering
+
 
 @contextmanager
 def image_server(files: dict[str, bytes]) -> Iterator[str]:
@@ -52,12 +54,8 @@ def image_server(files: dict[str, bytes]) -> Iterator[str]:
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that refuses an answer leaves a broken pipe."""
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with answering(Server(("127.0.0.1", 0), Handler)) as server:
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             ended.set()
-            server.shutdown()
-            thread.join()

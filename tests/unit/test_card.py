@@ -24,6 +24,7 @@ from openslip.export.card_code import LOADING, code_of
 from openslip.export.card_facts import without_folders, without_paths
 from openslip.inference.bundle import Bundle
 from openslip.inference.files import read, write
+from openslip.inference.formats.openslip import write as write_bundle
 from openslip.text.bare_ids import BareIds
 from openslip.text.tokenizer_json import TokenizerJson
 
@@ -72,6 +73,16 @@ def card(folder: Path, bundle: Bundle, *arguments: Any, form: str = "open_clip",
     write_card(folder, bundle, form, *(arguments or (None,)), **options)
     _, header, text = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(header), text.replace("\\", "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rounded_weights_are_named_as_such(dtype: str, tmp_path: Path):
+    bundle = bundle_of("clip")
+    write_bundle(bundle, tmp_path / "model.safetensors", getattr(torch, dtype))
+    _, text = card(tmp_path, openslip.load(tmp_path / "model.safetensors"))
+    rounded = f"| rounding | all weights are {dtype} values, as in a file of this dtype |"
+    assert (rounded in text) == (dtype != "float32")
+    assert ("rounding" in text) == (dtype != "float32")
 
 
 def store(bundle: Bundle, name: str, weights: str, **changes: Any) -> None:

@@ -23,6 +23,7 @@ from openslip.export import check, forms
 from openslip.export.export import export
 from openslip.export.forms import safetensors
 from openslip.export.inputs import CAPTIONS, draw_images, from_arrays, to_arrays
+from openslip.export.packages import Packages
 from openslip.inference.formats.openslip import write
 from openslip.inference.wrapped import WrappedModel
 
@@ -276,38 +277,35 @@ def test_a_folder_that_appears_during_the_check_is_kept(
     assert (tmp_path / "out/mine.txt").exists()
 
 
-KILLED = """
-import os, sys
-from openslip.export import export
-export.compare = lambda *arguments: os.kill(os.getpid(), 9)
-export.export(sys.argv[1], sys.argv[2], "safetensors")
+WITHOUT_PYTORCH = """
+import sys
+from openslip.commands.export import main
+from openslip.errors import UserError
+try:
+    main(sys.argv[1:])
+except UserError as error:
+    print("torch" in sys.modules, error)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
-def test_a_killed_export_leaves_no_folder_and_the_next_one_removes_its_files(source: Path, tmp_path: Path):
-    target = tmp_path / "out"
-    process = subprocess.run([sys.executable, "-c", KILLED, str(source), str(target)], capture_output=True)
-    assert process.returncode == -9
-    (orphan,) = tmp_path.iterdir()
-    assert orphan.name.startswith(".out.")
-    others = [tmp_path / name for name in (f".out.{os.getppid()}.tmp", ".out2.4194305.tmp", ".out.4194305.tmp.d")]
-    for other in others:
-        other.mkdir()
-    export(source, target, "safetensors")
-    assert {*tmp_path.iterdir()} == {target, *others}
+def test_a_folder_and_a_repository_are_refused_before_pytorch_is_imported(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    words = ["no_such_file", str(tmp_path / "out"), "--to", "safetensors"]
+    for more, message in (([], f"{tmp_path}/out exists: "), (["--push", "model"], "--push model: expected USER/NAME")):
+        command = [sys.executable, "-c", WITHOUT_PYTORCH, *words, *more]
+        process = subprocess.run(command, capture_output=True, text=True)
+        assert process.stdout.startswith(f"False {message}"), process.stderr
 
 
 def test_a_missing_library_is_named_before_the_model_is_loaded(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(safetensors, "NEEDS", ("no_such_library",))
-    monkeypatch.setattr(safetensors, "EXTRA", "hf")
+    missing = Packages(("no_such_library",), "hf")
+    monkeypatch.setattr(safetensors, "NEEDS", missing)
     with pytest.raises(MissingPackage, match=r'no_such_library; pip install "openslip\[hf\]", .*--no-check'):
         export("no_such_file", tmp_path / "out", "safetensors")
     assert export(source, tmp_path / "out", "safetensors", check=False) is None
-    monkeypatch.setattr(safetensors, "WRITE_NEEDS", ("no_such_library",), raising=False)
+    monkeypatch.setattr(safetensors, "WRITE_NEEDS", missing, raising=False)
     for checked in (False, True):
         with pytest.raises(MissingPackage, match=r'writing it needs no_such_library; pip install "openslip\[hf\]"$'):
             export("no_such_file", tmp_path / "other", "safetensors", check=checked)
@@ -322,8 +320,8 @@ def test_an_unknown_form_is_refused_with_the_known_ones(tmp_path: Path):
 def test_every_form_says_what_it_needs():
     for name in forms.names():
         module: Any = forms.load(name)
-        assert isinstance(module.NEEDS, tuple)
-        assert module.EXTRA in (None, "hf", "onnx")
+        assert isinstance(module.NEEDS, Packages)
+        assert module.NEEDS.extra in (None, "hf", "onnx")
         assert callable(module.write)
         assert callable(module.read)
 

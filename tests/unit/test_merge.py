@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import openslip
 from openslip.commands import eval as eval_command
-from openslip.commands.merge import main
+from openslip.commands.merge import main, places
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.evaluation.suite import Suite
@@ -91,6 +91,7 @@ def test_alphas_are_the_decimal_numbers_of_a_list_or_a_range_with_its_end(text: 
     [
         *("", "a", "0:1", "0:1:0.3", "1:0:0.1", "0:1:0", "-0.1", "0,1.5", "nan", "0:1:0.005", "0:1:0.0001"),
         *("0:1e30:0.1", "0:1:1e-30", "0:1:1e-999999", "0:1:1e999999", "-1e30:0:1", "1e999999"),
+        *("1e-300", "0.5,1e-21", "1e-999999"),
     ],
 )
 def test_other_alphas_are_refused(text: str):
@@ -167,6 +168,18 @@ def test_existing_files_are_replaced_only_with_force(tmp_path: Path, files: tupl
     assert len(target.read_bytes()) == len(content)
     with pytest.raises(UserError, match=r"2 alphas need a folder, such as --out .*new/half"):
         main([*words[:3], "0,1", *words[4:]])
+
+
+def test_the_ending_of_another_kind_of_file_is_no_folder(tmp_path: Path, files: tuple[Path, Path]):
+    words = [*map(str, files), "--alpha", "0.5", "--out"]
+    with pytest.raises(
+        UserError, match=r"half\.bin: expected a file that ends in \.safetensors, .* folder such as half"
+    ):
+        main([*words, str(tmp_path / "half.bin")])
+    assert not (tmp_path / "half.bin").exists()
+    (tmp_path / "my.models").mkdir()
+    for folder in ("wise-0.5", "merged.v2", "my.models"):
+        assert places(tmp_path / folder, alphas("0.5"))[0] == [tmp_path / folder / "alpha-0.5.safetensors"]
 
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path, files: tuple[Path, Path]):

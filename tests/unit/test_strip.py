@@ -110,6 +110,26 @@ def test_a_folder_is_stripped_into_a_new_folder_but_not_over_its_own_files(
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
+def test_an_existing_file_is_replaced_only_with_force_and_by_one_that_loads(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+):
+    write(bundle, tmp_path / "whole.ckpt")
+    target = tmp_path / "small.safetensors"
+    target.write_bytes(b"mine")
+    words = [str(tmp_path / "whole.ckpt"), str(target)]
+    with pytest.raises(UserError, match=r"small\.safetensors exists: add --force to replace it, or name another file"):
+        main(words)
+    with monkeypatch.context() as patch:
+        patch.setattr("openslip.inference.strip.write", lambda bundle, path, *_: path.write_bytes(b"half"))
+        with pytest.raises(UserError):
+            main([*words, "--force"])
+    assert target.read_bytes() == b"mine"
+    assert main([*words, "--force"]) == 0
+    assert len(load_file(target)) > 10
+    with pytest.raises(UserError, match=r"whole\.ckpt is the checkpoint itself; name another file"):
+        strip(tmp_path / "whole.ckpt", tmp_path / "whole.ckpt")
+
+
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
 def test_a_stripped_file_is_on_the_disk_and_has_the_usual_permissions(
     tmp_path: Path, bundle: Bundle, suffix: str, monkeypatch: pytest.MonkeyPatch

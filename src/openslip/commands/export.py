@@ -1,12 +1,14 @@
 """Write a model for another library, and check that this library computes the same features."""
 
 import argparse
+import os
 from pathlib import Path
 
 from openslip.commands._choices import add_choices, choices_of
 from openslip.commands._imports import importing_pytorch
 from openslip.errors import UserError
 from openslip.export import forms
+from openslip.export.place import prepare
 from openslip.progress import progress
 from openslip.terminal import say
 
@@ -52,11 +54,14 @@ def main(arguments: list[str]) -> int:
     if options.private and not options.push:
         raise UserError("--private has no effect without --push USER/NAME: add it, or leave out --private")
 
+    if options.push:
+        from openslip.export.push import check_repository  # slow to import
+
+        check_repository(options.push)
+    prepare(Path(os.path.abspath(options.target)), options.source, force=options.force)
     with importing_pytorch():
         from openslip.export.export import export
-        from openslip.export.push import check_repository, push
-    if options.push:
-        check_repository(options.push)
+        from openslip.export.push import push
     with progress("exporting"):
         deviations = export(
             options.source,

@@ -109,8 +109,10 @@ def places(out: Path, numbers: Sequence[Decimal]) -> tuple[list[Path], Path]:
     """Return the file of each alpha, and the file of the evaluations' results.
 
     Raises:
-        UserError: several alphas and one file.
+        UserError: several alphas and one file, or a name with the ending of another kind of file.
     """
+    if out.suffix[1:].isalpha() and out.suffix.lower() not in FILES and not out.is_dir():
+        raise UserError(f"--out {out}: expected a file that ends in {', '.join(FILES)}, or a folder such as {out.stem}")
     if out.suffix.lower() not in FILES:
         return [out / f"alpha-{number:f}.safetensors" for number in numbers], out / "merge.json"
     if len(numbers) > 1:

@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights in the file")
     parser.add_argument("--keep-head", action="store_true", help="also keep the objective's weights, e.g. an SSL head")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     add_choices(parser)
     return parser
 
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
             format=options.format,
             dtype=options.dtype,
             keep_head=options.keep_head,
+            force=options.force,
             **choices_of(options),
         )
     say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")

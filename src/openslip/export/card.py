@@ -1,6 +1,5 @@
 """The model card of an exported folder, `README.md`: only what the checkpoint, its run and the check say."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from openslip.text.tokenizer import Tokenizer
 from openslip.text.tokenizer_json import TokenizerJson
 
 CROP = "crop"  # the difference that images have which the form crops elsewhere, and which has no limit
-# A line of every card, by which an export is told from other folders.
-MARK = re.compile(r"^Exported by OpenSLIP \S+ in the form `\w+`; files: (?P<names>`.+`)\.$", re.MULTILINE)
 UNREPAIRED = ("huggingface", "onnx")  # forms that read texts by tokenizer.json alone
 IMAGES_AND_TEXTS, IMAGES = "zero-shot-image-classification", "image-feature-extraction"  # tasks, by their names there
 
@@ -95,15 +92,6 @@ def unrepaired(form: str, tokenizer: Tokenizer | None) -> str:
         "tokenizer of this folder does not. Such texts get other ids and features, and the check has none of them "
         "(docs/NUMERICS.md of OpenSLIP)."
     )
-
-
-def is_export(folder: Path) -> bool:
-    """Tell whether a folder is an export: it has our model card, and nothing but the files that the card lists."""
-    card = folder / "README.md"
-    if not card.is_file() or (match := MARK.search(card.read_text("utf-8", "replace"))) is None:
-        return False
-    names = match["names"].strip("`").split("`, `")
-    return all(entry.name in names and not entry.is_dir() for entry in folder.iterdir())
 
 
 def facts_table(facts: dict[str, str]) -> str:

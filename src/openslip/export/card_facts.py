@@ -2,9 +2,13 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from openslip.data.remote.address import shown
 from openslip.evaluation import stored
@@ -63,6 +67,8 @@ def model_facts(bundle: Bundle) -> dict[str, str]:
         if bundle.architecture.get(key):
             facts[key.replace("_", " ")] = str(bundle.architecture[key])
     facts["parameters"] = f"{sum(weight.numel() for weight in bundle.model.parameters()):,}"
+    if dtype := rounded_to(bundle.model.state_dict()):
+        facts["rounding"] = f"all weights are {dtype} values, as in a file of this dtype"
     names = ("size", "resize", "resize_to", "interpolation", "mean", "std")
     shown = {name: getattr(transform, name) for name in names if getattr(transform, name) is not None}
     if not isinstance(bundle.model, TextEncoder):
@@ -70,6 +76,18 @@ def model_facts(bundle: Bundle) -> dict[str, str]:
     if tokenizer is not None:
         facts["tokenizer"] = settings_text({"_target_": type(tokenizer).__name__, **tokenizer.settings()})
     return facts
+
+
+def rounded_to(weights: Mapping[str, Tensor]) -> str | None:
+    """Return the 16-bit dtype that holds all weights without a change; None if there is none.
+
+    Single values are left out: a file of float16 has them in float32.
+    """
+    arrays = [weight for weight in weights.values() if weight.is_floating_point() and weight.ndim]
+    for dtype in (torch.float16, torch.bfloat16):
+        if all(torch.equal(weight.to(dtype).to(weight.dtype), weight) for weight in arrays):
+            return str(dtype).removeprefix("torch.")
+    return None
 
 
 def settings_text(settings: dict[str, Any]) -> str:

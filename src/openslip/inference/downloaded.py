@@ -71,7 +71,7 @@ def create(published: Published, stripped: Path) -> None:
         compare_checksum(source, f"download it again from {published.address}")
         checksum_file(stripped).unlink(missing_ok=True)  # this checksum belongs to an earlier copy
         with progress(f"stripping {published.name}"):
-            strip(source, stripped)
+            strip(source, stripped, force=True)
             write_checksum(stripped, digest(stripped))
     except UnwrittenError:
         raise

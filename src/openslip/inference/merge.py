@@ -28,6 +28,7 @@ from openslip.run.identity import flat
 from openslip.text.tokenizer import Tokenizer
 
 MOST_ALPHAS = 101
+MOST_DECIMALS = 20  # of an alpha, which is part of a file's name
 # Keys of an architecture that only say how a model starts its training.
 INITIAL = ("logit_scale_init", "logit_bias_init")
 STATISTICS = ("running_mean", "running_var")  # of batch norm
@@ -40,8 +41,8 @@ def alphas(text: str) -> list[Decimal]:
     They are decimal numbers, so that a range has 0.3 and not 0.30000000000000004.
 
     Raises:
-        UserError: the text has none of these forms, a weight is not from 0 to 1, the steps do not meet the end, or they
-            give more than MOST_ALPHAS weights.
+        UserError: the text has none of these forms, a weight is not from 0 to 1 or has more than MOST_DECIMALS, the
+            steps do not meet the end, or they give more than MOST_ALPHAS weights.
     """
     try:
         numbers = [Decimal(part) for part in text.replace(":", ",").split(",")]
@@ -60,6 +61,8 @@ def alphas(text: str) -> list[Decimal]:
         if not 0 < step <= 1 or end < start or (end - start) % step:
             raise UserError(f"--alpha {text}: steps of {step} do not lead from {start} to {end}; e.g. 0:1:0.1")
         numbers = [start + step * place for place in range(int((end - start) / step) + 1)]
+    if any(-int(number.as_tuple().exponent) > MOST_DECIMALS for number in numbers):
+        raise UserError(f"--alpha {text}: expected at most {MOST_DECIMALS} decimals")
     return [abs(number) for number in dict.fromkeys(numbers)]  # abs: -0 is 0
 
 

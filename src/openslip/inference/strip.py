@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openslip.durable import sync_folder
+from openslip.durable import is_running, sync_folder
 from openslip.errors import UserError
 from openslip.inference.files import UnwrittenError, checkpoint_file
 from openslip.inference.formats.openslip import write
@@ -27,6 +27,7 @@ def strip(
     text_heads: int | None = None,
     dtype: str = "float32",
     keep_head: bool = False,
+    force: bool = False,
 ) -> tuple[int, int]:
     """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
 
@@ -42,9 +43,10 @@ def strip(
         text_heads: as for `load`.
         dtype: `float32`, `float16` or `bfloat16`; the weights are stored in this dtype, and loaded as float32.
         keep_head: also keep the weights of the objective, such as SLIP's SSL head.
+        force: whether an existing file is replaced; it is kept if the new one is not written.
 
     Raises:
-        UserError: `load` refuses the source, or a weight overflows `dtype`.
+        UserError: the target exists, `load` refuses the source, or a weight overflows `dtype`.
         UnwrittenError: the target cannot be written.
     """
     source, target = checkpoint_file(local_file(source)), Path(target)
@@ -52,6 +54,8 @@ def strip(
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
     if source.is_dir() and target.exists() and target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"strip: {target} is a part of the checkpoint; name another file for the stripped one")
+    if target.is_file() and not force:
+        raise UserError(f"{target} exists: add --force to replace it, or name another file")
     with whole_file(target) as temporary:
         # Before `load`, which reuses the content that `peek` has cached, and then clears the cache.
         objective = objective_weights(source, format) if keep_head else {}
@@ -101,19 +105,6 @@ def remove_orphans(target: Path) -> None:
         match = pattern.fullmatch(path.name)
         if match and not is_running(int(match[1] or match[2])):
             path.unlink(missing_ok=True)
-
-
-def is_running(process: int) -> bool:
-    """Whether this machine runs another process of this id; False for the id of this process itself."""
-    if process == os.getpid():  # a file with this id was left by an earlier process
-        return False
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
 
 
 def objective_weights(source: Path, format: str | None) -> dict[str, Tensor]:  # noqa: A002

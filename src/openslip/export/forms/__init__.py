@@ -1,11 +1,9 @@
 """Forms in which models are exported, one file each; `names` finds every file in this folder.
 
 Contract of each file:
-- `NEEDS: tuple[str, ...]` are the import names of the packages that load the form, for its check.
-- `EXTRA: str | None` is the extra of OpenSLIP that installs them.
-- `WRITE_NEEDS: tuple[str, ...]` is optional: those of `NEEDS` that also write the form.
-- `check_needs(bundle: Bundle) -> tuple[str, ...]` is optional: further packages of the extra `hf` that the check of
-  this model needs.
+- `NEEDS: Packages` are the packages that load the form, for its check.
+- `WRITE_NEEDS: Packages` is optional: those that also write the form.
+- `check_needs(bundle: Bundle) -> Packages` is optional: further packages that the check of this model needs.
 - `write(bundle: Bundle, folder: Path) -> None` writes the files of the form into an empty folder. If the form cannot
   express the model, it raises a UserError that gives the reason and names the form that can.
 - `transform(bundle: Bundle) -> EvalTransform` is optional: the transform that the form defines, if it is not exactly

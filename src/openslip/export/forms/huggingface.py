@@ -19,6 +19,7 @@ from torch import nn
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.export import image_processor, structure
+from openslip.export.packages import Packages
 from openslip.export.read import Read
 from openslip.export.tokenizer_files import write_tokenizer
 from openslip.export.towers import other_heads
@@ -34,8 +35,7 @@ from openslip.text.sentencepiece_model import SentencePieceModel
 from openslip.text.tokenizer import Tokenizer
 from openslip.text.tokenizer_json import TokenizerJson
 
-NEEDS = ("transformers", "tokenizers")
-EXTRA = "hf"
+NEEDS = Packages(("transformers", "tokenizers"), "hf")
 ACTIVATIONS = {ours: theirs for theirs, ours in reversed(huggingface.ACTIVATIONS.items())}
 NAMED_IDS = (("bos", "start"), ("eos", "end"), ("pad", "end"))  # transformers' names, and those of our tokenizer
 LARGEST_ID = 2  # as the end token, it makes transformers pool the largest id

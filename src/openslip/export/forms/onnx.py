@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openslip.errors import UserError
 from openslip.export.onnx_towers import ImageGraph, TextGraph
+from openslip.export.packages import Packages
 from openslip.export.read import Read
 from openslip.export.tokenizer_files import write_tokenizer
 from openslip.export.towers import dual_encoder, pooled
@@ -30,9 +31,8 @@ from openslip.text.clip_bpe import ClipBpe
 from openslip.text.sentencepiece_model import SentencePieceModel
 from openslip.text.tokenizer import Tokenizer
 
-NEEDS: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime", "tokenizers")
-WRITE_NEEDS: tuple[str, ...] = ("onnx", "onnxscript")
-EXTRA: str | None = "onnx"
+NEEDS = Packages(("onnx", "onnxscript", "onnxruntime", "tokenizers"), "onnx")
+WRITE_NEEDS = Packages(("onnx", "onnxscript"), "onnx")
 IMAGE, TEXT, SETTINGS, VOCABULARY = "image.onnx", "text.onnx", "preprocessing.json", "tokenizer.json"
 LARGEST = 2_000_000_000  # bytes of weights in one file of ONNX; more are written to a file beside it
 NORMS = {f"{kind}Normalization" for kind in ("Batch", "Group", "Instance", "Layer", "RMS")}

@@ -18,6 +18,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.export.open_clip_image import image_part
 from openslip.export.open_clip_text import text_part
+from openslip.export.packages import Packages
 from openslip.export.read import Read
 from openslip.export.tokenizer_files import write_tokenizer
 from openslip.export.towers import dual_encoder
@@ -26,8 +27,7 @@ from openslip.text.bare_ids import BareIds
 from openslip.text.clip_bpe import ClipBpe
 from openslip.text.tokenizer import Tokenizer
 
-NEEDS: tuple[str, ...] = ("open_clip",)
-EXTRA: str | None = None
+NEEDS = Packages(("open_clip",))
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 ABSENT = "not in this folder"  # instead of a tokenizer's name
 
@@ -88,11 +88,11 @@ def has_own_rules(tokenizer: Tokenizer) -> bool:
     )
 
 
-def check_needs(bundle: Bundle) -> tuple[str, ...]:
+def check_needs(bundle: Bundle) -> Packages:
     """Return transformers if open_clip reads the model's tokenizer with it."""
     tokenizer = bundle.tokenizer
     is_written = tokenizer is not None and not isinstance(tokenizer, BareIds) and not has_own_rules(tokenizer)
-    return ("transformers",) if is_written else ()
+    return Packages(("transformers",), "hf") if is_written else Packages()
 
 
 def transform(bundle: Bundle) -> EvalTransform:

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from openslip.export.card_facts import public
+from openslip.export.packages import Packages
 from openslip.export.read import Read
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats import openslip
 from openslip.inference.load import load
 from openslip.models.text_encoder import TextEncoder
 
-NEEDS: tuple[str, ...] = ()
-EXTRA: str | None = None
+NEEDS = Packages()
 
 
 def write(bundle: Bundle, folder: Path) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
 from openslip.export.networks import differences
+from openslip.export.packages import Packages
 from openslip.export.read import Read
 from openslip.inference.bundle import Bundle
 from openslip.inference.formats.timm_image import IS_PROJECTION
@@ -31,8 +32,7 @@ from openslip.models.image_encoder import ImageEncoder
 from openslip.models.projected_image_encoder import ProjectedImageEncoder
 from openslip.models.timm_tower import TimmTower
 
-NEEDS: tuple[str, ...] = ("timm",)
-EXTRA: str | None = None
+NEEDS = Packages(("timm",))
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CROPS = {"shortest": "center", "squash": "squash"}  # timm's names of our ways to resize
 
