@@ -609,6 +609,7 @@ HOSTILE = [
     ("src/openslip/arrays.py", "stated > size - file.tell()", "False"),
     ("src/openslip/distributed.py", "gradient.clone(memory_format=torch.contiguous_format)", "gradient.contiguous()"),
     ("src/openslip/inference/strip.py", "load(temporary, allow=allow)", "pass"),
+    ("src/openslip/inference/strip.py", "if target.is_file() and not force:", "if False:"),
     ("src/openslip/inference/merge.py", "if alpha in (0, 1):", "if alpha == 2:"),
     ("src/openslip/inference/merge.py", "weights[0] * tensor.double()", "weights[0] * tensor"),
     ("src/openslip/inference/merge.py", "if changed and not computes_the_same(first, second, allow):", "if False:"),
@@ -823,11 +824,20 @@ EXPORTS = [
     (X + "check.py", "LIMIT_64 = 1e-8", "LIMIT_64 = 1e-4"),
     (X + "check.py", 'return 0 if name == "ids"', 'return 9 if name == "ids"'),
     (X + "export.py", "compare(bundle, temporary, form, allow) if check else None", "None"),
+    (X + "place.py", "or (any(target.iterdir()) and not is_export(target))", ""),
     (X + "forms/huggingface.py", '"layer_norm_eps": transformer.norm_eps', '"layer_norm_eps": 1e-5'),
     (X + "forms/huggingface.py", '("eos", "end"), ("pad", "end")', '("eos", "start"), ("pad", "end")'),
     (X + "image_processor.py", 'settings["crop"] = "floor"', "pass"),
     (X + "tokenizer_files.py", 'end["normalized"] = True', "pass"),
     (X + "transformers_names.py", "weight = weight.T", "pass"),
+    (X + "onnx_towers.py", "F.normalize(self.model.project_text(pooled), dim=-1)", "self.model.project_text(pooled)"),
+    (X + "onnx_towers.py", "dtype=torch.bool).tril()[None, None]", "dtype=torch.bool)[None, None]"),
+    (X + "onnx_towers.py", "argmax(dim=1) + 1", "argmax(dim=1)"),
+    (X + "forms/onnx.py", "dynamic_shapes=({0: batch},)", "dynamic_shapes=None"),
+    (X + "forms/onnx.py", "part.metadata_props.clear()", "pass"),
+    (X + "forms/onnx.py", '"end" if drops_end else "pad"', '"pad"'),
+    (X + "forms/onnx.py", 'value.detach().exp() if name == "logit_scale" else', "value.detach() if False else"),
+    (X + "forms/onnx.py", "external_data=num_bytes > LARGEST", "external_data=True"),
 ]
 
 FAULTS: list[tuple[str, str, str]] = [

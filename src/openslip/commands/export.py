@@ -35,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
         "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
     )
     parser.add_argument("--format", help="format of the checkpoint, or a module that reads it; detected by default")
-    parser.add_argument("--license", help="licence of the weights for the model card, such as mit or cc-by-nc-4.0")
+    parser.add_argument(
+        "--license",
+        help="licence of the weights for the model card, by its identifier on the hub, such as mit or "
+        "cc-by-nc-4.0; it is not checked",
+    )
     parser.add_argument(
         "--push", metavar="USER/NAME", help="upload the checked folder to this repository of the Hugging Face hub"
     )
