@@ -170,7 +170,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"image_tower": ARCHITECTURES["slip"]["image_tower"] | {"norm_eps": 1e-5}},
         r"to safetensors",
     ),
-    "CLIP's ResNet": ("clip_resnet", {}, r"a ClipResNet with these layers; use --to open_clip"),
+    "CLIP's ResNet": (
+        "clip",
+        {"image_tower": ARCHITECTURES["clip_resnet"]["image_tower"]},
+        r"a ClipResNet with these layers; use --to open_clip",
+    ),
     "CoCa": (
         "clip",
         {"text_tower": COCA | {"_target_": "openslip.models.coca_text.CocaText"}},
