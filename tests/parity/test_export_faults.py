@@ -328,7 +328,14 @@ def test_every_writer_has_every_fault() -> None:
             assert {kind for kind in KINDS if (row, kind) not in IMPOSSIBLE} <= FAULTS[row].keys()
 
 
-@pytest.mark.parametrize(("row", "fault"), [(row, fault) for row, faults in FAULTS.items() for fault in faults])
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [  # a graph for ONNX takes seconds
+        pytest.param(row, fault, marks=[pytest.mark.slow] if row == "onnx" else [])
+        for row, faults in FAULTS.items()
+        for fault in faults
+    ],
+)
 def test_a_planted_fault_is_refused_by_the_check(row: str, fault: str, folders: Folders, tmp_path: Path) -> None:
     bundle, folder = folders(row)
     damage, message = FAULTS[row][fault]
