@@ -1,4 +1,4 @@
-"""Write a model for another library, and check that this library computes the same features."""
+"""Write a model for another library, and check that the other library computes the same features as OpenSLIP."""
 
 import argparse
 import os
@@ -18,15 +18,17 @@ def parser() -> argparse.ArgumentParser:
         "openslip export",
         description=__doc__,
         epilog="Example: openslip export runs/NAME --to huggingface FOLDER. "
-        "The library of the form loads the folder in a process of its own. On 8 images and 8 captions, its "
+        "The library for which the folder is written loads it in a process of its own. On a few images and texts, its "
         "pixels, token ids and features are compared with ours, and the largest differences are printed. If one is "
-        "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1. The row "
-        "`crop` has no limit. Some forms crop images of some sizes one pixel elsewhere than OpenSLIP; the row is the "
-        "largest difference that this makes in their features.",
+        "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1. Some "
+        "libraries crop images of some sizes with a shift of one pixel. Then one more difference, `crop`, is printed: "
+        "the largest that this shift makes in the features of these images. It has no limit.",
     )
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="folder to write")
-    parser.add_argument("--to", required=True, choices=forms.names(), help="form of the folder")
+    parser.add_argument(
+        "--to", required=True, choices=forms.names(), help="library or format for which the folder is written"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing folder, once the new one is checked")
     parser.add_argument(
         "--no-check", action="store_true", help="do not load the folder with its library; the model card says so"
