@@ -28,8 +28,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "settings", "before", "deviates"),
-    [("as_it_is", [], "", False), ("half_rate", ["optim.lr=4.0e-4"], "", True), ("shifted", [], PLANT, True)],
+    ("name", "settings", "before", "deviating"),
+    [
+        ("as_it_is", [], "", None),
+        ("half_rate", ["optim.lr=4.0e-4"], "", "train/logit_scale"),
+        ("shifted", [], PLANT, "train/clip_loss"),
+    ],
 )
 def test_the_first_steps_of_a_run_deviate_only_with_a_planted_fault(
     name: str, settings: list[str], before: str, deviating: str | None, workplace: Path

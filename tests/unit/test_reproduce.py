@@ -234,6 +234,13 @@ def test_another_setting_deviates_and_is_named(curves: Path, folder: Folder, cap
     assert "DEVIATES" not in printed
 
 
+def test_of_many_other_settings_some_are_printed(curves: Path, folder: Folder, capsys: pytest.CaptureFixture[str]):
+    code, printed = compared(folder(5, {"model": {f"key{number}": number for number in range(12)}}), capsys)
+    assert code == 1
+    assert printed.count("another setting: ") == 8
+    assert "  and 5 more settings\n" in printed
+
+
 def test_hardware_and_places_may_differ(curves: Path, folder: Folder, capsys: pytest.CaptureFixture[str]):
     changes = {
         "trainer.precision": "32-true",

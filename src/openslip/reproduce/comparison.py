@@ -27,6 +27,7 @@ NUM_WINDOWS = 10
 LEAST_SPREAD = 0.005  # floor of a curve's spread, relative to its value
 SMALLEST = 1e-9  # stands for 0, such as the loss of a term that is switched off
 ASSUMED_SPREAD = 0.2  # points; for published figures, of which one run is known
+MOST_SETTINGS = 8  # that are printed
 
 SPREAD = "their standard deviation, or a floor if that is larger"
 PUBLISHED = f"{ASSUMED_SPREAD} points, which is assumed: one run was published"
@@ -196,7 +197,9 @@ def comparison_lines(comparison: Comparison, run: Finished, entry: Entry, record
         lines.append(f"  {row.name:28} {numbers} {'DEVIATES' if row.deviates else ''}".rstrip())
         lines += [f"    largest difference: {row.where}"] if row.where else []
     lines += [f"  {note}" for note in comparison.notes]
-    lines += [f"  another setting: {setting}" for setting in comparison.settings]
+    lines += [f"  another setting: {setting}" for setting in comparison.settings[:MOST_SETTINGS]]
+    if (num_others := len(comparison.settings) - MOST_SETTINGS) > 0:
+        lines.append(f"  and {num_others} more settings")
     lines += [f"  missing: {column}" for column in comparison.missing]
     if comparison.deviates:
         return [*lines, "deviates"]
