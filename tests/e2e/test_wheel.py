@@ -50,4 +50,5 @@ def test_the_wheel_trains_and_predicts_outside_the_clone(tmp_path: Path):
     predicted = openslip("predict", "red.png", "--checkpoint", "runs/w", "--labels", "red ring,blue ring")
     assert "red ring" in predicted
     assert "%" in predicted
+    assert " 3 seeds\n" in openslip("reproduce")
     assert "97 of 97 quantities within tolerance" in openslip("verify")

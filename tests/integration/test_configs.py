@@ -29,8 +29,9 @@ OPTIONS = [
     (group, path.stem)
     for group in GROUPS
     for path in sorted((config_folder() / group).glob("*.yaml"))
-    # Recipes, methods and sizes are parts of models; sweeps are files for W&B, and the catalogue for `data get`.
-    if group not in ("experiment", "recipe", "method", "size", "sweeps", "catalogue")
+    # Recipes, methods and sizes are parts of models; sweeps are files for W&B, the catalogue is for `data get`, and
+    # rungs are for `openslip reproduce`.
+    if group not in ("experiment", "recipe", "method", "size", "sweeps", "catalogue", "reproduce")
     # Datasets that are obtained by hand: tests/unit/test_name_tables.py composes them.
     and "first_found" not in path.read_text()
     and path.stem != "suite"

@@ -840,6 +840,33 @@ EXPORTS = [
     (X + "forms/onnx.py", "external_data=num_bytes > LARGEST", "external_data=True"),
 ]
 
+R = "src/openslip/reproduce/"
+LADDER = [
+    (R + "comparison.py", "LIMIT = 5.0", "LIMIT = 2.0"),
+    (R + "comparison.py", "LIMIT = 5.0", "LIMIT = 50.0"),
+    (R + "comparison.py", "not abs(self.difference) <= LIMIT", "abs(self.difference) > LIMIT and self.where == ''"),
+    (R + "comparison.py", "bool(self.settings or self.missing)", "bool(self.missing)"),
+    (R + "comparison.py", "bool(self.settings or self.missing)", "bool(self.settings)"),
+    (R + "comparison.py", "np.maximum(relative, pooled)", "relative"),
+    (R + "comparison.py", "max(math.sqrt(np.mean(relative**2)), LEAST_SPREAD)", "math.sqrt(np.mean(relative**2))"),
+    (R + "comparison.py", "set(logged).intersection(*stored)", "set(logged)"),
+    (R + "comparison.py", " if (step - 1) * NUM_WINDOWS // end < num_whole]", "]"),
+    (R + "comparison.py", "return max(rows, key=lambda", "return max(rows[:-1], key=lambda"),
+    (R + "comparison.py", "return max(rows, key=lambda", "return max(rows[-1:], key=lambda"),
+    (R + "curves.py", "column in LOGGED or", "column == LOGGED[0] or"),
+    (R + "comparison.py", "max(spread, figure.standard_error(mean))", "spread"),
+    (R + "finished.py", 'different |= {f"trainer.{key}"', '_ = {f"trainer.{key}"'),
+    (R + "finished.py", "and not is_moved(value, wanted)", ""),
+    (R + "finished.py", "if seed in curves:", "if False:"),
+    (R + "curves.py", "max(values.values()) if best else values[max(values)]", "max(values.values())"),
+    ("src/openslip/commands/_published_files.py", "TOLERANCE = 0.1", "TOLERANCE = 1.0"),
+    (
+        "src/openslip/commands/_published_files.py",
+        'if parts or record["problems"] else ""',
+        'if record["problems"] else ""',
+    ),
+]
+
 FAULTS: list[tuple[str, str, str]] = [
     *WORDS,
     *LABELLED,
@@ -854,6 +881,7 @@ FAULTS: list[tuple[str, str, str]] = [
     *REPORT,
     *FORMATS,
     *EXPORTS,
+    *LADDER,
     *HOSTILE,
     *CONFIGS,
 ]

@@ -1,0 +1,91 @@
+"""The ladder as a table for the terminal: what each run needs, costs and should give, and where it has been run."""
+
+import statistics
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from openslip.reproduce.curves import Recorded, read_recorded
+from openslip.reproduce.rungs import Entry, Rung
+
+WIDTH = 80
+NAME, EXPECTED, COST = 26, 23, 12  # widths of the first columns
+HEAD = (
+    "Runs from a laptop to the paper. `openslip reproduce NAME` trains one and compares it with the stored curves; "
+    "`openslip reproduce NAME --run RUN` compares a run that exists. Figures are in per cent; those of seeds are their "
+    "mean (lowest to highest). est.: estimated, not measured."
+)
+
+
+def ladder_lines(rungs: Sequence[Rung], folder: Path) -> Iterator[str]:
+    """Yield the lines of the table.
+
+    Args:
+        rungs: the rungs, the lowest first.
+        folder: folder of stored curves.
+    """
+    yield from textwrap.wrap(HEAD, WIDTH)
+    for rung in rungs:
+        yield ""
+        yield from rung_lines(rung)
+        yield f"    {'NAME':{NAME}} {'expected':{EXPECTED}} {'time':{COST}} run"
+        for entry in rung.entries.values():
+            yield from entry_lines(entry, read_recorded(entry.name, folder))
+
+
+def rung_lines(rung: Rung) -> Iterator[str]:
+    """Yield what a rung is and needs."""
+    texts = (f"({rung.letter}) {rung.meaning}", f"    needs: {rung.needs}", f"    machine: {rung.machine}")
+    for text in texts:
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False)
+
+
+def entry_lines(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
+    """Yield a run's row, and a line for each further figure and for the machines that ran it."""
+    first, *others = entry.figures
+    where = "not run" if recorded is None else f"{len(recorded.curves)} seeds"
+    figure = expected(entry, first, recorded)
+    yield f"    {entry.name:{NAME}} {figure:{EXPECTED}} {cost(entry, recorded):{COST}} {where}"
+    for column in others:
+        yield f"    {'':{NAME}} {expected(entry, column, recorded):{EXPECTED}}".rstrip()
+    for line in () if recorded is None else dict.fromkeys(map(machine_line, recorded.runs)):
+        yield from textwrap.wrap(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
+
+
+def machine_line(run: dict[str, object]) -> str:
+    """Say where a recorded run was trained."""
+    return f"run on {run['machine']}, {run['precision']}, torch {run['torch']}"
+
+
+def expected(entry: Entry, column: str, recorded: Recorded | None) -> str:
+    """Return the expected value of a figure with its spread over the seeds, or the published one."""
+    if recorded is not None and (values := recorded.figures(entry, column)):
+        return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    published = entry.published_figure() if column == next(iter(entry.figures)) else None
+    if published is None:
+        return "not measured"
+    kind = "best" if entry.best else "" if entry.accuracy == "zero_shot" else entry.accuracy
+    return f"{published:.1f} published" + (f" ({kind})" if kind else "")
+
+
+def cost(entry: Entry, recorded: Recorded | None) -> str:
+    """Return the time of a run: measured, estimated or unknown."""
+    if recorded is not None and (minutes := recorded.minutes()) is not None:
+        return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return "not measured" if entry.hours is None else f"{entry.hours:g} h est."
+
+
+def entry_details(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
+    """Yield what a run should give and costs, and its commands."""
+    yield entry.name
+    for column, figure in entry.figures.items():
+        yield f"    expected: {figure.what}, in per cent {expected(entry, column, recorded)}"
+    yield f"    time: {cost(entry, recorded)}"
+    yield from (f"    {command}" for command in commands(entry))
+
+
+def commands(entry: Entry) -> list[str]:
+    """Return the commands of a run: its plan, if it takes hours, the training, and what its figures need after it."""
+    settings = " ".join(entry.settings)
+    plan = [f"openslip plan {settings}"] if entry.hours is not None else []
+    return [*plan, f"openslip train {settings}".rstrip(), *entry.after]
