@@ -243,7 +243,7 @@ def start(folder: Path, arguments: list[str], ranks: int = 1) -> list[Process]:
     for number in range(ranks):
         place = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks)}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        place["OPENSLIP_CACHE"] = str(folder / "cache")
+        place |= {"OPENSLIP_CACHE": str(folder / "cache"), "EVALUATION_DATA": str(folder / "sets")}
         log = folder / f"log{number}"
         log.unlink(missing_ok=True)
         started.append(Process(fork(run, arguments, str(folder), str(log), place), log))

@@ -20,6 +20,7 @@ from openslip.config.folder import config_folder
 from openslip.data.class_names import letters
 from openslip.data.sources.image_folder import ImageFolder
 from openslip.data.sources.subset import Subset
+from openslip.data.sources.torchvision_set import LOCATIONS
 from openslip.errors import UserError
 from openslip.evaluation.class_names import class_names
 from openslip.evaluation.features import text_features
@@ -410,6 +411,18 @@ def test_a_config_has_the_metric_and_the_split_of_slip(name: str):
     if "torchvision" in places and name != "sun397":
         arguments = places["torchvision"]["arguments"]
         assert {key: value for key, value in arguments.items() if key != "annotation_level"} == stated
+
+
+def test_folders_of_classes_are_not_taken_for_torchvisions_layout():
+    both = [config["source"]["places"] for config in CONFIGS.values() if "torchvision" in config["source"]["places"]]
+    folders = {
+        places["torchvision"]["dataset"]: places["folders"]["root"].partition("}/")[2]
+        for places in both
+        if "folders" in places
+    }
+    assert len(folders) > 10
+    taken = {name for name, folder in folders.items() if Path(folder).is_relative_to(LOCATIONS[name])}
+    assert taken == {"Country211"}  # of which torchvision reads the same folders
 
 
 def test_configs_expect_the_published_numbers_of_samples():

@@ -39,7 +39,7 @@ LOCATIONS = {
     "FashionMNIST": "FashionMNIST/raw",
     "Flowers102": "flowers-102",
     "Food101": "food-101",
-    "GTSRB": "gtsrb",
+    "GTSRB": "gtsrb/GTSRB",
     "MNIST": "MNIST/raw",
     "OxfordIIITPet": "oxford-iiit-pet",
     "PCAM": "pcam",
