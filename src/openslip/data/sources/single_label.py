@@ -20,7 +20,7 @@ class SingleLabel(Source):
 
     def __init__(self, source: Source) -> None:
         if (vectors := source.label_vectors) is None:
-            raise UserError("samples of a single label: the source has no label vectors")
+            raise UserError("single label: the source has no label vectors; expected a multi-label dataset")
         self.source = source
         self.rows = np.flatnonzero(vectors.sum(axis=1, dtype=np.int64) == 1)
         self.labels = vectors[self.rows].argmax(axis=1)
