@@ -15,8 +15,8 @@ from openslip.objectives.equal_pairs import Roles
 class ContainedWords:
     """Says which captions have only words of an image's own captions: such pairs are positives.
 
-    The words of all ranks are gathered, so the constructor is a collective call on all ranks. Memory is the square of
-    the global batch's number of different words times 4 bytes, or less.
+    The words of all ranks are gathered, so the constructor is a collective call on all ranks. Two float32 matrices hold
+    one number for each sample of the global batch and each of the batch's different words.
 
     Args:
         words: keys of the distinct words of this rank's samples, 0 beyond the last.
