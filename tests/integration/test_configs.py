@@ -2,6 +2,7 @@
 
 import math
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ MODELS = [
 METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
 OTHER_MODELS = [f"{method}_tiny" for method in METHODS if f"{method}_tiny" not in MODELS]
 OPTIONS += [("model", model) for model in (*MODELS, *OTHER_MODELS, "filip_rn50", "declip_rn50", "siglip_vitb16")]
-LAPTOP = ["laptop_lit", "laptop_lit_transformer"]  # on a dataset of a package, without a published row
-PUBLISHED = sorted({path.stem for path in (config_folder() / "experiment").glob("*.yaml")} - {*LAPTOP})
+LAPTOP_LIT = ["laptop_lit", "laptop_lit_transformer"]  # on a dataset of a package, without a published row
+LAPTOP_SCRATCH = ["laptop_clip", "laptop_siglip", "laptop_slip"]
+PUBLISHED = sorted(
+    {path.stem for path in (config_folder() / "experiment").glob("*.yaml")} - {*LAPTOP_LIT, *LAPTOP_SCRATCH}
+)
 # What an option leaves for the user to say.
 ALSO = {
     ("objective", "declip"): ["tokenizer.mask_token=true"],
@@ -81,10 +85,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_shard(folder / "shards.tar", picture)
     for split in ("train", "val", "unseen"):
         (folder / "openclipart" / split).mkdir(parents=True)
-        caption = "a bee" if split == "unseen" else "an ant"
-        write_shard(folder / "openclipart" / split / "0.tar", picture, caption)
-    for role, name in (("seen", "an ant"), ("unseen", "a bee")):
-        (folder / "openclipart" / f"{role}-names.txt").write_text(f"{name}\n")
+        captions = ("a bee",) * 3 if split == "unseen" else ("an ant", "an ant", "a wasp")
+        write_shard(folder / "openclipart" / split / "0.tar", picture, captions)
+    for role, names in (("seen", "an ant\na wasp\n"), ("unseen", "a bee\n")):
+        (folder / "openclipart" / f"{role}-names.txt").write_text(names)
     (folder / "glove_6b_50d").mkdir()
     (folder / "glove_6b_50d" / "vectors.txt").write_text("ant 1 0\nbee 0 1\n")
     for name in ("yfcc15m", "yfcc15m_v2", "cc3m", "cc12m", "coco", "redcaps"):
@@ -93,10 +97,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"folder": str(folder)}
 
 
-def write_shard(path: Path, picture: Image.Image, caption: str = "an ant") -> None:
+def write_shard(path: Path, picture: Image.Image, captions: Sequence[str] = ("an ant",) * 3) -> None:
     picture.save(path.with_suffix(".jpg"))
     with tarfile.open(path, "w") as tar:
-        for key in range(3):
+        for key, caption in enumerate(captions):
             for suffix, text in (("txt", caption), ("json", '{"title": "an ant"}'), ("cls", "0")):
                 member = path.with_suffix(f".{suffix}")
                 member.write_text(text)
@@ -292,11 +296,14 @@ def test_a_sweep_composes_the_models_that_training_composes():
     assert swept.model.image_tower.name == "vit_base_patch16_224"
 
 
-@pytest.mark.parametrize("experiment", LAPTOP)
+@pytest.mark.parametrize("experiment", [*LAPTOP_LIT, *LAPTOP_SCRATCH])
 def test_an_experiment_on_openclipart_builds(files: dict, monkeypatch: pytest.MonkeyPatch, experiment: str):
     monkeypatch.chdir(Path(files["folder"]))
     config = compose_with(files, monkeypatch, [f"experiment={experiment}"])
-    assert (config["trainer"]["max_epochs"], config["towers"]["image"]["locked"]) == (30, True)
+    is_lit = experiment in LAPTOP_LIT
+    assert config["trainer"]["max_epochs" if is_lit else "max_steps"] == (30 if is_lit else 250)
+    assert config["towers"]["image"]["locked"] == is_lit
+    assert (config["evaluation"]["openclipart"]["unseen"] is None) == (experiment != "laptop_lit")
     build_all({**config, "global_batch_size": 2})
 
 

@@ -87,7 +87,7 @@ def test_the_loss_is_clips_with_a_locked_tower():
     encoder: Any = model
     encoder.image_tower.lock()
     batch = small_batch(6)
-    lit = LiT(gather_with_grad=True, max_logit_scale=4.6052, same_caption="negative")
+    lit = LiT(gather_with_grad=True, max_logit_scale=4.6052, same_caption="negative", contained_caption="negative")
     expected = clip.terms(encoder, clip.encode(encoder, batch))
     terms = lit.terms(encoder, lit.encode(encoder, {**batch, "image_features": encoder.image_tower(batch["image"])}))
     assert terms["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-12)

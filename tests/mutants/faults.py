@@ -57,6 +57,18 @@ LOSSES = [
     (OBJECTIVES + "equal_pairs.py", "_scrambled(places + seed)) * is_real", "_scrambled(places + seed))"),
     (OBJECTIVES + "equal_pairs.py", "(text.long() + 1) * _STEP", "text.long() * 0"),
     (OBJECTIVES + "equal_pairs.py", "equal & ~own", "equal"),
+    (
+        OBJECTIVES + "contained_words.py",
+        "self.missing[rows] @ self.captions[columns].T == 0",
+        "self.captions[rows] @ self.captions[columns].T > 0",
+    ),
+    (OBJECTIVES + "contained_words.py", "drawn.float()", "torch.ones_like(drawn).float()"),
+    (
+        OBJECTIVES + "contained_words.py",
+        "gather(words, with_grad=False), gather(drawn, with_grad=False)",
+        "words, drawn",
+    ),
+    (OBJECTIVES + "lit.py", "model.logit_scale.exp(), contained", "model.logit_scale, contained"),
     (OBJECTIVES + "unicl.py", 'features["label"], role', "None, role"),
     (OBJECTIVES + "objective.py", "setattr(self.get_submodule(module), attribute, number)", "pass"),
     (OBJECTIVES + "tiled.py", "to_scale += (texts[own] * to_text).sum() / scale", "pass"),

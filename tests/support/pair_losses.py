@@ -7,6 +7,7 @@ import torch
 from on_ranks import mean_over_ranks, rank_slice
 from torch import Tensor
 
+from openslip.objectives.contained_words import ContainedWords
 from openslip.objectives.equal_info_nce import equal_info_nce
 from openslip.objectives.equal_pairs import EqualPairs
 from openslip.objectives.siglip import sigmoid_loss
@@ -115,3 +116,34 @@ def pair_loss(
     assert gradients[1] is not None
     mean = mean_over_ranks(value.detach().clone())
     return mean, gradients[0], gradients[1], of_scale, of_bias, mean_over_ranks(accuracy)
+
+
+WORDS = 7  # places for the words of a sample
+
+
+def words_of_pairs(rows: int) -> tuple[Tensor, Tensor]:
+    """Keys of each sample's one to five words, of few different ones, and which of them are in its caption."""
+    generator = torch.Generator().manual_seed(rows)
+    words = torch.zeros(rows, WORDS, dtype=torch.int64)
+    for place in range(rows):
+        own = torch.randperm(8, generator=generator)[: 1 + place % 5]
+        words[place, : len(own)] = (1 << 60) + own  # keys that float32 cannot tell apart
+    drawn = torch.zeros(rows, WORDS, dtype=torch.bool)
+    drawn[:, 0] = True
+    drawn[::3, 1] = words[::3, 1] > 0
+    return words, drawn
+
+
+def contained_loss(batch: Pairs, tile: int | None) -> tuple[Tensor, ...]:
+    """InfoNCE with captions of contained words as positives, gradients of this rank's features and of the scale."""
+    image, text = (rank_slice(x).clone().requires_grad_() for x in (batch.image, batch.text))
+    scale = torch.tensor(SCALE, dtype=torch.float64, requires_grad=True)
+    contained = ContainedWords(*map(rank_slice, words_of_pairs(len(batch.image))))
+    images, texts = (Features(x, gather_with_grad=True) for x in (image, text))
+    with in_tiles(tile):
+        value, _ = equal_info_nce(images, texts, scale, contained)
+        value.backward()
+    assert image.grad is not None
+    assert text.grad is not None
+    assert scale.grad is not None
+    return mean_over_ranks(value.detach().clone()), image.grad, text.grad, mean_over_ranks(scale.grad)

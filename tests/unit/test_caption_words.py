@@ -11,7 +11,7 @@ from views import sample_of
 
 from openslip.data.captions.augment import RandomEdits
 from openslip.data.captions.choice import Caption
-from openslip.data.captions.drawn_words import DrawnWords
+from openslip.data.captions.drawn_words import DrawnWords, word_key
 from openslip.data.captions.hard import HardCaption, hard_negative, read_classes
 from openslip.data.captions.shortened import ShortenedCaption
 from openslip.data.captions.thesaurus import PACKAGED, STOP_WORDS, synonyms
@@ -301,9 +301,18 @@ def test_drawn_words_are_a_share_of_all_distinct_words_in_their_order():
     # A word is drawn with probability 0.6: six standard deviations of 100 draws are 30.
     assert all(abs(count - 60) < 30 for count in counts.values())
     assert len({tuple(text) for text in texts}) == 10
-    assert view.draw(two, np.random.default_rng(3)) == {"text": " ".join(texts[3])}
+    assert view.draw(two, np.random.default_rng(3))["text"].split() == texts[3]
     assert DrawnWords(tokenizer=TOKENIZER, share=1).draw(two, np.random.default_rng(0))["text"].split() == words
-    columns = view.collate([{"text": "two red cats"}])
+    columns = view.collate([{**view.draw(two, np.random.default_rng(0)), "text": "two red cats"}])
     assert TOKENIZER.decode(columns[""][0, 1 : int(columns["length"][0]) - 1].tolist()).strip() == "two red cats"
     with pytest.raises(UserError, match=r"share=0: expected a share of the words"):
         DrawnWords(tokenizer=TOKENIZER, share=0)
+
+
+def test_drawn_words_say_which_words_a_sample_has_and_which_were_drawn():
+    view = DrawnWords(tokenizer=TOKENIZER, share=0.5)
+    for seed in range(9):
+        drawn = view.draw(sample("Two red Cats", "cats, one dog"), np.random.default_rng(seed))
+        assert drawn["words"][:5].tolist() == [word_key(word) for word in ("two", "red", "cats", "one", "dog")]
+        assert not drawn["words"][5:].any()
+        assert drawn["words"][drawn["drawn"]].tolist() == [word_key(word) for word in drawn["text"].split()]

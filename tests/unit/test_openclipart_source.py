@@ -6,6 +6,7 @@ import pytest
 from shard_files import jpeg, write_tar
 
 from openslip.data.sources.openclipart import named, openclipart
+from openslip.data.sources.single_label import SingleLabel
 from openslip.errors import UserError
 
 DRAWINGS = [("tabby", "animal, cat"), ("a cathedral", "building"), ("rings", "ring, gold"), ("stray", "cat, night")]
@@ -55,3 +56,14 @@ def test_what_is_missing_is_named_with_the_command_that_gets_it(root: str, tmp_p
     (tmp_path / "seen-names.txt").unlink()
     with pytest.raises(UserError, match=r"seen-names\.txt is missing.*delete it, and repeat"):
         named(root, "val")
+
+
+def test_drawings_of_a_single_name_are_labelled_with_it(root: str):
+    (Path(root) / "seen-names.txt").write_text("cat\nring\ngold\n")
+    source = SingleLabel(named(root, "val"))
+    labelled = [(source[index].captions[0], source[index].label) for index in range(len(source))]
+    assert labelled == [("tabby", 0), ("stray", 0)]  # "rings" is a ring and gold
+    assert source.classes == ["cat", "ring", "gold"]
+    assert source.fingerprint != named(root, "val").fingerprint
+    with pytest.raises(UserError, match="the source has no label vectors; expected a multi-label dataset"):
+        SingleLabel(openclipart(root, "val"))
