@@ -40,8 +40,11 @@ LAYOUTS = ("folders", "lists", "wds", "torchvision")
 RESULTS = Path("runs/one/evaluations/step-000003")
 
 
-def under(root: str, data: Path) -> Path:
-    return data / root.removeprefix("${oc.env:EVALUATION_DATA,data/evaluation}").lstrip("/")
+def folder_of(root: str, place: Path) -> Path:
+    """The folder that a config names by an environment variable, of which only EVALUATION_DATA is set."""
+    variable, _, rest = root.removeprefix("${oc.env:").partition("}")
+    name, _, default = variable.partition(",")
+    return place / {"EVALUATION_DATA": "sets"}.get(name, default) / rest.lstrip("/")
 
 
 def image(label: int, number: int) -> Image.Image:
@@ -57,12 +60,14 @@ def classes_of(config: dict[str, Any]) -> list[str]:
     return [next((name for name in reversed(spellings) if name), "") for spellings in table.spellings]
 
 
-def write_set(config: dict[str, Any], layout: str, data: Path) -> bool:
+def write_set(config: dict[str, Any], layout: str, place: Path) -> bool:
     """Write a copy with one or two images of each class; False for a set that is not read from this layout."""
     source = config["source"]["places"].get(layout)
     if source is None or source.get("dataset", "MNIST") not in TORCHVISION or "objectnet" in source["_target_"]:
         return False
-    root, classes = under(source["root"], data), classes_of(config)
+    root, classes = folder_of(source["root"], place), classes_of(config)
+    if layout in ("folders", "wds") and root.exists():
+        return True  # written for another evaluation of ImageNet
     every = [(label, number) for label in range(len(classes)) for number in range(label % 2 + 1)]
     if layout == "torchvision":
         layouts.TORCHVISION[source["dataset"]][1](root, classes)
@@ -90,7 +95,7 @@ def test_all_sets_of_a_layout_have_the_same_files_on_any_number_of_ranks(
 ):
     place = write_place(tmp_path / "place")
     monkeypatch.chdir(place)
-    names = [name for name, config in SETS.items() if write_set(config, layout, place / "sets")]
+    names = [name for name, config in SETS.items() if write_set(config, layout, place)]
     files = []
     for ranks in (1, 2, 3):
         settings = [f"evaluation.{name}.{key}" for name in names for key in ("num_workers=0", "templates=[a {}.]")]

@@ -1,4 +1,4 @@
-"""Show the ladder of runs from a laptop to the paper, train one of them, and compare it with its stored curves."""
+"""List runs of increasing cost, from a laptop to the SLIP paper; train one, and compare it with known results."""
 
 import argparse
 import shlex
@@ -18,11 +18,19 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "openslip reproduce",
         description=__doc__,
-        epilog="Without NAME, the ladder is listed. openslip reproduce NAME trains the run in runs/NAME_seed0 and "
-        "compares it. The exit code is 1 if a curve or a result differs by more than another seed explains, or if a "
-        "setting differs. docs/REPRODUCING.md describes the comparison.",
+        epilog="Without NAME, the runs are listed. openslip reproduce NAME trains one in runs/NAME_seed0 and compares "
+        "it with stored curves of three seeds, or with the published accuracy. For SimCLR it prints the commands that "
+        "evaluate and compare the run. The exit code is 1 if a difference is larger than that between seeds, if a "
+        "result is missing, or if a setting that affects the result is another one; the seed and the precision may "
+        "be others. docs/REPRODUCING.md describes the comparison.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="run or rung of the ladder, or published")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="a run of the list; or a file of configs/reproduce/ with several runs, which are then only shown; or the "
+        "word published",
+    )
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="settings of the training, such as seed=3 or trainer=ddp"
     )

@@ -1,4 +1,6 @@
-"""Reads LaCLIP's models of CC3M, CC12M and RedCaps (LijieFan/LaCLIP, models.py); those of LAION are open_clip's.
+"""Reads LaCLIP's models trained on CC3M, CC12M and RedCaps (LijieFan/LaCLIP, models.py).
+
+LaCLIP's models trained on LAION have open_clip's format.
 
 The names are those of facebookresearch/SLIP. The image tower also normalises queries and keys
 per head, so the shape of this norm shows the number of heads.
