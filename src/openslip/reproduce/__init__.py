@@ -1,1 +1,1 @@
-"""The ladder of runs from a laptop to the paper: what each run should give, and whether a finished run gives it."""
+"""Runs of increasing cost, from a laptop to the paper: what each should give, and whether a finished run gives it."""
