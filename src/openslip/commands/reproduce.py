@@ -1,4 +1,4 @@
-"""List runs of increasing cost, from a laptop to the SLIP paper; train one, and compare it with known results."""
+"""List runs, from runs on a laptop to those of the SLIP paper; train one, and compare it with known results."""
 
 import argparse
 import shlex
@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="Without NAME, the runs are listed. openslip reproduce NAME trains one in runs/NAME_seed0 and compares "
         "it with stored curves of three seeds, or with the published accuracy. For SimCLR it prints the commands that "
         "evaluate and compare the run. The exit code is 1 if a difference is larger than that between seeds, if a "
-        "result is missing, or if a setting that affects the result is another one; the seed and the precision may "
-        "be others. docs/REPRODUCING.md describes the comparison.",
+        "result is missing, or if a setting that affects the result differs from that of the listed run; the seed and "
+        "the precision may differ. docs/REPRODUCING.md describes the comparison.",
     )
     parser.add_argument(
         "name",

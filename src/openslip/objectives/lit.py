@@ -25,7 +25,8 @@ class LiT(CLIP):
             image's captions: `negative`, or `positive`, for which `text` must be the view `DrawnWords`.
 
     Raises:
-        UserError: `contained_caption` has another value, or `same_caption` is set beside `positive`, which includes it.
+        UserError: `contained_caption` has another value, or it is `positive` and `same_caption` is not `negative`:
+            equal captions are then positives in any case.
     """
 
     def __init__(
