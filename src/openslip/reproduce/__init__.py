@@ -1,1 +1,1 @@
-"""Runs from a laptop's to the paper's: what each should give, and whether a finished run gives it."""
+"""Runs to reproduce, from a laptop to the paper: what each should give, and whether a finished run gives it."""

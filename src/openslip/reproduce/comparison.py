@@ -1,7 +1,7 @@
 """Comparison of a run with the stored curves of the same recipe, in spreads.
 
-A spread is the standard deviation of the stored seeds. A difference counts as a deviation from `LIMIT` spreads on: with
-three seeds, 95 % of the runs of another seed lie within that (Student's t with two degrees of freedom).
+A spread is the standard deviation of the stored seeds. A difference of more than `LIMIT` spreads counts as a deviation:
+with three seeds, 95 % of the runs of another seed lie within that (Student's t with two degrees of freedom).
 
 Each curve is averaged over ten equal windows of the run, because single batches are noisy. Three seeds often agree by
 chance in one window, so the spread of a window is at least the root mean square of the relative spreads of all windows.
@@ -66,7 +66,7 @@ class Comparison(NamedTuple):
 
     Attributes:
         rows: curves, and the figures that the run has.
-        settings: settings in which the run is not one of the recipe.
+        settings: settings in which the run differs from the recipe.
         missing: figures that the run does not have.
         notes: lines about what was compared.
     """
@@ -83,11 +83,11 @@ class Comparison(NamedTuple):
 
 
 def compare(run: Finished, entry: Entry, given: Mapping[str, object], recorded: Recorded | None) -> Comparison:
-    """Compare a run with the ladder.
+    """Compare a run with the known results of the run that it repeats.
 
     Args:
         run: the run; of an unfinished one, the curves so far are compared.
-        entry: the run of the ladder.
+        entry: the run that it repeats.
         given: config or identity of that run.
         recorded: its stored curves; None if only a published figure is known.
     """
@@ -103,7 +103,7 @@ def compare(run: Finished, entry: Entry, given: Mapping[str, object], recorded: 
 
 
 def other_circumstances(run: Finished, recorded: Recorded) -> list[str]:
-    """Say in which circumstances that may change a result a run differs from the stored ones."""
+    """Name the circumstances that differ from those of the stored runs and may change a result."""
     facts = circumstances(run.folder)
     meanings = {"precision": "precision", "data": "fingerprint of the data"}
     return [
@@ -122,7 +122,7 @@ def expected_values(entry: Entry, column: str, recorded: Recorded | None) -> lis
 
 
 def figure_row(column: str, value: float, known: Sequence[float], figure: Figure) -> Row:
-    """Compare a figure; its spread is at least the standard error of an accuracy on so many images."""
+    """Compare a figure; its spread is at least the standard error of an accuracy on `figure.images` images."""
     mean = statistics.mean(known)
     spread = statistics.stdev(known) if len(known) > 1 else ASSUMED_SPREAD
     return Row(column, value, mean, max(spread, figure.standard_error(mean)))

@@ -39,7 +39,7 @@ class Recorded(NamedTuple):
     runs: list[dict[str, Any]]
 
     def figures(self, entry: Entry, column: str) -> list[float]:
-        """Return a figure of each seed."""
+        """Return the value of a result, such as an accuracy, for each seed that has it."""
         values = (final(columns, column, best=entry.best) for columns in self.curves.values())
         return [value for value in values if value is not None]
 

@@ -41,7 +41,7 @@ def read_run(folder: Path, entry: Entry) -> Finished:
 
     Args:
         folder: `runs/NAME`.
-        entry: the run of the ladder that it should be.
+        entry: the run of the ladder that this run repeats; its figures are read.
 
     Raises:
         UserError: the folder is no run's, or it has logged nothing yet.
@@ -71,7 +71,7 @@ def record(folders: Sequence[Path], entry: Entry, given: Mapping[str, Any]) -> R
 
     Args:
         folders: folders of the runs.
-        entry: the run of the ladder that they are.
+        entry: the run of the ladder that these runs repeat.
         given: its config.
 
     Raises:
@@ -122,13 +122,13 @@ def machine(hardware: Mapping[str, Any], ranks: int) -> str:
 
 
 def config_differences(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings in which a run is not one of the ladder, with the values of the run and the ladder.
+    """Return the settings in which a run differs from a run of the ladder, each with both values.
 
-    Data and weights may lie in another folder if their last name is the same.
+    Paths of data and weights may have other folders if the name of the last file or folder is the same.
 
     Args:
         config: identity of the run.
-        given: config of the run of the ladder, or its identity, which is the identity of itself.
+        given: config of the run of the ladder, or its identity; the identity of an identity is the same.
     """
     different = differences(dict(config), dict(given))
     lengths = length(dict(config)), length(dict(given))

@@ -1,4 +1,7 @@
-"""Rungs of the ladder: one file `configs/reproduce/NAME.yaml` per rung, read without Hydra."""
+"""The ladder is the list that `openslip reproduce` prints: runs to reproduce, in groups that are called rungs.
+
+Each rung is a file `configs/reproduce/NAME.yaml`, read without Hydra.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -38,7 +41,7 @@ class Entry(NamedTuple):
         name: name that `openslip reproduce` takes.
         settings: settings of `openslip train`; `experiment=NAME` if the file gives none.
         figures: results by their column in `metrics.csv`; the first one stands for the run.
-        best: whether the figure is that of the best evaluation, not of the last.
+        best: whether the figures are those of the best evaluation, not of the last.
         published: name of the published checkpoint that the run reproduces; None without one.
         accuracy: which of its accuracies the first figure is: `zero_shot`, `linear` or `finetuned`.
         hours: estimated hours of training on the rung's machine; None if nobody has estimated them.

@@ -44,7 +44,8 @@ class StatusLine(Row):
         """End the line; its last state stays above what is printed next.
 
         Args:
-            error: exception that ends the training; the line of the phase then does not say that it is done.
+            error: exception that ends the training. If no step was shown before it, the phase "starting training" is
+                then not reported as done.
         """
         last = [self.line(width())] if self.is_shown and on_terminal() else []
         self.is_shown = False
