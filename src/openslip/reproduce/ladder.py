@@ -85,7 +85,7 @@ def entry_details(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
 
 
 def commands(entry: Entry) -> list[str]:
-    """Return the commands of a run: `openslip plan` if its hours are estimated, the training, and what its figures need."""
+    """Return the commands of a run: `openslip plan` if its hours are estimated, training, and what its figures need."""
     settings = " ".join(entry.settings)
     plan = [f"openslip plan {settings}"] if entry.hours is not None else []
     return [*plan, f"openslip train {settings}".rstrip(), *entry.after]
