@@ -22,7 +22,8 @@ def by_sets(rows: int) -> Tensor:
     words, drawn = words_of_pairs(rows)
     owned = [set(row[row > 0].tolist()) for row in words]
     captions = [set(row[mask].tolist()) for row, mask in zip(words, drawn, strict=True)]
-    return torch.tensor([[caption <= own for caption in captions] for own in owned])
+    contained = torch.tensor([[bool(caption) and caption <= own for caption in captions] for own in owned])
+    return contained | torch.eye(rows, dtype=torch.bool)
 
 
 def plain_loss(batch: Pairs) -> tuple[Tensor, ...]:

@@ -122,14 +122,14 @@ WORDS = 7  # places for the words of a sample
 
 
 def words_of_pairs(rows: int) -> tuple[Tensor, Tensor]:
-    """Keys of each sample's one to five words, of few different ones, and which of them are in its caption."""
+    """Keys of each sample's words, up to five of few different ones, and which of them are in its caption."""
     generator = torch.Generator().manual_seed(rows)
     words = torch.zeros(rows, WORDS, dtype=torch.int64)
     for place in range(rows):
-        own = torch.randperm(8, generator=generator)[: 1 + place % 5]
+        own = torch.randperm(8, generator=generator)[: place % 6]
         words[place, : len(own)] = (1 << 60) + own  # keys that float32 cannot tell apart
     drawn = torch.zeros(rows, WORDS, dtype=torch.bool)
-    drawn[:, 0] = True
+    drawn[:, 0] = words[:, 0] > 0
     drawn[::3, 1] = words[::3, 1] > 0
     return words, drawn
 

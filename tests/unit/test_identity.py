@@ -224,6 +224,19 @@ def test_a_clip_config_of_the_second_format_had_equal_captions_as_negatives(tmp_
     ]
 
 
+def test_a_lit_config_of_the_third_format_had_captions_of_own_words_as_negatives(tmp_path: Path):
+    words = ("model=clip_tiny", "objective=lit", "objective.views.image_features.width=8")
+    lit = copy.deepcopy(composed(*words))
+    assert lit["objective"].pop("contained_caption") == "negative"
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"format": 3, **lit}))
+    stored = read_config(file)
+    assert stored is not None
+    assert not differences(stored, composed(*words))
+    positive = composed(*words, "objective.contained_caption=positive")
+    assert [*differences(stored, positive)] == ["objective.contained_caption"]
+
+
 def test_edits_of_the_second_format_had_no_synonyms(tmp_path: Path):
     captions, edit = "openslip.data.captions.choice.Caption", "openslip.data.captions.augment.RandomEdits"
     edits = f"{{_target_: {edit}, delete: 0.1, swap: 0.1, synonyms: %s, thesaurus: null, one_kind: false}}"

@@ -120,6 +120,10 @@ def test_an_existing_file_is_replaced_only_with_force_and_by_one_that_loads(
     with pytest.raises(UserError, match=r"small\.safetensors exists: add --force to replace it, or name another file"):
         main(words)
     with monkeypatch.context() as patch:
+        patch.setattr("openslip.inference.strip.local_file", lambda _: pytest.fail("a published file is fetched first"))
+        with pytest.raises(UserError, match=r"small\.safetensors exists: add --force"):
+            strip("slip_base_100ep", target)
+    with monkeypatch.context() as patch:
         patch.setattr("openslip.inference.strip.write", lambda bundle, path, *_: path.write_bytes(b"half"))
         with pytest.raises(UserError):
             main([*words, "--force"])

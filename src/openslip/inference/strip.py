@@ -49,7 +49,10 @@ def strip(
         UserError: the target exists, `load` refuses the source, or a weight overflows `dtype`.
         UnwrittenError: the target cannot be written.
     """
-    source, target = checkpoint_file(local_file(source)), Path(target)
+    target = Path(target)
+    if target.is_file() and not force and not Path(source).exists():  # before a published name is downloaded
+        raise UserError(f"{target} exists: add --force to replace it, or name another file")
+    source = checkpoint_file(local_file(source))
     if target.resolve() == source.resolve():
         raise UserError(f"strip: {target} is the checkpoint itself; name another file for the stripped one")
     if source.is_dir() and target.exists() and target.resolve().is_relative_to(source.resolve()):

@@ -15,6 +15,8 @@ from openslip.objectives.equal_pairs import Roles
 class ContainedWords:
     """Says which captions have only words of an image's own captions: such pairs are positives.
 
+    A caption without words is a positive of its own image alone.
+
     The words of all ranks are gathered, so the constructor is a collective call on all ranks. Two float32 matrices hold
     one number for each sample of the global batch and each of the batch's different words.
 
@@ -34,4 +36,7 @@ class ContainedWords:
     def roles(self, rows: slice, columns: slice) -> Roles:
         """Return the roles of the pairs of some images and captions, both given as ranges of the global batch."""
         with torch.autocast(self.missing.device.type, enabled=False):
-            return Roles(self.missing[rows] @ self.captions[columns].T == 0, None)
+            contained = self.missing[rows] @ self.captions[columns].T == 0
+        places = torch.arange(len(self.captions), device=contained.device)
+        own = places[rows, None] == places[columns]
+        return Roles((contained & self.captions[columns].any(dim=1)) | own, None)

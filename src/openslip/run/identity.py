@@ -15,7 +15,7 @@ from openslip.errors import UserError
 from openslip.regular_file import regular_file
 
 # Format of config.yaml. Raise it, and extend `upgraded`, when a key that is not null by default joins the identity.
-FORMAT = 3
+FORMAT = 4
 
 # Dotted keys, each with all keys below it. Hardware and micro-batches are not included, because any split of the global
 # batch gives the same update; nor `mode`, `views` and `ssl_head`, because the objective includes what it uses of them.
@@ -128,7 +128,15 @@ def read_config(file: Path) -> dict[str, Any] | None:
 def _of_present_format(config: dict[str, Any]) -> dict[str, Any]:
     settings, written = {key: value for key, value in config.items() if key != "format"}, config.get("format", 1)
     settings = _upgraded_from_1(settings) if written < 2 else settings
-    return _upgraded_from_2(settings) if written < 3 else settings
+    settings = _upgraded_from_2(settings) if written < 3 else settings
+    return _upgraded_from_3(settings) if written < 4 else settings
+
+
+def _upgraded_from_3(config: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a config of format 3: in LiT, captions of an image's own words were negatives."""
+    objective = config["objective"]
+    added = {"contained_caption": "negative"} if _class_name(objective) == "LiT" else {}
+    return {**config, "objective": {**added, **objective}}
 
 
 def _upgraded_from_2(config: dict[str, Any]) -> dict[str, Any]:
