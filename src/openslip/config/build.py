@@ -95,9 +95,9 @@ def build_parts(config: dict[str, Any]) -> Parts:
     )
 
 
-def build_view(config: dict[str, Any], name: str) -> View:
+def build_view(config: Any, name: str) -> View:
     """Build a view; refuse one that makes token ids if the model has no text side and so no tokenizer."""
-    if "tokenizer" in config and not config["tokenizer"]:
+    if isinstance(config, dict) and "tokenizer" in config and not config["tokenizer"]:
         raise UserError(
             f"objective.views.{name} makes token ids, and tokenizer=null: this objective needs a model with a text "
             "tower, e.g. model=clip_tiny"
