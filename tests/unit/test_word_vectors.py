@@ -154,7 +154,8 @@ def test_a_file_that_is_none_is_refused_with_its_line(tmp_path: Path, text: str,
 
 
 def test_a_missing_file_is_named_with_the_command(tmp_path: Path):
-    with pytest.raises(UserError, match=r"v\.txt: no such file; .*; openslip data vectors SHARDS --output FILE"):
+    said = r"v\.txt: no such file; openslip data get glove_6b_50d .*; openslip data vectors SHARDS --output FILE"
+    with pytest.raises(UserError, match=said):
         Words(context_length=3, vectors=str(tmp_path / "v.txt"))
     assert not is_word_vectors(tmp_path)
 

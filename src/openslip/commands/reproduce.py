@@ -121,7 +121,10 @@ def compare_run(run: Path, entry: Entry, recorded: Recorded | None) -> int:
     given = config_of([*entry.settings]) if recorded is None else recorded.config
     comparison = compare(finished, entry, given, recorded)
     if not comparison.rows and not finished.is_finished:
-        raise UserError(f"{run} is at step {finished.step}, and a tenth of its steps is compared first: wait for that")
+        first = (
+            "a tenth of its steps is compared first" if recorded else "only its result is compared, once it is finished"
+        )
+        raise UserError(f"{run} is at step {finished.step}, and {first}: wait for that")
     say("", *comparison_lines(comparison, finished, entry, recorded))
     return int(comparison.deviates)
 
@@ -134,11 +137,12 @@ def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: R
     with importing_pytorch():
         from openslip.commands import train
         from openslip.distributed import is_main_process
+    if is_main_process():
+        say(*rung_lines(rung), *entry_details(entry, recorded))  # first, because the config may name a missing file
     config = config_of([*entry.settings, *settings])
     name = config["name"] or f"{entry.name}_seed{config['seed']}"
     words = [*entry.settings, *settings, f"name={name}"]
     if is_main_process():
-        say(*rung_lines(rung), *entry_details(entry, recorded))
         say(f"runs: {shlex.join(['openslip', 'train', *words])}")
     train.main(words)
     if not is_main_process():

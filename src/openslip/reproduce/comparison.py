@@ -86,7 +86,7 @@ def compare(run: Finished, entry: Entry, given: Mapping[str, object], recorded: 
     """Compare a run with the known results of the run that it repeats.
 
     Args:
-        run: the run; of an unfinished one, the curves so far are compared.
+        run: the run; of an unfinished one, the curves so far are compared, and no figure.
         entry: the run that it repeats.
         given: config or identity of that run.
         recorded: its stored curves; None if only a published figure is known.
@@ -95,7 +95,7 @@ def compare(run: Finished, entry: Entry, given: Mapping[str, object], recorded: 
     figures = {column: final(run.columns, column, best=entry.best) for column in entry.figures}
     for column, figure in entry.figures.items():
         value, known = figures[column], expected_values(entry, column, recorded)
-        if value is not None and known:
+        if value is not None and known and run.is_finished:
             rows.append(figure_row(column, value, known, figure))
     missing = [column for column, value in figures.items() if value is None and run.is_finished]
     notes = [] if recorded is None else other_circumstances(run, recorded)
@@ -152,7 +152,8 @@ def curve_row(
     name: str, values: Float[np.ndarray, " windows"], stored: Float[np.ndarray, "seeds windows"], end: int
 ) -> Row:
     """Compare one curve in each window and over all of them, and return the largest difference."""
-    places = np.flatnonzero(~np.isnan(values))  # the same in all runs, because all are averaged over the same steps
+    # Windows with logged steps. The stored seeds say which: in their finite curves, NaN only means an empty window.
+    places = np.flatnonzero(~np.isnan(stored).any(axis=0))
     values, stored = (np.maximum(part[..., places], SMALLEST) for part in (values, stored))
     means = stored.mean(axis=0)
     relative = stored.std(axis=0, ddof=1) / means
@@ -167,7 +168,7 @@ def curve_row(
     mean = statistics.mean(averages)
     spread = max(statistics.stdev(averages), mean * pooled / math.sqrt(len(places)), mean * LEAST_SPREAD)
     rows.append(Row(name, value, mean, spread, "all steps together"))
-    return max(rows, key=lambda row: abs(row.difference))
+    return max(rows, key=lambda row: math.inf if math.isnan(row.difference) else abs(row.difference))
 
 
 def windows(values: Mapping[int, float], end: int) -> Float[np.ndarray, " windows"]:

@@ -1,5 +1,6 @@
 """What a run's folder says, for recording a run or comparing it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from openslip.run.environment import read_seconds, read_starts
 from openslip.run.identity import differences, identity, length, read_config
 
 LOCAL = ("seed", "trainer.precision")  # may differ between runs of one recipe: the hardware chooses the precision
+EVALUATED = "evaluation_samples"  # not in the identity, but figures of a part of the test set cannot be compared
+PART = ("classes", "samples")  # notes of a stored result that is of a part of the test set
 FEWEST = 3  # seeds of a recording: the spread of two says almost nothing
 
 
@@ -20,7 +23,7 @@ class Finished(NamedTuple):
 
     Attributes:
         folder: `runs/NAME`.
-        config: settings that identify the run, by dotted key.
+        config: settings that identify the run, by dotted key, and `EVALUATED` unless it is null.
         columns: its curves and figures.
         is_finished: whether it has trained all of its steps.
     """
@@ -52,13 +55,18 @@ def read_run(folder: Path, entry: Entry) -> Finished:
     columns = {**stored_figures(folder, entry), **read_columns(folder / "metrics.csv", [*entry.figures])}
     if not any(columns.values()):
         raise UserError(f"{folder} has logged no metrics yet: wait for its first steps")
-    return Finished(folder, identity(config), columns, (folder / "result.json").is_file())
+    settings = identity(config)
+    if (samples := config.get(EVALUATED)) is not None:
+        settings[EVALUATED] = samples
+    return Finished(folder, settings, columns, (folder / "result.json").is_file())
 
 
 def stored_figures(folder: Path, entry: Entry) -> Columns:
-    """Return the figures that `openslip eval` has computed of a run's checkpoints."""
+    """Return the figures that `openslip eval` has computed of a run's checkpoints, on the whole test set."""
     columns: Columns = {}
     for result in (result for place in sorted(folder.glob(f"{stored.FOLDER}/*/")) for result in stored.read_all(place)):
+        if result.get("problems") or any(note in result["notes"] for note in PART):
+            continue
         for metric, value in result["metrics"].items():
             column = f"eval/{result['evaluation']}/{metric}"
             if column in entry.figures and isinstance(result.get("step"), int):
@@ -75,8 +83,8 @@ def record(folders: Sequence[Path], entry: Entry, given: Mapping[str, Any]) -> R
         given: its config.
 
     Raises:
-        UserError: there are fewer than three runs, two have the same seed, one is unfinished, lacks a figure, or has
-            another config.
+        UserError: there are fewer than three runs, two have the same seed, one is unfinished, lacks a figure, has a
+            value that is not finite, or has another config.
     """
     if len(folders) < FEWEST:
         raise UserError(f"--record: {len(folders)} runs given, expected {FEWEST} or more, each with another seed")
@@ -90,6 +98,8 @@ def record(folders: Sequence[Path], entry: Entry, given: Mapping[str, Any]) -> R
             raise UserError(f"{folder} is not a run of {entry.name}: {'; '.join(described(different))}")
         if missing := [column for column in entry.figures if column not in run.columns]:
             raise UserError(f"{folder} has no {missing[0]} in its metrics.csv: train it with that evaluation")
+        if broken := [name for name, values in run.columns.items() if not all(map(math.isfinite, values.values()))]:
+            raise UserError(f"{folder} has values of {broken[0]} that are not finite: record a run without them")
         if seed in curves:
             raise UserError(f"{folder} has the seed {seed} of another run: train it with another seed=")
         curves[seed] = run.columns
@@ -124,7 +134,8 @@ def machine(hardware: Mapping[str, Any], ranks: int) -> str:
 def config_differences(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the settings in which a run differs from a run of the ladder, each with both values.
 
-    Paths of data and weights may have other folders if the name of the last file or folder is the same.
+    Paths of data and weights may have other folders if the name of the last file or folder is the same. `EVALUATED` is
+    compared too.
 
     Args:
         config: identity of the run.
@@ -133,6 +144,7 @@ def config_differences(config: Mapping[str, Any], given: Mapping[str, Any]) -> d
     different = differences(dict(config), dict(given))
     lengths = length(dict(config)), length(dict(given))
     different |= {f"trainer.{key}": tuple(part.get(key) for part in lengths) for key in lengths[0] | lengths[1]}
+    different[EVALUATED] = (config.get(EVALUATED), given.get(EVALUATED))
     return {
         key: (value, wanted)
         for key, (value, wanted) in different.items()

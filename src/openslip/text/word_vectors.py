@@ -19,6 +19,7 @@ from openslip.regular_file import regular_file
 WORD = re.compile(r"\w+(?:'\w+)*")
 SIZES = re.compile(r"\d+ \d+\s*")
 COMMAND = "openslip data vectors SHARDS --output FILE makes one from captions"
+DOWNLOAD = "openslip data get glove_6b_50d fetches GloVe's"
 
 
 class WordVectors(NamedTuple):
@@ -82,8 +83,9 @@ def read_vectors(path: str | Path) -> WordVectors:
 def rows(path: str | Path) -> Iterator[tuple[str, str]]:
     """Yield the word of each line, and the text of its numbers."""
     if not is_word_vectors(Path(path)):
-        reason = "is no file of word vectors" if Path(path).is_file() else "no such file"
-        raise UserError(f"{path}: {reason}; expected lines such as `cat 0.1 -0.2`; {COMMAND}")
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file; {DOWNLOAD}; {COMMAND}")
+        raise UserError(f"{path}: is no file of word vectors; expected lines such as `cat 0.1 -0.2`; {COMMAND}")
     try:
         with Path(path).open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file):
