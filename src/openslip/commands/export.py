@@ -22,14 +22,18 @@ def parser() -> argparse.ArgumentParser:
         "pixels, token ids and features are compared with ours, and the largest differences are printed. If one is "
         "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1. Some "
         "libraries crop images of some sizes with a shift of one pixel. Then one more difference, `crop`, is printed: "
-        "the largest that this shift makes in the features of these images. It has no limit.",
+        "the largest that this shift makes in the features of these images. It is only reported.",
     )
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="folder to write")
     parser.add_argument(
         "--to", required=True, choices=forms.names(), help="library or format for which the folder is written"
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing folder, once the new one is checked")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace an earlier export once the new one is complete, but no other folder",
+    )
     parser.add_argument(
         "--no-check", action="store_true", help="do not load the folder with its library; the model card says so"
     )

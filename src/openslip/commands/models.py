@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     files = {file.name: description(file) for file in published(TABLE).values()}
     say(
         "published checkpoints: openslip predict IMG --checkpoint NAME, or openslip.load(NAME); downloaded once",
-        "accuracies on ImageNet-1k: zero-shot, linear classifier, fine-tuned; ~ marks an estimate",
+        "accuracies on ImageNet-1k: zero-shot, linear classifier, fine-tuned; ~ marks an estimated file size",
         *columns(files, 21),
         "",
     )

@@ -2,8 +2,8 @@
 
 Each layer computes one row per real token. Padding costs something only if the attention kernel needs it. If only one
 token per caption is pooled and no other features are requested, the last block computes only the pooled token. Within
-`sharing_prefixes`, `forward` computes a prefix that several captions share once, if the tower is causal, the pooling is
-not `mean`, and attention runs in buckets.
+`sharing_prefixes`, `forward` computes each prefix only once for all captions that share it, if the tower is causal, the
+pooling is not `mean`, and attention runs in buckets.
 """
 
 from collections.abc import Sequence

@@ -69,7 +69,7 @@ class Tower(nn.Module, ABC):
         return self
 
     def known_ids(self) -> Bool[Tensor, " vocabulary"] | None:
-        """Return which ids a text tower has learned, or None for all; prediction refuses texts with other ids."""
+        """Return which ids a text tower has learned, or None for all; prediction refuses words with other ids."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Pairs of an image and another sample's caption that are no true negatives, because the image's words contain it.
+"""Pairs of an image and another sample's caption whose words all occur in the image's own captions: no true negatives.
 
 Captions are drawn from the words of a sample, so a caption such as `bird` may be drawn for one of two drawings of birds
 and is right for both. Words are compared by the 63-bit keys of the view `DrawnWords`.

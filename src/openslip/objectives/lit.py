@@ -26,7 +26,7 @@ class LiT(CLIP):
 
     Raises:
         UserError: `contained_caption` has another value, or it is `positive` and `same_caption` is not `negative`:
-            equal captions are then positives in any case.
+            equal captions that have words are then positives in any case.
     """
 
     def __init__(

@@ -21,10 +21,10 @@ class SuperClass(Objective):
     """The SuperClass objective; it reads the batch keys `image`, `text` and `text_length`.
 
     The rows of the text tower `BagOfTokens` are the weights of the classifier, whose logits are exp(logit_scale) x the
-    unit-length image feature x the row. A caption's target distribution is the share of each distinct token in the sum
-    of their weights; a token's weight is log((captions + 1) / (captions with the token + 1)), counted over all captions
-    so far, those of the step included: docs/NUMERICS.md#superclass. No text is encoded in training. For prediction, the
-    tower averages the rows of a text's tokens with the same weights.
+    unit-length image feature x the row. A token's IDF is log((captions + 1) / (captions with the token + 1)), counted
+    over all captions so far, those of the step included: docs/NUMERICS.md#superclass. A caption's target distribution
+    over its distinct tokens is proportional to their IDF. No text is encoded in training. For prediction, the tower
+    averages the rows of a text's tokens, weighted by their IDF.
 
     Args:
         max_logit_scale: as in `CLIP`.

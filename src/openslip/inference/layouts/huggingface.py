@@ -232,7 +232,7 @@ def read_weights(folder: Path, names: Table) -> tuple[Path, dict[str, Tensor]]:
 
 
 def join_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join the projections to queries, keys and values of each attention layer into one."""
+    """Concatenate the query, key and value projections of each attention layer into one."""
     joined = dict(weights)
     for name in weights:
         if ".self_attn.q_proj." in name:
