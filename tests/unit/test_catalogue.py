@@ -15,9 +15,10 @@ import openslip
 from openslip.__main__ import run
 from openslip.commands.models import TAIL, last_metrics, state
 from openslip.config.build import build, settled
-from openslip.config.catalogue import datasets, described, header, models
+from openslip.config.catalogue import datasets, described, fetched_licences, header, models
 from openslip.config.compose import compose_config
 from openslip.config.folder import config_folder, names
+from openslip.config.obtain import obtainable
 
 
 @pytest.mark.parametrize("words", [["models"], ["data", "list"], ["models", "--help"], ["data", "list", "--help"]])
@@ -93,6 +94,23 @@ def test_datasets_are_present_if_their_shards_are(tmp_path: Path, monkeypatch: p
     }
     assert listed["mixture"].places == (f"{tmp_path}/cc3m", f"{tmp_path}/cc12m")
     assert listed["cc12m"].meaning.startswith("Conceptual 12M")
+
+
+def test_the_list_states_the_licence_of_what_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["data", "list"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for name, licence in (("openclipart", "public domain"), ("efficientnet_lite0", "Apache"), ("glove_6b_50d", "PDDL")):
+        assert any(line.split()[:1] == [name] and licence in line for line in printed)
+
+
+def test_the_licences_are_those_of_the_catalogue():
+    folders = [config_folder()]
+    expected = {entry.name: entry.licence for entry in obtainable(folders) if entry.fetcher}
+    assert len(expected) > 10
+    assert fetched_licences(folders) == expected
 
 
 def test_the_dataset_of_each_config_is_looked_for_where_training_reads_it(monkeypatch: pytest.MonkeyPatch):

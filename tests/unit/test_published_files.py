@@ -132,6 +132,7 @@ def test_a_file_without_a_published_accuracy_must_only_load():
     ("words", "said"),
     [
         (["--weights", "W"], "needs --weights DIR and --imagenet DIR"),
+        (["--weights", "none", "--imagenet", "I"], "--weights none: no such folder; expected one that holds"),
         (["--weights", "EMPTY", "--imagenet", "I"], "has no published file, such as clip_small_25ep.pt"),
         (["--weights", "W", "--imagenet", "none"], "--imagenet none: no such folder; expected ImageNet's folder"),
     ],

@@ -335,6 +335,8 @@ def test_a_published_figure_is_compared_without_curves(folder: Folder):
         (["--run", "x"], "--run and --record need the name of a run of the ladder"),
         (["shapes", "seed=1", "--run", "x"], "seed=1: settings are for training a run; leave them out"),
         (["shapes", "--run", "nowhere"], "nowhere has no config.yaml: give the folder of a run"),
+        (["shapes", "--run", "x", "--record", "y"], "--run compares a run and --record stores some: give one"),
+        (["published", "again=true"], "again=true: `published` takes no settings; to compute a result again, delete"),
     ],
 )
 def test_mistakes_are_named(words: list[str], said: str, curves: Path, capsys: pytest.CaptureFixture[str]):
@@ -357,6 +359,13 @@ def test_a_run_without_anything_to_compare_with_is_not_called_the_same(
     (curves / "shapes.csv").unlink()
     assert run(["reproduce", "shapes", "--run", str(folder(5))]) == 1
     assert "nothing is stored of shapes to compare" in capsys.readouterr().err
+
+
+def test_damaged_metrics_are_named(curves: Path, folder: Folder, capsys: pytest.CaptureFixture[str]):
+    place = folder(5)
+    (place / "metrics.csv").write_text("damaged\n1\n")
+    assert run(["reproduce", "shapes", "--run", str(place)]) == 1
+    assert "metrics.csv cannot be read (it has no column step)" in capsys.readouterr().err
 
 
 def test_a_damaged_recording_is_named(curves: Path, folder: Folder, capsys: pytest.CaptureFixture[str]):

@@ -76,6 +76,10 @@ def evaluate_published(weights: Path, imagenet: Path) -> int:
         UserError: a folder does not exist, or there is no published file.
     """
     known = {file.file_name: file for file in published(TABLE).values() if file.source == SOURCE}
+    if not weights.is_dir():
+        raise UserError(
+            f"--weights {weights}: no such folder; expected one that holds files such as {next(iter(known))}"
+        )
     files = [file for name, file in known.items() if (weights / name).is_file()]
     if not files:
         raise UserError(f"--weights {weights}: has no published file, such as {', '.join([*known][:3])}")

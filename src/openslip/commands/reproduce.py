@@ -77,7 +77,14 @@ def refuse_unused(options: argparse.Namespace) -> None:
     """Refuse options that the command would ignore."""
     if options.name != "published" and (options.weights or options.imagenet):
         raise UserError("--weights and --imagenet belong to `openslip reproduce published`")
-    if options.settings and (options.run or options.record or options.name == "published"):
+    if options.settings and options.name == "published":
+        raise UserError(
+            f"{options.settings[0]}: `published` takes no settings; to compute a result again, delete the folder "
+            "FILE-evaluations beside the weights"
+        )
+    if options.run and options.record:
+        raise UserError("--run compares a run and --record stores some: give one of the two")
+    if options.settings and (options.run or options.record):
         raise UserError(f"{options.settings[0]}: settings are for training a run; leave them out")
     if (options.run or options.record) and options.name in (None, "published"):
         raise UserError("--run and --record need the name of a run of the ladder: openslip reproduce NAME --run RUN")

@@ -89,6 +89,18 @@ def config_file(name: str, folders: Sequence[Path]) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def fetched_licences(folders: Sequence[Path]) -> dict[str, str]:
+    """Return the licence of each entry that `openslip data get` fetches, without the slow import of a YAML parser."""
+    licences = {}
+    for name in names("catalogue", folders):
+        file = config_file(f"catalogue/{name}", folders)
+        lines = file.read_text("utf-8").splitlines() if file else []
+        if "fetcher:" in lines:
+            (licence,) = (line.partition(": ")[2] for line in lines if line.startswith("licence:"))
+            licences[name] = licence.strip('"')
+    return licences
+
+
 def header(file: Path) -> str:
     """Return the comment at the top of a config file, without Hydra's line `@package`."""
     lines = []

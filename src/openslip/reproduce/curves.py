@@ -113,7 +113,10 @@ def read_columns(file: Path, figures: Sequence[str]) -> Columns:
     columns: Columns = {}
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
-            for row in csv.DictReader(content):
+            reader = csv.DictReader(content)
+            if "step" not in (reader.fieldnames or ()):
+                raise ValueError("it has no column step")
+            for row in reader:
                 add_row(columns, {name: cell for name, cell in row.items() if is_stored(name, figures)})
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read ({error}): give the folder of a run, runs/NAME") from error

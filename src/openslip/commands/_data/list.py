@@ -12,17 +12,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Print one line per data config: whether its shards are on disk, where they are looked for, and what it is."""
+    """Print one line per data config: whether its shards are on disk, where they are looked for, and what it is.
+
+    The licences of what `openslip data get` fetches follow.
+    """
     parser().parse_args(arguments)
 
-    from openslip.config.catalogue import datasets
+    from openslip.config.catalogue import datasets, fetched_licences
     from openslip.config.folder import config_dirs, config_folder
     from openslip.config.help import columns
 
-    rows = {}
-    for dataset in datasets([config_folder(), *config_dirs(arguments)[0]]):
+    rows, folders = {}, [config_folder(), *config_dirs(arguments)[0]]
+    for dataset in datasets(folders):
         needs = ", ".join(dataset.places) or "data.source.shards=..."
         rows[f"{dataset.name:11} {dataset.state()}"] = f"{needs}: {dataset.meaning}"
     say("datasets: openslip train data=NAME; OPENSLIP_DATA=DIR names another folder than data", *columns(rows, 26))
     say("", "docs/DATA.md says how to download and convert them")
+    rows = fetched_licences(folders)
+    say("", "openslip data get NAME fetches these, with the licences that their owners state:", *columns(rows, 20))
     return 0
