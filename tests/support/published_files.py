@@ -7,9 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from reference_folder import Dims
 from torch import Tensor
 
 from openslip.verify.files import RECORDINGS, read_json
+
+DIMS = Dims(
+    batch=4,
+    image_size=32,
+    patch=16,
+    vision_width=64,
+    vision_depth=1,
+    vision_heads=1,
+    embed_dim=20,
+    context=77,
+    vocab=49408,
+    text_width=64,
+    text_heads=1,
+    text_layers=1,
+    ssl_mlp=24,
+    ssl_emb=8,
+    ssl_temp=0.1,
+    ssl_scale=1.0,
+    epochs=1,
+)
 
 
 def training_checkpoint(state: dict[str, Tensor], arguments: Any) -> dict[str, Any]:

@@ -10,32 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from published_files import training_checkpoint
-from reference_folder import Dims, initial_state
+from published_files import DIMS, training_checkpoint
+from reference_folder import initial_state
 
 from openslip.__main__ import run
 from openslip.commands._published_files import Outcome, outcome_from
 from openslip.inference.published import TABLE, published
 
-DIMS = Dims(
-    batch=4,
-    image_size=32,
-    patch=16,
-    vision_width=64,
-    vision_depth=1,
-    vision_heads=1,
-    embed_dim=20,
-    context=77,
-    vocab=49408,
-    text_width=64,
-    text_heads=1,
-    text_layers=1,
-    ssl_mlp=24,
-    ssl_emb=8,
-    ssl_temp=0.1,
-    ssl_scale=1.0,
-    epochs=1,
-)
 CLASSES = ("n02206856", "n02219486", "n01440764")  # bee, ant, tench
 
 

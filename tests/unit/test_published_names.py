@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 from file_server import Server, serving
-from published_files import training_checkpoint
-from reference_folder import Dims, initial_state
+from published_files import DIMS, training_checkpoint
+from reference_folder import initial_state
 
 import openslip
 from openslip.data.remote import transfer
@@ -25,25 +25,6 @@ from openslip.inference import libraries, published
 from openslip.inference.load import local_file
 from openslip.inference.strip import strip
 
-DIMS = Dims(
-    batch=4,
-    image_size=32,
-    patch=16,
-    vision_width=64,
-    vision_depth=1,
-    vision_heads=1,
-    embed_dim=20,
-    context=77,
-    vocab=49408,
-    text_width=64,
-    text_heads=1,
-    text_layers=1,
-    ssl_mlp=24,
-    ssl_emb=8,
-    ssl_temp=0.1,
-    ssl_scale=1.0,
-    epochs=1,
-)
 NAME = "slip_mini_1ep"
 FILE = f"{NAME}.pt"
 TEXTS = ["a dog", "a man kicking a ball"]

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from openslip.distributed import all_sum
-from openslip.objectives.contained_words import ContainedWords
-from openslip.objectives.equal_pairs import EqualPairs
+from openslip.objectives.equal_pairs import PairRoles
 from openslip.objectives.similarity import Features
 from openslip.objectives.tiles import RunningSoftmax, own_rows, pair_tiles, size_of_tiles
 
 
 def equal_info_nce(
-    image: Features, text: Features, scale: Float[Tensor, ""], equal: EqualPairs | ContainedWords
+    image: Features, text: Features, scale: Float[Tensor, ""], equal: PairRoles
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return the loss of this rank's rows, and how often the most similar text is a positive, in per cent.
 
@@ -74,13 +73,7 @@ class _RunningTargets(NamedTuple):
 class _EqualInfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
-        image: Tensor,
-        text: Tensor,
-        texts: Tensor,
-        scale: Tensor,
-        equal: EqualPairs | ContainedWords,
-        gather_with_grad: bool,
+        ctx, image: Tensor, text: Tensor, texts: Tensor, scale: Tensor, equal: PairRoles, gather_with_grad: bool
     ) -> tuple[Tensor, Tensor]:
         of_images, of_texts = _RunningTargets.of_rows(image), _RunningTargets.of_rows(texts)
         for row, column, tile, is_positive in _tiles(image, texts, scale, equal):
@@ -117,7 +110,7 @@ class _EqualInfoNCE(torch.autograd.Function):
 
 
 def _tiles(
-    image: Tensor, texts: Tensor, scale: Tensor, equal: EqualPairs | ContainedWords
+    image: Tensor, texts: Tensor, scale: Tensor, equal: PairRoles
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Yield rows and columns of each tile, its logits (-inf for ignored pairs), and which of its pairs are positive."""
     first = own_rows(image).start

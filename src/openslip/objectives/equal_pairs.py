@@ -4,7 +4,7 @@ Captions are compared by 128-bit keys of their token ids, because ranks pad capt
 depends on the real ids only. Two different captions have the same key with a probability of about 2**-128.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,6 +24,15 @@ class Roles(NamedTuple):
 
     positive: Bool[Tensor, "rows columns"]
     ignored: Bool[Tensor, "rows columns"] | None
+
+
+@runtime_checkable
+class PairRoles(Protocol):
+    """What `equal_info_nce` asks for the role of each pair; a pair of a sample's own image and text is positive."""
+
+    def roles(self, rows: slice, columns: slice) -> Roles:
+        """Return the roles of the pairs of some rows and columns, both given as ranges of the global batch."""
+        ...
 
 
 class EqualPairs:
