@@ -4,14 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from marks import slow
+from torch.distributed import DistError
 from trainings import RUN, two_ranks
 
-from openslip.run.ranks import is_consequence
+from openslip.run.ranks import Ranks, is_consequence
 
 ROOT = Path(__file__).parents[2]
 DATA = "data.source._target_=disturbances.SlowSource"
@@ -46,6 +49,23 @@ def test_a_rank_that_waits_for_data_ends_when_another_is_killed(place: Path):
     assert ranks[1].wait() == 137
     assert time.monotonic() - killed < 15
     assert ranks[1].said().splitlines()[-1].startswith(f"error: rank 0: process {ranks[0].pid} was killed")
+
+
+def test_a_store_that_has_ended_is_asked_once_also_by_two_threads():
+    ranks = object.__new__(Ranks)  # without its thread
+    ranks.asking, ranks.store = threading.Lock(), (ended := EndedStore())
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ranks.read, ["openslip/failure", "openslip/signal"])) == [None, None]
+    assert ended.calls == 1  # each call makes PyTorch print a stack trace, which must not follow the error
+
+
+class EndedStore:
+    calls = 0
+
+    def check(self, keys: list[str]) -> bool:
+        self.calls += 1
+        time.sleep(0.2)  # as long as PyTorch takes to print where the call failed
+        raise DistError("Connection reset by peer")
 
 
 def test_an_error_of_communication_is_no_cause():

@@ -54,7 +54,9 @@ class Ranks:
         self.store: Any = dist.distributed_c10d._get_default_store()
         self.known: Failure | None = None
         self.over = threading.Event()
-        threading.Thread(target=self.watch, name="ranks", daemon=True).start()
+        self.asking = threading.Lock()
+        self.watcher = threading.Thread(target=self.watch, name="ranks", daemon=True)
+        self.watcher.start()
 
     def first_cause(self, error: Exception) -> Failure:
         """Return the failure that ended the run: this rank's error, unless another rank's came first or caused it."""
@@ -85,11 +87,12 @@ class Ranks:
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of the store; once the store has ended with the first rank, always return None."""
-        try:
-            return getattr(self.store, method)(*arguments)
-        except Exception:  # several types; the store is dropped, since each further call would print a stack trace
-            self.store = None
-            return None
+        with self.asking:  # one thread at a time: PyTorch prints a stack trace for each call that fails
+            try:
+                return getattr(self.store, method)(*arguments) if self.store is not None else None
+            except Exception:  # several types
+                self.store = None
+                return None
 
     def dead(self) -> Failure | None:
         """Return the failure of a rank on this machine whose process has ended without `leave`, if there is one."""
@@ -190,6 +193,7 @@ def together() -> Iterator[None]:
             raise
         failure = _ranks.first_cause(error)
         _ranks.over.set()
+        _ranks.watcher.join(PATIENCE)  # a stack trace that its last call of the store may print comes before the error
         if _ranks.rank == 0:
             time.sleep(PATIENCE)  # other ranks read the reason from the store in this process
         raise RankError(failure) from error
