@@ -97,7 +97,7 @@ def child_of(process: int) -> int:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-            if "train.py" in Path(f"/proc/{child}/cmdline").read_text():
+            if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes():  # not another command that it runs
                 return int(child)
         time.sleep(0.1)
     raise AssertionError("no rank was started")

@@ -3,7 +3,7 @@
 Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
 import it directly, then those that reach it by one more import; before all these the files that mention the function
 or class, without tests that start processes. For a config that is the table of published recipes, then the tests of
-the code which finds configs.
+the code which finds configs; for a table of texts the tests that mention its name.
 """
 
 import ast
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -159,6 +160,9 @@ def module_name(path: Path) -> str:
 
 def module_tests(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> list[str]:
     path = fault[0]
+    if path.endswith(".txt"):  # a table of texts is not imported but read by its name
+        word = re.compile(rf"\b{Path(path).stem}\b")
+        return [test for test in sorted({*chain(*graph.values())}) if word.search((ROOT / test).read_text())]
     return graph.get(module_name(ROOT / path) if path.startswith("src/") else CONFIGS_ARE_READ_BY, [])
 
 
