@@ -33,11 +33,10 @@ def load(
 ) -> Bundle:
     """Load a model from a run's folder, a checkpoint, a stripped file, or a file of another CLIP project.
 
-    docs/WEIGHTS.md lists the formats. No code in the file is executed. If a file does not state its activation, an
-    error asks for it. The same holds for the numbers of heads, unless the file's project has a rule that gives them for
-    the width of a tower. Missing image settings get the defaults of that project, and a line says so.
-    `open_clip:MODEL/PRETRAINED` and `hf:ORG/NAME` load and run a model with that library itself, so features are
-    exactly the library's.
+    docs/WEIGHTS.md lists the formats. No code in the file is executed. If neither the file nor its project determines
+    the activation or the numbers of heads, an error asks for them. Missing image settings get the defaults of that
+    project, and a line says so. `open_clip:MODEL/PRETRAINED` and `hf:ORG/NAME` load and run a model with that library
+    itself, so features are exactly the library's.
 
     Args:
         path: the folder or file to load, the name of a published checkpoint (`openslip models` lists them; it is

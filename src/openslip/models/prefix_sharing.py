@@ -67,7 +67,7 @@ def share_prefixes(packing: Packing, ids: Int[Tensor, "captions length"]) -> Pac
 
 
 def number_prefixes(ids: Int[Tensor, " rows"], positions: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    """Number the distinct prefixes of captions from 0, and return for each row the number of the prefix that it ends.
+    """Number the distinct prefixes of captions from 0; return for each row the number of the prefix up to this row.
 
     Args:
         ids: token ids of the captions, one caption after the other.

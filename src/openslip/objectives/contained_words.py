@@ -1,7 +1,7 @@
 """Pairs of an image and another sample's caption whose words all occur in the image's own captions: no true negatives.
 
-Captions are drawn from the words of a sample, so a caption such as `bird` may be drawn for one of two drawings of birds
-and is right for both. Words are compared by the 63-bit keys of the view `DrawnWords`.
+A caption consists of randomly chosen words of a sample. With two images of birds in a batch, the caption `bird` of one
+of them is also right for the other. Words are compared by the 63-bit keys of the view `DrawnWords`.
 """
 
 import torch

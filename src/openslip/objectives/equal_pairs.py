@@ -28,7 +28,7 @@ class Roles(NamedTuple):
 
 @runtime_checkable
 class PairRoles(Protocol):
-    """What `equal_info_nce` asks for the role of each pair; a pair of a sample's own image and text is positive."""
+    """Gives `equal_info_nce` the role of each pair; a pair of a sample's own image and text must be positive."""
 
     def roles(self, rows: slice, columns: slice) -> Roles:
         """Return the roles of the pairs of some rows and columns, both given as ranges of the global batch."""

@@ -181,6 +181,6 @@ class _MaxSimilarity(torch.autograd.Function):
 
 
 def _tiles(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield the samples of each tile, as many as give about `tile_size` tokens on either side, and at least one."""
+    """Yield slices of queries and keys for each tile: each has about `tile_size` tokens, and at least one sample."""
     rows, columns = (cut(0, len(x), max(1, tile_size(x) // x.shape[1])) for x in (queries, keys))
     return itertools.product(rows, columns)

@@ -64,9 +64,9 @@ def masked_word_loss(
     Args:
         sums: summed losses of the captions of this rank.
         counts: numbers of masked tokens of these captions.
-        of_each_rank: whether the loss is the mean over ranks of each rank's own mean, in which a token of a rank with
-            few masked tokens counts more, and which is NaN if a rank has none: docs/NUMERICS.md#declip. Otherwise it is
-            the mean over all masked tokens of the global batch.
+        of_each_rank: whether the loss is the mean over ranks of each rank's own mean (docs/NUMERICS.md#declip). A token
+            then counts more if its rank has few masked tokens, and the loss is NaN if a rank has no masked token.
+            Otherwise it is the mean over all masked tokens of the global batch.
     """
     if of_each_rank:
         return sums.sum() / counts.sum()

@@ -174,7 +174,7 @@ def heads(arrays: Mapping[str, np.ndarray], choices: Choices, tower: str) -> int
     """Return the number of attention heads of a tower, `img` or `txt`: the size of an axis of its query weights.
 
     Raises:
-        UserError: the tower has no such kernel, or they differ in the number of heads, or the choice differs.
+        UserError: the tower lacks this kernel, its layers have different numbers of heads, or the choice differs.
     """
     encoder, option = {"img": ("Transformer", "image_heads"), "txt": ("Encoder_0", "text_heads")}[tower]
     name = f"{tower}/{encoder}/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"

@@ -48,7 +48,7 @@ def read(path: Path, choices: Choices) -> Bundle:
 
 
 def joint_space(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the projections and the temperature; the temperature is then read from the weights."""
+    """Return the settings of the projections and the initial temperature, which the loaded weights replace."""
     defaults = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
     settings = huggingface.part({"config": config}, "config", defaults)
     return {"embed_dim": settings["projection_dim"], "logit_scale_init": settings["logit_scale_init_value"]}
@@ -59,7 +59,7 @@ def ids_of(text: dict[str, Any], *, old_end: bool) -> dict[str, Any]:
 
     Args:
         text: the text config.
-        old_end: whether an end token of 2 means that the largest id is pooled.
+        old_end: whether `eos_token_id: 2` in the config means that the position of the largest id is pooled.
     """
     largest = old_end and text["eos_token_id"] == OLD_END
     return {

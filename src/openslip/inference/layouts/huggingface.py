@@ -1,7 +1,7 @@
 """Folders of transformers: `config.json` and weights.
 
-Names of weights, defaults of settings and the order of files are those of transformers 5.24. The library itself is not
-needed.
+Names of weights, defaults of settings, and which file of weights is preferred, are those of transformers 5.24. The
+library itself is not needed.
 """
 
 import math

@@ -15,7 +15,7 @@ _POOL = "image_tower.trunk.attn_pool."
 
 
 def architecture(image_tower: dict[str, Any], text_tower: dict[str, Any], embed_dim: int) -> dict[str, Any]:
-    """Return the config of a SigLIP model; temperature and bias are then read from the weights."""
+    """Return the config of a SigLIP model; the loaded weights replace its initial temperature and bias."""
     return {
         "_target_": "openslip.models.dual_encoder.DualEncoder",
         "image_tower": image_tower,

@@ -79,7 +79,7 @@ def transform(pretrained: Mapping[str, Any], tower: Mapping[str, Any]) -> EvalTr
 
 
 def preprocessing(pretrained: Any, name: Any) -> dict[str, Any]:
-    """Return settings of a model's weights: the given ones, completed by those that timm has for its default weights.
+    """Return the given preprocessing settings, completed by those of the model's default weights in timm.
 
     Raises:
         UserError: timm has no such model, or the settings are no object.

@@ -92,7 +92,7 @@ class Evaluate(pl.Callback):
         self.run(due, trainer, pl_module)
 
     def run(self, names: list[str], trainer: pl.Trainer, pl_module: Pretrainer) -> None:
-        """Run evaluations, which share the features of a source, and keep the checkpoint of a new best result."""
+        """Run evaluations, with the features of each source computed once; keep the checkpoint of a new best result."""
         caches = {kind: FeatureCache(None) for kind in pl_module.bundles}  # new ones, because weights have changed
         former = self.best_step()
         for name in names:
@@ -128,7 +128,7 @@ class Evaluate(pl.Callback):
         return next((self.best[name].step for name in in_order if name in self.best), None)
 
     def headlines(self) -> list[str]:
-        """Return the headlines of the latest results, with the best ones if these are earlier."""
+        """Return the headline of each latest result, followed by the best one if that is of an earlier step."""
         lines = []
         for name, metrics in self.results.items():
             evaluation, best = self.evaluations[name], self.best.get(name)

@@ -86,8 +86,8 @@ def are_checkpointed(model: nn.Module) -> bool:
 def block_settings(model: nn.Module) -> dict[bool, BlockSettings]:
     """Return the current checkpointing settings of the trained towers and, if possible, the opposite ones.
 
-    The key tells whether blocks are checkpointed. A tower without `repeated_blocks`, such as a backbone that
-    checkpoints its blocks itself, has no opposite setting.
+    A key of the dict tells whether blocks are checkpointed, its value holds the setting of each trained tower. A tower
+    without `repeated_blocks`, such as a backbone that checkpoints its blocks itself, has no opposite setting.
     """
     towers, checkpointed = trained_towers(model), are_checkpointed(model)
     opposite = {tower: not checkpointed for tower in towers if tower.repeated_blocks()}
