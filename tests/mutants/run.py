@@ -31,6 +31,8 @@ COPIED = (
     "configs",
     "tests",
     "docs",
+    "examples",
+    "benchmarks",
     "slurm",
     "pyproject.toml",
     "train.py",
