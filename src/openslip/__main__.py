@@ -4,16 +4,14 @@ import difflib
 import functools
 import importlib
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable
 
 from openslip import __version__, progress, signals, slurm, streams, terminal
 from openslip.commands import commands
 from openslip.commands._imports import importing_pytorch
 from openslip.config.folder import config_dirs
-from openslip.config.help import help_text
+from openslip.config.help import columns, help_text
 from openslip.errors import UserError, described, run_entry_point
 
 HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and options that print the config
@@ -107,11 +105,7 @@ def use_expandable_segments() -> None:
 
 def show_commands(program: str, commands: dict[str, str]) -> None:
     """Print the help text that lists all commands."""
-    print(f"usage: {program} COMMAND ...\n")
-    width = shutil.get_terminal_size().columns
-    for name, purpose in commands.items():
-        print(textwrap.fill(purpose, width, initial_indent=f"  {name:10} ", subsequent_indent=" " * 13))
-    print(f"\n{program} COMMAND --help says more.")
+    print(f"usage: {program} COMMAND ...\n", *columns(commands, 10), f"\n{program} COMMAND --help says more.", sep="\n")
 
 
 if __name__ == "__main__":

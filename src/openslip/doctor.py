@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import tempfile
-import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,15 +38,6 @@ class Finding(NamedTuple):
     def line(self) -> str:
         advice = f": {self.advice}" if self.advice else ""
         return f"{'warning' if self.advice else 'ok':8}{self.subject:15} {self.state}{advice}"
-
-    def lines(self, width: int | None) -> list[str]:
-        """Return the line wrapped to a width in columns, continued below its text; None does not wrap it."""
-        if width is None:
-            return [self.line()]
-        indent = " " * 24
-        return textwrap.wrap(
-            self.line(), max(width, 60), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
 
 
 def examine(runs_folder: Path) -> list[Finding]:

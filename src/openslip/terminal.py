@@ -1,7 +1,9 @@
 """Prints lines in which control characters from names, servers and files cannot control the terminal."""
 
 import re
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 SAID_AFTER = 10.0  # seconds of waiting before a line says what is waited for
 QUIET = 60.0  # seconds of silence after such a line
 ERASE = "\r\x1b[K"
+NARROWEST = 60  # columns; text is not wrapped to fewer, even if the terminal has fewer
 
 _quiet = False
 _quiet_until = 0.0
@@ -22,6 +25,30 @@ _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 def printable(text: object) -> str:
     r"""Return text as one line, with escapes such as `\x1b`, `\n` or `\u202e` for characters that control terminals."""
     return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def width() -> int:
+    """Return the number of columns to which text is wrapped: those of the terminal, or 80 if there is none."""
+    return max(NARROWEST, shutil.get_terminal_size().columns)
+
+
+def wrapped(text: object, columns: int, *, indent: int | None = None) -> list[str]:
+    """Wrap a line of text; words and commands between backticks stay whole, so that they can be copied.
+
+    Args:
+        text: the line.
+        columns: width of the wrapped lines; a longer word or command takes a wider line of its own.
+        indent: number of spaces before continuation lines; by default two more than before the first line.
+    """
+    line = printable(text)
+    if indent is None:
+        indent = len(line) - len(line.lstrip()) + 2
+    # A null byte, which `printable` has escaped everywhere else, stands for a space that must not become a line break.
+    whole = re.sub("`[^`]*`", lambda match: match[0].replace(" ", "\0"), line)
+    lines = textwrap.wrap(
+        whole, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [part.replace("\0", " ") for part in lines] or [""]
 
 
 def be_quiet(quiet: bool) -> None:
@@ -44,6 +71,18 @@ def print_beside_another(beside: bool) -> None:
 def say(*lines: object) -> None:
     """Print lines of results on stdout."""
     _write(lines, to_stderr=False)
+
+
+def say_wrapped(*lines: object, indent: int | None = None) -> None:
+    """Print lines of results on stdout, wrapped if it is a terminal; a file or a pipe gets each line whole.
+
+    Args:
+        lines: the lines.
+        indent: number of spaces before continuation lines, as in `wrapped`.
+    """
+    if sys.stdout.isatty():
+        lines = tuple(part for line in lines for part in wrapped(line, width(), indent=indent))
+    say(*lines)
 
 
 def inform(*lines: object) -> None:

@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 
 from openslip.commands import commands
+from openslip.config.help import columns
 from openslip.errors import UserError
 from openslip.terminal import say
 
@@ -13,8 +14,8 @@ def main(arguments: list[str]) -> int:
     """Run one of the data commands."""
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        lines = (f"  {name:8} {purpose}" for name, purpose in data_commands().items())
-        say("usage: openslip data COMMAND ...", "", *lines, "", "openslip data COMMAND --help says more.")
+        listed = columns(data_commands(), 8)
+        say("usage: openslip data COMMAND ...", "", *listed, "", "openslip data COMMAND --help says more.")
         return 0
     if command not in data_commands():
         raise UserError(f"unknown command data {command}; one of: {', '.join(data_commands())}")

@@ -1,13 +1,11 @@
 """Check this machine, its runs and their checkpoints, and report problems; nothing is changed."""
 
 import argparse
-import shutil
-import sys
 from pathlib import Path
 
 from openslip.commands._imports import importing_pytorch
 from openslip.progress import progress
-from openslip.terminal import say
+from openslip.terminal import say_wrapped
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +35,5 @@ def main(arguments: list[str]) -> int:
         from openslip.doctor import examine
     with progress("examining the machine and its runs"):
         findings = examine(options.folder or options.runs)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for finding in findings:
-        say(*finding.lines(width))
+    say_wrapped(*(finding.line() for finding in findings), indent=24)
     return 0

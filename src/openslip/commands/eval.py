@@ -24,7 +24,7 @@ from openslip.progress import progress
 from openslip.run.identity import without_secrets
 from openslip.run.launch import launched_ranks, reported_once
 from openslip.run.ranks import all_failed, is_broken_connection
-from openslip.terminal import be_quiet, notice, printable, say
+from openslip.terminal import be_quiet, notice, printable, say, say_wrapped
 
 ELSEWHERE = "output=FILE names another place"
 REPAIRED = "these metrics are of an incomplete or repaired dataset, as the first lines say"
@@ -67,7 +67,7 @@ def evaluate(config: dict[str, Any], suite: Suite) -> int:
         if output is not None and records:
             write_all(output, config, {name: records[name] for name in chosen if name in records}, errors)
         elif folder is not None and is_written and records:
-            say(f"metrics: {folder}/{report_of(folder)}")
+            say_wrapped(f"metrics: {folder}/{report_of(folder)}")
         show_errors({name: errors[name] for name in chosen if name in errors}, num_chosen=len(chosen))
     has_failed = any(not isinstance(error, MissingData) for error in errors.values())
     return int(any_rank(has_failed or (bool(chosen) and not records)))
@@ -183,7 +183,7 @@ def write_all(output: Path, config: dict[str, Any], records: dict[str, Record], 
     is_replaced = output.exists()
     with needed(output, refusal=UserError, advice=ELSEWHERE):
         write_text(output, json.dumps(content, indent=1) + "\n")
-    say(f"metrics: {output}{' (replaced)' if is_replaced else ''}")
+    say_wrapped(f"metrics: {output}{' (replaced)' if is_replaced else ''}")
 
 
 def report_of(folder: Path) -> str:
@@ -195,7 +195,7 @@ def report_of(folder: Path) -> str:
 def tell(*lines: object) -> None:
     """Print lines on the first rank."""
     if is_main_process():
-        say(*lines)
+        say_wrapped(*lines)
 
 
 def show_records(records: dict[str, Record]) -> None:
@@ -205,9 +205,9 @@ def show_records(records: dict[str, Record]) -> None:
         {name: record["notes"] for name, record in records.items()},
     )
     for name, record in records.items():
-        say(record["headline"])
+        say_wrapped(record["headline"])
         if record["problems"]:
-            say(f"{name}: {REPAIRED}")
+            say_wrapped(f"{name}: {REPAIRED}")
 
 
 def show_errors(errors: dict[str, UserError], *, num_chosen: int) -> None:
@@ -215,7 +215,7 @@ def show_errors(errors: dict[str, UserError], *, num_chosen: int) -> None:
     missing = {name: error for name, error in errors.items() if isinstance(error, MissingData)}
     if missing:
         say(f"no data for {len(missing)} of {num_chosen} evaluations:")
-        say(*(f"  {name}: {error}" for name, error in missing.items()))
+        say_wrapped(*(f"  {name}: {error}" for name, error in missing.items()))
     for name, error in errors.items():
         if name not in missing:
             notice(f"error: {name}: {error}")

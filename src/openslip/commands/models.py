@@ -11,7 +11,7 @@ from openslip.config.catalogue import models
 from openslip.config.folder import config_dirs, config_folder
 from openslip.config.help import columns
 from openslip.inference.published import TABLE, Published, published
-from openslip.terminal import say
+from openslip.terminal import say, say_wrapped
 
 TAIL = 1 << 16  # bytes at the end of metrics.csv that are read: hundreds of rows
 
@@ -32,15 +32,15 @@ def main(arguments: list[str]) -> int:
     known = models([config_folder(), *folders])
     width = max(len(model.parameters) for model in known)
     rows = {f"{model.name:13} {model.parameters:{width}}": model.meaning for model in known}
-    say("models: openslip train model=NAME; parameters of the image tower + the text tower", *columns(rows, 30), "")
+    say_wrapped("models: openslip train model=NAME; parameters of the image tower + the text tower")
+    say(*columns(rows, 30), "")
 
     files = {file.name: description(file) for file in published(TABLE).values()}
-    say(
+    say_wrapped(
         "published checkpoints: openslip predict IMG --checkpoint NAME, or openslip.load(NAME); downloaded once",
         "accuracies on ImageNet-1k: zero-shot, linear classifier, fine-tuned; ~ marks an estimated file size",
-        *columns(files, 21),
-        "",
     )
+    say(*columns(files, 21), "")
 
     runs = {folder.name: state(folder) for folder in run_folders(options.runs)}
     say(f"runs in {options.runs}:" if runs else f"runs in {options.runs}: none", *columns(runs, 50))

@@ -13,7 +13,7 @@ from openslip.config.words import split_words
 from openslip.data.order import local_batch_size, too_few_samples
 from openslip.data.view import example_batch
 from openslip.progress import progress
-from openslip.terminal import say
+from openslip.terminal import say_wrapped
 from openslip.training.microbatch import mixing_layers
 from openslip.training.precision import choose_precision, choose_tf32, on_gpu
 from openslip.training.sizing.cost import StepMemory, measure_step
@@ -24,7 +24,9 @@ def main(arguments: list[str]) -> None:
     config, choices = compose_config("train", arguments)
     check_root_values(config)
     if not names_data(arguments):
-        say(f"data={choices['data']} is assumed; data=NAME or experiment=NAME names another: openslip data list")
+        say_wrapped(
+            f"data={choices['data']} is assumed; data=NAME or experiment=NAME names another: openslip data list"
+        )
     settings = config["trainer"]
     precision = choose_precision(settings["precision"], settings["accelerator"])
     choose_tf32(config["tf32"])
@@ -36,13 +38,13 @@ def main(arguments: list[str]) -> None:
         raise too_few_samples(samples, config["global_batch_size"])
     schedule = planned_schedule(config, steps_per_epoch)
     notes = warm_up_notes(config, steps_per_epoch, schedule.max_steps)
-    say(*plan.length(config, samples, steps_per_epoch, schedule), *notes, "")
+    say_wrapped(*plan.length(config, samples, steps_per_epoch, schedule), *notes, "")
 
     torch.manual_seed(config["seed"])
     with progress("building the model"):
         parts = build_parts(config)
     parts.objective.prepare(parts.model)
-    say(*plan.parameters(parts), "")
+    say_wrapped(*plan.parameters(parts), "")
     with progress("measuring a step"):
         cost = measure_step(
             parts.model,
@@ -61,9 +63,9 @@ def main(arguments: list[str]) -> None:
         pixels=sum(column.nbytes for column in example_batch(parts.views, 1).values()) // 4,
         activations=cost.activation_bytes,
     )
-    say(*plan.costs(cost, memory, local, device, Path(config["runs_dir"])), "")
+    say_wrapped(*plan.costs(cost, memory, local, device, Path(config["runs_dir"])), "")
     splits = not mixing_layers(parts.model)
-    say(*plan.hours(cost, memory, schedule.max_steps, config, device, precision, splits=splits))
+    say_wrapped(*plan.hours(cost, memory, schedule.max_steps, config, device, precision, splits=splits))
 
 
 def names_data(arguments: list[str]) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +20,7 @@ from openslip.data.remote.files import cache_folder
 from openslip.durable import durable, needed, refuse_unwritable
 from openslip.errors import UserError
 from openslip.progress import progress
-from openslip.terminal import notice, say
+from openslip.terminal import notice, say, width, wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ HELP = {
     "exif": "apply EXIF orientation, which turns images upright, or ignore it",
 }
 THREADS = 8  # number of threads that read images; most wait for a disk or a server
+SHORTEST_BAR, LONGEST_BAR = 10, 40  # columns of a bar that stands for the probability 1
 ELSEWHERE = "--output FILE names another place"
 
 
@@ -220,13 +222,20 @@ def results(options: argparse.Namespace, labels: list[str]) -> AbstractContextMa
 
 @contextmanager
 def bar_printer(labels: list[str]) -> Iterator[Write]:
-    """Print the probabilities of an image's labels as bars."""
-    width = max(map(len, labels))
+    """Print the probabilities of an image's labels as bars; in a terminal, long labels are wrapped to its width."""
+    room = max(map(len, labels))
+    longest = LONGEST_BAR
+    if sys.stdout.isatty():
+        columns = width() - len("    100.0 %  ")  # for label and bar
+        room = min(room, columns - SHORTEST_BAR)
+        longest = min(longest, columns - room)
 
     def write(path: str, ranking: "Ranking") -> None:
         say(path, *([] if ranking else ["  no label"]))
         for label, probability in ranking:
-            say(f"  {label:{width}}  {100 * probability:5.1f} %  {'█' * round(40 * probability)}")
+            *above, last = wrapped(label, room, indent=0)
+            say(*(f"  {line}" for line in above))
+            say(f"  {last:{room}}  {100 * probability:5.1f} %  {'█' * round(longest * probability)}".rstrip())
 
     yield write
 

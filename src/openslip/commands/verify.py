@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openslip.commands._imports import importing_pytorch
 from openslip.progress import progress
-from openslip.terminal import say
+from openslip.terminal import say_wrapped
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,5 +87,5 @@ def verify_splits(arguments: list[str]) -> int:
     with progress("comparing splits of a batch"):
         rows = split_rows(step, batch)
     code = show(rows, "cpu, float64")
-    say(*COVERED.splitlines())
+    say_wrapped(*COVERED.splitlines())
     return code

@@ -4,12 +4,13 @@ The files are read as text, because YAML parsers drop comments, and `--help` mus
 """
 
 import re
-import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openslip.config.folder import config_folder, names
+from openslip.terminal import width as terminal_width
+from openslip.terminal import wrapped
 
 GROUPS = {
     "train": (
@@ -92,17 +93,23 @@ def help_text(command: str, purpose: str, folders: Sequence[Path] = ()) -> str:
     options = OPTIONS | MORE_OPTIONS[command]
     choices = {group: "  ".join(names(group, [config_folder(), *folders])) for group in GROUPS[root]}
     keys = {f"{key}={value}": meaning for key, value, meaning in explained_keys(root)}
+    total = terminal_width()
+    usage = f"usage: openslip {command} [KEY=VALUE ...] [GROUP=OPTION ...] [--config-dir DIR]"
+    every_key = f"`openslip {root} --cfg job` prints every key; the files in {config_folder()} explain the keys"
     return "\n".join(
         [
-            f"usage: openslip {command} [KEY=VALUE ...] [GROUP=OPTION ...] [--config-dir DIR]\n",
-            f"{purpose}\n",
+            *wrapped(usage, total, indent=7),
+            "",
+            *wrapped(purpose, total, indent=0),
+            "",
             *columns(options, 18),
             "\nconfig groups and their options:",
             *columns(choices, 18),
             "\nkeys that are set most often, with the values in their files",
             MISSING[root],
             *columns(keys, 42),
-            f"\n`openslip {root} --cfg job` prints every key; the files in {config_folder()} explain the keys",
+            "",
+            *wrapped(every_key, total, indent=0),
         ]
     )
 
@@ -130,15 +137,14 @@ def commented_lines(file: Path) -> Iterator[tuple[str, str, str]]:
 
 def columns(rows: dict[str, str], width: int) -> list[str]:
     """Lay out rows in two columns within the terminal's width; `width` is the largest width of the first column."""
-    total = max(60, shutil.get_terminal_size().columns)
+    total = terminal_width()
     width = min(width, total // 2)
     lines = []
     for left, right in rows.items():
-        wrapped = textwrap.wrap(right, total - width - 3, break_on_hyphens=False) or [""]
+        texts = textwrap.wrap(right, total - width - 3, break_on_hyphens=False) or [""]
         if len(left) > width:
             lines.append(f"  {left}")
         else:
-            wrapped[0] = f"  {left:{width}} {wrapped[0]}".rstrip()
-            lines.append(wrapped.pop(0))
-        lines += [" " * (width + 3) + line for line in wrapped]
+            lines.append(f"  {left:{width}} {texts.pop(0)}".rstrip())
+        lines += [" " * (width + 3) + text for text in texts]
     return lines

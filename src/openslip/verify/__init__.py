@@ -13,12 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from openslip import terminal
 from openslip.errors import UserError, first_line
 from openslip.inference.load import choose_device
 from openslip.progress import progress
-from openslip.terminal import printable
+from openslip.terminal import printable, say_wrapped
 from openslip.verify.declip import declip_rows, has_recordings
-from openslip.verify.deviation import Row
+from openslip.verify.deviation import NUMBERS, Row
 from openslip.verify.evaluations import evaluation_rows, has_figures
 from openslip.verify.family import family_rows, has_losses
 from openslip.verify.files import is_recorded, read_json
@@ -63,14 +64,18 @@ def show(rows: list[Row], what: str) -> int:
         rows: rows to print; skipped ones do not count.
         what: what was compared, for the summary.
     """
+    console, columns = Console(), terminal.width()
     width = max(len(row.quantity) for row in rows)
-    say = partial(Console().print, soft_wrap=True, markup=False, highlight=False)
+    if console.is_terminal:
+        width = min(width, columns - NUMBERS)
+    say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
     say(f"{'quantity':<{width}}  deviation  tolerance")
     for row in rows:
-        say(printable(row.line(width)), style=None if row.ok else "red")
+        for line in row.lines(width, columns) if console.is_terminal else [row.line(width)]:
+            say(printable(line), style=None if row.ok else "red")
     compared = [row for row in rows if row.deviation is not None]
     within = sum(row.ok for row in compared)
-    say(printable(f"{within} of {len(compared)} quantities within tolerance ({what})"))
+    say_wrapped(f"{within} of {len(compared)} quantities within tolerance ({what})")
     return 0 if within == len(compared) else 1
 
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+
+from openslip.terminal import wrapped
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -68,6 +70,7 @@ def _coarse(bits: int) -> Tolerances:
 _FLOAT32 = Tolerances(1e-5, 1e-6, 1e-5, 1e-4, 1e-5, accuracy_samples=0, rounding=1.0, limit=1e-3)
 # The recordings are float32, so float64 results are no closer to them than float32 results.
 TOLERANCES = {"float64": _FLOAT32, "float32": _FLOAT32, "tf32": _coarse(11), "bfloat16": _coarse(8)}
+NUMBERS = 2 + 9 + 2 + 9 + 2 + 7  # width of a row's columns between its quantity and its note
 TOO_COARSE = "too coarse a format to compare after AdamW; float32 does"
 
 
@@ -94,6 +97,20 @@ class Row:
             return f"{self.quantity:<{width}}  {'':9}  {'':9}  skipped  {self.note}"
         verdict = f"{self.deviation:9.2e}  {self.tolerance:9.2e}  {'ok' if self.ok else 'OUT':7}"
         return f"{self.quantity:<{width}}  {verdict}  {self.note}".rstrip()
+
+    def lines(self, width: int, columns: int) -> list[str]:
+        """Return the row as lines of at most `columns` characters; if there are several, the note is below the row.
+
+        Args:
+            width: width of the column of quantities, at most `columns - NUMBERS`; longer quantities are wrapped.
+            columns: width of the terminal.
+        """
+        if len(line := self.line(width)) <= columns:
+            return [line]
+        *above, last = wrapped(self.quantity, width)
+        numbers = replace(self, quantity=last, note="").line(width)
+        note = wrapped(f"    {self.note}", columns, indent=4) if self.note else []
+        return [*above, numbers.rstrip(), *note]
 
 
 @dataclass(frozen=True)

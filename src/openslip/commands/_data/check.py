@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openslip.commands._data._options import TARGET, add_quiet, add_requirement, open_source
 from openslip.commands._imports import importing_pytorch
-from openslip.terminal import be_quiet, say
+from openslip.terminal import be_quiet, say_wrapped
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         num_workers=options.workers,
         contact_sheet=options.contact_sheet,
     )
-    say(*lines)
+    say_wrapped(*lines, indent=22)
     if options.contact_sheet:
-        say(f"{'written':22}{options.contact_sheet}")
+        say_wrapped(f"{'written':22}{options.contact_sheet}")
     return 0

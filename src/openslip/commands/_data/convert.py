@@ -8,19 +8,20 @@ from types import MappingProxyType
 
 from openslip.commands._data._options import add_quiet, count
 from openslip.progress import progress
-from openslip.terminal import be_quiet, mention, say
+from openslip.terminal import be_quiet, mention, say, say_wrapped, width, wrapped
 
 
 def parser(extra: Mapping[str, tuple[type, bool, str]] = MappingProxyType({})) -> argparse.ArgumentParser:
     """Return the parser of `data convert` with the options of one layout, as `layout_options` returns them."""
+    from openslip.config.help import columns
     from openslip.data.convert import SAMPLES_PER_SHARD, descriptions
 
-    purposes = "\n".join(f"  {name:13} {purpose}" for name, purpose in descriptions().items())
+    title = "layouts, each with its own options (openslip data convert LAYOUT --help):"
+    purpose = wrapped(__doc__, width(), indent=0)
     parser = argparse.ArgumentParser(
         "openslip data convert",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{__doc__}\n\n"
-        f"layouts, each with its own options (openslip data convert LAYOUT --help):\n{purposes}",
+        description="\n".join([*purpose, "", *wrapped(title, width(), indent=0), *columns(descriptions(), 13)]),
     )
     parser.add_argument("layout", metavar="LAYOUT", help="one of the layouts above")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder or table of the dataset")
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> int:
         )
     say(f"{totals.samples} samples in {totals.shards} shards: {options['out']}")
     if totals.left_out:
-        say(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
+        say_wrapped(f"left out: {totals.reasons()}: {options['out'] / 'left_out.jsonl'}")
     return 0
 
 

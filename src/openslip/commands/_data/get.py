@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openslip.commands._data._options import add_quiet
 from openslip.commands._imports import importing_pytorch
-from openslip.terminal import be_quiet, say
+from openslip.terminal import be_quiet, say, say_wrapped
 
 ASK_ABOVE = 1_000_000_000  # bytes: a person is asked before larger downloads
 
@@ -40,17 +40,20 @@ def main(arguments: list[str]) -> int:
     if options.name is None:
         entries = obtainable(folders)
         rows = {f"{entry.name:26} {entry.state(root)}": f"{entry.size}, {entry.meaning}" for entry in entries}
-        say("openslip data get NAME says how a dataset is obtained, and fetches it:", *columns(rows, 37))
+        say_wrapped("openslip data get NAME says how a dataset is obtained, and fetches it:")
+        say(*columns(rows, 37))
         return 0
     entry = find(options.name, folders)
     rows = {"content": entry.content, "licence": entry.licence, "owner's size": entry.size, "page": entry.page}
     if entry.evaluation:
         rows["evaluate it"] = f"openslip eval checkpoint=CHECKPOINT evaluation={entry.evaluation}"
-    say(f"{entry.name}: {entry.meaning}", *columns(rows, 13))
+    say_wrapped(f"{entry.name}: {entry.meaning}")
+    say(*columns(rows, 13))
     if entry.layouts:
-        say(f"layouts below {root} (EVALUATION_DATA=DIR names another folder):", *(f"  {row}" for row in entry.layouts))
+        title = f"layouts below {root} (EVALUATION_DATA=DIR names another folder):"
+        say_wrapped(title, *(f"  {row}" for row in entry.layouts))
     if entry.folder is None:
-        say("it is not fetched: download it by hand from the page, into one of the layouts")
+        say_wrapped("it is not fetched: download it by hand from the page, into one of the layouts")
         return 0
     folder = root / entry.folder
     if entry.state(root) == "present":

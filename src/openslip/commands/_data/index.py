@@ -4,7 +4,7 @@ import argparse
 
 from openslip.commands._data._options import TARGET, add_quiet, add_requirement, open_source
 from openslip.commands._imports import importing_pytorch
-from openslip.terminal import be_quiet, say
+from openslip.terminal import be_quiet, say, say_wrapped
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
 
     source = open_source(options.target, options.require)
     for line in source.problems:
-        say(f"skipped: {line}")
+        say_wrapped(f"skipped: {line}")
     if isinstance(source, ShardSource):
         say(f"{len(source)} samples in {len(source.index.parts)} shards", f"index: {source.index.folder}")
     else:

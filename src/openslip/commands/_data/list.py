@@ -2,7 +2,7 @@
 
 import argparse
 
-from openslip.terminal import say
+from openslip.terminal import say, say_wrapped
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,8 +26,9 @@ def main(arguments: list[str]) -> int:
     for dataset in datasets(folders):
         needs = ", ".join(dataset.places) or "data.source.shards=..."
         rows[f"{dataset.name:11} {dataset.state()}"] = f"{needs}: {dataset.meaning}"
-    say("datasets: openslip train data=NAME; OPENSLIP_DATA=DIR names another folder than data", *columns(rows, 26))
-    say("", "docs/DATA.md says how to download and convert them")
+    say_wrapped("datasets: openslip train data=NAME; OPENSLIP_DATA=DIR names another folder than data")
+    say(*columns(rows, 26), "", "docs/DATA.md says how to download and convert them", "")
     rows = fetched_licences(folders)
-    say("", "openslip data get NAME fetches these, with the licences that their owners state:", *columns(rows, 20))
+    say_wrapped("openslip data get NAME fetches these, with the licences that their owners state:")
+    say(*columns(rows, 20))
     return 0
