@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from evaluation_suites import CLASSES, Process, start, words, write_place
+from screens import attach_plain, too_wide
 
 from openslip.__main__ import run
 from openslip.data.sources.image_folder import ImageFolder
@@ -57,6 +58,18 @@ def edit(name: str, **changes: Any) -> None:
     file = Path("configs/evaluation") / f"{name}.yaml"
     config = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump({name: config[name] | changes}))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_is_wider_than_the_terminal(width: int, place: Path, monkeypatch: pytest.MonkeyPatch):
+    terminal = attach_plain(monkeypatch, width)
+    for _ in range(2):  # the second time, the first result is reused
+        assert run(["eval", *words("first,missing")]) == 0
+    command = "`openslip report runs/one`"
+    assert [command in line for line in terminal.written.splitlines() if "openslip report" in line] == [True, True]
+    for said in ("metrics: ", "again=true", "no data for 1 of 2"):
+        assert said in terminal.written
+    assert not too_wide(terminal.written, width)
 
 
 def test_each_evaluation_has_a_file_that_says_what_was_evaluated_and_how(evaluate):

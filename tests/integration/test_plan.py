@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from screens import attach_plain, too_wide
 
 from openslip.__main__ import run
 from openslip.config.build import build_parts
@@ -23,7 +24,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.chdir(folder)
         patch.setenv("OPENSLIP_DATA", str(folder / "nowhere"))
         lines: list[str] = []
-        patch.setattr("openslip.commands.plan.say", lambda *said: lines.extend(said))
+        patch.setattr("openslip.commands.plan.say_wrapped", lambda *said: lines.extend(said))
         assert run(["plan", "data=cc3m", "trainer.precision=32-true", "trainer=cpu", "optim.ema_decay=0.99"]) == 0
         assert not list(folder.iterdir())
     return "\n".join(lines)
@@ -72,6 +73,14 @@ def test_parameters_are_those_of_the_tiny_model(plan: str):
         f"{(2 * checkpoint + gradients) / 1e9:.2f} GB\n  weights, gradients, AdamW's moments and a save's copy\n"
         in plan
     )
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_is_wider_than_the_terminal(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    terminal = attach_plain(monkeypatch, width)
+    assert run(["plan", "model=clip_tiny", "trainer=cpu", f"runs_dir={tmp_path}/{'long/' * 12}"]) == 0
+    assert "data=builtin is assumed" in terminal.written
+    assert not too_wide(terminal.written, width)
 
 
 def test_every_line_but_one_that_names_a_folder_fits_80_columns(plan: str):

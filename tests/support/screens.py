@@ -61,3 +61,15 @@ def attach(monkeypatch: pytest.MonkeyPatch, width: int) -> TerminalStream:
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
     return stream
+
+
+def attach_plain(monkeypatch: pytest.MonkeyPatch, width: int) -> TerminalStream:
+    """Let stdout and stderr be one terminal of this width that cannot redraw a line."""
+    stream = attach(monkeypatch, width)
+    monkeypatch.setenv("TERM", "dumb")
+    return stream
+
+
+def too_wide(text: str, width: int) -> list[str]:
+    """The lines of a text that a terminal of this width breaks, except those of a single word, which stays whole."""
+    return [line for line in text.splitlines() if len(line) > width and len(line.split()) > 1]

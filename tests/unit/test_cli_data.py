@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from screens import attach_plain, too_wide
 from shard_files import jpeg, write_pairs
 
 from openslip.__main__ import run
@@ -68,6 +69,15 @@ def test_a_table_becomes_shards_that_are_indexed_and_checked(
     assert "unreadable            0 of 12" in said
     assert f"written               {sheet}" in said
     assert sheet.stat().st_size > 1000
+
+
+def test_the_lines_of_a_check_fit_the_terminal(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shards = str(tmp_path / "shards")
+    assert run(["data", "convert", "table", str(table), shards, "--workers", "1"]) == 0
+    terminal = attach_plain(monkeypatch, 80)
+    assert run(["data", "check", shards, "--decode", "--workers", "0"]) == 0
+    assert "start and end\n                      included\n" in terminal.written
+    assert not too_wide(terminal.written, 80)
 
 
 def test_separator_and_encoding_are_options_and_bad_rows_are_listed(

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from screens import too_wide
 
-from openslip.verify.deviation import TOLERANCES, Part, Trio, gradient_rows, worst
+from openslip.verify.deviation import NUMBERS, TOLERANCES, Part, Row, Trio, gradient_rows, worst
 
 FLOAT32 = TOLERANCES["float32"]
 
@@ -31,3 +32,23 @@ def test_an_error_in_a_tensor_of_small_gradient_is_seen(error: float, is_seen: b
     model, tensors, _ = gradient_rows("step", recorded, Trio(ours, recorded, recorded), FLOAT32)
     assert model.ok, "as one vector the error is invisible"
     assert tensors.ok != is_seen
+
+
+def test_the_lines_of_a_row_fit_the_terminal_and_say_the_same():
+    rows = [
+        Row(
+            "slip, 2 ranks, gather_with_grad: gradients by tensor",
+            1e-6,
+            1e-5,
+            "worst of 45: visual.blocks.1.norm2.bias",
+        ),
+        Row("zero-shot: logits", 1e-6, 1e-5, ""),
+        Row.skipped("training runs, ranks, zero-shot", "no meta.json in this folder of recordings"),
+    ]
+    for columns in (60, 80):
+        width = columns - NUMBERS
+        for row in rows:
+            lines = row.lines(width, columns)
+            assert not too_wide("\n".join(lines), columns)
+            assert sorted(" ".join(lines).split()) == sorted(row.line(0).split())
+    assert rows[0].lines(100, 200) == [rows[0].line(100)]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from screens import attach_plain, too_wide
 from shard_files import write_pairs
 
 import openslip
@@ -118,13 +119,29 @@ def test_few_open_files_are_a_warning(monkeypatch):
     assert open_files().line() == "warning open files      1024 allowed: raise it: ulimit -n 65536"
 
 
-def test_a_long_finding_is_continued_below_its_text_in_a_terminal():
+def test_a_long_finding_is_continued_below_its_text_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     finding = Finding("versions", "torch 2.14.1, torchvision 0.29.1, timm 1.0.31, numpy 2.4.6")
-    assert finding.lines(80) == [
+    monkeypatch.setattr("openslip.doctor.examine", lambda _: [finding])
+    assert run(["doctor"]) == 0
+    assert capsys.readouterr().out == f"{finding.line()}\n"
+    terminal = attach_plain(monkeypatch, 80)
+    assert run(["doctor"]) == 0
+    assert terminal.written.splitlines() == [
         "ok      versions        torch 2.14.1, torchvision 0.29.1, timm 1.0.31, numpy",
         "                        2.4.6",
     ]
-    assert finding.lines(None) == [finding.line()]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_is_wider_than_the_terminal(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / ".lock").touch()
+    terminal = attach_plain(monkeypatch, width)
+    assert run(["doctor", str(tmp_path)]) == 0
+    assert "openslip" in terminal.written
+    assert not too_wide(terminal.written, width)
 
 
 def test_the_versions_are_those_of_the_packages():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from evaluation_models import Pictures, bundle, dual_encoder
 from image_server import image_server
+from screens import attach_plain, too_wide
 
 from openslip.__main__ import run
 from openslip.inference import embedding_cache
@@ -284,3 +285,18 @@ def test_addresses_are_classified_beside_files_and_a_bad_one_is_named(folder: Pa
     assert page.startswith(f"error: image {root}/page: cannot be decoded (not an image")
     assert missing.startswith(f"error: image {root}/missing.jpg: cannot be downloaded (HTTP 404 Not Found)")
     assert count == "error: 2 of 4 images could not be read"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_bars_and_long_labels_fit_the_terminal(width: int, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    long = "a very long label that describes a large photograph of a high mountain in the snow"
+    terminal = attach_plain(monkeypatch, width)
+    monkeypatch.chdir(folder)
+    assert run(["predict", "b.png", "--checkpoint", "plain", "--labels", f"red,{long}"]) == 0
+    image, *rows = terminal.written.splitlines()
+    assert image == "b.png"
+    assert not too_wide(terminal.written, width)
+    assert max(map(len, rows)) > width - 15  # the room is used
+    printed = " ".join(" ".join(row.split(" % ")[0].split() if " % " in row else row.split()) for row in rows)
+    assert "red" in printed
+    assert len(re.findall(r"\d+\.\d %  \u2588*", terminal.written)) == 2

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_models import bundle, dual_encoder
+from screens import attach_plain, too_wide
 from shard_files import jpeg, write_tar
 
 from openslip import terminal
@@ -18,7 +19,7 @@ from openslip.__main__ import run
 from openslip.commands.eval import show
 from openslip.errors import UserError, run_entry_point
 from openslip.report import write_report
-from openslip.terminal import SAID_AFTER, notice, printable, say, waiting
+from openslip.terminal import SAID_AFTER, notice, printable, say, say_wrapped, waiting, wrapped
 
 HOSTILE = "a\x1b]0;owned\x07\x9b31m\x7f\u202eb\u2066\r"
 STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -177,3 +178,39 @@ def test_all_else_is_printed_through_one_module():
         if re.search(r"(?<!\w|\.)print\(|sys\.std(out|err)\.write", path.read_text(encoding="utf-8"))
     }
     assert writers == THEIR_OWN
+
+
+def test_a_wrapped_line_keeps_its_words_and_whole_commands():
+    text = "  metrics: some/folder; `openslip report some/folder` adds them to the report\x1b, and a-hyphen stays"
+    lines = wrapped(text, 40)
+    assert lines == [
+        "  metrics: some/folder;",
+        "    `openslip report some/folder` adds",
+        "    them to the report\\x1b, and a-hyphen",
+        "    stays",
+    ]
+    assert wrapped("a" * 50, 40) == ["a" * 50]
+    assert wrapped("one two", 3, indent=0) == ["one", "two"]
+    assert wrapped("", 40) == [""]
+
+
+def test_only_a_terminal_gets_wrapped_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    text = "word " * 30
+    say_wrapped(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    stream = attach_plain(monkeypatch, 20)
+    say_wrapped(text, "", indent=5)
+    assert [len(line) for line in stream.written.splitlines()] == [59, 59, 39, 0]  # at least 60 columns are assumed
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize(
+    "command", ["--help", "data", "data list", "data get", "data get fashion_mnist", "models", "data convert --help"]
+)
+def test_no_line_is_wider_than_the_terminal(command: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVALUATION_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("openslip.data.get.folder.create", lambda *_: None)
+    stream = attach_plain(monkeypatch, width)
+    assert run(command.split()) == 0
+    assert not too_wide(stream.written, width)
