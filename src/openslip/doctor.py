@@ -19,7 +19,8 @@ from openslip.errors import UserError, first_line
 from openslip.locks import is_locked
 from openslip.run import environment
 from openslip.run.checkpoints import damage, foreign, saved
-from openslip.run.folder import LOCK, is_failed_start
+from openslip.run.folder import is_failed_start
+from openslip.run.folder_lock import LOCK
 from openslip.run.identity import read_config
 from openslip.training.c_compiler import why_no_launcher
 

@@ -47,6 +47,11 @@ def requeue(received: signal.Signals | None) -> None:
         notice(f"job {job} could not be requeued ({error}); submit it again")
 
 
+def was_requeued() -> bool:
+    """Whether SLURM has started this job again."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def requeue_alone(received: signal.Signals) -> None:
     """Requeue the job during set-up, when ranks cannot communicate yet; all tasks but the first wait.
 

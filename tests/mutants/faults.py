@@ -234,7 +234,7 @@ STEP = [
     ("src/openslip/commands/train.py", 'mean=config["mean"],', "mean=[0.5, 0.5, 0.5],"),
     ("src/openslip/commands/train.py", 'seed=config["seed"],', "seed=0,"),
     ("src/openslip/commands/train.py", 'pl.seed_everything(config["seed"], verbose=False)', "pass"),
-    ("src/openslip/commands/train.py", "ckpt_path=resumed", "ckpt_path=None"),
+    ("src/openslip/training/optimise.py", "ckpt_path=resumed", "ckpt_path=None"),
     ("src/openslip/commands/train.py", 'choose_tf32(config["tf32"])', "pass"),
     (T + "pretrainer.py", 'group["lr"] = lr * group["lr_scale"]', 'group["lr"] = lr'),
     (T + "pretrainer.py", "lr = self.schedule(self.step)", "lr = self.schedule(self.step + 1)"),

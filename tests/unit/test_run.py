@@ -16,7 +16,7 @@ from small_disk import remount, tmpfs  # noqa: F401
 
 from openslip.errors import CheckpointError, UserError
 from openslip.locks import is_locked, locked
-from openslip.run import folder
+from openslip.run import folder, folder_lock
 from openslip.run.folder import Run, open_run, run_name, shorter
 from openslip.run.identity import FORMAT, write_config
 
@@ -409,7 +409,7 @@ def test_a_folder_in_which_no_run_was_started_keeps_its_files(tmp_path: Path):
 
 def test_a_process_that_is_starting_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder_of_run = killed_start(tmp_path / "a")
-    monkeypatch.setattr(folder, "PATIENCE", 0.0)
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.0)
     with locked(folder_of_run / ".lock"), pytest.raises(UserError, match="is being trained by process"):
         open_run(config(tmp_path), "a")
     assert all((folder_of_run / file).exists() for file in LEFT)

@@ -209,7 +209,7 @@ def test_only_a_terminal_gets_wrapped_lines(monkeypatch: pytest.MonkeyPatch, cap
 )
 def test_no_line_is_wider_than_the_terminal(command: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EVALUATION_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("EVALUATION_DATA", raising=False)
     monkeypatch.setattr("openslip.data.get.folder.create", lambda *_: None)
     stream = attach_plain(monkeypatch, width)
     assert run(command.split()) == 0

@@ -58,11 +58,10 @@ from openslip.training.lightning import (
     watch_launched_ranks,
 )
 from openslip.training.logging.csv_logger import CsvLogger
+from openslip.training.optimise import optimise
 from openslip.training.precision import choose_deterministic, choose_precision, choose_tf32, on_gpu
 from openslip.training.pretrainer import Pretrainer
 from openslip.training.sizing.micro_batch_size import MicroBatchSize
-
-NOT_DETERMINISTIC = " does not have a deterministic implementation"  # part of PyTorch's error message
 
 
 def main(arguments: list[str]) -> None:
@@ -284,29 +283,6 @@ def parameters(model: nn.Module, objective: nn.Module) -> dict[str, int]:
     parts = {name: part.parameters() for name, part in (*model.named_children(), ("objective", objective))}
     counts = {name: sum(p.numel() for p in values) for name, values in (parts | direct).items()}
     return {name: count for name, count in counts.items() if count}
-
-
-def optimise(trainer: pl.Trainer, pretrainer: Pretrainer, data: DataModule, resumed: Path | None) -> None:
-    """Train with Lightning; convert errors that a user can correct to a UserError."""
-    try:
-        trainer.fit(pretrainer, datamodule=data, ckpt_path=resumed)
-    except RuntimeError as error:
-        if "not used in producing the loss" in str(error):
-            raise UserError("parameters get no gradient: add +trainer.strategy.find_unused_parameters=true") from error
-        if NOT_DETERMINISTIC in str(error):
-            operation = str(error).partition(NOT_DETERMINISTIC)[0]
-            raise UserError(
-                f"trainer.deterministic=true: {operation} cannot repeat its numbers on this device: set it to false, "
-                "or to warn to be told of all such operations"
-            ) from error
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise UserError(f"torch.compile failed ({first_line(error)}): set compile=false") from error
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that loads data was killed ({first_line(error)}), often because memory ran out: "
-            "lower data.prefetch_gb or data.num_workers; the same command resumes the run"
-        ) from error
 
 
 def start_loggers(config: dict[str, Any], run: Run) -> list[Any]:

@@ -1,14 +1,11 @@
 """A run's folder `runs/<name>/`: named by its config, and never silently overwritten by another run."""
 
-import atexit
 import json
-import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -17,25 +14,20 @@ from typing import Any
 from openslip.distributed import is_main_process
 from openslip.durable import needed, optional, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
-from openslip.locks import locked
+from openslip.run import folder_lock
 from openslip.run.checkpoints import saved
 from openslip.run.environment import read_seconds, read_starts, with_this_start
+from openslip.run.folder_lock import LOCK
 from openslip.run.identity import LENGTH, differences, digest, identity, length, read_config, write_config
+from openslip.slurm import was_requeued
 from openslip.terminal import say
 
-PATIENCE = 5.0  # seconds to wait for the lock: the previous process may not have exited yet
-AFTER_REQUEUE = 120.0  # the same after a requeue: a file server takes up to 90 s to notice that a node is gone
-LOCK = ".lock"
 LEFT_BY_A_START = (
     *("arrays", "wandb", "tensorboard", "id.txt", "env.json", "metrics.csv", "micro_batch_size.json"),
     "bad_samples*.jsonl",
 )
 # The config comes last: a run that is only half deleted can still be recognised as one.
 LEFT_BY_A_RUN = ("report.html", "profile", "result*.json", "evaluation-*.json", "evaluations", "config.yaml")
-
-_locks = ExitStack()  # held until this process ends, in whatever way it ends
-atexit.register(_locks.close)
-_locked: set[tuple[int, Path]] = set()  # pairs of process id and folder
 
 
 @dataclass(frozen=True)
@@ -126,8 +118,7 @@ class Run:
         """Remove the files of a failed start; a run that has begun or has checkpoints is kept."""
         if is_main_process() and self.state == "new" and has_not_begun(self.folder):
             remove_failed_start(self.folder)
-            (self.folder / LOCK).unlink(missing_ok=True)
-            _locked.discard((os.getpid(), self.folder.resolve()))
+            folder_lock.remove(self.folder)
             with suppress(OSError):  # the folder holds other files
                 self.folder.rmdir()
 
@@ -192,7 +183,7 @@ def open_run(config: dict[str, Any], name: str) -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         was_started = is_failed_start(folder)
-        _lock(folder)
+        folder_lock.hold(folder)
         if replaces(config):
             _refuse_to_replace(folder)
             if (folder / "config.yaml").exists():
@@ -211,7 +202,7 @@ def open_run(config: dict[str, Any], name: str) -> Run:
         (folder / "checkpoints" / "writable").unlink()
     except OSError as error:
         with suppress(OSError):
-            if _is_locked_here(folder):  # else the files may be those of the process that holds the lock
+            if folder_lock.is_held(folder):  # else the files may be those of the process that holds the lock
                 run.abandon()
             folder.rmdir()  # if it is empty
         raise unwritable(folder, error) from error
@@ -221,11 +212,6 @@ def open_run(config: dict[str, Any], name: str) -> Run:
 def replaces(config: dict[str, Any]) -> bool:
     """Whether this start deletes an earlier run; a job that SLURM has requeued resumes the run that it began."""
     return config["resume"] == "replace" and not was_requeued()
-
-
-def was_requeued() -> bool:
-    """Whether SLURM has started this job again."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def has_not_begun(folder: Path) -> bool:
@@ -333,32 +319,3 @@ def _refuse_another(folder: Path, config: dict[str, Any]) -> None:
                 f"the run {folder} has trainer.{key}={before}, and trainer.{key}={now} is shorter: give {before} or "
                 "more, or another name="
             )
-
-
-def _lock(folder: Path) -> None:
-    """Lock a run's folder until this process ends: two processes would both log, and delete each other's files.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
-    if _is_locked_here(folder):
-        return
-    file = folder / LOCK
-    try:
-        while not _is_locked_here(folder):
-            try:
-                _locks.enter_context(locked(file, wait=AFTER_REQUEUE if was_requeued() else PATIENCE))
-                _locked.add((os.getpid(), folder.resolve()))
-            except FileNotFoundError:  # a failed start, which held the lock, has removed the folder
-                folder.mkdir(parents=True, exist_ok=True)
-    except BlockingIOError as error:
-        raise UserError(
-            f"{folder} is being trained by process {file.read_text().strip() or 'unknown'}: wait for it or stop it, "
-            f"or give another name=; if that machine has crashed, delete {file}"
-        ) from error
-    file.write_text(f"{os.getpid()} on {socket.gethostname()}\n")
-
-
-def _is_locked_here(folder: Path) -> bool:
-    """Whether this process holds the lock of a run's folder."""
-    return (os.getpid(), folder.resolve()) in _locked
