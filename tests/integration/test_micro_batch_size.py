@@ -258,8 +258,9 @@ def test_a_gpu_gets_multiples_of_eight_and_a_line_where_other_blocks_are_faster(
 ):
     found = chosen_on_gpu(tmp_path, monkeypatch, local=100, plain=plain, checkpointed=checkpointed, is_on=is_on)
     assert found == size
-    first, *more = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"micro_batch_size=auto: {size} of 100 samples at a time (a GPU)")
+    first, kept, *more = capsys.readouterr().out.splitlines()
+    assert first == f"micro_batch_size=auto: {size} of 100 samples at a time (a GPU)"
+    assert kept == f"  kept in {tmp_path}/micro_batch_size.json"
     if advice:
         assert more[0].startswith(f"micro_batch_size=auto: {advice}")
         assert more[0].endswith(BOTH.format(str(not is_on).lower()))

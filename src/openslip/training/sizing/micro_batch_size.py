@@ -115,7 +115,7 @@ class MicroBatchSize(pl.Callback):
         choice = {"micro_batch_size": size, "local_batch_size": local, "device": device}
         with needed(self.file):
             write_text(self.file, json.dumps(choice, indent=1) + "\n")
-        inform(f"micro_batch_size=auto: {size} of {local} samples at a time ({device}), kept in {self.file}")
+        inform(f"micro_batch_size=auto: {size} of {local} samples at a time ({device})", f"  kept in {self.file}")
 
     def count(
         self, trainer: pl.Trainer, pl_module: Pretrainer, batch: dict[str, Tensor], local: int, multiple: int
