@@ -297,6 +297,10 @@ def test_bars_and_long_labels_fit_the_terminal(width: int, folder: Path, monkeyp
     assert image == "b.png"
     assert not too_wide(terminal.written, width)
     assert max(map(len, rows)) > width - 15  # the room is used
-    printed = " ".join(" ".join(row.split(" % ")[0].split() if " % " in row else row.split()) for row in rows)
-    assert "red" in printed
     assert len(re.findall(r"\d+\.\d %  \u2588*", terminal.written)) == 2
+
+
+def test_a_file_gets_each_label_on_one_line(folder: Path, capsys: pytest.CaptureFixture[str]):
+    label = "a label of many words with an escape \x1b in it, " * 3
+    assert run(["predict", str(folder / "b.png"), "--checkpoint", "plain", "--labels", f'"{label}"']) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2

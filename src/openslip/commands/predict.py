@@ -20,7 +20,7 @@ from openslip.data.remote.files import cache_folder
 from openslip.durable import durable, needed, refuse_unwritable
 from openslip.errors import UserError
 from openslip.progress import progress
-from openslip.terminal import notice, say, width, wrapped
+from openslip.terminal import notice, printable, say, width, wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,7 +223,7 @@ def results(options: argparse.Namespace, labels: list[str]) -> AbstractContextMa
 @contextmanager
 def bar_printer(labels: list[str]) -> Iterator[Write]:
     """Print the probabilities of an image's labels as bars; in a terminal, long labels are wrapped to its width."""
-    room = max(map(len, labels))
+    room = max(len(printable(label)) for label in labels)
     longest = LONGEST_BAR
     if sys.stdout.isatty():
         columns = width() - len("    100.0 %  ")  # for label and bar
@@ -235,7 +235,7 @@ def bar_printer(labels: list[str]) -> Iterator[Write]:
         for label, probability in ranking:
             *above, last = wrapped(label, room, indent=0)
             say(*(f"  {line}" for line in above))
-            say(f"  {last:{room}}  {100 * probability:5.1f} %  {'█' * round(longest * probability)}".rstrip())
+            say(f"  {last:{room}}  {100 * probability:5.1f} %  {'█' * round(longest * probability)}")
 
     yield write
 
