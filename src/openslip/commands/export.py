@@ -10,7 +10,7 @@ from openslip.errors import UserError
 from openslip.export import forms
 from openslip.export.place import prepare
 from openslip.progress import progress
-from openslip.terminal import say
+from openslip.terminal import mention, say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,4 +90,5 @@ def main(arguments: list[str]) -> int:
     say(f"{options.source} -> {options.target} ({options.to}, {checked})")
     if options.push:
         say(f"uploaded in one commit: {push(Path(options.target), options.push, private=options.private)}")
+    mention(f"next: {Path(options.target) / 'README.md'} shows how to load it")
     return 0

@@ -1,6 +1,7 @@
 """Interpolate two checkpoints (WiSE-FT): openslip merge A B --alpha 0:1:0.1 --out FOLDER evaluation=builtin."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -9,7 +10,7 @@ from openslip.commands._choices import add_choices, choices_of
 from openslip.commands._imports import importing_pytorch
 from openslip.errors import UserError
 from openslip.progress import progress
-from openslip.terminal import say
+from openslip.terminal import mention, say
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 # Keys of `openslip eval` that have another meaning here, or none.
@@ -84,12 +85,14 @@ def main(arguments: list[str]) -> int:
         for number, file in zip(numbers, files, strict=True):
             with progress(f"merging with alpha {number:f}"):
                 bundle = pair.write(number, file)
-            say(f"alpha {number:f}: {file}")
+            say(f"alpha {number:f}: {file} (float32)")
             if table is not None:
                 has_failed |= not evaluate(number, bundle, table)
     finally:  # what is finished is shown even if a file cannot be written
         if table is not None and table.rows:
             table.show()
+    if table is None:
+        mention(f"next: openslip eval {shlex.quote(f'checkpoint={files[-1]}')} evaluation=NAME")
     return int(has_failed)
 
 

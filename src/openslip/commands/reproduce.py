@@ -13,6 +13,8 @@ from openslip.reproduce.ladder import entry_details, ladder_lines, rung_lines
 from openslip.reproduce.rungs import Entry, Rung, find, ladder
 from openslip.terminal import say
 
+AGAIN = "again=true"  # the only setting of `openslip reproduce published`
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -28,8 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "name",
         nargs="?",
         metavar="NAME",
-        help="a run of the list; or a file of configs/reproduce/ with several runs, which are then only shown; or the "
-        "word published",
+        help="a run of the list; or the letter of a rung, whose runs are then only shown; or the word published",
     )
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="settings of the training, such as seed=3 or trainer=ddp"
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     refuse_unused(options)
     if options.name == "published":
-        return published(options.weights, options.imagenet)
+        return published(options.weights, options.imagenet, again=AGAIN in options.settings)
     rungs, folder = ladder(), curves_folder()
     if options.name is None:
         say(*ladder_lines(rungs, folder))
@@ -75,13 +76,15 @@ def main(arguments: list[str]) -> int:
 
 def refuse_unused(options: argparse.Namespace) -> None:
     """Refuse options that the command would ignore."""
+    words = [word for word in (options.name, *options.settings) if word is not None]
+    if words and "=" in words[0]:
+        raise UserError(f"{words[0]}: give the NAME of a run before its settings; openslip reproduce lists all")
+    if extra := [word for word in words[1:] if "=" not in word]:
+        raise UserError(f"{extra[0]}: expected one NAME, and then settings KEY=VALUE")
     if options.name != "published" and (options.weights or options.imagenet):
         raise UserError("--weights and --imagenet belong to `openslip reproduce published`")
-    if options.settings and options.name == "published":
-        raise UserError(
-            f"{options.settings[0]}: `published` takes no settings; to compute a result again, delete the folder "
-            "FILE-evaluations beside the weights"
-        )
+    if options.name == "published" and (others := [word for word in options.settings if word != AGAIN]):
+        raise UserError(f"{others[0]}: `published` takes no settings but {AGAIN}, which computes stored results again")
     if options.run and options.record:
         raise UserError("--run compares a run and --record stores some: give one of the two")
     if options.settings and (options.run or options.record):
@@ -122,8 +125,9 @@ def compare_run(run: Path, entry: Entry, recorded: Recorded | None) -> int:
             f"openslip reproduce {entry.name} --record RUN RUN RUN stores them"
         )
     with importing_pytorch():
-        from openslip.reproduce.comparison import compare, comparison_lines
+        from openslip.reproduce.comparison import compare
         from openslip.reproduce.finished import read_run
+        from openslip.reproduce.table import comparison_lines
     finished = read_run(run, entry)
     given = config_of([*entry.settings]) if recorded is None else recorded.config
     comparison = compare(finished, entry, given, recorded)
@@ -137,7 +141,17 @@ def compare_run(run: Path, entry: Entry, recorded: Recorded | None) -> int:
 
 
 def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: Recorded | None) -> int:
-    """Train a run of the ladder in this process, and compare it on the first rank."""
+    """Train a run of the ladder in this process, and compare it on the first rank.
+
+    Raises:
+        UserError: `debug=` is given, whose short run could not be compared; or the training raises it.
+    """
+    if debug := [word for word in settings if word.startswith("debug=")]:
+        train_words = " ".join(["openslip train", *entry.settings, debug[0]])
+        raise UserError(
+            f"{debug[0]} makes another, shorter run, which cannot be compared with {entry.name}: leave it out, or give "
+            f"`{train_words}`"
+        )
     from openslip import signals
 
     signals.catch()  # first, because a scheduler's signal would kill the process during the slow imports
@@ -162,10 +176,11 @@ def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: R
     return compare_run(folder, entry, recorded)
 
 
-def published(weights: Path | None, imagenet: Path | None) -> int:
+def published(weights: Path | None, imagenet: Path | None, *, again: bool) -> int:
     """Evaluate the published SLIP files in a folder, and print their table beside the published one."""
-    if weights is None or imagenet is None:
-        raise UserError("openslip reproduce published needs --weights DIR and --imagenet DIR")
+    options = {"--weights DIR": weights, "--imagenet DIR": imagenet}
+    if missing := [option for option, value in options.items() if value is None]:
+        raise UserError(f"openslip reproduce published needs {' and '.join(missing)}")
     with importing_pytorch():
         from openslip.commands._published_files import evaluate_published
-    return evaluate_published(weights, imagenet)
+    return evaluate_published(weights, imagenet, again=again)

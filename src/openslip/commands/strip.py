@@ -1,12 +1,13 @@
 """Write a checkpoint that holds only what inference needs: openslip strip runs/NAME small.ckpt."""
 
 import argparse
+import shlex
 
 from openslip.commands._choices import add_choices, choices_of
 from openslip.commands._imports import importing_pytorch
 from openslip.inference.dtypes import DTYPES
 from openslip.progress import progress
-from openslip.terminal import say
+from openslip.terminal import mention, say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,7 +20,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", help="format of the checkpoint, or a module that reads the file; detected by default"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights in the file")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="dtype of the weights in the file; by default the smallest that changes no weight: float16 for a file of "
+        "float16, else float32",
+    )
     parser.add_argument("--keep-head", action="store_true", help="also keep the objective's weights, e.g. an SSL head")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     add_choices(parser)
@@ -27,13 +33,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Write a smaller checkpoint that gives the same predictions, and print both sizes."""
+    """Write a smaller checkpoint that gives the same predictions, and print both sizes and the dtype."""
     options = parser().parse_args(arguments)
 
     with importing_pytorch():
         from openslip.inference.strip import strip
     with progress("writing the stripped file"):
-        before, after = strip(
+        stripped = strip(
             options.source,
             options.target,
             allow=options.allow,
@@ -43,5 +49,7 @@ def main(arguments: list[str]) -> int:
             force=options.force,
             **choices_of(options),
         )
-    say(f"{options.source} {before / 1e6:.1f} MB -> {options.target} {after / 1e6:.1f} MB")
+    before, after = (f"{size / 1e6:.1f} MB" for size in (stripped.before, stripped.after))
+    say(f"{options.source} {before} -> {options.target} {after} ({stripped.dtype})")
+    mention(f"next: openslip eval {shlex.quote(f'checkpoint={options.target}')} evaluation=NAME")
     return 0

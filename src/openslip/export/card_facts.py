@@ -2,13 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
 
 from openslip.data.remote.address import shown
 from openslip.evaluation import stored
@@ -16,6 +12,7 @@ from openslip.evaluation.evaluation import with_unit
 from openslip.evaluation.feature_cache import FeatureCache
 from openslip.inference.bundle import Bundle
 from openslip.inference.published import TABLE, Published, published
+from openslip.inference.rounding import rounded_to
 from openslip.models.text_encoder import TextEncoder
 from openslip.run.checkpoints import entry_of
 from openslip.run.environment import command
@@ -76,18 +73,6 @@ def model_facts(bundle: Bundle) -> dict[str, str]:
     if tokenizer is not None:
         facts["tokenizer"] = settings_text({"_target_": type(tokenizer).__name__, **tokenizer.settings()})
     return facts
-
-
-def rounded_to(weights: Mapping[str, Tensor]) -> str | None:
-    """Return the 16-bit dtype that holds all weights without a change; None if there is none.
-
-    Single values are left out: a file of float16 has them in float32.
-    """
-    arrays = [weight for weight in weights.values() if weight.is_floating_point() and weight.ndim]
-    for dtype in (torch.float16, torch.bfloat16):
-        if all(torch.equal(weight.to(dtype).to(weight.dtype), weight) for weight in arrays):
-            return str(dtype).removeprefix("torch.")
-    return None
 
 
 def settings_text(settings: dict[str, Any]) -> str:

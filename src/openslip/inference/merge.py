@@ -20,6 +20,7 @@ from openslip.inference.architecture import build_with, find_class
 from openslip.inference.bundle import Bundle, evaluating
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import load
+from openslip.inference.rounding import rounded_to
 from openslip.inference.strip import whole_file
 from openslip.inference.wrapped import WrappedModel
 from openslip.models.text_encoder import TextEncoder
@@ -91,7 +92,7 @@ class Pair:
         refuse_different(first, second, allow)
         self.first, self.second, self.allow = first, second, allow
         self.weights = state_of(first), state_of(second)
-        self.notes = [*statistics_note(self.weights[0]), *integers_note(*self.weights)]
+        self.notes = [*dtype_note(*self.weights), *statistics_note(self.weights[0]), *integers_note(*self.weights)]
 
     def write(self, alpha: Decimal, target: Path) -> Bundle:
         """Write the model of one alpha as `openslip strip` writes models, and return it as loaded from the file.
@@ -144,7 +145,7 @@ def refuse_different(first: Bundle, second: Bundle, allow: Collection[str]) -> N
     """Refuse two bundles whose preprocessing, tokenizer or architecture differ: their mean would be no model.
 
     Raises:
-        UserError: they differ; the message names the keys and both values.
+        UserError: they differ; the message names a key and both values.
     """
     parts = [
         ("transform", *(transform_settings(bundle.transform) for bundle in (first, second))),
@@ -158,23 +159,20 @@ def refuse_different(first: Bundle, second: Bundle, allow: Collection[str]) -> N
 
 
 def refuse_keys(first: Bundle, second: Bundle, part: str, changed: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise an error that names the keys of a part in which two bundles differ; return if there are none."""
+    """Raise an error that names the first key of a part in which two bundles differ; return if there is none."""
     if changed:
-        texts = [
-            f"{part}.{key}: {shown(values[0])} in {first.origin}, {shown(values[1])} in {second.origin}"
-            for key, values in changed.items()
-        ]
-        more = f"; and {len(texts) - 3} more keys" * (len(texts) > 3)
+        key, values = next(iter(changed.items()))
+        more = f" and {len(changed) - 1} more keys" * (len(changed) > 1)
         raise UserError(
-            f"the checkpoints differ in {'; '.join(texts[:3])}{more}: only checkpoints of the same architecture, "
-            "tokenizer and preprocessing can be merged, such as a model and its fine-tuned successor"
+            f"the checkpoints differ in {part}.{key}: {shown(values[0])} in {first.origin}, {shown(values[1])} in "
+            f"{second.origin}{more}: give two checkpoints of one model, such as one before and after fine-tuning"
         )
 
 
 def shown(value: Any) -> str:
     """Return a value for an error message; long ones are shortened."""
     short = reprlib.Repr()
-    short.maxstring = 80
+    short.maxstring = 40
     return value if value in (ABSENT, PRESENT) else short.repr(value)
 
 
@@ -242,6 +240,15 @@ def computes_the_same(first: Bundle, second: Bundle, allow: Collection[str]) -> 
                 features.append(model.encode_text(ids, torch.tensor([length, length // 2 + 1])))
         outputs.append(features)
     return all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+
+
+def dtype_note(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Return a line if weights have been rounded to 16 bits, because their mean is written in float32."""
+    dtypes = {name: dtype for name, weights in (("A", first), ("B", second)) if (dtype := rounded_to(weights))}
+    if not dtypes:
+        return []
+    parents = " and ".join(f"{name} is of {dtype}" for name, dtype in dtypes.items())
+    return [f"{parents}; merged files are of float32, and openslip strip --dtype {[*dtypes.values()][-1]} halves them"]
 
 
 def statistics_note(weights: Mapping[str, Tensor]) -> list[str]:

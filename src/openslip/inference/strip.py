@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,21 @@ from openslip.errors import UserError
 from openslip.inference.files import UnwrittenError, checkpoint_file
 from openslip.inference.formats.openslip import write
 from openslip.inference.load import find_format, load, local_file
+from openslip.inference.rounding import rounded_to
+
+
+class Stripped(NamedTuple):
+    """What `strip` has written.
+
+    Attributes:
+        before: bytes of the source.
+        after: bytes of the stripped file.
+        dtype: dtype of its weights.
+    """
+
+    before: int
+    after: int
+    dtype: str
 
 
 def strip(
@@ -25,11 +41,11 @@ def strip(
     activation: str | None = None,
     image_heads: int | None = None,
     text_heads: int | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     keep_head: bool = False,
     force: bool = False,
-) -> tuple[int, int]:
-    """Write the model of a checkpoint with its tokenizer and transform; return both file sizes in bytes.
+) -> Stripped:
+    """Write the model of a checkpoint with its tokenizer and transform; return both file sizes and the dtype.
 
     The target appears only once it is complete and has been loaded.
 
@@ -41,7 +57,8 @@ def strip(
         activation: as for `load`.
         image_heads: as for `load`.
         text_heads: as for `load`.
-        dtype: `float32`, `float16` or `bfloat16`; the weights are stored in this dtype, and loaded as float32.
+        dtype: `float32`, `float16` or `bfloat16`; the weights are stored in this dtype, and loaded as float32. None is
+            the smallest that changes no weight: that of the source, if its arrays are of one dtype.
         keep_head: also keep the weights of the objective, such as SLIP's SSL head.
         force: whether an existing file is replaced; it is kept if the new one is not written.
 
@@ -65,10 +82,11 @@ def strip(
         bundle = load(
             source, allow=allow, format=format, activation=activation, image_heads=image_heads, text_heads=text_heads
         )
+        dtype = dtype or rounded_to(bundle.model.state_dict() | objective) or "float32"
         write(bundle, temporary, getattr(torch, dtype), objective)
         del bundle, objective  # memory for the next line
         load(temporary, allow=allow)  # a file that cannot be loaded must not replace the target
-    return size_of(source), target.stat().st_size
+    return Stripped(size_of(source), target.stat().st_size, dtype)
 
 
 def size_of(source: Path) -> int:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from openslip.reproduce.curves import Columns, Recorded, final
+from openslip.reproduce.curves import LOSS, Columns, Recorded, final, stored_number
 from openslip.reproduce.finished import Finished, circumstances, config_differences, described
 from openslip.reproduce.rungs import Entry, Figure
 
@@ -27,10 +27,7 @@ NUM_WINDOWS = 10
 LEAST_SPREAD = 0.005  # floor of a curve's spread, relative to its value
 SMALLEST = 1e-9  # stands for 0, such as the loss of a term that is switched off
 ASSUMED_SPREAD = 0.2  # points; for published figures, of which one run is known
-MOST_SETTINGS = 8  # that are printed
-
-SPREAD = "their standard deviation, or a floor if that is larger"
-PUBLISHED = f"{ASSUMED_SPREAD} points, which is assumed: one run was published"
+SHORT = 12  # digits of a fingerprint that are shown
 
 
 class Row(NamedTuple):
@@ -67,7 +64,7 @@ class Comparison(NamedTuple):
     Attributes:
         rows: curves, and the figures that the run has.
         settings: settings in which the run differs from the recipe.
-        missing: figures that the run does not have.
+        missing: curves that the run does not have, and figures if it is finished.
         notes: lines about what was compared.
     """
 
@@ -92,13 +89,14 @@ def compare(run: Finished, entry: Entry, given: Mapping[str, object], recorded: 
         recorded: its stored curves; None if only a published figure is known.
     """
     rows = [] if recorded is None else [*curve_rows(run.columns, recorded.curves)]
+    notes = [] if recorded is None else [*other_circumstances(run, recorded), *curve_notes(run, rows, recorded)]
     figures = {column: final(run.columns, column, best=entry.best) for column in entry.figures}
     for column, figure in entry.figures.items():
         value, known = figures[column], expected_values(entry, column, recorded)
         if value is not None and known and run.is_finished:
             rows.append(figure_row(column, value, known, figure))
-    missing = [column for column, value in figures.items() if value is None and run.is_finished]
-    notes = [] if recorded is None else other_circumstances(run, recorded)
+    missing = [] if recorded is None else [name for name in curve_names(recorded.curves) if name not in run.columns]
+    missing += [column for column, value in figures.items() if value is None and run.is_finished]
     return Comparison(rows, described(config_differences(run.config, given)), missing, notes)
 
 
@@ -107,10 +105,34 @@ def other_circumstances(run: Finished, recorded: Recorded) -> list[str]:
     facts = circumstances(run.folder)
     meanings = {"precision": "precision", "data": "fingerprint of the data"}
     return [
-        f"{meaning}: {facts[key]}, of the stored runs {recorded.runs[0][key]}"
+        f"{meaning}: {str(facts[key])[:SHORT]}, of the stored runs {str(recorded.runs[0][key])[:SHORT]}"
         for key, meaning in meanings.items()
         if facts[key] not in [stored[key] for stored in recorded.runs]
     ]
+
+
+def curve_notes(run: Finished, rows: Sequence[Row], recorded: Recorded) -> list[str]:
+    """Say if the run repeats a stored seed, if no curve is compared, and if a run of all steps has no result."""
+    end = last_step(recorded.curves)
+    notes = [
+        f"its losses are exactly those of the stored seed {seed}: agreement says little"
+        for seed in repeated(run, recorded)
+    ]
+    if not rows:
+        notes.append(f"no curve is compared: the run has not logged the steps of a whole tenth of {end}")
+    if run.step == end and not run.is_finished:
+        notes.append(f"all {end} steps are done, and result.json is missing: the command that began the run writes it")
+    return notes
+
+
+def repeated(run: Finished, recorded: Recorded) -> list[int]:
+    """Return the stored seeds whose losses are those of the run at all steps that both have logged."""
+    losses = run.columns.get(LOSS, {})
+    pairs = {
+        seed: [(losses[step], value) for step, value in curve[LOSS].items() if step in losses]
+        for seed, curve in recorded.curves.items()
+    }
+    return [seed for seed, both in pairs.items() if both and all(stored_number(x) == stored_number(y) for x, y in both)]
 
 
 def expected_values(entry: Entry, column: str, recorded: Recorded | None) -> list[float]:
@@ -131,15 +153,25 @@ def figure_row(column: str, value: float, known: Sequence[float], figure: Figure
 def curve_rows(columns: Columns, curves: Mapping[int, Columns]) -> list[Row]:
     """Compare each curve at the steps that the run and all stored seeds have logged."""
     rows = []
-    for name in (name for name in next(iter(curves.values())) if name.startswith("train/")):
+    end = last_step(curves)
+    for name in curve_names(curves):
         stored = [curve[name] for curve in curves.values()]
         logged = columns.get(name, {})
-        end = max(map(max, stored))
         steps = whole_windows(set(logged).intersection(*stored), end)
         if steps:
             values, *others = (windows({step: part[step] for step in steps}, end) for part in (logged, *stored))
             rows.append(curve_row(name, values, np.stack(others), end))
     return rows
+
+
+def curve_names(curves: Mapping[int, Columns]) -> list[str]:
+    """Return the names of the stored curves, without the figures."""
+    return [name for name in next(iter(curves.values())) if name.startswith("train/")]
+
+
+def last_step(curves: Mapping[int, Columns]) -> int:
+    """Return the last step of the stored runs."""
+    return max(step for columns in curves.values() for values in columns.values() for step in values)
 
 
 def whole_windows(steps: Set[int], end: int) -> list[int]:
@@ -182,28 +214,3 @@ def windows(values: Mapping[int, float], end: int) -> Float[np.ndarray, " window
     for step, value in values.items():
         parts[(step - 1) * NUM_WINDOWS // end].append(value)
     return np.array([statistics.fmean(part) if part else math.nan for part in parts])
-
-
-def comparison_lines(comparison: Comparison, run: Finished, entry: Entry, recorded: Recorded | None) -> list[str]:
-    """Return the lines that show a comparison and its verdict."""
-    of_what = f"the {len(recorded.curves)} stored seeds of {entry.name}" if recorded else f"{entry.name} as published"
-    lines = [
-        f"{run.folder} beside {of_what}",
-        f"a spread is {SPREAD if recorded else PUBLISHED};",
-        f"a difference of more than {LIMIT:g} spreads deviates",
-        f"  {'':28} {'run':>9} {'expected':>9} {'spread':>8} {'difference':>11}",
-    ]
-    for row in comparison.rows:
-        numbers = f"{row.value:9.4g} {row.expected:9.4g} {row.spread:8.2g} {row.difference:+7.1f} sp."
-        lines.append(f"  {row.name:28} {numbers} {'DEVIATES' if row.deviates else ''}".rstrip())
-        lines += [f"    largest difference: {row.where}"] if row.where else []
-    lines += [f"  {note}" for note in comparison.notes]
-    lines += [f"  another setting: {setting}" for setting in comparison.settings[:MOST_SETTINGS]]
-    if (num_others := len(comparison.settings) - MOST_SETTINGS) > 0:
-        lines.append(f"  and {num_others} more settings")
-    lines += [f"  missing: {column}" for column in comparison.missing]
-    if comparison.deviates:
-        return [*lines, "deviates"]
-    if not run.is_finished:
-        return [*lines, f"no deviation so far; the run is at step {run.step} and not finished"]
-    return [*lines, "no deviation"]

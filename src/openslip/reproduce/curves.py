@@ -19,7 +19,8 @@ from openslip.errors import UserError
 from openslip.reproduce.rungs import Entry
 
 # The learning rate is the same for all seeds, and the rise of the logit scale depends on it more than on the seed.
-LOGGED = ("train/loss", "train/lr", "train/logit_scale")
+LOSS = "train/loss"
+LOGGED = (LOSS, "train/lr", "train/logit_scale")
 LOSS_TERM = "_loss"  # end of the names of the terms of the loss
 
 Columns = dict[str, dict[int, float]]  # by column, the value at each step
@@ -98,7 +99,7 @@ def write_recorded(recorded: Recorded, name: str, folder: Path) -> Path:
     for seed, curve in sorted(recorded.curves.items()):
         for step in sorted({step for values in curve.values() for step in values}):
             cells = (curve.get(column, {}).get(step) for column in columns)
-            writer.writerow([seed, step, *("" if cell is None else f"{cell:.6g}" for cell in cells)])
+            writer.writerow([seed, step, *("" if cell is None else stored_number(cell) for cell in cells)])
     file = folder / f"{name}.csv"
     with needed(file, refusal=UserError, advice="the folder must be that of a clone or an installation of yours"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,11 @@ def write_recorded(recorded: Recorded, name: str, folder: Path) -> Path:
         write_text(file.with_suffix(".yaml"), yaml.safe_dump(about, sort_keys=False, width=120))
         write_text(file, text.getvalue())
     return file
+
+
+def stored_number(value: float) -> str:
+    """Return a value as the CSV file has it."""
+    return f"{value:.6g}"
 
 
 def read_columns(file: Path, figures: Sequence[str]) -> Columns:

@@ -49,9 +49,14 @@ def read_run(folder: Path, entry: Entry) -> Finished:
     Raises:
         UserError: the folder is no run's, or it has logged nothing yet.
     """
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {problem}; give the folder of a run, runs/NAME")
     config = read_config(folder / "config.yaml")
     if config is None:
-        raise UserError(f"{folder} has no config.yaml: give the folder of a run, runs/NAME")
+        runs = [file.parent.name for file in sorted(folder.glob("*/config.yaml"))]
+        hint = f"; it holds the runs {', '.join(runs[:3])}" if runs else ""
+        raise UserError(f"{folder} has no config.yaml{hint}: give the folder of a run, runs/NAME")
     columns = {**stored_figures(folder, entry), **read_columns(folder / "metrics.csv", [*entry.figures])}
     if not any(columns.values()):
         raise UserError(f"{folder} has logged no metrics yet: wait for its first steps")

@@ -12,8 +12,9 @@ WIDTH = 80
 NAME, EXPECTED, COST = 26, 23, 12  # widths of the first columns
 HEAD = (
     "Runs from a laptop to the paper. `openslip reproduce NAME` trains one and compares it with the stored curves; "
-    "`openslip reproduce NAME --run RUN` compares a run that exists. Figures are in per cent; those of seeds are their "
-    "mean (lowest to highest). est.: estimated, not measured."
+    "`openslip reproduce NAME --run RUN` compares a run that exists; with the letter of a rung, such as d, it "
+    "shows the commands of its runs. Figures are in per cent; those of seeds are their mean (lowest to highest). est.: "
+    "estimated, not measured."
 )
 
 
@@ -28,6 +29,7 @@ def ladder_lines(rungs: Sequence[Rung], folder: Path) -> Iterator[str]:
     for rung in rungs:
         yield ""
         yield from rung_lines(rung)
+        yield from figure_lines(rung)
         yield f"    {'NAME':{NAME}} {'expected':{EXPECTED}} {'time':{COST}} run"
         for entry in rung.entries.values():
             yield from entry_lines(entry, read_recorded(entry.name, folder))
@@ -35,21 +37,33 @@ def ladder_lines(rungs: Sequence[Rung], folder: Path) -> Iterator[str]:
 
 def rung_lines(rung: Rung) -> Iterator[str]:
     """Yield what a rung is and needs."""
-    texts = (f"({rung.letter}) {rung.meaning}", f"    needs: {rung.needs}", f"    machine: {rung.machine}")
-    for text in texts:
+    title = f"({rung.letter}) {rung.name}: {rung.meaning}"
+    for text in (title, f"    needs: {rung.needs}", f"    machine: {rung.machine}"):
         yield from textwrap.wrap(text, WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False)
 
 
+def figure_lines(rung: Rung) -> Iterator[str]:
+    """Yield what the figures of a rung's runs measure."""
+    figures = (item for entry in rung.entries.values() for item in entry.figures.items())
+    for line in dict.fromkeys(f"    {metric(column)}: {figure.described()}" for column, figure in figures):
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8)
+
+
 def entry_lines(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
-    """Yield a run's row, and a line for each further figure and for the machines that ran it."""
-    first, *others = entry.figures
+    """Yield a run's row, a line for each figure if there are several, and a line for the machines that ran it."""
     where = "not run" if recorded is None else f"{len(recorded.curves)} seeds"
-    figure = expected(entry, first, recorded)
+    figures = {column: expected(entry, column, recorded) for column in entry.figures}
+    figure = "" if len(figures) > 1 else next(iter(figures.values()))
     yield f"    {entry.name:{NAME}} {figure:{EXPECTED}} {cost(entry, recorded):{COST}} {where}"
-    for column in others:
-        yield f"    {'':{NAME}} {expected(entry, column, recorded):{EXPECTED}}".rstrip()
+    for column, figure in figures.items() if len(figures) > 1 else ():
+        yield f"      {metric(column):{NAME - 2}} {figure}"
     for line in () if recorded is None else dict.fromkeys(map(machine_line, recorded.runs)):
         yield from textwrap.wrap(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
+
+
+def metric(column: str) -> str:
+    """Return the name of a figure within its evaluation: `top1_seen` of `eval/openclipart/top1_seen`."""
+    return column.rpartition("/")[2]
 
 
 def machine_line(run: dict[str, object]) -> str:
@@ -79,13 +93,18 @@ def entry_details(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
     """Yield what a run should give and costs, and its commands."""
     yield entry.name
     for column, figure in entry.figures.items():
-        yield f"    expected: {figure.what}, in per cent {expected(entry, column, recorded)}"
+        yield from textwrap.wrap(
+            f"    expected: {expected(entry, column, recorded)} % {figure.described()}",
+            WIDTH,
+            subsequent_indent=" " * 8,
+        )
     yield f"    time: {cost(entry, recorded)}"
     yield from (f"    {command}" for command in commands(entry))
 
 
 def commands(entry: Entry) -> list[str]:
-    """Return the commands of a run: `openslip plan` if its hours are estimated, training, and what its figures need."""
+    """Return the commands of a run: `openslip plan` if its hours are estimated, training, evaluation, comparison."""
     settings = " ".join(entry.settings)
     plan = [f"openslip plan {settings}"] if entry.hours is not None else []
-    return [*plan, f"openslip train {settings}".rstrip(), *entry.after]
+    train = f"openslip train {settings}".rstrip()
+    return [*plan, train, *entry.after, f"openslip reproduce {entry.name} --run RUN"]

@@ -24,14 +24,20 @@ class Figure(NamedTuple):
     Attributes:
         what: what it measures.
         images: number of test images, which bounds how exactly an accuracy can be known.
+        chance: its value if the model guesses, in per cent; None if it is not known.
     """
 
     what: str
     images: int
+    chance: float | None = None
 
     def standard_error(self, value: float) -> float:
         """Return the standard error of an accuracy of this value, in points."""
         return (max(0.0, value * (100 - value)) / self.images) ** 0.5
+
+    def described(self) -> str:
+        """Say what the result measures, and its value by chance."""
+        return self.what + ("" if self.chance is None else f" (chance {self.chance:g})")
 
 
 class Entry(NamedTuple):
@@ -121,7 +127,7 @@ def check_keys(place: Path | str, fields: Any, *, expected: set[str], optional: 
 
 
 def find(name: str, rungs: list[Rung]) -> tuple[Rung, Entry | None]:
-    """Return the run of this name with its rung, or the rung of this name.
+    """Return the run of this name with its rung, or the rung of this name or letter.
 
     Raises:
         UserError: there is neither.
@@ -130,9 +136,9 @@ def find(name: str, rungs: list[Rung]) -> tuple[Rung, Entry | None]:
         if entry := rung.entries.get(name):
             return rung, entry
     for rung in rungs:
-        if rung.name == name:
+        if name in (rung.name, rung.letter):
             return rung, None
     known = [*(rung.name for rung in rungs), *(entry for rung in rungs for entry in rung.entries), "published"]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "openslip reproduce lists all"
-    raise UserError(f"{name} is no run of the ladder; {hint}")
+    hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(rung.name for rung in rungs)}, or a run of one"
+    raise UserError(f"{name} is neither a run nor a rung; {hint} (`openslip reproduce` lists all)")
