@@ -57,7 +57,9 @@ def test_the_command_prints_what_a_fresh_process_confirms_also_with_a_class_of_o
     with pytest.raises(UserError, match=r"allow=\[own_tokenizer\.Mine\]"):
         main(words)
     assert main([*words, "--allow", "own_tokenizer.Mine"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == f"next: {tmp_path / 'out'}/README.md shows how to load it"
+    lines = printed.out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [
         "pixels",
         "image_features",

@@ -225,7 +225,7 @@ Change = Callable[[], Bundle]
         ),
         (
             lambda: made(1, changed(ARCHITECTURE, text_tower__activation="gelu")),
-            r"architecture\.text_tower\.activation: 'quick_gelu' in A, 'gelu' in B: only",
+            r"architecture\.text_tower\.activation: 'quick_gelu' in A, 'gelu' in B: give",
         ),
         (
             lambda: made(1, changed(ARCHITECTURE, image_tower__norm_eps=1e-5)),
@@ -237,6 +237,25 @@ Change = Callable[[], Bundle]
 def test_checkpoints_that_differ_are_refused_with_the_key_and_both_values(other: Change, message: str):
     with pytest.raises(UserError, match=message):
         Pair(made(0), other())
+
+
+def test_of_many_different_keys_the_first_is_named():
+    other = changed(ARCHITECTURE, embed_dim=9, image_tower__norm_eps=1e-5, text_tower__activation="gelu")
+    with pytest.raises(UserError, match=r"embed_dim: 8 in A, 9 in B and 2 more keys: give") as error:
+        Pair(made(0), made(1, other))
+    assert len(str(error.value)) < 160
+
+
+def test_merged_files_of_16_bit_weights_are_float32_and_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for seed, dtype in enumerate((torch.float32, torch.float16)):
+        write(made(seed), tmp_path / f"{seed}.ckpt", dtype)
+    out = tmp_path / "half.safetensors"
+    assert main([f"{tmp_path}/0.ckpt", f"{tmp_path}/1.ckpt", "--alpha", "0.5", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    note = "B is of float16; merged files are of float32, and openslip strip --dtype float16 halves them"
+    assert printed.out == f"{note}\nalpha 0.5: {out} (float32)\n"
+    assert printed.err.splitlines()[-1] == f"next: openslip eval checkpoint={out} evaluation=NAME"
+    assert {weight.dtype for weight in load_file(out).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -15,14 +15,22 @@ from reference_folder import initial_state
 
 from openslip.__main__ import run
 from openslip.commands._published_files import Outcome, outcome_from
+from openslip.commands._published_sizes import other_sizes
+from openslip.inference.architecture import build_model
+from openslip.inference.formats.slip import import_checkpoint
 from openslip.inference.published import TABLE, published
+from openslip.verify.files import RECORDINGS, read_json
 
 CLASSES = ("n02206856", "n02219486", "n01440764")  # bee, ant, tench
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Two models with text and one without, under published names, a file that is none, and 12 images of ImageNet."""
+    """Two models with text and one without, under published names, a file that is none, and 12 images of ImageNet.
+
+    The models are small, and taken for the published ones.
+    """
+    monkeypatch.setattr("openslip.commands._published_files.other_sizes", lambda model, file: "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights, imagenet = tmp_path / "weights", tmp_path / "imagenet"
     weights.mkdir()
@@ -41,8 +49,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     return weights, imagenet
 
 
-def reproduce(weights: Path, imagenet: Path) -> int:
-    return run(["reproduce", "published", "--weights", str(weights), "--imagenet", str(imagenet)])
+def reproduce(weights: Path, imagenet: Path, *settings: str) -> int:
+    return run(["reproduce", "published", "--weights", str(weights), "--imagenet", str(imagenet), *settings])
 
 
 def test_each_published_file_is_a_row_beside_the_published_accuracy(
@@ -54,11 +62,11 @@ def test_each_published_file_is_a_row_beside_the_published_accuracy(
     assert max(map(len, printed.splitlines())) <= 80
     rows = {words[0]: words[1:] for words in map(str.split, re.findall(r"^  \w+ep .*", printed, re.MULTILINE))}
     assert set(rows) == {"slip_base_25ep", "clip_small_25ep", "simclr_base_25ep", "slip_large_25ep"}
-    assert rows["slip_base_25ep"][1] == "42.80"
-    assert rows["clip_small_25ep"][1] == "32.70"
+    assert rows["slip_base_25ep"][1:] == ["42.80", "NOT", "CONFIRMED"]  # no difference of what cannot be compared
+    assert rows["clip_small_25ep"][1:] == ["32.70", "NOT", "CONFIRMED"]
     assert rows["simclr_base_25ep"] == ["-", "-", "no", "text", "tower"]
     assert rows["slip_large_25ep"] == ["-", "46.20", "NOT", "CONFIRMED"]
-    assert "not comparable: 3 of 1000 classes" in printed
+    assert "not comparable: 3 of 1000 classes, 12 of 50000 images\n" in printed
     assert "4 of the 19 published files" in printed
 
     monkeypatch.setenv("IMAGENET", str(imagenet))
@@ -80,11 +88,40 @@ def test_each_published_file_is_a_row_beside_the_published_accuracy(
 
     (weights / "clip_small_25ep.pt-evaluations" / "imagenet.json").unlink()  # as after a kill before it was written
     assert reproduce(weights, imagenet) == 1
-    assert "images are encoded again" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("images are encoded again") == 1
+    assert reproduce(weights, imagenet, "again=true") == 1
+    assert capsys.readouterr().out.count("images are encoded again") == 2
+
+
+def test_the_sizes_of_published_models_are_those_of_their_names():
+    for model, name in (("SLIP_VITS16", "slip_small_25ep"), ("SIMCLR_VITB16", "simclr_base_25ep")):
+        shapes = read_json(RECORDINGS / "official_models.json")[model]["state"]
+        with torch.device("meta"):
+            architecture, _ = import_checkpoint({"state_dict": {key: torch.empty(x) for key, x in shapes.items()}})
+            built = build_model(architecture)
+        assert other_sizes(built, published(TABLE)[name]) == ""
+    assert other_sizes(built, published(TABLE)["clip_small_25ep"]) == (
+        "image tower, width: 768, expected 384; image tower, weights: 85798656, expected 21665664; text tower, width: "
+        "none, expected 512; text tower, tokens: none, expected 77; text tower, weights: none, expected 63165952"
+    )
+
+
+def test_another_model_under_a_published_name_is_not_evaluated(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    weights, imagenet = folders
+    monkeypatch.setattr("openslip.commands._published_files.other_sizes", other_sizes)
+    for name in ("simclr_base_25ep", "clip_small_25ep", "slip_large_25ep"):
+        (weights / f"{name}.pt").unlink()
+    assert reproduce(weights, imagenet) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "slip_base_25ep - 42.80 ANOTHER MODEL slip_base_25ep.pt holds another model than slip_base_25ep:" in printed
+    assert "image tower, width: 64, expected 768; image tower, pixels: 32, expected 224;" in printed
+    assert not (weights / "slip_base_25ep.pt-evaluations").exists()
 
 
 def record(top1: float, **notes: str) -> dict[str, Any]:
-    return {"metrics": {"top1": top1}, "notes": notes, "problems": []}
+    return {"metrics": {"top1": top1, "num_samples": 50_000.0}, "notes": notes, "problems": []}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +149,10 @@ def test_a_file_without_a_published_accuracy_must_only_load():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--weights", "W"], "needs --weights DIR and --imagenet DIR"),
+        (["--weights", "W"], "needs --imagenet DIR\n"),
+        (["--weights", "W/notes.pt", "--imagenet", "I"], "/notes.pt: is a file; give its folder, "),
+        (["--weights", "W", "--imagenet", "W"], "has no folders of classes; expected val/ with one folder of images"),
+        (["--weights", "W", "--imagenet", "I/hollow"], "/hollow/val/n01440764 is empty, and each class has 50 images"),
         (["--weights", "none", "--imagenet", "I"], "--weights none: no such folder; expected one that holds"),
         (["--weights", "EMPTY", "--imagenet", "I"], "has no published file, such as clip_small_25ep.pt"),
         (["--weights", "W", "--imagenet", "none"], "--imagenet none: no such folder; expected ImageNet's folder"),
@@ -122,6 +162,10 @@ def test_missing_folders_are_named(
     words: list[str], said: str, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ):
     weights, imagenet = folders
+    (imagenet / "hollow/val/n01440764").mkdir(parents=True)
     places = {"W": str(weights), "I": str(imagenet), "EMPTY": str(imagenet)}
-    assert run(["reproduce", "published", *(places.get(word, word) for word in words)]) == 1
-    assert said in capsys.readouterr().err
+    parts = [word.partition("/") for word in words]
+    assert run(["reproduce", "published", *(places.get(place, place) + "".join(more) for place, *more in parts)]) == 1
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == ""  # no file is loaded first

@@ -70,7 +70,7 @@ def test_weights_are_stored_in_half_the_bytes_and_loaded_as_float32(
     tmp_path: Path, bundle: Bundle, dtype: str, suffix: str
 ):
     write(bundle, tmp_path / "whole.ckpt")
-    before, after = strip(tmp_path / "whole.ckpt", tmp_path / f"half.{suffix}", dtype=dtype)
+    before, after, _ = strip(tmp_path / "whole.ckpt", tmp_path / f"half.{suffix}", dtype=dtype)
     numbers = sum(tensor.numel() for tensor in bundle.model.state_dict().values())
     assert before > 4 * numbers
     assert 2 * numbers < after < 2 * numbers + 40_000
@@ -79,6 +79,32 @@ def test_weights_are_stored_in_half_the_bytes_and_loaded_as_float32(
         rounded = weight.to(getattr(torch, dtype)).float() if weight.ndim else weight  # logit_scale is exact
         assert loaded[name].dtype == torch.float32
         assert torch.equal(loaded[name], rounded)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_file_keeps_its_dtype_by_default(
+    tmp_path: Path, bundle: Bundle, dtype: str, capsys: pytest.CaptureFixture[str]
+):
+    write(bundle, tmp_path / "given.safetensors", getattr(torch, dtype))
+    assert main([str(tmp_path / "given.safetensors"), str(tmp_path / "small.safetensors")]) == 0
+    given, small = (load_file(tmp_path / f"{name}.safetensors") for name in ("given", "small"))
+    assert {name: weight.dtype for name, weight in small.items()} == {name: w.dtype for name, w in given.items()}
+    assert all(torch.equal(small[name], weight) for name, weight in given.items())
+    printed = capsys.readouterr()
+    assert printed.out.endswith(f" MB ({dtype})\n")
+    assert (
+        printed.err.splitlines()[-1] == f"next: openslip eval checkpoint={tmp_path}/small.safetensors evaluation=NAME"
+    )
+
+
+def test_a_head_that_is_no_float16_keeps_float32(tmp_path: Path):
+    bundle = small_bundle()
+    for weight in bundle.model.state_dict().values():
+        weight.copy_(weight.half())
+    head = {"objective.head.0.weight": torch.full((2, 2), 0.1)}
+    write(bundle, tmp_path / "with.ckpt", torch.float32, head)
+    assert strip(tmp_path / "with.ckpt", tmp_path / "head.safetensors", keep_head=True).dtype == "float32"
+    assert strip(tmp_path / "with.ckpt", tmp_path / "none.safetensors").dtype == "float16"
 
 
 @pytest.mark.parametrize("file", [*tower_files(FOLDER)], ids=lambda file: file.path.name)

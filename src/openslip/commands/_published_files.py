@@ -84,7 +84,7 @@ def evaluate_published(weights: Path, imagenet: Path, *, again: bool) -> int:
     known = {file.file_name: file for file in published(TABLE).values() if file.source == SOURCE}
     if not weights.is_dir():
         problem = f"is a file; give its folder, {weights.parent}" if weights.exists() else "no such folder"
-        raise UserError(f"--weights {weights}: {problem}; expected a folder of files such as {next(iter(known))}")
+        raise UserError(f"--weights {weights}: {problem}; expected one that holds files such as {next(iter(known))}")
     files = [file for name, file in known.items() if (weights / name).is_file()]
     if not files:
         raise UserError(f"--weights {weights}: has no published file, such as {', '.join([*known][:3])}")

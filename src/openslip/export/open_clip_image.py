@@ -28,7 +28,7 @@ TRUNK = "image_tower.trunk."
 _NATIVE = table((ours, theirs) for theirs, ours in (*openai.VIT, *openai.RESNET))
 _POOLING = table((ours, theirs) for theirs, ours in coca.NAMES if ours.startswith("image_tower."))
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so400m", 1280: "huge"}  # timm's, by width
-SHOWN = 3  # differences that an error shows
+SHOWN = 2  # differences that an error shows
 
 
 class ImagePart(NamedTuple):
@@ -251,7 +251,7 @@ def refusal(reasons: list[str], model: DualEncoder) -> UserError:
     form = (
         f"--to onnx (--to huggingface cannot hold {other} with this tower)"
         if other
-        else ("--to huggingface, which passes a tower's arguments, or --to onnx")
+        else "--to huggingface or --to onnx"
     )
     return UserError(
         f"--to open_clip: it cannot build this image tower: {'; '.join(reasons[:SHOWN])}{more}; use {form}"

@@ -119,7 +119,7 @@ def curve_notes(run: Finished, rows: Sequence[Row], recorded: Recorded) -> list[
         for seed in repeated(run, recorded)
     ]
     if not rows:
-        notes.append(f"no curve is compared: the run has not logged the steps of a whole tenth of {end}")
+        notes.append(f"no curve is compared: the run has not logged a whole tenth of {end} steps")
     if run.step == end and not run.is_finished:
         notes.append(f"all {end} steps are done, and result.json is missing: the command that began the run writes it")
     return notes

@@ -58,7 +58,7 @@ def write(bundle: Bundle, folder: Path) -> None:
         built = build(name, arguments, num_classes=0)
     if reasons := differences(tower.trunk, built):
         raise UserError(
-            f"--to timm: its {name} differs from this tower in {'; '.join(reasons[:3])}; "
+            f"--to timm: its {name} differs from this tower in {'; '.join(reasons[:2])}; "
             "use --to open_clip, --to huggingface or --to onnx"
         )
     weights = {name: tensor.clone().contiguous() for name, tensor in tower.trunk.state_dict().items()}
