@@ -92,9 +92,15 @@ def test_a_file_keeps_its_dtype_by_default(
     assert all(torch.equal(small[name], weight) for name, weight in given.items())
     printed = capsys.readouterr()
     assert printed.out.endswith(f" MB ({dtype})\n")
-    assert (
-        printed.err.splitlines()[-1] == f"next: openslip eval checkpoint={tmp_path}/small.safetensors evaluation=NAME"
-    )
+    assert printed.err.endswith(f"next: openslip eval checkpoint={tmp_path}/small.safetensors evaluation=NAME\n")
+
+
+@pytest.mark.parametrize("name", ["small", "small.bin", "small.safetensor"])
+def test_the_ending_of_another_kind_of_file_is_refused(tmp_path: Path, bundle: Bundle, name: str):
+    write(bundle, tmp_path / "whole.ckpt")
+    with pytest.raises(UserError, match=r"small.*: expected a file that ends in \.safetensors, \.ckpt, \.pt, \.pth"):
+        main([str(tmp_path / "whole.ckpt"), str(tmp_path / name)])
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.ckpt"]
 
 
 def test_a_head_that_is_no_float16_keeps_float32(tmp_path: Path):

@@ -159,10 +159,11 @@ def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: R
         from openslip.commands import train
         from openslip.distributed import is_main_process
     if is_main_process():
-        say(*rung_lines(rung), *entry_details(entry, recorded))  # first, because the config may name a missing file
+        say(*rung_lines(rung), "", *entry_details(entry, recorded))  # first, because the config may name a missing file
     config = config_of([*entry.settings, *settings])
     name = config["name"] or f"{entry.name}_seed{config['seed']}"
-    words = [*entry.settings, *settings, f"name={name}"]
+    is_named = any(word.startswith("name=") for word in settings)
+    words = [*entry.settings, *settings, *([] if is_named else [f"name={name}"])]
     if is_main_process():
         say(f"runs: {shlex.join(['openslip', 'train', *words])}")
     train.main(words)

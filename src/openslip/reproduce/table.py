@@ -34,6 +34,8 @@ def comparison_lines(comparison: Comparison, run: Finished, entry: Entry, record
     if (num_others := len(comparison.settings) - MOST_SETTINGS) > 0:
         yield f"  and {num_others} more settings"
     yield from (f"  missing: {column}" for column in comparison.missing)
+    if not entry.figures.keys().isdisjoint(comparison.missing):
+        yield from (f"  next: {command.replace('RUN', str(run.folder))}" for command in entry.after)
     if comparison.deviates:
         yield "deviates"
     elif not run.is_finished:

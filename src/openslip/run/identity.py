@@ -122,7 +122,8 @@ def read_config(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read ({error}): restore it from a copy, or give another name=") from error
+        reason = " ".join(str(error).split())  # an error of YAML has several lines
+        raise UserError(f"{file} cannot be read ({reason}): restore it from a copy, or give another name=") from error
 
 
 def _of_present_format(config: dict[str, Any]) -> dict[str, Any]:
