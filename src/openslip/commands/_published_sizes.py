@@ -11,15 +11,16 @@ from openslip.inference.published import Published
 from openslip.models.tower import Tower
 
 Sizes = dict[str, int | None]
+CONFIG_NAME = str.maketrans({" ": "_", "-": None, "/": None})  # ViT-B/16 is vitb16 in configs/
 
 
 def other_sizes(model: nn.Module, file: Published) -> str:
     """Name the sizes in which a model differs from the published one; return an empty text if there are none."""
-    own, published = sizes(model), published_sizes(file.model)
+    actual, promised = sizes(model), published_sizes(file.model)
     return "; ".join(
-        f"{name}: {own.get(name, 'none')}, expected {published.get(name, 'none')}"
-        for name in own | published
-        if own.get(name) != published.get(name)
+        f"{name}: {actual.get(name, 'none')}, expected {promised.get(name, 'none')}"
+        for name in actual | promised
+        if actual.get(name) != promised.get(name)
     )
 
 
@@ -29,9 +30,6 @@ def published_sizes(name: str) -> Sizes:
     config = settled(compose_config("train", [f"model={name.lower().translate(CONFIG_NAME)}"])[0])
     with torch.device("meta"):
         return sizes(build(config["model"], "model"))
-
-
-CONFIG_NAME = str.maketrans({" ": "_", "-": None, "/": None})
 
 
 def sizes(model: nn.Module) -> Sizes:
