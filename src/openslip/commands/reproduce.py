@@ -179,8 +179,9 @@ def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: R
 
 def published(weights: Path | None, imagenet: Path | None, *, again: bool) -> int:
     """Evaluate the published SLIP files in a folder, and print their table beside the published one."""
-    options = {"--weights DIR": weights, "--imagenet DIR": imagenet}
-    if missing := [option for option, value in options.items() if value is None]:
+    if weights is None or imagenet is None:
+        options = {"--weights DIR": weights, "--imagenet DIR": imagenet}
+        missing = [option for option, value in options.items() if value is None]
         raise UserError(f"openslip reproduce published needs {' and '.join(missing)}")
     with importing_pytorch():
         from openslip.commands._published_files import evaluate_published
