@@ -621,6 +621,7 @@ HOSTILE = [
     ("src/openslip/arrays.py", "stated > size - file.tell()", "False"),
     ("src/openslip/distributed.py", "gradient.clone(memory_format=torch.contiguous_format)", "gradient.contiguous()"),
     ("src/openslip/inference/strip.py", "load(temporary, allow=allow)", "pass"),
+    ("src/openslip/inference/strip.py", "rounded_to(bundle.model.state_dict() | objective) or ", ""),
     ("src/openslip/inference/strip.py", "if target.is_file() and not force:", "if False:"),
     ("src/openslip/inference/merge.py", "if alpha in (0, 1):", "if alpha == 2:"),
     ("src/openslip/inference/merge.py", "weights[0] * tensor.double()", "weights[0] * tensor"),
@@ -872,6 +873,13 @@ LADDER = [
     (R + "finished.py", "if seed in curves:", "if False:"),
     (R + "curves.py", "max(values.values()) if best else values[max(values)]", "max(values.values())"),
     ("src/openslip/commands/_published_files.py", "TOLERANCE = 0.1", "TOLERANCE = 1.0"),
+    (
+        "src/openslip/commands/_published_files.py",
+        "if different := other_sizes(bundle.model, file):",
+        "if different := '':",
+    ),
+    (R + "comparison.py", "if both and all(stored_number(x)", "if both and any(stored_number(x)"),
+    (R + "table.py", "not row._replace(value=figure.chance).deviates", "False"),
     (
         "src/openslip/commands/_published_files.py",
         'if parts or record["problems"] else ""',
