@@ -1,4 +1,4 @@
-"""Prints lines in which control characters from names, servers and files cannot control the terminal."""
+"""Prints lines: wrapped to the terminal, and without control characters of names, servers and files that steer it."""
 
 import re
 import shutil

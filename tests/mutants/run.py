@@ -1,9 +1,10 @@
 """Plant faults, one at a time, and count how many the fast tests see: `make mutants`, or `make mutants ONLY=optim`.
 
 Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
-import it directly, then those that reach it by one more import; before all these the files that mention the function
-or class, without tests that start processes. For a config that is the table of published recipes, then the tests of
-the code which finds configs; for a table of texts the tests that mention its name.
+import it directly, then those that reach it by one more import. Before all these come the few files that say most about
+the changed file, then the files that mention the function or class, without tests that start processes. For a config
+that is the table of published recipes, then the tests of the code which finds configs; for a table of texts the tests
+that mention its name.
 """
 
 import ast
@@ -49,8 +50,10 @@ COSTLY = (
     "test_towers.py",
 )  # they take most of a minute each
 FARTHEST = 2  # imports between a test and the changed file
+FEW = 6  # files that run first
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
+ACROSS_RANKS = ("all_sum", "all_gather", "gathered", "rank(", "world_size")  # what one process cannot show
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
 CONFIGS_ARE_SEEN_BY = "test_recipes.py"
 _context = multiprocessing.get_context("forkserver")
@@ -253,14 +256,28 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     # To collect all files takes longer than most tests that see a fault.
     mentioning = [test for test in tests if any(name in Path(test).read_text() for name in names)]
     nearest = [test for test in tests if test.endswith(CONFIGS_ARE_SEEN_BY)] if not names else mentioning
-    code = 0
-    if fault is not None and nearest:
-        code = int(pytest.main([*options, *nearest], plugins=[Watch(quick=True)]))
-    if tests and code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        again = ["-o", "addopts=--strict-markers --import-mode=importlib"] if fault is not None and nearest else []
-        code = int(pytest.main([*options, *again, *tests], plugins=[Watch(quick=False)]))  # the hook on imports stands
+    stages = [(first_files(fault, names, tests), False), (nearest, True)] if fault is not None else []
+    code, again = int(pytest.ExitCode.OK), list[str]()
+    for files, quick in [*stages, (tests, False)]:
+        if files and code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            code = int(pytest.main([*options, *again, *files], plugins=[Watch(quick=quick)]))
+            again = ["-o", "addopts=--strict-markers --import-mode=importlib"]  # the hook on imports stands
     sys.stdout.flush()
     os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)  # whatever threads a broken test has left
+
+
+def first_files(fault: tuple[str, str, str], names: list[str], tests: list[str]) -> list[str]:
+    """The files that say most about the changed file: by its name in theirs, and by what they mention of it."""
+    stem = Path(fault[0]).stem
+    words = {stem, *(word for word in stem.split("_") if len(word) > 3)}
+    across_ranks = any(word in fault[1] + fault[2] for word in ACROSS_RANKS)
+
+    def score(test: str) -> int:
+        text, mentioned = Path(test).read_text(), 4 * any(word in Path(test).stem for word in words)
+        mentioned += sum(re.search(rf"\b{name}\b", text) is not None for name in [stem, *names])
+        return mentioned + 6 * (across_ranks and mentioned > 0 and "two_ranks" in text)
+
+    return sorted([test for test in tests if score(test) > 1], key=score, reverse=True)[:FEW]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import openslip
 from openslip.__main__ import run
 from openslip.config.compose import compose_config
 from openslip.config.folder import config_dirs, config_folder, names
-from openslip.config.help import GROUPS, KEYS, MORE_OPTIONS, commented_lines, explained_keys, help_text
+from openslip.config.help import GROUPS, KEYS, MORE_OPTIONS, columns, commented_lines, explained_keys, help_text
 from openslip.errors import UserError
 
 
@@ -178,3 +178,11 @@ def test_a_mistake_is_one_line_with_what_to_write(
 def test_the_version_is_printed(option: str, capsys: pytest.CaptureFixture[str]):
     assert run([option]) == 0
     assert capsys.readouterr().out.startswith("0.")
+
+
+def test_addresses_and_commands_stay_whole_in_columns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    address, command = f"https://example.org/{'a' * 80}", f"`openslip data get {'b' * 20} --to DIR`"
+    lines = columns({"page": f"see {address} and {command} for more"}, 13)
+    assert any(address in line for line in lines)
+    assert any(command in line for line in lines)

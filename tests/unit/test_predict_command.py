@@ -289,7 +289,7 @@ def test_addresses_are_classified_beside_files_and_a_bad_one_is_named(folder: Pa
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_bars_and_long_labels_fit_the_terminal(width: int, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    long = "a very long label that describes a large photograph of a high mountain in the snow"
+    long = f"a very long label that describes a large photograph of a high mountain {'in-the-snow' * 9}"
     terminal = attach_plain(monkeypatch, width)
     monkeypatch.chdir(folder)
     assert run(["predict", "b.png", "--checkpoint", "plain", "--labels", f"red,{long}"]) == 0
@@ -297,6 +297,7 @@ def test_bars_and_long_labels_fit_the_terminal(width: int, folder: Path, monkeyp
     assert image == "b.png"
     assert not too_wide(terminal.written, width)
     assert max(map(len, rows)) > width - 15  # the room is used
+    assert max(map(len, rows)) <= width
     assert len(re.findall(r"\d+\.\d %  \u2588*", terminal.written)) == 2
 
 

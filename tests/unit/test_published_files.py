@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from published_files import DIMS, training_checkpoint
 from reference_folder import initial_state
+from screens import too_wide
 
 from openslip.__main__ import run
 from openslip.commands._published_files import Outcome, outcome_from
@@ -59,7 +60,7 @@ def test_each_published_file_is_a_row_beside_the_published_accuracy(
     weights, imagenet = folders
     assert reproduce(weights, imagenet) == 1
     printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines())) <= 80
+    assert not too_wide(printed, 80)
     rows = {words[0]: words[1:] for words in map(str.split, re.findall(r"^  \w+ep .*", printed, re.MULTILINE))}
     assert set(rows) == {"slip_base_25ep", "clip_small_25ep", "simclr_base_25ep", "slip_large_25ep"}
     assert rows["slip_base_25ep"][1:] == ["42.80", "NOT", "CONFIRMED"]  # no difference of what cannot be compared

@@ -1,6 +1,7 @@
 """`openslip reproduce`: the ladder, recording runs, and which differences of a run it reports."""
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -351,21 +352,48 @@ def test_a_rung_shows_the_plan_and_the_command_of_each_run(capsys: pytest.Captur
 
 @pytest.mark.parametrize(("loss", "code"), [(1.0, 0), (1.5, 1)])
 def test_a_run_is_trained_in_a_folder_of_its_seed_and_then_compared(
-    loss: float,
-    code: int,
+    loss: float, code: int, curves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = trained_words(tmp_path, monkeypatch, "shapes_seed5", loss=loss)
+    assert run(["reproduce", "shapes", "seed=5"]) == code
+    assert words == ["seed=5", "name=shapes_seed5"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "settings"),
+    [
+        (["name=null"], "shapes_seed5", []),
+        (["seed=5", "name=mine"], "mine", ["seed=5"]),
+        (["~callbacks.snapshot", "debug=null"], "shapes_seed5", ["~callbacks.snapshot", "debug=null"]),
+    ],
+)
+def test_the_run_that_is_trained_is_the_one_that_is_compared(
+    given: list[str],
+    name: str,
+    settings: list[str],
     curves: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    config = {**CONFIG, "seed": 5, "name": None, "runs_dir": str(tmp_path / "trained")}
+    words = trained_words(tmp_path, monkeypatch, name)
+    assert run(["reproduce", "shapes", *given]) == 0
+    assert words == [*settings, f"name={name}"]
+    said = capsys.readouterr().out
+    assert f"runs: {shlex.join(['openslip', 'train', *words])}\n" in said
+    assert f"{tmp_path / 'trained' / name} beside the 3 stored seeds" in said
+
+
+def trained_words(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, loss: float = 1.0) -> list[str]:
+    """Let a training write a finished run of a name; the list gets the words that it was given."""
+    given: list[str] = []
+    config = {**CONFIG, "seed": 5, "name": name if name == "mine" else None, "runs_dir": str(folder / "trained")}
     monkeypatch.setattr(reproduce, "config_of", lambda settings: config)
     monkeypatch.setattr(signals, "catch", lambda: None)
 
     def trained(arguments: list[str]) -> None:
-        assert arguments == ["seed=5", "name=shapes_seed5"]
-        write_run(tmp_path / "trained" / "shapes_seed5", 5, loss=loss)
+        given.extend(arguments)
+        write_run(folder / "trained" / name, 5, loss=loss)
 
     monkeypatch.setattr(train, "main", trained)
-    assert run(["reproduce", "shapes", "seed=5"]) == code
-    assert "runs: openslip train seed=5 name=shapes_seed5\n" in capsys.readouterr().out
+    return given

@@ -28,7 +28,8 @@ def curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["shape"], "shape is neither a run nor a rung; did you mean shapes? (`openslip reproduce` lists all)"),
         (["z"], "z is neither a run nor a rung; expected shapes, laptop_lit, laptop_scratch, one_gpu, yfcc15m, or a"),
-        (["one_gpu", "seed=1"], "one_gpu has several runs: name one of cc3m_clip_vitb16_40ep, cc3m_slip_vitb16_40ep"),
+        (["one_gpu", "seed=1"], "one_gpu is a rung: give one of its runs, cc3m_clip_vitb16_40ep, cc3m_slip_vitb16"),
+        (["a", "seed=1"], "a is a rung: give one of its runs, shapes\n"),
         (["--weights", "x"], "--weights and --imagenet belong to `openslip reproduce published`"),
         (["--run", "x"], "--run and --record need the name of a run of the ladder"),
         (["seed=3"], "seed=3: give the NAME of a run before its settings"),

@@ -2,7 +2,6 @@
 
 import os
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,12 @@ from openslip.evaluation.suite import Suite
 from openslip.inference.load import load
 from openslip.inference.published import TABLE, Published, published
 from openslip.progress import progress
-from openslip.terminal import say
+from openslip.terminal import say, width, wrapped
 
 SOURCE = "facebookresearch/SLIP"
 EVALUATION = "imagenet"  # with the 7 templates of the published figures
 NUM_IMAGES = 50_000  # of ImageNet's validation set
 WNID = re.compile(r"n\d{8}")  # WordNet's id of a class
-WIDTH = 80
 TOLERANCE = 0.1  # points; published figures have one decimal
 
 
@@ -65,7 +63,7 @@ class Outcome(NamedTuple):
         difference = "" if self.difference is None else f"{self.difference:+.2f}"
         verdict = "ok" if self.is_confirmed else self.failure if self.has_failed else "no text tower"
         yield f"  {self.file.name:22} {here:>8} {there:>9} {difference:>10}  {verdict}"
-        yield from textwrap.wrap(self.problem, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4)
+        yield from wrapped(f"    {self.problem}", width(), indent=4) if self.problem else ()
 
 
 def evaluate_published(weights: Path, imagenet: Path, *, again: bool) -> int:
@@ -106,7 +104,8 @@ def evaluation_config(imagenet: Path, *, again: bool) -> dict[str, Any]:
     root = imagenet / "val" if (imagenet / "val").is_dir() else imagenet
     layout = "val/ with one folder of images per class, such as val/n01440764"
     if not imagenet.is_dir():
-        raise UserError(f"--imagenet {imagenet}: no such folder; expected ImageNet's folder, which holds {layout}")
+        problem = "is a file" if imagenet.exists() else "no such folder"
+        raise UserError(f"--imagenet {imagenet}: {problem}; expected ImageNet's folder, which holds {layout}")
     classes = [place for place in sorted(root.iterdir()) if WNID.fullmatch(place.name)]
     if not classes:
         raise UserError(f"--imagenet {imagenet}: {root} has no folders of classes; expected {layout}")

@@ -8,6 +8,8 @@ from torch import nn
 from openslip.config.build import build, settled
 from openslip.config.compose import compose_config
 from openslip.inference.published import Published
+from openslip.models.dual_encoder import DualEncoder
+from openslip.models.image_encoder import ImageEncoder
 from openslip.models.tower import Tower
 
 Sizes = dict[str, int | None]
@@ -34,7 +36,11 @@ def published_sizes(name: str) -> Sizes:
 
 def sizes(model: nn.Module) -> Sizes:
     """Return width, input size and number of weights of each tower."""
-    towers = {name: getattr(model, f"{name}_tower", None) for name in ("image", "text")}
+    towers: dict[str, nn.Module] = {}
+    if isinstance(model, DualEncoder | ImageEncoder):
+        towers["image"] = model.image_tower
+    if isinstance(model, DualEncoder):
+        towers["text"] = model.text_tower
     return {
         f"{name} tower, {size}": value
         for name, tower in towers.items()

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ from openslip.data.remote.files import cache_folder
 from openslip.durable import durable, needed, refuse_unwritable
 from openslip.errors import UserError
 from openslip.progress import progress
-from openslip.terminal import notice, printable, say, width, wrapped
+from openslip.terminal import notice, printable, say, width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,7 +234,7 @@ def bar_printer(labels: list[str]) -> Iterator[Write]:
     def write(path: str, ranking: "Ranking") -> None:
         say(path, *([] if ranking else ["  no label"]))
         for label, probability in ranking:
-            *above, last = wrapped(label, room, indent=0)
+            *above, last = textwrap.wrap(printable(label), room, break_on_hyphens=False)
             say(*(f"  {line}" for line in above))
             say(f"  {last:{room}}  {100 * probability:5.1f} %  {'█' * round(longest * probability)}")
 

@@ -79,7 +79,7 @@ def refuse_unused(options: argparse.Namespace) -> None:
     words = [word for word in (options.name, *options.settings) if word is not None]
     if words and "=" in words[0]:
         raise UserError(f"{words[0]}: give the NAME of a run before its settings; openslip reproduce lists all")
-    if extra := [word for word in words[1:] if "=" not in word]:
+    if extra := [word for word in words[1:] if "=" not in word and not word.startswith("~")]:
         raise UserError(f"{extra[0]}: expected one NAME, and then settings KEY=VALUE")
     if options.name != "published" and (options.weights or options.imagenet):
         raise UserError("--weights and --imagenet belong to `openslip reproduce published`")
@@ -94,9 +94,9 @@ def refuse_unused(options: argparse.Namespace) -> None:
 
 
 def refuse_rung(options: argparse.Namespace, rung: Rung) -> None:
-    """Refuse options that need one run, for a rung that has several."""
+    """Refuse options that need one run, for a rung."""
     if options.record or options.run or options.settings:
-        raise UserError(f"{rung.name} has several runs: name one of {', '.join(rung.entries)}")
+        raise UserError(f"{options.name} is a rung: give one of its runs, {', '.join(rung.entries)}")
 
 
 def config_of(settings: list[str]) -> dict[str, Any]:
@@ -146,7 +146,9 @@ def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: R
     Raises:
         UserError: `debug=` is given, whose short run could not be compared; or the training raises it.
     """
-    if debug := [word for word in settings if word.startswith("debug=")]:
+    from openslip.config.words import debug_words  # not above, because it imports Hydra
+
+    if debug := debug_words(settings):
         train_words = " ".join(["openslip train", *entry.settings, debug[0]])
         raise UserError(
             f"{debug[0]} makes another, shorter run, which cannot be compared with {entry.name}: leave it out, or give "
@@ -162,8 +164,8 @@ def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: R
         say(*rung_lines(rung), "", *entry_details(entry, recorded))  # first, because the config may name a missing file
     config = config_of([*entry.settings, *settings])
     name = config["name"] or f"{entry.name}_seed{config['seed']}"
-    is_named = any(word.startswith("name=") for word in settings)
-    words = [*entry.settings, *settings, *([] if is_named else [f"name={name}"])]
+    given = [word for word in settings if not word.startswith("name=")]
+    words = [*entry.settings, *given, f"name={name}"]
     if is_main_process():
         say(f"runs: {shlex.join(['openslip', 'train', *words])}")
     train.main(words)
@@ -171,8 +173,9 @@ def train_and_compare(rung: Rung, entry: Entry, settings: list[str], recorded: R
         return 0
     folder = Path(config["runs_dir"]) / name
     if entry.after:
-        say("next commands:", *(f"  {command.replace('RUN', str(folder))}" for command in entry.after))
-        say(f"  openslip reproduce {entry.name} --run {folder}")
+        quoted = shlex.quote(str(folder))
+        say("next commands:", *(f"  {command.replace('RUN', quoted)}" for command in entry.after))
+        say(f"  openslip reproduce {entry.name} --run {quoted}")
         return 0
     return compare_run(folder, entry, recorded)
 

@@ -4,7 +4,6 @@ The files are read as text, because YAML parsers drop comments, and `--help` mus
 """
 
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -141,8 +140,9 @@ def columns(rows: dict[str, str], width: int) -> list[str]:
     width = min(width, total // 2)
     lines = []
     for left, right in rows.items():
-        texts = textwrap.wrap(right, total - width - 3, break_on_hyphens=False) or [""]
-        if len(left) > width:
+        room = total - width - 3
+        texts = wrapped(right, room, indent=0)
+        if len(left) > width or len(texts[0]) > room:
             lines.append(f"  {left}")
         else:
             lines.append(f"  {left:{width}} {texts.pop(0)}".rstrip())

@@ -105,8 +105,13 @@ def _exists(text: str) -> bool:
         return False
 
 
+def debug_words(words: Sequence[str]) -> list[str]:
+    """Return the words that choose a debug config."""
+    return [word for word in words if word.lstrip("+").startswith("debug=") and not word.endswith("debug=null")]
+
+
 def refuse_replacing(words: Sequence[str]) -> None:
     """Refuse a sweep of debug runs, because all of them have the same name and replace each other."""
-    debug = [word for word in words if word.startswith("debug=") and word != "debug=null"]
+    debug = debug_words(words)
     if debug and not any(word.startswith("name=") for word in words):
         raise UserError(f"{debug[0]}: each run would replace the one before it: add name=null resume=auto")

@@ -248,7 +248,9 @@ def dtype_note(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> lis
     if not dtypes:
         return []
     parents = " and ".join(f"{name} is of {dtype}" for name, dtype in dtypes.items())
-    return [f"{parents}; merged files are of float32, and openslip strip --dtype {[*dtypes.values()][-1]} halves them"]
+    return [
+        f"{parents}; merged files are of float32: openslip strip --dtype float16 or bfloat16 halves and rounds them"
+    ]
 
 
 def statistics_note(weights: Mapping[str, Tensor]) -> list[str]:

@@ -170,8 +170,8 @@ def curve_names(curves: Mapping[int, Columns]) -> list[str]:
 
 
 def last_step(curves: Mapping[int, Columns]) -> int:
-    """Return the last step of the stored runs."""
-    return max(step for columns in curves.values() for values in columns.values() for step in values)
+    """Return the last step of the stored curves."""
+    return max(step for name in curve_names(curves) for columns in curves.values() for step in columns[name])
 
 
 def whole_windows(steps: Set[int], end: int) -> list[int]:

@@ -1,14 +1,13 @@
 """The ladder as a table for the terminal: what each run needs, costs and should give, and where it has been run."""
 
 import statistics
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openslip.reproduce.curves import Recorded, read_recorded
 from openslip.reproduce.rungs import Entry, Rung
+from openslip.terminal import width, wrapped
 
-WIDTH = 80
 NAME, EXPECTED, COST = 26, 23, 12  # widths of the first columns
 HEAD = (
     "Runs from a laptop to the paper. `openslip reproduce NAME` trains one and compares it with the stored curves; "
@@ -25,7 +24,7 @@ def ladder_lines(rungs: Sequence[Rung], folder: Path) -> Iterator[str]:
         rungs: the rungs, the lowest first.
         folder: folder of stored curves.
     """
-    yield from textwrap.wrap(HEAD, WIDTH)
+    yield from wrapped(HEAD, width(), indent=0)
     for rung in rungs:
         yield ""
         yield from rung_lines(rung)
@@ -39,14 +38,14 @@ def rung_lines(rung: Rung) -> Iterator[str]:
     """Yield what a rung is and needs."""
     title = f"({rung.letter}) {rung.name}: {rung.meaning}"
     for text in (title, f"    needs: {rung.needs}", f"    machine: {rung.machine}"):
-        yield from textwrap.wrap(text, WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False)
+        yield from wrapped(text, width(), indent=8)
 
 
 def figure_lines(rung: Rung) -> Iterator[str]:
     """Yield what the figures of a rung's runs measure."""
     figures = (item for entry in rung.entries.values() for item in entry.figures.items())
     for line in dict.fromkeys(f"    {metric(column)}: {figure.described()}" for column, figure in figures):
-        yield from textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8)
+        yield from wrapped(line, width(), indent=8)
 
 
 def entry_lines(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
@@ -58,7 +57,7 @@ def entry_lines(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
     for column, figure in figures.items() if len(figures) > 1 else ():
         yield f"      {metric(column):{NAME - 2}} {figure}"
     for line in () if recorded is None else dict.fromkeys(map(machine_line, recorded.runs)):
-        yield from textwrap.wrap(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
+        yield from wrapped(f"      {line}", width())
 
 
 def metric(column: str) -> str:
@@ -93,11 +92,8 @@ def entry_details(entry: Entry, recorded: Recorded | None) -> Iterator[str]:
     """Yield what a run should give and costs, and its commands."""
     yield entry.name
     for column, figure in entry.figures.items():
-        yield from textwrap.wrap(
-            f"    expected: {expected(entry, column, recorded)} % {figure.described()}",
-            WIDTH,
-            subsequent_indent=" " * 8,
-        )
+        line = f"    expected, in per cent: {expected(entry, column, recorded)}, {figure.described()}"
+        yield from wrapped(line, width(), indent=8)
     yield f"    time: {cost(entry, recorded)}"
     yield from (f"    {command}" for command in commands(entry))
 

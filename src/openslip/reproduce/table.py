@@ -1,14 +1,14 @@
 """The comparison of a run with stored curves, as a table for the terminal."""
 
-import textwrap
+import shlex
 from collections.abc import Iterator
 
 from openslip.reproduce.comparison import ASSUMED_SPREAD, LIMIT, Comparison, Row
 from openslip.reproduce.curves import Recorded
 from openslip.reproduce.finished import Finished
 from openslip.reproduce.rungs import Entry, Figure
+from openslip.terminal import width, wrapped
 
-WIDTH = 80
 MOST_SETTINGS = 8  # that are printed
 SPREAD = "a spread is their standard deviation, or a floor if that is larger"
 PUBLISHED = f"a spread is {ASSUMED_SPREAD} points, which is assumed: one run was published"
@@ -24,18 +24,19 @@ def comparison_lines(comparison: Comparison, run: Finished, entry: Entry, record
     """Yield the lines that show a comparison and its verdict."""
     of_what = f"the {len(recorded.curves)} stored seeds of {entry.name}" if recorded else f"{entry.name} as published"
     yield f"{run.folder} beside {of_what}"
-    yield from textwrap.wrap(HEAD if recorded else HEAD_PUBLISHED, WIDTH)
+    yield from wrapped(HEAD if recorded else HEAD_PUBLISHED, width(), indent=0)
     yield f"  {'':28} {'run':>9} {'expected':>9} {'spread':>8} {'difference':>11}"
     for row in comparison.rows:
         yield from row_lines(row, entry.figures.get(row.name))
     for note in comparison.notes:
-        yield from textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        yield from wrapped(f"  {note}", width())
     yield from (f"  another setting: {setting}" for setting in comparison.settings[:MOST_SETTINGS])
     if (num_others := len(comparison.settings) - MOST_SETTINGS) > 0:
         yield f"  and {num_others} more settings"
     yield from (f"  missing: {column}" for column in comparison.missing)
     if not entry.figures.keys().isdisjoint(comparison.missing):
-        yield from (f"  next: {command.replace('RUN', str(run.folder))}" for command in entry.after)
+        folder = shlex.quote(str(run.folder))
+        yield from (f"  next: {command.replace('RUN', folder)}" for command in entry.after)
     if comparison.deviates:
         yield "deviates"
     elif not run.is_finished:
@@ -55,7 +56,7 @@ def row_lines(row: Row, figure: Figure | None) -> Iterator[str]:
     meaning = figure.described()
     if figure.chance is not None and not row._replace(value=figure.chance).deviates:
         meaning += ": chance would not deviate"
-    yield from textwrap.wrap(meaning, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
+    yield from wrapped(f"    {meaning}", width())
 
 
 def digits(value: float, number: int) -> str:

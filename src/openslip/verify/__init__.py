@@ -7,6 +7,7 @@ other file makes the rows of one kind of quantity.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,14 +65,14 @@ def show(rows: list[Row], what: str) -> int:
         rows: rows to print; skipped ones do not count.
         what: what was compared, for the summary.
     """
-    console, columns = Console(), terminal.width()
+    console, columns, on_terminal = Console(), terminal.width(), sys.stdout.isatty()
     width = max(len(row.quantity) for row in rows)
-    if console.is_terminal:
+    if on_terminal:
         width = min(width, columns - NUMBERS)
     say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
     say(f"{'quantity':<{width}}  deviation  tolerance")
     for row in rows:
-        for line in row.lines(width, columns) if console.is_terminal else [row.line(width)]:
+        for line in row.lines(width, columns) if on_terminal else [row.line(width)]:
             say(printable(line), style=None if row.ok else "red")
     compared = [row for row in rows if row.deviation is not None]
     within = sum(row.ok for row in compared)

@@ -43,5 +43,5 @@ def main(arguments: list[str]) -> int:
     )
     say_wrapped(*lines, indent=22)
     if options.contact_sheet:
-        say_wrapped(f"{'written':22}{options.contact_sheet}")
+        say_wrapped(f"{'written':22}{options.contact_sheet}", indent=22)
     return 0
