@@ -252,7 +252,8 @@ def test_merged_files_of_16_bit_weights_are_float32_and_say_so(tmp_path: Path, c
     out = tmp_path / "half.safetensors"
     assert main([f"{tmp_path}/0.ckpt", f"{tmp_path}/1.ckpt", "--alpha", "0.5", "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    note = "B is of float16; merged files are of float32: openslip strip --dtype float16 or bfloat16 halves and rounds them"
+    advice = "openslip strip --dtype float16 or bfloat16 halves and rounds them"
+    note = f"B is of float16; merged files are of float32: {advice}"
     assert printed.out == f"{note}\nalpha 0.5: {out} (float32)\n"
     assert printed.err.splitlines()[-1] == f"next: openslip eval checkpoint={out} evaluation=NAME"
     assert {weight.dtype for weight in load_file(out).values()} == {torch.float32}
