@@ -161,7 +161,7 @@ def test_only_a_cpu_holds_the_copy_that_a_save_makes(tmp_path: Path, monkeypatch
         "  weights, gradients, AdamW's moments and a save's copy",
     ]
     assert told("cuda")[3:5] == ["memory per device: 16.00 GB", "  weights, gradients and AdamW's moments"]
-    sizes = [[line.split()[1] for line in told(device)[7:11]] for device in ("cpu", "cuda")]
+    sizes = [[line.split()[1] for line in told(device)[6:10]] for device in ("cpu", "cuda")]
     assert sizes == [["28.10", "29.60", "34.40", "38.00"], ["16.10", "17.60", "22.40", "26.00"]]
     for room, is_split in ((37.9e9, True), (38.1e9, False)):
         monkeypatch.setattr("openslip.plan.room", lambda device, room=room: room / 0.9)

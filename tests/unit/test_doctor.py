@@ -254,3 +254,13 @@ def test_a_foreign_folder_is_listed_also_in_the_cache(index: Path):
         f"{index.parent}/ours is no index of OpenSLIP",
         f"{cache}/other is no index of OpenSLIP",
     ]
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").touch()
+    for name, problem in (("nowhere", "no such folder"), ("file", "is a file")):
+        assert run(["doctor", str(tmp_path / name)]) == 1
+        assert (
+            capsys.readouterr().err
+            == f"error: {tmp_path / name}: {problem}; expected the folder of a run, or of several\n"
+        )

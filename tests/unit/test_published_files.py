@@ -68,7 +68,7 @@ def test_each_published_file_is_a_row_beside_the_published_accuracy(
     assert rows["simclr_base_25ep"] == ["-", "-", "no", "text", "tower"]
     assert rows["slip_large_25ep"] == ["-", "46.20", "NOT", "CONFIRMED"]
     assert "not comparable: 3 of 1000 classes, 12 of 50000 images\n" in printed
-    assert "4 of the 19 published files" in printed
+    assert "0 of 3 files with text are within 0.1 points of the published accuracy\n3 of 4 files failed" in printed
 
     monkeypatch.setenv("IMAGENET", str(imagenet))
     settings = [f"checkpoint={weights}/slip_base_25ep.pt", "evaluation=imagenet", "evaluation.imagenet.num_workers=0"]

@@ -306,7 +306,7 @@ def test_the_beginning_of_a_window_is_not_compared(curves: Path, folder: Folder,
         (place / "metrics.csv").write_text("\n".join([text[0], *changed]))
         assert compared(place, capsys)[0] == code
     assert run(["reproduce", "shapes", "--run", str(folder(5, steps=100))]) == 1
-    assert "is at step 100, and a tenth of its steps is compared first" in capsys.readouterr().err
+    assert "is logged up to step 100, and a tenth of its steps is compared first" in capsys.readouterr().err
 
 
 def test_the_last_evaluation_counts_or_the_best_where_that_was_published():

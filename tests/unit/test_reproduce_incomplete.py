@@ -122,7 +122,7 @@ def test_of_an_unfinished_run_without_stored_curves_nothing_is_compared(
     monkeypatch.setattr(reproduce, "config_of", lambda settings: deepcopy(CONFIG))
     folder = write_run(tmp_path / "run", 5, steps=470)
     assert run(["reproduce", "cc3m_clip_vitb16_40ep", "--run", str(folder)]) == 1
-    assert "is at step 470, and only its result is compared, once it is finished" in capsys.readouterr().err
+    assert "is logged up to step 470, and only its result is compared, once it is finished" in capsys.readouterr().err
 
 
 def test_what_a_run_needs_is_printed_before_its_data_are_missed(

@@ -63,7 +63,10 @@ def test_one_other_loss_is_enough_to_be_another_run(recorded: Recorded, tmp_path
 def test_a_curve_that_the_run_lacks_is_missing(recorded: Recorded, tmp_path: Path):
     folder = write_run(tmp_path / "run", 5, steps=470)
     change(folder, lambda row: {name: cell for name, cell in row.items() if name != "train/clip_loss"})
-    assert printed(folder, recorded)[-2:] == ["  missing: train/clip_loss", "deviates"]
+    assert printed(folder, recorded)[-2:] == [
+        "  missing: train/clip_loss",
+        "deviates so far; the run is at step 470 and not finished",
+    ]
 
 
 def test_a_run_that_is_too_short_to_compare_says_so(recorded: Recorded, tmp_path: Path):

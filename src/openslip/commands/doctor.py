@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from openslip.commands._imports import importing_pytorch
+from openslip.errors import UserError
 from openslip.progress import progress
 from openslip.terminal import say_wrapped
 
@@ -30,6 +31,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Print each finding, with advice if it is a problem; in a terminal, long ones are wrapped to its width."""
     options = parser().parse_args(arguments)
+
+    if options.folder is not None and not options.folder.is_dir():
+        problem = "is a file" if options.folder.exists() else "no such folder"
+        raise UserError(f"{options.folder}: {problem}; expected the folder of a run, or of several")
 
     with importing_pytorch():
         from openslip.doctor import examine

@@ -31,9 +31,10 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     known = models([config_folder(), *folders])
     width = max(len(model.parameters) for model in known)
-    rows = {f"{model.name:13} {model.parameters:{width}}": model.meaning for model in known}
+    longest = max(len(model.name) for model in known)
+    rows = {f"{model.name:{longest}} {model.parameters:{width}}": model.meaning for model in known}
     say_wrapped("models: openslip train model=NAME; parameters of the image tower + the text tower")
-    say(*columns(rows, 30), "")
+    say(*columns(rows, longest + 1 + width), "")
 
     files = {file.name: description(file) for file in published(TABLE).values()}
     say_wrapped(

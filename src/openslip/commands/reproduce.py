@@ -135,7 +135,7 @@ def compare_run(run: Path, entry: Entry, recorded: Recorded | None) -> int:
         first = (
             "a tenth of its steps is compared first" if recorded else "only its result is compared, once it is finished"
         )
-        raise UserError(f"{run} is at step {finished.step}, and {first}: wait for that")
+        raise UserError(f"{run} is logged up to step {finished.step}, and {first}: its own command resumes it")
     say("", *comparison_lines(comparison, finished, entry, recorded))
     return int(comparison.deviates)
 

@@ -49,7 +49,7 @@ def models(folders: Sequence[Path]) -> list[Model]:
 
 
 def described(name: str, folders: Sequence[Path]) -> Model:
-    """Describe a model by its file, or by those of its method and size; a method's title ends at the first colon."""
+    """Describe a model by its file, or by those of its method and size; a method's title ends at its first `: `."""
     if file := config_file(f"model/{name}", folders):
         counts, titles = COUNT.findall(header(file)), [header(file)]
     else:
@@ -58,7 +58,7 @@ def described(name: str, folders: Sequence[Path]) -> Model:
         of_method, of_size, of_text = (header(file) if file else "" for file in files)
         has_text = files[0] is not None and "/size/text@_global_: null" not in files[0].read_text("utf-8")
         counts = [count for text in (of_size, of_text if has_text else "") for count in COUNT.findall(text)]
-        titles = [of_method.partition(":")[0], COUNT.sub("", of_size)]
+        titles = [of_method.partition(": ")[0], COUNT.sub("", of_size)]
     return Model(name, " + ".join(f"{count} M" for count in counts), ": ".join(filter(None, titles)))
 
 

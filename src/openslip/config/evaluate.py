@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from openslip.config.defaults import default_config
 from openslip.errors import UserError
 
+OF_THE_CHECKPOINT = ("model", "tokenizer", "image_size", "mean", "std")  # settings that a checkpoint holds
+
 
 def spread_prompts(config: Any) -> None:
     """Copy the root's `classnames` and `templates` to each evaluation that has these keys.
@@ -53,7 +55,7 @@ def check_keys(config: Any, overrides: Sequence[str]) -> None:
 
 def of_training(key: str) -> str:
     """Return the error message for a root key that exists for training but not for evaluation."""
-    return (
-        f"config key {key} is a setting of training: an evaluation takes model, tokenizer, image_size, mean and std "
-        f"from its checkpoint; remove {key}, or train with it"
-    )
+    message = f"config key {key} is a setting of training, which evaluations of a checkpoint do not have: remove it"
+    if key.rpartition(".")[2] in OF_THE_CHECKPOINT:
+        message += "; the checkpoint's own is used"
+    return message

@@ -37,12 +37,8 @@ def comparison_lines(comparison: Comparison, run: Finished, entry: Entry, record
     if not entry.figures.keys().isdisjoint(comparison.missing):
         folder = shlex.quote(str(run.folder))
         yield from (f"  next: {command.replace('RUN', folder)}" for command in entry.after)
-    if comparison.deviates:
-        yield "deviates"
-    elif not run.is_finished:
-        yield f"no deviation so far; the run is at step {run.step} and not finished"
-    else:
-        yield "no deviation"
+    verdict = "deviates" if comparison.deviates else "no deviation"
+    yield verdict if run.is_finished else f"{verdict} so far; the run is at step {run.step} and not finished"
 
 
 def row_lines(row: Row, figure: Figure | None) -> Iterator[str]:
