@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
         "The library for which the folder is written loads it in a process of its own. On a few images and texts, its "
         "pixels, token ids and features are compared with ours, and the largest differences are printed. If one is "
         "above 1e-4 (in float64: 1e-8), or an id differs, the folder is removed, and the exit code is 1. Some "
-        "libraries crop images of some sizes with a shift of one pixel. Then one more difference, `crop`, is printed: "
-        "the largest that this shift makes in the features of these images. It is only reported.",
+        "libraries crop images of some sizes with a shift of one pixel. For such images, `crop` is the largest "
+        "difference in features due to this shift. It is only reported.",
     )
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
     parser.add_argument("target", metavar="OUT", help="folder to write")

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "name",
         nargs="?",
         metavar="NAME",
-        help="a run of the list; or the letter of a rung, whose runs are then only shown; or the word published",
+        help="a run of the list; or the letter of a group of runs, which are then only shown; or the word published",
     )
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="settings of the training, such as seed=3 or trainer=ddp"

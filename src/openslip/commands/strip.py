@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="dtype of the weights in the file; by default the smallest that changes no weight, so a file of float16 "
-        "or bfloat16 keeps its dtype",
+        help="dtype of the weights in the file; by default the first of float16 and bfloat16 that changes no weight, "
+        "else float32",
     )
     parser.add_argument("--keep-head", action="store_true", help="also keep the objective's weights, e.g. an SSL head")
     parser.add_argument("--force", action="store_true", help="replace an existing file")

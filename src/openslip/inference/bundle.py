@@ -116,8 +116,8 @@ class Bundle:
         """Encode texts to unit-length float32 features, in the order of the texts.
 
         Internally texts are sorted by length and, at equal length, alphabetically. Each batch is trimmed to its longest
-        text to reduce padding. If several texts of a batch begin with the same tokens, a causal text tower computes
-        these tokens only once.
+        text to reduce padding. If several texts of a batch begin with the same tokens, a causal
+        `TextTransformer` that does not pool the mean computes these tokens only once.
 
         Raises:
             UserError: the model has no text tower, the list is empty, one string was given instead of a list, or a text

@@ -58,7 +58,7 @@ def strip(
         image_heads: as for `load`.
         text_heads: as for `load`.
         dtype: `float32`, `float16` or `bfloat16`; the weights are stored in this dtype, and loaded as float32. None is
-            the smallest that changes no weight: that of the source, if its arrays are of one dtype.
+            the first of float16 and bfloat16 that changes no weight, else float32.
         keep_head: also keep the weights of the objective, such as SLIP's SSL head.
         force: whether an existing file is replaced; it is kept if the new one is not written.
 

@@ -63,7 +63,7 @@ def class_table(name: str) -> ClassTable | None:
 
 
 def imagenet_table() -> ClassTable:
-    """Return ImageNet-1k's classes with CLIP's names; a folder may hold only some of the classes, as many do."""
+    """Return ImageNet-1k's classes with CLIP's names; many folders hold only some of these classes."""
     names = imagenet_classnames()
     return ClassTable(
         name="imagenet",

@@ -20,7 +20,7 @@ class BagOfTokens(Tower):
 
     Attributes:
         token_weight: weight of each token; 0 for tokens that do not count, such as the id of unknown words.
-        is_known: whether each token has been learned; prediction refuses a text that has a word with another token.
+        is_known: whether each token has been learned; prediction refuses texts with words whose tokens have not been.
     """
 
     token_weight: Tensor

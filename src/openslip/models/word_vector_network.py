@@ -8,7 +8,7 @@ from openslip.models.tower import Tokens, Tower
 
 
 class WordVectorNetwork(Tower):
-    """A linear layer and GELU on the mean of a text's distinct word vectors; a projection may follow, as in an MLP.
+    """A linear layer and GELU on the mean of a text's distinct word vectors; `DualEncoder` may project the result.
 
     `towers.text.weights` sets the word vectors, and `towers.text.locked` freezes them; the layer is always trained. A
     text tower of locked word vectors knows words that no caption has, as in Frome et al. 2013, NeurIPS 26, 2121-2129.

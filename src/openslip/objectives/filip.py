@@ -24,7 +24,7 @@ class FILIP(Objective):
     Args:
         token_scale: weight of the loss of token-wise similarities.
         clip_scale: weight of CLIP's loss of pooled features; all evaluations except `TokenZeroShot` compare these.
-        top_tokens: number of tokens per image and per text with which other samples are compared; None for all.
+        top_tokens: number of tokens of each image and each text that are kept as keys; None keeps all, as queries do.
         count_padding: whether a caption's padding up to the context length counts as words, as in the published code.
         gather_with_grad: whether gradients of both losses reach the keys of all ranks, as in `CLIP`.
         max_logit_scale: largest value of `logit_scale` and of `token_logit_scale`, as in `CLIP`.

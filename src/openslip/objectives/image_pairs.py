@@ -42,7 +42,7 @@ def views_of_all_ranks(features: dict[str, Tensor]) -> tuple[Views, Views]:
 
 
 def classes_of(label: Int64[Tensor, " local"], place: Int64[Tensor, " local"]) -> Int64[Tensor, " local"]:
-    """Return the labels, with a number of its own for each sample that has none (-1).
+    """Return the labels; each sample without a label (-1) gets a number that no other sample has.
 
     Args:
         label: class of each of this rank's samples.

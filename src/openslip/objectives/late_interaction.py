@@ -64,8 +64,8 @@ def late_interaction_logits(
     Args:
         image: token features of this rank's images, before normalisation; masked tokens are not compared.
         text: token features of this rank's texts.
-        top_tokens: number of tokens per image and per text that other samples' tokens are compared with, as in
-            `top_of_own_pair`; None for all of them.
+        top_tokens: number of tokens of each image and each text that are kept as keys (`top_of_own_pair`); None keeps
+            all.
         gather_with_grad: whether gradients flow into the tokens that are gathered from all ranks.
     """
     image, text = (Tokens(unit_tokens(side.features), side.mask) for side in (image, text))

@@ -17,16 +17,16 @@ class LiT(CLIP):
     """CLIP's loss on features of a locked image tower; it reads `image_features`, `text` and `text_length`.
 
     A locked tower gives the same feature of an image in every epoch, so the callback `LockedImages` computes it once,
-    and the view `LockedImage` returns it. The projections, the text tower and `logit_scale` are trained. The other
-    arguments are those of `CLIP`.
+    and the view `LockedImage` returns it. The projections, the text tower and `logit_scale` are trained.
 
     Args:
         contained_caption: role of an image and another sample's caption whose words are all among the words of the
-            image's captions: `negative`, or `positive`, for which `text` must be the view `DrawnWords`.
+            image's captions: `negative`, or `positive`, for which `text` must be the view `DrawnWords`. All other
+            arguments are as in `CLIP`.
 
     Raises:
-        UserError: `contained_caption` has another value, or it is `positive` and `same_caption` is not `negative`:
-            equal captions that have words are then positives in any case.
+        UserError: `contained_caption` has another value; or it is `positive`, which makes equal captions positives, and
+            `same_caption` is not at its value `negative`.
     """
 
     def __init__(

@@ -133,7 +133,7 @@ def tile_size(x: Tensor) -> int:
 
 
 def size_of_tiles(rows: Tensor, columns: Tensor) -> int:
-    """Return the largest number of rows or columns of a tile, for a loss that has no implementation without tiles.
+    """Return the size of tiles, in rows and in columns, for a loss that is always computed in tiles.
 
     If there are few logits, this is the number of rows or of columns, whichever is larger: `pair_tiles` then cuts only
     where the columns of this rank's own samples begin and end.

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "EVALUATION_DATA names or, if it is not set, data/evaluation",
     )
     parser.add_argument("--yes", action="store_true", help="download more than 1 GB without asking")
-    parser.add_argument("--config-dir", metavar="DIR", help="also read DIR/catalogue, in your own folder of configs")
+    parser.add_argument("--config-dir", metavar="DIR", help="your own folder of configs; its catalogue/ is read too")
     add_quiet(parser)
     return parser
 

@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
         type=count,
         default=64,
         metavar="N",
-        help="numbers per vector, 64 by default; in a model that reads the vectors, set embed_dim to this number, or "
-        "vector_width if its text tower is text_vectors",
+        help="numbers per vector, 64 by default; a model that reads the vectors needs embed_dim=N (with the text tower "
+        "text_vectors: vector_width=N)",
     )
     parser.add_argument(
         "--min-count",

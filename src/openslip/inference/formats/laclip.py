@@ -22,7 +22,7 @@ from openslip.inference.layouts.keys import fit, rename, shape
 
 
 def detect(path: Path) -> bool:
-    """Tell whether the file has SLIP's names of weights and norms of queries."""
+    """Tell whether the file has SLIP's names of weights and, in addition, norms of queries."""
     return {"visual.cls_token", slip.QUERY_NORM} <= slip.weight_names(path)
 
 

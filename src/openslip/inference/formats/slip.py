@@ -64,8 +64,8 @@ def read(path: Path, choices: Choices) -> Bundle:
 
     Args:
         path: the checkpoint file.
-        choices: numbers of heads; that of the image tower must be the published one if the file names a published model
-            of its width.
+        choices: numbers of heads. If the file names a published model and its image tower has the width of that model,
+            `image_heads` must be the published number.
 
     Raises:
         UserError: the checkpoint has keys that no published model has, lacks keys, or has inconsistent shapes.

@@ -41,8 +41,8 @@ def image_tower(
 ) -> dict[str, Any]:
     """Return the config of a tower that timm builds.
 
-    If timm does not have the name, the model is a plain vision transformer of the sizes of its weights; its activation
-    and heads are then asked for, unless `timm_arguments` states them.
+    If timm does not have the name, the model is a plain vision transformer of the sizes of its weights; its activation,
+    and its heads if the width does not tell them, are then asked for, unless `timm_arguments` states them.
 
     Args:
         weights: weights by open_clip's names.

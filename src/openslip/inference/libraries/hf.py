@@ -127,7 +127,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def encode(tokenizer: Any, texts: list[str], *, context_length: int, whole: bool) -> tuple[Tensor, Tensor]:
-    """Return ids, padded on the right or, if `whole` is true, as the tokenizer pads them, and lengths.
+    """Return ids and lengths; ids are padded on the right or, if `whole` is true, as the tokenizer pads them.
 
     Args:
         tokenizer: tokenizer of transformers.
