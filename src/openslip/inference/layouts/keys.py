@@ -19,8 +19,8 @@ SHOWN = 5  # names of weights that an error shows of each kind
 def table(pairs: Iterable[tuple[str, str]]) -> Table:
     """Compile pairs of a foreign prefix and ours; in a name, the first foreign prefix that fits is replaced by ours.
 
-    A prefix that ends in `.` or `_` matches all names that begin with it; any other must equal the name. `{n}` matches a
-    number, which is copied.
+    A prefix that ends in `.` or `_` matches all names that begin with it; any other must equal the name. `{n}` matches
+    a number, which is copied.
     """
     return [(_pattern(foreign), ours) for foreign, ours in pairs]
 
