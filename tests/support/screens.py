@@ -64,8 +64,9 @@ def attach(monkeypatch: pytest.MonkeyPatch, width: int) -> TerminalStream:
 
 
 def attach_plain(monkeypatch: pytest.MonkeyPatch, width: int) -> TerminalStream:
-    """Let stdout and stderr be one terminal of this width that cannot redraw a line."""
+    """Let stdout and stderr be one terminal of this width that cannot redraw a line; progress is not mentioned."""
     stream = attach(monkeypatch, width)
+    monkeypatch.setattr("openslip.progress.FIRST_LINE", 1000.0)  # a slow machine would mention some phases
     monkeypatch.setenv("TERM", "dumb")
     return stream
 
