@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from published_files import random_state, training_checkpoint
-from reference_folder import Dims, encode_image, encode_text, initial_state
+from published_files import DIMS, random_state, training_checkpoint
+from reference_folder import encode_image, encode_text, initial_state
 from torch import Tensor
 
 import openslip
@@ -24,25 +24,7 @@ from openslip.verify.files import RECORDINGS, read_json
 
 OFFICIAL = read_json(RECORDINGS / "official_models.json")
 # Widths from which the heads can be read, since they are multiples of 64.
-SMALL = Dims(
-    batch=4,
-    image_size=32,
-    patch=16,
-    vision_width=128,
-    vision_depth=2,
-    vision_heads=2,
-    embed_dim=20,
-    context=77,
-    vocab=49408,
-    text_width=64,
-    text_heads=1,
-    text_layers=1,
-    ssl_mlp=24,
-    ssl_emb=8,
-    ssl_temp=0.1,
-    ssl_scale=1.0,
-    epochs=1,
-)
+SMALL = replace(DIMS, vision_width=128, vision_depth=2, vision_heads=2)
 
 
 def small_state(method: str = "slip") -> dict[str, Tensor]:

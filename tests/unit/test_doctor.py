@@ -256,11 +256,10 @@ def test_a_foreign_folder_is_listed_also_in_the_cache(index: Path):
     ]
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("option", [[], ["--runs"]])
+def test_a_folder_that_is_none_is_named(option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").touch()
     for name, problem in (("nowhere", "no such folder"), ("file", "is a file")):
-        assert run(["doctor", str(tmp_path / name)]) == 1
-        assert (
-            capsys.readouterr().err
-            == f"error: {tmp_path / name}: {problem}; expected the folder of a run, or of several\n"
-        )
+        assert run(["doctor", *option, str(tmp_path / name)]) == 1
+        said = f"error: {tmp_path / name}: {problem}; expected the folder of a run, or of several\n"
+        assert capsys.readouterr().err == said

@@ -19,11 +19,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder of one run, or of several; by default that of --runs",
     )
     parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs"),
-        metavar="DIR",
-        help="folder of several runs; by default runs/; ignored if DIR is given",
+        "--runs", type=Path, metavar="DIR", help="folder of several runs; by default runs/; ignored if DIR is given"
     )
     return parser
 
@@ -32,13 +28,14 @@ def main(arguments: list[str]) -> int:
     """Print each finding, with advice if it is a problem; in a terminal, long ones are wrapped to its width."""
     options = parser().parse_args(arguments)
 
-    if options.folder is not None and not options.folder.is_dir():
-        problem = "is a file" if options.folder.exists() else "no such folder"
-        raise UserError(f"{options.folder}: {problem}; expected the folder of a run, or of several")
+    folder = options.folder or options.runs
+    if folder is not None and not folder.is_dir():
+        problem = "is a file" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {problem}; expected the folder of a run, or of several")
 
     with importing_pytorch():
         from openslip.doctor import examine
     with progress("examining the machine and its runs"):
-        findings = examine(options.folder or options.runs)
+        findings = examine(folder or Path("runs"))
     say_wrapped(*(finding.line() for finding in findings), indent=24)
     return 0

@@ -9,10 +9,10 @@ from pathlib import Path
 from openslip.commands._choices import add_choices, choices_of
 from openslip.commands._imports import importing_pytorch
 from openslip.errors import UserError
+from openslip.inference.endings import ENDINGS
 from openslip.progress import progress
 from openslip.terminal import mention, say
 
-FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 # Keys of `openslip eval` that have another meaning here, or none.
 NOT_TAKEN = {
     "checkpoint": "each merged checkpoint is evaluated",
@@ -114,9 +114,11 @@ def places(out: Path, numbers: Sequence[Decimal]) -> tuple[list[Path], Path]:
     Raises:
         UserError: several alphas and one file, or a name with the ending of another kind of file.
     """
-    if out.suffix[1:].isalpha() and out.suffix.lower() not in FILES and not out.is_dir():
-        raise UserError(f"--out {out}: expected a file that ends in {', '.join(FILES)}, or a folder such as {out.stem}")
-    if out.suffix.lower() not in FILES:
+    if out.suffix[1:].isalpha() and out.suffix.lower() not in ENDINGS and not out.is_dir():
+        raise UserError(
+            f"--out {out}: expected a file that ends in {', '.join(ENDINGS)}, or a folder such as {out.stem}"
+        )
+    if out.suffix.lower() not in ENDINGS:
         return [out / f"alpha-{number:f}.safetensors" for number in numbers], out / "merge.json"
     if len(numbers) > 1:
         raise UserError(f"--out {out}: {len(numbers)} alphas need a folder, such as --out {out.with_suffix('')}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from openslip.commands._choices import add_choices, choices_of
 from openslip.commands._imports import importing_pytorch
-from openslip.commands.merge import FILES
 from openslip.errors import UserError
 from openslip.inference.dtypes import DTYPES
+from openslip.inference.endings import ENDINGS
 from openslip.progress import progress
 from openslip.terminal import mention, say
 
@@ -16,7 +16,7 @@ from openslip.terminal import mention, say
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("openslip strip", description=__doc__)
     parser.add_argument("source", metavar="IN", help="a run's folder, a checkpoint, or a published name")
-    parser.add_argument("target", metavar="OUT", help=f"file to write, with the ending {', '.join(FILES)}")
+    parser.add_argument("target", metavar="OUT", help=f"file to write, with the ending {', '.join(ENDINGS)}")
     parser.add_argument(
         "--allow", action="append", default=[], help="import path of your own class that the checkpoint may name"
     )
@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
     """Write a smaller checkpoint that gives the same predictions, and print both sizes and the dtype."""
     options = parser().parse_args(arguments)
     target = Path(options.target)
-    if target.suffix.lower() not in FILES and not target.is_dir():
-        raise UserError(f"{target}: expected a file that ends in {', '.join(FILES)}")
+    if target.suffix.lower() not in ENDINGS and not target.is_dir():
+        raise UserError(f"{target}: expected a file that ends in {', '.join(ENDINGS)}")
 
     with importing_pytorch():
         from openslip.inference.strip import strip
