@@ -3,8 +3,8 @@
 Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
 import it directly, then those that reach it by one more import. Before all these come the few files that say most about
 the changed file, then the files that mention the function or class, without tests that start processes. For a config
-that is the table of published recipes, then the tests of the code which finds configs; for a table of texts the tests
-that mention its name.
+those are the tables of published values, then the tests of the code which finds configs; for a table of texts the
+tests that mention its name.
 """
 
 import ast
@@ -55,7 +55,9 @@ SECONDS = 300  # for the tests of one fault: what they do not see by then counts
 SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
 ACROSS_RANKS = ("all_sum", "all_gather", "gathered", "rank(", "world_size")  # what one process cannot show
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
-CONFIGS_ARE_SEEN_BY = "test_recipes.py"
+CONFIGS_ARE_COMPARED_BY = tuple(
+    f"tests/parity/{name}.py" for name in ("test_config_values", "test_evaluation_configs", "test_recipes")
+)
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "timm", "pytorch_lightning", "hydra", "webdataset", "pytest", "PIL.Image"])
 
@@ -168,7 +170,9 @@ def module_tests(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> li
     if path.endswith(".txt"):  # a table of texts is not imported but read by its name
         word = re.compile(rf"\b{Path(path).stem}\b")
         return [test for test in sorted({*chain(*graph.values())}) if word.search((ROOT / test).read_text())]
-    return graph.get(module_name(ROOT / path) if path.startswith("src/") else CONFIGS_ARE_READ_BY, [])
+    if path.startswith("src/"):
+        return graph.get(module_name(ROOT / path), [])
+    return [*dict.fromkeys([*CONFIGS_ARE_COMPARED_BY, *graph[CONFIGS_ARE_READ_BY]])]
 
 
 def names_around(fault: tuple[str, str, str]) -> list[str]:
@@ -255,8 +259,11 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     options += [f"--deselect={test}" for test in without]
     # To collect all files takes longer than most tests that see a fault.
     mentioning = [test for test in tests if any(name in Path(test).read_text() for name in names)]
-    nearest = [test for test in tests if test.endswith(CONFIGS_ARE_SEEN_BY)] if not names else mentioning
-    stages = [(first_files(fault, names, tests), False), (nearest, True)] if fault is not None else []
+    stages: list[tuple[list[str], bool]] = []
+    if fault is not None:
+        stages = [(first_files(fault, names, tests), False), (mentioning, True)]
+        if fault[0].startswith("configs/"):
+            stages = [([*CONFIGS_ARE_COMPARED_BY], True)]
     code, again = int(pytest.ExitCode.OK), list[str]()
     for files, quick in [*stages, (tests, False)]:
         if files and code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
