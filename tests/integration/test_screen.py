@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from forked import fork
 from noisy import PRINTED, WARNING
 from screens import HEIGHT, Screen
-from trainings import EVALUATED, SMALL, _context
+from trainings import EVALUATED, SMALL
 
 from openslip.__main__ import run
 from openslip.commands import train
@@ -51,8 +52,7 @@ def seen(place: Path) -> Seen:
     """A whole run on a terminal."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
-    process = _context.Process(target=train_on, args=(os.ttyname(slave), str(place)))
-    process.start()
+    process = fork(train_on, os.ttyname(slave), str(place))
     screen, written, moments = Screen(WIDTH), b"", []
     while process.is_alive() or readable(master):
         if readable(master):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import yaml
 from evaluation_models import CLASSNAMES, Pictures
+from forked import fork
 from stored_models import write_checkpoint
-from trainings import fork
 
 from openslip.commands import eval as command
 from openslip.data.source import Sample, Source

@@ -9,24 +9,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked import context, fork
 
 
 class Ranks:
     """`ranks(function, *arguments)` returns what the function returned on each rank."""
 
     def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
         self.store = tempfile.NamedTemporaryFile(delete=False).name  # noqa: SIM115
         os.unlink(self.store)
         self.tasks = [context.Queue() for _ in range(world_size)]
         self.results = [context.Queue() for _ in range(world_size)]
         self.processes = [
-            context.Process(target=serve, args=(rank, world_size, self.store, self.tasks[rank], self.results[rank]))
+            fork(serve, rank, world_size, self.store, self.tasks[rank], self.results[rank])
             for rank in range(world_size)
         ]
-        for process in self.processes:
-            process.start()
 
     def __call__(self, function: Callable, *arguments: Any) -> list[Any]:
         for tasks in self.tasks:

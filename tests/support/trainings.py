@@ -11,13 +11,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from forked import fork
 from wandb.sdk.data_types._private import MEDIA_TMP
 
 from openslip import signals
@@ -27,19 +26,6 @@ from openslip.errors import run_entry_point
 from openslip.inference.files import read
 from openslip.run.checkpoints import file_name, newest_whole, saved
 from openslip.training.checkpoint_io import DurableCheckpointIO
-
-PATH = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "openslip.data.sources.shards",
-        "openslip.models.dual_encoder",
-        "ftfy",
-        "disturbances",
-        "trainings",
-        "evaluation_suites",
-    ]
-)
 
 # A model that makes a step in some 10 ms; six steps an epoch on 100 samples.
 SMALL = [
@@ -63,14 +49,6 @@ EVALUATED = [
     ),
     "+evaluation.long.source.require=label",
 ]
-
-
-def fork(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-    """Start a process off the server, which finds the modules of this folder by PYTHONPATH alone on Python 3.11."""
-    process = _context.Process(target=target, args=arguments)
-    with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(PATH)}):
-        process.start()
-    return process
 
 
 def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
