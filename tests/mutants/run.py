@@ -233,9 +233,23 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
         os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     import pytest  # noqa: PLC0415 (in the copy's process alone)
 
-    def rank(item: pytest.Item) -> tuple[bool, bool]:
+    across_ranks = fault is not None and is_across_ranks(fault)
+
+    def is_quick(item: pytest.Item) -> bool:
+        """Whether a test starts no processes; for what one process cannot show, whether it has ranks."""
         text = inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
-        return any(word in text for word in SLOW_TO_START), not any(name in text for name in names)
+        return "ranks" in text if across_ranks else not any(word in text for word in SLOW_TO_START)
+
+    def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
+        """Each test once before it runs with other parameters; those that are quick and mention a name first."""
+        met: set[str] = set()
+        ranks: dict[pytest.Item, tuple[bool, bool, bool]] = {}
+        for item in items:
+            test = item.nodeid.partition("[")[0]
+            text = inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
+            ranks[item] = (test in met, not is_quick(item), not any(name in text for name in names))
+            met.add(test)
+        return sorted(items, key=ranks.__getitem__)
 
     class Watch:
         """Runs what is left, the nearest first, or of that only what is quick."""
@@ -246,8 +260,8 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
             self.quick = quick
 
         def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-            items[:] = [item for item in items if item.nodeid not in self.done and not (self.quick and rank(item)[0])]
-            items.sort(key=rank)
+            left = [item for item in items if item.nodeid not in self.done and (is_quick(item) or not self.quick)]
+            items[:] = in_order(left)
             self.done.update(item.nodeid for item in items)
 
         def pytest_exception_interact(self, node: pytest.Item | pytest.Collector) -> None:
@@ -273,11 +287,15 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)  # whatever threads a broken test has left
 
 
+def is_across_ranks(fault: tuple[str, str, str]) -> bool:
+    return any(word in fault[1] + fault[2] for word in ACROSS_RANKS)
+
+
 def first_files(fault: tuple[str, str, str], names: list[str], tests: list[str]) -> list[str]:
     """The files that say most about the changed file: by its name in theirs, and by what they mention of it."""
     stem = Path(fault[0]).stem
     words = {stem, *(word for word in stem.split("_") if len(word) > 3)}
-    across_ranks = any(word in fault[1] + fault[2] for word in ACROSS_RANKS)
+    across_ranks = is_across_ranks(fault)
 
     def score(test: str) -> int:
         text, mentioned = Path(test).read_text(), 4 * any(word in Path(test).stem for word in words)
