@@ -53,7 +53,7 @@ FARTHEST = 2  # imports between a test and the changed file
 FEW = 6  # files that run first
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
-ACROSS_RANKS = ("all_sum", "all_gather", "gathered", "rank(", "world_size")  # what one process cannot show
+ACROSS_RANKS = ("all_sum", "gather", "place", "rank(", "world_size")  # what one process cannot show
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
 CONFIGS_ARE_COMPARED_BY = tuple(
     f"tests/parity/{name}.py" for name in ("test_config_values", "test_evaluation_configs", "test_recipes")
