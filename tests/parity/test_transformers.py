@@ -30,14 +30,16 @@ from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.classifier import ZeroShotClassifier
 from openslip.inference.formats.openslip import write
-from openslip.inference.layouts import huggingface_images, huggingface_tokenizer
+from openslip.inference.layouts import huggingface, huggingface_images, huggingface_tokenizer
 from openslip.inference.libraries import hf
+from openslip.models import text_transformer
 from openslip.text.tokenizer_json import TokenizerJson
 from openslip.training.initial_weights import InitialWeights
 
 T: Any = transformers
 TEXT = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGE = TEXT | {"image_size": 24, "patch_size": 8, "hidden_size": 48, "num_attention_heads": 3}
+END = {"content": "<|endoftext|>", "normalized": False, "special": True}
 TEXTS = ["a red ring", "A photo of Größe & dogs, 3 of them", "three dogs " * 40]
 
 
@@ -92,8 +94,8 @@ def metaclip_folder(folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def pair_folder(folder: Path, tokenizer: Any, image: Any) -> Path:
-    text = T.CLIPTextModel(T.CLIPTextConfig(**TEXT, max_position_embeddings=20))
+def pair_folder(folder: Path, tokenizer: Any, image: Any, end: int = 49407) -> Path:
+    text = T.CLIPTextModel(T.CLIPTextConfig(**TEXT, max_position_embeddings=20, eos_token_id=end))
     drawn(T.VisionTextDualEncoderModel(vision_model=image, text_model=text)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=24).save_pretrained(folder)
@@ -110,7 +112,7 @@ def timm_tower() -> Any:
 
 
 @pytest.fixture(
-    scope="module", params=["clip", "clip gelu old end", "siglip", "metaclip 2", "pair of clip", "pair of timm"]
+    scope="module", params=["clip", "clip gelu old end", "siglip", "metaclip 2", "pair of clip", "pair of timm old end"]
 )
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, clip_tokenizer: Any, spiece: Path):
     path = tmp_path_factory.mktemp("model")
@@ -120,7 +122,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "siglip": lambda: siglip_folder(path, spiece),
         "metaclip 2": lambda: metaclip_folder(path, clip_tokenizer),
         "pair of clip": lambda: pair_folder(path, clip_tokenizer, T.CLIPVisionModel(T.CLIPVisionConfig(**IMAGE))),
-        "pair of timm": lambda: pair_folder(path, clip_tokenizer, timm_tower()),
+        "pair of timm old end": lambda: pair_folder(path, clip_tokenizer, timm_tower(), end=2),
     }
     return makers[request.param]()
 
@@ -154,6 +156,20 @@ def test_images_and_texts_have_the_features_of_transformers(folder: Path, tmp_pa
         assert_close(loaded.encode_text(TEXTS), texts)
 
 
+def test_settings_that_a_config_leaves_out_are_those_of_transformers():
+    classes = {"clip": (T.CLIPTextConfig, T.CLIPVisionConfig), "siglip": (T.SiglipTextConfig, T.SiglipVisionConfig)}
+    for family, kinds in classes.items():
+        for ours, theirs in zip((huggingface.TEXT[family], huggingface.VISION[family]), kinds, strict=True):
+            assert ours == {key: getattr(theirs(), key, True) for key in ours}  # which leaves out `vision_use_head`
+
+
+@pytest.mark.parametrize("name", huggingface.ACTIVATIONS)
+def test_activations_are_those_of_transformers(name: str):
+    x = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    ours = text_transformer.ACTIVATIONS[huggingface.ACTIVATIONS[name]]
+    torch.testing.assert_close(ours(x), T.activations.ACT2FN[name](x), rtol=0, atol=1e-12)
+
+
 def test_the_library_itself_runs_the_same_model(folder: Path):
     bundle, ours = openslip.load(f"hf:{folder}"), openslip.load(folder)
     assert_close(bundle.encode_text(TEXTS), of_library(folder)[1])
@@ -164,6 +180,23 @@ def test_the_library_itself_runs_the_same_model(folder: Path):
     tokenizer = bundle.tokenizer
     assert tokenizer is not None
     assert "red ring" in tokenizer.decode(tokenizer.encode(TEXTS)[0][0].tolist())
+
+
+def test_padding_is_hidden_from_a_text_tower_that_looks_both_ways(tmp_path: Path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ring", "three", "dogs"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = T.BertTokenizer(str(tmp_path / "vocab.txt"), model_max_length=20)
+    text = T.ChineseCLIPTextConfig(**TEXT, vocab_size=len(words), max_position_embeddings=20)
+    config = T.ChineseCLIPConfig(
+        text_config=text.to_dict(), vision_config=T.ChineseCLIPVisionConfig(**IMAGE).to_dict(), projection_dim=16
+    )
+    model = drawn(T.ChineseCLIPModel(config))
+    for part in (model, tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=24)):
+        part.save_pretrained(tmp_path)
+    texts = ["a red ring", "a a a three dogs a red ring"]
+    with torch.no_grad():
+        alone = [model.get_text_features(**tokenizer(row, return_tensors="pt")).pooler_output for row in texts]
+    assert_close(openslip.load(f"hf:{tmp_path}").encode_text(texts), torch.cat(alone))
 
 
 def ids_of(tokenizer: Any, texts: list[str], length: int) -> Tensor:
@@ -184,6 +217,32 @@ def test_odd_captions_have_the_ids_of_clips_tokenizer(files: str, clip_tokenizer
     assert isinstance(ours, TokenizerJson)
     texts = odd_texts(300)
     assert torch.equal(ours.encode(texts)[0], ids_of(clip_tokenizer, texts, 77))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"padding_side": "left"}},
+        {"tokenizer_config.json": {"pad_token": "!"}, "special_tokens_map.json": {"pad_token": '"'}},
+        {"tokenizer_config.json": {"pad_token": None}, "special_tokens_map.json": {"pad_token": '"'}},
+        {
+            "tokenizer_config.json": {"pad_token": "!", "added_tokens_decoder": {"49407": END}},
+            "special_tokens_map.json": {"pad_token": '"'},
+        },
+    ],
+)
+def test_rows_are_padded_as_the_files_of_the_tokenizer_say(
+    files: dict[str, dict[str, Any]], clip_tokenizer: Any, tmp_path: Path
+):
+    clip_tokenizer.save_pretrained(tmp_path)
+    for name, settings in files.items():
+        content = json.loads((tmp_path / name).read_text()) if (tmp_path / name).exists() else {}
+        content = {key: value for key, value in (content | settings).items() if value is not None}
+        (tmp_path / name).write_text(json.dumps(content))
+    ours = huggingface_tokenizer.tokenizer_in(
+        tmp_path, family="clip", context_length=20, vocab_size=49408, pooled="first", end=49407
+    )
+    assert torch.equal(ours.encode(TEXTS)[0], ids_of(T.AutoTokenizer.from_pretrained(tmp_path), TEXTS, 20))
 
 
 def test_odd_captions_have_the_ids_of_siglips_tokenizer(spiece: Path):

@@ -87,12 +87,14 @@ def definition_in(folder: Path, family: str) -> str | None:
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """Read the settings of a tokenizer, which two files may hold."""
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (path := file_in(folder, name)) is not None:
-            settings |= read_json(path)
-    return settings
+    """Read the settings of a tokenizer, which two files may hold.
+
+    As in transformers, a config with `added_tokens_decoder` says everything itself; in older folders, the special
+    tokens of `special_tokens_map.json` take precedence over those of the config.
+    """
+    files = (file_in(folder, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    config, special = ({} if path is None else read_json(path) for path in files)
+    return config if "added_tokens_decoder" in config else config | special
 
 
 def pad_id(definition: str, token: Any, family: str) -> int:
