@@ -65,20 +65,6 @@ class _Gather(torch.autograd.Function):
         return gradient[rank() * local : (rank() + 1) * local]
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
-
-
 def gather(x: Shaped[Tensor, "local *rest"], *, with_grad: bool) -> Shaped[Tensor, "global *rest"]:
     """Return the rows of all ranks in rank order, the order of the global batch; `with_grad=False` detaches them."""
     if world_size() == 1:
@@ -96,8 +82,12 @@ def all_max(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the sum over ranks; gradients are summed too, so a quantity shared by ranks is differentiated exactly."""
-    return x if world_size() == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
+    """Return the sum over ranks, without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total
 
 
 def mean_over_ranks(total: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Float[Tensor, ""]:
