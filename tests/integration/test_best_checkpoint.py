@@ -5,11 +5,15 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from on_ranks import evaluation_of_ranks
 from pretraining import Rows, fit, pretrainer
+from ranks import Ranks
 from trainings import RUN, Training, newest
 
 from openslip.evaluation.evaluation import Evaluation
@@ -19,6 +23,7 @@ from openslip.run.checkpoints import BEST, saved
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.save import Save
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.pretrainer import Pretrainer
 
 # The evaluation of step 8 has the best height. In the end, its checkpoint is not among the two newest ones.
 PEAK = [
@@ -63,6 +68,32 @@ def test_the_best_result_of_the_evaluations_at_the_end_is_kept_when_the_run_is_e
         result = json.loads((folder / "result.json").read_text())
         assert result["best"] == {"peak": {"metric": "height", "value": 1.0, "step": 8}}
         assert os.readlink(folder / "checkpoints" / BEST) == "step-000008.ckpt"
+
+
+def test_an_extended_run_repeats_no_evaluation_of_the_step_that_was_its_last(tmp_path: Path):
+    """The checkpoint of that step was saved before they ran."""
+
+    class Done(Evaluation):
+        every_n_steps = 4
+
+        def run(self, bundle: Bundle) -> dict[str, float]:
+            raise AssertionError("repeated")
+
+    result = {"step": 8, "metrics": {"done": {"height": 0.5}}, "best": {}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "checkpoints").mkdir()
+    evaluate, trainer = Evaluate({"done": Done()}), Mock(spec=pl.Trainer, default_root_dir=str(tmp_path))
+    module = Mock(spec=Pretrainer, step=8, max_steps=12, bundles={"eval": None}, data=Mock(steps_per_epoch=5))
+    evaluate.on_fit_start(trainer, module)
+    evaluate.on_train_start(trainer, module)
+    assert evaluate.steps == {"done": 8}
+
+
+def test_all_ranks_have_the_results_of_the_first(two_ranks: Ranks):
+    """Last bits may differ between ranks, which must agree on the best step."""
+    for results, best in two_ranks(evaluation_of_ranks):
+        assert results == {"of_rank": {"rank": 0.0}}
+        assert best["of_rank"].value == 0.0
 
 
 class Length(Evaluation):

@@ -4,10 +4,13 @@ import csv
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from pretraining import BATCH, Batches, fit, pretrainer
 from torch import Tensor
@@ -15,6 +18,7 @@ from trainings import RUN, STEPS, Training, newest, steps_saved
 from views import caption_view
 
 from openslip.config.build import build_evaluations
+from openslip.data.image.eval_transform import EvalTransform
 from openslip.data.source import Sample, Source
 from openslip.errors import DataError, UserError
 from openslip.inference.files import read
@@ -24,6 +28,7 @@ from openslip.run.checkpoints import saved
 from openslip.text.tokenizer import Tokenizer
 from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.snapshot import Snapshot
+from openslip.training.pretrainer import Pretrainer
 
 # Nothing after `save` in the dict of callbacks may be missed by it.
 OVERWRITTEN = [*RUN, "trainer.max_steps=9", "+callbacks.after_save._target_=disturbances.Overwrite"]
@@ -187,6 +192,21 @@ def test_the_report_shows_the_views_of_any_objective(
         assert "images (rows) with their" in page
     else:
         assert not (tmp_path / "arrays" / "similarity.npz").exists()
+
+
+def test_the_first_batch_is_kept_also_when_the_run_is_resumed(tmp_path: Path):
+    (tmp_path / "arrays").mkdir()
+    trainer: Any = Mock(spec=pl.Trainer, default_root_dir=str(tmp_path), loggers=[])
+    module: Any = Mock(spec=Pretrainer, tokenizer=None, step=0, data=SimpleNamespace(source=WithoutCaptions()))
+    module.transform = EvalTransform(size=4, mean=[0.5] * 3, std=[0.2] * 3)
+    snapshot, resumed = Snapshot(num_samples=2), Snapshot(num_samples=2)
+    for number in range(2):
+        snapshot.on_train_batch_start(trainer, module, {"image": torch.full((3, 3, 4, 4), 1.0 - number)}, number)
+    resumed.load_state_dict(snapshot.state_dict())
+    resumed.on_train_batch_start(trainer, module, {"image": torch.zeros(3, 3, 4, 4)}, 0)
+    with np.load(tmp_path / "arrays" / "views.npz") as views:
+        assert (views["image"] == module.transform.undo(torch.ones(2, 3, 4, 4))).all()
+    assert (resumed.kept["image"] == 1).all()
 
 
 class Written(WithoutCaptions):

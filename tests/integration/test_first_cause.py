@@ -8,16 +8,22 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from marks import slow
+from pytorch_lightning.strategies.launchers import subprocess_script
 from torch.distributed import DistError
 from trainings import RUN, two_ranks
 
-from openslip.run.ranks import Ranks, is_consequence
+from openslip.durable import WRITER
+from openslip.run import ranks as ranks_module
+from openslip.run.ranks import Failure, Ranks, is_consequence
+from openslip.training.lightning import watch_launched_ranks
 
 ROOT = Path(__file__).parents[2]
 DATA = "data.source._target_=disturbances.SlowSource"
+NO_PROCESS = 1 << 30  # more than Linux numbers
 
 
 @pytest.mark.parametrize("failing", [0, slow(1)])
@@ -66,6 +72,57 @@ class EndedStore:
         self.calls += 1
         time.sleep(0.2)  # as long as PyTorch takes to print where the call failed
         raise DistError("Connection reset by peer")
+
+
+def test_only_a_process_of_this_machine_can_be_found_dead():
+    """On another node, its number says nothing here."""
+    ranks = object.__new__(Ranks)  # without its thread
+    ranks.asking, ranks.store, ranks.host = threading.Lock(), None, "here"
+    ranks.processes = [("there", NO_PROCESS), ("here", os.getpid())]
+    assert ranks.dead() is None
+    ranks.processes.append(("here", NO_PROCESS))
+    failure = ranks.dead()
+    assert failure is not None
+    assert failure.rank == 2
+
+
+def test_a_rank_that_ends_for_another_first_completes_its_checkpoint(monkeypatch: pytest.MonkeyPatch):
+    happened: list[str | int] = []
+
+    def write() -> None:
+        time.sleep(0.1)
+        happened.append("written")
+
+    def end(code: int) -> None:
+        happened.append(code)
+        sys.exit()
+
+    ranks = object.__new__(Ranks)  # without its thread
+    ranks.asking, ranks.store, ranks.over, ranks.known = threading.Lock(), None, threading.Event(), Failure(1, 4, "x")
+    monkeypatch.setattr(ranks_module, "EVERY", 0)
+    monkeypatch.setattr(ranks_module, "PATIENCE", -1)
+    monkeypatch.setattr(os, "_exit", end)
+    threading.Thread(target=write, name=WRITER).start()
+    with pytest.raises(SystemExit):
+        ranks.watch()
+    assert happened == ["written", 4]
+
+
+def test_a_rank_that_is_killed_in_its_set_up_is_named_with_the_exit_code_of_shells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(subprocess_script, "_launch_process_observer", None)
+    watch_launched_ranks(lambda: None)
+    running, killed = (Mock(spec=subprocess.Popen, poll=lambda code=code: code) for code in (None, -signal.SIGKILL))
+    subprocess_script._launch_process_observer([running, killed])  # pyright: ignore[reportOptionalCall]
+    for thread in threading.enumerate():
+        if thread.name == "launched ranks":
+            thread.join()
+    assert codes == [137]
+    assert "error: rank 2: killed by signal 9 in its set-up" in capsys.readouterr().err
+    running.kill.assert_called_once()
 
 
 def test_an_error_of_communication_is_no_cause():

@@ -80,8 +80,9 @@ def test_a_resumed_run_takes_the_same_size_while_batch_and_device_are_the_same(
 ):
     file = tmp_path / "micro_batch_size.json"
     little_memory(monkeypatch, 100)
-    for local_batch_size, expected in ((BATCH, 3), (24, BATCH)):  # then with other hardware
-        kept = {"micro_batch_size": 3, "local_batch_size": local_batch_size, "device": "cpu"}
+    # Then with other hardware: more ranks, or another GPU.
+    for local_batch_size, device, expected in ((BATCH, "cpu", 3), (24, "cpu", BATCH), (BATCH, "NVIDIA L4", BATCH)):
+        kept = {"micro_batch_size": 3, "local_batch_size": local_batch_size, "device": device}
         file.write_text(json.dumps(kept))
         made = pretrainer("slip", steps=1)
         fit(made, 1, callbacks=[auto(file)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tower_options import options
 
 from openslip.errors import UserError
+from openslip.models.batch_norm import GlobalBatchNorm
 from openslip.models.dual_encoder import DualEncoder
 from openslip.models.image_encoder import ImageEncoder
 from openslip.models.timm_tower import TimmTower
@@ -42,6 +43,15 @@ def test_the_defaults_leave_a_model_as_it_is():
 def test_checkpointed_blocks_give_the_same_update(sizes: list[int]):
     plain = step_gradients("slip", True, 12, [12])
     assert_equal(step_gradients("slip", True, 12, sizes, options(**CHECKPOINTED)), plain)
+
+
+@pytest.mark.parametrize("towers", [{}, CHECKPOINTED])
+def test_only_batch_norms_beside_checkpointed_blocks_run_again(towers: dict[str, Any]):
+    """Compiled, one that runs again cannot see that it does, and would count each batch twice."""
+    model, _ = small_model("clip", image="batch norm")
+    prepare_towers(model, options(**towers))
+    layers = [layer for layer in model.modules() if isinstance(layer, GlobalBatchNorm)]
+    assert {layer.runs_again for layer in layers} == {bool(towers)}
 
 
 def test_checkpointed_blocks_keep_fewer_activations():
@@ -121,6 +131,20 @@ def test_patches_are_left_out_in_training_alone():
     tower.eval()
     assert torch.equal(tower(x), tower(x))
     assert seen == [1 + 2, 1 + 4, 1 + 4]
+
+
+@pytest.mark.parametrize(("arguments", "kept"), [({}, 1 + 32), ({"class_token": False, "global_pool": "avg"}, 32)])
+def test_any_patch_may_be_left_out_but_no_class_token(arguments: dict[str, Any], kept: int):
+    vit: dict[str, Any] = {"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 1}
+    tower = TimmTower(name="vit_small_patch16_224", image_size=32, arguments=vit | arguments)
+    tower.drop_patches(0.5)
+    first: list[Tensor] = []
+    block: Any = tower.trunk.get_submodule("blocks.0")
+    block.register_forward_hook(lambda _module, inputs, _output: first.append(inputs[0]))
+    tower(torch.zeros(1, 3, 32, 32).expand(20, -1, -1, -1))
+    assert first[0].shape[1] == kept
+    num_first = len(first[0][:, 0].unique(dim=0))  # of the tokens that come first in 20 samples
+    assert num_first == 1 if kept == 33 else num_first > 3
 
 
 def test_each_picture_loses_its_own_patches():

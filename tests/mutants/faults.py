@@ -135,6 +135,10 @@ LOSSES = [
     (OBJECTIVES + "neg_clip.py", '.masked_fill(~exists, float("-inf"))', ""),
     (OBJECTIVES + "neg_clip.py", "scale * rows @ image.all.T", "scale * rows @ torch.cat([image.all, hard.all]).T"),
     (OBJECTIVES + "neg_clip.py", "((own > other) & has_hard)", "(own > other)"),
+    (OBJECTIVES + "unicl.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
+    (OBJECTIVES + "neg_clip.py", "clamp_logit_scale(model, self.max_logit_scale)", "pass"),
+    (OBJECTIVES + "defilip.py", "model.token_logit_scale.clamp_(0, self.max_token_logit_scale)", "pass"),
+    (OBJECTIVES + "declip_slip.py", "gather_with_grad=True, epsilon=self.text_epsilon)", "gather_with_grad=True)"),
 ]
 MODELS = [
     (M + "dual_encoder.py", "std=image_tower.width**-0.5", "std=0.02"),
@@ -204,6 +208,20 @@ MODELS = [
         "if self.mixes_samples or len({view.shape for view in views}) > 1",
         "if len({view.shape for view in views}) > 1",
     ),
+    (M + "timm_tower.py", "PatchDropout(rate, num_prefix_tokens=self.trunk.num_prefix_tokens)", "PatchDropout(rate)"),
+    (M + "siamese.py", "torch.full((embed_dim,), -(embed_dim**-0.5))", "torch.full((embed_dim,), embed_dim**-0.5)"),
+    (M + "clip_resnet.py", "std=width**-0.5)  # pyright", "std=0.02)  # pyright"),
+    (
+        M + "bag_of_tokens.py",
+        "nn.init.normal_(self.token_embedding.weight, std=0.02)",
+        "nn.init.normal_(self.token_embedding.weight)",
+    ),
+    (M + "timm_tower.py", "    trunk.train()\n", ""),
+    (
+        M + "dual_encoder.py",
+        "self.token_logit_scale = nn.Parameter(self.logit_scale.detach().clone())",
+        "self.token_logit_scale = nn.Parameter(torch.zeros(()))",
+    ),
 ]
 OPTIM = [
     ("src/openslip/optim.py", '("bias", "ln", "bn")', '("bias", "bn")'),
@@ -223,6 +241,7 @@ OPTIM = [
     ("src/openslip/optim.py", "(1 + math.cos(math.pi * progress))", "(1 + math.cos(2 * math.pi * progress))"),
     ("src/openslip/optim.py", "step = min(step, self.max_steps - 1)", "pass"),
     ("src/openslip/optim.py", "if parameter.requires_grad:", "if True:"),
+    ("src/openslip/schedules.py", "round(cooldown * max_steps)", "int(cooldown * max_steps)"),
 ]
 STEP = [
     ("src/openslip/config/length.py", "return min(steps for steps in", "return max(steps for steps in"),
@@ -293,6 +312,46 @@ STEP = [
     (T + "sizing/layout.py", "REPEATED_IN_BLOCKS = 0.67", "REPEATED_IN_BLOCKS = 1.0"),
     (T + "microbatch.py", "size + -size % multiple", "size + size % multiple"),
     ("src/openslip/plan.py", "total * layout.passes * cost.forward_flops", "total * 3 * cost.forward_flops"),
+    (T + "callbacks/snapshot.py", "if self.kept or not is_main_process():", "if not is_main_process():"),
+    (T + "callbacks/resume.py", "position, has_gauss, cached))\n    torch.set", "position, 0, 0.0))\n    torch.set"),
+    (
+        T + "callbacks/save.py",
+        "            begin_save(trainer, pl_module)\n            self.saved_at = time.monotonic()\n",
+        "            begin_save(trainer, pl_module)\n",
+    ),
+    (
+        T + "towers.py",
+        'runs_again=any(wanted["gradient_checkpointing"] for wanted in options.values())',
+        "runs_again=False",
+    ),
+    (
+        T + "sizing/micro_batch_size.py",
+        'is_same = (stored["local_batch_size"], stored["device"]) == (local, device)',
+        'is_same = stored["local_batch_size"] == local',
+    ),
+    (
+        T + "callbacks/evaluate.py",
+        "metrics = from_first_rank(evaluation.run(bundle))",
+        "metrics = evaluation.run(bundle)",
+    ),
+    (T + "callbacks/preemption.py", 'logger.finalize("failed")', 'logger.finalize("success")'),
+    (
+        T + "callbacks/preemption.py",
+        "pl_module.max_steps and any_rank(signals.received() is not None):",
+        "pl_module.max_steps and signals.received() is not None:",
+    ),
+    ("src/openslip/run/watchdog.py", "        if outer:\n            enter(outer)\n", ""),
+    (T + "gradients.py", "return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)", "return loss"),
+    (
+        T + "gradients.py",
+        "if gradients else parameters[0].new_full((), torch.nan)",
+        "if gradients else parameters[0].new_zeros(())",
+    ),
+    (T + "lightning.py", "os._exit(128 - code if", "os._exit(128 + code if"),
+    (T + "lightning.py", "in enumerate(launched, 1) if", "in enumerate(launched) if"),
+    (T + "callbacks/begin.py", "            self.begun = True\n", ""),
+    (T + "callbacks/evaluate.py", 'self.steps |= dict.fromkeys(result["metrics"], pl_module.step)', "pass"),
+    (T + "pretrainer.py", 'self.init_from = checkpoint["openslip"].get("init_from", {})', "pass"),
 ]
 DATA = [
     (
@@ -428,6 +487,45 @@ CHECKPOINTS = [
         "torch.autocast(device.type, enabled=True),",
     ),
     ("src/openslip/durable.py", "os.fsync(file.fileno())", "pass"),
+    ("src/openslip/run/ranks.py", "if host == self.host and is_dead(process)", "if is_dead(process)"),
+    (
+        "src/openslip/slurm.py",
+        "{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}",
+        "{environment['SLURM_ARRAY_JOB_ID']}",
+    ),
+    (
+        T + "callbacks/room.py",
+        "state += [pl_module.objective.rank_buffers()] * world_size()",
+        "state += [pl_module.objective.rank_buffers()]",
+    ),
+    (INFERENCE + "tensor_files.py", "in sorted(files)[:-1]:", "in sorted(files):"),
+    (INFERENCE + "embedding_cache.py", "del known[next(iter(known))]", "known.popitem()"),
+    (INFERENCE + "embedding_cache.py", "        __version__,\n", ""),
+    (
+        INFERENCE + "merge.py",
+        'names = ("size", "interpolation", "resize", "resize_to", "crop")',
+        'names = ("size", "interpolation", "resize", "resize_to")',
+    ),
+    ("src/openslip/run/folder.py", "file.stat().st_mtime, reverse=True)", "file.stat().st_mtime)"),
+    ("src/openslip/run/folder_lock.py", "wait=AFTER_REQUEUE if was_requeued() else PATIENCE", "wait=PATIENCE"),
+    ("src/openslip/run/folder_lock.py", "    _locked.discard((os.getpid(), folder.resolve()))", "    pass"),
+    (
+        "src/openslip/run/launch.py",
+        "torch.cuda.set_device(place.local_rank % torch.cuda.device_count())",
+        "torch.cuda.set_device(0)",
+    ),
+    (
+        "src/openslip/durable.py",
+        "except PermissionError:\n        return True",
+        "except PermissionError:\n        return False",
+    ),
+    ("src/openslip/run/ranks.py", "finish_writes()  # the watchdog", "pass  # the watchdog"),
+    (INFERENCE + "load.py", "    finally:\n        peek.cache_clear()\n", ""),
+    (INFERENCE + "downloaded.py", "        os.fsync(descriptor)\n", ""),
+    ("src/openslip/run/folder.py", "if path.is_dir() and not path.is_symlink():", "if path.is_dir():"),
+    (INFERENCE + "strip.py", "    sync_folder(target.parent)\n", ""),
+    (INFERENCE + "files.py", 're.sub(r"^(module\\.)+", ""', 're.sub(r"^module\\.", ""'),
+    (INFERENCE + "files.py", "return folder / LINK if (folder / LINK).exists() else path", "return path"),
 ]
 EVALUATION = [
     (
@@ -759,6 +857,34 @@ FORMATS = [  # how files of other projects are read
     (TEXT + "bare_ids.py", ".argmax(dim=1) + 1", ".argmax(dim=1)"),
     (TEXT + "sentencepiece_model.py", "[: self.context_length - 1]", "[: self.context_length]"),
     (TEXT + "sentencepiece_model.py", "m[1] or m[2].lower()", "m[1] or m[2]"),
+    (INFERENCE + "torchscript.py", "storage.as_strided(size, stride, offset)", "storage.as_strided(size, stride)"),
+    (
+        INFERENCE + "libraries/hf.py",
+        "TransformersModel(model, masks=not whole)",
+        "TransformersModel(model, masks=False)",
+    ),
+    (
+        INFERENCE + "layouts/huggingface_tokenizer.py",
+        'pad_side=settings.get("padding_side") or ("left" if kind.startswith("Siglip2Tokenizer") else "right"),',
+        'pad_side="left" if kind.startswith("Siglip2Tokenizer") else "right",',
+    ),
+    (INFERENCE + "layouts/huggingface_tokenizer.py", "else config | special", "else special | config"),
+    (INFERENCE + "layouts/huggingface_tokenizer.py", 'config if "added_tokens_decoder" in config else', ""),
+    (INFERENCE + "formats/huggingface_dual_encoder.py", "old_end=True", "old_end=False"),
+    (
+        INFERENCE + "layouts/huggingface.py",
+        '"max_position_embeddings": 64,\n        "hidden_act": "gelu_pytorch_tanh",\n        "layer_norm_eps": 1e-6,',
+        '"max_position_embeddings": 64,\n        "hidden_act": "gelu_pytorch_tanh",\n        "layer_norm_eps": 1e-5,',
+    ),
+    (INFERENCE + "layouts/huggingface.py", '"gelu_new": "gelu_tanh"', '"gelu_new": "gelu"'),
+    (INFERENCE + "layouts/timm.py", 'arguments.setdefault("global_pool", config["global_pool"])', "pass"),
+    (INFERENCE + "layouts/timm.py", 'arguments.pop("num_classes", None)  # a tower', "pass  # a tower"),
+    (
+        INFERENCE + "layouts/open_clip_config.py",
+        'interpolation = "bicubic" if part["interpolation"] == "random"',
+        'interpolation = "bilinear" if part["interpolation"] == "random"',
+    ),
+    (INFERENCE + "formats/laclip.py", "**transforms.IMAGENET, **transforms.AS_PUBLISHED)", "**transforms.IMAGENET)"),
 ]
 
 WORDS = [  # word vectors, and the objectives that read them

@@ -1,5 +1,6 @@
 """What the tests run on two ranks."""
 
+import tempfile
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,13 @@ from openslip.data.dataset import open_dataset
 from openslip.data.sources.shards import ShardSource
 from openslip.distributed import any_rank, gather, share_question, shared_answer, wait_up_to
 from openslip.errors import DataError, UserError
+from openslip.evaluation.evaluation import Evaluation
 from openslip.models.tower import Tokens
 from openslip.objectives.late_interaction import token_info_nce
 from openslip.objectives.neg_clip import hard_info_nce
 from openslip.objectives.objective import Objective
 from openslip.objectives.similarity import Features
+from openslip.training.callbacks.evaluate import Evaluate
 from openslip.training.callbacks.finite import Finite
 from openslip.training.callbacks.save import Save
 from openslip.training.checkpoint_io import DurableCheckpointIO
@@ -309,6 +312,25 @@ def skipped_under_a_scaler() -> list[bool]:
 def late_metrics() -> dict[str, float]:
     rank = dist.get_rank()
     return LateMetrics({"loss": torch.tensor(1.0 + rank), "acc": torch.tensor(50.0 * rank)}).read()
+
+
+class OfRank(Evaluation):
+    """Measures the number of the rank."""
+
+    headline_metric = "rank"
+
+    def run(self, bundle: Any) -> dict[str, float]:
+        return {"rank": float(dist.get_rank())}
+
+
+def evaluation_of_ranks() -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """The results and the best results of an evaluation, as this rank knows them."""
+    evaluate = Evaluate({"of_rank": OfRank()})
+    module: Any = SimpleNamespace(step=4, samples_seen=32, bundles={"eval": None})
+    with tempfile.TemporaryDirectory() as folder:
+        trainer: Any = SimpleNamespace(loggers=[], default_root_dir=folder)
+        evaluate.run_one("of_rank", {}, trainer, module)
+    return evaluate.results, evaluate.best
 
 
 def agree(flags: list[bool]) -> list[bool]:

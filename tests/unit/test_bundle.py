@@ -123,6 +123,14 @@ def run_checkpoint(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path):
+    bundle = small_bundle()
+    for value in (1.0, 2.0):
+        bundle.model.image_tower.trunk.norm.bias.data.fill_(value)
+        write_bundle(bundle, tmp_path / "model.pt")
+        assert (openslip.load(tmp_path / "model.pt").model.image_tower.trunk.norm.bias == value).all()
+
+
 def test_a_damaged_checkpoint_that_is_given_by_its_file_is_refused_by_name(run_checkpoint: Path):
     whole = run_checkpoint.read_bytes()
     assert same_weights(openslip.load(run_checkpoint))

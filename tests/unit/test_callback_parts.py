@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 
 from openslip import signals
+from openslip.distributed import any_rank
 from openslip.errors import CheckpointError
 from openslip.training.callbacks import preemption, resume
 from openslip.training.callbacks import save as save_module
+from openslip.training.callbacks.begin import Begin
 from openslip.training.callbacks.preemption import Preemption
-from openslip.training.callbacks.resume import Resume, random_state
+from openslip.training.callbacks.resume import Resume, random_state, set_random_state
 from openslip.training.callbacks.save import Save
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
@@ -62,6 +65,17 @@ def test_every_rank_goes_on_with_its_own_random_state(
         assert draw() == expected[number]
 
 
+def test_the_second_of_a_pair_of_normal_numbers_is_not_lost(kept_random_state: None):
+    """NumPy draws normal numbers in pairs, and keeps the second one for the next call."""
+    np.random.seed(0)
+    first = np.random.normal()
+    state = random_state()
+    set_random_state(state)
+    second = np.random.normal()
+    np.random.seed(0)
+    assert [first, second] == np.random.normal(size=2).tolist()
+
+
 def test_ranks_that_have_no_state_draw_other_numbers_than_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_random_state: None
 ):
@@ -102,6 +116,21 @@ def test_the_last_step_is_saved_though_no_interval_ends_there(monkeypatch: pytes
     assert saved == [3, 4, 6, 8, 9, 10]
 
 
+def test_an_interval_of_time_begins_at_the_last_save(monkeypatch: pytest.MonkeyPatch):
+    now, saved = 0.0, list[float]()
+    monkeypatch.setattr(save_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(save_module, "begin_save", lambda *_: saved.append(now))
+    monkeypatch.setattr(save_module, "checkpoint_io", lambda _: SimpleNamespace(has_failed=lambda: False))
+    callback = Save(every_minutes=1, every_n_steps=None, every_n_epochs=None)
+    callback.setup(trainer(), module(0), "fit")
+    for step in range(1, 10):
+        now = 25.0 * step
+        any_rank(False)  # as before each step
+        callback.on_train_batch_end(trainer(), module(step), None, None, 0)
+    callback.teardown(trainer(), module(9), "fit")
+    assert saved == [75.0, 150.0, 225.0]
+
+
 def test_a_training_ends_when_its_last_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch):
     """Not after the evaluations that follow, which may take hours: a failure is known before them."""
     failed = SimpleNamespace(wait=lambda: CheckpointError("disk full"))
@@ -125,3 +154,35 @@ def test_a_stopped_run_waits_for_its_save_and_then_writes_no_step_twice(
     monkeypatch.setattr(preemption.slurm, "requeue", lambda _: None)
     Preemption(max_time=None).on_exception(trainer(), module(5), signals.Preempted())
     assert happened == order
+
+
+def test_loggers_show_a_stopped_run_as_failed(monkeypatch: pytest.MonkeyPatch):
+    for name in ("notice", "finish_wandb", "end_save"):
+        monkeypatch.setattr(preemption, name, lambda *_: None)
+    monkeypatch.setattr(preemption.slurm, "requeue", lambda _: None)
+    monkeypatch.setattr(preemption, "saved", lambda _: [SimpleNamespace(step=5)])
+    logger = Mock(spec=Logger)
+    stopped = trainer()
+    stopped.loggers = [logger]
+    Preemption(max_time=None).on_exception(stopped, module(5), signals.Preempted())
+    logger.finalize.assert_called_once_with("failed")
+
+
+def test_after_the_last_step_all_ranks_stop_for_a_signal_to_one(monkeypatch: pytest.MonkeyPatch):
+    """Else one rank would wait in the evaluations for those that have stopped."""
+    monkeypatch.setattr(preemption, "any_rank", lambda flag: True)  # another rank has received one
+    running = trainer()
+    running.should_stop = False
+    with pytest.raises(signals.Preempted):
+        Preemption(max_time=None).on_train_batch_end(running, module(10), None, None, 0)
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_start_is_noted_once_after_its_first_step(first: int):
+    notes: list[str] = []
+    callback = Begin(lambda: notes.append("start"))
+    callback.on_fit_start(trainer(), module(first))
+    assert not notes
+    for step in range(first + 1, 11):
+        callback.on_train_batch_end(trainer(), module(step), None, None, 0)
+        assert notes == ["start"]

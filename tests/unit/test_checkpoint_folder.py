@@ -39,6 +39,13 @@ def test_two_are_kept_and_the_link_leads_to_the_newest(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_a_run_whose_notes_were_not_copied_along_is_loaded_by_its_link(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    save(tmp_path / "checkpoints", 4)
+    (tmp_path / "checkpoints" / "step-000004.json").unlink()
+    assert read(checkpoint_file(tmp_path))["openslip"]["step"] == 4
+
+
 def test_what_was_not_finished_does_not_count(tmp_path: Path):
     save(tmp_path, 1)
     save(tmp_path, 2)

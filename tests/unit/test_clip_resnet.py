@@ -56,6 +56,16 @@ def test_a_new_resnets_blocks_are_their_shortcuts():
     assert tower.mixes_samples
 
 
+def test_attention_pooling_starts_as_published():
+    """openai/CLIP draws its weights and position embeddings with the inverse root of its width as deviation."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = SIZES | {"channels": 16, "image_size": 128}
+    pool = ClipResNet(**sizes).pool  # of 512 channels
+    for name, parameter in pool.named_parameters():
+        if not name.endswith("bias"):
+            assert float(parameter.detach().std()) == pytest.approx(512**-0.5, rel=0.05), name
+
+
 def test_norms_have_the_epsilon_that_is_asked_for():
     vit: dict[str, Any] = {"patch_size": 16, "embed_dim": 8, "depth": 1, "num_heads": 2}
     for eps, expected in ((1e-3, {1e-3}), (None, {1e-6})):

@@ -14,6 +14,7 @@ from openslip.data.view import example_batch
 from openslip.errors import UserError
 from openslip.models.text_transformer import TextTransformer
 from openslip.objectives.declip import DeCLIP
+from openslip.objectives.declip_slip import DeclipSLIP
 from openslip.objectives.defilip import DeFILIP
 from openslip.training.microbatch import loss_in_micro_batches
 
@@ -85,6 +86,29 @@ def test_the_queue_gets_the_second_captions_and_then_the_first():
     objective.after_step(model)
     expected = torch.cat([unit(features["text2"]), unit(features["text"])])
     torch.testing.assert_close(objective.queue.features[:24], expected.detach(), rtol=0, atol=1e-7)
+
+
+def test_defilip_limits_both_temperatures():
+    model, objective = declip_model("defilip")
+    loss_in_micro_batches(objective, model, declip_batch(12), [12])  # of which the queue gets its rows
+    for before, after, token_after in ((-1.0, 2.0, 0.0), (3.0, 3.0, 3.0), (9.0, 4.6052, 4.6052)):
+        for parameter in (model.logit_scale, model.token_logit_scale):
+            torch.nn.init.constant_(parameter, before)
+        objective.after_step(model)
+        assert model.logit_scale.item() == pytest.approx(after, abs=1e-4)
+        assert model.token_logit_scale.item() == pytest.approx(token_after)
+
+
+def test_slip_of_declips_repository_adds_an_epsilon_to_the_norms_of_captions():
+    model, objective = declip_model("declip_slip")
+    assert isinstance(objective, DeclipSLIP)
+    objective.text_epsilon = 0.5
+    views = {name: torch.randn(12, 24, dtype=torch.float64) for name in ("aug1", "aug2")}
+    image, text = torch.randn(2, 12, 12, dtype=torch.float64)
+    similar = model.logit_scale.exp() * unit(image) @ (text / (text.norm(dim=1, keepdim=True) + 0.5)).T
+    expected = (cross_entropy(similar) + cross_entropy(similar.T)) / 2
+    terms = objective.loss(model, {"image": image, "text": text, **views})
+    assert terms["clip_loss"].item() == pytest.approx(expected.item(), rel=1e-10)
 
 
 def test_published_features_of_captions_are_those_of_their_masked_tokens():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import openslip
 from openslip.errors import UserError
 from openslip.inference.architecture import load_weights
+from openslip.inference.files import unwrapped_weights
 from openslip.inference.formats import big_vision
 from openslip.inference.formats.openslip import model_weights
 from openslip.inference.layouts.folder import sharded
@@ -46,6 +47,14 @@ def test_a_weight_with_and_without_a_prefix(
     torch.save(content, tmp_path / "twice.pt")
     with refused("logit_scale", "twice.pt"):
         openslip.load(tmp_path / "twice.pt", **choices)
+
+
+def test_weights_of_a_model_that_was_wrapped_twice_have_its_names():
+    model = torch.nn.Linear(2, 3)
+    twice = torch.nn.DataParallel(torch.nn.DataParallel(model))
+    assert {*twice.state_dict()} == {"module.module.weight", "module.module.bias"}
+    weights = unwrapped_weights(twice.state_dict())
+    assert weights.keys() == model.state_dict().keys()
 
 
 def test_a_text_weight_of_declip_with_and_without_its_prefix(tmp_path: Path):

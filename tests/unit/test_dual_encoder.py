@@ -63,6 +63,12 @@ def test_options_add_parameters_and_draw_no_random_numbers():
     assert all(id(model.get_parameter(name)) in ids for name in added)
 
 
+def test_the_temperature_of_tokens_starts_as_that_of_the_joint_space():
+    model = dual_encoder(token_dim=2)
+    assert model.token_logit_scale.item() == model.logit_scale.item() == 2
+    assert model.token_logit_scale is not model.logit_scale
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_projection_is_a_linear_layer(bias: bool):
     model = dual_encoder(projection_bias=bias)

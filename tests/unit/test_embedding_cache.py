@@ -182,3 +182,19 @@ def test_the_files_used_last_are_kept(counted: Counted, tmp_path: Path, monkeypa
             os.utime(path, (place, place))
     assert counted.prompts == 2 * 3  # "a" was used after "b", which made room for "c"
     assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_the_newest_embeddings_are_kept_in_memory(counted: Counted, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embedding_cache, "MOST_IN_MEMORY", 2)
+    model = bundle(dual_encoder())
+    for label, prompts in (("a", 2), ("b", 4), ("c", 6), ("b", 6), ("c", 6), ("a", 8)):
+        assert cached_embeddings(model, [label], TEMPLATES).shape[0] == 1
+        assert counted.prompts == prompts, label
+
+
+def test_a_file_of_another_version_is_not_read(counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cached_embeddings(bundle(dual_encoder()), LABELS, TEMPLATES, tmp_path)
+    forget(monkeypatch)
+    monkeypatch.setattr(embedding_cache, "__version__", "0.0.0")
+    cached_embeddings(bundle(dual_encoder()), LABELS, TEMPLATES, tmp_path)
+    assert counted.prompts == 12

@@ -118,6 +118,7 @@ def test_laclip_normalises_queries_and_keys_and_so_tells_its_heads(tmp_path: Pat
     differing = deviations(bundle, {name: io[name] for name in ("images", "text", "image_features", "text_features")})
     assert max(differing.values()) < TOLERANCE
     assert bundle.transform.mean == [0.485, 0.456, 0.406]
+    assert bundle.transform.to_rgb.transparency == "ignore"  # as Pillow's `convert("RGB")`
     state = torch.load(tmp_path / "laclip.pt", weights_only=True)
     del state["state_dict"]["module.visual.blocks.1.attn.k_norm.bias"]
     torch.save(state, tmp_path / "odd.pt")
@@ -288,3 +289,17 @@ def test_a_name_that_another_layout_has_twice_does_not_hide_a_weight(tmp_path: P
 def test_the_ratio_of_an_mlp_gives_its_width_in_timm():
     for width, hidden in ((1664, 8192), (1152, 4304), (48, 144), (7, 3), (768, 3072)):
         assert int(width * openai.mlp_ratio(width, hidden)) == hidden
+
+
+def test_a_folder_of_timm_is_pooled_as_it_states(tmp_path: Path):
+    sizes: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    trunk: Any = timm.create_model("vit_small_patch16_224", num_classes=7, global_pool="avg", **sizes).eval()
+    timm.models.save_for_hf(trunk, str(tmp_path), model_args=sizes | {"num_classes": 7}, safe_serialization=True)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model_args"].pop("global_pool", None)  # older versions of timm state it only once
+    assert content["global_pool"] == "avg"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(openslip.load(tmp_path).model.encode_image(images), expected)

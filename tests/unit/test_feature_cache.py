@@ -1,5 +1,6 @@
 """Image features in files: what makes a pass over the images necessary, and what does not."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from openslip.data.image.eval_transform import EvalTransform
 from openslip.evaluation.feature_cache import FeatureCache
 from openslip.evaluation.image_features import ImageFeatures, joint_features, sharing, tower_features
 from openslip.inference.bundle import Bundle
+from openslip.inference.tensor_files import remove_oldest
 from openslip.inference.wrapped import WrappedModel
 
 COUNT = 5
@@ -138,3 +140,13 @@ def test_code_of_yours_or_of_another_library_leaves_no_file(folder: Path, build)
     for _ in range(2):
         assert features(folder, model)[1] == COUNT
     assert not folder.exists()
+
+
+def test_the_newest_file_stays_even_if_it_alone_is_too_large(tmp_path: Path):
+    for place, name in enumerate("bca"):
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.safetensors", (place, place))
+    remove_oldest(tmp_path, most_bytes=200)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c"]
+    remove_oldest(tmp_path, most_bytes=50)
+    assert [path.stem for path in tmp_path.iterdir()] == ["a"]

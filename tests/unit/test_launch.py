@@ -1,8 +1,9 @@
 """Which ranks a launcher has started, by what it leaves in the environment."""
 
 import pytest
+import torch
 
-from openslip.run.launch import Place, launched
+from openslip.run.launch import Place, launched, launched_ranks
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
 SRUN = {
@@ -32,3 +33,27 @@ def test_the_place_is_that_of_torchrun_or_srun(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     assert launched() == expected
+
+
+def test_each_local_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
+    class EndError(Exception):
+        """Ends the start where the ranks would connect."""
+
+    def end(*_: object, **__: object) -> None:
+        raise EndError
+
+    chosen: list[int] = []
+    for name, function in {
+        "is_available": lambda: True,
+        "device_count": lambda: 4,
+        "set_device": chosen.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(torch.distributed, "init_process_group", end)
+    for key, value in TORCHRUN.items():
+        monkeypatch.setenv(key, value)
+    for local_rank in "130":
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(EndError), launched_ranks("auto"):
+            pass
+    assert chosen == [1, 3, 0]

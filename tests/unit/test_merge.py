@@ -214,6 +214,7 @@ Change = Callable[[], Bundle]
             lambda: made(1, mean=[0.4, 0.5, 0.5]),
             r"transform\.mean: \[0\.5, 0\.5, 0\.5\] in A, \[0\.4, 0\.5, 0\.5\] in B",
         ),
+        (lambda: made(1, crop="floor"), r"transform\.crop: 'round' in A, 'floor' in B"),
         (lambda: made(1, interpolation="bicubic"), r"transform\.interpolation: 'bilinear' in A, 'bicubic' in B"),
         (
             lambda: made(1, tokenizer={"truncation": "drop_end"}),

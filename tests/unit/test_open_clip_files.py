@@ -9,6 +9,8 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from model_folders import odd_images
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from recorded_towers import BOTH, FOLDER, TOLERANCE, assert_as_recorded, config, deviations, recorded
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -296,6 +298,14 @@ def test_preprocessing_is_that_of_the_config(tmp_path: Path):
     transform = openslip.load(folder(tmp_path, "open_clip_vit_gelu")).transform
     assert transform.mean == list(open_clip.OPENAI_DATASET_MEAN)
     assert (transform.interpolation, transform.resize) == ("bicubic", "shortest")
+
+
+def test_a_random_interpolation_is_that_of_open_clip_outside_of_training(tmp_path: Path):
+    settings = {"interpolation": "random", "mean": [0.5] * 3, "std": [0.25] * 3}
+    ours = openslip.load(folder(tmp_path, "open_clip_siglip", preprocess_cfg=settings)).transform
+    theirs: Any = image_transform_v2(PreprocessCfg(size=24, **settings), is_train=False)
+    for image in odd_images()[:8]:
+        torch.testing.assert_close(ours(image.convert("RGB")), theirs(image.convert("RGB")), rtol=0, atol=1e-6)
 
 
 CAPTIONS = [

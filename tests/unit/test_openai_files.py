@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recorded_towers import BOTH, FOLDER, TOLERANCE, assert_as_recorded, deviations, recorded
@@ -230,6 +231,18 @@ def test_tensors_that_share_one_storage_may_not_be_far_larger_than_the_file(
     assert file.stat().st_size < 26 * 3072
     with pytest.raises(UserError, match=r"shared\.pt: its tensors claim 0\.1 MB"):
         read_tensors(file)
+
+
+def test_tensors_of_one_storage_have_their_own_parts_of_it(tmp_path: Path):
+    """Rows 1 and 2 of a matrix of 4 columns, and its transpose, as TorchScript writes views."""
+    views = [b"K\x04K\x02K\x04\x86K\x04K\x01\x86tR", b"K\x00K\x04K\x02\x86K\x01K\x04\x86tR"]
+    tensors = [REBUILD[2:-1] + b"(" + STORAGE + view for view in views]
+    items = b"".join(b"X\x01\x00\x00\x00%c" % name + tensor for name, tensor in zip(b"ab", tensors, strict=True))
+    found = read_tensors(rewritten(tmp_path / "views.pt", pickled(b"\x80\x02c__torch__\nA\n)\x81}(" + items + b"ub.")))
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        values = np.frombuffer(archive.read(f"{ROOT}/data/0"), np.float32)
+    np.testing.assert_array_equal(found["a"], values[4:12].reshape(2, 4))
+    np.testing.assert_array_equal(found["b"], values[:8].reshape(2, 4).T)
 
 
 def test_a_long_name_and_a_large_pickle_are_refused(tmp_path: Path):

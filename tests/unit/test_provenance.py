@@ -114,3 +114,10 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("openslip.run.folder.is_main_process", lambda: False)
     assert Run(tmp_path, "new").keep_provenance(3.0) == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_keeps_the_origin_of_its_initial_weights():
+    origin = {"checkpoint": {"path": "runs/first", "sha256": "0"}}
+    saved = {"openslip": {}, "rank_buffers": {}}
+    restored({"init_from": origin}).on_save_checkpoint(saved)
+    assert saved["openslip"]["init_from"] == origin

@@ -118,6 +118,16 @@ def test_a_name_is_downloaded_once_stripped_and_then_needs_no_network(
 
 
 @pytest.mark.usefixtures("publish")
+def test_a_download_is_on_the_disk_before_it_counts_as_complete(
+    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    sizes, fsync = list[int](), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (sizes.append(os.fstat(handle).st_size), fsync(handle)))
+    local_file(NAME)
+    assert len(content) in sizes
+
+
+@pytest.mark.usefixtures("publish")
 def test_a_download_that_breaks_off_is_resumed_by_the_same_process(server: Server, cache: Path, content: bytes):
     server.breaks[FILE] = [5_000_000, 4_000_000]
     local_file(NAME)

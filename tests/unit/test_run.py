@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,15 @@ def test_other_hardware_resumes_the_same_run(tmp_path: Path):
     assert run_name(first, "x") == run_name(other, "x")
     started(first, "a")
     assert started(other, "a").state == "unfinished"
+
+
+def test_of_two_folders_of_a_run_under_earlier_names_the_latest_is_resumed(tmp_path: Path):
+    first = started(config(tmp_path), "x-00000000").folder
+    os.utime(first / "config.yaml", (1, 1))
+    for name, place in (("x-22222222", 3), ("x-11111111", 2)):
+        shutil.copytree(first, tmp_path / name)
+        os.utime(tmp_path / name / "config.yaml", (place, place))
+    assert open_run(config(tmp_path), run_name(config(tmp_path), "x")).folder.name == "x-22222222"
 
 
 def longer(tmp_path: Path, **trainer) -> dict:
@@ -289,6 +299,17 @@ def test_a_run_to_be_replaced_starts_anew_and_keeps_files_of_others(tmp_path: Pa
     assert open_run(changed, "a").state == "new"
 
 
+def test_a_link_in_a_replaced_run_is_removed_and_not_what_it_leads_to(tmp_path: Path):
+    run = started(config(tmp_path, resume="replace"), "a")
+    (tmp_path / "other_disk").mkdir()
+    (tmp_path / "other_disk" / "file").touch()
+    (run.folder / "arrays").rmdir()
+    (run.folder / "arrays").symlink_to(tmp_path / "other_disk")
+    assert started(config(tmp_path, resume="replace"), "a").state == "new"
+    assert not (run.folder / "arrays").is_symlink()
+    assert (tmp_path / "other_disk" / "file").exists()
+
+
 def test_checkpoints_and_folders_of_others_are_not_replaced(tmp_path: Path):
     foreign = tmp_path / "a" / "checkpoints"
     foreign.mkdir(parents=True)
@@ -433,6 +454,28 @@ def start_and_fail(runs_dir: Path) -> None:
     time.sleep(0.5)
     run.abandon()
     (runs_dir / "failed").touch()
+
+
+def test_a_folder_that_was_given_up_is_locked_anew_by_the_same_process(tmp_path: Path):
+    open_run(config(tmp_path), "a").abandon()
+    open_run(config(tmp_path), "a")
+    assert is_locked(tmp_path / "a" / ".lock")
+
+
+@pytest.mark.parametrize(("restarts", "seconds"), [("0", 5), ("2", 120)])
+def test_a_requeued_job_waits_until_the_lock_of_a_lost_node_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: str, seconds: int
+):
+    waits: list[float] = []
+
+    def noted(path: Path, *, wait: float) -> AbstractContextManager[bool]:
+        waits.append(wait)
+        return locked(path)
+
+    monkeypatch.setattr(folder_lock, "locked", noted)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    open_run(config(tmp_path), "a")
+    assert waits == [seconds]
 
 
 def test_a_folder_that_cannot_be_filled_is_removed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -36,6 +36,12 @@ def test_a_constant_rate_has_a_warm_up_and_a_cooldown():
     assert [constant(cooldown=1)(step) for step in (10, 11, 12)] == pytest.approx([1.0, 1.0, 1.0 - 0.9 / 89])
 
 
+def test_a_cooldown_takes_its_share_of_the_steps_though_the_product_is_a_little_less():
+    assert 0.29 * 100 < 29  # in floating-point numbers
+    rates = [constant(cooldown=0.29)(step) for step in range(71, 100)]
+    assert rates == pytest.approx([1.0 - 0.9 * step / 29 for step in range(29)])
+
+
 def test_an_inverse_square_root_rate_is_big_visions():
     # Its trainer: lr / sqrt(max(1, step + shift) / timescale), with shift = timescale - warm-up.
     for step in range(11, 180):

@@ -1,14 +1,16 @@
-"""Processes that are no tasks, or other ones than the run asks for, are refused in one line."""
+"""Processes that are no tasks, or other ones than the run asks for, are refused in one line; one job is requeued."""
 
+import signal
 from typing import Any
 
 import pytest
 
+from openslip import slurm
 from openslip.commands import train
 from openslip.config.compose import compose_config
 from openslip.errors import UserError
 from openslip.launcher import MPI_SIZES, check_launched
-from openslip.slurm import check_tasks
+from openslip.slurm import check_tasks, requeue
 
 NOT_SRUN = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "openslip", "SLURM_NNODES": "2"}
 EIGHT = {**NOT_SRUN, "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS_PER_NODE": "4"}
@@ -132,3 +134,17 @@ def test_every_process_of_torchrun_refuses_a_trainer_of_one(monkeypatch: pytest.
         train.main(["trainer=cpu"])
     with pytest.raises(UserError, match=r"add trainer=ddp trainer\.devices=2"):
         train.main(["trainer=cpu", "trainer.devices=auto"])
+
+
+def test_a_task_of_an_array_requeues_itself_and_not_the_array(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, ...]] = []
+
+    def answer(*words: str) -> str:
+        asked.append(words)
+        return "JobState=RUNNING Requeue=1 PreemptTime=None"
+
+    monkeypatch.setattr(slurm, "ask", answer)
+    for name, value in {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}.items():
+        monkeypatch.setenv(name, value)
+    requeue(signal.SIGUSR1)
+    assert asked == [("show", "job", "7_2"), ("requeue", "7_2")]

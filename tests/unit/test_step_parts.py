@@ -15,13 +15,16 @@ from torch import nn
 from openslip.errors import CheckpointError, NonFiniteError
 from openslip.models.class_token import LastBlock
 from openslip.objectives.clip import CLIP
+from openslip.objectives.neg_clip import NegCLIP
+from openslip.objectives.unicl import UniCL
 from openslip.training import checkpoint_io
-from openslip.training.callbacks import resume, save
+from openslip.training.callbacks import resume, room, save
 from openslip.training.callbacks.finite import Finite, refuse_non_finite
 from openslip.training.callbacks.resume import Resume, random_state
 from openslip.training.callbacks.room import Room
 from openslip.training.callbacks.save import Save
 from openslip.training.checkpoint_io import DurableCheckpointIO
+from openslip.training.gradients import gradient_norm, marked
 from openslip.training.logging.csv_logger import CsvLogger
 from openslip.training.pretrainer import Pretrainer
 
@@ -51,6 +54,15 @@ def test_the_clamp_is_clips_own_where_nothing_else_is_said():
         model.get_parameter("logit_scale").fill_(5.0)
     CLIP(gather_with_grad=True, max_logit_scale=2.0, same_caption="negative").after_step(model)  # pyright: ignore[reportArgumentType]
     assert model.get_parameter("logit_scale").item() == 2.0
+
+
+@pytest.mark.parametrize("kind", [UniCL, NegCLIP])
+def test_unicl_and_negclip_limit_the_logit_scale_as_clip_does(kind: type[UniCL] | type[NegCLIP]):
+    model: Any = small_model("clip")[0]
+    for before, after in ((-1.0, 0.0), (1.5, 1.5), (5.0, 2.0)):
+        nn.init.constant_(model.logit_scale, before)
+        kind(gather_with_grad=True, max_logit_scale=2.0).after_step(model)
+        assert model.logit_scale.item() == after
 
 
 def run_finite(finite: Finite, bad: list[bool], step: int = 0) -> None:
@@ -91,6 +103,22 @@ def test_a_streak_goes_on_after_a_resume():
         run_finite(after, [True], step=3)
 
 
+def test_a_loss_that_is_infinite_gives_no_finite_gradient():
+    for offset, expected in ((0.0, 1.0), (float("inf"), float("nan")), (float("nan"), float("nan"))):
+        weight = torch.ones((), requires_grad=True)
+        marked(weight + offset).backward()
+        assert weight.grad is not None
+        assert weight.grad.item() == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_step_without_gradients_has_no_finite_norm_and_is_skipped():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight, nn.Parameter(torch.ones(3))])
+    assert gradient_norm(optimizer).isnan()
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert gradient_norm(optimizer) == 5
+
+
 @pytest.mark.parametrize(
     ("steps", "epochs", "last", "expected"),
     [
@@ -122,6 +150,16 @@ def test_a_disk_without_room_for_a_checkpoint_ends_the_run_after_its_first_step(
     callback = Room()
     with pytest.raises(CheckpointError, match=r"1\.9 MB free, 2\.4 MB needed in .*checkpoints.*runs_dir=DIR"):
         callback.on_train_batch_end(trainer, module, None, None, 0)
+
+
+def test_a_checkpoint_needs_room_for_the_buffers_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(checkpoint_io.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_900_000))
+    monkeypatch.setattr(room, "world_size", lambda: 5)
+    module = like(Pretrainer, step=1, max_steps=9, state_dict=dict)
+    module.objective = SimpleNamespace(rank_buffers=lambda: {"queue": torch.zeros(50_000)})
+    with pytest.raises(CheckpointError, match=r"1\.9 MB free, 2\.0 MB needed"):  # twice 5 x 0.2 MB
+        Room().on_train_batch_end(like(pl.Trainer, default_root_dir=tmp_path, optimizers=[]), module, None, None, 0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

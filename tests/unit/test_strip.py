@@ -180,6 +180,16 @@ def test_a_stripped_file_is_on_the_disk_and_has_the_usual_permissions(
     assert status.st_ino in synchronised
 
 
+def test_the_name_of_a_stripped_file_is_on_the_disk(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    target, there = tmp_path / "small.ckpt", list[bool]()
+    write(bundle, tmp_path / "whole.ckpt")
+    monkeypatch.setattr(
+        "openslip.inference.strip.sync_folder", lambda folder: there.append((folder / target.name).exists())
+    )
+    strip(tmp_path / "whole.ckpt", target)
+    assert there == [True]
+
+
 def test_a_folder_is_refused_as_target_before_any_work(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     write(bundle, tmp_path / "whole.ckpt")
     (tmp_path / "out").mkdir()

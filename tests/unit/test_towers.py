@@ -215,3 +215,10 @@ def test_the_published_class_token_is_drawn_with_two_hundredths():
 def test_an_unknown_backbone_is_named_with_near_ones():
     with pytest.raises(UserError, match="vit_smal_patch16"):
         TimmTower(name="vit_smal_patch16", image_size=32, arguments={})
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_a_new_tower_is_in_training_mode(name: str):
+    """As new modules of PyTorch are: Lightning leaves each module in its mode."""
+    tower = TimmTower(name=name, image_size=32, arguments={})
+    assert all(module.training for module in tower.modules())

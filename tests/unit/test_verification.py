@@ -52,6 +52,12 @@ def siamese() -> Siamese:
     return model
 
 
+def test_a_new_siamese_network_takes_like_images_for_the_same_class():
+    encodings = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.9, 0.5], [0.9, 0.1, 0.2]])
+    same, near, far = Siamese(image_tower=image_tower(), embed_dim=3).same_logits(encodings[:1], encodings)[0].tolist()
+    assert same > near > far
+
+
 def test_a_siamese_network_compares_by_its_own_distance():
     source = Pictures(26, seed=2)
     evaluation = verification(source, ways=4, similarity="model", features="joint")

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 
+from openslip.run import watchdog
 from openslip.run.watchdog import phase, step_clock
 
 
@@ -21,3 +22,16 @@ def test_the_clock_of_the_steps_stands_still_in_a_phase_even_if_it_fails(monkeyp
         raise OSError
     now += 2.0
     assert step_clock() - before == 3.0
+
+
+def test_after_a_nested_phase_the_limit_of_the_outer_one_starts_again(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(watchdog, "_limits", {"step": 10.0, "evaluation": 3600.0})
+    monkeypatch.setattr(watchdog, "_phase", "")
+    monkeypatch.setattr(watchdog, "_deadline", 0.0)
+    watchdog.enter("step")
+    with phase("evaluation"):
+        assert (watchdog._phase, watchdog._deadline) == ("evaluation", 3600.0)
+        now = 100.0
+    assert (watchdog._phase, watchdog._deadline) == ("step", 110.0)

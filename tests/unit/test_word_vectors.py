@@ -324,3 +324,9 @@ def test_no_other_file_of_a_model_looks_like_word_vectors(tmp_path: Path):
     }.items():
         (tmp_path / name).write_bytes(content)
         assert not format_of_vectors.detect(tmp_path / name), name
+
+
+def test_new_rows_start_as_clips_token_embedding():
+    torch.manual_seed(0)
+    rows = BagOfTokens(vocab_size=500, width=64).token_embedding.weight.detach()
+    assert float(rows.std()) == pytest.approx(0.02, rel=0.02)  # openai/CLIP, initialize_parameters
