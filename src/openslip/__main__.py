@@ -19,7 +19,8 @@ HYDRA = ("train", "eval", "plan")  # commands that take config overrides, and op
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 INTERRUPTED = 130  # the exit code that shells give a process after SIGINT
 PRINTING = {"--cfg", "-c", "--info", "-i"}  # options that print the config instead of using it
-LEAVE_FILES = ("train", "eval", "sweep", "report", "data")  # commands whose result is in files, not on stdout
+# Commands whose result is in files, not on stdout.
+LEAVE_FILES = ("train", "eval", "sweep", "report", "data", "strip", "merge", "export")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,7 +37,10 @@ def prints_its_product(arguments: list[str]) -> bool:
         return True
     if arguments[:2] in (["data", "list"], ["data", "check"]):
         return True
-    return arguments[:1] not in [[command] for command in LEAVE_FILES]
+    given = {word.partition("=")[0] for word in arguments}
+    if arguments[:1] == ["reproduce"]:  # with NAME and without --run, it trains or stores
+        return len(arguments) == 1 or "--run" in given
+    return "--output" not in given and arguments[:1] not in [[command] for command in LEAVE_FILES]
 
 
 def run(arguments: list[str]) -> int:
