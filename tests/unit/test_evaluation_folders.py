@@ -1,6 +1,7 @@
 """ImageNetV2, SLIP's file lists, ObjectNet and VOC 2007, and the first of several layouts that is there."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ def test_other_forms_of_the_same_list_give_the_same(tmp_path: Path, kind: str):
     source = FileList(**arguments)
     assert [source[index] for index in range(3)] == [expected[index] for index in range(3)]
     assert source.fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xef\xbb\xbfb/1.jpg 2\na/1.jpg 0\n", None),
+        (b"b/1.jpg 2\n\xe9.jpg 0\n", r"list\.txt, line 2: not UTF-8; save the file as UTF-8"),
+    ],
+)
+def test_a_text_list_is_decoded_by_its_byte_order_mark_or_refused(tmp_path: Path, content: bytes, message: str | None):
+    listed(tmp_path)
+    (tmp_path / "list.txt").write_bytes(content)
+    with nullcontext() if message is None else pytest.raises(UserError, match=message):
+        assert labels(FileList(root=str(tmp_path), images="list.txt")) == [2, 0]
 
 
 def test_the_fingerprint_of_a_list_changes_with_labels_and_order(tmp_path: Path):

@@ -98,6 +98,27 @@ def test_another_file_is_refused(tmp_path: Path, read: Callable[..., Source], co
         read(images=str(tmp_path), captions=str(path), **options)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_table_is_decoded_by_its_byte_order_mark(tmp_path: Path, encoding: str):
+    path = layouts.caption_csv(tmp_path)
+    path.write_bytes("image,caption\r\nimage_0.jpg,un caf\u00e9\r\n".encode(encoding))
+    assert caption_table(images=str(tmp_path), captions=str(path))[0].captions == ("un caf\u00e9",)
+
+
+def test_a_table_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path):
+    path = layouts.caption_csv(tmp_path)
+    path.write_bytes("image,caption\nimage_0.jpg,one\n\u00e9t\u00e9.jpg,two\n".encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{path}, line 3: not UTF-8; save the file as UTF-8"):
+        caption_table(images=str(tmp_path), captions=str(path))
+
+
+def test_an_empty_caption_is_refused(tmp_path: Path):
+    path = layouts.caption_csv(tmp_path)
+    path.write_text("image,caption\nimage_0.jpg,one\nimage_1.jpg, \n")
+    with pytest.raises(UserError, match=r"image_1\.jpg has an empty caption; write its text or remove it"):
+        caption_table(images=str(tmp_path), captions=str(path))
+
+
 def test_a_table_line_without_a_comma_is_refused(tmp_path: Path):
     path = layouts.caption_csv(tmp_path)
     path.write_text("image,caption\nimage_0.jpg\n")

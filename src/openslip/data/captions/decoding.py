@@ -2,6 +2,10 @@
 
 import codecs
 import re
+from pathlib import Path
+
+from openslip.errors import UserError
+from openslip.regular_file import regular_file
 
 # UTF-32 comes before UTF-16, because its little-endian mark begins with that of UTF-16.
 MARKS = {
@@ -27,3 +31,16 @@ def text_of(data: bytes, encoding: str = "utf-8") -> str:
 def is_damaged(text: str) -> bool:
     """Whether a text from `text_of` contains bytes that could not be decoded."""
     return not text.isascii() and UNDECODED.search(text) is not None
+
+
+def read_text(path: Path) -> str:
+    r"""Read a text file by its byte-order mark, else as UTF-8; all ends of lines become `\n`.
+
+    Raises:
+        UserError: the file has bytes that cannot be decoded, or is not a regular file.
+    """
+    text = text_of(regular_file(path).read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+    if damaged := UNDECODED.search(text):
+        line = text.count("\n", 0, damaged.start()) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8")
+    return text

@@ -20,7 +20,8 @@ class CaptionedFiles(Source):
         listed_in: file that the captions come from.
 
     Raises:
-        UserError: no image is listed, one is missing, its path leads out of the folder, or it has no caption.
+        UserError: no image is listed, one is missing, its path leads out of the folder, or it has no caption or an
+            empty one.
     """
 
     def __init__(self, root: Path, captions: Mapping[str, Sequence[str]], listed_in: Path) -> None:
@@ -29,6 +30,8 @@ class CaptionedFiles(Source):
             raise UserError(f"{listed_in} lists no image")
         if bare := next((name for name, texts in captions.items() if not texts), None):
             raise UserError(f"{listed_in}: {bare} has no caption; retrieval needs one for every image")
+        if blank := next((name for name, texts in captions.items() if not all(map(str.strip, texts))), None):
+            raise UserError(f"{listed_in}: {blank} has an empty caption; write its text or remove it")
         paths = [inside(self.root, name, listed_in) for name in captions]
         need_files(paths, str(listed_in))
         self.files = [(path, tuple(texts)) for path, texts in zip(paths, captions.values(), strict=True)]

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from openslip.data.captions.decoding import read_text
 from openslip.data.convert.layouts.cc_npy import read as read_npy
 from openslip.data.source import Sample, Source
 from openslip.data.sources.image_files import fingerprint, inside, need_files
@@ -77,8 +78,7 @@ def read_list(path: Path) -> list[Any]:
     if path.suffix.lower() == ".npy":
         values = read_npy(regular_file(path))
         return [value.decode() if isinstance(value, bytes) else value for value in values]
-    lines = regular_file(path).read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def split_line(line: str, path: Path) -> tuple[str, str]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openslip.data.captions.decoding import read_text
 from openslip.data.convert.metadata import read_json
 from openslip.data.source import Source
 from openslip.data.sources.captioned_files import CaptionedFiles
 from openslip.errors import MissingData, UserError
-from openslip.regular_file import regular_file
 
 QUOTED = re.compile(r'"([^"]|"")*"')  # a cell of CSV in quotation marks
 
@@ -91,11 +91,11 @@ def caption_table(*, images: str, captions: str) -> Source:
 
     Raises:
         MissingData: the table does not exist.
-        UserError: a line has no comma, or an image is missing.
+        UserError: the table cannot be decoded, a line has no comma, or an image is missing.
     """
     path = existing(captions)
     texts = defaultdict[str, list[str]](list)
-    lines = regular_file(path).read_text(encoding="utf-8-sig").split("\n")
+    lines = read_text(path).split("\n")
     if Path(lines[0].partition(",")[0].strip()).suffix:
         raise UserError(f"{path}: the first line {lines[0]:.60} is no header: add the line image,caption before it")
     for number, line in enumerate(lines[1:], start=2):

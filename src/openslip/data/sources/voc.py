@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from openslip.data.captions.decoding import read_text
 from openslip.data.source import Sample, Source
 from openslip.data.sources.image_files import fingerprint, inside, need_files
 from openslip.errors import MissingData, UserError
@@ -71,7 +72,7 @@ class Voc2007(Source):
 def read_list(path: Path) -> dict[str, int]:
     """Read `IMAGE 1`, `IMAGE 0` (only difficult objects) or `IMAGE -1` (no object) per line."""
     marks: dict[str, int] = {}
-    for number, line in enumerate(regular_file(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         match line.split():
             case [name, ("1" | "0" | "-1") as mark] if name not in marks:
                 marks[name] = int(mark)
