@@ -1,6 +1,7 @@
 """Files in which a model comes: names that wrappers of a module leave, and safetensors."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,24 @@ def test_safetensors_give_equal_features_and_hold_all_that_belongs_to_them(tmp_p
         assert torch.equal(one, other)
     strip(tmp_path / "small.safetensors", tmp_path / "back.ckpt")
     assert_same(openslip.load(tmp_path / "back.ckpt"), bundle)
+
+
+@pytest.mark.parametrize("name", ["small.ckpt", "small.safetensors"])
+def test_a_stripped_file_with_a_flipped_bit_gives_no_other_model(tmp_path: Path, bundle: Bundle, name: str):
+    ours.write(bundle, tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    numbers = random.Random(0)
+    for place in [*(len(whole) * part // 8 for part in range(1, 8)), *(numbers.randrange(4000) for _ in range(8))]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << numbers.randrange(8)
+        (tmp_path / name).write_bytes(flipped)
+        try:
+            loaded, refusal = openslip.load(tmp_path / name), ""
+        except UserError as error:
+            loaded, refusal = bundle, str(error)
+        assert_same(loaded, bundle)  # a bit of the padding, or of a name that nothing reads, changes nothing
+        assert loaded.transform.settings() == bundle.transform.settings()
+        assert not refusal or refusal.startswith(f"checkpoint {tmp_path / name}")
 
 
 @pytest.mark.parametrize("name", ["small.ckpt", "small.safetensors"])

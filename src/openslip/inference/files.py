@@ -32,6 +32,7 @@ _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"},
 ]
 
+CHUNK = 1 << 22  # bytes of a member that are read at a time
 OPTIMIZER = ("optimizer", "optimizer_states")  # the first: the published code, open_clip, DeCLIP; the second: Lightning
 
 
@@ -64,21 +65,45 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Refuse a checkpoint that differs from what its JSON records (step, size, SHA-256); without a JSON, check nothing.
+    """Refuse a checkpoint that differs from what its JSON records (step, size, SHA-256).
+
+    Without a JSON, the checksums in a file that `torch.save` has written are compared.
 
     Raises:
-        UserError: the file differs from its JSON.
+        UserError: the file differs from its JSON, or from its own checksums.
     """
-    if not path.with_suffix(".json").is_file():
-        return
-    record = recorded(path)
-    if record.problem and step_of(path) is None:  # a user's file, and an unrelated JSON with the same name
+    record = recorded(path) if path.with_suffix(".json").is_file() else None
+    # With a problem and without a step: a user's file, and an unrelated JSON with the same name.
+    if record is None or (record.problem and step_of(path) is None):
+        if member := damaged_member(path):
+            raise UserError(
+                f"checkpoint {path} is damaged ({member} differs from its CRC-32): restore it from a copy, or "
+                "download it again"
+            )
         return
     if problem := damage(record):
         raise UserError(
             f"checkpoint {path} is damaged ({problem}): restore it from a copy, or load another one; "
             f"without {path.with_suffix('.json').name} it is loaded unchecked"
         )
+
+
+def damaged_member(path: Path) -> str | None:
+    """Return the first member of a zip file that differs from its CRC-32, which torch does not compare, or None."""
+    try:
+        with zipfile.ZipFile(regular_file(path)) as archive:
+            for member in archive.infolist():
+                # torch can save without checksums, which are then 0; it compresses nothing, unlike a zip bomb.
+                if member.CRC and member.compress_type == zipfile.ZIP_STORED:
+                    try:
+                        with archive.open(member) as file:
+                            while file.read(CHUNK):
+                                pass
+                    except zipfile.BadZipFile:
+                        return member.filename
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):  # `read` says why it cannot be read
+        return None
+    return None
 
 
 def read(path: Path, *, with_optimizer: bool = True) -> dict[str, Any]:

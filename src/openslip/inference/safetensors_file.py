@@ -1,14 +1,21 @@
-"""Stripped models as safetensors files: weights by name, and the entry `openslip` as JSON in the metadata."""
+"""Stripped models as safetensors files: weights by name, and in the metadata the entry `openslip` as JSON.
+
+The metadata also has `crc32`, a checksum of that entry and all weights, because the format itself has none.
+"""
 
 import json
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from openslip.errors import UserError
+from openslip.inference.tensor_files import as_bytes
 
 
 def is_safetensors(path: Path) -> bool:
@@ -22,7 +29,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     For a file of another project, the dict has only the entries `state_dict` and `metadata` (a dict of str).
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, as far as its checksum or its structure tells.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -32,6 +39,8 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     if "openslip" not in metadata:
         return {"state_dict": state, "metadata": metadata}
+    if metadata.get("crc32", (own := checksum(metadata["openslip"], state))) != own:
+        raise UserError(f"checkpoint {path} is damaged (CRC-32): restore it from a copy, or write it again")
     try:
         return {"openslip": json.loads(metadata["openslip"]), "state_dict": state}
     except (ValueError, RecursionError) as error:
@@ -49,7 +58,17 @@ def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
     # `safetensors.torch.save` would need the memory of all weights a second time. `save_file` replaces the file of this
     # name by another one, which only its owner may read, and which `durable` does not synchronise with the disk.
     mode = os.fstat(file.fileno()).st_mode
-    save_file(weights, file.name, {"format": "pt", "openslip": json.dumps(content["openslip"])})
+    entry = json.dumps(content["openslip"])
+    save_file(weights, file.name, {"format": "pt", "openslip": entry, "crc32": checksum(entry, weights)})
     with open(file.name, "rb") as written:
         os.fchmod(written.fileno(), mode)
         os.fsync(written.fileno())
+
+
+def checksum(entry: str, weights: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of the entry `openslip` and of name, type, shape and bytes of all weights."""
+    crc = zlib.crc32(entry.encode())
+    for name in sorted(weights):
+        crc = zlib.crc32(f"{name} {weights[name].dtype} {list(weights[name].shape)}".encode(), crc)
+        crc = zlib.crc32(as_bytes(weights[name]), crc)
+    return f"{crc:08x}"
