@@ -8,8 +8,9 @@ from pathlib import Path
 from openslip.data.image.formats import IMAGE_SUFFIXES
 from openslip.errors import UserError
 
-# macOS adds the first to archives; a Synology NAS keeps thumbnails in the second.
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
+# Archives of macOS have the first. A Synology NAS keeps thumbnails and deleted files in the next two, Windows deleted
+# files and settings in the two after them. The last is at the root of a Linux disk.
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
 def is_hidden(name: str) -> bool:
