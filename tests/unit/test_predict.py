@@ -152,6 +152,24 @@ def test_probabilities_are_those_of_the_formula_written_out(loaded: Bundle, pict
     assert max(expected.values()) - min(expected.values()) > 1e-3  # else any order would do
 
 
+def test_an_underscore_of_a_label_is_a_space_as_in_evaluations_unless_it_is_to_be_kept(
+    loaded: Bundle, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+):
+    def probabilities(labels: list[str], underscores: str = "space") -> list[float]:
+        classify = ZeroShotClassifier(loaded, labels, underscores=underscores)
+        ranking = as_dict(classify(pictures[0]))
+        return [ranking[label] for label in labels]
+
+    spaces, written = ["large blue ring", "small red cross"], ["large_blue_ring", "small_red_cross"]
+    expected = probabilities(spaces)
+    assert capsys.readouterr().err == ""
+    assert probabilities(written) == expected
+    assert capsys.readouterr().err == "labels: `_` is read as a space (underscores=keep leaves it)\n"
+    assert probabilities(written, "keep") != pytest.approx(expected, abs=1e-3)
+    with pytest.raises(UserError, match=r"underscores=dash: expected space"):
+        ZeroShotClassifier(loaded, written, underscores="dash")
+
+
 def test_a_list_gives_one_ranking_per_picture_in_order(loaded: Bundle, pictures: list[Path]):
     classifier = ZeroShotClassifier(loaded, LABELS, TEMPLATES)
     rankings = classifier([pictures[0], str(pictures[1]), Image.open(pictures[2])])

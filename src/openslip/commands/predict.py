@@ -53,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
         help="imagenet7, imagenet80, a set such as food101, or a file, one prompt per line",
     )
     parser.add_argument(
+        "--underscores",
+        choices=("space", "keep"),
+        default="space",
+        help="space (default): prompts have a space for each _ in a label; keep: they have the _",
+    )
+    parser.add_argument(
         "--probabilities",
         choices=("softmax", "sigmoid"),
         default="softmax",
@@ -110,6 +116,7 @@ def main(arguments: list[str]) -> int:
             templates,
             options.probabilities,
             reject=options.reject,
+            underscores=options.underscores,
             cache=cache_folder("embeddings"),
         )
     paths, unusable = image_paths(options.images)

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from openslip.data.class_names import words
 from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.inference.bundle import Bundle
@@ -37,12 +38,14 @@ class ZeroShotClassifier:
             is empty. With `softmax` the probability depends on the other labels and is at least 1 / number of labels.
         candidate_labels: other name of `labels`, as in Hugging Face's zero-shot pipeline.
         hypothesis_template: other name of `templates`, as in Hugging Face's zero-shot pipeline.
+        underscores: `space` reads `_` in labels as a space in prompts, as in evaluations; `keep` leaves it.
         cache: folder that keeps the labels' embeddings for later processes; None keeps them in memory only. If code of
             yours or of another library is part of the model or tokenizer, the folder is not used.
 
     Raises:
         UserError: labels or templates are missing, invalid or given by both names, labels are one string instead of a
-            list, `reject` is out of range, or `sigmoid` was chosen for a model without a `logit_bias`.
+            list, `reject` is out of range, `underscores` has another value, or `sigmoid` was chosen for a model without
+            a `logit_bias`.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class ZeroShotClassifier:
         reject: float | None = None,
         candidate_labels: Iterable[str | int] | None = None,
         hypothesis_template: Iterable[str | int] | str | Path | None = None,
+        underscores: str = "space",
         cache: Path | None = None,
     ) -> None:
         if probabilities not in ("softmax", "sigmoid"):
@@ -71,9 +75,12 @@ class ZeroShotClassifier:
         self.bias = bundle.bias() if probabilities == "sigmoid" else None
         bundle.need_tokenizer()
         self.scale = bundle.scale()
+        names = [words(label, underscores) for label in self.labels]
         self.classes = cached_embeddings(
-            bundle, self.labels, templates_of(TEMPLATE if templates is None else templates), cache
+            bundle, names, templates_of(TEMPLATE if templates is None else templates), cache
         )
+        if underscores == "space" and any("_" in label for label in self.labels):
+            notice_once("labels: `_` is read as a space (underscores=keep leaves it)")
         if len(self.labels) == 1 and self.bias is None:
             notice_once(f"labels: {self.labels[0]!r} is the only one, so its probability is always 1: give several")
         elif reject is not None and self.bias is None and reject * len(self.labels) <= 1:
