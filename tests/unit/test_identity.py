@@ -193,7 +193,7 @@ def test_a_stored_config_is_read_as_it_was_and_a_newer_one_refused(tmp_path: Pat
     file.write_text(f"format: {FORMAT + 1}\n")
     with pytest.raises(UserError, match=f"format {FORMAT + 1}, this version reads up to {FORMAT}"):
         read_config(file)
-    for damaged in ("", "- 1", "{", "seed: 1"):
+    for damaged in ("", "- 1", "{", "seed: 1", "[" * 1000):
         file.write_text(damaged)
         with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
             read_config(file)

@@ -17,7 +17,10 @@ from openslip.errors import UserError
 from openslip.inference.images import to_image
 from openslip.inference.load import load
 from openslip.regular_file import regular_file
+from openslip.report import write_report
+from openslip.report.compared_run import read_runs
 from openslip.report.run_files import read_config as read_report_config
+from openslip.run.folder import open_run
 from openslip.run.identity import read_config
 
 
@@ -50,6 +53,17 @@ def test_a_named_pipe_is_refused_by_name(pipe: Path, name: str):
 def test_a_converted_image_that_is_a_named_pipe_is_left_out(pipe: Path):
     with pytest.raises(UnusableError, match="cannot be opened"):
         read_image(PictureFile(str(pipe)))
+
+
+@pytest.mark.parametrize("name", ["result.json", "env.json", "metrics.csv", "id.txt", "micro_batch_size.json"])
+def test_a_run_whose_folder_holds_a_named_pipe_is_refused(pipe: Path, name: str):
+    run = pipe.parent
+    (run / "config.yaml").write_text("format: 4\nseed: 0\n")
+    pipe.rename(run / name)
+    settings = {"name": run.name, "runs_dir": str(run.parent), "resume": "auto", "seed": 0}
+    for read in (lambda: open_run(settings, run.name), lambda: write_report(run), lambda: read_runs([run, run])):
+        with pytest.raises(UserError, match=f"{run / name} is a named pipe: expected a regular file"):
+            read()
 
 
 def test_a_report_needs_no_config(pipe: Path):

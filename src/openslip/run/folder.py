@@ -14,6 +14,7 @@ from typing import Any
 from openslip.distributed import is_main_process
 from openslip.durable import needed, optional, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
+from openslip.regular_file import regular_file
 from openslip.run import folder_lock
 from openslip.run.checkpoints import saved
 from openslip.run.environment import read_seconds, read_starts, with_this_start
@@ -162,8 +163,8 @@ def open_run(config: dict[str, Any], name: str) -> Run:
 
     Raises:
         UserError: the folder holds a run of another config or a longer run; `resume=never` and it holds a run;
-            `resume=replace`, and it holds a run started without that, or checkpoints without a config; or another
-            process trains the run.
+            `resume=replace`, and it holds a run started without that, or checkpoints without a config; it holds a named
+            pipe; or another process trains the run.
         CheckpointError: the folder cannot be written.
     """
     folder = Path(config["runs_dir"]) / name
@@ -289,6 +290,8 @@ def shorter(run: Run, config: dict[str, Any]) -> list[Path]:
 
 def _inspected(folder: Path, config: dict[str, Any]) -> Run:
     """Read the state of the folder; this is safe while the main process is changing it."""
+    for file in folder.glob("*"):
+        regular_file(file)  # reading a named pipe would wait for ever
     # The config is read before the result, because `begin` renames the result before it writes a longer run's config.
     stored = read_config(folder / "config.yaml")
     if stored is None:

@@ -121,7 +121,7 @@ def read_config(file: Path) -> dict[str, Any] | None:
         return _of_present_format(config)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())  # an error of YAML has several lines
         raise UserError(f"{file} cannot be read ({reason}): restore it from a copy, or give another name=") from error
 
