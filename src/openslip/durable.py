@@ -90,10 +90,13 @@ def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advic
     try:
         if path.exists() and not path.is_file():
             raise OSError(None, "it is no regular file")
-        try:
-            trial.write_bytes(b"\n")
-        finally:
-            trial.unlink(missing_ok=True)
+        trial.unlink(missing_ok=True)  # left by a killed process of this id
+        with trial.open("xb") as file:  # "x" does not follow a link, as in `durable`
+            try:
+                file.write(b"\n")
+                file.flush()
+            finally:
+                trial.unlink()
     except OSError as error:
         raise refusal(f"{unwritten(path, error)}: {advice}") from error
 

@@ -1,6 +1,7 @@
 """What finds no room names its file, the reason and the free space; what is cosmetic costs nothing else."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,10 @@ def test_a_trial_leaves_the_file_as_it_is(tmp_path: Path):
     (tmp_path / "x.json").write_text("as before")
     refuse_unwritable(tmp_path / "x.json", advice="")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.json", "as before")]
+
+
+def test_a_trial_does_not_follow_a_link(tmp_path: Path):
+    (tmp_path / "target").write_text("as before")
+    (tmp_path / f".x.json.{os.getpid()}.tmp").symlink_to("target")
+    refuse_unwritable(tmp_path / "x.json", advice="")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("target", "as before")]
