@@ -78,6 +78,15 @@ def test_a_damaged_set_is_refused(root: Path, tmp_path: Path) -> None:
         builtin.builtin(str(tmp_path), "train")
 
 
+def test_a_set_that_has_lost_a_shard_is_refused(root: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    num_shards = len(list(folder.glob("train-*.tar")))
+    (folder / "train-0001.tar").unlink()
+    said = rf"{folder} holds {num_shards - 1} of the {num_shards} shards train-\*\.tar: delete the folder"
+    with pytest.raises(UserError, match=said):
+        builtin.builtin(str(tmp_path), "train")
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.source\.root .*file"):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import os
 import shutil
 import tarfile
@@ -84,6 +85,11 @@ def builtin(root: str, split: Split, shuffle_captions: bool = False) -> Source:
         raise UserError(f"data split {split!r} of the built-in set: expected one of {', '.join(NUM_IMAGES)}")
     folder = write(Path(root), shuffle_captions=shuffle_captions)
     shards = sorted(str(path) for path in folder.glob(f"{split}-*.tar"))
+    if len(shards) != (expected := math.ceil(NUM_IMAGES[split] / IMAGES_PER_SHARD)):
+        raise UserError(
+            f"{folder} holds {len(shards)} of the {expected} shards {split}-*.tar: delete the folder, and the same "
+            "command draws it again"
+        )
     source = ShardSource(shards=shards, require="caption" if split == "train" else "label")
     source.classes = classnames()
     return source
