@@ -420,6 +420,8 @@ def check_and_build(config: dict[str, Any]) -> None:
     ("written", "said"),
     [
         ("mean: [0.5]", "mean=[0.5]: expected three numbers, for red, green and blue"),
+        ("mean: [123.7, 116.3, 103.5]", "mean=[123.7, 116.3, 103.5]: expected three .*from 0 to 1 as pixels are"),
+        ("std: [0.2, 0.2, 0]", "std=[0.2, 0.2, 0]: expected three .*above 0 and up to 1 as pixels are"),
         ("watchdog: 3", "watchdog=3: expected settings"),
         ("views: {weak: {scale: [0.9]}}", r"objective.views.image.scale=[0.9]: expected [low, high]"),
         ("views: {weak: 3}", "objective.views.image=3: expected settings with a _target_"),

@@ -121,8 +121,8 @@ def check_root_values(config: dict[str, Any]) -> None:
         "quiet": (lambda x: isinstance(x, bool), "true or false"),
         "evaluation_samples": (_or_null(is_count), f"{count}, or null"),
         "data.overfit_batches": (_or_null(is_count), f"{count}, or null"),
-        "mean": (_is_colour, colour),
-        "std": (_is_colour, colour),
+        "mean": (lambda x: _is_colour(x) and min(x) >= 0, f"{colour}, from 0 to 1 as pixels are"),
+        "std": (lambda x: _is_colour(x) and min(x) > 0, f"{colour}, above 0 and up to 1 as pixels are"),
         "trainer.max_steps": (_or_null(is_count), f"{count}, or null"),
         "trainer.max_epochs": (_or_null(is_count), f"{count}, or null"),
         "trainer.num_nodes": (is_count, count),
@@ -236,4 +236,4 @@ def _or_null(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_colour(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
+    return isinstance(value, list) and len(value) == 3 and all(is_number(part) and part <= 1 for part in value)
