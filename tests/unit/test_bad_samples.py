@@ -74,3 +74,13 @@ def test_lines_of_steps_that_are_made_again_are_dropped_for_all_ranks(tmp_path: 
     other = record_of(file, rank=1)
     other.cut_back(0, 0)
     assert other.total() == 4  # the first rank alone cuts
+
+
+def test_lines_that_are_no_bad_samples_end_no_run(tmp_path: Path):
+    record = record_of(tmp_path / "bad.jsonl")
+    record.record(0, 1, [bad(1)])
+    with (tmp_path / "bad.jsonl").open("ab") as file:
+        file.write(b'\xff\x00\n5\n[]\n{"epoch": 0}\n{"epoch": "x", "step": 1}\n{"epo')
+    resumed = record_of(tmp_path / "bad.jsonl")
+    resumed.cut_back(0, 2)
+    assert (resumed.in_epoch, resumed.total()) == (1, 1)

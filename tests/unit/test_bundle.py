@@ -83,6 +83,12 @@ def test_one_string_in_place_of_texts_is_refused():
         bundle(dual_encoder()).encode_text("a red ring")
 
 
+@pytest.mark.parametrize("other", [None, 5, b"a red ring"])
+def test_what_is_no_text_is_refused(other: Any):
+    with pytest.raises(UserError, match=f"expected a list of texts, got {type(other).__name__} {other!r} in it"):
+        bundle(dual_encoder()).encode_text(text for text in ("a red ring", other))
+
+
 def test_no_texts_are_refused():
     with pytest.raises(UserError, match="no texts to encode: expected at least one"):
         bundle(dual_encoder()).encode_text([])

@@ -78,8 +78,8 @@ class BadSamples:
         self._epoch, self.in_epoch = epoch, 0
         for file in self.files():
             kept = []
-            for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-                with suppress(ValueError):  # a line that a crash cut short
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+                with suppress(ValueError, TypeError, KeyError):  # a line that a crash cut short, or that is not ours
                     entry = json.loads(line)
                     if (entry["epoch"], entry["step"]) < (epoch, step):
                         kept.append(line)
@@ -89,7 +89,7 @@ class BadSamples:
 
     def total(self) -> int:
         """Number of bad samples of all ranks in the whole run."""
-        return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in self.files())
+        return sum(len(file.read_bytes().splitlines()) for file in self.files())
 
     def files(self) -> list[Path]:
         """Files of all ranks that have had bad samples."""

@@ -120,13 +120,15 @@ class Bundle:
         `TextTransformer` that does not pool the mean computes these tokens only once.
 
         Raises:
-            UserError: the model has no text tower, the list is empty, one string was given instead of a list, or a text
-                has words that the text tower has not learned.
+            UserError: the model has no text tower, the list is empty, one string was given instead of a list, the list
+                holds something else than strings, or a text has words that the text tower has not learned.
         """
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the string {texts[:40]!r}: write [{texts[:40]!r}]")
         if not (given := list(texts)):
             raise UserError("no texts to encode: expected at least one")
+        if others := [text for text in given if not isinstance(text, str)]:
+            raise UserError(f"expected a list of texts, got {type(others[0]).__name__} {others[0]!r:.40} in it")
         ids, lengths = self.need_tokenizer().encode(given)
         self.refuse_unknown(given)
         num_tokens = lengths.tolist()
