@@ -7,6 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,9 +67,12 @@ def write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
 
 
 def checksum(entry: str, weights: Mapping[str, Tensor]) -> str:
-    """Return the CRC-32 of the entry `openslip` and of name, type, shape and bytes of all weights."""
-    crc = zlib.crc32(entry.encode())
-    for name in sorted(weights):
-        crc = zlib.crc32(f"{name} {weights[name].dtype} {list(weights[name].shape)}".encode(), crc)
-        crc = zlib.crc32(as_bytes(weights[name]), crc)
-    return f"{crc:08x}"
+    """Return the CRC-32 of the entry `openslip` and of name, type, shape and CRC-32 of all weights."""
+    with ThreadPoolExecutor() as pool:  # `crc32` lets other threads run meanwhile
+        sums = pool.map(lambda name: zlib.crc32(as_bytes(weights[name])), sorted(weights))
+    lines = [
+        f"{name} {weights[name].dtype} {list(weights[name].shape)} {crc:08x}"
+        for name, crc in zip(sorted(weights), sums, strict=True)
+    ]
+    content = "\n".join([entry, *lines])
+    return f"{zlib.crc32(content.encode()):08x}"
