@@ -178,6 +178,15 @@ def test_the_command_proves_a_config_and_says_what_it_covers(capsys: pytest.Capt
     assert "torch.compile" in not_covered
 
 
+def test_the_command_takes_the_step_of_the_config(monkeypatch: pytest.MonkeyPatch):
+    steps: list[StepParts] = []
+    monkeypatch.setattr(splits, "split_rows", lambda step, _: steps.append(step) or [])
+    verify_splits(*TINY, "optim.layer_decay=0.7", "optim.weight_decay=0.3", "optim.lr=0.002")
+    (step,) = steps
+    assert (step.layer_decay, step.weight_decay) == (0.7, 0.3)
+    assert step.optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults["lr"] == 0.002
+
+
 def test_the_command_fails_where_one_split_has_another_gradient(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

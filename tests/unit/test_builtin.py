@@ -158,6 +158,22 @@ def test_captions_vary(root: Path) -> None:
     assert len({source[place].captions[0] for place in range(len(source))}) > len(source) / 2
 
 
+def test_one_caption_in_twenty_omits_an_attribute_and_a_quarter_has_another_order() -> None:
+    """Of three attributes before the shape, one in six random orders is the usual one: 0.3 * 5 / 6 is a quarter."""
+    rng, kind = np.random.default_rng(0), {}
+    for name in ("size", "texture", "colour"):
+        for value in builtin.ATTRIBUTES[name]:
+            kind |= dict.fromkeys(builtin.SYNONYMS.get(value, (value,)), name)
+    told = []
+    for combination in builtin.combinations() * 40:
+        words = builtin.caption(combination, rng).split()
+        told.append([kind[word] for word in words if word in kind])
+    whole = [kinds for kinds in told if len(kinds) == 3]
+    assert 1 - len(whole) / len(told) == pytest.approx(0.05, abs=0.015)
+    moved = [kinds for kinds in whole if kinds != ["size", "texture", "colour"]]
+    assert len(moved) / len(whole) == pytest.approx(0.25, abs=0.03)
+
+
 def test_shuffled_captions_are_the_same_captions_elsewhere(root: Path) -> None:
     paired, shuffled = (builtin.builtin(str(root), "train", shuffle_captions=flag) for flag in (False, True))
     told = [[source[place].captions[0] for place in range(len(source))] for source in (paired, shuffled)]

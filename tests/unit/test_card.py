@@ -123,6 +123,14 @@ def test_the_card_states_recipe_dataset_and_provenance(tmp_path: Path, bundle: B
     assert f"| parameters | {parameters:,} |" in text
 
 
+def test_of_a_run_that_was_resumed_the_card_states_the_last_start(tmp_path: Path, bundle: Bundle):
+    first = {**START, "commit": "fff9999", "ranks": 1, "dates": ["2025-12-31T23:59:59+00:00"]}
+    _, text = card(tmp_path, replace(bundle, provenance={"starts": [first, START]}))
+    for line in ("| commit | 0123abc |", "| ranks | 2 |", "| date | 2026-01-02 |"):
+        assert line in text
+    assert "| starts of the run | 2; the facts are of the last one |" in text
+
+
 def test_the_card_names_no_directory_and_no_credentials(tmp_path: Path, bundle: Bundle):
     _, text = card(tmp_path, bundle)
     for leak in ("jane", "SECRET", "home", str(tmp_path), "cache"):

@@ -108,6 +108,16 @@ def test_the_list_states_the_licence_of_what_is_fetched(
         assert any(line.split()[:1] == [name] and licence in line for line in printed)
 
 
+def test_an_empty_folder_is_no_dataset(tmp_path: Path):
+    entry = next(entry for entry in obtainable([config_folder()]) if entry.folder)
+    folder = tmp_path / str(entry.folder)
+    assert entry.state(tmp_path) == "fetchable"
+    folder.mkdir()
+    assert entry.state(tmp_path) == "fetchable"
+    (folder / "0.tar").touch()
+    assert entry.state(tmp_path) == "present"
+
+
 def test_the_licences_are_those_of_the_catalogue():
     folders = [config_folder()]
     expected = {entry.name: entry.licence for entry in obtainable(folders) if entry.fetcher}

@@ -57,7 +57,7 @@ def look(
 def known() -> Listed:
     """Eight samples: two equal images twice over, two that are damaged, captions of 3 to 12 tokens."""
     images = [jpeg(0, 300, 240), jpeg(1, 300, 240), jpeg(0, 300, 240), jpeg(2, 100, 500), jpeg(1, 300, 240)]
-    damaged = [jpeg(3)[:-200], jpeg(4)[:-210], jpeg(5, 300, 240)]
+    damaged = [jpeg(3)[:-200], jpeg(4)[:-210], jpeg(5, 300, 224)]
     captions = [
         ("a dog", "a cat"),
         ("a dog",),

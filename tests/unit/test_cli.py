@@ -2,6 +2,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from stored_models import write_checkpoint
 
 from openslip import __version__
 from openslip.__main__ import commands, main, run, use_expandable_segments
+from openslip.commands import sweep
 from openslip.config.words import refuse_replacing
 from openslip.errors import UserError
 
@@ -142,6 +144,19 @@ def test_train_with_m_is_a_sweep(monkeypatch: pytest.MonkeyPatch, option: str):
     monkeypatch.setitem(sys.modules, "openslip.commands.sweep", SimpleNamespace(main=given.append))  # pyright: ignore
     assert run(["train", "seed=0,1", option, "--config-dir=x"]) == 0
     assert given == [["seed=0,1", "--config-dir=x"]]
+
+
+@pytest.mark.parametrize(("code", "ended", "num_runs"), [(-signal.SIGUSR1, 143, 1), (1, 1, 2)])
+def test_a_signal_to_a_run_stops_the_sweep_and_a_failure_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, ended: int, num_runs: int
+):
+    commands: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "run", lambda command: commands.append(command) or code)
+    with pytest.raises(SystemExit) as end:
+        sweep.main(["seed=0,1"])
+    assert end.value.code == ended
+    assert [command[-1] for command in commands] == ["seed=0", "seed=1"][:num_runs]
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]):

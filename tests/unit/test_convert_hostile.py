@@ -18,6 +18,7 @@ from shard_files import jpeg, write_tar
 
 from openslip.data.captions.policy import UniformCaption
 from openslip.data.convert.record import LeftOut, below, safe_key, with_unique_keys
+from openslip.data.convert.restricted_pickle import load
 from openslip.data.sources.shards import ShardSource
 from openslip.errors import UserError
 
@@ -63,6 +64,16 @@ def test_harmless_pickles_of_every_protocol_are_read(tmp_path: Path, protocol: i
     (tmp_path / "yfcc15m.pkl").write_bytes(pickle.dumps([(np.int64(2), np.str_("käse"), ""), (1, "a", "b")], protocol))
     run("yfcc_zip", tmp_path, tmp_path / "out")
     assert [json.loads(sample["json"])["title"] for sample in samples_of(tmp_path / "out").values()] == ["a", "käse"]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dtype", [object, "U3", "S3", np.int16, ">f8"])
+def test_arrays_in_pickles_have_numpys_rows_in_either_order(tmp_path: Path, protocol: int, dtype: Any):
+    rows = np.array([[1, 2, 3], [4, 5, 6]]).astype(str if dtype in ("U3", "S3") else int).astype(dtype)
+    for array in (rows, np.asfortranarray(rows), rows.T, rows[:, ::2]):
+        (tmp_path / "array.pkl").write_bytes(pickle.dumps(array, protocol))
+        with (tmp_path / "array.pkl").open("rb") as file:
+            assert load(file, tmp_path / "array.pkl") == array.tolist()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,21 @@ def test_the_orientation_outlives_resizing_so_that_training_decides(value: int):
     assert np.abs(np.asarray(turned_last) - turned_first).mean() < 3
 
 
+def test_images_that_become_jpegs_keep_the_colour_of_each_pixel():
+    lines = np.zeros((32, 32, 3), np.uint8)
+    lines[:, ::2, 0] = lines[:, 1::2, 2] = 200  # red and blue, one pixel wide
+    _, stored = convert_image(encoded(Image.fromarray(lines), "BMP"), None)
+    assert np.abs(pixels_of(stored) - lines).max() < 10
+
+
+def test_a_jpeg_that_becomes_eight_times_smaller_is_pillows():
+    squares = np.kron(np.random.default_rng(0).integers(0, 2, (16, 16)) * 255, np.ones((16, 16))).astype(np.uint8)
+    original = encoded(Image.fromarray(squares), "JPEG", quality=95)
+    expected = Image.open(io.BytesIO(original)).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+    _, resized = convert_image(original, 32)
+    assert np.abs(pixels_of(resized) - np.asarray(expected)).mean() < 6  # 3; with a decoder's own scaling alone, 16
+
+
 @pytest.mark.parametrize("size", [(1, 400_000), (400_000, 1), (300, 80_000)])
 def test_strips_that_no_jpeg_can_hold_are_left_out_by_name(size: tuple[int, int]):
     data = encoded(Image.new("L", size), "TIFF", compression="tiff_deflate")

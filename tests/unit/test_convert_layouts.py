@@ -192,12 +192,14 @@ def test_cc_npy_reads_every_kind_of_entry(tmp_path: Path, entries: list[Any]):
     }
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [object, "U20"])
-def test_cc_npy_reads_a_matrix_of_paths_and_captions(tmp_path: Path, dtype: Any):
+def test_cc_npy_reads_a_matrix_of_paths_and_captions(tmp_path: Path, dtype: Any, order: Any):
     root = tmp_path / "cc"
     put(root / "a/1.jpg", jpeg(1))
     put(root / "b.png", encoded("PNG"))
-    np.save(root / "cc.npy", np.array([("a/1.jpg", "one"), ("b.png", "two")], dtype), allow_pickle=True)
+    matrix = np.array([("a/1.jpg", "one"), ("b.png", "two")], dtype, order=order)
+    np.save(root / "cc.npy", matrix, allow_pickle=True)
     run("cc_npy", root, tmp_path / "out")
     assert samples_of(tmp_path / "out") == {
         "a/1": {"jpg": jpeg(1), "txt": b"one"},

@@ -16,7 +16,7 @@ from shard_files import write_pairs
 import openslip
 from openslip.__main__ import run
 from openslip.data.index.journal import JOURNAL, journal_line, read_journal
-from openslip.data.index.outdated import why_unused
+from openslip.data.index.outdated import index_folders, why_unused
 from openslip.data.sources.shards import ShardSource
 from openslip.doctor import (
     Finding,
@@ -213,6 +213,12 @@ def test_an_index_that_fits_its_shards_is_no_warning(index: Path):
     assert [finding.line() for finding in indexes(Path("runs"))] == ["ok      indexes         1 up to date"]
     Path("my shards").rename("moved")
     assert why_unused(Path("moved", index.parent.name, index.name)) is None
+
+
+def test_an_index_is_found_from_its_shards_their_folder_and_the_folder_of_such_folders(index: Path):
+    shards = index.parents[1]
+    for place in (shards / "0.tar", shards, shards.parent):
+        assert list(index_folders([place])) == [index]
 
 
 def test_an_index_of_changed_shards_is_listed(index: Path):

@@ -29,7 +29,7 @@ def place(tmp_path: Path) -> Path:
 
 def start(place: Path, *arguments: str, task: int = 0) -> subprocess.Popen[bytes]:
     environment = {
-        **{key: value for key, value in os.environ.items() if key == "OPENSLIP_EVAL_PATIENCE"},
+        **{key: value for key, value in os.environ.items() if key in ("OPENSLIP_EVAL_PATIENCE", "SECONDS")},
         **{"PATH": f"{place}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3", "OPENSLIP_EVAL_SECONDS": "0.05"},
         **{"SLURM_ARRAY_TASK_ID": str(task), "NOTES": str(place / "notes")},
     }
@@ -112,6 +112,15 @@ def test_a_run_in_which_nothing_changes_is_given_up(place: Path, folder: str, mo
     process = start(place, str(place / folder), "--", "evaluation=one")
     assert process.wait(20) == 1
     assert f"error: nothing in {place / folder} has changed for 1 s" in (place / "errors").read_text()
+
+
+def test_without_a_setting_the_patience_is_an_hour(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENSLIP_EVAL_PATIENCE", raising=False)
+    monkeypatch.setenv("SECONDS", "3601")  # bash counts from there, as if the task had waited for this long
+    for folder in (place / "run" / "checkpoints", place / "run"):
+        os.utime(folder, (1, 1))
+    assert start(place, str(place / "run"), "--", "evaluation=one").wait(20) == 1
+    assert f"error: nothing in {place / 'run'} has changed for 3600 s" in (place / "errors").read_text()
 
 
 def test_a_task_without_a_checkpoint_says_how_to_submit(place: Path):

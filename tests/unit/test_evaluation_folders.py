@@ -141,6 +141,15 @@ def test_a_text_list_is_decoded_by_its_byte_order_mark_or_refused(tmp_path: Path
         assert labels(FileList(root=str(tmp_path), images="list.txt")) == [2, 0]
 
 
+def test_a_path_in_a_list_may_hold_blanks(tmp_path: Path):
+    for name in ("an image.jpg", "another  one.jpg"):
+        layouts.put(tmp_path / name, layouts.picture(0, 0))
+    (tmp_path / "list.txt").write_text("an image.jpg 2\nanother  one.jpg\t0\n")
+    source = FileList(root=str(tmp_path), images="list.txt")
+    assert [Path(source[index].key).name for index in range(2)] == ["an image.jpg", "another  one.jpg"]
+    assert labels(source) == [2, 0]
+
+
 def test_the_fingerprint_of_a_list_changes_with_labels_and_order(tmp_path: Path):
     fingerprints = {
         FileList(**listed(tmp_path)).fingerprint,

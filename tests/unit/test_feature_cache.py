@@ -10,7 +10,7 @@ from evaluation_models import Logged, bundle, dual_encoder, image_encoder
 from torch import nn
 
 from openslip.data.image.eval_transform import EvalTransform
-from openslip.evaluation.feature_cache import FeatureCache
+from openslip.evaluation.feature_cache import VERSIONS, FeatureCache
 from openslip.evaluation.image_features import ImageFeatures, joint_features, sharing, tower_features
 from openslip.inference.bundle import Bundle
 from openslip.inference.tensor_files import remove_oldest
@@ -84,6 +84,19 @@ def test_other_weights_or_another_transform_need_a_pass(folder: Path, build):
 def test_another_batch_size_needs_a_pass_because_the_last_bits_may_depend_on_it(folder: Path):
     features(folder, bundle(dual_encoder()))
     assert features(folder, bundle(dual_encoder()), batch_size=3)[1] == COUNT
+
+
+def test_every_kind_of_device_has_features_of_its_own():
+    cache, model = FeatureCache(None), bundle(dual_encoder())
+    devices = ("cpu", "cuda:0", "cuda:1")
+    cpu, first, second = (cache.key(replace(model, device=torch.device(name)), "source", 2) for name in devices)
+    assert cpu != first == second
+
+
+def test_another_version_of_a_library_needs_a_pass(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    features(folder, bundle(dual_encoder()))
+    monkeypatch.setitem(VERSIONS, "torch", "0.0")
+    assert features(folder, bundle(dual_encoder()))[1] == COUNT
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.99])

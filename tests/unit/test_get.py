@@ -64,6 +64,7 @@ FASHION = [
         for name, array in (("images-idx3-ubyte.gz", IMAGES), ("labels-idx1-ubyte.gz", LABELS))
     ),
     tar_member("./usr/share/doc/readme", b"no data"),
+    tar_member(f"./{BELOW}-other/readme", b"no data"),
 ]
 
 
@@ -362,6 +363,17 @@ def test_a_large_download_is_announced_and_a_person_is_asked(
         printed = capsys.readouterr()
         assert printed.out.index("MIT") < printed.out.index("download: 0.0 MB into") if code else True
         assert ("nothing was downloaded; --yes" in printed.err) == (code == 1)
+
+
+@pytest.mark.parametrize(("num_bytes", "is_asked"), [(1_000_000_000, False), (1_000_000_001, True)])
+def test_a_person_is_asked_about_more_than_1_gb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int, is_asked: bool
+):
+    monkeypatch.setattr(folder_module, "create", lambda fetcher, folder, agree: agree(num_bytes))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    assert get_large(tmp_path) == (1 if is_asked else 0)
+    assert sys.stdin.read() == ("" if is_asked else "n\n")
 
 
 @pytest.mark.parametrize(("terminal", "words"), [(True, ["--yes"]), (False, [])])

@@ -132,6 +132,23 @@ def test_hidden_files_and_folders_are_no_images(classes: Path):
     assert folder_names(str(classes)) == ["cat", "dog"]
 
 
+def test_the_fingerprint_of_a_folder_changes_with_names_and_sizes_of_images(classes: Path):
+    fingerprints = [ImageFolder(root=str(classes)).fingerprint]
+    put(classes / "cat/a.jpg", jpeg(0) + b"\0")
+    fingerprints.append(ImageFolder(root=str(classes)).fingerprint)
+    (classes / "cat/a.jpg").rename(classes / "cat/b.jpg")
+    fingerprints.append(ImageFolder(root=str(classes)).fingerprint)
+    assert len(set(fingerprints)) == 3
+    assert ImageFolder(root=str(classes)).fingerprint == fingerprints[-1]
+
+
+def test_annotations_are_read_in_the_order_of_their_files(tmp_path: Path):
+    for name in NAMES:
+        annotation = b'[{"image_id": 0, "subreddit": "%s"}]' % name.encode()
+        put(tmp_path / "annotations" / f"{name}.json", annotation)
+    assert [record.key for record in redcaps_records(tmp_path)] == [f"{name}/0" for name in sorted(NAMES)]
+
+
 def test_hidden_files_are_not_converted(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run("image_folder", classes, tmp_path / "out")
     assert set(samples_of(tmp_path / "out")) == {"cat/a", "dog/deeper/b"}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import openslip
 from openslip.commands import eval as eval_command
+from openslip.commands._alpha_evaluations import AlphaTable
 from openslip.commands.merge import main, places
 from openslip.data.image.eval_transform import EvalTransform
 from openslip.errors import UserError
@@ -318,6 +319,28 @@ def test_words_that_are_no_setting_of_the_evaluations_are_refused(tmp_path: Path
         with pytest.raises(UserError, match=message):
             main([*words, word])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_table_is_replaced_only_with_force(tmp_path: Path, files: tuple[Path, Path]):
+    (tmp_path / "merge.json").write_text("mine")
+    with pytest.raises(UserError, match=r"merge\.json exists: add --force"):
+        main([*map(str, files), "--alpha", "0:1:0.5", "--out", str(tmp_path), "evaluation=builtin"])
+    assert (tmp_path / "merge.json").read_text() == "mine"
+
+
+def test_the_best_alpha_has_the_highest_accuracy_or_the_lowest_loss(tmp_path: Path):
+    better: dict[str, Any] = {"loss": "lower", "top1": "higher", "size": None}
+    table = AlphaTable(tmp_path / "merge.json", ("a", "b"), {}, better)
+    for alpha, value in (("0", 3.0), ("0.5", 1.0), ("1", 2.0)):
+        record: dict[str, Any] = {"problems": []}
+        records = {name: {**record, "headline_metric": name, "metrics": {name: value}} for name in better}
+        table.add(Decimal(alpha), tmp_path / "x", records, {})
+    best = {name: table.best(name) for name in better}
+    assert best == {
+        "loss": {"metric": "loss", "value": 1.0, "alphas": [0.5]},
+        "top1": {"metric": "top1", "value": 3.0, "alphas": [0.0]},
+        "size": None,
+    }
 
 
 def test_alphas_are_evaluated_as_by_openslip_eval_and_a_failure_keeps_the_other_rows(

@@ -257,6 +257,16 @@ def test_folders_with_other_punctuation_or_a_leading_number_are_the_class(tmp_pa
     assert "polka-dotted" in mine.classnames
 
 
+def test_the_folders_of_eurosat_are_its_classes():
+    """EuroSAT.zip of Helber et al. 2019, as its site and torchvision unpack it."""
+    folders = [
+        *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+        *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
+    ]
+    assert class_names("eurosat", folders).names == names_of("eurosat")
+    assert class_names("eurosat", folders).names[2] == "brushland or shrubland"
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_folders_that_are_label_numbers_have_the_published_names(first: int):
     numbers = [str(label + first) for label in range(102)]

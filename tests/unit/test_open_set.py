@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 from sklearn.neighbors import LocalOutlierFactor as ReferenceFactor
 
 from openslip.errors import MissingPackage, UserError
+from openslip.evaluation.evaluation import with_unit
 from openslip.evaluation.frozen_classifiers import LogisticRegression, NearestNeighbours
 from openslip.evaluation.frozen_features import split_rows
 from openslip.evaluation.novelty import Energy, LocalOutlierFactor, MaxSimilarity
@@ -122,6 +123,11 @@ def test_separation_counts_ties_as_accepted():
     rates = roc_curve(~group, -scores, drop_intermediate=False)
     expected = {"roc_auc": 100 * roc_auc_score(group, scores), "fpr95": 100 * rates[0][np.argmax(rates[1] >= 0.95)]}
     assert separation(scores, group, "") == pytest.approx(expected)
+
+
+def test_rates_are_shown_in_per_cent():
+    for metric in ("harmonic_mean_energy", "roc_auc_energy", "fpr95_energy", "top1_seen"):
+        assert with_unit(metric, 12.5) == "12.50 %"
 
 
 def test_novelty_grows_with_the_distance_from_the_training_images():

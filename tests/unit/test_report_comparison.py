@@ -67,6 +67,14 @@ def test_settings_metrics_and_provenance_stand_side_by_side(pair: list[Path], tm
     assert "second|CLIP|100|12,800|||||" in text
 
 
+def test_the_speed_of_a_run_is_its_median(pair: list[Path], tmp_path: Path):
+    for number, run in enumerate(pair, 1):
+        speeds = [f"{step},{64 * step},{speed}" for step, speed in enumerate((10, 300 * number, 500 * number), 1)]
+        (run / "metrics.csv").write_text("\n".join(["step,samples_seen,speed/samples_per_second", *speeds]) + "\n")
+    text = text_of(write_comparison(pair, tmp_path / "comparison.html"))
+    assert "samples per second, median|300|600|" in text
+
+
 def test_each_changing_metric_is_one_chart_with_a_line_per_run(pair: list[Path], tmp_path: Path):
     page = write_comparison(pair, tmp_path / "comparison.html").read_text()
     labels = re.findall(r'aria-label="([^"]*)"', page)

@@ -12,6 +12,7 @@ from retrieval_models import Captioned
 
 from openslip.arrays import write_arrays
 from openslip.report import write_report
+from openslip.report.drawings import point_map
 from openslip.report.geometry import MEANINGS
 
 
@@ -150,6 +151,16 @@ def test_points_of_few_classes_have_their_colours(tmp_path: Path):
 def test_a_geometry_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, np.ndarray]):
     page = page_of(tmp_path, "shape", measured() | change)
     assert "arrays/shape.npz does not hold a geometry" in page
+
+
+def test_what_lies_higher_is_drawn_higher_and_both_axes_have_one_scale():
+    points = np.array([[1.0, 1.0], [4.0, 1.0], [1.0, 5.0]])
+    drawing = point_map([(points, [0, 0, 0], ["corner", "right", "above"], False)], "a map")
+    corner, right, above = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing), float)
+    scale = (corner[1] - above[1]) / 4
+    assert scale > 100
+    assert right - corner == pytest.approx([3 * scale, 0], abs=0.1)
+    assert above - corner == pytest.approx([0, -4 * scale], abs=0.1)
 
 
 def test_equal_points_are_drawn(tmp_path: Path):

@@ -20,8 +20,9 @@ from openslip.config.build import settled
 from openslip.config.compose import compose_config
 from openslip.config.folder import config_folder
 from openslip.reproduce.comparison import LIMIT, compare, curve_rows
-from openslip.reproduce.curves import curves_folder, final, read_recorded
+from openslip.reproduce.curves import Recorded, curves_folder, final, read_recorded
 from openslip.reproduce.finished import Finished, config_differences, read_run
+from openslip.reproduce.ladder import cost
 from openslip.reproduce.rungs import Entry, Figure, find, ladder, read
 
 Folder = Callable[..., Path]
@@ -77,6 +78,10 @@ def test_the_ladder_fits_80_columns_and_names_every_run_without_importing_torch(
         "    top1: linear probe on ImageNet (chance 0.1)\n",
     ):
         assert row in done.stdout
+
+
+def test_the_lowest_rung_comes_first():
+    assert [rung.name for rung in ladder()] == ["shapes", "laptop_lit", "laptop_scratch", "one_gpu", "yfcc15m"]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=[entry.name for entry in ENTRIES])
@@ -167,6 +172,14 @@ def test_the_ladder_shows_what_was_recorded(curves: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert run(["reproduce"]) == 0
     assert "    shapes                     79.0 (78.0 to 80.0)     1.5 min      3 seeds\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [((60, 120), "1.5 min"), ((5340, 5340), "89.0 min"), ((3600, 10_800), "2.0 h")]
+)
+def test_a_recorded_time_is_the_mean_of_the_seeds(seconds: tuple[float, ...], said: str):
+    recorded = Recorded({}, {}, [{"seconds": value} for value in seconds])
+    assert cost(ENTRIES[0], recorded) == said
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from openslip.data.sources.image_folder import ImageFolder
 from openslip.data.sources.mixture import Mixture
 from openslip.data.sources.subset import Subset
 from openslip.evaluation.evaluation import Evaluation
+from openslip.evaluation.feature_cache import VERSIONS, FeatureCache
 from openslip.evaluation.frozen_classifiers import NearestNeighbours
 from openslip.evaluation.identity import identity
 from openslip.evaluation.novelty import Energy
 from openslip.evaluation.open_set import OpenSet
-from openslip.evaluation.suite import in_order_of_sources
+from openslip.evaluation.suite import Suite, in_order_of_sources
 from openslip.evaluation.zeroshot import ZeroShot
 from openslip.inference.bundle import Bundle
 from openslip.inference.wrapped import WrappedModel, WrappedTokenizer, WrappedTransform
@@ -118,6 +119,25 @@ def test_tokenizer_transform_and_architecture_belong_to_it_and_the_device_does_n
     known = identity(model, evaluation, {}, "1")
     assert identity(change(model), evaluation, {}, "1") != known
     assert identity(replace(model, device=torch.device("meta")), evaluation, {}, "1") == known
+
+
+@pytest.mark.parametrize("library", ["torch", "timm", "pillow", "simplejpeg"])
+def test_the_versions_of_what_computes_belong_to_it(
+    evaluation: ZeroShot, monkeypatch: pytest.MonkeyPatch, library: str
+):
+    model = bundle(dual_encoder())
+    known = identity(model, evaluation, {}, "1")
+    monkeypatch.setitem(VERSIONS, library, "0.0")
+    assert identity(model, evaluation, {}, "1") != known
+
+
+def test_a_stored_result_holds_no_credentials():
+    suite = Suite(bundle(dual_encoder()), "x", FeatureCache(None))
+    config = {"source": {"shards": ["https://user:SECRET@host/a.tar?sig=TOKEN"]}, "templates": ["a {}"]}
+    assert suite.run("mine", zero_shot(Pictures(7)), config)["config"] == {
+        "source": {"shards": ["https://host/a.tar"]},
+        "templates": ["a {}"],
+    }
 
 
 def test_evaluations_of_one_source_follow_each_other():

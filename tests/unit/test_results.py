@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -198,6 +199,30 @@ def test_published_metrics_are_of_evaluations_and_in_per_cent():
     assert stated <= set(suite)
 
 
+# benchmark/benchmark.csv of LAION-AI/CLIP_benchmark at commit 48de38c: sums of `acc1`, or of `mean_per_class_recall`.
+SUMS_OF_MODELS = {
+    **{"ViT-B-32/openai": 709.37, "ViT-B-16/openai": 747.77, "ViT-L-14/openai": 854.19, "ViT-L-14-336/openai": 863.78},
+    **{"ViT-B-32/laion2b_s34b_b79k": 799.86, "ViT-L-14/laion2b_s32b_b82k": 845.65},
+    **{"ViT-H-14/laion2b_s32b_b79k": 893.9},
+}
+SUMS_OF_SETS = {
+    **{"cars": 552.94, "cifar10": 658.88, "dtd": 386.01, "aircraft": 212.36, "pets": 640.64, "caltech101": 644.66},
+    **{"flowers": 517.93, "mnist": 450.63, "stl10": 688.04, "gtsrb": 342.45, "country211": 179.33},
+    **{"rendered_sst2": 440.65},
+}
+
+
+def test_the_figures_of_clip_benchmark_have_the_sums_of_its_table():
+    metrics = published_metrics()
+    models = {name: metrics[f"open_clip:{name}"] for name in SUMS_OF_MODELS}
+    assert {model for model in metrics if model.startswith("open_clip:")} == {f"open_clip:{name}" for name in models}
+    for model, figures in models.items():
+        assert figures.keys() == SUMS_OF_SETS.keys()
+        assert sum(figure.value for figure in figures.values()) == pytest.approx(SUMS_OF_MODELS[model], abs=1e-6), model
+    for name, expected in SUMS_OF_SETS.items():
+        assert sum(figures[name].value for figures in models.values()) == pytest.approx(expected, abs=1e-6), name
+
+
 def test_the_protocol_of_published_metrics_is_that_of_our_configs():
     for group in yaml.safe_load(METRICS.read_text()):
         for evaluation, expected in group["expected"].items():
@@ -217,7 +242,10 @@ def test_the_help_says_what_it_reads(capsys: pytest.CaptureFixture[str]):
     assert re.search(r"RUN +folder of a run, or a checkpoint", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("change", [{"notes": {"classes": "100 of 1000"}}, {"problems": ["2 x no image"]}])
+@pytest.mark.parametrize(
+    "change",
+    [{"notes": {"classes": "100 of 1000"}}, {"notes": {"samples": "100 of 50000"}}, {"problems": ["2 x no image"]}],
+)
 def test_a_result_on_a_part_of_a_dataset_is_not_compared(tmp_path: Path, change: dict[str, Any]):
     name = next(iter(published_metrics()))
     for folder, changes in (("whole", {}), ("part", change)):
@@ -227,6 +255,14 @@ def test_a_result_on_a_part_of_a_dataset_is_not_compared(tmp_path: Path, change:
     assert whole.published is not None
     assert part is not None
     assert part.published is None
+
+
+def test_a_result_never_stands_beside_the_arrays_of_an_earlier_one(tmp_path: Path):
+    record = {"evaluation": "mine"}
+    stored.write(tmp_path, record, {"labels": np.zeros(3)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "mine.npz"]
+    stored.write(tmp_path, record, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
 
 
 def test_results_of_a_folder_of_weights_are_found(tmp_path: Path):

@@ -195,6 +195,15 @@ def test_exif_orientation_is_ignored_as_published_or_applied(value: int, picture
     assert transform(Image.open(io.BytesIO(data))).equal(pixels)
 
 
+def test_an_orientation_behind_a_long_header_is_applied():
+    data = turned(6)
+    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)  # the longest segment that a JPEG can have
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    for decoder in (PillowDecoder, TurboDecoder):
+        applied: Any = decoder(exif="apply").decode(data[:2] + comment + data[2:], "x")
+        assert np.array_equal(np.asarray(applied), upright)
+
+
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged EXIF
 def test_damaged_exif_turns_nothing():
     data = encoded(Image.new("RGB", (6, 4)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff nonsense")

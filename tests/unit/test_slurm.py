@@ -1,6 +1,8 @@
 """Processes that are no tasks, or other ones than the run asks for, are refused in one line; one job is requeued."""
 
+import re
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,12 @@ def under(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *argumen
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return compose_config("train", list(arguments))[0]["trainer"]
+
+
+def test_the_signal_before_the_time_limit_reaches_every_task():
+    script = (Path(__file__).parents[2] / "slurm" / "train.sbatch").read_text()
+    (announced,) = re.findall(r"^#SBATCH --signal=(\S+)", script, re.MULTILINE)
+    assert announced == "USR1@300"  # with `B:`, sbatch signals the script alone
 
 
 def test_nodes_and_tasks_come_from_slurm(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,6 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
 
 from openslip import signals
 from openslip.config.folder import config_folder
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="sweep")
-def combination(config: DictConfig) -> None:
+def combination(config: object) -> None:
     """Train one combination; `config` is not used, because `openslip train` composes the config itself."""
     job = HydraConfig.get()
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]

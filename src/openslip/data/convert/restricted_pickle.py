@@ -35,7 +35,10 @@ class _Array(list):
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         _, shape, dtype, is_fortran, data = state
-        self[:] = _nested(data if isinstance(data, list) else dtype.values(data), shape, "F" if is_fortran else "C")
+        if isinstance(data, list):  # objects, which numpy lists in C order whatever the array's own order
+            self[:] = _nested(data, shape, "C")
+        else:
+            self[:] = _nested(dtype.values(data), shape, "F" if is_fortran else "C")
 
 
 def _nested(values: list[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> list[Any]:
