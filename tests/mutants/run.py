@@ -3,8 +3,8 @@
 Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
 import it directly, then those that reach it by one more import. Before all these come the few files that say most about
 the changed file, then the files that mention the function or class, without tests that start processes. For a config
-those are the tables of published values, then the tests of the code which finds configs; for a table of texts the
-tests that mention its name.
+those are the tables of published values, then the tests of the code which finds configs; for a table of texts or a
+batch script the tests that mention its name.
 """
 
 import ast
@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -167,12 +166,14 @@ def module_name(path: Path) -> str:
 
 def module_tests(fault: tuple[str, str, str], graph: dict[str, list[str]]) -> list[str]:
     path = fault[0]
-    if path.endswith(".txt"):  # a table of texts is not imported but read by its name
-        word = re.compile(rf"\b{Path(path).stem}\b")
-        return [test for test in sorted({*chain(*graph.values())}) if word.search((ROOT / test).read_text())]
-    if path.startswith("src/"):
+    if path.startswith("configs/"):
+        return [*dict.fromkeys([*CONFIGS_ARE_COMPARED_BY, *graph[CONFIGS_ARE_READ_BY]])]
+    if path.endswith(".py"):
         return graph.get(module_name(ROOT / path), [])
-    return [*dict.fromkeys([*CONFIGS_ARE_COMPARED_BY, *graph[CONFIGS_ARE_READ_BY]])]
+    # A table of texts or figures and a batch script are not imported but read by their names.
+    word = re.compile(rf"\b{Path(path).name if path.startswith('slurm/') else Path(path).stem}\b")
+    tests = [test for tier in TIERS for test in sorted((ROOT / "tests" / tier).glob("test_*.py"))]
+    return [str(test.relative_to(ROOT)) for test in tests if word.search(test.read_text())]
 
 
 def names_around(fault: tuple[str, str, str]) -> list[str]:

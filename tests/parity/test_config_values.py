@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from config_values import CONFIGS, FETCHES, LADDER
+from config_values import CONFIGS, FETCHED_TO, FETCHES, LADDER
 from evaluation_rows import EVALUATIONS
 
 from openslip.config.folder import config_folder
@@ -27,6 +27,7 @@ def test_a_rung_has_its_runs_and_figures(name: str):
         run: (
             [(metric, figure["images"], figure["chance"]) for metric, figure in settings["figures"].items()],
             settings.get("published"),
+            {key: value for key, value in settings.items() if key not in ("figures", "published", "hours")},
         )
         for run, settings in rung["runs"].items()
     }
@@ -51,8 +52,9 @@ def test_what_is_fetched_is_what_the_evaluation_reads(name: str):
 
 @pytest.mark.parametrize("name", FETCHES)
 def test_a_package_is_fetched_and_chosen_from_as_stated(name: str):
-    fetcher = written(f"catalogue/{name}")["fetcher"]
-    assert {key: fetcher[key] for key in FETCHES[name]} == FETCHES[name]
+    entry = written(f"catalogue/{name}")
+    assert {key: entry["fetcher"][key] for key in FETCHES[name]} == FETCHES[name]
+    assert entry["folder"] == FETCHED_TO[name]
 
 
 def test_no_name_of_the_drawings_is_both_seen_and_unseen():

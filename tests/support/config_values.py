@@ -272,6 +272,61 @@ LAPTOP = {
     },
 }
 
+DRAWINGS_DATA = {
+    "_target_": "openslip.data.sources.openclipart.openclipart",
+    "root": f"{EVALUATION_DATA}/openclipart",
+    **{"split": "train", "shuffle_captions": False},
+}
+
+# ---- runs of other repositories; the numbers that they lead to are in `published_recipes.FAMILY`
+
+
+def of_declip(model: str, *overrides: Settings, evaluated_by: str = "imagenet80", **settings: Any) -> Settings:
+    """A run of Sense-GVT/DeCLIP on its own 15.4 million pairs."""
+    chosen = {"model": model, "data": "yfcc15m_v2", "evaluation": evaluated_by, "mode": "faithful"}
+    defaults = [{f"override /{group}": name} for group, name in chosen.items()]
+    return {"defaults": [{"/recipe/experiment@_global_": "declip"}, *defaults, *overrides], **settings}
+
+
+def of_laclip(data: str, max_epochs: int) -> Settings:
+    """A run of LijieFan/LaCLIP: its README and models.py."""
+    chosen = {"model": "clip_vitb16", "data": data, "evaluation": "imagenet", "mode": "faithful"}
+    return {
+        "defaults": [{f"override /{group}": name} for group, name in chosen.items()],
+        "mode": {"gather_with_grad": True},
+        "model": {"image_tower": {"arguments": {"qk_norm": True}}},
+        "optim": {"lr": 1e-3, "weight_decay": 0.5},
+        "trainer": {"max_epochs": max_epochs},
+    }
+
+
+OF_FILIP: Settings = {  # model/filip.py: tokens alone are contrasted, and words are masked without a loss
+    "objective": {"clip_scale": 0.0, "views": {"image": "${views.moco}", "text": "${views.masked_caption}"}},
+    "evaluation": {"imagenet_tokens": {"count_padding": True, "templates": "imagenet80"}},
+}
+FAMILY = {
+    **{
+        f"yfcc15m_clip_{size}_32ep": of_declip(f"clip_{size}", {"override /optim": "declip"})
+        for size in ("vitb32", "rn50")
+    },
+    **{
+        f"yfcc15m_{method}_{size}_32ep": of_declip(f"{method}_{size}")
+        for method, sizes in {
+            "declip": ["vitb32", "rn50"],
+            "declip_slip": ["vitb32", "rn50"],
+            "defilip": ["vitb32"],
+        }.items()
+        for size in sizes
+    },
+    "yfcc15m_filip_rn50_32ep": of_declip("filip_rn50", evaluated_by="imagenet_tokens", **OF_FILIP),
+    "yfcc15m_filip_vitb32_32ep": {
+        **of_declip("filip_vitb32", evaluated_by="imagenet_tokens", **OF_FILIP),
+        "model": {"embed_dim": 768},
+    },
+    "cc12m_laclip_vitb16_35ep": of_laclip("cc12m", 35),
+    "cc3m_laclip_vitb16_40ep": of_laclip("cc3m", 40),
+}
+
 # ---- modes of debugging, sweeps, the cache of shards
 
 UNEVALUATED = {"defaults": [{"override /evaluation": "none"}, "_self_"]}
@@ -333,29 +388,41 @@ BY_FOLDER = {
     "model": MODELS,
     "model/tower": TOWERS,
     "tokenizer": TOKENIZERS,
+    "data": {"openclipart": {"defaults": ["webdataset", {"override source": "openclipart"}, "_self_"]}},
+    "data/source": {"openclipart": DRAWINGS_DATA},
+    "size/text": {
+        "bag": {"defaults": [{"/model/tower@model.text_tower": "text_bag"}, "_self_"], "model": {"embed_dim": 64}}
+    },
     "recipe/experiment": OF_EXPERIMENTS,
-    "experiment": LAPTOP,
+    "experiment": LAPTOP | FAMILY,
     "debug": DEBUG,
     "sweeps": SWEEPS,
     "shard_cache": SHARD_CACHES,
 }
 CONFIGS = {f"{folder}/{name}": values for folder, rows in BY_FOLDER.items() for name, values in rows.items()}
 
-# ---- the ladder: letter, then per run its figures (metric, test images, chance in per cent) and its published name
+# ---- the ladder: letter, then per run its figures (metric, test images, chance in per cent), its published name, and
+# the other settings: SLIP's README has the best epoch on CC3M, and SimCLR has no accuracy but the linear probe's
 
 SHAPES_TOP1 = ("eval/builtin/top1", 1450, 0.7)
 SEEN_TOP1 = ("eval/openclipart/top1_seen", 269, 2.3)
 UNSEEN_TOP1 = ("eval/openclipart/top1_unseen", 232, 6.7)
 IMAGENET_TOP1 = ("eval/imagenet/top1", 50_000, 0.1)
 PROBE_TOP1 = ("eval/imagenet_probe/top1", 50_000, 0.1)
+EVERY_EPOCH = "evaluation.imagenet.every_n_epochs=1"
+PROBED = {"accuracy": "linear", "after": ["openslip eval checkpoint=RUN evaluation=imagenet_probe"]}
 SIZES = {"vits16": "small", "vitb16": "base", "vitl16": "large"}
 LADDER = {
-    "shapes": ("a", {"shapes": ([SHAPES_TOP1], None)}),
-    "laptop_lit": ("b", {"laptop_lit": ([SEEN_TOP1, UNSEEN_TOP1], None)}),
-    "laptop_scratch": ("c", {f"laptop_{name}": ([SEEN_TOP1], None) for name in ("clip", "slip", "siglip")}),
+    "shapes": ("a", {"shapes": ([SHAPES_TOP1], None, {"settings": []})}),
+    "laptop_lit": ("b", {"laptop_lit": ([SEEN_TOP1, UNSEEN_TOP1], None, {})}),
+    "laptop_scratch": ("c", {f"laptop_{name}": ([SEEN_TOP1], None, {}) for name in ("clip", "slip", "siglip")}),
     "one_gpu": (
         "d",
-        {f"cc3m_{name}_vitb16_40ep": ([IMAGENET_TOP1], f"{name}_base_cc3m_40ep") for name in ("clip", "slip")},
+        {
+            run: ([IMAGENET_TOP1], published, {"best": True, "settings": [f"experiment={run}", EVERY_EPOCH]})
+            for name in ("clip", "slip")
+            for run, published in [(f"cc3m_{name}_vitb16_40ep", f"{name}_base_cc3m_40ep")]
+        },
     ),
     "yfcc15m": (
         "e",
@@ -363,6 +430,7 @@ LADDER = {
             f"yfcc15m_{name}_{size}_{epochs}ep": (
                 [PROBE_TOP1 if name == "simclr" else IMAGENET_TOP1],
                 f"{name}_{title}_{epochs}ep",
+                PROBED if name == "simclr" else {},
             )
             for size, title in SIZES.items()
             for name, lengths in (("clip", [25]), ("simclr", [25]), ("slip", [25, 50, 100]))
@@ -411,5 +479,24 @@ FETCHES: dict[str, Settings] = {
         ],
         "val_share": 0.2,
         "side": 224,
+        "not_keywords": [
+            *("hash", "unsorted", "special", "magick", "contour", "theme", "lemon theme icon", "clipart", "clip art"),
+            *("openclipart", "icons", "icon", "mapsym", "menu", "stock", "webpage", "appicon"),
+            *("architetto francesco rollandin", "miscellany", "creation", "geometry"),
+        ],
+        "seen": [
+            *("alcohol", "animal", "arrow", "astronomy", "beverage", "bird", "building", "button", "car"),
+            *("carbohydrate", "cartoon", "christianity", "city", "clothing", "container", "decoration", "dessert"),
+            *("education", "entertainment", "equipment", "face", "feline", "festive", "fire", "flourish", "flower"),
+            *("fruit", "furniture", "game", "geography", "glass", "hardware", "holiday", "hotel", "insect", "logo"),
+            *("mammal", "map", "music", "navy", "office", "orange", "pattern", "plant", "protein", "recreation"),
+            *("religion", "science", "smiley", "sports", "stars", "tool", "toy", "transport", "vegetable", "vehicle"),
+            *("weapon", "weather", "woman"),
+        ],
     },
+}
+# Where runs and evaluations look for them: `TOWERS`, `LAPTOP`, torchvision's layout, `evaluation_rows.drawings`.
+FETCHED_TO = {
+    **{"efficientnet_lite0": "efficientnet_lite0", "glove_6b_50d": "glove_6b_50d"},
+    **{"fashion_mnist": "FashionMNIST", "openclipart": "openclipart"},
 }
