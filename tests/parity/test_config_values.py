@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from config_values import CONFIGS, FETCHED_TO, FETCHES, LADDER
+from config_values import CONFIGS, FETCHED_TO, FETCHES, LADDER, OPERATION
 from evaluation_rows import EVALUATIONS
 
 from openslip.config.folder import config_folder
@@ -18,6 +18,12 @@ def written(path: str) -> Any:
 @pytest.mark.parametrize("path", CONFIGS)
 def test_a_config_has_the_settings_of_its_source(path: str):
     assert written(path) == CONFIGS[path]
+
+
+@pytest.mark.parametrize("path", OPERATION)
+def test_what_changes_no_number_has_its_documented_default(path: str):
+    config = written(path)
+    assert {key: config[key] for key in OPERATION[path]} == OPERATION[path]
 
 
 @pytest.mark.parametrize("name", LADDER)

@@ -379,6 +379,30 @@ SHARD_CACHES = {
         **{"folder": None, "max_bytes": 200_000_000_000, "min_bytes_per_second": 10_000},
     }
 }
+LOGGERS = {
+    "csv": {},
+    "mlflow": {
+        "mlflow": {
+            "_target_": "openslip.training.logging.mlflow_logger.mlflow_logger",
+            **{"project": "openslip", "name": None, "version": None, "tracking_uri": None},
+        }
+    },
+    "tensorboard": {
+        "tensorboard": {"_target_": "pytorch_lightning.loggers.TensorBoardLogger", "name": "", "version": "tensorboard"}
+    },
+    "trackio": {
+        "trackio": {
+            "_target_": "openslip.training.logging.trackio_logger.TrackioLogger",
+            **{"project": "openslip", "version": None},
+        }
+    },
+    "wandb": {
+        "wandb": {
+            "_target_": "openslip.training.logging.wandb_logger.wandb_logger",
+            **{"project": "openslip", "name": None, "version": None, "timeout": 10},
+        }
+    },
+}
 BY_FOLDER = {
     "objective": OF_OBJECTIVES,
     "method": METHODS,
@@ -398,8 +422,39 @@ BY_FOLDER = {
     "debug": DEBUG,
     "sweeps": SWEEPS,
     "shard_cache": SHARD_CACHES,
+    "logger": LOGGERS,
 }
 CONFIGS = {f"{folder}/{name}": values for folder, rows in BY_FOLDER.items() for name, values in rows.items()}
+
+# ---- settings that change no number, but what a run keeps or loads and how long it may hang: docs/RUNNING.md,
+# docs/ARCHITECTURE.md
+
+TRAINING = "openslip.training"
+OPERATION: dict[str, Settings] = {
+    "train": {
+        **{"name": None, "runs_dir": "runs", "resume": "auto", "quiet": False, "allow": []},
+        **{"micro_batch_size": "auto", "compile": "auto"},
+        "plan": {"utilisation": 0.4, "device_counts": [1, 8, 64]},
+        "watchdog": {"setup": 7200, "step": 1800, "evaluation": 14_400, "checkpoint": 3600},
+    },
+    "data/webdataset": {"num_workers": "auto", "prefetch_gb": 3},
+    "callbacks/default": {
+        "finite": {"_target_": f"{TRAINING}.callbacks.finite.Finite", "stop_after": 10},
+        "metrics": {
+            "_target_": f"{TRAINING}.logging.metrics.Metrics",
+            **{"every_n_steps": 10, "devices": "${devices}", "peak_tflops": None},
+        },
+        "snapshot": {"_target_": f"{TRAINING}.callbacks.snapshot.Snapshot", "num_samples": 12},
+        "save": {
+            "_target_": f"{TRAINING}.callbacks.save.Save",
+            **{"every_minutes": 15, "every_n_steps": None, "every_n_epochs": 1},
+        },
+    },
+    "eval": {
+        **{"checkpoint": "???", "device": "auto", "allow": [], "quiet": False, "feature_cache": "auto"},
+        **{"again": False, "output": None},
+    },
+}
 
 # ---- the ladder: letter, then per run its figures (metric, test images, chance in per cent), its published name, and
 # the other settings: SLIP's README has the best epoch on CC3M, and SimCLR has no accuracy but the linear probe's
