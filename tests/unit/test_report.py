@@ -563,6 +563,12 @@ def test_damaged_files_are_named(tmp_path: Path):
     assert "{1" in page.text, "so is an environment that is no JSON"
 
 
+def test_a_config_whose_evaluations_are_no_settings_is_shown_as_it_is(tmp_path: Path):
+    folder = whole_run(tmp_path / "run")
+    (folder / "config.yaml").write_text("evaluation: [builtin]")
+    assert "evaluation: [builtin]" in Page(write_report(folder)).text
+
+
 def test_metrics_that_a_spreadsheet_has_saved_are_read_or_named(tmp_path: Path):
     folder = whole_run(tmp_path / "run")
     page, text = write_report(folder).read_bytes(), (folder / "metrics.csv").read_text()

@@ -44,7 +44,7 @@ def with_later_evaluations(metrics: Metrics, folder: Path) -> Metrics:
 def settings_in_training(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the settings of a run's evaluations that change metrics; none if the run used parts of the datasets."""
     config = read_config(folder)
-    evaluations = config.get("evaluation") or {}
+    evaluations = config["evaluation"] if isinstance(config.get("evaluation"), dict) else {}
     subset = {} if config.get("evaluation_samples") is None else {"evaluation_samples": config["evaluation_samples"]}
     return {name: settled(options) | subset for name, options in evaluations.items() if isinstance(options, dict)}
 
