@@ -37,10 +37,16 @@ def prints_its_product(arguments: list[str]) -> bool:
         return True
     if arguments[:2] in (["data", "list"], ["data", "check"]):
         return True
+    if arguments[:1] == ["reproduce"]:  # with NAME and without --run, it trains or stores; letters are only shown
+        names = [word for word in arguments[1:] if not word.startswith("-")]
+        return all(len(name) == 1 for name in names[:1]) or is_given("--run", arguments)
+    return not is_given("--output", arguments) and arguments[:1] not in [[command] for command in LEAVE_FILES]
+
+
+def is_given(option: str, arguments: list[str]) -> bool:
+    """Whether an option is among the arguments, also in a shorter form, which argparse understands."""
     given = {word.partition("=")[0] for word in arguments}
-    if arguments[:1] == ["reproduce"]:  # with NAME and without --run, it trains or stores
-        return len(arguments) == 1 or "--run" in given
-    return "--output" not in given and arguments[:1] not in [[command] for command in LEAVE_FILES]
+    return any(option.startswith(word) for word in given if word[:2] == "--" and len(word) > 2)
 
 
 def run(arguments: list[str]) -> int:

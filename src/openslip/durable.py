@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,12 +91,13 @@ def refuse_unwritable(path: Path, *, refusal: type[UserError] = UserError, advic
         if path.exists() and not path.is_file():
             raise OSError(None, "it is no regular file")
         trial.unlink(missing_ok=True)  # left by a killed process of this id
-        with trial.open("xb") as file:  # "x" does not follow a link, as in `durable`
+        # "x" does not follow a link, as in `durable`. If the file exists, another process tries the same.
+        with suppress(FileExistsError), trial.open("xb") as file:
             try:
                 file.write(b"\n")
                 file.flush()
             finally:
-                trial.unlink()
+                trial.unlink(missing_ok=True)
     except OSError as error:
         raise refusal(f"{unwritten(path, error)}: {advice}") from error
 

@@ -21,3 +21,14 @@ def regular_file(path: str | Path) -> Path:
     if kind:
         raise UserError(f"{path} is {kind}: expected a regular file")
     return Path(path)
+
+
+def refuse_pipes(folder: Path) -> None:
+    """Refuse a run's folder in which a file of the kinds that runs have is a named pipe, socket or device.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    for suffix in ("yaml", "json", "jsonl", "csv", "txt"):
+        for file in folder.glob(f"*.{suffix}"):
+            regular_file(file)

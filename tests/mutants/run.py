@@ -52,7 +52,8 @@ FARTHEST = 2  # imports between a test and the changed file
 FEW = 6  # files that run first
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
-ACROSS_RANKS = ("all_sum", "gather", "place", "rank(", "world_size")  # what one process cannot show
+# What one process cannot show.
+ACROSS_RANKS = re.compile(r"\b(all_sum|gather\w*|rank|rank_\w+|world_size)\b|gather_with_grad|- place\b")
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
 CONFIGS_ARE_COMPARED_BY = tuple(
     f"tests/parity/{name}.py" for name in ("test_config_values", "test_evaluation_configs", "test_recipes")
@@ -289,7 +290,8 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
 
 
 def is_across_ranks(fault: tuple[str, str, str]) -> bool:
-    return any(word in fault[1] + fault[2] for word in ACROSS_RANKS)
+    path, old, new = fault
+    return path.startswith("src/") and ACROSS_RANKS.search(f"{old} {new}") is not None
 
 
 def first_files(fault: tuple[str, str, str], names: list[str], tests: list[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Processes forked off one that has done the slow imports."""
+"""Processes forked off one that has done the slow imports.
+
+All of them order sets of strings alike; processes that are started anew, as in `tests/e2e`, do not.
+"""
 
 import multiprocessing
 import os
@@ -13,7 +16,7 @@ context.set_forkserver_preload(
         "openslip.data.sources.shards",
         "openslip.models.dual_encoder",
         "ftfy",
-        "pytest",
+        "pytest",  # test files import it, and functions of theirs run in such processes
         "disturbances",
         "trainings",
         "evaluation_suites",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 import torch
 from small_disk import remount, tmpfs  # noqa: F401
 
-from openslip.errors import CheckpointError
+from openslip.errors import CheckpointError, UserError
 from openslip.inference.files import checkpoint_file, read
+from openslip.inference.layouts.folder import tensors
 from openslip.run.checkpoints import LINK, damage, file_name, newest_whole, saved
 from openslip.run.identity import with_format, write_config
 from openslip.training import checkpoint_io
 from openslip.training.checkpoint_io import DurableCheckpointIO, check_space
+
+WEIGHT = torch.tensor([1.5, 2.5, 3.5])
 
 
 def save(folder: Path, step: int, megabytes: int = 1) -> str | None:
@@ -28,6 +32,13 @@ def save(folder: Path, step: int, megabytes: int = 1) -> str | None:
     io.save_checkpoint(content, folder / file_name(step))
     failure = io.wait()
     return None if failure is None else str(failure)
+
+
+def flip_a_weight(file: Path) -> None:
+    """Change one bit of the four bytes of the only 2.5 in a file."""
+    content = bytearray(file.read_bytes())
+    content[content.index(struct.pack("<f", 2.5))] ^= 1
+    file.write_bytes(content)
 
 
 def test_two_are_kept_and_the_link_leads_to_the_newest(tmp_path: Path):
@@ -41,9 +52,21 @@ def test_two_are_kept_and_the_link_leads_to_the_newest(tmp_path: Path):
 
 def test_a_run_whose_notes_were_not_copied_along_is_loaded_by_its_link(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
-    save(tmp_path / "checkpoints", 4)
-    (tmp_path / "checkpoints" / "step-000004.json").unlink()
+    (tmp_path / "checkpoints" / LINK).symlink_to(file_name(4))
+    torch.save({"openslip": {"step": 4}, "weight": WEIGHT}, tmp_path / "checkpoints" / file_name(4))
     assert read(checkpoint_file(tmp_path))["openslip"]["step"] == 4
+    flip_a_weight(tmp_path / "checkpoints" / "step-000004.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged \(checksum of "):
+        checkpoint_file(tmp_path)
+
+
+def test_damaged_weights_in_the_folder_of_another_library_are_refused(tmp_path: Path):
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"weight": WEIGHT}, file)
+    assert torch.equal(tensors(file)["weight"], WEIGHT)
+    flip_a_weight(file)
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged \(checksum of "):
+        tensors(file)
 
 
 def test_what_was_not_finished_does_not_count(tmp_path: Path):

@@ -110,7 +110,7 @@ def put(path: Path, data: bytes) -> Path:
 HIDDEN = (
     *("cat/.ipynb_checkpoints/a-checkpoint.jpg", "cat/._a.jpg", "cat/.hidden.jpg", "cat/deeper/.git/x/y.png"),
     *("__MACOSX/cat/b.jpg", "cat/__MACOSX/b.jpg", "cat/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", ".trash/a.jpg", ".a.jpg"),
-    *("#recycle/a.jpg", "$RECYCLE.BIN/a.jpg", "System Volume Information/a.jpg", "lost+found/a.jpg"),
+    *("#recycle/a.jpg", "$Recycle.Bin/a.jpg", "System Volume Information/a.jpg", "lost+found/a.jpg"),
 )
 
 

@@ -164,7 +164,7 @@ def test_an_underscore_of_a_label_is_a_space_as_in_evaluations_unless_it_is_to_b
     expected = probabilities(spaces)
     assert capsys.readouterr().err == ""
     assert probabilities(written) == expected
-    assert capsys.readouterr().err == "labels: `_` is read as a space (underscores=keep leaves it)\n"
+    assert capsys.readouterr().err == "labels: `_` is read as a space (`keep` for underscores leaves it)\n"
     assert probabilities(written, "keep") != pytest.approx(expected, abs=1e-3)
     with pytest.raises(UserError, match=r"underscores=dash: expected space"):
         ZeroShotClassifier(loaded, written, underscores="dash")

@@ -129,7 +129,7 @@ def test_blank_and_repeated_labels_are_dropped_and_said(
     assert {row["label"] for row in json.loads(captured.out)[0]["labels"]} == {"red", "blue", "green_fox"}
     assert captured.err == (
         "labels: 1 blank dropped; red, green_fox given several times and kept once\n"
-        "labels: `_` is read as a space (underscores=keep leaves it)\n"
+        "labels: `_` is read as a space (`keep` for underscores leaves it)\n"
     )
     assert predict(folder / "a.jpg", "--json", "--underscores", "keep", labels="green_fox,red") == 0
     assert capsys.readouterr().err == ""

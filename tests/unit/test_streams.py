@@ -75,7 +75,7 @@ def test_every_entry_point_takes_output_that_nobody_reads(entry: str, redirectio
     "command",
     [
         *("data check", "predict", "doctor", "plan", "verify", "train --cfg job", "eval --info=defaults"),
-        *("results", "reproduce", "reproduce laptop_lit --run RUN"),
+        *("results", "reproduce", "reproduce laptop_lit --run RUN", "reproduce d"),
     ],
 )
 def test_a_command_that_prints_its_product_reports_a_full_disk(command: str):
@@ -86,7 +86,7 @@ def test_a_command_that_prints_its_product_reports_a_full_disk(command: str):
     "command",
     [
         *("train", "eval", "sweep", "report", "data convert", "data prefetch", "strip", "merge", "export"),
-        *("predict --output FILE", "results --output=FILE", "reproduce laptop_lit", "reproduce laptop_lit --record A"),
+        *("predict --out FILE", "results --output=FILE", "reproduce laptop_lit", "reproduce laptop_lit --record A"),
     ],
 )
 def test_a_command_that_leaves_files_does_not_depend_on_standard_output(command: str):

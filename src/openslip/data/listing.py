@@ -10,12 +10,12 @@ from openslip.errors import UserError
 
 # Archives of macOS have the first. A Synology NAS keeps thumbnails and deleted files in the next two, Windows deleted
 # files and settings in the two after them. The last is at the root of a Linux disk.
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SYSTEM_FOLDERS = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is skipped because of its name, such as `.ipynb_checkpoints` or `._00000.tar`."""
-    return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM_FOLDERS
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in SYSTEM_FOLDERS
 
 
 def is_image(path: Path) -> bool:

@@ -76,11 +76,13 @@ class ZeroShotClassifier:
         bundle.need_tokenizer()
         self.scale = bundle.scale()
         names = [words(label, underscores) for label in self.labels]
+        if "" in names:
+            raise UserError(f"labels: {self.labels[names.index('')]!r} is blank in prompts: expected words")
         self.classes = cached_embeddings(
             bundle, names, templates_of(TEMPLATE if templates is None else templates), cache
         )
         if underscores == "space" and any("_" in label for label in self.labels):
-            notice_once("labels: `_` is read as a space (underscores=keep leaves it)")
+            notice_once("labels: `_` is read as a space (`keep` for underscores leaves it)")
         if len(self.labels) == 1 and self.bias is None:
             notice_once(f"labels: {self.labels[0]!r} is the only one, so its probability is always 1: give several")
         elif reject is not None and self.bias is None and reject * len(self.labels) <= 1:
@@ -88,7 +90,7 @@ class ZeroShotClassifier:
                 f"reject={reject} rejects nothing: the most probable of {len(self.labels)} labels always has a "
                 f"probability of at least {1 / len(self.labels):.3g}"
             )
-        if twice := repeated(self.labels):
+        if twice := repeated(self.labels) if underscores == "space" else []:
             notice_once(f"labels: {', '.join(twice)} given several times: they share the probability")
 
     def __call__(self, images: ImageLike | Iterable[ImageLike]) -> Ranking | list[Ranking]:

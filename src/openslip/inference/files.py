@@ -4,6 +4,7 @@ import argparse
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +62,10 @@ def checkpoint_file(path: str | Path) -> Path:
     folder = path / "checkpoints"
     if saved(folder):
         return newest_whole(folder).path
-    return folder / LINK if (folder / LINK).exists() else path
+    if not (folder / LINK).exists():
+        return path
+    refuse_changed(folder / LINK)  # the notes of a run that was copied without them
+    return folder / LINK
 
 
 def refuse_damaged(path: Path) -> None:
@@ -75,35 +79,46 @@ def refuse_damaged(path: Path) -> None:
     record = recorded(path) if path.with_suffix(".json").is_file() else None
     # With a problem and without a step: a user's file, and an unrelated JSON with the same name.
     if record is None or (record.problem and step_of(path) is None):
-        if member := damaged_member(path):
-            raise UserError(
-                f"checkpoint {path} is damaged ({member} differs from its CRC-32): restore it from a copy, or "
-                "download it again"
-            )
-        return
-    if problem := damage(record):
+        refuse_changed(path)
+    elif problem := damage(record):
+        raise UserError(f"checkpoint {path} is damaged ({problem}): restore it from a copy, or load another one")
+
+
+def refuse_changed(path: Path) -> None:
+    """Refuse a file of `torch.save` that differs from the checksums in it, which torch does not compare.
+
+    Raises:
+        UserError: the file has changed since it was written.
+    """
+    if member := damaged_member(path):
         raise UserError(
-            f"checkpoint {path} is damaged ({problem}): restore it from a copy, or load another one; "
-            f"without {path.with_suffix('.json').name} it is loaded unchecked"
+            f"checkpoint {path} is damaged (checksum of {member}): restore it from a copy, or download it again"
         )
 
 
 def damaged_member(path: Path) -> str | None:
-    """Return the first member of a zip file that differs from its CRC-32, which torch does not compare, or None."""
+    """Return the first member of a zip file that differs from its CRC-32, or None, also if it is no zip file."""
     try:
-        with zipfile.ZipFile(regular_file(path)) as archive:
-            for member in archive.infolist():
-                # torch can save without checksums, which are then 0; it compresses nothing, unlike a zip bomb.
-                if member.CRC and member.compress_type == zipfile.ZIP_STORED:
-                    try:
-                        with archive.open(member) as file:
-                            while file.read(CHUNK):
-                                pass
-                    except zipfile.BadZipFile:
-                        return member.filename
+        with zipfile.ZipFile(regular_file(path)) as archive, ThreadPoolExecutor() as pool:
+            # torch compresses nothing, and can save without checksums, which are then 0.
+            members = [part for part in archive.infolist() if part.CRC and part.compress_type == zipfile.ZIP_STORED]
+            if sum(part.compress_size for part in members) > path.stat().st_size:
+                return None  # they overlap: `read` refuses such a file
+            differ = pool.map(lambda part: differs(archive, part), members)
+            return next((part.filename for part, changed in zip(members, differ, strict=True) if changed), None)
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):  # `read` says why it cannot be read
         return None
-    return None
+
+
+def differs(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    """Whether the bytes of a member differ from what the directory of its file says."""
+    try:
+        with archive.open(member) as file:
+            while file.read(CHUNK):
+                pass
+    except (zipfile.BadZipFile, EOFError):
+        return True
+    return False
 
 
 def read(path: Path, *, with_optimizer: bool = True) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     if "openslip" not in metadata:
         return {"state_dict": state, "metadata": metadata}
-    if metadata.get("crc32", (own := checksum(metadata["openslip"], state))) != own:
+    if "crc32" in metadata and metadata["crc32"] != checksum(metadata["openslip"], state):
         raise UserError(f"checkpoint {path} is damaged (CRC-32): restore it from a copy, or write it again")
     try:
         return {"openslip": json.loads(metadata["openslip"]), "state_dict": state}

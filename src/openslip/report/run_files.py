@@ -13,15 +13,14 @@ import yaml
 
 from openslip import arrays
 from openslip.errors import UserError
-from openslip.regular_file import regular_file
+from openslip.regular_file import refuse_pipes
 
 MAX_ARRAYS = 1 << 30  # bytes per file: an evaluation on ImageNet's validation set stores a hundredth of it
 
 
 def refuse_other_folders(folder: Path) -> None:
-    """Refuse a folder that is not a run's, or that holds a named pipe, socket or device."""
-    for file in folder.glob("*"):
-        regular_file(file)  # reading a named pipe would wait for ever
+    """Refuse a folder that is not a run's, or in which one of its files is a named pipe, socket or device."""
+    refuse_pipes(folder)
     if not any((folder / name).is_file() for name in ("metrics.csv", "config.yaml")):
         raise UserError(f"{folder}: not a run's folder, it has neither metrics.csv nor config.yaml; try runs/<name>")
 

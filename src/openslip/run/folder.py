@@ -14,7 +14,7 @@ from typing import Any
 from openslip.distributed import is_main_process
 from openslip.durable import needed, optional, sweep, sync_folder, write_text
 from openslip.errors import CheckpointError, UserError
-from openslip.regular_file import regular_file
+from openslip.regular_file import refuse_pipes
 from openslip.run import folder_lock
 from openslip.run.checkpoints import saved
 from openslip.run.environment import read_seconds, read_starts, with_this_start
@@ -290,8 +290,7 @@ def shorter(run: Run, config: dict[str, Any]) -> list[Path]:
 
 def _inspected(folder: Path, config: dict[str, Any]) -> Run:
     """Read the state of the folder; this is safe while the main process is changing it."""
-    for file in folder.glob("*"):
-        regular_file(file)  # reading a named pipe would wait for ever
+    refuse_pipes(folder)
     # The config is read before the result, because `begin` renames the result before it writes a longer run's config.
     stored = read_config(folder / "config.yaml")
     if stored is None:

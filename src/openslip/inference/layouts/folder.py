@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from openslip.errors import UserError
-from openslip.inference.files import distinct, read
+from openslip.inference.files import distinct, read, refuse_changed
 from openslip.regular_file import regular_file
 
 
@@ -101,6 +101,7 @@ def sharded(folder: Path, index: Path) -> dict[str, Tensor]:
 
 def tensors(path: Path) -> dict[str, Tensor]:
     """Read the weights of a file by name: a safetensors file, or a `torch.save` of a state dict."""
+    refuse_changed(path)
     content = read(path)
     state = content.get("state_dict", content)
     if not isinstance(state, dict):
