@@ -297,7 +297,8 @@ def is_across_ranks(fault: tuple[str, str, str]) -> bool:
 def first_files(fault: tuple[str, str, str], names: list[str], tests: list[str]) -> list[str]:
     """The files that say most about the changed file: by its name in theirs, and by what they mention of it."""
     stem = Path(fault[0]).stem
-    words = {stem, *(word for word in stem.split("_") if len(word) > 3)}
+    # Without their ends: `tiles` is what `test_tiled` is about.
+    words = {word[: max(4, len(word) - 2)] for word in (stem, *stem.split("_")) if len(word) > 3} or {stem}
     across_ranks = is_across_ranks(fault)
 
     def score(test: str) -> int:

@@ -136,6 +136,16 @@ def test_a_stripped_file_with_a_flipped_bit_gives_no_other_model(tmp_path: Path,
         assert not refusal or refusal.startswith(f"checkpoint {tmp_path / name}")
 
 
+def test_the_damaged_file_of_an_exported_folder_is_named(tmp_path: Path, bundle: Bundle):
+    file = tmp_path / "model.safetensors"
+    ours.write(bundle, file)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"checkpoint {file} is damaged \(CRC-32\)"):
+        openslip.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["small.ckpt", "small.safetensors"])
 def test_a_stripped_file_keeps_the_provenance(tmp_path: Path, bundle: Bundle, name: str):
     content = our_content(bundle, lambda name: f"model.{name}")

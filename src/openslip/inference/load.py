@@ -14,6 +14,7 @@ from openslip.inference import formats, libraries
 from openslip.inference.bundle import Bundle
 from openslip.inference.choices import Choices
 from openslip.inference.files import checkpoint_file, peek, read
+from openslip.inference.formats.openslip import file_of
 from openslip.inference.layouts.folder import peek_json
 from openslip.inference.published import find
 from openslip.text.bare_ids import BareIds
@@ -118,7 +119,7 @@ def find_format(file: Path, name: str | None) -> ModuleType:
             return module
     if kind := peek_json(file, "config.json").get("model_type"):
         raise UserError(f"{file} holds a model of transformers of type {str(kind)[:80]}: load it with hf:{file}")
-    content = read(file)  # raises the reason if the file is unreadable
+    content = read(file_of(file))  # raises the reason if the file, or that of an exported folder, is unreadable
     weights = content.get("state_dict")
     kind, names = ("weights", weights) if isinstance(weights, dict) else ("keys", content)
     if any(str(name).startswith(TRANSFORMERS) for name in names):
