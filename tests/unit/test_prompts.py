@@ -129,7 +129,7 @@ def test_lines_are_read_whole_and_stripped(tmp_path: Path):
         (b" \n\n", "is empty"),
         (b"dog\n\ncat\n", "line 2 is blank"),
         (b"\ndog\n", "line 1 is blank"),
-        (b"dog\n\xff\n", "not UTF-8"),
+        (b"dog\n\xff\n", "line 2: not UTF-8"),
         ("dog\ncat".encode("utf-16-le"), "not UTF-8"),
         (b"- dog\n- cat\n", "its lines are like '- dog': expected plain text, one name per line"),
         (b'["dog", "cat"]', "plain text"),

@@ -44,11 +44,11 @@ class UnwrittenError(UserError):
 def checkpoint_file(path: str | Path) -> Path:
     """Return the checkpoint file for a path: the newest intact checkpoint of a run's folder, or the file itself.
 
-    If a JSON file of a run is beside the checkpoint, the checkpoint is compared with it. A folder that does not belong
-    to a run is returned unchanged.
+    If a JSON file of a run is beside the checkpoint, the checkpoint is compared with it, else with its own checksums. A
+    folder that does not belong to a run is returned unchanged.
 
     Raises:
-        UserError: the path does not exist, or the file differs from what its JSON records.
+        UserError: the path does not exist, or the file differs from what its JSON records or from its checksums.
     """
     path = Path(path)
     if not path.exists():

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from openslip.data.captions.decoding import is_damaged, text_of
+from openslip.data.captions.decoding import read_text
 from openslip.data.class_names import alike
 from openslip.distributed import notice_once
 from openslip.errors import UserError
 from openslip.inference.tables import class_table, table_names, template_table
-from openslip.regular_file import regular_file
 
 # Lines of YAML, JSON or CSV, and lines in quotation marks: their markup would become part of the prompts.
 MARKED_UP = re.compile(r"""- |[\[{"']|n?\d+\s*[,;:=\t]|.*\t""")
@@ -192,12 +191,10 @@ def all_lines(path: str | Path, key: str = "labels") -> list[str]:
         UserError: the file is missing, is neither UTF-8 nor marked by a byte-order mark, or is not one name per line.
     """
     try:
-        content = text_of(regular_file(path).read_bytes())
+        content = read_text(Path(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): expected text with one name per line") from error
-    if is_damaged(content):
-        raise UserError(f"{path}: not UTF-8 text: save it as UTF-8, one name per line")
-    lines = [line.strip() for line in re.split(r"\r\n?|\n", content.rstrip())]
+    lines = [line.strip() for line in content.rstrip().split("\n")]
     one_line = len(lines) == 1 and key != "templates" and re.search("[,;|]", lines[0])
     if one_line or (content.strip() and all(MARKED_UP.match(line) for line in lines if line)):
         raise UserError(f"{path}: its lines are like {lines[0][:60]!r}: expected plain text, one name per line")
