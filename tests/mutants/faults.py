@@ -544,7 +544,8 @@ CHECKPOINTS = [
     ("src/openslip/run/folder.py", "if path.is_dir() and not path.is_symlink():", "if path.is_dir():"),
     (INFERENCE + "strip.py", "    sync_folder(target.parent)\n", ""),
     (INFERENCE + "files.py", 're.sub(r"^(module\\.)+", ""', 're.sub(r"^module\\.", ""'),
-    (INFERENCE + "files.py", "return folder / LINK if (folder / LINK).exists() else path", "return path"),
+    (INFERENCE + "files.py", "    return folder / LINK\n", "    return path\n"),
+    (INFERENCE + "files.py", "    refuse_changed(folder / LINK)", "    pass"),
 ]
 EVALUATION = [
     (

@@ -5,6 +5,8 @@ All of them order sets of strings alike; processes that are started anew, as in 
 
 import multiprocessing
 import os
+import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -31,3 +33,19 @@ def fork(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
     with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(PATH)}):
         process.start()
     return process
+
+
+def printed_by(script: str, *arguments: str) -> str:
+    """What a script prints that runs in a process of its own, whose memory can be measured."""
+    with tempfile.NamedTemporaryFile("r") as output:
+        process = fork(_run_script, script, arguments, output.name)
+        process.join(120)
+        assert process.exitcode == 0, f"{process.exitcode}: {output.read()}"
+        return output.read()
+
+
+def _run_script(script: str, arguments: tuple[str, ...], output: str) -> None:
+    sys.argv[1:] = arguments
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
+    exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})

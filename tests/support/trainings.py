@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ from openslip.config.defaults import default_config
 from openslip.errors import run_entry_point
 from openslip.inference.files import read
 from openslip.run.checkpoints import file_name, newest_whole, saved
+from openslip.text.clip_bpe import ClipBpe
 from openslip.training.checkpoint_io import DurableCheckpointIO
 
 # A model that makes a step in some 10 ms; six steps an epoch on 100 samples.
@@ -38,7 +40,9 @@ SMALL = [
 STEPS = 30
 RUN = [*SMALL, "data.source.shards=0.tar", f"trainer.max_steps={STEPS}", "callbacks.save.every_n_steps=4"]
 CHOICES = tuple(word for word in RUN if word.partition("=")[0] in ("trainer", "data", "evaluation"))
-default_config("train", CHOICES, ())  # kept, so that a process forked off this one need not compose it
+# Kept, so that a process forked off this one need neither compose nor read them.
+default_config("train", CHOICES, ())
+ClipBpe().tokenize("")
 
 # Three evaluations: after steps 12 and 24, and at the end. What they find depends on no weights.
 EVALUATED = [
@@ -53,6 +57,7 @@ EVALUATED = [
 
 def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
     """Run the train command; a finished run's page, which takes as long as its steps, only where `REPORT` is set."""
+    gc.freeze()  # nor goes it through what it shares with that process
     os.chdir(folder)
     if "REPORT" not in environment:
         train.write_report = Path

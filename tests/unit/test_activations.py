@@ -1,11 +1,11 @@
 """What a sample holds at most, against counts made by hand and against the memory that a process resides in."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import printed_by
 from marks import slow
 from small_models import small_batch, small_model
 from torch import Tensor, nn
@@ -140,5 +140,4 @@ print(counted / ((peak(24) - peak(8)) / 16))
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is read and reset in /proc")
 @pytest.mark.parametrize("blocks", ["plain", slow("checkpointed")])
 def test_a_sample_of_a_vision_transformer_takes_the_memory_that_is_counted(blocks: str):
-    run = subprocess.run([sys.executable, "-c", RESIDENT, blocks], capture_output=True, text=True, check=True)
-    assert 0.8 < float(run.stdout) < 1.3
+    assert 0.8 < float(printed_by(RESIDENT, blocks)) < 1.3

@@ -95,7 +95,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_unseen_combinations_are_absent_from_training(root: Path) -> None:
     unseen = {label for label, each in enumerate(builtin.combinations()) if is_unseen(each)}
-    labels = {split: [builtin.builtin(str(root), split)[place].label for place in range(NUM[split])] for split in NUM}
+    sources = {split: builtin.builtin(str(root), split) for split in NUM}
+    labels = {split: [source[place].label for place in range(NUM[split])] for split, source in sources.items()}
     assert set(labels["train"]).isdisjoint(unseen)
     assert set(labels["seen"]).isdisjoint(unseen)
     assert set(labels["train"]) | unseen == set(range(len(classnames())))

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from openslip.errors import first_line
 from openslip.verify.declip_comparison import compared
@@ -26,6 +25,7 @@ from openslip.verify.deviation import Arrays, Row
 from openslip.verify.files import read_arrays, read_json
 from openslip.verify.filip_steps import repeat_defilip, repeat_defilip_of_all_pairs, repeat_filip
 from openslip.verify.logit_scales import LOGIT_SCALES, logit_scale_rows
+from openslip.verify.processes import run_on_ranks
 
 # By the beginning of a file's name; a method without an entry is reported as not compared.
 METHODS: dict[str, Callable[[Recorded], Repeat]] = {
@@ -91,7 +91,7 @@ def step_rows(recordings: dict[Path, str], ranks: int) -> list[Row]:
 def repeat_on_ranks(recordings: dict[Path, str], ranks: int) -> dict[Path, Arrays]:
     """Repeat recorded steps on gloo ranks of this machine, and return the results of all ranks by file."""
     with tempfile.TemporaryDirectory() as scratch:
-        spawn(_rank_main, (ranks, recordings, scratch), nprocs=ranks)
+        run_on_ranks(_rank_main, ranks, ranks, recordings, scratch)
         ours: dict[Path, Arrays] = {path: {} for path in recordings}
         for path, rank in itertools.product(recordings, range(ranks)):
             ours[path] |= read_arrays(Path(scratch) / f"{path.stem}-{rank}.npz")

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from openslip.errors import UserError
 from openslip.verify.deviation import Arrays, Part, Row, worst
 from openslip.verify.evaluations import failure, shape_rows
 from openslip.verify.family_losses import CONTRASTIVE, LIGHTLY, NOT_COMPUTED, Dims, averaged
 from openslip.verify.files import read_arrays, read_json
+from openslip.verify.processes import run_on_ranks
 from openslip.verify.towers import UNKNOWN, deviation
 
 ONE_RANK, RANKS, OF_LIGHTLY, SETTINGS = "one_rank.npz", "*_ranks.npz", "lightly.npz", "meta.json"
@@ -105,7 +105,7 @@ def contrastive(file: str, files: Mapping[str, Arrays], dims: Dims, device: str)
 def on_ranks(world: int, cases: list[str], batch: Arrays, dims: Dims) -> dict[str, list[Arrays]]:
     """Compute losses on `world` ranks, which are gloo processes; return the arrays of each rank by case."""
     with tempfile.TemporaryDirectory() as scratch:
-        spawn(_rank_main, (world, cases, batch, dims, scratch), nprocs=world)
+        run_on_ranks(_rank_main, world, world, cases, batch, dims, scratch)
         ranks = [read_arrays(Path(scratch) / f"rank{rank}.npz") for rank in range(world)]
     return {case: averaged(case, [_under(rank, f"{case}/") for rank in ranks]) for case in cases}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from openslip.inference.formats import slip
 from openslip.verify.deviation import TOLERANCES, Arrays, Row, Trio, gradient_rows, term_parts, term_rows
 from openslip.verify.files import read_arrays
+from openslip.verify.processes import run_on_ranks
 from openslip.verify.recording import DTYPES, Run, as_array, build, loss_rounding, precision, read_batch, read_run
 
 
@@ -30,7 +30,7 @@ def repeat_on_ranks(folder: Path, runs: Sequence[Run], world: int, dtype: str) -
     names = [run.name for run in runs]
     dtypes = list(dict.fromkeys(_dtypes(dtype)))
     with tempfile.TemporaryDirectory() as scratch:
-        spawn(_rank_main, (world, str(folder), names, dtypes, scratch), nprocs=world)
+        run_on_ranks(_rank_main, world, world, str(folder), names, dtypes, scratch)
         return [read_arrays(Path(scratch) / f"rank{rank}.npz") for rank in range(world)]
 
 

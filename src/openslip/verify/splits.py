@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from openslip.distributed import all_sum, world_size
@@ -30,6 +29,7 @@ from openslip.objectives.objective import Objective
 from openslip.optim import param_groups
 from openslip.training.microbatch import loss_in_micro_batches, mixing_layers, refuse_mixing_layers
 from openslip.verify.deviation import ZERO_GRADIENT, Row
+from openslip.verify.processes import run_on_ranks
 
 Batch = dict[str, Tensor]
 
@@ -238,7 +238,7 @@ def compared(split: Split, computed: Iterable[Quantity], expected: Path) -> list
 
 def rows_on_ranks(parts: StepParts, batch: Batch, splits: list[Split], scratch: Path) -> list[Row]:
     """Return rows of splits over ranks, which run as gloo processes; each row is that of the worst rank."""
-    spawn(_rank_main, (parts, batch, splits, max(1, torch.get_num_threads() // RANKS), scratch), nprocs=RANKS)
+    run_on_ranks(_rank_main, RANKS, parts, batch, splits, max(1, torch.get_num_threads() // RANKS), scratch)
     of_ranks: dict[str, list[Row]] = defaultdict(list)
     for rank in range(RANKS):
         for row in json.loads((scratch / f"rank{rank}.json").read_text()):
