@@ -42,7 +42,7 @@ RUN = [*SMALL, "data.source.shards=0.tar", f"trainer.max_steps={STEPS}", "callba
 CHOICES = tuple(word for word in RUN if word.partition("=")[0] in ("trainer", "data", "evaluation"))
 # Kept, so that a process forked off this one need neither compose nor read them.
 default_config("train", CHOICES, ())
-ClipBpe().tokenize("")
+ClipBpe(context_length=77, truncation="keep_end", special_text="plain").tokenize("")
 
 # Three evaluations: after steps 12 and 24, and at the end. What they find depends on no weights.
 EVALUATED = [
