@@ -5,8 +5,11 @@
 """
 
 import math
+import re
 from copy import deepcopy
 from typing import Any, NamedTuple
+
+from evaluation_rows import EVALUATIONS
 
 Settings = dict[str, Any]
 
@@ -341,93 +344,23 @@ def data(name: str) -> Settings:
     }
 
 
-AT_THE_END = {"every_n_epochs": 0, "every_n_steps": 0}
-ZERO_SHOT = {"_target_": "openslip.evaluation.zeroshot.ZeroShot", "batch_size": 256, **AT_THE_END}
-EVALUATIONS: dict[str, Settings] = {
-    "none": {},
-    "imagenet": {  # main.py: OpenAI's 1000 names and the 7 best templates
-        **ZERO_SHOT,
-        "source": {
-            "_target_": "openslip.data.sources.first_found.first_found",
-            "name": "imagenet",
-            "places": {
-                "folders": {
-                    "_target_": "openslip.data.sources.image_folder.ImageFolder",
-                    "_partial_": True,
-                    "root": "data/imagenet/val",
-                },
-                "wds": {
-                    "_target_": "openslip.data.sources.wds_folder.WdsFolder",
-                    "_partial_": True,
-                    "root": "data/evaluation/wds_imagenet1k",
-                    "split": "test",
-                },
-            },
-        },
-        "classnames": "imagenet",
-        "templates": "imagenet7",
-    },
-    "builtin": {
-        **ZERO_SHOT,
-        "source": builtin("unseen"),
-        "classnames": None,
-        "templates": [
-            *("a {}.", "a photo of a {}.", "a picture of a {}.", "a drawing of a {}."),
-            *("there is a {} here.", "this is a {}.", "a {} in the picture."),
-        ],
-        "attributes": {"_target_": "openslip.data.sources.builtin.attributes"},
-    },
-    "builtin_knn": {  # k and temperature: arXiv:1805.01978
-        "_target_": "openslip.evaluation.knn.KNN",
-        "train": builtin("train"),
-        "test": builtin("seen"),
-        "k": 20,
-        "temperature": 0.07,
-        "batch_size": 256,
-        **AT_THE_END,
-    },
-    "builtin_retrieval": {
-        "_target_": "openslip.evaluation.retrieval.Retrieval",
-        "source": {"_target_": "openslip.data.sources.one_per_class.OnePerClass", "source": builtin("seen")},
-        "batch_size": 256,
-        **AT_THE_END,
-    },
-    "folder": {
-        **ZERO_SHOT,
-        "source": {"_target_": "openslip.data.sources.image_folder.ImageFolder", "root": "IMAGES"},
-        "classnames": None,
-        "templates": ["a photo of a {}."],
-        "underscores": "space",
-    },
-    "shards": {
-        **ZERO_SHOT,
-        "source": {
-            "_target_": "openslip.data.sources.shards.ShardSource",
-            "shards": "SHARDS",
-            "require": "label",
-            "equal_captions": "keep",
-        },
-        "classnames": "NAMES",
-        "templates": ["a photo of a {}."],
-        "underscores": "space",
-    },
-    "retrieval": {  # all captions of an image count
-        "_target_": "openslip.evaluation.retrieval.Retrieval",
-        "source": {
-            "_target_": "openslip.data.sources.shards.ShardSource",
-            "shards": "SHARDS",
-            "require": "caption",
-            "equal_captions": "keep",
-        },
-        "batch_size": 256,
-        **AT_THE_END,
-    },
-}
+GIVEN = {"root": "IMAGES", "shards": "SHARDS", "classnames": "NAMES"}  # what an evaluation leaves for the user to say
+OF_CHECKPOINTS = ("imagenet", "builtin", "builtin_knn", "builtin_retrieval", "folder", "shards", "retrieval")
 
 
 def evaluation(name: str) -> Settings:
-    """One evaluation by its name, or none."""
-    return {} if name == "none" else {name: EVALUATIONS[name]}
+    """One evaluation by its name, or none, as it composes where the environment says nothing."""
+    return {} if name == "none" else {name: composed(EVALUATIONS[name])}
+
+
+def composed(written: Any, key: str = "") -> Any:
+    """Written settings, with what the user says and the defaults of what the environment may say."""
+    if isinstance(written, dict):
+        # Where shards are kept changes no result.
+        return {name: composed(value, name) for name, value in written.items() if value != "${shard_cache}"}
+    if written == "???":
+        return GIVEN[key]
+    return re.sub(r"\$\{oc\.env:\w+,([^}]*)\}", r"\1", written) if isinstance(written, str) else written
 
 
 TRAINER = {
