@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import ClassVar
@@ -50,6 +50,8 @@ COSTLY = (
 )  # they take most of a minute each
 FARTHEST = 2  # imports between a test and the changed file
 FEW = 6  # files that run first
+NEAR = 12  # files of which what is quick runs before the rest is collected
+PARAMETERS = 4  # with which a quick test runs before slow ones
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
 # What one process cannot show.
@@ -243,14 +245,18 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
         return "ranks" in text if across_ranks else not any(word in text for word in SLOW_TO_START)
 
     def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
-        """Each test once before it runs with other parameters; those that are quick and mention a name first."""
-        met: set[str] = set()
-        ranks: dict[pytest.Item, tuple[bool, bool, bool]] = {}
+        """Quick tests with their first parameters, then slow ones once, then the rest; first those that mention a name.
+
+        The others stay in the order of their files.
+        """
+        met: Counter[str] = Counter()
+        ranks: dict[pytest.Item, tuple[int, bool]] = {}
         for item in items:
             test = item.nodeid.partition("[")[0]
             text = inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
-            ranks[item] = (test in met, not is_quick(item), not any(name in text for name in names))
-            met.add(test)
+            stage = 2 if met[test] >= (PARAMETERS if is_quick(item) else 1) else 0 if is_quick(item) else 1
+            ranks[item] = (stage, not any(name in text for name in names))
+            met[test] += 1
         return sorted(items, key=ranks.__getitem__)
 
     class Watch:
@@ -277,7 +283,7 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     mentioning = [test for test in tests if any(name in Path(test).read_text() for name in names)]
     stages: list[tuple[list[str], bool]] = []
     if fault is not None:
-        stages = [(first_files(fault, names, tests), False), (mentioning, True)]
+        stages = [(first_files(fault, names, tests), False), (mentioning, True), (tests[:NEAR], True)]
         if fault[0].startswith("configs/"):
             stages = [([*CONFIGS_ARE_COMPARED_BY], True)]
     code, again = int(pytest.ExitCode.OK), list[str]()
