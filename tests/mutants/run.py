@@ -1,14 +1,16 @@
 """Plant faults, one at a time, and count how many the fast tests see: `make mutants`, or `make mutants ONLY=optim`.
 
-Every fault is planted in a copy of the project, where the tests run that import the changed file: first those that
-import it directly, then those that reach it by one more import. Before all these come the few files that say most about
-the changed file, then the files that mention the function or class, without tests that start processes. For a config
-those are the tables of published values, then the tests of the code which finds configs; for a table of texts or a
-batch script the tests that mention its name.
+Every fault is planted in a copy of the project, where tests run until one fails. Where there are many faults, all tests
+that start no processes run once without a fault, and those that call the changed function run first in its copy, the
+ones that call little else before the others. Then come the few files that say most about the changed file, the files
+that mention the function or class, and all tests that import the file: directly, or by one more import. For a config
+they are the tables of published values, then the tests of the code which finds configs; for a table of texts or a batch
+script the tests that mention its name.
 """
 
 import ast
 import inspect
+import json
 import multiprocessing
 import os
 import re
@@ -19,10 +21,12 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import ClassVar
 
+from calls import starts_processes
 from faults import FAULTS
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +56,9 @@ FARTHEST = 2  # imports between a test and the changed file
 FEW = 6  # files that run first
 NEAR = 12  # files of which what is quick runs before the rest is collected
 PARAMETERS = 4  # with which a quick test runs before slow ones
+MANY = 50  # faults for which it is worth it to run all tests once
+NEAREST = 50  # tests that call a function which run first
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
-SLOW_TO_START = ("ranks", "processes", "subprocess", "workers", "Training(")  # words of tests that start processes
 # What one process cannot show.
 ACROSS_RANKS = re.compile(r"\b(all_sum|gather\w*|rank|rank_\w+|world_size)\b|gather_with_grad|- place\b")
 CONFIGS_ARE_READ_BY = "openslip.config.search_path"
@@ -70,17 +75,16 @@ def main(only: list[str]) -> int:
     stale = [fault for fault in faults if (ROOT / fault[0]).read_text().count(fault[1]) != 1]
     for path, old, _ in stale:
         print(f"no longer applies: {path}: {old!r} is not there once")
-    # Leaves compiled files, which the copies take along: to compile all of them takes longer than most tests.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only"]
-    subprocess.run(collect, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+    calls = calls_of_tests(collect_only=len(faults) < MANY)
     graph = tests_by_module()
     started, survivors = time.monotonic(), []
     left, unsound = [fault for fault in faults if fault not in stale], frozenset[str]()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         while left:
-            planted = {pool.submit(first_failures, module_tests(fault, graph), unsound, fault): fault for fault in left}
+            planted = {
+                pool.submit(first_failures, module_tests(fault, graph), unsound, fault, callers(fault, calls)): fault
+                for fault in left
+            }
             seen_by: dict[tuple[str, str, str], str] = {}
             for done in as_completed(planted):
                 path, old, new = fault = planted[done]
@@ -99,6 +103,47 @@ def main(only: list[str]) -> int:
     for path, old, new in survivors:
         print(f"survived: {path}: {old!r} -> {new!r}")
     return 1 if survivors or stale else 0
+
+
+def calls_of_tests(*, collect_only: bool) -> dict[str, list[tuple[str, int]]]:
+    """For every test that starts no processes, file and first line of each function of ours that it calls.
+
+    Also leaves compiled files, which the copies take along: to compile all of them takes longer than most tests.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent)])
+        environment = {**os.environ, "PYTHONPATH": path, "CALLS": folder}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        command = [sys.executable, "-m", "pytest", "-p", "calls", "-q", "-m", "not slow and not slurm"]
+        command += ["--collect-only"] if collect_only else ["-n", str(os.cpu_count()), "--dist", "loadfile"]
+        tiers = [f"tests/{tier}" for tier in TIERS]
+        # A test that fails without a fault is found when it is said to have seen one.
+        subprocess.run([*command, *tiers], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False)
+        lines = [line for file in Path(folder).iterdir() for line in file.read_text().splitlines()]
+    return {
+        row["test"]: [(str(Path(path).relative_to(ROOT)), line) for path, line in row["calls"]]
+        for row in map(json.loads, lines)
+    }
+
+
+def callers(fault: tuple[str, str, str], calls: dict[str, list[tuple[str, int]]]) -> list[str]:
+    """The tests that call the function in which a fault is planted; first those that call few others."""
+    path, old, _ = fault
+    if not path.endswith(".py"):
+        return []
+    text = (ROOT / path).read_text()
+    line = text[: text.index(old)].count("\n") + 1
+    around = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or line)
+    ]
+    if not around:
+        return []
+    innermost = max(around, key=lambda node: node.lineno)
+    start = min([innermost.lineno, *(decorator.lineno for decorator in innermost.decorator_list)])
+    starts = {(path, number) for number in range(start, innermost.body[0].lineno + 1)}
+    return sorted((test for test, called in calls.items() if starts.intersection(called)), key=lambda t: len(calls[t]))
 
 
 def tests_by_module() -> dict[str, list[str]]:
@@ -194,7 +239,9 @@ def names_around(fault: tuple[str, str, str]) -> list[str]:
     return [name for name in around if name != "forward" and not name.startswith("__")]
 
 
-def first_failures(tests: list[str], without: frozenset[str], fault: tuple[str, str, str] | None) -> list[str]:
+def first_failures(
+    tests: list[str], without: frozenset[str], fault: tuple[str, str, str] | None, calling: Sequence[str] = ()
+) -> list[str]:
     """The first test that fails in a copy of the project with a fault; without one, all that fail."""
     with tempfile.TemporaryDirectory(prefix="openslip-mutant-") as folder:
         copy = Path(folder)
@@ -206,7 +253,7 @@ def first_failures(tests: list[str], without: frozenset[str], fault: tuple[str, 
         if fault is not None:
             path, old, new = fault
             (copy / path).write_text((copy / path).read_text().replace(old, new))
-        process = _context.Process(target=run_tests, args=(folder, tests, without, fault))
+        process = _context.Process(target=run_tests, args=(folder, tests, without, fault, calling))
         process.start()
         process.join(SECONDS if fault else None)
         if process.is_alive():
@@ -226,7 +273,9 @@ def tail(copy: Path) -> str:
     return "\n".join((copy / "log").read_text(errors="replace").splitlines()[-5:])
 
 
-def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tuple[str, str, str] | None) -> None:
+def run_tests(
+    folder: str, tests: list[str], without: frozenset[str], fault: tuple[str, str, str] | None, calling: Sequence[str]
+) -> None:
     """Run tests in a copy, with a fault until one fails; those that fail are named in the file `seen_by`."""
     names = [] if fault is None else names_around(fault)
     os.setpgrp()
@@ -242,7 +291,7 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     def is_quick(item: pytest.Item) -> bool:
         """Whether a test starts no processes; for what one process cannot show, whether it has ranks."""
         text = inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
-        return "ranks" in text if across_ranks else not any(word in text for word in SLOW_TO_START)
+        return "ranks" in text if across_ranks else not starts_processes(item)
 
     def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
         """Quick tests with their first parameters, then slow ones once, then the rest; first those that mention a name.
@@ -281,9 +330,11 @@ def run_tests(folder: str, tests: list[str], without: frozenset[str], fault: tup
     options += [f"--deselect={test}" for test in without]
     # To collect all files takes longer than most tests that see a fault.
     mentioning = [test for test in tests if any(name in Path(test).read_text() for name in names)]
-    stages: list[tuple[list[str], bool]] = []
+    stages: list[tuple[Sequence[str], bool]] = []
     if fault is not None:
-        stages = [(first_files(fault, names, tests), False), (mentioning, True), (tests[:NEAR], True)]
+        near = [(first_files(fault, names, tests), False), (mentioning, True), (tests[:NEAR], True)]
+        nearest = [(calling[:NEAREST], False), (calling[NEAREST:], False)]
+        stages = [near[0], *nearest, *near[1:]] if across_ranks else [*nearest, *near]
         if fault[0].startswith("configs/"):
             stages = [([*CONFIGS_ARE_COMPARED_BY], True)]
     code, again = int(pytest.ExitCode.OK), list[str]()
