@@ -1,10 +1,10 @@
 """Plant faults, one at a time, and count how many the fast tests see: `make mutants`, or `make mutants ONLY=optim`.
 
 Every fault is planted in a copy of the project, where tests run until one fails. Where there are many faults, all tests
-that start no processes run once without a fault, and those that call the changed function run first in its copy, the
-ones that call little else before the others. Then come the few files that say most about the changed file, the files
-that mention the function or class, and all tests that import the file: directly, or by one more import. For a config
-they are the tables of published values, then the tests of the code which finds configs; for a table of texts or a batch
+that start no processes run once without a fault, and those that call the changed function run first in its copy: those
+of the few files that say most about the changed file, then those that call little else. Then come the files that
+mention the function or class, and all tests that import the file: directly, or by one more import. For a config they
+are the tables of published values, then the tests of the code which finds configs; for a table of texts or a batch
 script the tests that mention its name.
 """
 
@@ -54,10 +54,9 @@ COSTLY = (
 )  # they take most of a minute each
 FARTHEST = 2  # imports between a test and the changed file
 FEW = 6  # files that run first
-NEAR = 12  # files of which what is quick runs before the rest is collected
 PARAMETERS = 4  # with which a quick test runs before slow ones
 MANY = 50  # faults for which it is worth it to run all tests once
-NEAREST = 50  # tests that call a function which run first
+NEAREST = 50  # tests that call a function, of those in other files than the few
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
 # What one process cannot show.
 ACROSS_RANKS = re.compile(r"\b(all_sum|gather\w*|rank|rank_\w+|world_size)\b|gather_with_grad|- place\b")
@@ -332,9 +331,12 @@ def run_tests(
     mentioning = [test for test in tests if any(name in Path(test).read_text() for name in names)]
     stages: list[tuple[Sequence[str], bool]] = []
     if fault is not None:
-        near = [(first_files(fault, names, tests), False), (mentioning, True), (tests[:NEAR], True)]
-        nearest = [(calling[:NEAREST], False), (calling[NEAREST:], False)]
-        stages = [near[0], *nearest, *near[1:]] if across_ranks else [*nearest, *near]
+        about = first_files(fault, names, tests)
+        near = [test for test in calling if test.partition("::")[0] in about]
+        far = [test for test in calling if test.partition("::")[0] not in about]
+        stages = [(near, False), (about, True), (far[:NEAREST], False), (mentioning, True), (far[NEAREST:], False)]
+        if across_ranks:
+            stages = [(about, False), *stages]
         if fault[0].startswith("configs/"):
             stages = [([*CONFIGS_ARE_COMPARED_BY], True)]
     code, again = int(pytest.ExitCode.OK), list[str]()
