@@ -17,7 +17,7 @@ _utils.MP_STATUS_CHECK_INTERVAL = 1.0
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what collecting leaves: going through it over and over took a fifth of all time."""
+    """Spare the garbage collector what collecting leaves: to go through it again and again takes 5 % of the time."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
