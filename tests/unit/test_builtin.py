@@ -95,8 +95,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_unseen_combinations_are_absent_from_training(root: Path) -> None:
     unseen = {label for label, each in enumerate(builtin.combinations()) if is_unseen(each)}
-    sources = {split: builtin.builtin(str(root), split) for split in NUM}
-    labels = {split: [source[place].label for place in range(NUM[split])] for split, source in sources.items()}
+    labels = {}
+    for split, number in NUM.items():
+        source = builtin.builtin(str(root), split)
+        labels[split] = [source[place].label for place in range(number)]
     assert set(labels["train"]).isdisjoint(unseen)
     assert set(labels["seen"]).isdisjoint(unseen)
     assert set(labels["train"]) | unseen == set(range(len(classnames())))
