@@ -54,7 +54,7 @@ COSTLY = (
 )  # they take most of a minute each
 FARTHEST = 2  # imports between a test and the changed file
 FEW = 6  # files that run first
-PARAMETERS = 4  # with which a quick test runs before slow ones
+PARAMETERS = 3  # with which a quick test runs before others
 MANY = 50  # faults for which it is worth it to run all tests once
 NEAREST = 50  # tests that call a function, of those in other files than the few
 SECONDS = 300  # for the tests of one fault: what they do not see by then counts as unseen
@@ -126,7 +126,10 @@ def calls_of_tests(*, collect_only: bool) -> dict[str, list[tuple[str, int]]]:
 
 
 def callers(fault: tuple[str, str, str], calls: dict[str, list[tuple[str, int]]]) -> list[str]:
-    """The tests that call the function in which a fault is planted; first those that call few others."""
+    """The tests that call the function in which a fault is planted: with their first parameters, then with others.
+
+    Those that call few other functions come first.
+    """
     path, old, _ = fault
     if not path.endswith(".py"):
         return []
@@ -142,7 +145,13 @@ def callers(fault: tuple[str, str, str], calls: dict[str, list[tuple[str, int]]]
     innermost = max(around, key=lambda node: node.lineno)
     start = min([innermost.lineno, *(decorator.lineno for decorator in innermost.decorator_list)])
     starts = {(path, number) for number in range(start, innermost.body[0].lineno + 1)}
-    return sorted((test for test, called in calls.items() if starts.intersection(called)), key=lambda t: len(calls[t]))
+    met: Counter[str] = Counter()
+
+    def order(test: str) -> tuple[bool, int]:
+        met[test.partition("[")[0]] += 1
+        return met[test.partition("[")[0]] > PARAMETERS, len(calls[test])
+
+    return sorted((test for test, called in calls.items() if starts.intersection(called)), key=order)
 
 
 def tests_by_module() -> dict[str, list[str]]:
