@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from losses import clip_loss, nt_xent
 from on_ranks import clip_loss_and_gradients, nt_xent_and_gradients, open_clip_loss_and_gradients
 from ranks import Ranks
 from small_models import small_model
 from torch import Tensor
+
+from openslip.objectives.similarity import unit_length
 
 
 def random_features(rows: int = 8, dim: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -110,6 +113,14 @@ def test_a_loss_is_computed_in_float32_under_autocast_whatever_its_features(dtyp
         loss = objective.terms(model, {"image": image, "text": text})["loss"]
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_16_bits_are_scaled_in_float32(dtype: torch.dtype):
+    rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = unit_length(rows)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), F.normalize(rows.double(), dim=1), rtol=1e-6, atol=0)
 
 
 def test_float64_features_stay_float64():
