@@ -44,6 +44,16 @@ def test_without_options_the_parameters_are_those_of_the_published_model():
     assert [name for name in model.state_dict() if "tower" not in name] == names
 
 
+def test_projections_start_with_the_published_standard_deviations():
+    # facebookresearch/SLIP, models.py, CLIP.initialize_parameters: width^-0.5 of each tower
+    torch.manual_seed(0)
+    towers = {"image_tower": Linear(12, 64), "text_tower": Linear(4, 25)}
+    model = DualEncoder(**towers, embed_dim=400, logit_scale_init=2.0)
+    for projection, std in ((model.image_projection, 0.125), (model.text_projection, 0.2)):
+        assert projection is not None
+        assert float(projection.detach().std()) == pytest.approx(std, rel=0.03)
+
+
 def test_options_add_parameters_and_draw_no_random_numbers():
     plain, model = dual_encoder(), dual_encoder(projection_bias=True, logit_bias_init=-10.0)
     drawn = torch.rand(3)

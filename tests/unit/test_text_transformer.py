@@ -43,6 +43,27 @@ def tower(dtype: torch.dtype, **arguments: Any) -> TextTransformer:
     return made
 
 
+def test_initial_weights_have_the_published_standard_deviations():
+    # facebookresearch/SLIP, models.py, CLIP.initialize_parameters: width^-0.5, of outputs times (2 depth)^-0.5,
+    # (2 width)^-0.5 before the activation.
+    torch.manual_seed(0)
+    made = TextTransformer(vocab_size=200, context_length=64, width=64, depth=3, heads=4)
+    expected = {
+        **{"token_embedding.weight": 0.02, "positional_embedding": 0.01},
+        **{"attention.in_proj.weight": 0.125, "attention.out_proj.weight": 0.051031},
+        **{"fc1.weight": 0.0883883, "fc2.weight": 0.051031},
+    }
+    found = {name: parameter for name, parameter in made.named_parameters() if "ln_" not in name}
+    for name, parameter in found.items():
+        kind = name.split(".", 2)[2] if name.startswith("blocks.") else name
+        if kind in expected:
+            assert float(parameter.detach().std()) == pytest.approx(expected[kind], rel=0.05), name
+            assert abs(float(parameter.detach().mean())) < 0.05 * expected[kind], name
+        elif kind.startswith("attention."):
+            assert not parameter.any(), name
+    assert len(found) == 2 + 3 * 8
+
+
 def captions(lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Tensor]:
     text = torch.randint(0, 40, (len(lengths), CONTEXT), generator=torch.Generator().manual_seed(1))
     return text, torch.tensor(lengths)
