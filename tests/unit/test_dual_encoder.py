@@ -47,8 +47,8 @@ def test_without_options_the_parameters_are_those_of_the_published_model():
 def test_projections_start_with_the_published_standard_deviations():
     # facebookresearch/SLIP, models.py, CLIP.initialize_parameters: width^-0.5 of each tower
     torch.manual_seed(0)
-    towers = {"image_tower": Linear(12, 64), "text_tower": Linear(4, 25)}
-    model = DualEncoder(**towers, embed_dim=400, logit_scale_init=2.0)
+    image_tower, text_tower = Linear(12, 64), Linear(4, 25)
+    model = DualEncoder(image_tower=image_tower, text_tower=text_tower, embed_dim=400, logit_scale_init=2.0)
     for projection, std in ((model.image_projection, 0.125), (model.text_projection, 0.2)):
         assert projection is not None
         assert float(projection.detach().std()) == pytest.approx(std, rel=0.03)
