@@ -1,6 +1,5 @@
 """What all tests share."""
 
-import gc
 import os
 from collections.abc import Iterator
 
@@ -14,12 +13,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # Seconds that PyTorch waits for each worker of a loader that a test leaves in the middle of an epoch; its own is 5.
 _utils.MP_STATUS_CHECK_INTERVAL = 1.0
-
-
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector what collecting leaves: to go through it again and again takes 5 % of the time."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ def printed_by(script: str, *arguments: str) -> str:
     with tempfile.NamedTemporaryFile("r") as output:
         process = fork(_run_script, script, arguments, output.name)
         process.join(120)
+        process.kill()
         assert process.exitcode == 0, f"{process.exitcode}: {output.read()}"
         return output.read()
 

@@ -2,7 +2,6 @@
 
 import atexit
 import csv
-import gc
 import hashlib
 import json
 import multiprocessing
@@ -40,7 +39,7 @@ SMALL = [
 STEPS = 30
 RUN = [*SMALL, "data.source.shards=0.tar", f"trainer.max_steps={STEPS}", "callbacks.save.every_n_steps=4"]
 CHOICES = tuple(word for word in RUN if word.partition("=")[0] in ("trainer", "data", "evaluation"))
-# Kept, so that a process forked off this one need neither compose nor read them.
+# Kept, so that a process forked off this one need not compose the config and read the vocabulary.
 default_config("train", CHOICES, ())
 ClipBpe(context_length=77, truncation="keep_end", special_text="plain").tokenize("")
 
@@ -57,7 +56,6 @@ EVALUATED = [
 
 def run(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
     """Run the train command; a finished run's page, which takes as long as its steps, only where `REPORT` is set."""
-    gc.freeze()  # nor goes it through what it shares with that process
     os.chdir(folder)
     if "REPORT" not in environment:
         train.write_report = Path
